@@ -1,1 +1,9 @@
-"""."""
+"""Backends: how the engine's primitives are computed. The contract is `interface.py`; names are in `registry.py`.
+
+Importing this loads no accelerator; `get_backend(name)` does.
+"""
+
+from .interface import TILE, Backend, BackendError, Source
+from .registry import backend_status, get_backend
+
+__all__ = ["TILE", "Backend", "BackendError", "Source", "backend_status", "get_backend"]

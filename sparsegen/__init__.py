@@ -1,1 +1,48 @@
-"""."""
+"""sparsegen: edit a generated picture and recompute only what the edit touches, without a framework.
+
+**Every activation is a canvas. An edit repaints tiles.** The first run of a model paints every canvas; an edit's
+difference mask becomes active 4×4 tiles at every resolution, and the same model code runs again over those tiles
+alone, in place. Dense is the edit in which every tile is active.
+
+    import sparsegen
+    session = sparsegen.Session(sparsegen.load("landscape"))
+    first = session.run(labels)              # uint8 [256, 512] class numbers -> first.image, uint8 [256, 512, 3]
+    second = session.edit(edited_labels)     # recomputes what differs -> second.image, second.stats
+    session.undo()                           # bit for bit as before
+
+How an edit travels, one stair down and back: `session` makes the mask; a `policies` plan turns it into tiles per
+layer; `models/` call their `layers`; each layer asks the `run` for its canvas and its tiles and hands both to the
+backend; the journal keeps what was there. Floors, none importing what stands above it:
+
+    6  cli                              3  layers · policies
+    5  loading                          2  run · masks
+    4  models/ · session                1  backends/ · weights/ · tiles · pictures
+"""
+
+from sparsegen.weights import CheckpointError
+
+from . import models as models
+from .errors import InputError, SessionError, ShapeError, SparsegenError
+from .layers import Model
+from .loading import load
+from .policies import Exact, Paper
+from .session import Result, Session, profile
+from .stats import Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Exact",
+    "InputError",
+    "Model",
+    "Paper",
+    "Result",
+    "Session",
+    "SessionError",
+    "ShapeError",
+    "SparsegenError",
+    "Stats",
+    "load",
+    "profile",
+]

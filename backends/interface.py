@@ -1,0 +1,226 @@
+"""The contract of a backend: arrays `[N, H, W, C]` and active tiles come in, the tiles of `out` are written.
+
+Every primitive here writes only the tiles it is given and reads whatever they need; a tile's value must not
+depend, in a single bit, on which other tiles are given with it. That one rule is what makes a dense run and an
+edit the same code: dense is "all tiles".
+
+Conventions, the same in every backend
+--------------------------------------
+* Canvases are float32 `[N, H, W, C]`, C-contiguous (channels last); index canvases are int32 `[N, H, W, P]`.
+* `tiles` is int32 `[K, 3]` on the host: sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`;
+  a tile that overhangs the bottom or right border is written only where it lies inside.
+* What a layer reads is a `Source`: canvases plus the pointwise work still pending on them (the *prologue*).
+  Reads outside the image are 0 *after* the prologue, because a dense layer pads activated values.
+* Everything after the tensors is keyword-only.
+
+`backends.reference` implements every primitive to be read, and is the oracle of all others.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+TILE = 4
+"""Outputs along one side of a tile (SIGE's block: 6×6 inputs of a 3×3 convolution give 4×4 outputs)."""
+
+LEAKY_SLOPE = 0.2
+"""The one slope of leaky ReLU in the model families (SPADE, `F.leaky_relu(x, 2e-1)`)."""
+
+Array: TypeAlias = Any
+"""An array of the backend: `np.ndarray`, `cupy.ndarray`, …"""
+
+Host: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+"""An array in main memory."""
+
+Activation = Literal["identity", "relu", "leaky_relu", "silu", "tanh"]
+Padding: TypeAlias = tuple[int, int, int, int]
+"""Zero rows and columns around the input: top, bottom, left, right."""
+
+
+class BackendError(RuntimeError):
+    """A backend is unknown or cannot run here; the message lists what can."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a kernel reads an input: canvases and the pointwise work applied while a tile is gathered.
+
+    In this order, per pixel: concatenate `parts` along channels, read nearest-upsampled, then
+    `v = v * scale + shift`, `v = v * (1 + gamma) + beta`, `v = activation(v)`.
+    """
+
+    parts: tuple[Array, ...]
+    """Canvases `[N, h, w, C_i]` of one resolution, read as if concatenated along channels."""
+    upsample: int = 1
+    """1, or 2 for nearest upsampling: pixel (y, x) is read at (y // 2, x // 2)."""
+    scale: Array | None = None
+    """Per channel, `[1 or N, C]` (a norm's 1 / sqrt(var + eps))."""
+    shift: Array | None = None
+    """Per channel, `[1 or N, C]`; given exactly when `scale` is."""
+    modulation: Array | None = None
+    """Per pixel of what is read, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
+    activation: Activation = "identity"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(N, H, W, C)` as a reader sees it: upsampled and concatenated."""
+        n, h, w, _ = self.parts[0].shape
+        return n, h * self.upsample, w * self.upsample, sum(int(p.shape[3]) for p in self.parts)
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Everything about a convolution but its values."""
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: int = 1
+    padding: Padding = (0, 0, 0, 0)
+    groups: int = 1
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output of an input of `height` × `width`, as PyTorch counts them."""
+        top, bottom, left, right = self.padding
+        return (
+            (height + top + bottom - self.kernel[0]) // self.stride + 1,
+            (width + left + right - self.kernel[1]) // self.stride + 1,
+        )
+
+
+@dataclass(frozen=True)
+class ConvWeights:
+    """A convolution's weights in the backend's own layout: made once by `prepare_conv`, opaque to the engine."""
+
+    geometry: ConvGeometry
+    packed: Array
+    bias: Array | None
+
+
+class Backend(ABC):
+    """One way to compute. Stateless: arrays go in, arrays are written."""
+
+    name: str = ""
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        """A zeroed, contiguous array of `shape`; dtype "float32" or "int32"."""
+
+    @abstractmethod
+    def upload(self, host: Host) -> Array:
+        """A backend's own contiguous copy of a host array (float values become float32)."""
+
+    @abstractmethod
+    def download(self, array: Array) -> Host:
+        """A host copy that later writes to `array` do not change."""
+
+    def synchronize(self) -> None:
+        """Return when everything queued has been computed (what a clock must wait for)."""
+        return None
+
+    # -- convolution -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare_conv(
+        self,
+        weight: Host,
+        bias: Host | None,
+        *,
+        stride: int = 1,
+        padding: Padding = (0, 0, 0, 0),
+        groups: int = 1,
+    ) -> ConvWeights:
+        """Lay out `weight` `[O, I / groups, kh, kw]` (PyTorch's order) and `bias` `[O]`, once per model.
+
+        The algorithm of a layer is chosen here, never per edit.
+        """
+
+    @abstractmethod
+    def conv2d(
+        self,
+        out: Array,
+        tiles: Host,
+        source: Source,
+        weights: ConvWeights,
+        *,
+        shift: Array | None = None,
+        residual: Source | None = None,
+        activation: Activation = "identity",
+    ) -> None:
+        """`out[tiles] = activation(conv(source) + bias + shift + residual)`; `out` is `[N, H', W', O]`.
+
+        `shift` is `[1 or N, O]` (a time embedding's projection); `residual` is read at the output's pixels.
+        """
+
+    @abstractmethod
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """`x @ weight.T + bias`: `[M, I]`, `[O, I]`, `[O]` → `[M, O]`. Small and dense: embeddings."""
+
+    # -- statistics and pointwise work -------------------------------------------------------------------
+
+    @abstractmethod
+    def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        """Mean and biased variance of each channel over all pixels: two `[N, C]`."""
+
+    @abstractmethod
+    def layer_norm(
+        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+    ) -> None:
+        """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias`, the moments over a pixel's channels."""
+
+    @abstractmethod
+    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
+        """`out[tiles] = source + residual`: pending work written out."""
+
+    # -- reading by index --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def lookup(
+        self,
+        out: Array,
+        tiles: Host,
+        indices: Array,
+        table: Array,
+        bias: Array,
+        *,
+        step: int = 1,
+        activation: Activation = "identity",
+    ) -> None:
+        """A k×k convolution of one-hot channels, as the sum of table rows it is (k odd, zero padding k // 2).
+
+        `indices` is int32 `[N, H, W, P]`: the channels that are 1 at a pixel, -1 for none; `table` is
+        `[k * k, V, O]`. Output pixel (y, x) is centred on index pixel (y * step, x * step) and its taps lie
+        `step` apart: nearest downsampling by `step` and convolution, in one.
+
+        `out[y, x] = activation(bias + sum over taps t and planes p of table[t, indices[tap t, p]])`
+        """
+
+    @abstractmethod
+    def attention(
+        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+    ) -> None:
+        """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
+
+        `query` and `out` are `[N, H, W, C]`; `key` and `value` are `[N, h, w, C]`; heads split channels in order.
+        """
+
+    # -- tiles and masks ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
+        """A copy of tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border. What a journal keeps."""
+
+    @abstractmethod
+    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+        """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
+
+    @abstractmethod
+    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
+        """Host bool `[N, H, W]`: where any channel of two canvases differs by more than `eps`."""

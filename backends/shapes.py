@@ -1,0 +1,61 @@
+"""A backend that computes nothing: shapes come in, shapes come out. Profiles need no weights and no memory.
+
+Its arrays have the right shape and a single element of storage (stride 0), so a dense GauGAN of 512×256 "runs" in
+milliseconds while every layer reports its tiles and MACs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .interface import TILE, Array, Backend, ConvGeometry, ConvWeights, Host, Padding, Source
+
+
+class ShapesBackend(Backend):
+    """Every primitive is a no-op on arrays without storage."""
+
+    name = "shapes"
+
+    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+
+    def upload(self, host: Host) -> Array:
+        return host
+
+    def download(self, array: Array) -> Host:
+        return array  # type: ignore[no-any-return]
+
+    def prepare_conv(
+        self,
+        weight: Host,
+        bias: Host | None,
+        *,
+        stride: int = 1,
+        padding: Padding = (0, 0, 0, 0),
+        groups: int = 1,
+    ) -> ConvWeights:
+        outputs, inputs, kh, kw = weight.shape
+        return ConvWeights(
+            ConvGeometry(inputs * groups, outputs, (kh, kw), stride, padding, groups), weight, bias
+        )
+
+    def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        n, _, _, c = source.shape
+        return self.alloc((n, c)), self.alloc((n, c))
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return self.alloc((len(x), len(weight)))
+
+    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
+        return self.alloc((len(tiles), TILE, TILE, canvas.shape[3]))
+
+    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
+        return np.zeros(original.shape[:3], bool)
+
+    def _nothing(self, *args: Any, **keywords: Any) -> None:
+        return None
+
+    conv2d = layer_norm = pointwise = lookup = attention = write_tiles = _nothing

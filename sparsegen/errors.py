@@ -1,0 +1,17 @@
+"""What can go wrong with what the user gave: each error says what was given, what was expected, what to do."""
+
+
+class SparsegenError(Exception):
+    """Base of the engine's errors: a message for the user, never a bug report."""
+
+
+class InputError(SparsegenError, ValueError):
+    """An input, mask or option cannot be used as it is."""
+
+
+class ShapeError(SparsegenError, ValueError):
+    """A size or channel count does not fit the network."""
+
+
+class SessionError(SparsegenError, RuntimeError):
+    """The session is not in a state for this: no run yet, nothing to undo, a file of another model."""

@@ -1,0 +1,310 @@
+"""Layers: parameters and how they are used. A feature comes in, a feature comes out; nothing else is remembered.
+
+A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics and prepared weights live in the
+`Run` under that path. No layer knows whether a run is dense or an edit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sparsegen.backends.interface import Activation, Array, Backend, ConvGeometry, Host, Padding
+
+from .errors import ShapeError
+from .policies import Paper
+from .run import Feature
+from .tiles import TileSet, Window
+
+
+class Parameter:
+    """One array of a layer: its shape when the model is built, its values when they are loaded."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+        # zeros without storage: a model can be profiled before it has weights
+        self.value: Host = np.broadcast_to(np.float32(0), shape)
+
+    @property
+    def float32(self) -> Host:
+        """The values as float32 (exactly, from float16 and bfloat16)."""
+        return np.asarray(self.value, np.float32)
+
+
+class Layer:
+    """A node of the model's tree: sublayers and parameters are the attributes that hold one."""
+
+    path: str = ""
+
+    def children(self) -> Iterator[tuple[str, Layer]]:
+        """(name, sublayer), in order of definition."""
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                yield name, value
+
+    def layers(self) -> Iterator[Layer]:
+        """This layer and all below it."""
+        yield self
+        for _, child in self.children():
+            yield from child.layers()
+
+    def name_paths(self, path: str = "") -> None:
+        """Give every layer below its path. Called once, by the model."""
+        self.path = path
+        for name, child in self.children():
+            child.name_paths(f"{path}.{name}" if path else name)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Path -> parameter, of this layer and all below it."""
+        found: dict[str, Parameter] = {}
+        for layer in self.layers():
+            for name, value in vars(layer).items():
+                if isinstance(value, Parameter):
+                    found[f"{layer.path}.{name}" if layer.path else name] = value
+        return found
+
+    @property
+    def macs_per_pixel(self) -> int:
+        """Multiply-accumulates of one output pixel, by the layer's plain formula; 0 for what has no product."""
+        return 0
+
+    def macs(self, tiles: TileSet) -> int:
+        """Multiply-accumulates of recomputing `tiles` of the output; no run is needed to know."""
+        return self.macs_per_pixel * tiles.area
+
+
+class Conv2d(Layer):
+    """A convolution with everything around it fused: pending work before, bias, residual, activation after.
+
+    Parameters: `weight` `[O, I / groups, k, k]`, `bias` `[O]`. Border: zeros, after the pending work.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: Padding | None = None,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        half = kernel // 2
+        self.geometry = ConvGeometry(
+            inputs, outputs, (kernel, kernel), stride, padding or (half, half, half, half), groups
+        )
+        self.weight = Parameter(outputs, inputs // groups, kernel, kernel)
+        self.bias = Parameter(outputs) if bias else None
+
+    def __call__(
+        self,
+        x: Feature,
+        *,
+        shift: Array | None = None,
+        residual: Feature | None = None,
+        activation: Activation = "identity",
+    ) -> Feature:
+        """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`."""
+        g, run = self.geometry, x.run
+        n, h, w, c = x.shape
+        if c != g.inputs:
+            raise ShapeError(f"{self.path}: expected {g.inputs} input channels, got {c}")
+        shape = (n, *g.output_size(h, w), g.outputs)
+        if residual is not None and residual.shape != shape:
+            raise ShapeError(f"{self.path}: the residual is {residual.shape}, the output {shape}")
+        reads = x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
+        if residual is not None:
+            reads += residual.reads(Window())
+        weights = run.prepared(self.path, self._prepare)
+
+        def kernel(canvas: Array, tiles: Host) -> None:
+            run.backend.conv2d(
+                canvas,
+                tiles,
+                x.source,
+                weights,
+                shift=shift,
+                residual=None if residual is None else residual.source,
+                activation=activation,
+            )
+
+        return run.compute(self.path, shape, reads, kernel, macs_per_pixel=self.macs_per_pixel)
+
+    def _prepare(self, backend: Backend) -> Any:
+        g = self.geometry
+        bias = None if self.bias is None else self.bias.float32
+        return backend.prepare_conv(
+            self.weight.float32, bias, stride=g.stride, padding=g.padding, groups=g.groups
+        )
+
+    @property
+    def macs_per_pixel(self) -> int:
+        g = self.geometry
+        return g.outputs * (g.inputs // g.groups) * g.kernel[0] * g.kernel[1]
+
+
+class LabelConv(Layer):
+    """A k×k convolution of a one-hot label map, computed as the table look-ups that it is.
+
+    Reads an index feature (int32 `[N, H, W, P]`: the channels that are 1), nearest-downsampled to the size asked
+    for. Parameters as the convolution's: `weight` `[O, V, k, k]`, `bias` `[O]`.
+    """
+
+    def __init__(self, labels: int, outputs: int, kernel: int = 3) -> None:
+        self.weight = Parameter(outputs, labels, kernel, kernel)
+        self.bias = Parameter(outputs)
+
+    def __call__(
+        self, labels: Feature, *, size: tuple[int, int], activation: Activation = "identity"
+    ) -> Feature:
+        """`activation(conv(one_hot(labels resized to size)) + bias)`, `[N, *size, O]`."""
+        run = labels.run
+        outputs, _, kernel, _ = self.weight.shape
+        n, h, w, _ = labels.shape
+        step = h // size[0]
+        if (size[0] * step, size[1] * step) != (h, w):
+            raise ShapeError(f"{self.path}: a label map of {h}×{w} does not divide into {size[0]}×{size[1]}")
+        half = kernel // 2
+        table, bias = run.prepared(self.path, self._prepare)
+
+        def look_up(canvas: Array, tiles: Host) -> None:
+            run.backend.lookup(
+                canvas, tiles, labels.parts[0], table, bias, step=step, activation=activation
+            )
+
+        return run.compute(
+            self.path,
+            (n, *size, outputs),
+            labels.reads(Window(kernel, top=half, left=half, step=step)),
+            look_up,
+            macs_per_pixel=self.macs_per_pixel,
+        )
+
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        outputs, labels, k, _ = self.weight.shape
+        # OIHW -> [taps, V, O]: a label's contribution at a tap is one contiguous row
+        table = self.weight.float32.transpose(2, 3, 1, 0).reshape(k * k, labels, outputs)
+        return backend.upload(table), backend.upload(self.bias.float32)
+
+    @property
+    def macs_per_pixel(self) -> int:
+        return int(np.prod(self.weight.shape))
+
+
+class Linear(Layer):
+    """`x @ weight.T + bias` on a small dense matrix. Parameters: `weight` `[O, I]`, `bias` `[O]`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.weight = Parameter(outputs, inputs)
+        self.bias = Parameter(outputs)
+
+    def __call__(self, run_backend: Backend, x: Array) -> Array:
+        """`[M, I]` → `[M, O]`."""
+        weight, bias = run_backend.upload(self.weight.float32), run_backend.upload(self.bias.float32)
+        return run_backend.linear(x, weight, bias)
+
+
+class BatchNorm(Layer):
+    """Batch norm at inference, without affine parameters: `(x - mean) / sqrt(var + eps)`, statistics `[C]`."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        self.eps = eps
+        self.mean = Parameter(channels)
+        self.var = Parameter(channels)
+
+    def __call__(self, x: Feature) -> Feature:
+        return x.normalised(*x.run.prepared(self.path, self._prepare))
+
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        return _affine(backend, self.mean.float32[None], self.var.float32[None], self.eps)
+
+
+class InstanceNorm(Layer):
+    """Instance norm without affine parameters; the statistics are measured in the dense run and reused in edits."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        self.eps = eps
+
+    def __call__(self, x: Feature) -> Feature:
+        backend = x.run.backend
+
+        def measure() -> tuple[Array, Array]:
+            mean, var = (backend.download(moment) for moment in backend.channel_moments(x.source))
+            return _affine(backend, mean, var, self.eps)
+
+        return x.normalised(*x.run.measured(self.path, measure))
+
+
+def _affine(backend: Backend, mean: Host, var: Host, eps: float) -> tuple[Array, Array]:
+    """Statistics as the scale and shift that a prologue applies: x * scale + shift."""
+    scale = 1 / np.sqrt(var.astype(np.float64) + eps)
+    return backend.upload(scale.astype(np.float32)), backend.upload((-mean * scale).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a user's input becomes: canvases that an edit may repaint, and conditions that it may not."""
+
+    canvases: dict[str, Host]
+    """Name -> array `[N, H, W, P]`."""
+    conditions: dict[str, Host] = field(default_factory=dict)
+    """Name -> array; fixed for the life of a session's base."""
+
+
+class Model(Layer):
+    """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
+
+    family: ClassVar[str]
+    """The architecture's name in files and at the command line."""
+    config_type: ClassVar[type]
+    """A frozen dataclass of plain values: everything that decides the parameters' shapes."""
+    registry: ClassVar[dict[str, type[Model]]] = {}
+    """Family -> class."""
+
+    config: Any
+    paper: Paper
+    """The family's own settings of the `paper` policy."""
+    name: str = ""
+    """What the user called it: a built-in name or a file. For messages only."""
+
+    def __init_subclass__(cls) -> None:
+        Model.registry[cls.family] = cls
+
+    def encode(self, picture: Any, **conditions: Any) -> Inputs:
+        """Check a user's input and make canvases of it. Raises InputError, ShapeError."""
+        raise NotImplementedError
+
+    def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
+        """The network: input features in, the output feature out."""
+        raise NotImplementedError
+
+    def picture(self, output: Host) -> Host:
+        """The output canvas `[N, H, W, C]` as uint8 pictures `[N, H, W, 3]`."""
+        raise NotImplementedError
+
+    def load_parameters(self, values: Mapping[str, Host]) -> None:
+        """Take values by path; every parameter must be there in its shape (readers check and name what is not)."""
+        parameters = self.parameters()
+        if set(values) != set(parameters):
+            raise ShapeError(f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}")
+        for path, parameter in parameters.items():
+            if tuple(values[path].shape) != parameter.shape:
+                raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(values[path].shape)}")
+            parameter.value = values[path]
+
+    def config_json(self) -> str:
+        """The configuration as JSON, keys sorted."""
+        return json.dumps(asdict(self.config), sort_keys=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and parameters: the same network, wherever it was loaded from."""
+        digest = hashlib.sha256(f"{self.family} {self.config_json()}".encode())
+        for path, parameter in sorted(self.parameters().items()):
+            digest.update(path.encode() + np.ascontiguousarray(parameter.float32).tobytes())
+        return digest.hexdigest()

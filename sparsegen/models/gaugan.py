@@ -1,0 +1,258 @@
+"""GauGAN: a label map comes in, a picture comes out, through spatially-adaptive normalisation (SPADE).
+
+Source: Park et al., "Semantic Image Synthesis with Spatially-Adaptive Normalization", arXiv 1903.07291; layer names
+are those of its code, NVlabs/SPADE, so that checkpoints line up with what is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sparsegen.backends.interface import Array, Host
+
+from ..errors import InputError, ShapeError
+from ..layers import BatchNorm, Conv2d, InstanceNorm, Inputs, LabelConv, Layer, Linear, Model
+from ..policies import Paper
+from ..run import Feature, leaky_relu, upsample
+
+_HALVINGS = {"normal": 5, "more": 6, "most": 7}
+
+
+@dataclass(frozen=True)
+class GauGANConfig:
+    """Everything that decides the network's shape, in upstream's words.
+
+    Attributes
+    ----------
+    ngf
+        Channels of the last block before `conv_img` (twice that in "most").
+    semantic_nc
+        Channels of the one-hot input: the labels, plus one for instance edges when `edge_channel`.
+    nhidden
+        Channels of each SPADE's hidden layer.
+    num_upsampling_layers
+        "normal": 5 doublings of the size, "more": 6, "most": 7 and one block more.
+    norm
+        The parameter-free norm: "batch" (syncbatch is the same at inference) or "instance".
+    edge_channel
+        Whether the last channel marks the borders of instances.
+    z_dim
+        Length of the latent vector that starts the network (the VAE generators), 0 for a start from labels.
+    kernel_size
+        Side of the SPADE convolutions.
+    start_cells
+        Pixels of the lowest resolution of a network with z (its `fc` has 16 ngf outputs for each); else 0.
+    """
+
+    ngf: int = 64
+    semantic_nc: int = 36
+    nhidden: int = 128
+    num_upsampling_layers: Literal["normal", "more", "most"] = "more"
+    norm: Literal["batch", "instance"] = "batch"
+    edge_channel: bool = True
+    z_dim: int = 0
+    kernel_size: int = 3
+    start_cells: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_upsampling_layers not in _HALVINGS:
+            raise InputError(
+                f"num_upsampling_layers is {self.num_upsampling_layers!r}, expected one of {', '.join(_HALVINGS)}"
+            )
+        if self.norm not in ("batch", "instance"):
+            raise InputError(f"norm is {self.norm!r}, expected batch or instance")
+
+
+class SPADE(Layer):
+    """Normalise x, then scale and shift every pixel by what the label map says there."""
+
+    def __init__(self, channels: int, config: GauGANConfig) -> None:
+        self.norm = BatchNorm(channels) if config.norm == "batch" else InstanceNorm(channels)
+        self.mlp_shared = LabelConv(config.semantic_nc, config.nhidden, config.kernel_size)
+        self.mlp_gamma_beta = Conv2d(config.nhidden, 2 * channels, config.kernel_size)
+
+    def __call__(self, x: Feature, labels: Feature) -> Feature:
+        hidden = self.mlp_shared(labels, size=x.shape[1:3], activation="relu")
+        return self.norm(x).modulated(self.mlp_gamma_beta(hidden))
+
+
+class SPADEResnetBlock(Layer):
+    """Two convolutions, each after SPADE and leaky ReLU, and a shortcut (convolved when the width changes)."""
+
+    def __init__(self, inputs: int, outputs: int, config: GauGANConfig) -> None:
+        middle = min(inputs, outputs)
+        self.norm_0 = SPADE(inputs, config)
+        self.conv_0 = Conv2d(inputs, middle)
+        self.norm_1 = SPADE(middle, config)
+        self.conv_1 = Conv2d(middle, outputs)
+        if inputs != outputs:
+            self.norm_s = SPADE(inputs, config)
+            self.conv_s = Conv2d(inputs, outputs, 1, bias=False)
+        self.learned_shortcut = inputs != outputs
+
+    def __call__(self, x: Feature, labels: Feature) -> Feature:
+        shortcut = self.conv_s(self.norm_s(x, labels)) if self.learned_shortcut else x
+        h = self.conv_0(leaky_relu(self.norm_0(x, labels)))
+        return self.conv_1(leaky_relu(self.norm_1(h, labels)), residual=shortcut)
+
+
+class GauGAN(Model):
+    """The SPADE generator, with every option of upstream."""
+
+    family = "gaugan"
+    config_type = GauGANConfig
+    paper = Paper(dilation=1, level_dilation=2, sparse_levels=5)
+
+    def __init__(self, config: GauGANConfig) -> None:
+        self.config = config
+        nf, most = config.ngf, config.num_upsampling_layers == "most"
+        self.fc: LabelConv | Linear
+        if config.z_dim:
+            self.fc = Linear(config.z_dim, 16 * nf * config.start_cells)
+        else:
+            self.fc = LabelConv(config.semantic_nc, 16 * nf)
+        self.head_0 = SPADEResnetBlock(16 * nf, 16 * nf, config)
+        self.G_middle_0 = SPADEResnetBlock(16 * nf, 16 * nf, config)
+        self.G_middle_1 = SPADEResnetBlock(16 * nf, 16 * nf, config)
+        self.up_0 = SPADEResnetBlock(16 * nf, 8 * nf, config)
+        self.up_1 = SPADEResnetBlock(8 * nf, 4 * nf, config)
+        self.up_2 = SPADEResnetBlock(4 * nf, 2 * nf, config)
+        self.up_3 = SPADEResnetBlock(2 * nf, nf, config)
+        if most:
+            self.up_4 = SPADEResnetBlock(nf, nf // 2, config)
+        self.conv_img = Conv2d(nf // 2 if most else nf, 3)
+        self.name_paths()
+
+    def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
+        labels = canvases["labels"]
+        more = self.config.num_upsampling_layers != "normal"
+        x = self.start(labels, conditions.get("z"))
+        x = self.head_0(x, labels)
+        x = self.G_middle_0(upsample(x), labels)
+        x = self.G_middle_1(upsample(x) if more else x, labels)
+        for block in self._up_blocks():
+            x = block(upsample(x), labels)
+        return self.conv_img(leaky_relu(x), activation="tanh")
+
+    def start(self, labels: Feature, z: Host | None) -> Feature:
+        """The lowest resolution: the label map shrunk and convolved, or the latent vector spread out."""
+        n, height, width, _ = labels.shape
+        size = self.start_size(height, width)
+        if isinstance(self.fc, LabelConv):
+            return self.fc(labels, size=size)
+        fc, backend, channels = self.fc, labels.run.backend, 16 * self.config.ngf
+
+        def spread(canvas: Array, tiles: Host) -> None:
+            rows = backend.download(fc(backend, backend.upload(np.asarray(z))))
+            # PyTorch views the row as [C, h, w]; a canvas is [h, w, C]
+            grid = rows.reshape(n, channels, *size).transpose(0, 2, 3, 1)
+            start = backend.upload(np.ascontiguousarray(grid))
+            backend.write_tiles(canvas, tiles, backend.read_tiles(start, tiles))
+
+        shape = (n, *size, channels)
+        return labels.run.compute("fc", shape, [], spread, macs_per_pixel=fc.weight.shape[1] * channels)
+
+    def start_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the lowest resolution for a label map of `height` × `width`."""
+        unit = 2 ** _HALVINGS[self.config.num_upsampling_layers]
+        if height % unit or width % unit or not height or not width:
+            raise ShapeError(
+                f"the label map is {height}×{width}; this network ({self.config.num_upsampling_layers}) needs "
+                f"multiples of {unit}"
+            )
+        size = height // unit, width // unit
+        if self.config.z_dim and size[0] * size[1] != self.config.start_cells:
+            raise ShapeError(
+                f"the label map is {height}×{width}; this network has a fixed size of "
+                f"{self.config.start_cells * unit * unit} pixels with sides in multiples of {unit}"
+            )
+        return size
+
+    def encode(self, picture: Any, **conditions: Any) -> Inputs:
+        """Check a label map and make the canvas of one-hot channel numbers.
+
+        Parameters
+        ----------
+        picture
+            Integer labels `[H, W]` or `[N, H, W]`, 0 to the number of labels - 1.
+        instances
+            Integer instance map of the same shape, for networks with an edge channel; None: no edges.
+        z
+            Latent vector `[z_dim]` or `[N, z_dim]`, for networks that start from one; None: zeros.
+
+        Raises
+        ------
+        InputError, ShapeError
+        """
+        unknown = set(conditions) - {"instances", "z"}
+        if unknown:
+            raise InputError(f"gaugan takes labels, instances and z, not {', '.join(sorted(unknown))}")
+        labels = _index_map(picture, "the label map")
+        classes = self.config.semantic_nc - self.config.edge_channel
+        outside = (labels < 0) | (labels >= classes)
+        if outside.any():
+            n, y, x = np.argwhere(outside)[0]
+            raise InputError(
+                f"label {labels[n, y, x]} at row {y}, column {x}"
+                + (f" of sample {n}" if len(labels) > 1 else "")
+                + f": this network knows labels 0 to {classes - 1}"
+            )
+        self.start_size(*labels.shape[1:])
+        planes = [labels]
+        if self.config.edge_channel:
+            planes.append(self._edges(labels, conditions.get("instances")))
+        elif conditions.get("instances") is not None:
+            raise InputError("this network has no edge channel: it cannot use an instance map")
+        canvas = np.ascontiguousarray(np.stack(planes, axis=-1).astype(np.int32))
+        z = conditions.get("z")
+        if self.config.z_dim == 0:
+            if z is not None:
+                raise InputError("this network starts from labels: it cannot use z")
+            return Inputs({"labels": canvas})
+        return Inputs({"labels": canvas}, {"z": self._latent(z, len(labels))})
+
+    def picture(self, output: Host) -> Host:
+        """tanh's [-1, 1] as uint8, rounded."""
+        return np.clip(np.rint((output + 1) * 127.5), 0, 255).astype(np.uint8)
+
+    def _up_blocks(self) -> Iterator[SPADEResnetBlock]:
+        yield from (self.up_0, self.up_1, self.up_2, self.up_3)
+        if self.config.num_upsampling_layers == "most":
+            yield self.up_4
+
+    def _edges(self, labels: Host, instances: Any) -> Host:
+        """The edge channel's number where a pixel's 4-neighbour belongs to another instance, else -1."""
+        edge = np.zeros(labels.shape, bool)
+        if instances is not None:
+            ids = _index_map(instances, "the instance map")
+            if ids.shape != labels.shape:
+                raise ShapeError(f"the instance map is {ids.shape}, the label map {labels.shape}")
+            across, down = ids[:, :, 1:] != ids[:, :, :-1], ids[:, 1:] != ids[:, :-1]
+            edge[:, :, 1:] |= across
+            edge[:, :, :-1] |= across
+            edge[:, 1:] |= down
+            edge[:, :-1] |= down
+        return np.where(edge, self.config.semantic_nc - 1, -1)
+
+    def _latent(self, z: Any, samples: int) -> Host:
+        latent = np.zeros(self.config.z_dim) if z is None else np.asarray(z, np.float32)
+        try:
+            return np.broadcast_to(latent, (samples, self.config.z_dim)).astype(np.float32)
+        except ValueError:
+            raise ShapeError(f"z is {latent.shape}, expected ({self.config.z_dim},)") from None
+
+
+def _index_map(value: Any, what: str) -> Host:
+    """An integer map as `[N, H, W]`."""
+    array = np.asarray(value)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3:
+        raise ShapeError(f"{what} is {array.shape}, expected [H, W] or [N, H, W]")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{what} is {array.dtype}, expected integers")
+    return array

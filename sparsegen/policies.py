@@ -1,0 +1,152 @@
+"""Policies: the difference mask of an edit comes in, each layer's active tiles come out.
+
+A policy is a setting (`Paper`, `Exact`); for one edit it makes a `Plan`, which every layer of the run asks once. The
+dense run has a plan too, `Everything`: that is all the difference there is between dense and sparse.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sparsegen.backends.interface import Host
+
+from .errors import InputError, ShapeError
+from .masks import dilate, pyramid
+from .tiles import TileSet, Window, grow, union
+
+
+@dataclass(frozen=True)
+class Read:
+    """One thing that a layer reads: the pixels of a canvas that may have changed, and the window it reads through."""
+
+    changed: TileSet
+    window: Window
+
+
+class Plan(ABC):
+    """Answers, for one run, which tiles of a layer's output are active."""
+
+    @abstractmethod
+    def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
+        """Active tiles of an output of `shape` (N, H, W). A layer that reads nothing of the edit has none."""
+
+
+class Everything(Plan):
+    """The dense run: every tile of every layer."""
+
+    def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
+        return TileSet.full(*shape)
+
+
+class Policy(ABC):
+    """A way to choose active tiles; hashable settings only."""
+
+    exact: bool = False
+    """Whether an edit under this policy equals a dense run of the edited input."""
+
+    @abstractmethod
+    def plan(self, difference: Host) -> Plan:
+        """The plan of an edit whose input differs where `difference` (bool `[N, H, W]`) is True."""
+
+
+@dataclass(frozen=True)
+class Exact(Policy):
+    """Tiles grow layer by layer with the receptive field: an edit equals a dense run of the edited input.
+
+    Bit for bit with fixed statistics (batch norm); measured statistics (instance and group norm) are those of the
+    dense run, as the paper has it.
+    """
+
+    exact = True
+
+    def plan(self, difference: Host) -> Plan:
+        return _ExactPlan()
+
+
+class _ExactPlan(Plan):
+    def __init__(self) -> None:
+        # norms of one block read the same canvas through the same window: grow it once
+        self._grown: dict[tuple[int, Window, int, int], tuple[TileSet, TileSet]] = {}
+
+    def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
+        grown = [self._grow(read, shape[1], shape[2]) for read in reads if read.changed.count]
+        return union(grown) if grown else TileSet.empty(*shape)
+
+    def _grow(self, read: Read, height: int, width: int) -> TileSet:
+        key = (id(read.changed), read.window, height, width)
+        if key not in self._grown:  # the input is kept beside the result, so that its id stays its own
+            self._grown[key] = (read.changed, grow(read.changed, read.window, height, width))
+        return self._grown[key][1]
+
+
+@dataclass(frozen=True)
+class Paper(Policy):
+    """SIGE's approximation: one mask per resolution, and everything recomputed at the lowest resolutions.
+
+    The difference mask is dilated by `dilation`; each resolution's mask comes from `masks.pyramid`, dilated by
+    `level_dilation`; a tile is active when its window (6×6 for a 3×3 convolution, 4×4 for 1×1) holds a masked
+    pixel. The first `sparse_levels` resolutions, counted from the input's, are sparse; below, samples with any
+    edit are recomputed whole. Source: arXiv 2211.02048, section 3; defaults per model family from its code.
+    """
+
+    dilation: int = 1
+    level_dilation: int = 1
+    sparse_levels: int = 5
+    threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("dilation", "level_dilation", "sparse_levels"):
+            if getattr(self, name) < 0:
+                raise InputError(f"policy paper: {name} is {getattr(self, name)}, expected 0 or more")
+
+    def plan(self, difference: Host) -> Plan:
+        return _PaperPlan(self, difference)
+
+
+class _PaperPlan(Plan):
+    def __init__(self, policy: Paper, difference: Host) -> None:
+        mask = dilate(difference, policy.dilation)
+        edited = difference.any((1, 2))
+        self._masks: dict[tuple[int, int], TileSet] = {}
+        for level, levels_mask in enumerate(
+            pyramid(mask, dilation=policy.level_dilation, threshold=policy.threshold)
+        ):
+            sparse = level < policy.sparse_levels
+            tiles = TileSet.of_mask(levels_mask) if sparse else TileSet.full(*levels_mask.shape, only=edited)
+            self._masks[levels_mask.shape[1:]] = tiles
+        self._active: dict[tuple[Window, int, int], TileSet] = {}
+
+    def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
+        if not any(read.changed.count for read in reads):
+            return TileSet.empty(*shape)
+        # SIGE's masks live at the resolution that a layer reads, after any resampling, so that is left out
+        windows = {replace(read.window, step=1, upsample=1) for read in reads if read.changed.count}
+        return union([self._of_window(window, shape[1], shape[2]) for window in sorted(windows, key=str)])
+
+    def _of_window(self, window: Window, height: int, width: int) -> TileSet:
+        key = (window, height, width)
+        if key not in self._active:
+            size = (height * window.stride, width * window.stride)
+            if size not in self._masks:
+                known = ", ".join(f"{h}×{w}" for h, w in self._masks)
+                raise ShapeError(
+                    f"policy paper: no mask for a layer of {height}×{width}; the input halves to {known}"
+                )
+            self._active[key] = grow(self._masks[size], window, height, width)
+        return self._active[key]
+
+
+POLICIES = ("paper", "exact")
+
+
+def get_policy(policy: str | Policy | None, *, paper: Paper) -> Policy:
+    """A policy by name (`paper` is the model family's own), as it is, or for None the family's."""
+    if isinstance(policy, Policy):
+        return policy
+    if policy in (None, "paper"):
+        return paper
+    if policy == "exact":
+        return Exact()
+    raise InputError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}")

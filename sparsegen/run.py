@@ -1,0 +1,239 @@
+"""One pass of a model over its canvases: a plan and canvases come in, recomputed tiles and a record come out.
+
+`Run` is what a layer asks for everything it does not own: its canvas, its active tiles, its prepared weights, its
+measured statistics. A dense run and an edit differ only in the run's plan. `Feature` is what layers pass on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from sparsegen.backends.interface import Activation, Array, Backend, Host, Source
+
+from .errors import ShapeError
+from .policies import Plan, Read
+from .tiles import TileSet, Window
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did in one run."""
+
+    path: str
+    height: int
+    width: int
+    active: int
+    """Tiles recomputed."""
+    total: int
+    """Tiles of the canvas."""
+    macs: int
+    """Multiply-accumulates of the tiles recomputed, counted as the layer's plain formula (zeros included)."""
+    macs_dense: int
+    milliseconds: float
+
+
+class Journal:
+    """What a run overwrote: tiles are kept before they are written, and `undo` puts them back bit for bit."""
+
+    def __init__(self, entries: dict[str, tuple[Host, Array]] | None = None) -> None:
+        self.entries: dict[str, tuple[Host, Array]] = {} if entries is None else entries
+        """Path of the canvas -> (tiles `[K, 3]`, values `[K, TILE, TILE, C]`)."""
+
+    def keep(self, backend: Backend, path: str, canvas: Array, tiles: Host) -> None:
+        """Copy `tiles` of `canvas` before they change."""
+        self.entries[path] = (tiles, backend.read_tiles(canvas, tiles))
+
+    def undo(self, backend: Backend, canvases: dict[str, Array]) -> None:
+        """Put everything back."""
+        for path, (tiles, values) in self.entries.items():
+            backend.write_tiles(canvases[path], tiles, values)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the kept tiles take."""
+        return sum(int(values.nbytes) for _, values in self.entries.values())
+
+
+@dataclass
+class Memory:
+    """What outlives a run: canvases and measured statistics by layer path, weights as the backend lays them out."""
+
+    backend: Backend
+    canvases: dict[str, Array] = field(default_factory=dict)
+    measured: dict[str, tuple[Array, ...]] = field(default_factory=dict)
+    prepared: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the canvases take."""
+        return sum(int(canvas.nbytes) for canvas in self.canvases.values())
+
+
+class Run:
+    """One execution of a model: dense when its plan is `Everything`, else an edit."""
+
+    def __init__(self, memory: Memory, plan: Plan, *, journal: Journal | None = None) -> None:
+        self.memory = memory
+        self.backend = memory.backend
+        self.plan = plan
+        self.journal = journal
+        self.records: list[LayerRecord] = []
+        self.on_layer: Callable[[LayerRecord], None] | None = None
+
+    def prepared(self, path: str, prepare: Callable[[Backend], T]) -> T:
+        """A layer's weights in the backend's layout: `prepare(backend)` once, the same object ever after."""
+        if path not in self.memory.prepared:
+            self.memory.prepared[path] = prepare(self.backend)
+        return self.memory.prepared[path]  # type: ignore[return-value]
+
+    def measured(self, path: str, measure: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
+        """Statistics measured in the dense run and reused by every edit."""
+        if path not in self.memory.measured:
+            self.memory.measured[path] = measure()
+        return self.memory.measured[path]
+
+    def compute(
+        self,
+        path: str,
+        shape: tuple[int, int, int, int],
+        reads: Sequence[Read],
+        kernel: Callable[[Array, Host], None],
+        *,
+        macs_per_pixel: int,
+    ) -> Feature:
+        """Recompute the active tiles of a layer's canvas, in place.
+
+        Parameters
+        ----------
+        path
+            The layer's path: its canvas's name.
+        shape
+            `(N, H, W, C)` of the canvas.
+        reads
+            All that the output depends on and that an edit may change.
+        kernel
+            `kernel(canvas, tiles)` writes those tiles.
+        """
+        active = self.plan.active(reads, shape[:3])
+        canvas = self.memory.canvases.get(path)
+        if canvas is None:
+            canvas = self.memory.canvases[path] = self.backend.alloc(shape)
+        elif tuple(canvas.shape) != shape:
+            raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
+        start = time.perf_counter()
+        if active.count:
+            if self.journal is not None:
+                self.journal.keep(self.backend, path, canvas, active.tiles)
+            kernel(canvas, active.tiles)
+            self.backend.synchronize()
+        n, h, w, _ = shape
+        record = LayerRecord(
+            path,
+            h,
+            w,
+            active.count,
+            active.total,
+            macs_per_pixel * active.area,
+            macs_per_pixel * n * h * w,
+            (time.perf_counter() - start) * 1e3,
+        )
+        self.records.append(record)
+        if self.on_layer is not None:
+            self.on_layer(record)
+        return Feature(self, (canvas,), (active,))
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An activation: canvases of one resolution, what may have changed in them, and work still pending.
+
+    Pending work (a norm, a modulation, an activation, upsampling) is done by whoever reads the feature while it
+    gathers its tiles, so normalised, activated, upsampled or concatenated copies never exist.
+    """
+
+    run: Run
+    parts: tuple[Array, ...]
+    """Canvases `[N, h, w, C_i]`, read as if concatenated along channels."""
+    changed: tuple[TileSet, ...]
+    """Per part: what this run recomputed."""
+    upsample: int = 1
+    scale: Array | None = None
+    shift: Array | None = None
+    modulation: Feature | None = None
+    activation: Activation = "identity"
+
+    @property
+    def source(self) -> Source:
+        """What a kernel reads."""
+        modulation = None if self.modulation is None else self.modulation.parts[0]
+        return Source(self.parts, self.upsample, self.scale, self.shift, modulation, self.activation)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(N, H, W, C)` as read."""
+        return self.source.shape
+
+    def reads(self, window: Window) -> list[Read]:
+        """What a layer that reads this feature through `window` depends on."""
+        resampled = replace(window, upsample=self.upsample)
+        reads = [Read(changed, resampled) for changed in self.changed]
+        return reads if self.modulation is None else reads + self.modulation.reads(window)
+
+    def normalised(self, scale: Array, shift: Array) -> Feature:
+        """`x * scale + shift` per channel (`[1 or N, C]`), pending. Before any other pending work but upsampling."""
+        self._nothing_pending("a norm")
+        return replace(self, scale=scale, shift=shift)
+
+    def modulated(self, gamma_beta: Feature) -> Feature:
+        """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` is a plain feature of 2C channels."""
+        if self.modulation is not None or self.activation != "identity":
+            raise ShapeError("a modulation must come before an activation, and only once")
+        n, h, w, c = self.shape
+        if gamma_beta.shape != (n, h, w, 2 * c) or gamma_beta.upsample != 1:
+            raise ShapeError(f"gamma and beta are {gamma_beta.shape}, expected {(n, h, w, 2 * c)}")
+        return replace(self, modulation=gamma_beta)
+
+    def activated(self, activation: Activation) -> Feature:
+        """An activation, pending after everything else."""
+        if self.activation != "identity":
+            raise ShapeError(f"{self.activation} is pending already; write it out before {activation}")
+        return replace(self, activation=activation)
+
+    def upsampled(self) -> Feature:
+        """Nearest upsampling by two, as a way to read. Per-channel work commutes with it, a modulation does not."""
+        if self.modulation is not None or self.upsample != 1:
+            raise ShapeError("upsampling must come before a modulation, and only once")
+        return replace(self, upsample=2)
+
+    def _nothing_pending(self, what: str) -> None:
+        if self.scale is not None or self.modulation is not None or self.activation != "identity":
+            raise ShapeError(f"{what} needs a feature without pending work")
+
+
+def upsample(x: Feature) -> Feature:
+    """Nearest upsampling by two."""
+    return x.upsampled()
+
+
+def leaky_relu(x: Feature) -> Feature:
+    """`x if x > 0 else 0.2 x`."""
+    return x.activated("leaky_relu")
+
+
+def concat(*features: Feature) -> Feature:
+    """Concatenation along channels, as a list of parts to read; no part may have pending work but upsampling."""
+    first = features[0]
+    for feature in features:
+        feature._nothing_pending("concatenation")
+        if feature.upsample != first.upsample or feature.shape[:3] != first.shape[:3]:
+            raise ShapeError(f"cannot concatenate {feature.shape} with {first.shape}")
+    return replace(
+        first,
+        parts=tuple(part for f in features for part in f.parts),
+        changed=tuple(changed for f in features for changed in f.changed),
+    )

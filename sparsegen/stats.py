@@ -1,0 +1,63 @@
+"""What a run cost: its layer records come in, areas, tiles, MACs and times come out, as numbers and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .run import LayerRecord
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The cost of one run or edit, next to the dense run of the same input."""
+
+    edited_area: float
+    """Share of the input's pixels that the edit changed (its mask, before any dilation), 0 to 1."""
+    layers: tuple[LayerRecord, ...]
+    """Every layer in the order it ran; none when the edit was empty."""
+    milliseconds: float
+    """From input to output, everything included."""
+    canvas_bytes: int
+    """Memory of all canvases."""
+    journal_bytes: int = 0
+    """Memory that undoing this edit takes."""
+    ignored_pixels: int = 0
+    """Pixels that changed outside the mask the user gave: not applied."""
+
+    @property
+    def tiles(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """(height, width) -> (active, all) tiles, of the layer with the most active ones at that resolution."""
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for layer in self.layers:
+            size = (layer.height, layer.width)
+            found[size] = max(found.get(size, (0, 0)), (layer.active, layer.total))
+        return dict(sorted(found.items(), reverse=True))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates as computed."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-accumulates of the dense run."""
+        return sum(layer.macs_dense for layer in self.layers)
+
+    def lines(self) -> Sequence[tuple[str, str]]:
+        """(what, how much) for a table."""
+        rows = [("edited area", f"{self.edited_area:.2%}")]
+        rows += [
+            (f"active tiles at {h}×{w}", f"{active} of {total} ({active / max(total, 1):.1%})")
+            for (h, w), (active, total) in self.tiles.items()
+        ]
+        share = self.macs / self.macs_dense if self.macs_dense else 0.0
+        rows += [
+            ("MACs", f"{self.macs / 1e9:.3f} G of {self.macs_dense / 1e9:.3f} G ({share:.1%})"),
+            ("time", f"{self.milliseconds:.1f} ms"),
+            ("canvases", f"{self.canvas_bytes / 1e6:.1f} MB"),
+        ]
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<28}{value}" for name, value in self.lines())
