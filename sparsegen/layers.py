@@ -174,9 +174,7 @@ class LabelConv(Layer):
         table, bias = run.prepared(self.path, self._prepare)
 
         def look_up(canvas: Array, tiles: Host) -> None:
-            run.backend.lookup(
-                canvas, tiles, labels.parts[0], table, bias, step=step, activation=activation
-            )
+            run.backend.lookup(canvas, tiles, labels.parts[0], table, bias, step=step, activation=activation)
 
         return run.compute(
             self.path,
@@ -292,7 +290,9 @@ class Model(Layer):
         """Take values by path; every parameter must be there in its shape (readers check and name what is not)."""
         parameters = self.parameters()
         if set(values) != set(parameters):
-            raise ShapeError(f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}")
+            raise ShapeError(
+                f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}"
+            )
         for path, parameter in parameters.items():
             if tuple(values[path].shape) != parameter.shape:
                 raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(values[path].shape)}")

@@ -1,1 +1,68 @@
-def load(x): ...
+"""Files and models: a built-in name or a checkpoint path comes in, a ready network comes out, and back to a file.
+
+The family is recognised by its keys, sizes are read off the tensors' shapes; no configuration file, no PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from sparsegen.weights import CheckpointError, builtin, convert, identify, read_checkpoint, write_safetensors
+
+from .errors import InputError
+from .layers import Model
+
+
+def load(model: str | os.PathLike[str], **settings: Any) -> Model:
+    """Load a network.
+
+    Parameters
+    ----------
+    model
+        The name of a built-in model (`landscape`) or a checkpoint file: PyTorch (zip or legacy) or safetensors.
+    settings
+        Overrides of what was recognised, by the names of the family's configuration, for what a checkpoint
+        cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`).
+
+    Raises
+    ------
+    InputError
+        No such built-in model or file, or a setting the family does not have.
+    CheckpointError
+        The file is damaged, hostile, of an unknown family, or its keys do not fit; says what and where.
+    """
+    known = builtin.get(str(model))
+    path = known.checkpoint if known else Path(model)
+    if not path.is_file():
+        raise InputError(
+            f"model {str(model)!r} is neither a file nor built in; built in: {', '.join(builtin.names())}"
+        )
+    checkpoint = read_checkpoint(path)
+    family, config = identify(checkpoint)
+    kind: Any = Model.registry.get(family.model)
+    if kind is None:
+        raise CheckpointError(f"{path}: holds a {family.model!r} network, which this version cannot build")
+    fields = [field.name for field in dataclasses.fields(kind.config_type)]
+    unknown = set(settings) - set(fields)
+    if unknown:
+        raise InputError(
+            f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}"
+        )
+    network: Model = kind(kind.config_type(**{**config, **settings}))
+    expected = {name: parameter.shape for name, parameter in network.parameters().items()}
+    network.load_parameters(convert(family, checkpoint, expected))
+    network.name = str(model)
+    return network
+
+
+def save(model: Model, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
+    """Write a network as safetensors that `load` reads back; `dtype` "float16" halves it.
+
+    The file appears whole or not at all. Raises CheckpointError (a value that float16 cannot hold), OSError.
+    """
+    values = {name: parameter.value for name, parameter in model.parameters().items()}
+    metadata = {"sparsegen.family": model.family, "sparsegen.config": model.config_json()}
+    write_safetensors(path, values, metadata, dtype=dtype)

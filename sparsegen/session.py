@@ -46,7 +46,7 @@ class Result:
     @property
     def image(self) -> Host:
         """The first (usually the only) picture, uint8 `[H, W, 3]`."""
-        return self.images[0]
+        return np.asarray(self.images[0])
 
 
 class Session:
@@ -161,10 +161,8 @@ class Session:
         run = Run(self.memory, Everything())
         kept = step.journal.entries.get(self._output_path)
         canvas = self.memory.canvases[self._output_path]
-        active = TileSet.empty(*canvas.shape[:3])
-        if kept is not None:
-            pixels = np.ones((len(kept[0]), 4, 4), bool)
-            active = TileSet(*canvas.shape[:3], kept[0], pixels).whole()
+        n, h, w, _ = canvas.shape
+        active = TileSet.empty(n, h, w) if kept is None else TileSet.of_tiles((n, h, w), kept[0])
         return self._result(run, Feature(run, (canvas,), (active,)), start, edited_area=0.0)
 
     @property
@@ -210,11 +208,15 @@ class Session:
         inputs = self.model.encode(picture, **conditions)
         for name, value in inputs.conditions.items():
             if name in conditions and not np.array_equal(value, self._conditions[name]):
-                raise InputError(f"{name} is not the base's; it changes the whole picture: call run(input, {name}=…)")
+                raise InputError(
+                    f"{name} is not the base's; it changes the whole picture: call run(input, {name}=…)"
+                )
         for name, array in inputs.canvases.items():
             base = self.memory.canvases[_input_path(name)].shape
             if array.shape != tuple(base):
-                raise ShapeError(f"the edited {name} are {array.shape[:3]}, the base's {tuple(base)[:3]} (N, H, W)")
+                raise ShapeError(
+                    f"the edited {name} are {array.shape[:3]}, the base's {tuple(base)[:3]} (N, H, W)"
+                )
         return inputs
 
     def _difference(self, inputs: Inputs) -> Host:
@@ -223,7 +225,7 @@ class Session:
         for name, array in inputs.canvases.items():
             current = self.memory.canvases[_input_path(name)]
             masks.append(backend.difference_mask(current, backend.upload(array)))
-        return np.logical_or.reduce(masks)
+        return np.asarray(np.logical_or.reduce(masks))
 
     def _repaint(
         self, inputs: Inputs, difference: Host, policy: Policy, progress: Progress | None
@@ -238,7 +240,8 @@ class Session:
         if not spread.any():
             run = Run(self.memory, Everything())
             output = canvases[self._output_path]
-            return step, run, Feature(run, (output,), (TileSet.empty(*output.shape[:3]),))
+            n, h, w, _ = output.shape
+            return step, run, Feature(run, (output,), (TileSet.empty(n, h, w),))
         run = Run(self.memory, policy.plan(spread), journal=step.journal)
         try:
             changed = TileSet.of_mask(difference)

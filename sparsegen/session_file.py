@@ -88,7 +88,9 @@ def load(path: str | os.PathLike[str], backend: Backend) -> State:
     tensors = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
     digest = metadata.pop("sparsegen.digest", "")
     if digest != _digest(tensors, metadata):
-        raise SessionError(f"{path}: the file was altered or damaged (its digest does not match); save it again")
+        raise SessionError(
+            f"{path}: the file was altered or damaged (its digest does not match); save it again"
+        )
     try:
         return _state(tensors, metadata, backend)
     except (KeyError, ValueError, TypeError) as error:

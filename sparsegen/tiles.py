@@ -39,11 +39,14 @@ class TileSet:
         chosen = np.arange(samples) if only is None else np.flatnonzero(only)
         n, r, c = np.meshgrid(chosen, np.arange(rows), np.arange(columns), indexing="ij")
         tiles = np.stack([n, r, c], axis=-1).reshape(-1, 3).astype(np.int32)
-        offset = np.arange(TILE)
-        pixels = ((tiles[:, 1, None] * TILE + offset) < height)[:, :, None] & (
-            (tiles[:, 2, None] * TILE + offset) < width
-        )[:, None, :]
-        return cls(samples, height, width, tiles, pixels)
+        return cls.of_tiles((samples, height, width), tiles)
+
+    @classmethod
+    def of_tiles(cls, shape: tuple[int, int, int], tiles: Host) -> TileSet:
+        """These tiles of a `shape` = (N, H, W) canvas, every pixel inside the image counted as changed."""
+        y = tiles[:, 1, None] * TILE + np.arange(TILE) < shape[1]
+        x = tiles[:, 2, None] * TILE + np.arange(TILE) < shape[2]
+        return cls(*shape, tiles, y[:, :, None] & x[:, None, :])
 
     @classmethod
     def of_pixels(cls, shape: tuple[int, int, int], n: Host, y: Host, x: Host) -> TileSet:
@@ -99,9 +102,7 @@ class TileSet:
 
     def whole(self) -> TileSet:
         """The same tiles, every pixel inside the image counted as changed."""
-        y = self.tiles[:, 1, None] * TILE + np.arange(TILE) < self.height
-        x = self.tiles[:, 2, None] * TILE + np.arange(TILE) < self.width
-        return TileSet(*self.shape, self.tiles, y[:, :, None] & x[:, None, :])
+        return TileSet.of_tiles(self.shape, self.tiles)
 
 
 def union(sets: Iterable[TileSet]) -> TileSet:

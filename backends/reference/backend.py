@@ -155,7 +155,11 @@ class ReferenceBackend(Backend):
         for sample in np.unique(tiles[:, 0]):
             k, v = all_tokens(key, sample), all_tokens(value, sample)
             for batch in batches(tiles[tiles[:, 0] == sample], TILE * TILE * heads * k.shape[1]):
-                q = read_pixels(query, batch).reshape(len(batch), TILE * TILE, heads, -1).transpose(0, 2, 1, 3)
+                q = (
+                    read_pixels(query, batch)
+                    .reshape(len(batch), TILE * TILE, heads, -1)
+                    .transpose(0, 2, 1, 3)
+                )
                 scores = q @ k.transpose(0, 2, 1) * scale  # [K, heads, 16, h * w]
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
                 weights /= weights.sum(-1, keepdims=True)

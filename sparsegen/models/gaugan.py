@@ -15,7 +15,7 @@ import numpy as np
 from sparsegen.backends.interface import Array, Host
 
 from ..errors import InputError, ShapeError
-from ..layers import BatchNorm, Conv2d, InstanceNorm, Inputs, LabelConv, Layer, Linear, Model
+from ..layers import BatchNorm, Conv2d, Inputs, InstanceNorm, LabelConv, Layer, Linear, Model
 from ..policies import Paper
 from ..run import Feature, leaky_relu, upsample
 

@@ -1,0 +1,45 @@
+# One command each, from a fresh clone with Python alone: `make demo`, `make test`. `make lint` checks form and types.
+PYTHON ?= python3
+BIN := .venv/bin
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+endif
+
+.PHONY: demo test lint mypy bench clean
+
+demo: .venv/runtime.stamp ## edit a built-in picture; says where the result lies
+	$(BIN)/sparsegen demo --output demo.png
+
+test: .venv/test.stamp ## everything that is claimed, checked
+	$(BIN)/python -m pytest
+
+lint: .venv/lint.stamp ## ruff (format, lint) and mypy, as pre-commit runs them
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+# Types are checked on the package as it is installed: in the checkout two of its three folders have other names.
+mypy: .venv/lint.stamp
+	rm -rf build/typed && mkdir -p build/typed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/typed/site .
+	cd build/typed && MYPYPATH=site "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" -p sparsegen
+
+bench: .venv/test.stamp ## the cost of dense runs and edits, as a table and JSON lines
+	$(BIN)/python bench/landscape.py
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/bin.stamp:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/runtime.stamp: .venv/bin.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/test.stamp: .venv/bin.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv/lint.stamp: .venv/bin.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[lint]"
+	touch $@

@@ -1,0 +1,288 @@
+"""The command line: arguments and files come in, pictures and tables go out; a mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sparsegen.backends import BackendError, backend_status, get_backend
+from sparsegen.backends.interface import Host
+from sparsegen.weights import CheckpointError, builtin, identify, read_checkpoint
+
+from . import __version__, pictures
+from .errors import InputError, SparsegenError
+from .layers import Model
+from .loading import load, save
+from .run import LayerRecord
+from .session import Session, profile
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Edit a generated picture and recompute only what the edit touches.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class PolicyName(str, Enum):
+    """Policies by name."""
+
+    paper = "paper"
+    exact = "exact"
+
+
+class DType(str, Enum):
+    """Storage types of `convert`."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's name or a checkpoint file.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
+PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles an edit recomputes.")]
+
+
+@app.command()
+def demo(
+    model: ModelOption = "landscape",
+    backend: BackendOption = "reference",
+    policy: PolicyOption = PolicyName.paper,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("demo.png"),
+) -> None:
+    """Edit a built-in example; write original, labels, dense, sparse and tiles side by side; print what it cost."""
+    known = builtin.get(model)
+    if known is None:
+        raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
+    check_writable(output)
+    example, network = known.examples[0], load(model)
+    original, edited = (pictures.read_labels(path) for path in (example.original, example.edits[0]))
+    session = Session(network, backend)
+    with layer_progress(network, original) as progress:
+        first = session.run(original, progress=progress("dense run of the original"))
+        sparse = session.edit(edited, policy=policy.value, progress=progress("sparse edit"))
+        dense = Session(network, backend).run(edited, progress=progress("dense run of the edited"))
+    panels = [
+        ("original", first.image),
+        (f"edited labels: {example.caption}", pictures.colourise(edited, known.labels.palette)),
+        (f"dense, {dense.stats.milliseconds:.0f} ms", dense.image),
+        (f"sparse, {sparse.stats.milliseconds:.0f} ms", sparse.image),
+        ("active tiles", pictures.overlay_tiles(sparse.image, sparse.active)),
+    ]
+    pictures.write_png(output, pictures.sheet(panels, columns=2))
+    dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
+    rows = [
+        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases")],
+        ("dense run", f"{dense_ms:.0f} ms"),
+        ("sparse edit", f"{sparse_ms:.0f} ms ({dense_ms / sparse_ms:.1f} times as fast)"),
+        ("PSNR, sparse against dense", f"{pictures.psnr(sparse.images, dense.images):.1f} dB"),
+        ("canvases", f"{sparse.stats.canvas_bytes / 1e6:.1f} MB"),
+    ]
+    print_table(f"{model}: {example.caption} (backend {backend}, policy {policy.value})", rows)
+    out.print(f"picture written to {output}", soft_wrap=True)
+
+
+@app.command()
+def edit(
+    original: Annotated[Path, typer.Option("--original", help="The label map that is painted first (PNG).")],
+    edited: Annotated[
+        list[Path], typer.Option("--edited", help="An edited label map; repeat to go on editing.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture; several edits get -1, -2, …")],
+    model: ModelOption = "landscape",
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="Recompute where this picture is not black.")
+    ] = None,
+    policy: PolicyOption = PolicyName.paper,
+    backend: BackendOption = "reference",
+    instances: Annotated[
+        Path | None,
+        typer.Option("--instances", help="Instance map of the original, for networks with edges."),
+    ] = None,
+    edited_instances: Annotated[
+        list[Path] | None, typer.Option("--edited-instances", help="Instance map of each edited label map.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Draw the latent z of networks that have one.")
+    ] = None,
+) -> None:
+    """Paint the original, then recompute only what each edited label map changes."""
+    outputs = [output] if len(edited) == 1 else [numbered(output, i + 1) for i in range(len(edited))]
+    for path in outputs:
+        check_writable(path)
+    if edited_instances and len(edited_instances) != len(edited):
+        raise InputError(
+            f"{len(edited)} edited label maps, but {len(edited_instances)} instance maps of them"
+        )
+    engine = get_backend(backend)
+    network = load(model)
+    known = builtin.get(model)
+    palette = known.labels.palette if known else None
+    labels = [pictures.read_labels(path, palette) for path in (original, *edited)]
+    maps = [pictures.read_labels(path) for path in (instances, *(edited_instances or ())) if path is not None]
+    user_mask = None if mask is None else pictures.read_mask(mask)
+    conditions: dict[str, Any] = {} if seed is None else {"z": latent(network, seed)}
+    if instances is not None:
+        conditions["instances"] = maps[0]
+    session = Session(network, engine)
+    with layer_progress(network, labels[0], **conditions) as progress:
+        session.run(labels[0], progress=progress("dense run of the original"), **conditions)
+        for i, (path, target) in enumerate(zip(edited, outputs, strict=True)):
+            if edited_instances:
+                conditions["instances"] = maps[i + 1]
+            result = session.edit(
+                labels[i + 1], mask=user_mask, policy=policy.value, progress=progress(path.name), **conditions
+            )
+            text = {
+                "sparsegen": f"{__version__} model={model} policy={policy.value} backend={engine.name} seed={seed}"
+            }
+            pictures.write_png(target, result.image, text=text)
+            print_table(f"{path} → {target}", result.stats.lines())
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint: PyTorch (zip, legacy) or safetensors.")],
+) -> None:
+    """Say what a checkpoint is: format, family, sizes, tensors. Nothing in it is executed."""
+    checkpoint = read_checkpoint(file)
+    try:
+        family, config = identify(checkpoint)
+        described = [("family", family.name)] + [(key, str(value)) for key, value in config.items()]
+    except CheckpointError as error:
+        described = [("family", f"not recognised: {error}")]
+    size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    rows = [
+        ("format", checkpoint.format),
+        *described,
+        ("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB"),
+    ]
+    print_table(str(file), rows)
+    table = Table("tensor", "shape", "type", box=None)
+    for name, tensor in checkpoint.tensors.items():
+        table.add_row(name, " × ".join(map(str, tensor.shape)) or "scalar", tensor.dtype)
+    out.print(table)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of a family that sparsegen knows.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
+    dtype: Annotated[DType, typer.Option("--dtype", help="Storage type of the weights.")] = DType.float32,
+) -> None:
+    """Write a checkpoint as safetensors with sparsegen's names: smaller, safe, and quick to load."""
+    check_writable(output)
+    network = load(file)
+    save(network, output, dtype=dtype.value)
+    count = sum(int(np.prod(parameter.shape)) for parameter in network.parameters().values())
+    size = output.stat().st_size
+    out.print(
+        f"{file} → {output}: {network.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype.value}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def backends() -> None:
+    """List the backends and whether each can run here."""
+    print_table(
+        "backends", [(name, "available" if why is None else why) for name, why in backend_status().items()]
+    )
+
+
+# -- what the commands share -----------------------------------------------------------------------------
+
+
+def print_table(title: str, rows: Any) -> None:
+    """Two columns under a title."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, title_style="bold")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    out.print(table)
+
+
+@contextmanager
+def layer_progress(
+    network: Model, labels: Host, **conditions: Any
+) -> Iterator[Callable[[str], Callable[[LayerRecord], None]]]:
+    """A factory of progress bars on stderr, one step a layer; they vanish when done."""
+    layers = len(profile(network, labels, **conditions).layers)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[layer]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+
+        def start(description: str) -> Callable[[LayerRecord], None]:
+            task = bars.add_task(description, total=layers, layer="")
+            return lambda record: bars.update(task, advance=1, layer=record.path)
+
+        yield start
+
+
+def latent(network: Model, seed: int) -> Host:
+    """z from a standard normal; InputError where the network has none."""
+    length = getattr(network.config, "z_dim", 0)
+    if not length:
+        raise InputError("--seed: this network starts from the label map; it has no latent z")
+    return np.random.default_rng(seed).standard_normal(length).astype(np.float32)
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`out.png` → `out-2.png`."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the work, not after it, when a result could not be written."""
+    folder = path.parent
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of the file to write")
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"{path}: cannot be written (read-only)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except (SparsegenError, CheckpointError, BackendError) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return 130
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except MemoryError:
+        message = "not enough memory for this input; give a smaller one"
+    except Exception as error:
+        # what the command-line library raises for wrong words; its class differs between its versions
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        message = f"{describe()} (see 'sparsegen --help')"
+    err.print(f"error: {' '.join(message.split())}", soft_wrap=True, markup=False)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

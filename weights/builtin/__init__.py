@@ -1,0 +1,65 @@
+"""The models that come with the package: a name comes in, its file, labels and example edits come out.
+
+NumPy arrays and paths only; what a network is, the engine knows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class names and colours of a label map: position is the label."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An original label map and edits of it, as PNG files with a palette."""
+
+    original: Path
+    edits: tuple[Path, ...]
+    caption: str
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model of the package."""
+
+    name: str
+    checkpoint: Path
+    labels: Labels
+    examples: tuple[Example, ...]
+    """The first is the demo's."""
+
+
+def names() -> list[str]:
+    """Names of the built-in models."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def get(name: str) -> BuiltIn | None:
+    """The built-in model of that name, or None."""
+    checkpoint = FOLDER / f"{name}.safetensors"
+    if name not in names():
+        return None
+    folder = FOLDER / name
+    described: dict[str, Any] = json.loads((FOLDER / "labels.json").read_text("utf-8"))
+    examples = json.loads((folder / "examples.json").read_text("utf-8"))
+    return BuiltIn(
+        name,
+        checkpoint,
+        Labels(tuple(described["names"]), tuple((r, g, b) for r, g, b in described["palette"])),
+        tuple(
+            Example(folder / e["original"], tuple(folder / edit for edit in e["edits"]), e["caption"])
+            for e in sorted(examples, key=lambda e: not e.get("demo", False))
+        ),
+    )
