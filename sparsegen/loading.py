@@ -10,7 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sparsegen.weights import CheckpointError, builtin, convert, identify, read_checkpoint, write_safetensors
+from sparsegen.weights import (
+    CheckpointError,
+    builtin,
+    convert,
+    identify,
+    native_metadata,
+    read_checkpoint,
+    write_safetensors,
+)
 
 from .errors import InputError
 from .layers import Model
@@ -61,8 +69,8 @@ def load(model: str | os.PathLike[str], **settings: Any) -> Model:
 def save(model: Model, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
     """Write a network as safetensors that `load` reads back; `dtype` "float16" halves it.
 
-    The file appears whole or not at all. Raises CheckpointError (a value that float16 cannot hold), OSError.
+    The file appears whole or not at all. Raises CheckpointError: no space, a value that float16 cannot hold.
     """
     values = {name: parameter.value for name, parameter in model.parameters().items()}
-    metadata = {"sparsegen.family": model.family, "sparsegen.config": model.config_json()}
+    metadata = native_metadata(model.family, dataclasses.asdict(model.config))
     write_safetensors(path, values, metadata, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Pictures in and out: PNG files come in as label maps, masks and pixels, results go out as PNG, whole or not at all."""
+"""Pictures in and out: PNG files come in as label maps and masks, results go out as PNG, whole or not at all."""
 
 from __future__ import annotations
 

@@ -173,7 +173,13 @@ class Session:
     # -- files -------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole session (network, canvases, journal) to one safetensors file, or leave the old file whole."""
+        """Write the whole session (network, canvases, journal) to one safetensors file, or leave the old file whole.
+
+        Raises
+        ------
+        SessionError, CheckpointError
+            Nothing has run yet; the file could not be written.
+        """
         self._need_base()
         assert self._stale is not None
         session_file.save(

@@ -47,7 +47,7 @@ class State:
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
-    """Write `state` to `path`; on any failure the old file stays whole. Raises OSError."""
+    """Write `state` to `path`; on any failure (CheckpointError) the old file stays whole."""
     backend = state.memory.backend
     tensors: dict[str, Host] = {"stale": state.stale.astype(np.uint8)}
     for key, parameter in state.model.parameters().items():

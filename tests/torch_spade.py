@@ -1,7 +1,7 @@
 """The SPADE generator in plain PyTorch, with every upstream option: the oracle that imports are compared with.
 
 Written from the paper (arXiv 1903.07291); names are NVlabs/SPADE's, so `state_dict()` is a checkpoint like its own.
-`nhidden` is an option here, as in our importer. Every leaf's output is recorded in `activations`.
+`nhidden` is an option here, as in our importer.
 """
 
 from __future__ import annotations
@@ -101,6 +101,12 @@ def randomised(seed: int = 0, **options: object) -> SPADEGenerator:
     """A generator with random weights, spectral vectors that have been trained on, and non-trivial statistics."""
     torch.manual_seed(seed)
     net = SPADEGenerator(**options)  # type: ignore[arg-type]
+    for module in net.modules():
+        if hasattr(
+            module, "weight_orig"
+        ):  # power iteration, as training does it: fresh vectors give any sigma
+            for _ in range(20):
+                module._forward_pre_hooks[next(iter(module._forward_pre_hooks))](module.train(), ())
     for name, tensor in net.named_buffers():
         if name.endswith("running_mean"):
             tensor.normal_(0, 0.5)

@@ -1,0 +1,50 @@
+"""Small networks with random weights and label maps with structure, for tests that need no file and no PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparsegen.models import GauGAN, GauGANConfig
+
+TINY = dict(ngf=2, semantic_nc=4, nhidden=4, num_upsampling_layers="normal", edge_channel=False)
+
+
+def random_gaugan(seed: int = 0, **settings: Any) -> GauGAN:
+    """A GauGAN whose activations neither vanish nor explode; statistics are far from 0 and 1."""
+    rng = np.random.default_rng(seed)
+    model = GauGAN(GauGANConfig(**{**TINY, **settings}))
+    values = {}
+    for path, parameter in model.parameters().items():
+        if path.endswith(".var"):
+            value = rng.uniform(0.3, 2.0, parameter.shape)
+        elif path.endswith(".mean"):
+            value = rng.normal(0, 0.5, parameter.shape)
+        else:
+            fan_in = max(1, int(np.prod(parameter.shape[1:])))
+            value = rng.normal(0, fan_in**-0.5, parameter.shape)
+        values[path] = value.astype(np.float32)
+    model.load_parameters(values)
+    return model
+
+
+def random_labels(
+    rng: np.random.Generator, shape: tuple[int, ...] = (32, 64), *, classes: int = 4, block: int = 8
+) -> np.ndarray:
+    """A label map `[..., H, W]` of constant blocks with a few stray pixels."""
+    *samples, height, width = shape
+    coarse = rng.integers(0, classes, (*samples, -(-height // block), -(-width // block)))
+    labels = coarse.repeat(block, -2).repeat(block, -1)[..., :height, :width]
+    stray = rng.random(labels.shape) < 0.01
+    return np.where(stray, rng.integers(0, classes, labels.shape), labels)
+
+
+def repaint(rng: np.random.Generator, labels: np.ndarray, *, classes: int = 4) -> np.ndarray:
+    """An edited copy: a random rectangle of one sample takes another label."""
+    edited = labels.copy()
+    view = edited if edited.ndim == 2 else edited[rng.integers(len(edited))]
+    h, w = view.shape
+    y, x = rng.integers(0, h), rng.integers(0, w)
+    view[y : y + rng.integers(1, h // 2), x : x + rng.integers(1, w // 2)] = rng.integers(0, classes)
+    return edited

@@ -1,0 +1,113 @@
+"""Imported SPADE generators against PyTorch, layer by layer and at the output, with every upstream option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsegen
+
+torch = pytest.importorskip("torch")
+from torch_spade import SPADEGenerator, one_hot, randomised  # noqa: E402  (needs PyTorch)
+
+pytestmark = pytest.mark.torch
+
+TOLERANCE = 1e-5
+"""Of a layer's largest value: float32 sums of up to 9 · 64 products, in another order than PyTorch's."""
+
+CASES = {
+    "normal": {},
+    "more": dict(layers="more", size=(64, 128)),
+    "most": dict(layers="most", size=(128, 128)),
+    "instance norm": dict(norm="instance"),
+    "syncbatch": dict(norm="syncbatch"),
+    "spectral": dict(spectral=True),
+    "spectral, most, z": dict(spectral=True, layers="most", size=(128, 256), z_dim=8),
+    "z": dict(z_dim=16),
+    "wide": dict(ngf=8, nhidden=16, semantic_nc=9),
+    "square": dict(size=(96, 96)),
+    "tall": dict(size=(96, 32)),
+    "cityscapes channels": dict(semantic_nc=36, layers="more", size=(64, 128)),
+}
+
+
+def torch_layers(net: SPADEGenerator) -> dict[str, np.ndarray]:
+    """Register hooks; after a forward the dict holds every layer's output `[N, H, W, C]` under our paths."""
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(path: str):
+        def hook(_module, _inputs, output):
+            if output.ndim == 4:
+                outputs[path] = output.permute(0, 2, 3, 1).detach().numpy()
+
+        return hook
+
+    for name, module in net.named_modules():
+        if name.endswith(("conv_0", "conv_s", "mlp_shared", "mlp_gamma", "mlp_beta")):
+            module.register_forward_hook(keep(name))
+        elif name in ("head_0", "fc") or (name.startswith(("G_middle", "up_")) and "." not in name):
+            # a block's output is our conv_1, which adds the shortcut in its epilogue
+            module.register_forward_hook(keep(name if name == "fc" else f"{name}.conv_1"))
+    return outputs
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_every_layer_equals_pytorch(case: str, container: str, tmp_path: Path) -> None:
+    options = {"size": (32, 64), "semantic_nc": 5, **CASES[case]}
+    net = randomised(seed=len(case), **options)
+    height, width = options["size"]
+    path = tmp_path / "latest_net_G.pth"
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=container == "zip")
+
+    rng = np.random.default_rng(3)
+    with_edges = options["semantic_nc"] == 36
+    classes = options["semantic_nc"] - with_edges
+    labels = rng.integers(0, classes, (2, height // 4, width // 4)).repeat(4, 1).repeat(4, 2)
+    conditions = {"instances": labels // 3} if with_edges else {}
+    z = rng.standard_normal((2, options["z_dim"])).astype(np.float32) if "z_dim" in options else None
+    if z is not None:
+        conditions["z"] = z
+
+    model = sparsegen.load(path, num_upsampling_layers=options.get("layers", "normal"))
+    session = sparsegen.Session(model)
+    ours = session.run(labels, **conditions)
+
+    expected = torch_layers(net)
+    instances = torch.tensor(labels // 3) if with_edges else None
+    with torch.no_grad():
+        seg = one_hot(torch.tensor(labels), instances, options["semantic_nc"])
+        output = net(seg, None if z is None else torch.tensor(z)).permute(0, 2, 3, 1).numpy()
+    for name in [name for name in expected if name.endswith("mlp_gamma")]:
+        prefix = name.removesuffix("gamma")
+        expected[f"{prefix}gamma_beta"] = np.concatenate(
+            [expected.pop(name), expected.pop(f"{prefix}beta")], axis=-1
+        )
+    expected["conv_img"] = output
+
+    canvases = {path: c for path, c in session.memory.canvases.items() if not path.startswith("input.")}
+    assert canvases.keys() - {"fc"} == expected.keys() - {"fc"}
+    worst = {
+        name: float(np.abs(canvases[name] - theirs).max() / np.abs(theirs).max())
+        for name, theirs in expected.items()
+    }
+    assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
+    assert np.abs(ours.output - output).max() <= TOLERANCE
+
+
+def test_edits_stay_within_the_same_tolerance(tmp_path: Path) -> None:
+    net = randomised(1, size=(64, 128), spectral=True)
+    path = tmp_path / "net.pth"
+    torch.save(net.state_dict(), path)
+    session = sparsegen.Session(sparsegen.load(path))
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 5, (8, 16)).repeat(8, 0).repeat(8, 1)
+    session.run(labels)
+    labels[20:31, 40:66] = 2
+    ours = session.edit(labels, policy="exact")
+    with torch.no_grad():
+        theirs = net(one_hot(torch.tensor(labels)[None], None, 5)).permute(0, 2, 3, 1).numpy()
+    assert ours.stats.macs < ours.stats.macs_dense
+    assert np.abs(ours.output - theirs).max() <= TOLERANCE

@@ -1,0 +1,200 @@
+"""What makes an edit trustworthy, bit for bit: full ≡ dense, empty ≡ cache, undo ≡ before, chain ≡ one, exact ≡ dense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import random_gaugan, random_labels, repaint
+
+from sparsegen import Session
+from sparsegen.models import GauGAN
+
+hypothetically = settings(
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+SIZES = [(32, 64), (64, 32), (32, 32), (96, 32)]
+seeds = st.integers(0, 2**16)
+sizes = st.sampled_from(SIZES)
+samples = st.integers(1, 3)
+policies = st.sampled_from(["paper", "exact"])
+
+
+@st.composite
+def networks(draw: st.DrawFn, *, norms: tuple[str, ...] = ("batch",)) -> tuple[GauGAN, tuple[int, int]]:
+    """A network of any options and a size it takes."""
+    depth = draw(st.sampled_from(["normal", "normal", "more"]))
+    size = draw(sizes) if depth == "normal" else (64, 64)
+    with_z = draw(st.booleans())
+    model = random_gaugan(
+        draw(seeds),
+        num_upsampling_layers=depth,
+        norm=draw(st.sampled_from(norms)),
+        edge_channel=draw(st.booleans()),
+        semantic_nc=5,
+        z_dim=3 if with_z else 0,
+        start_cells=(size[0] * size[1]) // (1024 if depth == "normal" else 4096) if with_z else 0,
+    )
+    return model, size
+
+
+def canvases(session: Session) -> dict[str, np.ndarray]:
+    return {path: session.memory.backend.download(c) for path, c in session.memory.canvases.items()}
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    different = [path for path in a if not np.array_equal(a[path], b[path])]
+    assert not different
+
+
+def dense(model: GauGAN, labels: np.ndarray) -> Session:
+    session = Session(model)
+    session.run(labels)
+    return session
+
+
+@hypothetically
+@given(networks(), seeds, samples, policies)
+def test_full_mask_equals_dense(drawn, seed, n, policy):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, (n, *size))
+    edited = random_labels(rng, (n, *size))
+    session = dense(model, labels)
+    session.edit(edited, mask=np.ones(size, bool), policy=policy)
+    assert_same(canvases(session), canvases(dense(model, edited)))
+
+
+@hypothetically
+@given(networks(norms=("instance",)), seeds, policies)
+def test_full_mask_of_the_same_input_equals_dense_with_measured_statistics(drawn, seed, policy):
+    model, size = drawn
+    labels = random_labels(np.random.default_rng(seed), size)
+    session = dense(model, labels)
+    before = canvases(session)
+    session.edit(labels, mask=np.ones(size, bool), policy=policy)
+    assert_same(canvases(session), before)
+
+
+@hypothetically
+@given(networks(norms=("batch", "instance")), seeds, samples, policies)
+def test_empty_mask_equals_cache(drawn, seed, n, policy):
+    model, size = drawn
+    labels = random_labels(np.random.default_rng(seed), (n, *size))
+    session = dense(model, labels)
+    before = canvases(session)
+    for mask in (None, np.zeros(size, bool)):
+        result = session.edit(labels, mask=mask, policy=policy)
+        assert result.stats.layers == () and result.stats.macs == 0 and result.active.count == 0
+        assert np.array_equal(result.output, before["conv_img"])
+    assert_same(canvases(session), before)
+
+
+@hypothetically
+@given(networks(norms=("batch", "instance")), seeds, samples, st.lists(policies, min_size=1, max_size=4))
+def test_undo_equals_before_any_number_deep(drawn, seed, n, chosen):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, (n, *size))
+    session = dense(model, labels)
+    history = []
+    for policy in chosen:
+        history.append(canvases(session))
+        labels = repaint(rng, labels)
+        session.edit(labels, policy=policy)
+    while history:
+        result = session.undo()
+        before = history.pop()
+        assert_same(canvases(session), before)
+        assert np.array_equal(result.output, before["conv_img"])
+    assert session.edits == 0
+
+
+@hypothetically
+@given(networks(), seeds, samples)
+def test_exact_equals_dense(drawn, seed, n):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, (n, *size))
+    edited = repaint(rng, labels)
+    session = dense(model, labels)
+    session.edit(edited, policy="exact")
+    assert_same(canvases(session), canvases(dense(model, edited)))
+
+
+@hypothetically
+@given(networks(), seeds, st.lists(policies, min_size=1, max_size=3))
+def test_an_exact_edit_is_exact_whatever_came_before(drawn, seed, chosen):
+    """Approximate edits leave pixels stale; the next exact edit spreads them too."""
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, size)
+    session = dense(model, labels)
+    for policy in (*chosen, "exact"):
+        labels = repaint(rng, labels)
+        session.edit(labels, policy=policy)
+    assert_same(canvases(session), canvases(dense(model, labels)))
+
+
+@hypothetically
+@given(networks(norms=("batch", "instance")), seeds)
+def test_a_chain_of_exact_edits_equals_one(drawn, seed):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, size)
+    chain, one = dense(model, labels), dense(model, labels)
+    for _ in range(3):
+        labels = repaint(rng, labels)
+        chain.edit(labels, policy="exact")
+    one.edit(labels, policy="exact")
+    assert_same(canvases(chain), canvases(one))
+
+
+@hypothetically
+@given(networks(norms=("batch", "instance")), seeds)
+def test_a_chain_of_paper_edits_under_one_mask_equals_one(drawn, seed):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, size)
+    mask = np.zeros(size, bool)
+    mask[4:20, 8:23] = True
+    chain, one = dense(model, labels), dense(model, labels)
+    for _ in range(3):
+        edited = np.where(mask, random_labels(rng, size), labels)
+        chain.edit(edited, mask=mask)
+    one.edit(edited, mask=mask)
+    assert_same(canvases(chain), canvases(one))
+
+
+@hypothetically
+@given(networks(), seeds, policies)
+def test_a_sample_does_not_depend_on_its_batch(drawn, seed, policy):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, (2, *size))
+    edited = np.stack([repaint(rng, sample) for sample in labels])
+    batch = dense(model, labels)
+    batch.edit(edited, policy=policy)
+    together = canvases(batch)
+    for i in range(2):
+        alone = dense(model, labels[i])
+        alone.edit(edited[i], policy=policy)
+        assert_same(canvases(alone), {path: canvas[i : i + 1] for path, canvas in together.items()})
+
+
+@pytest.mark.parametrize("policy", ["paper", "exact"])
+def test_pixels_outside_the_active_tiles_stay_untouched(policy):
+    rng = np.random.default_rng(5)
+    labels = random_labels(rng, (64, 128))
+    session = dense(random_gaugan(5), labels)
+    before = canvases(session)["conv_img"]
+    edited = labels.copy()
+    edited[2:6, 3:9] = (edited[2:6, 3:9] + 1) % 4
+    result = session.edit(edited, policy=policy)
+    touched = result.active.mask(whole_tiles=True)
+    assert 0 < touched.sum() < touched.size
+    assert np.array_equal(result.output[~touched], before[~touched])
+    assert not np.array_equal(result.output[touched], before[touched])

@@ -1,0 +1,286 @@
+"""The session as users meet it: results, statistics, masks, files, and everything that can go wrong in between."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import random_gaugan, random_labels, repaint
+from sparsegen.backends import BackendError
+from sparsegen.weights import CheckpointError
+
+import sparsegen
+from sparsegen import InputError, Paper, Session, SessionError, ShapeError
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def session(rng: np.random.Generator) -> Session:
+    session = Session(random_gaugan())
+    session.run(random_labels(rng, (64, 128)))
+    return session
+
+
+def current_labels(session: Session) -> np.ndarray:
+    return session.memory.canvases["input.labels"][..., 0].copy()
+
+
+def snapshot(session: Session) -> dict[str, np.ndarray]:
+    return {path: canvas.copy() for path, canvas in session.memory.canvases.items()}
+
+
+def assert_unchanged(session: Session, before: dict[str, np.ndarray]) -> None:
+    assert all(np.array_equal(before[path], canvas) for path, canvas in session.memory.canvases.items())
+
+
+def test_a_result_holds_pictures_and_costs(session, rng):
+    labels = current_labels(session)
+    labels[0, 8:16, 8:16] = (labels[0, 8:16, 8:16] + 1) % 4
+    result = session.edit(labels)
+    stats = result.stats
+    assert result.image.shape == (64, 128, 3) and result.image.dtype == np.uint8
+    assert np.array_equal(result.image, result.images[0])
+    assert stats.edited_area == 64 / (64 * 128)
+    assert 0 < stats.macs < stats.macs_dense
+    assert stats.tiles[(64, 128)][1] == 16 * 32 and stats.tiles[(2, 4)][1] == 1
+    assert all(0 < active <= total for active, total in stats.tiles.values())
+    assert stats.canvas_bytes == sum(c.nbytes for c in session.memory.canvases.values())
+    assert stats.journal_bytes > 0 and stats.milliseconds >= sum(layer.milliseconds for layer in stats.layers)
+    assert "MACs" in str(stats)
+
+
+def test_earlier_results_do_not_change_with_later_edits(session, rng):
+    labels = current_labels(session)
+    first = session.edit(repaint(rng, labels))
+    image, output = first.image.copy(), first.output.copy()
+    session.edit(random_labels(rng, (64, 128)))
+    assert np.array_equal(first.image, image) and np.array_equal(first.output, output)
+
+
+def test_each_sample_has_its_own_mask(rng):
+    session = Session(random_gaugan())
+    labels = random_labels(rng, (2, 32, 64))
+    session.run(labels)
+    before = snapshot(session)
+    edited = (labels + 1) % 4
+    mask = np.zeros((2, 32, 64), bool)
+    mask[1, 4:9, 4:9] = True
+    with pytest.warns(UserWarning, match="outside the mask"):
+        result = session.edit(edited, mask=mask)
+    assert not result.active.mask()[0].any() and result.active.mask()[1].any()
+    for path, canvas in session.memory.canvases.items():
+        assert np.array_equal(canvas[0], before[path][0])
+
+
+def test_changes_outside_a_mask_are_counted_and_not_applied(session):
+    base = current_labels(session)
+    edited = (base + 1) % 4
+    mask = np.zeros((64, 128), bool)
+    mask[10:20, 30:50] = True
+    with pytest.warns(UserWarning, match="7992 changed pixels"):
+        result = session.edit(edited, mask=mask)
+    assert result.stats.ignored_pixels == 64 * 128 - 200
+    assert np.array_equal(current_labels(session)[0], np.where(mask, edited, base)[0])
+    # what was not applied is still a difference: the next edit takes it over
+    session.edit(edited, policy="exact")
+    dense = Session(session.model)
+    assert np.array_equal(
+        dense.run(edited).output, session.memory.backend.download(session.memory.canvases["conv_img"])
+    )
+
+
+def test_a_policy_can_be_given_with_its_settings(session):
+    labels = current_labels(session)
+    labels[0, 30, 60] = (labels[0, 30, 60] + 1) % 4
+    small = session.edit(labels, policy=Paper(dilation=0, level_dilation=0, sparse_levels=9)).stats.macs
+    session.undo()
+    large = session.edit(labels, policy=Paper(dilation=9, level_dilation=9, sparse_levels=0)).stats
+    assert small < large.macs == large.macs_dense
+
+
+def test_progress_is_told_every_layer(session, rng):
+    seen: list[str] = []
+    result = session.edit(
+        repaint(rng, current_labels(session)), progress=lambda record: seen.append(record.path)
+    )
+    assert seen == [layer.path for layer in result.stats.layers] and len(seen) > 30
+
+
+def test_an_interrupted_edit_leaves_no_trace(session, rng):
+    before, edited = snapshot(session), repaint(rng, current_labels(session))
+
+    def interrupt(record):
+        if record.path == "up_1.conv_0":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.edit(edited, progress=interrupt)
+    assert_unchanged(session, before)
+    assert session.edits == 0
+    session.edit(edited, policy="exact")  # and the session still works
+    assert np.array_equal(session.memory.canvases["conv_img"], Session(session.model).run(edited).output)
+
+
+def test_an_interrupted_run_leaves_a_session_that_can_run(session, rng):
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    labels = random_labels(rng, (32, 32))
+    with pytest.raises(KeyboardInterrupt):
+        session.run(labels, progress=interrupt)
+    with pytest.raises(SessionError, match="run"):
+        session.edit(labels)
+    assert session.run(labels).image.shape == (32, 32, 3)
+
+
+def bad(value, **extra):
+    return lambda session: session.edit(value, **extra)
+
+
+LABELS = np.zeros((64, 128), np.uint8)
+MISTAKES = {
+    "another size": (bad(np.zeros((32, 64), int)), ShapeError, "the base's"),
+    "a size the network cannot take": (bad(np.zeros((60, 128), int)), ShapeError, "multiples of 32"),
+    "an empty map": (bad(np.zeros((0, 0), int)), ShapeError, "multiples of 32"),
+    "one dimension": (bad(np.zeros(9, int)), ShapeError, "expected"),
+    "floats": (bad(np.zeros((64, 128))), InputError, "expected integers"),
+    "a label too large": (bad(LABELS + 4), InputError, "label 4 at row 0, column 0"),
+    "a negative label": (bad(LABELS.astype(int) - 1), InputError, "labels 0 to 3"),
+    "a mask of another size": (bad(LABELS, mask=np.zeros((3, 3), bool)), ShapeError, "mask"),
+    "a mask of other values": (bad(LABELS, mask=LABELS + 7), InputError, "other values"),
+    "an unknown policy": (bad(LABELS, policy="magic"), InputError, "paper, exact"),
+    "an unknown condition": (bad(LABELS, prompt="a lake"), InputError, "prompt"),
+    "instances without edges": (bad(LABELS, instances=LABELS), InputError, "no edge channel"),
+    "z without a latent": (bad(LABELS, z=[1.0]), InputError, "cannot use z"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_error_and_loses_nothing(session, mistake):
+    call, error, message = MISTAKES[mistake]
+    before = snapshot(session)
+    with pytest.raises(error, match=message):
+        call(session)
+    assert_unchanged(session, before)
+
+
+def test_mistakes_before_a_run():
+    session = Session(random_gaugan())
+    with pytest.raises(SessionError, match="run"):
+        session.edit(LABELS)
+    with pytest.raises(SessionError, match="run"):
+        session.undo()
+    session.run(LABELS)
+    with pytest.raises(SessionError, match="nothing to undo"):
+        session.undo()
+    with pytest.raises(BackendError, match="reference"):
+        Session(random_gaugan(), backend="abacus")
+
+
+def test_z_belongs_to_the_base(rng):
+    model = random_gaugan(z_dim=4, start_cells=8)
+    session = Session(model)
+    labels = random_labels(rng, (64, 128))
+    one = session.run(labels, z=[1, 0, 0, 0])
+    with pytest.raises(InputError, match="run"):
+        session.edit(labels, z=[0, 1, 0, 0])
+    edited = repaint(rng, labels)
+    exact = session.edit(edited, policy="exact")
+    assert np.array_equal(exact.output, Session(model).run(edited, z=[1, 0, 0, 0]).output)
+    assert not np.array_equal(one.output, Session(model).run(labels).output)
+    with pytest.raises(ShapeError, match="z is"):
+        session.run(labels, z=[1, 2])
+    with pytest.raises(ShapeError, match="fixed size"):
+        session.run(random_labels(rng, (32, 64)))
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_session_continues_with_the_same_bits(session, rng, tmp_path):
+    first, second = repaint(rng, current_labels(session)), random_labels(rng, (64, 128))
+    session.edit(first)
+    session.edit(repaint(rng, first), policy="exact")
+    path = tmp_path / "session.safetensors"
+    session.save(path)
+    loaded = Session.load(path)
+    assert loaded.edits == 2 and loaded.model.fingerprint() == session.model.fingerprint()
+    assert_unchanged(loaded, snapshot(session))
+    for each in (session, loaded):
+        each.edit(second, policy="exact")
+    assert_unchanged(loaded, snapshot(session))
+    for _ in range(3):
+        a, b = session.undo(), loaded.undo()
+        assert np.array_equal(a.output, b.output)
+        assert_unchanged(loaded, snapshot(session))
+    loaded.save(path)  # over the file it came from
+    assert Session.load(path).edits == 0
+
+
+def test_a_saved_session_keeps_z_and_measured_statistics(rng, tmp_path):
+    model = random_gaugan(z_dim=4, start_cells=2, norm="instance")
+    session = Session(model)
+    labels = random_labels(rng, (32, 64))
+    session.run(labels, z=[1, 2, 3, 4])
+    session.save(tmp_path / "s.safetensors")
+    loaded, edited = Session.load(tmp_path / "s.safetensors"), repaint(rng, labels)
+    assert np.array_equal(session.edit(edited).output, loaded.edit(edited).output)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.7, 0.999])
+def test_a_truncated_session_is_refused(session, tmp_path, part):
+    path = tmp_path / "s.safetensors"
+    session.save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises((SessionError, CheckpointError), match=r"s\.safetensors"):
+        Session.load(path)
+
+
+def test_an_altered_session_is_refused(session, rng, tmp_path):
+    path = tmp_path / "s.safetensors"
+    session.edit(repaint(rng, current_labels(session)))
+    session.save(path)
+    data = bytearray(path.read_bytes())
+    for position in rng.integers(0, len(data), 60):
+        altered = data.copy()
+        altered[position] ^= 1 << rng.integers(8)
+        path.write_bytes(altered)
+        with pytest.raises((SessionError, CheckpointError), match=r"s\.safetensors"):
+            Session.load(path)
+
+
+def test_other_files_are_no_sessions(tmp_path):
+    path = tmp_path / "model.safetensors"
+    sparsegen.loading.save(random_gaugan(), path)
+    with pytest.raises(SessionError, match="not a saved session"):
+        Session.load(path)
+    with pytest.raises((CheckpointError, OSError)):
+        Session.load(tmp_path / "missing.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file_whole(session, rng, tmp_path, monkeypatch):
+    path = tmp_path / "s.safetensors"
+    session.save(path)
+    old = path.read_bytes()
+    session.edit(repaint(rng, current_labels(session)))
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(CheckpointError, match="No space"):
+        session.save(path)
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_saving_needs_a_run(tmp_path):
+    with pytest.raises(SessionError, match="run"):
+        Session(random_gaugan()).save(tmp_path / "s.safetensors")
+    assert list(Path(tmp_path).iterdir()) == []
