@@ -16,7 +16,8 @@ def activate(v: Host, activation: Activation) -> Host:
     if activation == "leaky_relu":
         return np.where(v > 0, v, v * np.float32(LEAKY_SLOPE))
     if activation == "silu":
-        return v / (1 + np.exp(-v))
+        with np.errstate(over="ignore"):  # below -88 exp(-v) is inf, and v / inf the 0 that it should be
+            return v / (1 + np.exp(-v))
     if activation == "tanh":
         return np.tanh(v)
     return v

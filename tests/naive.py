@@ -1,0 +1,87 @@
+"""The contract's primitives as naive loops in float64: `Source`s of NumPy arrays come in, whole canvases come out.
+
+Nothing here knows of tiles. Convolution and attention return what the formula of `interface.py` says, one output
+pixel after another; nothing is shared with any backend.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sparsegen.backends import Source
+from sparsegen.backends.interface import LEAKY_SLOPE, Activation, Host, Padding
+
+
+def activate(v: Host, activation: Activation) -> Host:
+    """The textbook formula, any shape."""
+    v = np.asarray(v, np.float64)
+    return {
+        "identity": lambda: v,
+        "relu": lambda: v * (v > 0),
+        "leaky_relu": lambda: v * np.where(v > 0, 1, LEAKY_SLOPE),
+        "silu": lambda: v * (1 + np.tanh(v / 2)) / 2,  # v * sigmoid(v), without an overflow
+        "tanh": lambda: np.tanh(v),
+    }[activation]()
+
+
+def read(source: Source) -> Host:
+    """What a layer reads, `[N, H, W, C]`: each pending step on the whole canvas, in the contract's order."""
+    v = np.concatenate([np.asarray(part, np.float64) for part in source.parts], axis=-1)
+    v = np.repeat(np.repeat(v, source.upsample, axis=1), source.upsample, axis=2)
+    if source.scale is not None:
+        v = v * source.scale[:, None, None, :] + source.shift[:, None, None, :]
+    if source.modulation is not None:
+        c = v.shape[-1]
+        v = v * (1.0 + source.modulation[..., :c]) + source.modulation[..., c:]
+    return activate(v, source.activation)
+
+
+def conv2d(
+    v: Host,
+    weight: Host,
+    *,
+    stride: int = 1,
+    padding: Padding = (0, 0, 0, 0),
+    groups: int = 1,
+) -> Host:
+    """`[N, H, W, I]` and `[O, I / groups, kh, kw]` → `[N, H', W', O]`, without bias."""
+    top, bottom, left, right = padding
+    v = np.pad(v, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    outputs, per_group, kh, kw = weight.shape
+    samples, rows, columns, _ = v.shape
+    out = np.zeros((samples, (rows - kh) // stride + 1, (columns - kw) // stride + 1, outputs))
+    weight = weight.astype(np.float64).transpose(0, 2, 3, 1)  # OIHW -> OHWI
+    for n, y, x in np.ndindex(out.shape[:3]):
+        window = v[n, y * stride : y * stride + kh, x * stride : x * stride + kw]
+        for group in range(groups):
+            o = slice(group * outputs // groups, (group + 1) * outputs // groups)
+            i = slice(group * per_group, (group + 1) * per_group)
+            out[n, y, x, o] = np.tensordot(weight[o], window[..., i], 3)
+    return out
+
+
+def one_hot(indices: Host, labels: int, *, step: int = 1) -> Host:
+    """int `[N, H, W, P]` → `[N, H / step, W / step, labels]`: how many planes name each channel; -1 names none."""
+    nearest = indices[:, ::step, ::step]
+    return (nearest[..., None] == np.arange(labels)).sum(-2).astype(np.float64)
+
+
+def attention(query: Host, key: Host, value: Host, *, heads: int) -> Host:
+    """`[N, H, W, C]` against `[N, h, w, C]`: softmax(q kᵀ / sqrt(C / heads)) v, one pixel and head after another."""
+    channels = query.shape[-1]
+    out = np.zeros(query.shape)
+    for n, y, x in np.ndindex(query.shape[:3]):
+        for c in np.split(np.arange(channels), heads):
+            k, v = key[n][..., c].reshape(-1, len(c)), value[n][..., c].reshape(-1, len(c))
+            scores = k @ query[n, y, x, c] / np.sqrt(len(c))
+            weights = np.exp(scores - scores.max())
+            out[n, y, x, c] = weights @ v / weights.sum()
+    return out
+
+
+def layer_norm(v: Host, weight: Host, bias: Host, eps: float) -> Host:
+    """Each pixel over its channels, `[N, H, W, C]`."""
+    out = np.zeros(v.shape)
+    for n, y, x in np.ndindex(v.shape[:3]):
+        pixel = v[n, y, x]
+        out[n, y, x] = (pixel - pixel.mean()) / np.sqrt(pixel.var() + eps) * weight + bias
+    return out

@@ -1,0 +1,68 @@
+"""How far a result may lie from its oracle: one table, a reason for each row; `check` compares and shows the worst."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sparsegen.backends.interface import Host
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|result - oracle| ≤ `relative` × the largest value that rounding acted on."""
+
+    relative: float
+    reason: str
+
+
+# float32 has 24 bits: half a unit in the last place is 6e-8 of a value
+TOLERANCES = {
+    "copy": Tolerance(0.0, "no arithmetic"),
+    "conv2d": Tolerance(
+        2e-6,
+        "sums of up to 1152 products, any order: summed directly 3e-7 (measured), and a Winograd F(4×4, 3×3) "
+        "transform multiplies that by up to six",
+    ),
+    "lookup": Tolerance(5e-7, "a bias and up to 50 table rows added one after another (measured 3e-7)"),
+    "attention": Tolerance(
+        1e-6, "a polynomial exponential, 2 units in the last place, and two short products"
+    ),
+    "attention, large scores": Tolerance(
+        3e-6, "scores near 60 are rounded by 2e-6, which the exponential makes a relative error"
+    ),
+    "linear": Tolerance(5e-7, "sums of up to 300 products, any order (measured 1.4e-7)"),
+    "layer_norm": Tolerance(1e-6, "two moments of up to 70 channels, a root and the products with them"),
+    "layer_norm, large mean": Tolerance(
+        3e-6, "the mean of values near 30 is rounded by 1e-6, and the subtraction keeps that error"
+    ),
+    "pointwise": Tolerance(3e-7, "up to five products and sums, fused or not, and one activation"),
+    "activation": Tolerance(2e-7, "an exponential and a division: three units in the last place"),
+    "mean": Tolerance(2e-7, "a sum in float64, or in float32 by halves; relative to the largest value"),
+    "variance": Tolerance(5e-7, "deviations rounded, then squared; relative to the largest variance"),
+    "variance, large mean": Tolerance(
+        2e-6, "a mean 100 times the deviation: mean(x²) - mean(x)² in float32 would be wrong by 1e-3"
+    ),
+    "oracle": Tolerance(1e-13, "two float64 formulas of one convolution"),
+    "interpolate": Tolerance(3e-7, "PyTorch computes the same bilinear weights in float32, in another order"),
+}
+
+
+def check(row: str, result: Host, oracle: Host, *, largest: float | None = None) -> None:
+    """Assert that `result` agrees with `oracle` within a row of the table; on failure say how far off and where.
+
+    `largest` is the largest value that rounding acted on, when the oracle's own values are smaller (a squashed
+    activation, a cancelled sum).
+    """
+    assert result.shape == oracle.shape, f"{result.shape} instead of {oracle.shape}"
+    if not oracle.size:
+        return
+    largest = float(np.abs(oracle).max()) if largest is None else largest
+    off = np.abs(result.astype(np.float64) - oracle)
+    off[~np.isfinite(result)] = np.inf
+    worst = np.unravel_index(int(off.argmax()), off.shape)
+    allowed = TOLERANCES[row].relative
+    assert off[worst] <= allowed * largest, (
+        f"{row}: {result[worst]!r} instead of {oracle[worst]!r} at {tuple(map(int, worst))}; "
+        f"off by {off[worst] / largest:.2e} of the largest value, allowed {allowed:.0e} ({TOLERANCES[row].reason})"
+    )
