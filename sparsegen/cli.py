@@ -161,7 +161,9 @@ def inspect(
     checkpoint = read_checkpoint(file)
     try:
         family, config = identify(checkpoint)
-        described = [("family", family.name)] + [(key, str(value)) for key, value in config.items()]
+        described = [("family", family.name), ("network", family.model)] + [
+            (key, str(value)) for key, value in config.items()
+        ]
     except CheckpointError as error:
         described = [("family", f"not recognised: {error}")]
     size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
@@ -171,7 +173,9 @@ def inspect(
         ("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB"),
     ]
     print_table(str(file), rows)
-    table = Table("tensor", "shape", "type", box=None)
+    table = Table(box=None)
+    for title in ("tensor", "shape", "type"):
+        table.add_column(title, no_wrap=True)
     for name, tensor in checkpoint.tensors.items():
         table.add_row(name, " × ".join(map(str, tensor.shape)) or "scalar", tensor.dtype)
     out.print(table)
@@ -208,7 +212,8 @@ def backends() -> None:
 
 def print_table(title: str, rows: Any) -> None:
     """Two columns under a title."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, title_style="bold")
+    out.print(title, style="bold", soft_wrap=True, markup=False)
+    table = Table(show_header=False, box=None)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:

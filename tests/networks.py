@@ -8,7 +8,13 @@ import numpy as np
 
 from sparsegen.models import GauGAN, GauGANConfig
 
-TINY = dict(ngf=2, semantic_nc=4, nhidden=4, num_upsampling_layers="normal", edge_channel=False)
+TINY: dict[str, Any] = {
+    "ngf": 2,
+    "semantic_nc": 4,
+    "nhidden": 4,
+    "num_upsampling_layers": "normal",
+    "edge_channel": False,
+}
 
 
 def random_gaugan(seed: int = 0, **settings: Any) -> GauGAN:

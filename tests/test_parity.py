@@ -19,17 +19,17 @@ TOLERANCE = 1e-5
 
 CASES = {
     "normal": {},
-    "more": dict(layers="more", size=(64, 128)),
-    "most": dict(layers="most", size=(128, 128)),
-    "instance norm": dict(norm="instance"),
-    "syncbatch": dict(norm="syncbatch"),
-    "spectral": dict(spectral=True),
-    "spectral, most, z": dict(spectral=True, layers="most", size=(128, 256), z_dim=8),
-    "z": dict(z_dim=16),
-    "wide": dict(ngf=8, nhidden=16, semantic_nc=9),
-    "square": dict(size=(96, 96)),
-    "tall": dict(size=(96, 32)),
-    "cityscapes channels": dict(semantic_nc=36, layers="more", size=(64, 128)),
+    "more": {"layers": "more", "size": (64, 128)},
+    "most": {"layers": "most", "size": (128, 128)},
+    "instance norm": {"norm": "instance"},
+    "syncbatch": {"norm": "syncbatch"},
+    "spectral": {"spectral": True},
+    "spectral, most, z": {"spectral": True, "layers": "most", "size": (128, 256), "z_dim": 8},
+    "z": {"z_dim": 16},
+    "wide": {"ngf": 8, "nhidden": 16, "semantic_nc": 9},
+    "square": {"size": (96, 96)},
+    "tall": {"size": (96, 32)},
+    "cityscapes channels": {"semantic_nc": 36, "layers": "more", "size": (64, 128)},
 }
 
 

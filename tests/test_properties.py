@@ -1,4 +1,4 @@
-"""What makes an edit trustworthy, bit for bit: full ≡ dense, empty ≡ cache, undo ≡ before, chain ≡ one, exact ≡ dense."""
+"""What makes an edit trustworthy, bit for bit: full ≡ dense, empty ≡ cache, undo ≡ before, exact ≡ dense."""
 
 from __future__ import annotations
 
