@@ -1,0 +1,34 @@
+"""Checkpoints in, parameters out: read without PyTorch, without running what is in them, without copying.
+
+    with read_checkpoint("latest_net_G.pth") as checkpoint:      # torch.save (zip, legacy) or safetensors
+        family, config = identify(checkpoint)                    # by its keys; sizes off its shapes
+        parameters = convert(family, checkpoint, expected)       # renamed, folded, checked
+
+Reading: `checkpoint` finds the format and asks `pytorch_zip`, `pytorch_legacy` or `safetensors_file`; the two
+of PyTorch share the pickle machine `unpickle` with its `allowlist`, `storages` and `flatten`. All give
+`tensor.Tensor`s that look into a `mapped` file. Naming: `keymap` with `transforms`, one table per family in
+`families`. Writing: `writer`. Everything wrong with a file is a `CheckpointError`.
+"""
+
+from .checkpoint import Checkpoint, read_checkpoint
+from .errors import CheckpointError
+from .families import FAMILIES, identify
+from .families.native import native_metadata
+from .keymap import Family, Parameters, Rule, convert
+from .tensor import Tensor
+from .writer import write_safetensors
+
+__all__ = [
+    "FAMILIES",
+    "Checkpoint",
+    "CheckpointError",
+    "Family",
+    "Parameters",
+    "Rule",
+    "Tensor",
+    "convert",
+    "identify",
+    "native_metadata",
+    "read_checkpoint",
+    "write_safetensors",
+]

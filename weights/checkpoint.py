@@ -1,0 +1,176 @@
+"""A path in; a `Checkpoint` out: tensors by name, read when asked for, whatever wrote the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType, TracebackType
+
+from .errors import CheckpointError
+from .flatten import Flat, Scalar
+from .mapped import MappedFile
+from .pytorch_legacy import MAGIC_BYTES, read_legacy
+from .pytorch_zip import SIGNATURE, read_zip
+from .safetensors_file import header_bytes, read_safetensors
+from .tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one file, by dotted name; their numbers are read from the mapped file when asked for.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    format : str
+        "pytorch-zip", "pytorch-legacy" or "safetensors".
+    tensors : mapping of str to Tensor
+        Nested dicts and lists are flattened: `{"model": {"x": ...}}` is "model.x".
+    metadata : mapping of str to str, int, float, bool or None
+        Plain values found beside the tensors, or the metadata of a safetensors file.
+    placeholders : tuple of str
+        Classes of training frameworks whose objects the file holds: seen, and neither built nor read.
+    prefix : str
+        What `under` took off the names of the tensors.
+    """
+
+    path: str
+    format: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Scalar]
+    placeholders: tuple[str, ...] = ()
+    prefix: str = ""
+    _file: MappedFile | None = field(default=None, repr=False, compare=False)
+
+    def under(self, prefix: str) -> Checkpoint:
+        """The tensors whose names begin with `prefix`, named without it; the rest is set aside.
+
+        The file stays shared: closing either closes both.
+        """
+        if not prefix:
+            return self
+        kept = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+        return replace(self, tensors=MappingProxyType(kept), prefix=self.prefix + prefix)
+
+    def close(self) -> None:
+        """Let go of the file. Arrays that were read keep what they look into."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint of torch.save (zip or legacy) or safetensors; its content tells which, not its name.
+
+    Only the file's structure is read; it is memory-mapped, and nothing in it is ever executed.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Returns
+    -------
+    Checkpoint
+        To be closed, or used in a `with` statement.
+
+    Raises
+    ------
+    CheckpointError
+        For everything that is wrong with the file: which file, what, where in it, and what to do.
+    """
+    try:
+        return open_checkpoint(path)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, LookupError, MemoryError, RecursionError) as error:
+        # No file is known that comes here. Should one exist, its owner sees a sentence and not a traceback.
+        raise CheckpointError(
+            f"is damaged in a way that no check foresaw ({type(error).__name__})",
+            path=os.fspath(path),
+            advice="Download or copy it again, and report this file if that does not help",
+        ) from error
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """`read_checkpoint` without its net: what the fuzz tests call."""
+    file = MappedFile(path)
+    try:
+        return _open(file)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, CheckpointError) and not error.path:
+            error.path = file.path
+        raise
+
+
+def _open(file: MappedFile) -> Checkpoint:
+    head = file.bytes[:512]
+    flat: Flat | None = None
+    metadata: Mapping[str, Scalar]
+    if head.startswith(SIGNATURE):
+        kind = "pytorch-zip"
+        tensors, flat = read_zip(file)
+    elif head.startswith(b"\x80") and MAGIC_BYTES in head[:32]:
+        kind = "pytorch-legacy"
+        tensors, flat = read_legacy(file)
+    elif header_bytes(file) is not None:
+        kind = "safetensors"
+        tensors, metadata = read_safetensors(file)
+    else:
+        raise _unknown(head)
+    if flat is not None:
+        metadata = flat.values
+    return Checkpoint(
+        path=file.path,
+        format=kind,
+        tensors=MappingProxyType(tensors),
+        metadata=MappingProxyType(dict(metadata)),
+        placeholders=tuple(flat.placeholders) if flat else (),
+        _file=file,
+    )
+
+
+# What people have in hand when it is no checkpoint, by how it begins.
+_OTHERS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself", "Run: git lfs pull"),
+    (b"\x1f\x8b", "is compressed with gzip", "Unpack it first"),
+    (b"BZh", "is compressed with bzip2", "Unpack it first"),
+    (b"\xfd7zXZ", "is compressed with xz", "Unpack it first"),
+    (b"7z\xbc\xaf", "is a 7-Zip archive", "Unpack it first"),
+    (b"GGUF", "is a GGUF file", "Get the model's safetensors or PyTorch file instead"),
+    (b"\x89HDF", "is an HDF5 file", "Get the model's safetensors or PyTorch file instead"),
+    (b"\x93NUMPY", "is a NumPy array", "Get the model's safetensors or PyTorch file instead"),
+    (b"PK\x05\x06", "is an empty zip archive", "Download or copy it again"),
+)
+
+
+def _unknown(head: bytes) -> CheckpointError:
+    for beginning, what, advice in _OTHERS:
+        if head.startswith(beginning):
+            return CheckpointError(what, advice=advice)
+    if head.lstrip()[:1] == b"<":
+        return CheckpointError("is a web page", advice="The download failed: open its address in a browser")
+    if head[257:262] == b"ustar":
+        return CheckpointError(
+            "is a tar archive: a PyTorch file from before 0.4, or a packed folder",
+            advice="Unpack it, or load and save it again with a PyTorch from 0.4 on",
+        )
+    if head.startswith(b"\x80"):
+        return CheckpointError(
+            "is a plain pickle, without torch.save's magic number",
+            advice="Pickles run code when they are loaded: ask its author for a safetensors file",
+        )
+    return CheckpointError(
+        "is in no known format: neither torch.save's (zip or legacy) nor safetensors",
+        advice="The file is cut short or damaged, or no checkpoint: download or copy it again",
+    )

@@ -1,0 +1,50 @@
+"""What was wrong with a checkpoint, in the words of the person who has the file."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, does not fit, or could not be written.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong, as a sentence without its full stop.
+    path : str
+        The file. The readers below `read_checkpoint` leave it out; `read_checkpoint` fills it in.
+    where : str
+        The place inside the file: an archive entry, a byte, a tensor's name.
+    advice : str
+        What to do about it, as a sentence without its full stop.
+    """
+
+    def __init__(self, what: str, *, path: str = "", where: str = "", advice: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = path
+        self.where = where
+        self.advice = advice
+
+    def __str__(self) -> str:
+        message = ": ".join(part for part in (self.path, self.where, self.what) if part)
+        return f"{message}. {self.advice}." if self.advice else message
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """A name out of an untrusted file, safe to print: one line, ASCII, at most `limit` characters.
+
+    A file may name its tensors with terminal escape sequences, or with a megabyte of text.
+    """
+    if not isinstance(text, (str, bytes)):
+        # Never repr() a value out of a file: nested a million deep, it would exhaust the stack.
+        return str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
+    if isinstance(text, bytes):
+        text = text[: limit + 1].decode("latin-1")
+    safe = ascii(text[: limit + 1])[1:-1]
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+
+def listed(items: list[str], limit: int = 8) -> str:
+    """`items` joined by commas, a long list cut short with how many were left out."""
+    head = ", ".join(items[:limit])
+    return head if len(items) <= limit else f"{head}, and {len(items) - limit} more"

@@ -1,0 +1,68 @@
+"""What a pickle held in; tensors and plain values by dotted name out."""
+
+from __future__ import annotations
+
+from .allowlist import Global, Placeholder
+from .errors import CheckpointError, shown
+from .limits import MAX_DEPTH, MAX_ENTRIES, Budget
+from .tensor import Layout
+
+Scalar = str | int | float | bool | None
+
+_VISIT_COST = 160
+
+
+class Flat:
+    """The leaves of a checkpoint: tensors, the plain values beside them, and what was seen but not read."""
+
+    def __init__(self, root: object, budget: Budget) -> None:
+        self.tensors: dict[str, Layout] = {}
+        self.values: dict[str, Scalar] = {}
+        self.placeholders: dict[str, None] = {}
+        self._budget = budget
+        self._visits = 0
+        self._open: set[int] = set()
+        if isinstance(root, Layout):
+            self.tensors["tensor"] = root
+        else:
+            self._visit("", root)
+
+    def _visit(self, name: str, value: object) -> None:
+        self._visits += 1
+        if self._visits > MAX_ENTRIES:
+            raise CheckpointError(f"the file unfolds into more than {MAX_ENTRIES} entries")
+        self._budget.take(_VISIT_COST + 4 * len(name))
+        kind = type(value)
+        if kind is Layout:
+            if name in self.tensors:
+                raise CheckpointError("two tensors have the same dotted name", where=shown(name))
+            self.tensors[name] = value  # type: ignore[assignment]
+        elif kind is dict or kind is list or kind is tuple:
+            self._enter(name, value)
+        elif kind in (str, int, float, bool, type(None)):
+            self.values[name] = value  # type: ignore[assignment]
+        elif kind is Placeholder or kind is Global:
+            self.placeholders[value.name] = None  # type: ignore[attr-defined]
+        # Bytes and bare storages have no name among tensors and no meaning among plain values.
+
+    def _enter(self, name: str, container: object) -> None:
+        assert isinstance(container, (dict, list, tuple))
+        if id(container) in self._open:
+            raise CheckpointError("a container holds itself", where=shown(name))
+        if len(self._open) >= MAX_DEPTH:
+            raise CheckpointError(f"containers are nested more than {MAX_DEPTH} deep", where=shown(name))
+        self._open.add(id(container))
+        prefix = name + "." if name else ""
+        if isinstance(container, dict):
+            for key, value in container.items():
+                self._visit(prefix + _key(key), value)
+        else:
+            for index, value in enumerate(container):
+                self._visit(f"{prefix}{index}", value)
+        self._open.discard(id(container))
+
+
+def _key(key: object) -> str:
+    if isinstance(key, (Global, Placeholder)):
+        return key.name
+    return key.decode("latin-1") if isinstance(key, bytes) else str(key)

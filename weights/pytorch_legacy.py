@@ -1,0 +1,90 @@
+"""A file of torch.save before 1.6 (or with the old serialisation) in; tensors that look into the map out.
+
+Five pickles in a row (magic number, protocol, the machine's properties, the object, the storages' keys); then
+for each key an 8-byte count of elements and the elements.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from .dtypes import DTYPES
+from .errors import CheckpointError, shown
+from .flatten import Flat
+from .limits import Budget
+from .mapped import MappedFile
+from .storages import StorageTable
+from .tensor import Tensor
+from .unpickle import Unpickler
+
+MAGIC = 0x1950A86A20F9469CFC6C
+MAGIC_BYTES = MAGIC.to_bytes(10, "little")
+PROTOCOL = 1001
+
+_COUNT = struct.Struct("<q")
+_CUT_SHORT = "The file is cut short or damaged: download or copy it again"
+
+
+def read_legacy(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
+    """Read `file`'s pickles and the places of its storages; the tensors' bytes stay where they are.
+
+    Raises
+    ------
+    CheckpointError
+        Where the file is not one that torch.save writes, or its parts contradict each other.
+    """
+    budget = Budget(file.size)
+    storages = StorageTable(fields=6)
+    machine = Unpickler(file.bytes, 0, file.size, where="header", budget=budget)
+    magic, protocol, system = machine.load(), machine.load(), machine.load()
+    if type(magic) is not int or magic != MAGIC or type(protocol) is not int or protocol != PROTOCOL:
+        raise CheckpointError("has another magic number or protocol than torch.save writes", where="header")
+    if type(system) is not dict or system.get("little_endian") is not True:
+        raise CheckpointError(
+            "was written on a big-endian machine", where="header", advice="Save it again with a new PyTorch"
+        )
+    machine.where, machine.persistent = "the object's pickle", storages.find
+    root = machine.load()
+    machine.where, machine.persistent = "the list of storages", None
+    keys = machine.load()
+    _place(file, machine.position, keys, storages)
+    flat = Flat(root, budget)
+    return {name: Tensor(name, layout, file) for name, layout in flat.tensors.items()}, flat
+
+
+def _place(file: MappedFile, position: int, keys: object, storages: StorageTable) -> None:
+    """Walk over the storages' bytes behind the pickles, and give each its place."""
+    if type(keys) is not list:
+        raise CheckpointError("is no list", where="the list of storages", advice=_CUT_SHORT)
+    waiting = dict(storages.by_key)
+    for key in keys:
+        storage = waiting.pop(key, None) if type(key) is str else None
+        if storage is None:
+            raise CheckpointError(
+                f"names storage {shown(key)!r} twice, or without a tensor that uses it",
+                where="the list of storages",
+                advice=_CUT_SHORT,
+            )
+        where = f"storage {shown(key)!r} at byte {position}"
+        if position + _COUNT.size > file.size:
+            raise CheckpointError("begins past the end of the file", where=where, advice=_CUT_SHORT)
+        (count,) = _COUNT.unpack_from(file.bytes, position)
+        expected = storage.nbytes // DTYPES[storage.dtype].itemsize
+        if count != expected:
+            raise CheckpointError(
+                f"has {count} elements, the pickle says {expected}", where=where, advice=_CUT_SHORT
+            )
+        storage.start = position + _COUNT.size
+        position = storage.start + storage.nbytes
+        if position > file.size:
+            raise CheckpointError(
+                f"needs {storage.nbytes} bytes, {file.size - storage.start} are left",
+                where=where,
+                advice=_CUT_SHORT,
+            )
+    if waiting:
+        missing = shown(next(iter(waiting)))
+        raise CheckpointError(
+            f"lacks storage {missing!r}, which a tensor uses", where="the list of storages", advice=_CUT_SHORT
+        )
+    storages.place_windows()

@@ -1,0 +1,81 @@
+"""A file of torch.save (zip, PyTorch 1.6 and later) in; tensors that look into the mapped file out."""
+
+from __future__ import annotations
+
+from .errors import CheckpointError, shown
+from .flatten import Flat
+from .limits import Budget
+from .mapped import MappedFile
+from .storages import StorageTable
+from .stored_zip import Entry, read_directory
+from .tensor import Storage, Tensor
+from .unpickle import Unpickler
+
+SIGNATURE = b"PK\x03\x04"
+
+
+def read_zip(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
+    """Read `file`'s directory and pickle; the tensors' bytes stay where they are.
+
+    Raises
+    ------
+    CheckpointError
+        Where the archive is not one that torch.save writes, or its parts contradict each other.
+    """
+    budget = Budget(file.size)
+    entries = read_directory(file.bytes, file.size, budget)
+    if "constants.pkl" in entries or any(name.startswith("code/") for name in entries):
+        raise CheckpointError(
+            "is a TorchScript archive: a program with its weights",
+            advice="Save the weights alone: torch.save(torch.jit.load(path).state_dict(), other_path)",
+        )
+    pickle = entries.get("data.pkl")
+    if pickle is None:
+        raise CheckpointError(
+            "is a zip archive without data.pkl, so not from torch.save",
+            advice="If it holds a checkpoint file, unpack it and give that file",
+        )
+    storages = StorageTable(fields=5)
+
+    def find(identity: object) -> Storage:
+        storage = storages.find(identity)
+        if storage.start < 0:
+            _place(storage, entries)
+        return storage
+
+    end = pickle.start + pickle.size
+    machine = Unpickler(file.bytes, pickle.start, end, where="data.pkl", budget=budget, persistent=find)
+    root = machine.load()
+    if machine.position != end:
+        raise CheckpointError(f"{end - machine.position} bytes follow the pickle", where="data.pkl")
+    flat = Flat(root, budget)
+    big_endian = _big_endian(file, entries)
+    tensors = {
+        name: Tensor(name, layout, file, big_endian=big_endian) for name, layout in flat.tensors.items()
+    }
+    return tensors, flat
+
+
+def _place(storage: Storage, entries: dict[str, Entry]) -> None:
+    entry = entries.get("data/" + storage.key)
+    if entry is None:
+        raise CheckpointError(
+            f"the pickle mentions storage {shown(storage.key)!r}, which is not in the archive",
+            advice="The file is damaged: download or copy it again",
+        )
+    if entry.size != storage.nbytes:
+        raise CheckpointError(
+            f"storage {shown(storage.key)!r} has {storage.nbytes} bytes by the pickle, {entry.size} in the file",
+            advice="The file is damaged: download or copy it again",
+        )
+    storage.start = entry.start
+
+
+def _big_endian(file: MappedFile, entries: dict[str, Entry]) -> bool:
+    entry = entries.get("byteorder")
+    if entry is None:
+        return False  # Files before PyTorch 2.1 do not say, and are little-endian.
+    order = file.bytes[entry.start : entry.start + min(entry.size, 16)]
+    if order not in (b"little", b"big"):
+        raise CheckpointError(f"is {shown(order)!r}, expected little or big", where="entry byteorder")
+    return order == b"big"

@@ -1,0 +1,224 @@
+"""A zip archive in, the place of each entry out; for archives that store their entries, and only for those.
+
+`zipfile` believes what an archive says of itself. This reads the same structures, but believes nothing:
+entries are stored (so there is nothing to inflate), lie inside the file, do not overlap, agree with their own
+headers, and have one plain name each, all under one root. So an archive is never larger than its file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .errors import CheckpointError, shown
+from .limits import MAX_STORAGES, Budget
+
+_END = struct.Struct("<4sHHHHIIH")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_LOCATOR64 = struct.Struct("<4sIQI")
+_CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+
+_ENCRYPTED = 0x1 | 0x40
+_STORED = 0
+_IN_ZIP64 = 0xFFFFFFFF
+_ENTRY_COST = 512
+_LONGEST_NAME = 512
+
+_CUT_SHORT = "The file is cut short or damaged: download or copy it again"
+_REFUSED = "torch.save does not write such archives: get the file from its source again"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The bytes of one entry: `file[start:start + size]`."""
+
+    start: int
+    size: int
+
+
+def _damaged(what: str, where: str = "zip directory") -> CheckpointError:
+    return CheckpointError(what, where=where, advice=_CUT_SHORT)
+
+
+def _directory(data: mmap.mmap, size: int) -> tuple[int, int, int]:
+    """Start, length and entry count of the central directory."""
+    # The end record is the last thing in the file; a comment of up to 64 KiB may follow it.
+    at = data.rfind(b"PK\x05\x06", max(0, size - _END.size - 0xFFFF))
+    if at < 0 or at + _END.size > size:
+        raise _damaged("the archive has no end record")
+    _, disk, first_disk, here, count, length, start, comment = _END.unpack_from(data, at)
+    if at + _END.size + comment != size:
+        raise _damaged("the archive's end record does not end the file")
+    limit = at
+    if disk or first_disk or here != count:
+        raise _damaged("the archive claims to be spread over several disks")
+    locator = at - _LOCATOR64.size
+    if locator >= 0 and data[locator : locator + 4] == b"PK\x06\x07":
+        _, disk, limit, disks = _LOCATOR64.unpack_from(data, locator)
+        if disk or disks > 1 or limit + _END64.size > locator:
+            raise _damaged("the archive's zip64 record lies outside it")
+        signature, _, _, _, disk, first_disk, here, count64, length64, start64 = _END64.unpack_from(
+            data, limit
+        )
+        if signature != b"PK\x06\x06" or disk or first_disk or here != count64:
+            raise _damaged("the archive's zip64 record is not one")
+        for small, large, marker in (
+            (count, count64, 0xFFFF),
+            (length, length64, _IN_ZIP64),
+            (start, start64, _IN_ZIP64),
+        ):
+            if small not in (large, marker):
+                raise _damaged("the archive's two end records contradict each other")
+        count, length, start = count64, length64, start64
+    if start + length > limit or count * _CENTRAL.size > length:
+        raise _damaged(
+            f"the archive claims {count} entries in {length} bytes at byte {start}, past its own end"
+        )
+    return start, length, count
+
+
+def _zip64_fields(extra: bytes, values: list[int], name: str) -> list[int]:
+    """`values` (size, packed size, offset), with those that did not fit 32 bits read from the extra field."""
+    wanted = [index for index, value in enumerate(values) if value == _IN_ZIP64]
+    at = 0
+    while wanted and at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        at += 4
+        if kind == 1:
+            if length < 8 * len(wanted) or at + 8 * len(wanted) > len(extra):
+                break
+            for index, value in zip(wanted, struct.unpack_from(f"<{len(wanted)}Q", extra, at), strict=True):
+                values[index] = value
+            return values
+        at += length
+    if wanted:
+        raise _damaged("its 64-bit size is missing", f"entry {shown(name)}")
+    return values
+
+
+def _checked_name(raw: bytes) -> str:
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _damaged(f"an entry's name is not UTF-8: {shown(raw)}") from None
+    parts = name.split("/")
+    if "\\" in name or "\0" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
+        raise CheckpointError(f"an entry's name is no plain path: {shown(name)}", advice=_REFUSED)
+    if len(parts) < 2:
+        raise CheckpointError(
+            f"an entry lies outside the archive's one folder: {shown(name)}", advice=_REFUSED
+        )
+    return name
+
+
+def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entry]:
+    """Where the entries of a stored zip archive lie.
+
+    Parameters
+    ----------
+    data : mmap
+        The mapped file.
+    size : int
+        Its bytes.
+    budget : Budget
+        What the table may cost.
+
+    Returns
+    -------
+    dict of str to Entry
+        By name without the root folder: "data.pkl", "data/0".
+
+    Raises
+    ------
+    CheckpointError
+        For compressed or encrypted entries, sizes and places outside the file, overlaps, names that are no
+        plain paths, come twice, or lie under more than one root.
+    """
+    start, length, count = _directory(data, size)
+    if count > MAX_STORAGES:
+        raise CheckpointError(
+            f"the archive has {count} entries, at most {MAX_STORAGES} are read", advice=_REFUSED
+        )
+    at, end = start, start + length
+    entries: dict[str, Entry] = {}
+    spans: list[tuple[int, int]] = []
+    root = ""
+    for _ in range(count):
+        if at + _CENTRAL.size > end:
+            raise _damaged("the directory ends in the middle of an entry")
+        (
+            signature,
+            _,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            _,
+            packed,
+            unpacked,
+            name_bytes,
+            extra_bytes,
+            comment_bytes,
+        ) = _CENTRAL.unpack_from(data, at)[:13]
+        offset = _CENTRAL.unpack_from(data, at)[16]
+        if signature != b"PK\x01\x02":
+            raise _damaged(f"there is no entry at byte {at}")
+        names_at = at + _CENTRAL.size
+        at = names_at + name_bytes + extra_bytes + comment_bytes
+        if at > end:
+            raise _damaged("an entry is longer than the directory")
+        if name_bytes > _LONGEST_NAME:
+            raise _damaged(f"an entry's name has {name_bytes} bytes")
+        budget.take(_ENTRY_COST + 2 * name_bytes)
+        raw_name = data[names_at : names_at + name_bytes]
+        full = _checked_name(raw_name)
+        where = f"entry {shown(full)}"
+        if flags & _ENCRYPTED:
+            raise CheckpointError("is encrypted", where=where, advice=_REFUSED)
+        if method != _STORED:
+            raise CheckpointError(f"is compressed (method {method})", where=where, advice=_REFUSED)
+        extra = data[names_at + name_bytes : names_at + name_bytes + extra_bytes]
+        unpacked, packed, offset = _zip64_fields(extra, [unpacked, packed, offset], full)
+        if packed != unpacked:
+            raise _damaged(f"is stored, yet {packed} bytes hold {unpacked}", where)
+        entry = _local(data, offset, packed, raw_name, start, where)
+        spans.append((offset, entry.start + entry.size))
+        folder, _, name = full.partition("/")
+        if root and folder != root:
+            raise CheckpointError(
+                f"the archive has two roots, {shown(root)} and {shown(folder)}", where=where, advice=_REFUSED
+            )
+        root = folder
+        if name in entries:
+            raise CheckpointError("comes twice in the archive", where=where, advice=_REFUSED)
+        entries[name] = entry
+    if at != end:
+        raise _damaged(f"the directory has {end - at} bytes more than its {count} entries")
+    spans.sort()
+    for (_, before), (after, _) in pairwise(spans):
+        if after < before:
+            raise CheckpointError(f"two entries share the bytes from {after} on", advice=_REFUSED)
+    return entries
+
+
+def _local(data: mmap.mmap, offset: int, size: int, raw_name: bytes, limit: int, where: str) -> Entry:
+    """The bytes of an entry, from its own header, which must agree with the directory's."""
+    if offset + _LOCAL.size > limit:
+        raise _damaged(f"begins at byte {offset}, past the end of the data", where)
+    signature, _, flags, method, _, _, _, packed, unpacked, name_bytes, extra_bytes = _LOCAL.unpack_from(
+        data, offset
+    )
+    names_at = offset + _LOCAL.size
+    if signature != b"PK\x03\x04" or data[names_at : names_at + name_bytes] != raw_name:
+        raise _damaged("its own header names another entry", where)
+    # 0: the sizes follow the data (so torch.save streams them); all ones: they are in the extra field.
+    if flags & _ENCRYPTED or method != _STORED or {packed, unpacked} - {size, 0, _IN_ZIP64}:
+        raise _damaged("its own header contradicts the directory", where)
+    start = names_at + name_bytes + extra_bytes
+    if start + size > limit:
+        raise _damaged(f"its {size} bytes at byte {start} run past the end of the data", where)
+    return Entry(start, size)

@@ -1,0 +1,168 @@
+"""Where a tensor's numbers lie in a mapped file, checked; NumPy arrays out, when they are asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .dtypes import DTYPES
+from .errors import CheckpointError, shown
+from .limits import MAX_DIMENSIONS
+from .mapped import MappedFile
+
+_LARGEST = 1 << 62
+
+
+@dataclass(eq=False)
+class Storage:
+    """A run of bytes that tensors look into. `start` is its place in the file, -1 until that is known."""
+
+    dtype: str
+    key: str
+    nbytes: int
+    start: int = -1
+
+
+@dataclass(eq=False, frozen=True)
+class Layout:
+    """A tensor as a file describes it, checked against its storage. Strides and offset in elements."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides in elements."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 1, 0, -1):
+        strides[axis - 1] = strides[axis] * max(shape[axis], 1)
+    return tuple(strides)
+
+
+def _whole(values: object, what: str) -> tuple[int, ...]:
+    """`values` as a tuple of counts. A bool is an int to Python, but never a size."""
+    if type(values) not in (tuple, list):
+        raise CheckpointError(f"a tensor's {what} is a {type(values).__name__}, expected a tuple")
+    assert isinstance(values, (tuple, list))
+    if len(values) > MAX_DIMENSIONS:
+        raise CheckpointError(f"a tensor has {len(values)} dimensions, at most {MAX_DIMENSIONS} are read")
+    for value in values:
+        if type(value) is not int or not 0 <= value < _LARGEST:
+            raise CheckpointError(f"a tensor's {what} holds {shown(value)}, expected a count of 0 or more")
+    return tuple(values)
+
+
+def checked_layout(
+    storage: object, dtype: str | None, offset: object, size: object, stride: object
+) -> Layout:
+    """A tensor over a storage, every element of it inside the storage.
+
+    Parameters
+    ----------
+    storage : Storage
+        What the tensor looks into.
+    dtype : str or None
+        The element type; None for the storage's own.
+    offset, size, stride : int, tuple of int, tuple of int
+        As the file says them, in elements: not trusted.
+    """
+    if not isinstance(storage, Storage):
+        raise CheckpointError(f"a tensor is built over a {type(storage).__name__}, expected a storage")
+    shape, strides = _whole(size, "size"), _whole(stride, "stride")
+    if len(shape) != len(strides):
+        raise CheckpointError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+    if type(offset) is not int or not 0 <= offset < _LARGEST:
+        raise CheckpointError(f"a tensor's offset is {shown(offset)}, expected a count of 0 or more")
+    name = dtype or storage.dtype
+    itemsize = DTYPES[name].itemsize
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if math.prod(n for n in shape if n) * itemsize >= _LARGEST:
+        raise CheckpointError(f"a tensor claims the impossible shape {list(shape)}")
+    if 0 not in shape and (last + 1) * itemsize > storage.nbytes:
+        raise CheckpointError(
+            f"a tensor of shape {list(shape)}, strides {list(strides)}, offset {offset} reaches"
+            f" element {last} of storage {shown(storage.key)!r}, which has {storage.nbytes // itemsize}"
+        )
+    return Layout(storage, name, offset, shape, strides)
+
+
+class Tensor:
+    """One tensor of a checkpoint: its description now, its numbers when `numpy()` is called.
+
+    Attributes
+    ----------
+    name : str
+        The dotted name.
+    shape : tuple of int
+        Its shape, in the file's own axis order.
+    dtype : str
+        Its element type as stored: "float16", "bfloat16", "float32", "int64", "bool", ...
+    nbytes : int
+        The bytes of its elements as stored.
+    """
+
+    __slots__ = ("_big_endian", "_file", "_start", "_strides", "dtype", "name", "nbytes", "shape")
+
+    def __init__(self, name: str, layout: Layout, file: MappedFile, *, big_endian: bool = False) -> None:
+        itemsize = DTYPES[layout.dtype].itemsize
+        self.name = name
+        self.dtype = layout.dtype
+        self.shape = layout.shape
+        self.nbytes = math.prod(layout.shape) * itemsize
+        self._strides = tuple(step * itemsize for step in layout.strides)
+        self._start = layout.storage.start + layout.offset * itemsize
+        self._file = file
+        self._big_endian = big_endian
+        # Strides of 0 make a view of any size over one element: harmless to look at, fatal to copy.
+        if self.nbytes > file.size:
+            raise CheckpointError(
+                f"claims {self.nbytes} bytes by repeating elements, more than the whole file's {file.size}",
+                where=shown(name),
+            )
+
+    def __repr__(self) -> str:
+        return f"Tensor({shown(self.name)!r}, {self.dtype}, {list(self.shape)})"
+
+    def numpy(self) -> np.ndarray:
+        """The numbers, as a read-only array of `shape`.
+
+        A view into the mapped file, without a copy, wherever NumPy has the type and the file the alignment.
+        bfloat16 is widened to float32 (exact); bool and misaligned elements are copied.
+
+        Raises
+        ------
+        CheckpointError
+            After the checkpoint was closed, or for float8.
+        """
+        dtype = DTYPES[self.dtype]
+        if not dtype.stored:
+            raise CheckpointError(
+                f"has the element type {self.dtype}, which is not converted",
+                path=self._file.path,
+                where=shown(self.name),
+                advice="Save it as float16, bfloat16 or float32",
+            )
+        stored = np.dtype((">" if self._big_endian else "<") + dtype.stored)
+        source = self._file.bytes
+        if 0 in self.shape:
+            array = np.zeros(self.shape, stored)
+        else:
+            # NumPy checks once more that the view lies inside the map.
+            array = np.ndarray(self.shape, stored, source, self._start, self._strides)
+        if self.dtype == "bfloat16":
+            # A bfloat16 is the upper half of the float32 of the same value.
+            wide = array.astype(np.uint32)
+            wide <<= 16
+            array = wide.view(np.float32)
+        elif self.dtype == "bool":
+            # Any byte may stand in the file, but NumPy's bool knows only 0 and 1.
+            array = np.asarray(array != 0)
+        elif not array.flags.aligned or not stored.isnative:
+            array = array.astype(stored.newbyteorder("="))
+        array.flags.writeable = False
+        return array
