@@ -1,0 +1,45 @@
+"""sparsegen's own files: safetensors whose names are the model's parameter paths, and whose metadata says which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..keymap import Family, Rule
+
+MODEL_KEY = "sparsegen.family"
+CONFIG_KEY = "sparsegen.config"
+
+_LONGEST_CONFIG = 1 << 16
+
+
+def native_metadata(model: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata that lets `identify` read a file back: the network's name and its configuration."""
+    return {MODEL_KEY: model, CONFIG_KEY: json.dumps(dict(config), sort_keys=True)}
+
+
+def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    model = checkpoint.metadata.get(MODEL_KEY)
+    text = checkpoint.metadata.get(CONFIG_KEY)
+    if checkpoint.format != "safetensors" or checkpoint.prefix or model is None:
+        return None
+    config: object = None
+    if isinstance(text, str) and len(text) <= _LONGEST_CONFIG:
+        try:
+            config = json.loads(text)
+        except (ValueError, RecursionError):
+            config = None
+    plain = (str, int, float, bool, type(None))
+    if not isinstance(config, dict) or not all(isinstance(value, plain) for value in config.values()):
+        raise CheckpointError(
+            "is no JSON object of plain values",
+            where=f"metadata {CONFIG_KEY}",
+            advice="Save the model again with write_safetensors and native_metadata",
+        )
+    return {**config, "model": str(model)}
+
+
+SPARSEGEN = Family("sparsegen", "", (Rule(r"(?P<path>.+)", ("{path}",)),), _recognise)

@@ -1,0 +1,167 @@
+"""GauGAN's generator (SPADE) as NVlabs and SIGE save it: how to know it, its sizes, and its key tables.
+
+Sources: github.com/NVlabs/SPADE (models/networks) and github.com/lmxyy/sige (gaugan/models), read for names,
+shapes and the order of fused rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..keymap import Family, Rule
+from ..tensor import Tensor
+
+_BLOCK = r"(?P<block>head_0|G_middle_[01]|up_[0-4])"
+_NORM = rf"{_BLOCK}\.(?P<norm>norm_[01s])"
+_CONV = rf"(?P<conv>{_BLOCK}\.conv_[01s])"
+
+# Rows that are gone at inference, or that parameters of this model are made without.
+_COUNTER = "how many batches the statistics saw; inference does not ask"
+
+_ENDS = (
+    Rule(r"(?P<name>(?:fc|conv_img)\.(?:weight|bias))", ("{name}",)),
+    Rule(rf"{_CONV}\.bias", ("{conv}.bias",)),
+    Rule(rf"{_NORM}\.param_free_norm\.running_mean", ("{block}.{norm}.norm.mean",)),
+    Rule(rf"{_NORM}\.param_free_norm\.running_var", ("{block}.{norm}.norm.var",)),
+    Rule(rf"{_NORM}\.param_free_norm\.num_batches_tracked", ignored=_COUNTER),
+)
+
+_PLAIN_CONVOLUTIONS = (Rule(rf"{_CONV}\.weight", ("{conv}.weight",)),)
+
+# torch.nn.utils.spectral_norm has saved two things in its life. Since PyTorch 0.4.1: weight_orig, weight_u
+# and weight_v, from which the weight is computed. Before: weight_orig, weight_u and the computed weight
+# itself.
+_SPECTRAL_CONVOLUTIONS = (
+    Rule(rf"{_CONV}\.weight_orig", ("{conv}.weight",), "spectral", "orig", when="{conv}.weight_v"),
+    Rule(rf"{_CONV}\.weight_u", ("{conv}.weight",), "spectral", "u", when="{conv}.weight_v"),
+    Rule(rf"{_CONV}\.weight_v", ("{conv}.weight",), "spectral", "v"),
+    Rule(rf"{_CONV}\.weight", ("{conv}.weight",), unless="{conv}.weight_v"),
+    Rule(rf"{_CONV}\.weight", ignored="computed again from weight_orig", when="{conv}.weight_v"),
+    Rule(rf"{_CONV}\.weight_(?:orig|u|bar)", ignored="the weight lies beside it", unless="{conv}.weight_v"),
+)
+
+_SEPARATE_MLPS = (
+    Rule(rf"{_NORM}\.mlp_shared\.0\.(?P<kind>weight|bias)", ("{block}.{norm}.mlp_shared.{kind}",)),
+    Rule(
+        rf"{_NORM}\.mlp_gamma\.(?P<kind>weight|bias)",
+        ("{block}.{norm}.mlp_gamma_beta.{kind}",),
+        "stack",
+        "first",
+    ),
+    Rule(
+        rf"{_NORM}\.mlp_beta\.(?P<kind>weight|bias)",
+        ("{block}.{norm}.mlp_gamma_beta.{kind}",),
+        "stack",
+        "second",
+    ),
+)
+
+# SIGE computes the hidden layers of a block's two or three norms in one convolution: their rows follow one
+# another.
+_FUSED_MLPS = (
+    Rule(
+        rf"{_BLOCK}\.mlp_shared\.0\.(?P<kind>weight|bias)",
+        tuple("{block}." + norm + ".mlp_shared.{kind}" for norm in ("norm_0", "norm_1", "norm_s")),
+        "split",
+    ),
+    Rule(rf"{_NORM}\.mlp_gamma_beta\.(?P<kind>weight|bias)", ("{block}.{norm}.mlp_gamma_beta.{kind}",)),
+)
+
+_LARGEST_NGF = 4096
+
+# Input channels of the published generators that have an instance edge map as the last of them: Cityscapes
+# (34 labels, "don't care", edges) and COCO-Stuff (182, "don't care", edges). ADE20K (151) has none.
+_CITYSCAPES = 36
+_WITH_EDGES = (_CITYSCAPES, 184)
+
+
+def _spectral(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    conv = re.compile(rf"{_CONV}\.weight_(?:orig|u|v|bar)")
+    if not any(conv.fullmatch(name) for name in checkpoint.tensors):
+        return None
+    return _separate(checkpoint)
+
+
+def _plain(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    return None if _spectral(checkpoint) is not None else _separate(checkpoint)
+
+
+def _separate(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    for _, shape in _shapes(checkpoint.tensors, rf"{_NORM}\.mlp_shared\.0\.weight", 4):
+        return _config(checkpoint.tensors, semantic_nc=shape[1], nhidden=shape[0], kernel_size=shape[2])
+    return None
+
+
+def _fused(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    for found, shape in _shapes(checkpoint.tensors, rf"{_BLOCK}\.mlp_shared\.0\.weight", 4):
+        # Blocks that keep their width have two norms, those that narrow it have one more for the shortcut.
+        norms = 3 if found["block"].startswith("up_") else 2
+        nhidden = shape[0] // norms
+        return _config(checkpoint.tensors, semantic_nc=shape[1], nhidden=nhidden, kernel_size=shape[2])
+    return None
+
+
+def _shapes(
+    tensors: Mapping[str, Tensor], pattern: str, dimensions: int
+) -> Iterator[tuple[re.Match[str], tuple[int, ...]]]:
+    compiled = re.compile(pattern)
+    for name, tensor in tensors.items():
+        found = compiled.fullmatch(name)
+        if found and len(tensor.shape) == dimensions and all(tensor.shape):
+            yield found, tensor.shape
+
+
+def _config(
+    tensors: Mapping[str, Tensor], *, semantic_nc: int, nhidden: int, kernel_size: int
+) -> dict[str, Any]:
+    """The network's configuration, as far as a file can tell it.
+
+    'normal' and 'more' have the same parameters: Cityscapes was trained with 'more', the others with
+    'normal', and the number of input channels says which this is. Nor can a file tell whether the last input
+    is an edge map. Both can be overridden where the model is loaded.
+    """
+    most = any(name.startswith("up_4.") for name in tensors)
+    ngf = _ngf(tensors, most)
+    fc = tensors["fc.weight"].shape if "fc.weight" in tensors else ()
+    z_dim = fc[1] if len(fc) == 2 else 0
+    instance = not any(name.endswith(".param_free_norm.running_mean") for name in tensors)
+    return {
+        "ngf": ngf,
+        "semantic_nc": semantic_nc,
+        "nhidden": nhidden,
+        "num_upsampling_layers": "most" if most else "more" if semantic_nc == _CITYSCAPES else "normal",
+        "norm": "instance" if instance else "batch",
+        "edge_channel": semantic_nc in _WITH_EDGES,
+        "z_dim": z_dim,
+        "kernel_size": kernel_size,
+        # A generator that starts from z makes 16 ngf channels for each pixel of its smallest picture.
+        "start_cells": fc[0] // (16 * ngf) if z_dim else 0,
+    }
+
+
+def _ngf(tensors: Mapping[str, Tensor], most: bool) -> int:
+    """Channels of the last block but one, from the first of these tensors that is there."""
+    for name, axis, scale in (
+        ("conv_img.weight", 1, 2 if most else 1),
+        ("up_3.conv_0.bias", 0, 1),
+        ("head_0.conv_0.bias", 0, 1 / 16),
+        ("up_0.conv_0.bias", 0, 1 / 8),
+    ):
+        tensor = tensors.get(name)
+        if tensor is not None and len(tensor.shape) > axis:
+            ngf = int(tensor.shape[axis] * scale)
+            if 0 < ngf <= _LARGEST_NGF:
+                return ngf
+    raise CheckpointError(
+        "is a SPADE generator without any tensor that tells its width (conv_img.weight)",
+        advice="The file is not whole: get it from its source again",
+    )
+
+
+NVLABS_SPADE = Family("nvlabs-spade", "gaugan", _ENDS + _SPECTRAL_CONVOLUTIONS + _SEPARATE_MLPS, _spectral)
+SIGE_SPADE = Family("sige-spade", "gaugan", _ENDS + _PLAIN_CONVOLUTIONS + _SEPARATE_MLPS, _plain)
+SIGE_FUSED_SPADE = Family("sige-fused-spade", "gaugan", _ENDS + _PLAIN_CONVOLUTIONS + _FUSED_MLPS, _fused)

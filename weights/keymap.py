@@ -1,0 +1,275 @@
+"""A checkpoint and a family's table of rules in; the model's parameters by their own paths out.
+
+A table renames, and says what happens on the way: copy, fold a spectral norm, stack rows, hand rows out.
+Every key of a checkpoint is matched by exactly one rule, which may be "ignored, because"; every parameter is
+filled exactly once; and whatever does not fit is said in one error, all of it together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checkpoint import Checkpoint
+from .dtypes import FLOATING
+from .errors import CheckpointError, listed, shown
+from .tensor import Tensor
+from .transforms import TRANSFORMS, ShapeMismatch
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the keys that `source` matches.
+
+    Attributes
+    ----------
+    source : str
+        A regular expression for a whole source key.
+    targets : tuple of str
+        Paths of the parameters that the tensor goes into; `{name}` stands for the group of that name. Several
+        only for "split".
+    transform : str
+        A name in `TRANSFORMS`.
+    part : str
+        Which of the transform's inputs this key is.
+    ignored : str
+        Instead of targets: why the key is not needed.
+    when, unless : str
+        A sibling key, with groups as in `targets`: the rule holds only where the checkpoint has, or lacks,
+        it.
+    """
+
+    source: str
+    targets: tuple[str, ...] = ()
+    transform: str = "copy"
+    part: str = "value"
+    ignored: str = ""
+    when: str = ""
+    unless: str = ""
+
+    def match(self, key: str, keys: Mapping[str, object]) -> dict[str, str] | None:
+        """The groups of `key`, or None where the rule does not hold for it."""
+        found = re.fullmatch(self.source, key)
+        if found is None:
+            return None
+        groups = found.groupdict(default="")
+        if self.when and self.when.format(**groups) not in keys:
+            return None
+        return None if self.unless and self.unless.format(**groups) in keys else groups
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of checkpoint.
+
+    Attributes
+    ----------
+    name : str
+        What it is called: "nvlabs-spade".
+    model : str
+        The network that it holds: "gaugan".
+    rules : tuple of Rule
+        Its table.
+    recognise : callable
+        From a checkpoint to the network's configuration, read off keys and shapes; None for another family.
+    prefix : str
+        What stands before every key of the table in this file: "state_dict.".
+    """
+
+    name: str
+    model: str
+    rules: tuple[Rule, ...]
+    recognise: Callable[[Checkpoint], dict[str, Any] | None]
+    prefix: str = ""
+
+
+@dataclass
+class _Recipe:
+    """How one parameter is made. `rows` is its share of a "split" source."""
+
+    transform: str
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    rows: tuple[int, int] | None = None
+
+    def sources(self) -> str:
+        return ", ".join(shown(tensor.name) for tensor in self.parts.values())
+
+
+class Parameters(Mapping[str, NDArray[np.float32]]):
+    """The parameters by path, each read and converted to float32 when it is asked for, and not kept.
+
+    A float32 tensor that is only renamed stays a view into the file.
+    """
+
+    def __init__(self, recipes: dict[str, _Recipe], order: list[str], path: str) -> None:
+        self._recipes = recipes
+        self._order = order
+        self._path = path
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        recipe = self._recipes[name]
+        parts = {part: _float32(tensor) for part, tensor in recipe.parts.items()}
+        try:
+            array = TRANSFORMS[recipe.transform].apply(parts)
+        except CheckpointError as error:
+            error.path, error.where = self._path, recipe.sources()
+            raise
+        if recipe.rows is not None:
+            array = array[recipe.rows[0] : recipe.rows[1]]
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+
+def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape]) -> Parameters:
+    """Name, fold and check a checkpoint's tensors as a model expects them.
+
+    Parameters
+    ----------
+    family : Family
+        From `identify`: its table, and the prefix under which the checkpoint has it.
+    checkpoint : Checkpoint
+        As `read_checkpoint` gave it, still open.
+    expected : mapping of str to tuple of int
+        The model's parameters and their shapes.
+
+    Returns
+    -------
+    Parameters
+        float32 arrays by parameter path, in the order of `expected`. All keys and shapes are checked now, the
+        numbers are read when they are asked for: keep the checkpoint open until then.
+
+    Raises
+    ------
+    CheckpointError
+        One for everything that does not fit: missing, unexpected, mis-shaped, filled twice.
+    """
+    tensors = checkpoint.under(family.prefix).tensors
+    recipes: dict[str, _Recipe] = {}
+    faults = _Faults()
+    for key, tensor in tensors.items():
+        _apply_rules(family, key, tensor, tensors, expected, recipes, faults)
+    for name, shape in expected.items():
+        _check(name, shape, recipes.get(name), faults)
+    for name, recipe in recipes.items():
+        if name not in expected:
+            faults.unexpected += [shown(part.name) for part in recipe.parts.values()]
+    if faults:
+        raise CheckpointError(
+            f"does not fit the model ({family.model}, read as {family.name}):{faults.text()}",
+            path=checkpoint.path,
+            advice="Check that the file is whole and holds this model; settings that a file cannot tell"
+            " can be given when it is loaded",
+        )
+    return Parameters(recipes, list(expected), checkpoint.path)
+
+
+@dataclass
+class _Faults:
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshaped or self.twice)
+
+    def text(self) -> str:
+        lists = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("mis-shaped", self.misshaped),
+            ("given twice", self.twice),
+        )
+        return "".join(f"\n  {what} ({len(items)}): {listed(items)}" for what, items in lists if items)
+
+
+def _apply_rules(
+    family: Family,
+    key: str,
+    tensor: Tensor,
+    keys: Mapping[str, Tensor],
+    expected: Mapping[str, Shape],
+    recipes: dict[str, _Recipe],
+    faults: _Faults,
+) -> None:
+    matches = [(rule, groups) for rule in family.rules if (groups := rule.match(key, keys)) is not None]
+    if len(matches) > 1:
+        raise CheckpointError(f"two rules of the family {family.name} match one key", where=shown(key))
+    if not matches:
+        faults.unexpected.append(shown(key))
+        return
+    rule, groups = matches[0]
+    if rule.ignored:
+        return
+    names = [target.format(**groups) for target in rule.targets]
+    if rule.transform == "split":
+        # A block without a shortcut has no norm_s: the rows go to the parameters that the model has.
+        names = [name for name in names if name in expected]
+        if not names:
+            faults.unexpected.append(shown(key))
+            return
+    row = 0
+    for name in names:
+        recipe = recipes.setdefault(name, _Recipe(rule.transform))
+        if rule.part in recipe.parts or recipe.transform != rule.transform:
+            faults.twice.append(f"{shown(name)} (by {recipe.sources()} and {shown(key)})")
+            continue
+        recipe.parts[rule.part] = tensor
+        if rule.transform == "split":
+            rows = expected[name][0] if expected[name] else 0
+            recipe.rows = (row, row + rows)
+            row += rows
+    if rule.transform == "split" and tensor.shape[:1] != (row,):
+        faults.misshaped.append(
+            f"{shown(key)} (has {list(tensor.shape)}, its parts in the model take {row} rows)"
+        )
+
+
+def _check(name: str, shape: Shape, recipe: _Recipe | None, faults: _Faults) -> None:
+    if recipe is None:
+        faults.missing.append(f"{name} {list(shape)}")
+        return
+    transform = TRANSFORMS[recipe.transform]
+    absent = [part for part in transform.parts if part not in recipe.parts]
+    if absent:
+        faults.missing.append(
+            f"{name} {list(shape)} (there is {recipe.sources()}, but no {', '.join(absent)})"
+        )
+        return
+    wrong = [tensor for tensor in recipe.parts.values() if tensor.dtype not in FLOATING]
+    if wrong:
+        faults.misshaped.append(f"{name} (is {wrong[0].dtype}, expected floating point)")
+        return
+    try:
+        found = transform.shape({part: tensor.shape for part, tensor in recipe.parts.items()})
+    except ShapeMismatch as error:
+        faults.misshaped.append(f"{name} ({error})")
+        return
+    if recipe.rows is not None:
+        found = (recipe.rows[1] - recipe.rows[0], *found[1:])
+    if found != tuple(shape):
+        faults.misshaped.append(f"{name} (expected {list(shape)}, the checkpoint has {list(found)})")
+
+
+def _float32(tensor: Tensor) -> NDArray[np.float32]:
+    array = tensor.numpy()
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        narrow: NDArray[np.float32] = array.astype(np.float32)
+    if array.dtype == np.float64 and not np.array_equal(np.isinf(narrow), np.isinf(array)):
+        raise CheckpointError("holds float64 values too large for float32", where=shown(tensor.name))
+    return narrow

@@ -1,0 +1,77 @@
+"""Source tensors of one parameter in, the parameter out: the few things that key maps do besides renaming."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CheckpointError
+
+Array = NDArray[np.float32]
+Shape = tuple[int, ...]
+
+
+class ShapeMismatch(ValueError):
+    """The sources of one parameter do not go together; the message says why."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The parts that it needs, the shape that they make, and the making."""
+
+    parts: tuple[str, ...]
+    shape: Callable[[Mapping[str, Shape]], Shape]
+    apply: Callable[[Mapping[str, Array]], Array]
+
+
+def _spectral_shape(shapes: Mapping[str, Shape]) -> Shape:
+    weight = shapes["orig"]
+    rows, columns = (weight[0], math.prod(weight[1:])) if weight else (0, 0)
+    if shapes["u"] != (rows,) or shapes["v"] != (columns,):
+        raise ShapeMismatch(
+            f"weight_orig {list(weight)} needs u [{rows}] and v [{columns}],"
+            f" the checkpoint has {list(shapes['u'])} and {list(shapes['v'])}"
+        )
+    return weight
+
+
+def fold_spectral_norm(parts: Mapping[str, Array]) -> Array:
+    """W / sigma with sigma = uᵀ W v, W as the matrix [outputs, the rest], as PyTorch computes it in evaluation.
+
+    u and v are the stored ones: power iteration belongs to training (torch.nn.utils.spectral_norm).
+    """
+    weight = parts["orig"]
+    matrix = weight.reshape(weight.shape[0], -1)
+    # In float64: sigma scales every weight of the layer, and its sum may have 10,000 terms.
+    v = parts["v"].astype(np.float64)
+    products = np.array([np.dot(row.astype(np.float64), v) for row in matrix])
+    sigma = float(np.dot(parts["u"].astype(np.float64), products))
+    if not math.isfinite(sigma) or abs(sigma) < 1e-30:
+        raise CheckpointError(f"its spectral norm is {sigma}, which cannot be divided by")
+    folded: Array = weight / np.float32(sigma)
+    return folded
+
+
+def _stacked_shape(shapes: Mapping[str, Shape]) -> Shape:
+    first, second = shapes["first"], shapes["second"]
+    if not first or not second or first[1:] != second[1:]:
+        raise ShapeMismatch(f"{list(first)} and {list(second)} cannot be stacked")
+    return (first[0] + second[0], *first[1:])
+
+
+def _stack(parts: Mapping[str, Array]) -> Array:
+    return np.concatenate([parts["first"], parts["second"]])
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "copy": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
+    # One tensor's rows, handed out to several parameters in turn.
+    "split": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
+    # Two tensors' rows, one below the other.
+    "stack": Transform(("first", "second"), _stacked_shape, _stack),
+    "spectral": Transform(("orig", "u", "v"), _spectral_shape, fold_spectral_norm),
+}

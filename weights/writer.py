@@ -1,0 +1,126 @@
+"""Arrays by name in, a safetensors file out: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from .errors import CheckpointError, shown
+
+_TYPES = ("f2", "f4", "f8", "c8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str] | None = None,
+    dtype: Literal["float16", "float32"] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Write `tensors` to `path`, replacing what is there only once the new file is complete on the disk.
+
+    Parameters
+    ----------
+    path : path
+        The file to make or replace.
+    tensors : mapping of str to ndarray
+        May be lazy: each is asked for once.
+    metadata : mapping of str to str, optional
+        Stored in the header.
+    dtype : {"float16", "float32"}, optional
+        What floating-point tensors are cast to; others keep their type.
+    progress : callable, optional
+        Called as `progress(done, total, name)` after each tensor was taken.
+
+    Raises
+    ------
+    CheckpointError
+        Where a value does not fit float16, a type has no place in safetensors, or the disk refuses. The old
+        file is then as it was, and no other file is left.
+    """
+    path = os.fspath(path)
+    if dtype not in (None, "float16", "float32"):
+        raise CheckpointError(f"cannot be written as {shown(dtype)}, only as float16 or float32", path=path)
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise CheckpointError(
+                "metadata holds only text", path=path, where=shown(key), advice="Use json.dumps"
+            )
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = ""
+    try:
+        # In the same folder, so that the replacement is a rename and never a copy.
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+        os.close(handle)
+        ready = {}
+        for done, key in enumerate(tensors, start=1):
+            ready[key] = _ready(path, key, tensors[key], dtype)
+            if progress is not None:
+                progress(done, len(tensors), key)
+        save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
+        os.chmod(temporary, _mode(path))
+        _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise CheckpointError(
+                f"could not be written: {getattr(error, 'strerror', None) or error}",
+                path=path,
+                advice="The file that was there before is unchanged",
+            ) from error
+        raise
+    with contextlib.suppress(OSError):
+        _flush(folder)
+
+
+def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
+    """`array`, cast as asked, contiguous and little-endian."""
+    array = np.asarray(array)
+    if dtype is not None and array.dtype.kind == "f" and array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            cast = array.astype(dtype)
+        if np.count_nonzero(np.isinf(cast)) != np.count_nonzero(np.isinf(array)):
+            raise CheckpointError(
+                f"holds values up to {np.max(np.abs(array[np.isfinite(array)])):.6g}, too large for {dtype}",
+                path=path,
+                where=f"tensor {shown(name)}",
+                advice="Write it as float32",
+            )
+        array = cast
+    if array.dtype.str[1:] not in _TYPES:
+        raise CheckpointError(
+            f"has the type {array.dtype}, which safetensors does not have",
+            path=path,
+            where=f"tensor {shown(name)}",
+        )
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+
+
+def _mode(path: str) -> int:
+    """The permissions of the file that is replaced, or those that a new file would get."""
+    try:
+        return os.stat(path).st_mode & 0o777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _flush(path: str) -> None:
+    """Wait until `path` is on the disk: a power cut after the rename must not find an empty file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
