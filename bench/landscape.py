@@ -1,0 +1,95 @@
+"""What an edit of the built-in landscape costs over the edited area, against the dense run; checked, then timed.
+
+    python bench/landscape.py [--backend reference] [--repeats 3]
+
+For each area a rectangle of that share of the picture becomes water (where it was water: meadow).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from harness import machine, measure, record
+
+import sparsegen
+from sparsegen.pictures import psnr, read_labels
+from sparsegen.weights import builtin
+
+AREAS = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0)
+
+
+def edited(labels: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
+    """A copy with a rectangle of `area` repainted, and the rectangle as a mask."""
+    known = builtin.get("landscape")
+    assert known is not None
+    water, meadow = known.labels.names.index("water"), known.labels.names.index("meadow")
+    height, width = labels.shape
+    h, w = round(height * area**0.5), round(width * area**0.5)
+    top, left = (height - h) // 2, (width - w) // 2
+    mask = np.zeros(labels.shape, bool)
+    mask[top : top + h, left : left + w] = True
+    return np.where(mask, np.where(labels == water, meadow, water), labels), mask
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", default="reference")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+
+    known, model = builtin.get("landscape"), sparsegen.load("landscape")
+    assert known is not None
+    labels = read_labels(known.examples[0].original)
+
+    # correctness first: an exact edit equals the dense run of the edited labels, bit for bit
+    session = sparsegen.Session(model, options.backend)
+    session.run(labels)
+    changed, _ = edited(labels, 0.02)
+    assert np.array_equal(
+        session.edit(changed, policy="exact").output,
+        sparsegen.Session(model, options.backend).run(changed).output,
+    )
+
+    print(machine())
+    dense = measure(lambda: session.run(labels), repeats=options.repeats)
+    common = {"model": "landscape", "size": "256x512", "backend": options.backend}
+    record("landscape", {**common, "what": "dense", "ms": dense.median, "spread": dense.spread})
+    print(f"dense run: {dense.median:8.1f} ms (spread {dense.spread:.0%})")
+    print("  area  policy        ms  spread  times as fast     MACs    PSNR to dense")
+    for area in AREAS:
+        changed, mask = edited(labels, area)
+        truth = sparsegen.Session(model, options.backend).run(changed).images
+        for policy in ("paper", "exact"):
+            session.run(labels)
+            results = []
+            timing = measure(
+                lambda policy=policy, mask=mask, changed=changed, results=results: results.append(
+                    session.edit(changed, mask=mask, policy=policy)
+                ),
+                repeats=options.repeats,
+                between=session.undo,
+            )
+            stats = results[-1].stats
+            share = stats.macs / stats.macs_dense if stats.layers else 0.0
+            quality = psnr(results[-1].images, truth)
+            row = {"what": "edit", "area": stats.edited_area, "policy": policy, "ms": timing.median}
+            record(
+                "landscape",
+                {
+                    **common,
+                    **row,
+                    "spread": timing.spread,
+                    "ratio": dense.median / timing.median,
+                    "macs": share,
+                    "psnr": quality,
+                },
+            )
+            print(
+                f"{stats.edited_area:6.1%}  {policy:6}  {timing.median:8.1f}  {timing.spread:6.0%}"
+                f"  {dense.median / timing.median:13.1f}  {share:7.1%}  {quality:10.1f} dB"
+            )
+
+
+if __name__ == "__main__":
+    main()
