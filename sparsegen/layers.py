@@ -6,7 +6,6 @@ A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -301,10 +300,3 @@ class Model(Layer):
     def config_json(self) -> str:
         """The configuration as JSON, keys sorted."""
         return json.dumps(asdict(self.config), sort_keys=True)
-
-    def fingerprint(self) -> str:
-        """SHA-256 over configuration and parameters: the same network, wherever it was loaded from."""
-        digest = hashlib.sha256(f"{self.family} {self.config_json()}".encode())
-        for path, parameter in sorted(self.parameters().items()):
-            digest.update(path.encode() + np.ascontiguousarray(parameter.float32).tobytes())
-        return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,25 @@ def test_a_policy_can_be_given_with_its_settings(session):
     session.undo()
     large = session.edit(labels, policy=Paper(dilation=9, level_dilation=9, sparse_levels=0)).stats
     assert small < large.macs == large.macs_dense
+
+
+def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng):
+    """No clone of a canvas, no map per layer: peak memory is the journal, the windows and the picture returned."""
+    session = Session(random_gaugan(nhidden=32))
+    labels = random_labels(rng, (256, 512))
+    session.run(labels)
+    labels[100:104, 200:204] = (labels[100:104, 200:204] + 1) % 4
+    mask = np.zeros(labels.shape, bool)
+    mask[100:104, 200:204] = True
+    tracemalloc.start()
+    try:
+        result = session.edit(labels, mask=mask)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    canvas_of_the_top = 256 * 512 * 32 * 4
+    assert peak < canvas_of_the_top
+    assert result.stats.canvas_bytes > 10 * canvas_of_the_top
 
 
 def test_progress_is_told_every_layer(session, rng):
@@ -210,7 +230,9 @@ def test_a_saved_session_continues_with_the_same_bits(session, rng, tmp_path):
     path = tmp_path / "session.safetensors"
     session.save(path)
     loaded = Session.load(path)
-    assert loaded.edits == 2 and loaded.model.fingerprint() == session.model.fingerprint()
+    assert loaded.edits == 2
+    for name, parameter in session.model.parameters().items():
+        assert np.array_equal(loaded.model.parameters()[name].value, parameter.value)
     assert_unchanged(loaded, snapshot(session))
     for each in (session, loaded):
         each.edit(second, policy="exact")
