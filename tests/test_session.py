@@ -120,8 +120,8 @@ def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng):
     finally:
         tracemalloc.stop()
     canvas_of_the_top = 256 * 512 * 32 * 4
-    assert peak < canvas_of_the_top
-    assert result.stats.canvas_bytes > 10 * canvas_of_the_top
+    assert peak < canvas_of_the_top / 2
+    assert result.stats.canvas_bytes > 5 * canvas_of_the_top
 
 
 def test_progress_is_told_every_layer(session, rng):
