@@ -97,7 +97,7 @@ class Paper(Policy):
     threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("dilation", "level_dilation", "sparse_levels"):
+        for name in ("dilation", "level_dilation", "sparse_levels", "threshold"):
             if getattr(self, name) < 0:
                 raise InputError(f"policy paper: {name} is {getattr(self, name)}, expected 0 or more")
 

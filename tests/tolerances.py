@@ -44,7 +44,9 @@ TOLERANCES = {
         2e-6, "a mean 100 times the deviation: mean(x²) - mean(x)² in float32 would be wrong by 1e-3"
     ),
     "oracle": Tolerance(1e-13, "two float64 formulas of one convolution"),
-    "interpolate": Tolerance(3e-7, "PyTorch computes the same bilinear weights in float32, in another order"),
+    "interpolate": Tolerance(
+        1e-6, "PyTorch rounds source positions to float32: up to 5e-7 of a pixel in an image of 12"
+    ),
 }
 
 
