@@ -14,8 +14,8 @@ How an edit travels, one stair down and back: `session` makes the mask; a `polic
 layer; `models/` call their `layers`; each layer asks the `run` for its canvas and its tiles and hands both to the
 backend; the journal keeps what was there. Floors, none importing what stands above it:
 
-    6  cli                              3  layers · policies
-    5  loading                          2  run · masks
+    6  cli                              3  layers
+    5  loading                          2  run · policies · masks
     4  models/ · session                1  backends/ · weights/ · tiles · pictures
 """
 
