@@ -1,10 +1,18 @@
-"""Checkpoint files made byte by byte: whole ones to start from, and every lie that a writer would not tell."""
+"""Checkpoint files made byte by byte, whole ones and lying ones; and what must become of those that lie."""
 
 from __future__ import annotations
 
 import json
 import struct
+import time
+import tracemalloc
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from sparsegen.weights import CheckpointError
+from sparsegen.weights.checkpoint import open_checkpoint
+from sparsegen.weights.limits import BASE_BYTES
 
 MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
@@ -175,3 +183,42 @@ def small_safetensors() -> bytes:
         "nothing": {"dtype": "F16", "shape": [0, 5], "data_offsets": [40, 40]},
     }
     return safetensors(header, bytes(range(40)))
+
+
+# What must become of a file that lies.
+
+SECONDS = 2.0
+"""How long any file may take, whatever is in it: of the processor, so that a busy machine does not decide."""
+
+
+def memory_limit(size: int) -> int:
+    """Twice the file, and what any file may take however small it is."""
+    return 2 * size + BASE_BYTES
+
+
+def refused(path: Path, raw: bytes) -> str:
+    """Read `raw` within its time and memory; the message of the CheckpointError that must come."""
+    path.write_bytes(raw)
+    begun = time.process_time()
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert time.process_time() - begun < SECONDS
+    tracemalloc.start()
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < memory_limit(len(raw))
+    message = str(caught.value)
+    assert message.startswith(str(path)) and message.isascii() and len(message) < 1000
+    return message
+
+
+def one_tensor(
+    shape: Sequence[int] = (2, 3),
+    strides: Sequence[int] = (3, 1),
+    offset: int = 0,
+    stored: bytes | None = None,
+) -> bytes:
+    """A dict with one tensor over a storage of six numbers."""
+    return table({"x": tensor(storage("0", 6) if stored is None else stored, shape, strides, offset)})

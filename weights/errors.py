@@ -27,7 +27,10 @@ class CheckpointError(ValueError):
 
     def __str__(self) -> str:
         message = ": ".join(part for part in (self.path, self.where, self.what) if part)
-        return f"{message}. {self.advice}." if self.advice else message
+        if not self.advice:
+            return message
+        # Behind a message of several lines (the lists of a key map) the advice has its own.
+        return f"{message}\n  {self.advice}." if "\n" in message else f"{message}. {self.advice}."
 
 
 def shown(text: object, limit: int = 80) -> str:

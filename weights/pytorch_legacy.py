@@ -87,4 +87,10 @@ def _place(file: MappedFile, position: int, keys: object, storages: StorageTable
         raise CheckpointError(
             f"lacks storage {missing!r}, which a tensor uses", where="the list of storages", advice=_CUT_SHORT
         )
+    if position != file.size:
+        raise CheckpointError(
+            f"{file.size - position} bytes follow the last storage",
+            where=f"byte {position}",
+            advice="The file is damaged, or two files in one: get it from its source again",
+        )
     storages.place_windows()

@@ -113,14 +113,18 @@ class Unpickler:
 
     # Bytes: never more than are there.
 
-    def _take(self, count: int) -> bytes:
-        start, stop = self.position, self.position + count
-        if stop > self.end:
+    def _need(self, count: int) -> None:
+        left = self.end - self.position
+        if count > left:
             raise CheckpointError(
-                f"the pickle announces {count} bytes where {self.end - start} are left", advice=_CUT_SHORT
+                f"the pickle announces {count} bytes where {left} are left", advice=_CUT_SHORT
             )
-        self.position = stop
-        return self.buffer[start:stop]
+
+    def _take(self, count: int) -> bytes:
+        self._need(count)
+        start = self.position
+        self.position += count
+        return self.buffer[start : self.position]
 
     def _count(self, layout: struct.Struct) -> int:
         value: int = layout.unpack(self._take(layout.size))[0]
@@ -187,14 +191,16 @@ class Unpickler:
 
     def _string(self, layout: struct.Struct) -> None:
         count = self._count(layout)
-        self.budget.take(_TEXT + 4 * max(count, 0))  # One character outside ASCII makes all of them wide.
-        self.stack.append(self._decode(self._take(max(count, 0))))
+        self._need(count)
+        self.budget.take(_TEXT + 4 * count)  # One character outside ASCII makes all of them wide.
+        self.stack.append(self._decode(self._take(count)))
 
     def _old_string(self, layout: struct.Struct) -> None:
         # Python 2's str: text in every name that matters, bytes in a few values beside them.
         count = self._count(layout)
         if count < 0:
             raise CheckpointError("the pickle announces a string of negative length", advice=_DAMAGED)
+        self._need(count)
         self.budget.take(_TEXT + 4 * count)
         raw = self._take(count)
         try:
@@ -204,6 +210,7 @@ class Unpickler:
 
     def _bytes(self, layout: struct.Struct) -> None:
         count = self._count(layout)
+        self._need(count)
         self.budget.take(_TEXT + count)
         self.stack.append(self._take(count))
 
@@ -339,12 +346,7 @@ class Unpickler:
         self.stack.append(self.persistent(identity))
 
     def _frame(self) -> None:
-        count = self._count(_U64)
-        if count > self.end - self.position:
-            raise CheckpointError(
-                f"the pickle announces {count} bytes where {self.end - self.position} are left",
-                advice=_CUT_SHORT,
-            )
+        self._need(self._count(_U64))
 
     def _protocol(self) -> None:
         version = self._take(1)[0]
