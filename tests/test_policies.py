@@ -13,6 +13,7 @@ from sparsegen.backends.interface import Host
 from sparsegen.backends.shapes import ShapesBackend
 
 from sparsegen.errors import InputError, ShapeError
+from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.masks import dilate
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.policies import Everything, Exact, Paper, Plan, Policy, Read, get_policy
@@ -244,6 +245,24 @@ def test_a_layer_knows_its_macs_without_a_run(name: str) -> None:
     assert not any(layer.macs_per_pixel for layer in layers.values()), (
         "a layer with products that left no record"
     )
+
+
+@pytest.mark.parametrize(
+    ("layer", "per_pixel"),
+    [
+        (Conv2d(8, 12, 3), 12 * 8 * 9),
+        (Conv2d(8, 12, 1), 12 * 8),
+        (Conv2d(8, 12, 3, groups=4), 12 * 2 * 9),  # each output reads the two channels of its group
+        (Conv2d(8, 8, 3, groups=8), 8 * 9),
+        (LabelConv(36, 128, 3), 128 * 36 * 9),  # counted as the convolution that it stands for
+        (BatchNorm(8), 0),
+    ],
+    ids=["3×3", "1×1", "groups", "depthwise", "labels", "norm"],
+)
+def test_macs_by_hand(layer: Layer, per_pixel: int) -> None:
+    # a whole tile and a corner of 1×2 pixels: 18 pixels
+    tiles = TileSet.of_pixels((1, 9, 6), np.array([0, 0]), np.array([1, 8]), np.array([1, 5]))
+    assert layer.macs(tiles) == 18 * per_pixel
 
 
 def counted(records: Sequence[LayerRecord]) -> list[tuple[str, int, int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -66,9 +67,9 @@ def test_a_mask_comes_back_as_it_went_in(mask: Host) -> None:
 
 
 @given(masks(), st.randoms(use_true_random=False))
-def test_pixels_may_come_in_any_order_and_twice(mask: Host, random: object) -> None:
+def test_pixels_may_come_in_any_order_and_twice(mask: Host, random: Random) -> None:
     pixels = [*np.argwhere(mask), *np.argwhere(mask)[::2]]
-    random.shuffle(pixels)  # type: ignore[attr-defined]
+    random.shuffle(pixels)
     n, y, x = np.array(pixels, int).reshape(-1, 3).T
     tiles = TileSet.of_pixels(mask.shape, n, y, x)
     assert_well_formed(tiles)
