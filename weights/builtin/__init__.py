@@ -22,12 +22,20 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """An edited label map, a PNG file with a palette."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
 class Example:
-    """An original label map and edits of it, as PNG files with a palette."""
+    """An original label map, a PNG file with a palette, and edits of it."""
 
     original: Path
-    edits: tuple[Path, ...]
     caption: str
+    edits: tuple[Edit, ...]
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,17 @@ def get(name: str) -> BuiltIn | None:
         return None
     folder = FOLDER / name
     described: dict[str, Any] = json.loads((FOLDER / "labels.json").read_text("utf-8"))
-    examples = json.loads((folder / "examples.json").read_text("utf-8"))
+    examples: list[Any] = json.loads((folder / "examples.json").read_text("utf-8"))["examples"]
     return BuiltIn(
         name,
         checkpoint,
         Labels(tuple(described["names"]), tuple((r, g, b) for r, g, b in described["palette"])),
         tuple(
-            Example(folder / e["original"], tuple(folder / edit for edit in e["edits"]), e["caption"])
-            for e in sorted(examples, key=lambda e: not e.get("demo", False))
+            Example(
+                folder / example["original"],
+                example["caption"],
+                tuple(Edit(folder / edit["file"], edit["caption"]) for edit in example["edits"]),
+            )
+            for example in sorted(examples, key=lambda example: not example["demo"])
         ),
     )

@@ -1,0 +1,1 @@
+"""Training of the built-in landscape generator: painter, network, training and export scripts."""
