@@ -258,3 +258,23 @@ def test_nothing_runs_is_imported_or_opened(tmp_path):
     )
     assert (done.stdout.strip(), done.stderr) == (f"True [] [] 1 {count}", "")
     assert not (tmp_path / "canary").exists()
+
+
+def test_the_command_line_answers_with_a_sentence(tmp_path, capsys):
+    from sparsegen.cli import main
+
+    attack = named("os", "system") + group(COMMAND) + b"R"
+    files = {
+        "attack": (hostile.torch_zip(attack), "os.system"),
+        "old attack": (hostile.torch_legacy(attack), "os.system"),
+        "cut": (hostile.small_zip()[:-9], "no end record"),
+        "header": (hostile.safetensors(b"{nothing"), "header"),
+        "nested": (hostile.torch_zip(b"]q\x00h\x00a"), "holds itself"),
+    }
+    for name, (raw, expected) in files.items():
+        path = tmp_path / f"{name}.pth"
+        path.write_bytes(raw)
+        assert main(["inspect", str(path)]) == 2
+        printed = capsys.readouterr()
+        assert path.name in printed.err and expected in " ".join(printed.err.split())
+        assert "Traceback" not in printed.err + printed.out

@@ -153,6 +153,9 @@ SAFETENSORS_LIES = {
     "a size that is a fraction": hostile.safetensors(header(shape=[2.0, 3]), DATA),
     "a shape that is a number": hostile.safetensors(header(shape=6), DATA),
     "more axes than NumPy has": hostile.safetensors(header(shape=[1] * 70 + [2, 3]), DATA),
+    "an empty shape of many huge axes": hostile.safetensors(
+        {**header(), "y": {"dtype": "F32", "shape": [0] + [1 << 62] * 40_000, "data_offsets": [24, 24]}}, DATA
+    ),
     "a wider type": hostile.safetensors(header(dtype="F64"), DATA),
     "an unknown type": hostile.safetensors(header(dtype="F31"), DATA),
     "a type of half a byte": hostile.safetensors(header(dtype="F4", shape=[48]), DATA),

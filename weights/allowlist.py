@@ -48,6 +48,7 @@ _OLD_MODULES = {
     "__builtin__": "builtins",
     "copy_reg": "copyreg",
     "numpy.core.multiarray": "numpy._core.multiarray",
+    "numpy.core.numeric": "numpy._core.numeric",
 }
 
 
@@ -196,6 +197,7 @@ _CALLS: dict[str, Callable[[tuple[object, ...]], object]] = {
     "_codecs.encode": _encode,
     "numpy._core.multiarray.scalar": _numpy_value("numpy scalar"),
     "numpy._core.multiarray._reconstruct": _numpy_value("numpy.ndarray"),
+    "numpy._core.numeric._frombuffer": _numpy_value("numpy.ndarray"),
     "numpy.dtype": _numpy_value("numpy.dtype"),
 }
 

@@ -15,7 +15,7 @@ BASE_BYTES = 16 << 20
 MAX_STEPS = 2_000_000
 """Pickle opcodes in one file. A tensor takes about 40: this is 50,000 tensors, in about a second."""
 
-MAX_ENTRIES = 400_000
+MAX_ENTRIES = 100_000
 """Names that flattening may visit: a list that holds one list many times multiplies without growing."""
 
 MAX_STORAGES = 40_000

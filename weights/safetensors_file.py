@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from .dtypes import DTYPES, SAFETENSORS_CODES
 from .errors import CheckpointError, shown
-from .limits import MAX_STORAGES
+from .limits import MAX_DIMENSIONS, MAX_STORAGES
 from .mapped import MappedFile
 from .tensor import Storage, Tensor, checked_layout, contiguous_strides
 
@@ -105,6 +105,9 @@ def _tensor(name: str, info: object, base: int, file: MappedFile) -> Tensor:
         )
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         raise CheckpointError("has a shape or offsets that are no lists", where=where, advice=_ADVICE)
+    # Before its strides are multiplied up: a size of 0 lets any others past the library, a million of them too.
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are read", where=where)
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= file.size - base:
         raise CheckpointError("has offsets outside the file", where=where, advice=_ADVICE)

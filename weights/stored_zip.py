@@ -105,7 +105,9 @@ def _checked_name(raw: bytes) -> str:
     except UnicodeDecodeError:
         raise _damaged(f"an entry's name is not UTF-8: {shown(raw)}") from None
     parts = name.split("/")
-    if "\\" in name or "\0" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
+    # The folder is named after the file that torch.save wrote to: a colon may be in it, but no drive.
+    drive = len(parts[0]) == 2 and parts[0][1] == ":"
+    if drive or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise CheckpointError(f"an entry's name is no plain path: {shown(name)}", advice=_REFUSED)
     if len(parts) < 2:
         raise CheckpointError(

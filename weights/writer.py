@@ -119,7 +119,8 @@ def _mode(path: str) -> int:
 
 def _flush(path: str) -> None:
     """Wait until `path` is on the disk: a power cut after the rename must not find an empty file."""
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing, and has no handles of folders.
+    handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from ..checkpoint import Checkpoint
@@ -29,7 +30,8 @@ _WRAPPERS = (
     "params_ema",
 )
 
-_DEEPEST = 3
+# A hostile file could nest wrappers in wrappers; each place costs a look at every name.
+_DEEPEST, _MOST_PLACES = 3, 12
 
 
 def identify(checkpoint: Checkpoint) -> tuple[Family, dict[str, Any]]:
@@ -50,7 +52,7 @@ def identify(checkpoint: Checkpoint) -> tuple[Family, dict[str, Any]]:
     CheckpointError
         For no known family; it lists those that are, and some of the keys that were found.
     """
-    for prefix in _prefixes(checkpoint):
+    for prefix in islice(_prefixes(checkpoint), _MOST_PLACES):
         inner = checkpoint.under(prefix)
         for family in FAMILIES:
             try:
@@ -76,6 +78,7 @@ def _prefixes(checkpoint: Checkpoint) -> Iterator[str]:
     for _ in range(_DEEPEST + 1):
         yield from level
         level = [prefix + word + "." for prefix in level for word in _below(checkpoint.tensors, prefix)]
+        level = level[:_MOST_PLACES]
 
 
 def _below(names: Iterable[str], prefix: str) -> list[str]:
