@@ -11,7 +11,7 @@ of PyTorch share the pickle machine `unpickle` with its `allowlist`, `storages` 
 """
 
 from .checkpoint import Checkpoint, read_checkpoint
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .families import FAMILIES, identify
 from .families.native import native_metadata
 from .keymap import Family, Parameters, Rule, convert
@@ -30,5 +30,6 @@ __all__ = [
     "identify",
     "native_metadata",
     "read_checkpoint",
+    "shown",
     "write_safetensors",
 ]
