@@ -34,7 +34,10 @@ def backend_status() -> dict[str, str | None]:
         try:
             _open(point)
             status[name] = None
-        except Exception as error:  # a third party's import may fail in any way, and must not take us along
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a third party's import may fail in any way, not take us along
             status[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return status
 
@@ -54,7 +57,7 @@ def get_backend(name: str | Backend) -> Backend:
         if point is not None:
             return _open(point)
         reason = "unknown"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     status = "; ".join(f"{n}: {'available' if why is None else why}" for n, why in backend_status().items())
     raise BackendError(f"backend {name!r} cannot be used ({reason}). Known backends: {status}")

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sparsegen.backends import BackendError, backend_status, get_backend
 from sparsegen.backends.interface import Host
-from sparsegen.weights import CheckpointError, builtin, identify, read_checkpoint
+from sparsegen.weights import CheckpointError, builtin, identify, read_checkpoint, shown
 
 from . import __version__, pictures
 from .errors import InputError, SparsegenError
@@ -33,8 +33,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Edit a generated picture and recompute only what the edit touches.",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# names out of files are printed: no markup, so that none of them means anything
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 class PolicyName(str, Enum):
@@ -69,20 +70,23 @@ def demo(
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output)
     example, network = known.examples[0], load(model)
-    original, edited = (pictures.read_labels(path) for path in (example.original, example.edits[0]))
+    change = example.edits[0]
+    original, edited = (pictures.read_labels(path) for path in (example.original, change.path))
     session = Session(network, backend)
     with layer_progress(network, original) as progress:
         first = session.run(original, progress=progress("dense run of the original"))
         sparse = session.edit(edited, policy=policy.value, progress=progress("sparse edit"))
         dense = Session(network, backend).run(edited, progress=progress("dense run of the edited"))
+    palette = known.labels.palette
     panels = [
+        ("original labels", pictures.colourise(original, palette)),
+        (f"edited labels: {change.caption}", pictures.colourise(edited, palette)),
+        ("active tiles over the result", pictures.overlay_tiles(sparse.image, sparse.active)),
         ("original", first.image),
-        (f"edited labels: {example.caption}", pictures.colourise(edited, known.labels.palette)),
-        (f"dense, {dense.stats.milliseconds:.0f} ms", dense.image),
-        (f"sparse, {sparse.stats.milliseconds:.0f} ms", sparse.image),
-        ("active tiles", pictures.overlay_tiles(sparse.image, sparse.active)),
+        (f"edited, dense: {dense.stats.milliseconds:.0f} ms", dense.image),
+        (f"edited, sparse: {sparse.stats.milliseconds:.0f} ms", sparse.image),
     ]
-    pictures.write_png(output, pictures.sheet(panels, columns=2))
+    pictures.write_png(output, pictures.sheet(panels, columns=3))
     dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
     rows = [
         *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases")],
@@ -91,7 +95,7 @@ def demo(
         ("PSNR, sparse against dense", f"{pictures.psnr(sparse.images, dense.images):.1f} dB"),
         ("canvases", f"{sparse.stats.canvas_bytes / 1e6:.1f} MB"),
     ]
-    print_table(f"{model}: {example.caption} (backend {backend}, policy {policy.value})", rows)
+    print_table(f"{model}: {change.caption} (backend {backend}, policy {policy.value})", rows)
     out.print(f"picture written to {output}", soft_wrap=True)
 
 
@@ -161,9 +165,8 @@ def inspect(
     checkpoint = read_checkpoint(file)
     try:
         family, config = identify(checkpoint)
-        described = [("family", family.name), ("network", family.model)] + [
-            (key, str(value)) for key, value in config.items()
-        ]
+        described = [("family", family.name), ("network", shown(family.model))]
+        described += [(shown(key), shown(value)) for key, value in config.items()]
     except CheckpointError as error:
         described = [("family", f"not recognised: {error}")]
     size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
@@ -177,7 +180,7 @@ def inspect(
     for title in ("tensor", "shape", "type"):
         table.add_column(title, no_wrap=True)
     for name, tensor in checkpoint.tensors.items():
-        table.add_row(name, " × ".join(map(str, tensor.shape)) or "scalar", tensor.dtype)
+        table.add_row(shown(name), " × ".join(map(str, tensor.shape)) or "scalar", tensor.dtype)
     out.print(table)
 
 
@@ -212,7 +215,7 @@ def backends() -> None:
 
 def print_table(title: str, rows: Any) -> None:
     """Two columns under a title."""
-    out.print(title, style="bold", soft_wrap=True, markup=False)
+    out.print(title, style="bold", soft_wrap=True)
     table = Table(show_header=False, box=None)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -285,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         if describe is None:
             raise
         message = f"{describe()} (see 'sparsegen --help')"
-    err.print(f"error: {' '.join(message.split())}", soft_wrap=True, markup=False)
+    err.print(f"error: {' '.join(message.split())}", soft_wrap=True)
     return 2
 
 

@@ -116,23 +116,24 @@ class _PaperPlan(Plan):
             sparse = level < policy.sparse_levels
             tiles = TileSet.of_mask(levels_mask) if sparse else TileSet.full(*levels_mask.shape, only=edited)
             self._masks[levels_mask.shape[1:]] = tiles
-        self._active: dict[tuple[Window, int, int], TileSet] = {}
+        self._active: dict[tuple[Window, tuple[int, ...], int, int], TileSet] = {}
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         if not any(read.changed.count for read in reads):
             return TileSet.empty(*shape)
-        # SIGE's masks live at the resolution that a layer reads, after any resampling, so that is left out
-        windows = {replace(read.window, step=1, upsample=1) for read in reads if read.changed.count}
-        return union([self._of_window(window, shape[1], shape[2]) for window in sorted(windows, key=str)])
+        return union([self._through(read, shape[1], shape[2]) for read in reads if read.changed.count])
 
-    def _of_window(self, window: Window, height: int, width: int) -> TileSet:
-        key = (window, height, width)
+    def _through(self, read: Read, height: int, width: int) -> TileSet:
+        # SIGE's masks live at the resolution that a layer reads, after any resampling
+        changed, window = read.changed, read.window
+        size = tuple(side * window.upsample // window.step for side in (changed.height, changed.width))
+        window = replace(window, step=1, upsample=1)
+        key = (window, size, height, width)
         if key not in self._active:
-            size = (height * window.stride, width * window.stride)
             if size not in self._masks:
                 known = ", ".join(f"{h}×{w}" for h, w in self._masks)
                 raise ShapeError(
-                    f"policy paper: no mask for a layer of {height}×{width}; the input halves to {known}"
+                    f"policy paper: no mask for a layer that reads {size[0]}×{size[1]}; the input halves to {known}"
                 )
             self._active[key] = grow(self._masks[size], window, height, width)
         return self._active[key]

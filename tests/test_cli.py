@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from networks import random_gaugan, random_labels, repaint
 from PIL import Image
+from safetensors.numpy import save_file
 from sparsegen.weights import builtin
 
 from sparsegen import Session, loading, pictures
@@ -89,6 +90,14 @@ def test_inspect_and_convert(files, capsys):
     a, b = loading.load(files / "net.safetensors"), loading.load(half)
     for path, parameter in a.parameters().items():
         assert np.array_equal(parameter.value.astype(np.float16), b.parameters()[path].value)
+
+
+def test_inspect_shows_hostile_names_as_plain_text(tmp_path, capsys):
+    names = ["[red]x[/nope]", "\x1b[2Jgone", "line\nbreak", ":smile:"]
+    save_file({name: np.zeros(2, np.float32) for name in names}, tmp_path / "odd.safetensors")
+    assert main(["inspect", str(tmp_path / "odd.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "[red]x[/nope]" in shown and r"line\nbreak" in shown and ":smile:" in shown
 
 
 def test_backends_are_listed(capsys):
@@ -180,6 +189,6 @@ def test_every_example_edits(tmp_path):
     for example in known.examples:
         original = pictures.read_labels(example.original)
         assert original.shape == (256, 512) and original.max() < len(known.labels.names)
-        for path in example.edits:
-            changed = (pictures.read_labels(path) != original).mean()
+        for change in example.edits:
+            changed = (pictures.read_labels(change.path) != original).mean()
             assert 0 < changed < 0.2

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Host
+from sparsegen.backends.interface import Host
 
 from ..errors import InputError, ShapeError
-from ..layers import BatchNorm, Conv2d, Inputs, InstanceNorm, LabelConv, Layer, Linear, Model
+from ..layers import BatchNorm, Conv2d, Inputs, InstanceNorm, LabelConv, LatentStart, Layer, Model
 from ..policies import Paper
 from ..run import Feature, leaky_relu, upsample
 
@@ -110,9 +110,9 @@ class GauGAN(Model):
     def __init__(self, config: GauGANConfig) -> None:
         self.config = config
         nf, most = config.ngf, config.num_upsampling_layers == "most"
-        self.fc: LabelConv | Linear
+        self.fc: LabelConv | LatentStart
         if config.z_dim:
-            self.fc = Linear(config.z_dim, 16 * nf * config.start_cells)
+            self.fc = LatentStart(config.z_dim, 16 * nf, config.start_cells)
         else:
             self.fc = LabelConv(config.semantic_nc, 16 * nf)
         self.head_0 = SPADEResnetBlock(16 * nf, 16 * nf, config)
@@ -140,21 +140,11 @@ class GauGAN(Model):
 
     def start(self, labels: Feature, z: Host | None) -> Feature:
         """The lowest resolution: the label map shrunk and convolved, or the latent vector spread out."""
-        n, height, width, _ = labels.shape
-        size = self.start_size(height, width)
+        size = self.start_size(*labels.shape[1:3])
         if isinstance(self.fc, LabelConv):
             return self.fc(labels, size=size)
-        fc, backend, channels = self.fc, labels.run.backend, 16 * self.config.ngf
-
-        def spread(canvas: Array, tiles: Host) -> None:
-            rows = backend.download(fc(backend, backend.upload(np.asarray(z))))
-            # PyTorch views the row as [C, h, w]; a canvas is [h, w, C]
-            grid = rows.reshape(n, channels, *size).transpose(0, 2, 3, 1)
-            start = backend.upload(np.ascontiguousarray(grid))
-            backend.write_tiles(canvas, tiles, backend.read_tiles(start, tiles))
-
-        shape = (n, *size, channels)
-        return labels.run.compute("fc", shape, [], spread, macs_per_pixel=fc.weight.shape[1] * channels)
+        assert z is not None  # encode gives every network with z one
+        return self.fc(z, labels, size=size)
 
     def start_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the lowest resolution for a label map of `height` × `width`."""
