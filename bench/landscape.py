@@ -11,10 +11,10 @@ import argparse
 
 import numpy as np
 from harness import machine, measure, record
-from sparsegen.weights import builtin
 
 import sparsegen
 from sparsegen.pictures import psnr, read_labels
+from sparsegen.weights import builtin
 
 AREAS = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import settings
+
 from sparsegen.backends import Backend, backend_status, get_backend
 
 # the same examples on every machine: a test that fails here fails there

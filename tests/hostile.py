@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
 from sparsegen.weights import CheckpointError
 from sparsegen.weights.checkpoint import open_checkpoint
 from sparsegen.weights.limits import BASE_BYTES

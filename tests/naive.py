@@ -7,6 +7,7 @@ pixel after another; nothing is shared with any backend.
 from __future__ import annotations
 
 import numpy as np
+
 from sparsegen.backends import Source
 from sparsegen.backends.interface import LEAKY_SLOPE, Activation, Host, Padding
 

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy.signal import correlate
+from tolerances import check
+
 from sparsegen.backends import TILE, Backend, Source
 from sparsegen.backends.interface import Activation, Array, Host, Padding
-from tolerances import check
 
 ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "leaky_relu", "silu", "tanh")
 Shared = Literal["shared", "per sample"]

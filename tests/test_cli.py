@@ -11,10 +11,10 @@ import pytest
 from networks import random_gaugan, random_labels, repaint
 from PIL import Image
 from safetensors.numpy import save_file
-from sparsegen.weights import builtin
 
 from sparsegen import Session, loading, pictures
 from sparsegen.cli import main
+from sparsegen.weights import builtin
 
 
 @pytest.fixture

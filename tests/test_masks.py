@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from sparsegen.backends.interface import Host
 from tolerances import check
 
+from sparsegen.backends.interface import Host
 from sparsegen.masks import bilinear, dilate, pyramid
 from sparsegen.policies import Paper, Plan, Read
 from sparsegen.tiles import TileSet, Window

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+
 from sparsegen.backends.interface import Host
 from sparsegen.backends.shapes import ShapesBackend
-
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.masks import dilate
@@ -97,7 +98,9 @@ def test_below_the_sparse_levels_edited_samples_are_whole_and_others_untouched()
 
 def test_paper_says_which_sizes_it_has_masks_for() -> None:
     plan = Paper().plan(difference(size=(32, 64)))
-    with pytest.raises(ShapeError, match=r"no mask for a layer that reads 12×12; the input halves to 32×64, 16×32"):
+    with pytest.raises(
+        ShapeError, match=r"no mask for a layer that reads 12×12; the input halves to 32×64, 16×32"
+    ):
         plan.active([Read(TileSet.full(1, 12, 12), THREE)], (1, 12, 12))
 
 
@@ -226,14 +229,16 @@ class Listening(Plan):
         return self.answers[-1]
 
 
+@pytest.mark.parametrize("z_dim", [0, 6], ids=["from labels", "from z"])
 @pytest.mark.parametrize("name", ["everything", *EDITS])
-def test_a_layer_knows_its_macs_without_a_run(name: str) -> None:
-    model = GauGAN(SMALL)
+def test_a_layer_knows_its_macs_without_a_run(name: str, z_dim: int) -> None:
+    model = GauGAN(replace(SMALL, z_dim=z_dim, start_cells=2 if z_dim else 0))
+    conditions = {"z": np.zeros((2, z_dim), np.float32)} if z_dim else {}
     labels = np.zeros((2, 64, 32, 1), np.int32)
     changed = difference(samples=2, size=(64, 32))
     plan = Listening(Everything() if name == "everything" else EDITS[name].plan(changed))
     run = Run(Memory(ShapesBackend()), plan)
-    model.forward({"labels": Feature(run, (labels,), (TileSet.of_mask(changed),))}, {})
+    model.forward({"labels": Feature(run, (labels,), (TileSet.of_mask(changed),))}, conditions)
     layers = {layer.path: layer for layer in model.layers()}
     assert len(run.records) == len(plan.answers) > 30
     assert len({record.path for record in run.records}) == len(run.records)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import random_gaugan, random_labels, repaint
-from sparsegen.backends import BackendError
-from sparsegen.weights import CheckpointError
 
 import sparsegen
 from sparsegen import InputError, Paper, Session, SessionError, ShapeError
+from sparsegen.backends import BackendError
+from sparsegen.weights import CheckpointError
 
 
 @pytest.fixture

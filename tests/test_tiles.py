@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from sparsegen.backends.interface import TILE, Host
 
+from sparsegen.backends.interface import TILE, Host
 from sparsegen.tiles import TileSet, Window, grow, union
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14))

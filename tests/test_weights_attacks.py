@@ -8,6 +8,7 @@ import sys
 import hostile
 import pytest
 from hostile import group, named, named_by_stack, refused, storage, table, tensor, text
+
 from sparsegen.weights.checkpoint import open_checkpoint
 
 CONTAINERS = {

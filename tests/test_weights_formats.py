@@ -14,6 +14,7 @@ from pathlib import Path
 import hostile
 import numpy as np
 import pytest
+
 from sparsegen.weights import CheckpointError, read_checkpoint
 from sparsegen.weights.limits import BASE_BYTES
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import hostile
 import pytest
+
 from sparsegen.weights import CheckpointError
 from sparsegen.weights.checkpoint import open_checkpoint
 

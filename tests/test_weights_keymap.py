@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
 from sparsegen.weights import (
     FAMILIES,
     CheckpointError,

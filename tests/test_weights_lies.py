@@ -9,6 +9,7 @@ import time
 import hostile
 import pytest
 from hostile import SECONDS, group, named, one_tensor, refused, storage, table, tensor, text
+
 from sparsegen.weights import CheckpointError
 from sparsegen.weights.checkpoint import open_checkpoint
 

@@ -8,6 +8,7 @@ import stat
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
 from sparsegen.weights import CheckpointError, read_checkpoint, write_safetensors, writer
 
 TENSORS = {
