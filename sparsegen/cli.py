@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -38,22 +37,10 @@ out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-class PolicyName(str, Enum):
-    """Policies by name."""
-
-    paper = "paper"
-    exact = "exact"
-
-
-class DType(str, Enum):
-    """Storage types of `convert`."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
 ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's name or a checkpoint file.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
+PolicyName = Literal["paper", "exact"]
+DTypeName = Literal["float32", "float16"]
 PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles an edit recomputes.")]
 
 
@@ -61,7 +48,7 @@ PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles 
 def demo(
     model: ModelOption = "landscape",
     backend: BackendOption = "reference",
-    policy: PolicyOption = PolicyName.paper,
+    policy: PolicyOption = "paper",
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("demo.png"),
 ) -> None:
     """Edit a built-in example; write original, labels, dense, sparse and tiles side by side; print what it cost."""
@@ -75,7 +62,7 @@ def demo(
     session = Session(network, backend)
     with layer_progress(network, original) as progress:
         first = session.run(original, progress=progress("dense run of the original"))
-        sparse = session.edit(edited, policy=policy.value, progress=progress("sparse edit"))
+        sparse = session.edit(edited, policy=policy, progress=progress("sparse edit"))
         dense = Session(network, backend).run(edited, progress=progress("dense run of the edited"))
     palette = known.labels.palette
     panels = [
@@ -95,7 +82,7 @@ def demo(
         ("PSNR, sparse against dense", f"{pictures.psnr(sparse.images, dense.images):.1f} dB"),
         ("canvases", f"{sparse.stats.canvas_bytes / 1e6:.1f} MB"),
     ]
-    print_table(f"{model}: {change.caption} (backend {backend}, policy {policy.value})", rows)
+    print_table(f"{model}: {change.caption} (backend {backend}, policy {policy})", rows)
     out.print(f"picture written to {output}", soft_wrap=True)
 
 
@@ -110,7 +97,7 @@ def edit(
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Recompute where this picture is not black.")
     ] = None,
-    policy: PolicyOption = PolicyName.paper,
+    policy: PolicyOption = "paper",
     backend: BackendOption = "reference",
     instances: Annotated[
         Path | None,
@@ -148,10 +135,10 @@ def edit(
             if edited_instances:
                 conditions["instances"] = maps[i + 1]
             result = session.edit(
-                labels[i + 1], mask=user_mask, policy=policy.value, progress=progress(path.name), **conditions
+                labels[i + 1], mask=user_mask, policy=policy, progress=progress(path.name), **conditions
             )
             text = {
-                "sparsegen": f"{__version__} model={model} policy={policy.value} backend={engine.name} seed={seed}"
+                "sparsegen": f"{__version__} model={model} policy={policy} backend={engine.name} seed={seed}"
             }
             pictures.write_png(target, result.image, text=text)
             print_table(f"{path} → {target}", result.stats.lines())
@@ -188,16 +175,16 @@ def inspect(
 def convert(
     file: Annotated[Path, typer.Argument(help="A checkpoint of a family that sparsegen knows.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
-    dtype: Annotated[DType, typer.Option("--dtype", help="Storage type of the weights.")] = DType.float32,
+    dtype: Annotated[DTypeName, typer.Option("--dtype", help="Storage type of the weights.")] = "float32",
 ) -> None:
     """Write a checkpoint as safetensors with sparsegen's names: smaller, safe, and quick to load."""
     check_writable(output)
     network = load(file)
-    save(network, output, dtype=dtype.value)
+    save(network, output, dtype=dtype)
     count = sum(int(np.prod(parameter.shape)) for parameter in network.parameters().values())
     size = output.stat().st_size
     out.print(
-        f"{file} → {output}: {network.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype.value}",
+        f"{file} → {output}: {network.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype}",
         soft_wrap=True,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparsegen.weights import (
     CheckpointError,
@@ -66,7 +66,9 @@ def load(model: str | os.PathLike[str], **settings: Any) -> Model:
     return network
 
 
-def save(model: Model, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
+def save(
+    model: Model, path: str | os.PathLike[str], *, dtype: Literal["float16", "float32"] | None = None
+) -> None:
     """Write a network as safetensors that `load` reads back; `dtype` "float16" halves it.
 
     The file appears whole or not at all. Raises CheckpointError: no space, a value that float16 cannot hold.

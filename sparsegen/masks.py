@@ -38,7 +38,7 @@ def _bilinear_axis(v: Host, size: int, axis: int) -> Host:
     shape = [1] * v.ndim
     shape[axis] = size
     t = (at - low).astype(np.float32).reshape(shape)
-    return v.take(low, axis) * (1 - t) + v.take(high, axis) * t
+    return np.asarray(v.take(low, axis) * (1 - t) + v.take(high, axis) * t)
 
 
 def bilinear(v: Host, height: int, width: int) -> Host:
@@ -50,7 +50,7 @@ def _any_below(mask: Host) -> Host:
     """Halve a mask `[N, H, W]`: a pixel is True when any of the 2×2 under it is (an odd last line joins in)."""
     n, h, w = mask.shape
     pad = np.pad(mask, ((0, 0), (0, 2 * -(-h // 2) - h), (0, 2 * -(-w // 2) - w)))
-    halved = pad.reshape(n, -(-h // 2), 2, -(-w // 2), 2).any((2, 4))
+    halved = np.asarray(pad.reshape(n, -(-h // 2), 2, -(-w // 2), 2).any((2, 4)))
     if h % 2 and h > 1:
         halved[:, -2] |= halved[:, -1]
     if w % 2 and w > 1:

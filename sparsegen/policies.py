@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sparsegen.backends.interface import Host
 
 from .errors import InputError, ShapeError
@@ -108,7 +110,7 @@ class Paper(Policy):
 class _PaperPlan(Plan):
     def __init__(self, policy: Paper, difference: Host) -> None:
         mask = dilate(difference, policy.dilation)
-        edited = difference.any((1, 2))
+        edited = np.asarray(difference.any((1, 2)))
         self._masks: dict[tuple[int, int], TileSet] = {}
         for level, levels_mask in enumerate(
             pyramid(mask, dilation=policy.level_dilation, threshold=policy.threshold)

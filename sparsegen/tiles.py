@@ -62,8 +62,8 @@ class TileSet:
     @classmethod
     def of_mask(cls, mask: Host) -> TileSet:
         """The tiles that hold a True pixel of `mask`, bool `[N, H, W]`."""
-        n, y, x = np.nonzero(mask)
-        return cls.of_pixels(mask.shape, n, y, x)  # type: ignore[arg-type]
+        samples, height, width = mask.shape
+        return cls.of_pixels((samples, height, width), *np.nonzero(mask))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -177,5 +177,5 @@ class ReferenceBackend(Backend):
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         if eps == 0:
-            return (original != edited).any(-1)
-        return (np.abs(original - edited) > eps).any(-1)
+            return np.asarray((original != edited).any(-1))
+        return np.asarray((np.abs(original - edited) > eps).any(-1))

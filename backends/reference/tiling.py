@@ -17,7 +17,7 @@ def activate(v: Host, activation: Activation) -> Host:
         return np.where(v > 0, v, v * np.float32(LEAKY_SLOPE))
     if activation == "silu":
         with np.errstate(over="ignore"):  # below -88 exp(-v) is inf, and v / inf the 0 that it should be
-            return v / (1 + np.exp(-v))
+            return np.asarray(v / (1 + np.exp(-v)))
     if activation == "tanh":
         return np.tanh(v)
     return v
