@@ -180,7 +180,14 @@ def convert(
     """Write a checkpoint as safetensors with sparsegen's names: smaller, safe, and quick to load."""
     check_writable(output)
     network = load(file)
-    save(network, output, dtype=dtype)
+    with progress_bars() as bars:
+        task = bars.add_task("converting", layer="")
+        save(
+            network,
+            output,
+            dtype=dtype,
+            progress=lambda done, total, name: bars.update(task, completed=done, total=total, layer=name),
+        )
     count = sum(int(np.prod(parameter.shape)) for parameter in network.parameters().values())
     size = output.stat().st_size
     out.print(
@@ -215,21 +222,26 @@ def print_table(title: str, rows: Any) -> None:
 def layer_progress(
     network: Model, labels: Host, **conditions: Any
 ) -> Iterator[Callable[[str], Callable[[LayerRecord], None]]]:
-    """A factory of progress bars on stderr, one step a layer; they vanish when done."""
+    """A factory of progress bars, one step a layer."""
     layers = len(profile(network, labels, **conditions).layers)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[layer]}"),
-    )
-    with Progress(*columns, console=err, transient=True) as bars:
+    with progress_bars() as bars:
 
         def start(description: str) -> Callable[[LayerRecord], None]:
             task = bars.add_task(description, total=layers, layer="")
             return lambda record: bars.update(task, advance=1, layer=record.path)
 
         yield start
+
+
+def progress_bars() -> Progress:
+    """Bars on stderr that vanish when done; nothing where stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[layer]}"),
+    )
+    return Progress(*columns, console=err, transient=True)
 
 
 def latent(network: Model, seed: int) -> Host:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,12 +68,18 @@ def load(model: str | os.PathLike[str], **settings: Any) -> Model:
 
 
 def save(
-    model: Model, path: str | os.PathLike[str], *, dtype: Literal["float16", "float32"] | None = None
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    dtype: Literal["float16", "float32"] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
     """Write a network as safetensors that `load` reads back; `dtype` "float16" halves it.
+
+    `progress(done, total, name)` is called after each tensor.
 
     The file appears whole or not at all. Raises CheckpointError: no space, a value that float16 cannot hold.
     """
     values = {name: parameter.value for name, parameter in model.parameters().items()}
     metadata = native_metadata(model.family, dataclasses.asdict(model.config))
-    write_safetensors(path, values, metadata, dtype=dtype)
+    write_safetensors(path, values, metadata, dtype=dtype, progress=progress)

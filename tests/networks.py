@@ -47,10 +47,27 @@ def random_labels(
 
 
 def repaint(rng: np.random.Generator, labels: np.ndarray, *, classes: int = 4) -> np.ndarray:
-    """An edited copy: a random rectangle of one sample takes another label."""
+    """An edited copy: in one sample a rectangle, a line, stray pixels or a border take another label."""
     edited = labels.copy()
     view = edited if edited.ndim == 2 else edited[rng.integers(len(edited))]
-    h, w = view.shape
-    y, x = rng.integers(0, h), rng.integers(0, w)
-    view[y : y + rng.integers(1, h // 2), x : x + rng.integers(1, w // 2)] = rng.integers(0, classes)
+    mask = random_mask(rng, view.shape)
+    view[mask] = (view[mask] + rng.integers(1, classes)) % classes
     return edited
+
+
+def random_mask(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask `[H, W]` that is never empty: a rectangle, a diagonal line, stray pixels or one border."""
+    h, w = shape
+    mask = np.zeros(shape, bool)
+    y, x = rng.integers(0, h), rng.integers(0, w)
+    kind = rng.integers(4)
+    if kind == 0:
+        mask[y : y + rng.integers(1, h // 2), x : x + rng.integers(1, w // 2)] = True
+    elif kind == 1:
+        steps = np.arange(min(h, w))
+        mask[(y + steps) % h, (x + steps) % w] = True
+    elif kind == 2:
+        mask[rng.integers(0, h, 5), rng.integers(0, w, 5)] = True
+    else:
+        mask[:, rng.choice([0, w - 1])] = True
+    return mask

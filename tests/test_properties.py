@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import random_gaugan, random_labels, repaint
+from networks import random_gaugan, random_labels, random_mask, repaint
 
 from sparsegen import Session
 from sparsegen.models import GauGAN
@@ -122,6 +122,19 @@ def test_exact_equals_dense(drawn, seed, n):
     edited = repaint(rng, labels)
     session = dense(model, labels)
     session.edit(edited, policy="exact")
+    assert_same(canvases(session), canvases(dense(model, edited)))
+
+
+@hypothetically
+@given(networks(), seeds, samples)
+def test_an_exact_edit_under_a_mask_equals_dense_of_what_the_mask_lets_through(drawn, seed, n):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, (n, *size))
+    mask = np.stack([random_mask(rng, size) for _ in range(n)])
+    edited = np.where(mask, random_labels(rng, (n, *size)), labels)
+    session = dense(model, labels)
+    session.edit(edited, mask=mask, policy="exact")
     assert_same(canvases(session), canvases(dense(model, edited)))
 
 
