@@ -18,7 +18,7 @@ lint: .venv/lint.stamp ## ruff (format, lint) and mypy, as pre-commit runs them
 
 # Types are checked on the package as it is installed: in the checkout two of its three folders have other names.
 mypy: .venv/lint.stamp
-	rm -rf build/typed && mkdir -p build/typed
+	rm -rf build && mkdir -p build/typed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed/site .
 	cd build/typed && MYPYPATH=site "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" -p sparsegen
 
@@ -30,6 +30,7 @@ clean:
 
 .venv/bin.stamp:
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
 .venv/runtime.stamp: .venv/bin.stamp pyproject.toml

@@ -161,7 +161,10 @@ class Backend(ABC):
 
     @abstractmethod
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """`x @ weight.T + bias`: `[M, I]`, `[O, I]`, `[O]` → `[M, O]`. Small and dense: embeddings."""
+        """`x @ weight.T + bias`: `[M, I]`, `[O, I]`, `[O]` → `[M, O]`. Small and dense: embeddings.
+
+        A row's bits do not depend on the other rows.
+        """
 
     # -- statistics and pointwise work -------------------------------------------------------------------
 

@@ -14,24 +14,27 @@ How an edit travels, one stair down and back: `session` makes the mask; a `polic
 layer; `models/` call their `layers`; each layer asks the `run` for its canvas and its tiles and hands both to the
 backend; the journal keeps what was there. Floors, none importing what stands above it:
 
-    6  cli                              3  layers
+    6  cli                              3  model · layers
     5  loading                          2  run · policies · masks
-    4  models/ · session                1  backends/ · weights/ · tiles · pictures
+    4  models/ · session · profiling    1  backends/ · weights/ · tiles · pictures
 """
 
+from sparsegen.backends.interface import BackendError
 from sparsegen.weights import CheckpointError
 
 from . import models as models
 from .errors import InputError, SessionError, ShapeError, SparsegenError
-from .layers import Model
 from .loading import load
+from .model import Model
 from .policies import Exact, Paper
-from .session import Result, Session, profile
+from .profiling import profile
+from .session import Result, Session
 from .stats import Stats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackendError",
     "CheckpointError",
     "Exact",
     "InputError",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,16 +24,15 @@ from sparsegen.weights import CheckpointError, builtin, identify, read_checkpoin
 
 from . import __version__, pictures
 from .errors import InputError, SparsegenError
-from .layers import Model
 from .loading import load, save
+from .model import Model
+from .profiling import check_mask, profile
 from .run import LayerRecord
-from .session import Session, profile
+from .session import Session
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
-    help="Edit a generated picture and recompute only what the edit touches.",
 )
 # names out of files are printed: no markup, so that none of them means anything
 out = Console(highlight=False, markup=False, emoji=False)
@@ -41,7 +43,23 @@ ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's na
 BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
 PolicyName = Literal["paper", "exact"]
 DTypeName = Literal["float32", "float16"]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Say what a checkpoint cannot: name=value, such as num_upsampling_layers=more."
+    ),
+]
 PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles an edit recomputes.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Edit a generated picture and recompute only what the edit touches."""
+    if show:
+        out.print(__version__)
+        raise typer.Exit
 
 
 @app.command()
@@ -55,7 +73,7 @@ def demo(
     known = builtin.get(model)
     if known is None:
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
-    check_writable(output)
+    check_writable(output, suffix=".png")
     example, network = known.examples[0], load(model)
     change = example.edits[0]
     original, edited = (pictures.read_labels(path) for path in (example.original, change.path))
@@ -63,7 +81,8 @@ def demo(
     with layer_progress(network, original) as progress:
         first = session.run(original, progress=progress("dense run of the original"))
         sparse = session.edit(edited, policy=policy, progress=progress("sparse edit"))
-        dense = Session(network, backend).run(edited, progress=progress("dense run of the edited"))
+        # the same session again: what is made ready once, the weights, is ready for both
+        dense = session.run(edited, progress=progress("dense run of the edited"))
     palette = known.labels.palette
     panels = [
         ("original labels", pictures.colourise(original, palette)),
@@ -92,7 +111,9 @@ def edit(
     edited: Annotated[
         list[Path], typer.Option("--edited", help="An edited label map; repeat to go on editing.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture; several edits get -1, -2, …")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The PNG to write; several edits get -1, -2, …")
+    ],
     model: ModelOption = "landscape",
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Recompute where this picture is not black.")
@@ -109,39 +130,54 @@ def edit(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Draw the latent z of networks that have one.")
     ] = None,
+    settings: SetOption = None,
 ) -> None:
     """Paint the original, then recompute only what each edited label map changes."""
+    # everything that can be wrong is looked at before the work begins
     outputs = [output] if len(edited) == 1 else [numbered(output, i + 1) for i in range(len(edited))]
+    given = [original, *edited, *(edited_instances or ()), *(path for path in (mask, instances) if path)]
     for path in outputs:
-        check_writable(path)
-    if edited_instances and len(edited_instances) != len(edited):
+        check_writable(path, suffix=".png", inputs=given)
+    if edited_instances and (instances is None or len(edited_instances) != len(edited)):
         raise InputError(
-            f"{len(edited)} edited label maps, but {len(edited_instances)} instance maps of them"
+            f"{len(edited)} edited label maps have {len(edited_instances)} --edited-instances; "
+            "give one for each, and --instances for the original"
         )
-    engine = get_backend(backend)
-    network = load(model)
+    engine, network = get_backend(backend), load(model, **parse_settings(settings))
     known = builtin.get(model)
     palette = known.labels.palette if known else None
-    labels = [pictures.read_labels(path, palette) for path in (original, *edited)]
-    maps = [pictures.read_labels(path) for path in (instances, *(edited_instances or ())) if path is not None]
-    user_mask = None if mask is None else pictures.read_mask(mask)
+    first, *later = [pictures.read_labels(path, palette) for path in (original, *edited)]
     conditions: dict[str, Any] = {} if seed is None else {"z": latent(network, seed)}
     if instances is not None:
-        conditions["instances"] = maps[0]
-    session = Session(network, engine)
-    with layer_progress(network, labels[0], **conditions) as progress:
-        session.run(labels[0], progress=progress("dense run of the original"), **conditions)
-        for i, (path, target) in enumerate(zip(edited, outputs, strict=True)):
-            if edited_instances:
-                conditions["instances"] = maps[i + 1]
-            result = session.edit(
-                labels[i + 1], mask=user_mask, policy=policy, progress=progress(path.name), **conditions
+        conditions["instances"] = pictures.read_labels(instances)
+    base = network.encode(first, **conditions)
+    changes: list[dict[str, Any]] = [
+        {} if not edited_instances else {"instances": pictures.read_labels(edited_instances[i])}
+        for i in range(len(later))
+    ]
+    for path, labels, change in zip(edited, later, changes, strict=True):
+        shape = network.encode(labels, **change).shape
+        if shape != base.shape:
+            raise InputError(
+                f"{path}: {shape[1]}×{shape[2]}, but {original} is {base.shape[1]}×{base.shape[2]}"
             )
-            text = {
-                "sparsegen": f"{__version__} model={model} policy={policy} backend={engine.name} seed={seed}"
-            }
-            pictures.write_png(target, result.image, text=text)
+    user_mask = None if mask is None else check_mask(pictures.read_mask(mask), base.shape)
+
+    session = Session(network, engine)
+    with layer_progress(network, first, **conditions) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pixels outside the mask: said below, in our words
+        session.run(first, progress=progress("dense run of the original"), **conditions)
+        for path, target, labels, change in zip(edited, outputs, later, changes, strict=True):
+            result = session.edit(
+                labels, mask=user_mask, policy=policy, progress=progress(path.name), **change
+            )
+            text = f"{__version__} model={model} policy={policy} backend={engine.name} seed={seed}"
+            pictures.write_png(target, result.image, text={"sparsegen": text})
             print_table(f"{path} → {target}", result.stats.lines())
+            if result.stats.ignored_pixels:
+                out.print(
+                    f"{result.stats.ignored_pixels} changed pixels lie outside {mask} and were not applied"
+                )
 
 
 @app.command()
@@ -157,18 +193,13 @@ def inspect(
     except CheckpointError as error:
         described = [("family", f"not recognised: {error}")]
     size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    rows = [
-        ("format", checkpoint.format),
-        *described,
-        ("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB"),
-    ]
-    print_table(str(file), rows)
-    table = Table(box=None)
-    for title in ("tensor", "shape", "type"):
-        table.add_column(title, no_wrap=True)
-    for name, tensor in checkpoint.tensors.items():
-        table.add_row(shown(name), " × ".join(map(str, tensor.shape)) or "scalar", tensor.dtype)
-    out.print(table)
+    tensors = [("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB")]
+    print_table(str(file), [("format", checkpoint.format), *described, *tensors])
+    names = {shown(name): tensor for name, tensor in checkpoint.tensors.items()}
+    width = max(map(len, names), default=0)
+    for name, tensor in names.items():
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        out.print(f"  {name:<{width}}  {tensor.dtype:<9} {shape}", soft_wrap=True)
 
 
 @app.command()
@@ -176,18 +207,18 @@ def convert(
     file: Annotated[Path, typer.Argument(help="A checkpoint of a family that sparsegen knows.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
     dtype: Annotated[DTypeName, typer.Option("--dtype", help="Storage type of the weights.")] = "float32",
+    settings: SetOption = None,
 ) -> None:
     """Write a checkpoint as safetensors with sparsegen's names: smaller, safe, and quick to load."""
-    check_writable(output)
-    network = load(file)
+    check_writable(output, inputs=[file])
     with progress_bars() as bars:
-        task = bars.add_task("converting", layer="")
-        save(
-            network,
-            output,
-            dtype=dtype,
-            progress=lambda done, total, name: bars.update(task, completed=done, total=total, layer=name),
-        )
+
+        def progress(description: str) -> Callable[[int, int, str], None]:
+            task = bars.add_task(description, layer="")
+            return lambda done, total, name: bars.update(task, completed=done, total=total, layer=name)
+
+        network = load(file, progress=progress("reading"), **parse_settings(settings))
+        save(network, output, dtype=dtype, progress=progress("writing"))
     count = sum(int(np.prod(parameter.shape)) for parameter in network.parameters().values())
     size = output.stat().st_size
     out.print(
@@ -241,7 +272,7 @@ def progress_bars() -> Progress:
         TimeElapsedColumn(),
         TextColumn("{task.fields[layer]}"),
     )
-    return Progress(*columns, console=err, transient=True)
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def latent(network: Model, seed: int) -> Host:
@@ -257,25 +288,46 @@ def numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def check_writable(path: Path) -> None:
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`name=value` pairs; a value is JSON where it reads as such, else text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, text = setting.partition("=")
+        if not name or not equals:
+            raise InputError(f"--set {setting}: expected name=value, such as num_upsampling_layers=more")
+        try:
+            parsed[name] = json.loads(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed
+
+
+def check_writable(path: Path, *, suffix: str = "", inputs: Sequence[Path] = ()) -> None:
     """Fail before the work, not after it, when a result could not be written."""
     folder = path.parent
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of the file to write")
+    if suffix and path.suffix.lower() != suffix:
+        raise InputError(f"{path}: the picture is written as PNG; give a name that ends in {suffix}")
     if not folder.is_dir():
         raise InputError(f"{path}: the folder {folder} does not exist")
+    if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
+        raise InputError(f"{path}: is also an input; give another name to write to")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise InputError(f"{path}: cannot be written (read-only)")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without × shows ?, and the work is not lost
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(words or ["--help"], standalone_mode=False) or 0)
     except (SparsegenError, CheckpointError, BackendError) as error:
         message = str(error)
     except KeyboardInterrupt:
-        err.print("interrupted")
         return 130
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -6,17 +6,14 @@ A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from sparsegen.backends.interface import Activation, Array, Backend, ConvGeometry, Host, Padding
 
 from .errors import ShapeError
-from .policies import Paper
 from .run import Feature
 from .tiles import TileSet, Window
 
@@ -244,7 +241,7 @@ class BatchNorm(Layer):
 class InstanceNorm(Layer):
     """Instance norm without affine parameters; the statistics are measured in the dense run and reused in edits."""
 
-    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, *, eps: float = 1e-5) -> None:
         self.eps = eps
 
     def __call__(self, x: Feature) -> Feature:
@@ -261,61 +258,3 @@ def _affine(backend: Backend, mean: Host, var: Host, eps: float) -> tuple[Array,
     """Statistics as the scale and shift that a prologue applies: x * scale + shift."""
     scale = 1 / np.sqrt(var.astype(np.float64) + eps)
     return backend.upload(scale.astype(np.float32)), backend.upload((-mean * scale).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a user's input becomes: canvases that an edit may repaint, and conditions that it may not."""
-
-    canvases: dict[str, Host]
-    """Name -> array `[N, H, W, P]`."""
-    conditions: dict[str, Host] = field(default_factory=dict)
-    """Name -> array; fixed for the life of a session's base."""
-
-
-class Model(Layer):
-    """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
-
-    family: ClassVar[str]
-    """The architecture's name in files and at the command line."""
-    config_type: ClassVar[type]
-    """A frozen dataclass of plain values: everything that decides the parameters' shapes."""
-    registry: ClassVar[dict[str, type[Model]]] = {}
-    """Family -> class."""
-
-    config: Any
-    paper: Paper
-    """The family's own settings of the `paper` policy."""
-    name: str = ""
-    """What the user called it: a built-in name or a file. For messages only."""
-
-    def __init_subclass__(cls) -> None:
-        Model.registry[cls.family] = cls
-
-    def encode(self, picture: Any, **conditions: Any) -> Inputs:
-        """Check a user's input and make canvases of it. Raises InputError, ShapeError."""
-        raise NotImplementedError
-
-    def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
-        """The network: input features in, the output feature out."""
-        raise NotImplementedError
-
-    def picture(self, output: Host) -> Host:
-        """The output canvas `[N, H, W, C]` as uint8 pictures `[N, H, W, 3]`."""
-        raise NotImplementedError
-
-    def load_parameters(self, values: Mapping[str, Host]) -> None:
-        """Take values by path; every parameter must be there in its shape (readers check and name what is not)."""
-        parameters = self.parameters()
-        if set(values) != set(parameters):
-            raise ShapeError(
-                f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}"
-            )
-        for path, parameter in parameters.items():
-            if tuple(values[path].shape) != parameter.shape:
-                raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(values[path].shape)}")
-            parameter.value = values[path]
-
-    def config_json(self) -> str:
-        """The configuration as JSON, keys sorted."""
-        return json.dumps(asdict(self.config), sort_keys=True)

@@ -18,23 +18,31 @@ from sparsegen.weights import (
     identify,
     native_metadata,
     read_checkpoint,
+    shown,
     write_safetensors,
 )
 
 from .errors import InputError
-from .layers import Model
+from .model import Model
+
+Progress = Callable[[int, int, str], None]
+"""Called as `progress(done, total, name)` after each tensor."""
 
 
-def load(model: str | os.PathLike[str], **settings: Any) -> Model:
+def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **settings: Any) -> Model:
     """Load a network.
 
     Parameters
     ----------
     model
-        The name of a built-in model (`landscape`) or a checkpoint file: PyTorch (zip or legacy) or safetensors.
+        The name of a built-in model (`landscape`) or a checkpoint file: PyTorch (zip or legacy) or safetensors. The
+        file is mapped, not copied: do not write into it while the model lives (replacing it is safe).
     settings
         Overrides of what was recognised, by the names of the family's configuration, for what a checkpoint
         cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`).
+
+    progress
+        Called after each parameter.
 
     Raises
     ------
@@ -60,9 +68,19 @@ def load(model: str | os.PathLike[str], **settings: Any) -> Model:
         raise InputError(
             f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}"
         )
-    network: Model = kind(kind.config_type(**{**config, **settings}))
+    foreign = [shown(name) for name in sorted(set(config) - set(fields))]
+    if foreign:
+        raise CheckpointError(
+            f"{path}: its configuration has {', '.join(foreign[:5])}; no {family.model} has that"
+        )
+    try:
+        network: Model = kind(kind.config_type(**{**config, **settings}))
+    except InputError as error:
+        if settings:
+            raise
+        raise CheckpointError(f"{path}: its configuration is wrong: {error}") from None
     expected = {name: parameter.shape for name, parameter in network.parameters().items()}
-    network.load_parameters(convert(family, checkpoint, expected))
+    network.load_parameters(convert(family, checkpoint, expected), progress=progress)
     network.name = str(model)
     return network
 
@@ -72,11 +90,9 @@ def save(
     path: str | os.PathLike[str],
     *,
     dtype: Literal["float16", "float32"] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a network as safetensors that `load` reads back; `dtype` "float16" halves it.
-
-    `progress(done, total, name)` is called after each tensor.
 
     The file appears whole or not at all. Raises CheckpointError: no space, a value that float16 cannot hold.
     """

@@ -99,9 +99,14 @@ class Paper(Policy):
     threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("dilation", "level_dilation", "sparse_levels", "threshold"):
-            if getattr(self, name) < 0:
-                raise InputError(f"policy paper: {name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("dilation", "level_dilation", "sparse_levels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"policy paper: {name} is {value!r}, expected a whole number, 0 or more")
+        if not 0 <= self.threshold < 1:
+            raise InputError(
+                f"policy paper: threshold is {self.threshold!r}, expected 0 or more and less than 1"
+            )
 
     def plan(self, difference: Host) -> Plan:
         return _PaperPlan(self, difference)

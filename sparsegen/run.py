@@ -74,6 +74,11 @@ class Memory:
         return sum(int(canvas.nbytes) for canvas in self.canvases.values())
 
 
+def input_path(name: str) -> str:
+    """Where an input's canvas lies among the layers' (no layer is called `input`)."""
+    return f"input.{name}"
+
+
 class Run:
     """One execution of a model: dense when its plan is `Everything`, else an edit."""
 
@@ -193,8 +198,9 @@ class Feature:
         """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` is a plain feature of 2C channels."""
         if self.modulation is not None or self.activation != "identity":
             raise ShapeError("a modulation must come before an activation, and only once")
+        gamma_beta._nothing_pending("a modulation")
         n, h, w, c = self.shape
-        if gamma_beta.shape != (n, h, w, 2 * c) or gamma_beta.upsample != 1:
+        if gamma_beta.shape != (n, h, w, 2 * c) or gamma_beta.upsample != 1 or len(gamma_beta.parts) > 1:
             raise ShapeError(f"gamma and beta are {gamma_beta.shape}, expected {(n, h, w, 2 * c)}")
         return replace(self, modulation=gamma_beta)
 

@@ -1,7 +1,7 @@
 """An editing session: an input comes in, a picture comes out; each edit recomputes only what it touches.
 
 The session owns the canvases. `run` paints them all, `edit` repaints tiles in place and keeps what was there in a
-journal, `undo` plays the journal back. Nothing that fails half-way leaves a trace.
+journal, `undo` plays the journal back. An edit or an undo that fails half-way leaves no trace.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from sparsegen.backends.registry import get_backend
 
 from . import session_file
 from .errors import InputError, SessionError, ShapeError
-from .layers import Inputs, Model
-from .policies import Everything, Plan, Policy, get_policy
-from .run import Feature, Journal, LayerRecord, Memory, Run
-from .session_file import Step
+from .model import Inputs, Model
+from .policies import Everything, Policy, get_policy
+from .profiling import check_mask, dry_run
+from .run import Feature, Journal, LayerRecord, Memory, Run, input_path
+from .session_file import State, Step
 from .stats import Stats
-from .tiles import TileSet
+from .tiles import TileSet, union
 
 Progress = Callable[[LayerRecord], None]
 """Called after every layer of a run, with its record."""
@@ -68,11 +69,8 @@ class Session:
     def __init__(self, model: Model, backend: str | Backend = "reference") -> None:
         self.model = model
         self.memory = Memory(get_backend(backend))
-        self._conditions: dict[str, Host] = {}
-        self._steps: list[Step] = []
-        # input pixels whose change has not spread everywhere (edits under an approximate policy), bool [N, H, W]
-        self._stale: Host | None = None
-        self._output_path = ""
+        self._state: State | None = None
+        self._dense: tuple[LayerRecord, ...] = ()
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -91,21 +89,25 @@ class Session:
         Raises
         ------
         InputError, ShapeError
-            The input does not fit; the session stays as it was.
+            The input does not fit; the session stays as it was. (One that fits replaces the old base from its
+            first layer on, so that two never share the memory: interrupted, the session must `run` again.)
         """
         start = time.perf_counter()
         inputs = self.model.encode(picture, **conditions)
         backend = self.memory.backend
+        self._state = None
+        self.memory.canvases, self.memory.measured = {}, {}
         memory = Memory(backend, prepared=self.memory.prepared)
-        self.memory.canvases, self.memory.measured = {}, {}  # the old base goes before the new one is painted
-        self._steps, self._stale = [], None
         for name, array in inputs.canvases.items():
-            memory.canvases[_input_path(name)] = backend.upload(array)
-        shape = _mask_shape(inputs)
+            memory.canvases[input_path(name)] = backend.upload(array)
         run = Run(memory, Everything())
-        output = self._forward(run, inputs.conditions, TileSet.full(*shape), progress)
-        self.memory, self._conditions, self._stale = memory, inputs.conditions, np.zeros(shape, bool)
-        return self._result(run, output, start, edited_area=1.0)
+        output = self._forward(run, inputs.conditions, TileSet.full(*inputs.shape), progress)
+        result = self._result(run.records, memory, output, output.changed[0], start, edited_area=1.0)
+        self.memory, self._dense = memory, tuple(run.records)
+        self._state = State(
+            self.model, memory, inputs.conditions, [], TileSet.empty(*inputs.shape), run.records[-1].path
+        )
+        return result
 
     def edit(
         self,
@@ -127,6 +129,10 @@ class Session:
             outside a mask are not applied; their number is in `stats.ignored_pixels`, and a warning says so.
         policy
             "paper" (the family's own settings, the default), "exact", or a `Policy`.
+        progress
+            Called after every layer.
+        conditions
+            As for `run`; what is not given stays as it is.
 
         Raises
         ------
@@ -134,41 +140,69 @@ class Session:
             The session stays as it was, also when the edit is interrupted.
         """
         start = time.perf_counter()
-        self._need_base()
+        state = self._base()
         chosen = get_policy(policy, paper=self.model.paper)
-        inputs = self._encode_edit(picture, conditions)
+        inputs = self._encode_edit(state, picture, conditions)
         difference = self._difference(inputs)
         ignored = 0
         if mask is not None:
-            given = _check_mask(mask, difference.shape)
+            given = check_mask(mask, inputs.shape)
             ignored = int((difference & ~given).sum())
             difference = given
-        step, run, output = self._repaint(inputs, difference, chosen, progress)
-        self._steps.append(step)
-        if ignored:
-            warnings.warn(f"{ignored} changed pixels lie outside the mask and were not applied", stacklevel=2)
-        return self._result(run, output, start, edited_area=float(difference.mean()), ignored=ignored)
+            if ignored:
+                warnings.warn(
+                    f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=2
+                )
+        # an exact edit also spreads what approximate edits before it left unspread
+        changed = TileSet.of_mask(difference)
+        spread = union([changed, state.stale]) if chosen.exact else changed
+        stale = TileSet.empty(*inputs.shape) if chosen.exact else union([state.stale, changed])
+        step = Step(Journal(), state.stale)
+        area = float(difference.mean())
+        try:
+            if spread.count:
+                run = Run(self.memory, chosen.plan(spread.mask()), journal=step.journal)
+                self._take_over(inputs, changed, step.journal)
+                output = self._forward(run, state.conditions, spread, progress)
+                records, active = run.records, output.changed[0]
+            else:
+                records = [replace(record, active=0, macs=0, milliseconds=0.0) for record in self._dense]
+                output = self._output(state)
+                active = output.changed[0]
+            result = self._result(
+                records, self.memory, output, active, start, edited_area=area, ignored=ignored, step=step
+            )
+        except BaseException:
+            self._roll_back(step)
+            raise
+        state.steps.append(step)
+        state.stale = stale
+        return result
 
     def undo(self) -> Result:
-        """Put back what the last edit overwrote, bit for bit. As often as there were edits."""
+        """Put back what the last edit overwrote, bit for bit. As often as there were edits.
+
+        Interrupted, it first puts everything back; the edit is forgotten with the next call.
+        """
         start = time.perf_counter()
-        self._need_base()
-        if not self._steps:
+        state = self._base()
+        if not state.steps:
             raise SessionError("nothing to undo: no edit since the last run")
-        step = self._steps.pop()
-        step.journal.undo(self.memory.backend, self.memory.canvases)
-        self._stale = step.stale_before
-        run = Run(self.memory, Everything())
-        kept = step.journal.entries.get(self._output_path)
-        canvas = self.memory.canvases[self._output_path]
-        n, h, w, _ = canvas.shape
-        active = TileSet.empty(n, h, w) if kept is None else TileSet.of_tiles((n, h, w), kept[0])
-        return self._result(run, Feature(run, (canvas,), (active,)), start, edited_area=0.0)
+        step = state.steps[-1]
+        self._roll_back(step)
+        output, kept = self._output(state), step.journal.entries.get(state.output_path)
+        active = output.changed[0]
+        if kept is not None:
+            active = TileSet.of_tiles(active.shape, kept[0])
+        result = self._result([], self.memory, output, active, start, edited_area=0.0)
+        state.stale = step.stale_before
+        state.steps.pop()
+        return result
 
     @property
     def edits(self) -> int:
         """How many edits can be undone."""
-        return len(self._steps)
+        return 0 if self._state is None else len(self._state.steps)
 
     # -- files -------------------------------------------------------------------------------------------
 
@@ -180,14 +214,7 @@ class Session:
         SessionError, CheckpointError
             Nothing has run yet; the file could not be written.
         """
-        self._need_base()
-        assert self._stale is not None
-        session_file.save(
-            path,
-            session_file.State(
-                self.model, self.memory, self._conditions, self._steps, self._stale, self._output_path
-            ),
-        )
+        session_file.save(path, self._base())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str | Backend = "reference") -> Session:
@@ -200,28 +227,35 @@ class Session:
         """
         state = session_file.load(path, get_backend(backend))
         session = cls(state.model, state.memory.backend)
-        session.memory, session._conditions = state.memory, state.conditions
-        session._steps, session._stale, session._output_path = state.steps, state.stale, state.output_path
+        session.memory, session._state = state.memory, state
+        inputs = Inputs(_input_canvases(state.memory), state.conditions)
+        dry = dry_run(state.model, inputs, Everything(), TileSet.full(*inputs.shape))
+        session._dense = tuple(replace(record, milliseconds=0.0) for record in dry.records)
+        session_file.check(path, state, dry.memory.canvases)
         return session
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _need_base(self) -> None:
-        if self._stale is None:
+    def _base(self) -> State:
+        if self._state is None:
             raise SessionError("no base to edit: call run(input) first")
+        return self._state
 
-    def _encode_edit(self, picture: Any, conditions: dict[str, Any]) -> Inputs:
-        inputs = self.model.encode(picture, **conditions)
+    def _encode_edit(self, state: State, picture: Any, conditions: dict[str, Any]) -> Inputs:
+        download = self.memory.backend.download
+        canvases = {name: download(canvas) for name, canvas in _input_canvases(self.memory).items()}
+        base = Inputs(canvases, state.conditions)
+        given = {name: value for name, value in conditions.items() if value is not None}
+        inputs = self.model.encode(picture, base=base, **given)
+        for name, array in inputs.canvases.items():
+            if array.shape != base.canvases[name].shape:
+                raise ShapeError(
+                    f"the edited {name} are {array.shape[:3]}, the base's {base.canvases[name].shape[:3]} (N, H, W)"
+                )
         for name, value in inputs.conditions.items():
-            if name in conditions and not np.array_equal(value, self._conditions[name]):
+            if not np.array_equal(value, state.conditions[name]):
                 raise InputError(
                     f"{name} is not the base's; it changes the whole picture: call run(input, {name}=…)"
-                )
-        for name, array in inputs.canvases.items():
-            base = self.memory.canvases[_input_path(name)].shape
-            if array.shape != tuple(base):
-                raise ShapeError(
-                    f"the edited {name} are {array.shape[:3]}, the base's {tuple(base)[:3]} (N, H, W)"
                 )
         return inputs
 
@@ -229,112 +263,69 @@ class Session:
         """bool `[N, H, W]`: pixels of the input that differ from the current one in any canvas."""
         backend, masks = self.memory.backend, []
         for name, array in inputs.canvases.items():
-            current = self.memory.canvases[_input_path(name)]
-            masks.append(backend.difference_mask(current, backend.upload(array)))
+            current = self.memory.canvases[input_path(name)]
+            masks.append(backend.difference_mask(current, backend.upload(array), eps=self.model.eps))
         return np.asarray(np.logical_or.reduce(masks))
 
-    def _repaint(
-        self, inputs: Inputs, difference: Host, policy: Policy, progress: Progress | None
-    ) -> tuple[Step, Run, Feature]:
-        """Take over the input's pixels and rerun what depends on them; on any failure put everything back."""
-        assert self._stale is not None
-        backend, canvases = self.memory.backend, self.memory.canvases
-        # an exact edit also spreads what approximate edits before it left unspread
-        spread = difference | self._stale if policy.exact else difference
-        stale = np.zeros_like(self._stale) if policy.exact else self._stale | difference
-        step = Step(Journal(), self._stale)
-        if not spread.any():
-            run = Run(self.memory, Everything())
-            output = canvases[self._output_path]
-            n, h, w, _ = output.shape
-            return step, run, Feature(run, (output,), (TileSet.empty(n, h, w),))
-        run = Run(self.memory, policy.plan(spread), journal=step.journal)
-        try:
-            changed = TileSet.of_mask(difference)
-            for name, array in inputs.canvases.items():
-                path = _input_path(name)
-                step.journal.keep(backend, path, canvases[path], changed.tiles)
-                new = backend.read_tiles(backend.upload(array), changed.tiles)
-                old = step.journal.entries[path][1]
-                taken = backend.upload(changed.pixels)[..., None]
-                backend.write_tiles(canvases[path], changed.tiles, new * taken + old * ~taken)
-            output = self._forward(run, self._conditions, TileSet.of_mask(spread), progress)
-        except BaseException:
-            step.journal.undo(backend, canvases)
-            raise
-        self._stale = stale
-        return step, run, output
+    def _take_over(self, inputs: Inputs, changed: TileSet, journal: Journal) -> None:
+        """Write the changed pixels into the input's canvases."""
+        backend = self.memory.backend
+        taken = backend.upload(changed.pixels)[..., None]
+        for name, array in inputs.canvases.items():
+            path = input_path(name)
+            canvas = self.memory.canvases[path]
+            journal.keep(backend, path, canvas, changed.tiles)
+            new, old = backend.read_tiles(backend.upload(array), changed.tiles), journal.entries[path][1]
+            backend.write_tiles(canvas, changed.tiles, new * taken + old * ~taken)
 
     def _forward(
         self, run: Run, conditions: dict[str, Host], changed: TileSet, progress: Progress | None
     ) -> Feature:
         run.on_layer = progress
-        prefix = _input_path("")
         features = {
-            path.removeprefix(prefix): Feature(run, (canvas,), (changed,))
-            for path, canvas in run.memory.canvases.items()
-            if path.startswith(prefix)
+            name: Feature(run, (canvas,), (changed,)) for name, canvas in _input_canvases(run.memory).items()
         }
-        output = self.model.forward(features, conditions)
-        self._output_path = run.records[-1].path
-        return output
+        return self.model.forward(features, conditions)
+
+    def _roll_back(self, step: Step) -> None:
+        """Play the journal back, whatever comes: playing it again from the start gives the same."""
+        interrupt = None
+        while True:
+            try:
+                step.journal.undo(self.memory.backend, self.memory.canvases)
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _output(self, state: State) -> Feature:
+        """The output as it stands, no tile of it repainted."""
+        canvas = self.memory.canvases[state.output_path]
+        n, h, w, _ = canvas.shape
+        return Feature(Run(self.memory, Everything()), (canvas,), (TileSet.empty(n, h, w),))
 
     def _result(
-        self, run: Run, output: Feature, start: float, *, edited_area: float, ignored: int = 0
+        self,
+        records: Iterable[LayerRecord],
+        memory: Memory,
+        output: Feature,
+        active: TileSet,
+        start: float,
+        *,
+        edited_area: float,
+        ignored: int = 0,
+        step: Step | None = None,
     ) -> Result:
-        backend = self.memory.backend
-        backend.synchronize()
+        memory.backend.synchronize()
         elapsed = (time.perf_counter() - start) * 1e3
-        values = backend.download(output.parts[0])
-        journal = self._steps[-1].journal.nbytes if self._steps else 0
-        stats = Stats(
-            edited_area, tuple(run.records), elapsed, self.memory.nbytes, journal, ignored_pixels=ignored
-        )
-        return Result(self.model.picture(values), values, stats, output.changed[0])
+        values = memory.backend.download(output.parts[0])
+        journal = 0 if step is None else step.journal.nbytes
+        stats = Stats(edited_area, tuple(records), elapsed, memory.nbytes, journal, ignored)
+        return Result(self.model.picture(values), values, stats, active)
 
 
-def profile(
-    model: Model,
-    picture: Any,
-    *,
-    mask: Any = None,
-    policy: str | Policy | None = None,
-    **conditions: Any,
-) -> Stats:
-    """What a dense run (`mask` None) or an edit of `mask` would cost: tiles and MACs of every layer, nothing computed.
-
-    `picture` only gives the size; the model needs no weights. Times in the result are meaningless.
-    """
-    from sparsegen.backends.shapes import ShapesBackend
-
-    inputs = model.encode(picture, **conditions)
-    shape = _mask_shape(inputs)
-    difference = np.ones(shape, bool) if mask is None else _check_mask(mask, shape)
-    plan: Plan = Everything() if mask is None else get_policy(policy, paper=model.paper).plan(difference)
-    run = Run(Memory(ShapesBackend()), plan)
-    changed = TileSet.of_mask(difference)
-    features = {name: Feature(run, (array,), (changed,)) for name, array in inputs.canvases.items()}
-    model.forward(features, inputs.conditions)
-    return Stats(float(difference.mean()), tuple(run.records), 0.0, run.memory.nbytes)
-
-
-def _input_path(name: str) -> str:
-    """Where an input's canvas lies among the layers' (no layer is called `input`)."""
-    return f"input.{name}"
-
-
-def _mask_shape(inputs: Inputs) -> tuple[int, int, int]:
-    n, h, w = next(iter(inputs.canvases.values())).shape[:3]
-    return n, h, w
-
-
-def _check_mask(mask: Any, shape: tuple[int, ...]) -> Host:
-    """A user's mask as bool `[N, H, W]`; one `[H, W]` serves all samples."""
-    array = np.asarray(mask)
-    if array.dtype != bool:
-        if not np.isin(array, (0, 1)).all():
-            raise InputError(f"the mask is {array.dtype} with other values than 0 and 1; give booleans")
-        array = array.astype(bool)
-    if array.shape not in (shape, shape[1:]):
-        raise ShapeError(f"the mask is {array.shape}, expected {shape[1:]} or {shape}")
-    return np.broadcast_to(array, shape)
+def _input_canvases(memory: Memory) -> dict[str, Any]:
+    """The input's canvases by their names in `Inputs`."""
+    prefix = input_path("")
+    return {path.removeprefix(prefix): c for path, c in memory.canvases.items() if path.startswith(prefix)}

@@ -1,7 +1,13 @@
 """Sessions on disk: a session's state comes in, one safetensors file comes out, and back again, bit for bit.
 
 The file is self-contained (network, canvases, statistics, journal). A digest over every tensor and all metadata is
-checked before anything is used; tensors are data, nothing in the file is ever executed.
+checked before anything is used; tensors are data, nothing in the file is ever executed. The journals of all edits
+lie end to end in a few tensors, so that a session may have any number of edits:
+
+    steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
+    steps.tiles   int32 [T, 3]   the tiles of all rows
+    steps.values  uint8 [B]      their bytes
+    stale.counts  int32 [S + 1]  tiles of the stale set before each edit, and now; then stale.tiles, stale.pixels
 """
 
 from __future__ import annotations
@@ -15,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Backend, Host
-from sparsegen.weights import CheckpointError, read_checkpoint, write_safetensors
+from sparsegen.backends.interface import TILE, Array, Backend, Host
+from sparsegen.weights import read_checkpoint, write_safetensors
 
-from .errors import SessionError
-from .layers import Model
+from .errors import SessionError, SparsegenError
+from .model import Model
 from .run import Journal, Memory
+from .tiles import TileSet
 
 VERSION = "1"
 
@@ -30,26 +37,27 @@ class Step:
     """One edit that can be undone."""
 
     journal: Journal
-    stale_before: Host
-    """bool `[N, H, W]`: the session's stale pixels before the edit."""
+    stale_before: TileSet
+    """The session's stale pixels before the edit."""
 
 
 @dataclass(eq=False)
 class State:
-    """Everything that makes a session."""
+    """What makes a session, once it has run."""
 
     model: Model
     memory: Memory
     conditions: dict[str, Host]
     steps: list[Step]
-    stale: Host
+    stale: TileSet
+    """Input pixels whose change has not spread everywhere: what edits under approximate policies touched."""
     output_path: str
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
     """Write `state` to `path`; on any failure (CheckpointError) the old file stays whole."""
     backend = state.memory.backend
-    tensors: dict[str, Host] = {"stale": state.stale.astype(np.uint8)}
+    tensors: dict[str, Host] = {}
     for key, parameter in state.model.parameters().items():
         tensors[f"parameter/{key}"] = np.ascontiguousarray(parameter.value)
     for key, canvas in state.memory.canvases.items():
@@ -59,16 +67,13 @@ def save(path: str | os.PathLike[str], state: State) -> None:
             tensors[f"measured/{key}/{i}"] = backend.download(value)
     for key, value in state.conditions.items():
         tensors[f"condition/{key}"] = np.ascontiguousarray(value)
-    for i, step in enumerate(state.steps):
-        tensors[f"step/{i}/stale"] = step.stale_before.astype(np.uint8)
-        for key, (tiles, kept) in step.journal.entries.items():
-            tensors[f"step/{i}/tiles/{key}"] = tiles
-            tensors[f"step/{i}/values/{key}"] = backend.download(kept)
+    tensors |= _journals(state, backend) | _stale_sets(
+        [*(step.stale_before for step in state.steps), state.stale]
+    )
     metadata = {
         "sparsegen.session": VERSION,
         "sparsegen.family": state.model.family,
         "sparsegen.config": state.model.config_json(),
-        "sparsegen.steps": str(len(state.steps)),
         "sparsegen.output": state.output_path,
         "sparsegen.model_name": state.model.name,
     }
@@ -77,7 +82,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
 
 
 def load(path: str | os.PathLike[str], backend: Backend) -> State:
-    """Read a session file. Raises SessionError, CheckpointError, OSError."""
+    """Read a session file. Raises SessionError, CheckpointError."""
     checkpoint = read_checkpoint(path)
     metadata = {key: str(value) for key, value in checkpoint.metadata.items() if key.startswith("sparsegen.")}
     version = metadata.get("sparsegen.session")
@@ -85,7 +90,8 @@ def load(path: str | os.PathLike[str], backend: Backend) -> State:
         raise SessionError(f"{path}: not a saved session")
     if version != VERSION:
         raise SessionError(f"{path}: session format {version}; this version of sparsegen reads {VERSION}")
-    tensors = {name: tensor.numpy() for name, tensor in checkpoint.tensors.items()}
+    # copies: the file may be written over while the session lives
+    tensors = {name: np.array(tensor.numpy()) for name, tensor in checkpoint.tensors.items()}
     digest = metadata.pop("sparsegen.digest", "")
     if digest != _digest(tensors, metadata):
         raise SessionError(
@@ -93,8 +99,47 @@ def load(path: str | os.PathLike[str], backend: Backend) -> State:
         )
     try:
         return _state(tensors, metadata, backend)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, SparsegenError) as error:
         raise SessionError(f"{path}: the file does not describe a session ({error})") from None
+
+
+def check(path: str | os.PathLike[str], state: State, expected: Mapping[str, Array]) -> None:
+    """Hold a loaded state against the canvases that its network makes of its input. Raises SessionError."""
+    canvases = {key: c for key, c in state.memory.canvases.items() if not key.startswith("input.")}
+    shapes = {key: tuple(canvas.shape) for key, canvas in expected.items()}
+    if {key: tuple(c.shape) for key, c in canvases.items()} != shapes or state.output_path not in shapes:
+        raise SessionError(f"{path}: its canvases are not those of its network")
+    for step in state.steps:
+        for key, (tiles, _) in step.journal.entries.items():
+            samples, height, width, _ = state.memory.canvases[key].shape
+            beyond = (samples, -(-height // TILE), -(-width // TILE))
+            if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
+                raise SessionError(f"{path}: its journal has tiles outside {key}")
+
+
+def _journals(state: State, backend: Backend) -> dict[str, Host]:
+    """All journals, end to end."""
+    number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
+    table, tiles, values = [], [], []
+    for i, step in enumerate(state.steps):
+        for key, (kept_tiles, kept) in step.journal.entries.items():
+            table.append((i, number[key], len(kept_tiles)))
+            tiles.append(kept_tiles)
+            values.append(np.ascontiguousarray(backend.download(kept)).reshape(-1).view(np.uint8))
+    return {
+        "steps.table": np.array(table, np.int32).reshape(-1, 3),
+        "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
+        "steps.values": np.concatenate([np.zeros(0, np.uint8), *values]),
+    }
+
+
+def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
+    """All stale sets, end to end."""
+    return {
+        "stale.counts": np.array([s.count for s in sets], np.int32),
+        "stale.tiles": np.concatenate([s.tiles for s in sets]),
+        "stale.pixels": np.concatenate([s.pixels for s in sets]).astype(np.uint8),
+    }
 
 
 def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Backend) -> State:
@@ -107,24 +152,37 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
     build: Any = kind
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
     model.name = metadata["sparsegen.model_name"]
-    model.load_parameters({key: np.array(value) for key, value in under("parameter/").items()})
+    model.load_parameters(under("parameter/"))
     memory = Memory(backend)
     memory.canvases = {key: backend.upload(value) for key, value in under("canvas/").items()}
     measured: dict[str, list[Array]] = {}
     for key, value in sorted(under("measured/").items()):
         measured.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
     memory.measured = {key: tuple(values) for key, values in measured.items()}
-    steps = []
-    for i in range(int(metadata["sparsegen.steps"])):
-        values = under(f"step/{i}/values/")
-        entries = {
-            key: (np.array(tiles), backend.upload(values[key]))
-            for key, tiles in under(f"step/{i}/tiles/").items()
-        }
-        steps.append(Step(Journal(entries), np.array(tensors[f"step/{i}/stale"], bool)))
-    conditions = {key: np.array(value) for key, value in under("condition/").items()}
-    stale = np.array(tensors["stale"], bool)
-    return State(model, memory, conditions, steps, stale, metadata["sparsegen.output"])
+
+    height, width = next(c for key, c in memory.canvases.items() if key.startswith("input.")).shape[1:3]
+    samples = len(next(iter(memory.canvases.values())))
+    ends = np.cumsum(tensors["stale.counts"])
+    sets = [
+        TileSet(samples, height, width, tiles, pixels.astype(bool))
+        for tiles, pixels in zip(
+            np.split(tensors["stale.tiles"], ends[:-1]),
+            np.split(tensors["stale.pixels"], ends[:-1]),
+            strict=True,
+        )
+    ]
+    *before, stale = sets
+    steps = [Step(Journal(), s) for s in before]
+    keys, tile, byte = sorted(memory.canvases), 0, 0
+    for i, canvas_number, count in tensors["steps.table"].tolist():
+        key = keys[canvas_number]
+        canvas = memory.canvases[key]
+        shape = (count, TILE, TILE, int(canvas.shape[3]))
+        size = int(np.prod(shape)) * canvas.dtype.itemsize
+        values = tensors["steps.values"][byte : byte + size].view(canvas.dtype).reshape(shape)
+        steps[i].journal.entries[key] = (tensors["steps.tiles"][tile : tile + count], backend.upload(values))
+        tile, byte = tile + count, byte + size
+    return State(model, memory, under("condition/"), steps, stale, metadata["sparsegen.output"])
 
 
 def _digest(tensors: Mapping[str, Host], metadata: Mapping[str, str]) -> str:
@@ -134,6 +192,3 @@ def _digest(tensors: Mapping[str, Host], metadata: Mapping[str, str]) -> str:
         digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).data if value.size else b"")
     return digest.hexdigest()
-
-
-__all__ = ["CheckpointError", "State", "Step", "load", "save"]

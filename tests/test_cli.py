@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,10 @@ from networks import random_gaugan, random_labels, repaint
 from PIL import Image
 from safetensors.numpy import save_file
 
+import sparsegen
 from sparsegen import Session, loading, pictures
 from sparsegen.cli import main
-from sparsegen.weights import builtin
+from sparsegen.weights import builtin, native_metadata, write_safetensors
 
 
 @pytest.fixture
@@ -24,13 +28,8 @@ def files(tmp_path: Path) -> Path:
     loading.save(random_gaugan(), tmp_path / "net.safetensors")
     a = random_labels(rng, (32, 64))
     b = repaint(rng, a)
-    for name, labels in {
-        "a": a,
-        "b": b,
-        "c": repaint(rng, b),
-        "wide": np.zeros((32, 96)),
-        "high": a + 9,
-    }.items():
+    maps = {"a": a, "b": b, "c": repaint(rng, b), "flip": 3 - a, "wide": np.zeros((32, 96)), "high": a + 9}
+    for name, labels in maps.items():
         Image.fromarray(labels.astype(np.uint8)).save(tmp_path / f"{name}.png")
     mask = np.zeros((32, 64), np.uint8)
     mask[4:12, 8:30] = 255
@@ -75,9 +74,52 @@ def test_several_edits_continue_one_session(files):
             assert np.array_equal(np.asarray(picture), expected)
 
 
-def test_edit_with_a_mask(files):
-    with pytest.warns(UserWarning, match="outside the mask"):
-        assert edit(files, "--mask", str(files / "mask.png"), edited=("c",)) == 0
+def test_edit_with_a_mask_says_what_it_left_out(files, capsys):
+    assert edit(files, "--mask", str(files / "mask.png"), edited=("high",)) == 2
+    assert edit(files, "--mask", str(files / "mask.png"), edited=("flip", "flip")) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("lie outside") == 2 and "Warning" not in captured.err
+
+
+def test_edit_with_instances_and_a_latent(files, capsys):
+    model = random_gaugan(edge_channel=True, semantic_nc=5, z_dim=3, start_cells=2)
+    loading.save(model, files / "edges.safetensors")
+    network = str(files / "edges.safetensors")
+    words = ["--instances", str(files / "a.png"), "--seed", "3", "--policy", "exact"]
+    for name in ("b", "c"):
+        words += ["--edited-instances", str(files / f"{name}.png")]
+    assert edit(files, *words, model=network, edited=("b", "c")) == 0
+    z = np.random.default_rng(3).standard_normal(3).astype(np.float32)
+    labels = pictures.read_labels(files / "c.png")
+    expected = Session(model).run(labels, instances=labels, z=z).image
+    with Image.open(files / "out-2.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected)
+
+
+def test_settings_say_what_a_checkpoint_cannot(files, capsys):
+    words = ["convert", str(files / "net.safetensors"), "-o", str(files / "more.safetensors")]
+    assert main([*words, "--set", "num_upsampling_layers=more"]) == 0
+    assert loading.load(files / "more.safetensors").config.num_upsampling_layers == "more"
+
+
+def test_no_words_show_the_help_and_version_the_version(capsys):
+    assert main([]) == 0
+    assert "Commands" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == sparsegen.__version__
+
+
+def test_a_console_without_our_characters_loses_nothing(files):
+    words = ["edit", "--model", "net.safetensors", "--original", "a.png", "--edited", "b.png", "-o", "o.png"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsegen", *words],
+        cwd=files,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "MACs" in done.stdout
 
 
 def test_inspect_and_convert(files, capsys):
@@ -114,7 +156,14 @@ MISTAKES = {
     "an unknown model": ("edit --model seascape --original a.png --edited b.png -o o.png", "landscape"),
     "an unknown built-in": ("demo --model seascape", "landscape"),
     "an unknown backend": ("demo --backend abacus", "reference"),
-    "another size": (f"{TINY} --edited wide.png -o o.png", "(1, 32, 96)"),
+    "another size": (f"{TINY} --edited wide.png -o o.png", "32×96"),
+    "a bad map after a good one": (f"{TINY} --edited b.png --edited high.png -o o.png", "labels 0 to 3"),
+    "a picture that is no PNG": (f"{TINY} --edited b.png -o o.jpg", ".png"),
+    "an output that is an input": (f"{TINY} --edited b.png -o b.png", "also an input"),
+    "a setting without a value": (f"{TINY} --edited b.png -o o.png --set norm", "name=value"),
+    "a setting that is none": (f"{TINY} --edited b.png -o o.png --set depth=3", "depth"),
+    "a setting of a wrong value": (f"{TINY} --edited b.png -o o.png --set ngf=wide", "ngf is 'wide'"),
+    "a setting that does not fit": (f"{TINY} --edited b.png -o o.png --set ngf=4", "fc.weight (expected"),
     "a label out of range": (f"{TINY} --edited high.png -o o.png", "labels 0 to 3"),
     "colours instead of labels": (f"{TINY} --edited rgb.png -o o.png", "palette"),
     "no picture": (f"{TINY} --edited text.png -o o.png", "text.png"),
@@ -128,7 +177,11 @@ MISTAKES = {
     "instances without edges": (f"{TINY} --edited b.png --instances a.png -o o.png", "edge"),
     "too few instance maps": (
         f"{TINY} --edited b.png --edited c.png --edited-instances a.png -o o.png",
-        "1 instance",
+        "have 1",
+    ),
+    "instance maps of edits alone": (
+        f"{TINY} --edited b.png --edited-instances b.png -o o.png",
+        "--instances",
     ),
 }
 
@@ -146,8 +199,36 @@ def test_a_mistake_is_one_line_and_writes_nothing(files, monkeypatch, capsys, mi
     assert sorted(p.name for p in files.iterdir()) == before
 
 
+HOSTILE = [
+    {"foo": 1},
+    {"ngf": "x"},
+    {"ngf": 2.5},
+    {"ngf": True},
+    {"ngf": -3},
+    {"ngf": 10**30},
+    {"semantic_nc": 0},
+    {"kernel_size": 4},
+    {"z_dim": 3, "start_cells": -1},
+    {"edge_channel": "x"},
+    {"norm": "none"},
+    {"num_upsampling_layers": []},
+]
+
+
+@pytest.mark.parametrize("config", HOSTILE, ids=str)
+def test_a_hostile_configuration_is_one_line(files, capsys, config):
+    model = random_gaugan()
+    values = {name: parameter.value for name, parameter in model.parameters().items()}
+    metadata = native_metadata("gaugan", {**asdict(model.config), **config})
+    write_safetensors(files / "odd.safetensors", values, metadata)
+    assert main(["convert", str(files / "odd.safetensors"), "-o", str(files / "o.safetensors")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "odd.safetensors" in lines[0]
+
+
 def test_a_read_only_folder_is_refused_before_the_work(files, monkeypatch, capsys):
-    monkeypatch.setattr("os.access", lambda *_: False)  # as it is for everyone but root
+    # as it is for everyone but root
+    monkeypatch.setattr("os.access", lambda _path, mode, **_options: mode != os.W_OK)
     monkeypatch.setattr("sparsegen.cli.load", lambda _: pytest.fail("worked before it looked"))
     assert edit(files) == 2
     assert "read-only" in capsys.readouterr().err
@@ -176,19 +257,32 @@ def test_the_demo_runs_as_a_process(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0 and done.stderr == ""
-    for word in ("edited area", "MACs", "PSNR", "dense run", "sparse edit", "demo.png"):
+    for word in ("edited area", "MACs", "dense run", "sparse edit", "demo.png"):
         assert word in done.stdout
+    found = re.search(r"PSNR, sparse against dense +([0-9.]+) dB", done.stdout)
+    assert found is not None and float(found[1]) > 30
     with Image.open(tmp_path / "demo.png") as picture:
-        assert picture.size[0] > 2 * 512 and np.asarray(picture).std() > 20
+        pixels = np.asarray(picture)
+    height, width, _ = pixels.shape
+    dense, sparse = (
+        pixels[height // 2 + 30 : -20, c : c + 500] for c in (width // 3 + 10, 2 * width // 3 + 10)
+    )
+    assert dense.std() > 30 and sparse.std() > 30
+    assert not np.array_equal(dense, sparse)
 
 
-def test_every_example_edits(tmp_path):
-    """All label maps that come with the package fit its model, and its edits are small."""
-    known = builtin.get("landscape")
+def test_what_comes_with_the_package(tmp_path):
+    """The model is small, knows the labels that are named, and every example map fits it; edits are small."""
+    known, model = builtin.get("landscape"), loading.load("landscape")
     assert known is not None and len(known.examples) >= 4
+    assert known.checkpoint.stat().st_size <= 16_000_000
+    assert {str(parameter.value.dtype) for parameter in model.parameters().values()} == {"float16"}
+    assert model.config.semantic_nc == len(known.labels.names) == len(known.labels.palette)
+    wanted = "sky cloud sun mountain hill meadow water sand tree road house"
+    assert set(wanted.split()) <= set(known.labels.names)
     for example in known.examples:
         original = pictures.read_labels(example.original)
-        assert original.shape == (256, 512) and original.max() < len(known.labels.names)
+        assert model.encode(original).shape == (1, 256, 512)
         for change in example.edits:
             changed = (pictures.read_labels(change.path) != original).mean()
             assert 0 < changed < 0.2

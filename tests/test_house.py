@@ -25,6 +25,8 @@ FLOORS = {
     "models": 4,
     "session": 4,
     "session_file": 4,
+    "profiling": 4,
+    "model": 3,
     "layers": 3,
     "stats": 3,
     "run": 2,
@@ -38,7 +40,8 @@ FLOORS = {
 }
 # room -> rooms of the same floor that it may import
 NEIGHBOURS = {
-    "session": {"session_file"},
+    "session": {"session_file", "profiling"},
+    "model": {"layers"},
     "run": {"policies"},
     "policies": {"masks"},
     "tiles": {"backends"},

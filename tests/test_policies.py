@@ -18,8 +18,9 @@ from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.masks import dilate
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.policies import Everything, Exact, Paper, Plan, Policy, Read, get_policy
+from sparsegen.profiling import profile
 from sparsegen.run import Feature, LayerRecord, Memory, Run
-from sparsegen.session import Session, profile
+from sparsegen.session import Session
 from sparsegen.tiles import TileSet, Window, grow
 
 THREE, ONE = Window(3, top=1, left=1), Window()

@@ -147,6 +147,73 @@ def test_an_interrupted_edit_leaves_no_trace(session, rng):
     assert np.array_equal(session.memory.canvases["conv_img"], Session(session.model).run(edited).output)
 
 
+def test_an_interrupted_undo_puts_everything_back(session, rng, monkeypatch):
+    before = snapshot(session)
+    session.edit(repaint(rng, current_labels(session)))
+    backend, calls = session.memory.backend, []
+    write = type(backend).write_tiles
+
+    def interrupt(self, *arguments):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        write(self, *arguments)
+
+    monkeypatch.setattr(type(backend), "write_tiles", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.undo()
+    assert_unchanged(session, before)
+    session.undo()
+    assert session.edits == 0
+    assert_unchanged(session, before)
+
+
+@pytest.mark.parametrize("call", ["edit", "undo"])
+def test_a_failure_after_the_last_layer_leaves_no_trace(session, rng, monkeypatch, call):
+    edited = repaint(rng, current_labels(session))
+    session.edit(edited)
+    again, before = repaint(rng, edited), snapshot(session)
+
+    def fail(self, output):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session.model), "picture", fail)
+        with pytest.raises(MemoryError):
+            session.edit(again) if call == "edit" else session.undo()
+    assert session.edits == 1
+    if call == "edit":
+        assert_unchanged(session, before)
+    session.undo()
+    assert session.edits == 0
+
+
+def test_an_edit_keeps_the_instances_it_is_not_given(rng):
+    model = random_gaugan(edge_channel=True, semantic_nc=5)
+    labels = random_labels(rng, (32, 64))
+    ids = random_labels(rng, (32, 64), classes=9)
+    session = Session(model)
+    first = session.run(labels, instances=ids)
+    assert session.edit(labels).stats.edited_area == 0
+    edited = repaint(rng, labels)
+    exact = session.edit(edited, policy="exact")
+    assert np.array_equal(exact.output, Session(model).run(edited, instances=ids).output)
+    moved = session.edit(labels, instances=np.zeros_like(ids), policy="exact")
+    assert np.array_equal(moved.output, Session(model).run(labels).output)
+    assert not np.array_equal(moved.output, first.output)
+
+
+def test_the_edge_channel_by_hand():
+    """Instances 1 | 2 side by side, 3 below the right half: a pixel is an edge when a 4-neighbour differs."""
+    model = random_gaugan(edge_channel=True, semantic_nc=5)
+    ids = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [1, 1, 3, 3]]).repeat(32, 0).repeat(32, 1)
+    edges = model.encode(np.zeros_like(ids), instances=ids).canvases["labels"][0, :, :, 1]
+    expected = np.full(ids.shape, -1)
+    expected[:, 63:65] = 4  # 1 beside 2 and 3
+    expected[63:65, 64:] = 4  # 2 above 3
+    assert np.array_equal(edges, expected)
+
+
 def test_an_interrupted_run_leaves_a_session_that_can_run(session, rng):
     def interrupt(record):
         raise KeyboardInterrupt
@@ -177,6 +244,8 @@ MISTAKES = {
     "an unknown policy": (bad(LABELS, policy="magic"), InputError, "paper, exact"),
     "an unknown condition": (bad(LABELS, prompt="a lake"), InputError, "prompt"),
     "instances without edges": (bad(LABELS, instances=LABELS), InputError, "no edge channel"),
+    "no samples": (bad(np.zeros((0, 64, 128), int)), ShapeError, "N ≥ 1"),
+    "unknown labels": (bad(LABELS + 255), InputError, "'unknown'"),
     "z without a latent": (bad(LABELS, z=[1.0]), InputError, "cannot use z"),
 }
 
@@ -214,8 +283,14 @@ def test_z_belongs_to_the_base(rng):
     exact = session.edit(edited, policy="exact")
     assert np.array_equal(exact.output, Session(model).run(edited, z=[1, 0, 0, 0]).output)
     assert not np.array_equal(one.output, Session(model).run(labels).output)
-    with pytest.raises(ShapeError, match="z is"):
-        session.run(labels, z=[1, 2])
+    for z, error in (
+        ([1, 2], ShapeError),
+        (1.0, ShapeError),
+        ("abc", InputError),
+        ([np.nan] * 4, InputError),
+    ):
+        with pytest.raises(error, match="z "):
+            session.run(labels, z=z)
     with pytest.raises(ShapeError, match="fixed size"):
         session.run(random_labels(rng, (32, 64)))
 
@@ -243,6 +318,53 @@ def test_a_saved_session_continues_with_the_same_bits(session, rng, tmp_path):
         assert_unchanged(loaded, snapshot(session))
     loaded.save(path)  # over the file it came from
     assert Session.load(path).edits == 0
+
+
+def test_what_paper_edits_left_unspread_survives_a_file(session, rng, tmp_path):
+    edited = repaint(rng, current_labels(session))
+    session.edit(edited, policy="paper")
+    session.save(tmp_path / "s.safetensors")
+    loaded = Session.load(tmp_path / "s.safetensors")
+    exact = loaded.edit(edited, policy="exact")
+    assert np.array_equal(exact.output, Session(session.model).run(edited).output)
+
+
+def test_a_session_of_hundreds_of_edits_is_saved_and_loaded(rng, tmp_path):
+    session = Session(random_gaugan())
+    labels = random_labels(rng, (32, 32))
+    session.run(labels)
+    before = snapshot(session)
+    for i in range(450):
+        labels = labels.copy()
+        labels[i % 32, i % 29] = (labels[i % 32, i % 29] + 1) % 4
+        session.edit(labels, policy=Paper(dilation=0, level_dilation=0))
+    session.save(tmp_path / "s.safetensors")
+    loaded = Session.load(tmp_path / "s.safetensors")
+    assert loaded.edits == 450
+    while loaded.edits:
+        loaded.undo()
+    assert_unchanged(loaded, before)
+
+
+def test_an_empty_edit_of_a_loaded_session_knows_the_dense_cost(session, tmp_path):
+    session.save(tmp_path / "s.safetensors")
+    loaded = Session.load(tmp_path / "s.safetensors")
+    a, b = (each.edit(current_labels(each)).stats for each in (session, loaded))
+    assert a.macs_dense == b.macs_dense > 0 and a.tiles == b.tiles
+
+
+def test_a_session_file_is_no_network(session, tmp_path):
+    session.save(tmp_path / "s.safetensors")
+    with pytest.raises(CheckpointError, match=r"Session\.load"):
+        sparsegen.load(tmp_path / "s.safetensors")
+
+
+def test_a_forged_session_is_refused(session, tmp_path):
+    """Whoever can make the digest can lie about the rest; the canvases must still be the network's."""
+    session._base().output_path = "nowhere"
+    session.save(tmp_path / "s.safetensors")
+    with pytest.raises(SessionError, match="not those of its network"):
+        Session.load(tmp_path / "s.safetensors")
 
 
 def test_a_saved_session_keeps_z_and_measured_statistics(rng, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -28,6 +30,9 @@ def run(*words: str, cwd: Path, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_the_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
+    shutil.rmtree(
+        ROOT / "build" / "lib", ignore_errors=True
+    )  # what an earlier build left would be packed again
     run(
         "-m",
         "build",
@@ -52,11 +57,22 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
     }
     assert {name for name in packed if name.endswith(".py")} == expected
     assert "sparsegen/py.typed" in packed
+    data = (ROOT / "weights" / "builtin").rglob("*.*")
+    assert packed >= {
+        f"sparsegen/weights/builtin/{path.relative_to(ROOT / 'weights' / 'builtin').as_posix()}"
+        for path in data
+        if path.suffix in (".png", ".json", ".safetensors")
+    }
 
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
     run("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel), cwd=tmp_path)
-    where = run("-c", "import sparsegen; print(sparsegen.__file__)", cwd=empty, PYTHONPATH=str(site))
-    assert Path(where.strip()).is_relative_to(site)
-    shown = run("-m", "sparsegen", "demo", "-o", "demo.png", cwd=empty, PYTHONPATH=str(site))
+    # -S: without the site module nothing leads back to the checkout; what the package needs is named
+    needs = os.pathsep.join(
+        [str(site), *map(str, {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})]
+    )
+    code = "import sys, sparsegen; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('sparsegen')))"
+    where = run("-S", "-c", code, cwd=empty, PYTHONPATH=needs)
+    assert len(where.split()) > 30 and all(Path(file).is_relative_to(site) for file in where.split())
+    shown = run("-S", "-m", "sparsegen", "demo", "-o", "demo.png", cwd=empty, PYTHONPATH=needs)
     assert "PSNR" in shown and (empty / "demo.png").stat().st_size > 100_000

@@ -15,11 +15,20 @@ import numpy as np
 from sparsegen.backends.interface import Host
 
 from ..errors import InputError, ShapeError
-from ..layers import BatchNorm, Conv2d, Inputs, InstanceNorm, LabelConv, LatentStart, Layer, Model
+from ..layers import BatchNorm, Conv2d, InstanceNorm, LabelConv, LatentStart, Layer
+from ..model import Inputs, Model
 from ..policies import Paper
 from ..run import Feature, leaky_relu, upsample
 
 _HALVINGS = {"normal": 5, "more": 6, "most": 7}
+_RANGES = {
+    "ngf": (1, 4096),
+    "semantic_nc": (1, 65536),
+    "nhidden": (1, 65536),
+    "z_dim": (0, 65536),
+    "kernel_size": (1, 15),
+    "start_cells": (0, 65536),
+}
 
 
 @dataclass(frozen=True)
@@ -59,19 +68,35 @@ class GauGANConfig:
     start_cells: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_upsampling_layers not in _HALVINGS:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise InputError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
+        if self.num_upsampling_layers not in tuple(_HALVINGS):
             raise InputError(
                 f"num_upsampling_layers is {self.num_upsampling_layers!r}, expected one of {', '.join(_HALVINGS)}"
             )
         if self.norm not in ("batch", "instance"):
             raise InputError(f"norm is {self.norm!r}, expected batch or instance")
+        if not isinstance(self.edge_channel, bool):
+            raise InputError(f"edge_channel is {self.edge_channel!r}, expected true or false")
+        if self.kernel_size % 2 == 0:
+            raise InputError(f"kernel_size is {self.kernel_size}, expected an odd number")
+        if bool(self.z_dim) != bool(self.start_cells):
+            raise InputError(
+                f"z_dim is {self.z_dim} and start_cells {self.start_cells}; a network has both or neither"
+            )
+        if self.semantic_nc <= self.edge_channel:
+            raise InputError(f"semantic_nc is {self.semantic_nc}: no label is left beside the edge channel")
+        if self.num_upsampling_layers == "most" and self.ngf < 2:
+            raise InputError("ngf is 1, expected 2 or more with num_upsampling_layers most")
 
 
 class SPADE(Layer):
     """Normalise x, then scale and shift every pixel by what the label map says there."""
 
     def __init__(self, channels: int, config: GauGANConfig) -> None:
-        self.norm = BatchNorm(channels) if config.norm == "batch" else InstanceNorm(channels)
+        self.norm = BatchNorm(channels) if config.norm == "batch" else InstanceNorm()
         self.mlp_shared = LabelConv(config.semantic_nc, config.nhidden, config.kernel_size)
         self.mlp_gamma_beta = Conv2d(config.nhidden, 2 * channels, config.kernel_size)
 
@@ -162,7 +187,7 @@ class GauGAN(Model):
             )
         return size
 
-    def encode(self, picture: Any, **conditions: Any) -> Inputs:
+    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """Check a label map and make the canvas of one-hot channel numbers.
 
         Parameters
@@ -170,9 +195,9 @@ class GauGAN(Model):
         picture
             Integer labels `[H, W]` or `[N, H, W]`, 0 to the number of labels - 1.
         instances
-            Integer instance map of the same shape, for networks with an edge channel; None: no edges.
+            Integer instance map of the same shape, for networks with an edge channel; None: the base's, or no edges.
         z
-            Latent vector `[z_dim]` or `[N, z_dim]`, for networks that start from one; None: zeros.
+            Latent vector `[z_dim]` or `[N, z_dim]`, for networks that start from one; None: the base's, or zeros.
 
         Raises
         ------
@@ -190,11 +215,12 @@ class GauGAN(Model):
                 f"label {labels[n, y, x]} at row {y}, column {x}"
                 + (f" of sample {n}" if len(labels) > 1 else "")
                 + f": this network knows labels 0 to {classes - 1}"
+                + (" (255, 'unknown', must be made one of them)" if labels[n, y, x] == 255 else "")
             )
         self.start_size(*labels.shape[1:])
         planes = [labels]
         if self.config.edge_channel:
-            planes.append(self._edges(labels, conditions.get("instances")))
+            planes.append(self._edges(labels, conditions.get("instances"), base))
         elif conditions.get("instances") is not None:
             raise InputError("this network has no edge channel: it cannot use an instance map")
         canvas = np.ascontiguousarray(np.stack(planes, axis=-1).astype(np.int32))
@@ -203,6 +229,8 @@ class GauGAN(Model):
             if z is not None:
                 raise InputError("this network starts from labels: it cannot use z")
             return Inputs({"labels": canvas})
+        if z is None and base is not None:
+            return Inputs({"labels": canvas}, base.conditions)
         return Inputs({"labels": canvas}, {"z": self._latent(z, len(labels))})
 
     def picture(self, output: Host) -> Host:
@@ -214,8 +242,10 @@ class GauGAN(Model):
         if self.config.num_upsampling_layers == "most":
             yield self.up_4
 
-    def _edges(self, labels: Host, instances: Any) -> Host:
+    def _edges(self, labels: Host, instances: Any, base: Inputs | None) -> Host:
         """The edge channel's number where a pixel's 4-neighbour belongs to another instance, else -1."""
+        if instances is None and base is not None and base.shape == labels.shape:
+            return base.canvases["labels"][..., 1]
         edge = np.zeros(labels.shape, bool)
         if instances is not None:
             ids = _index_map(instances, "the instance map")
@@ -229,11 +259,16 @@ class GauGAN(Model):
         return np.where(edge, self.config.semantic_nc - 1, -1)
 
     def _latent(self, z: Any, samples: int) -> Host:
-        latent = np.zeros(self.config.z_dim) if z is None else np.asarray(z, np.float32)
+        length = self.config.z_dim
         try:
-            return np.broadcast_to(latent, (samples, self.config.z_dim)).astype(np.float32)
-        except ValueError:
-            raise ShapeError(f"z is {latent.shape}, expected ({self.config.z_dim},)") from None
+            latent = np.zeros(length, np.float32) if z is None else np.asarray(z, np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"z is {type(z).__name__}, expected {length} numbers") from None
+        if latent.shape not in ((length,), (samples, length)):
+            raise ShapeError(f"z is {latent.shape}, expected ({length},) or ({samples}, {length})")
+        if not np.isfinite(latent).all():
+            raise InputError("z holds values that are not finite")
+        return np.ascontiguousarray(np.broadcast_to(latent, (samples, length)))
 
 
 def _index_map(value: Any, what: str) -> Host:
@@ -241,8 +276,8 @@ def _index_map(value: Any, what: str) -> Host:
     array = np.asarray(value)
     if array.ndim == 2:
         array = array[None]
-    if array.ndim != 3:
-        raise ShapeError(f"{what} is {array.shape}, expected [H, W] or [N, H, W]")
+    if array.ndim != 3 or not len(array):
+        raise ShapeError(f"{what} is {array.shape}, expected [H, W] or [N, H, W] with N ≥ 1")
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{what} is {array.dtype}, expected integers")
     return array

@@ -12,6 +12,7 @@ from ..keymap import Family, Rule
 
 MODEL_KEY = "sparsegen.family"
 CONFIG_KEY = "sparsegen.config"
+SESSION_KEY = "sparsegen.session"
 
 _LONGEST_CONFIG = 1 << 16
 
@@ -26,6 +27,10 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
     text = checkpoint.metadata.get(CONFIG_KEY)
     if checkpoint.format != "safetensors" or checkpoint.prefix or model is None:
         return None
+    if SESSION_KEY in checkpoint.metadata:
+        raise CheckpointError(
+            "is a saved session, not a network", advice="Open it with sparsegen.Session.load"
+        )
     config: object = None
     if isinstance(text, str) and len(text) <= _LONGEST_CONFIG:
         try:

@@ -1,0 +1,99 @@
+"""What a network is to the rest of the engine: a user's input comes in, canvases and in the end a picture come out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from sparsegen.backends.interface import Host
+
+from .errors import ShapeError
+from .layers import Layer
+from .policies import Paper
+from .run import Feature
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a user's input becomes: canvases that an edit may repaint, and conditions that it may not."""
+
+    canvases: dict[str, Host]
+    """Name -> array `[N, H, W, P]`; the same N, H, W for all."""
+    conditions: dict[str, Host] = field(default_factory=dict)
+    """Name -> array; fixed for the life of a session's base."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W) of the canvases."""
+        n, h, w = next(iter(self.canvases.values())).shape[:3]
+        return n, h, w
+
+
+class Model(Layer):
+    """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
+
+    family: ClassVar[str]
+    """The architecture's name in files and at the command line."""
+    config_type: ClassVar[type]
+    """A frozen dataclass of plain values: everything that decides the parameters' shapes. Checks what it is given."""
+    registry: ClassVar[dict[str, type[Model]]] = {}
+    """Family -> class; a class that names a `family` of its own registers itself."""
+
+    config: Any
+    paper: Paper
+    """The family's own settings of the `paper` policy."""
+    eps: float = 0.0
+    """Inputs that differ by no more than this count as equal."""
+    name: str = ""
+    """What the user called it: a built-in name or a file. For messages only."""
+
+    def __init_subclass__(cls) -> None:
+        if "family" in vars(cls):
+            if cls.family in Model.registry:
+                raise TypeError(
+                    f"two classes call themselves {cls.family!r}: {Model.registry[cls.family]}, {cls}"
+                )
+            Model.registry[cls.family] = cls
+
+    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+        """Check a user's input and make canvases of it; what is not given is taken from `base`.
+
+        Raises
+        ------
+        InputError, ShapeError
+        """
+        raise NotImplementedError
+
+    def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
+        """The network: input features in, the output feature out."""
+        raise NotImplementedError
+
+    def picture(self, output: Host) -> Host:
+        """The output canvas `[N, H, W, C]` as uint8 pictures `[N, H, W, 3]`."""
+        raise NotImplementedError
+
+    def load_parameters(
+        self, values: Mapping[str, Host], *, progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
+        """Take values by path; every parameter must be there in its shape (readers check and name what is not).
+
+        `progress(done, total, path)` is called after each.
+        """
+        parameters = self.parameters()
+        if set(values) != set(parameters):
+            raise ShapeError(
+                f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}"
+            )
+        for done, (path, parameter) in enumerate(parameters.items(), start=1):
+            value = values[path]  # once: a lazy mapping computes it now
+            if tuple(value.shape) != parameter.shape:
+                raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(value.shape)}")
+            parameter.value = value
+            if progress is not None:
+                progress(done, len(parameters), path)
+
+    def config_json(self) -> str:
+        """The configuration as JSON, keys sorted."""
+        return json.dumps(asdict(self.config), sort_keys=True)
