@@ -1,0 +1,110 @@
+"""What a backend does with memory, tiles and masks: copies are copies, borders are kept, differences are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from contract_cases import Uploads, all_tiles, inside
+from numpy.testing import assert_array_equal
+
+from sparsegen.backends import TILE, Backend
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_alloc_gives_zeros(backend: Backend, dtype: str) -> None:
+    array = backend.alloc((2, 5, 3, 4), dtype=dtype)
+    host = backend.download(array)
+    assert tuple(array.shape) == host.shape == (2, 5, 3, 4)
+    assert array.nbytes == 2 * 5 * 3 * 4 * 4
+    assert host.dtype == np.dtype(dtype)
+    assert not host.any()
+
+
+def test_alloc_is_float32_unless_told(backend: Backend) -> None:
+    assert backend.download(backend.alloc((1, 1, 1, 1))).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("given_as", "kept_as"),
+    [
+        ("float32", "float32"),
+        ("float64", "float32"),
+        ("float16", "float32"),
+        ("int32", "int32"),
+        ("bool", "bool"),
+    ],
+)
+def test_upload_and_download_give_values_back(backend: Backend, given_as: str, kept_as: str) -> None:
+    host = np.random.default_rng(0).integers(0, 2, (2, 3, 4, 5)).astype(given_as)
+    for view in (host, host[:, ::2], host.transpose(3, 1, 0, 2), host[:0]):
+        back = backend.download(backend.upload(view))
+        assert back.dtype == np.dtype(kept_as)
+        assert_array_equal(back, view)
+
+
+def test_upload_and_download_are_copies(backend: Backend) -> None:
+    host = np.zeros((1, 4, 4, 2), np.float32)
+    array = backend.upload(host)
+    host += 1
+    before = backend.download(array)
+    backend.write_tiles(array, all_tiles(1, 4, 4), backend.upload(np.full((1, 4, 4, 2), 2, np.float32)))
+    assert not before.any(), "an upload shares memory with its host array, or a download with its canvas"
+    assert (backend.download(array) == 2).all()
+    before[:] = 3
+    assert (backend.download(array) == 2).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_read_tiles_copies_and_write_tiles_puts_back(backend: Backend, dtype: str) -> None:
+    host = np.random.default_rng(0).integers(1, 100, (2, 9, 10, 3)).astype(dtype)
+    canvas, tiles = backend.upload(host), all_tiles(2, 9, 10)[[13, 2, 8, 5]]
+    kept = backend.read_tiles(canvas, tiles)
+    before = backend.download(kept)
+    # the tile (0, 2, 2) holds rows 8 and columns 8 and 9: one row of two pixels lies inside
+    expected = np.zeros((len(tiles), TILE, TILE, 3), dtype)
+    for k, (n, row, column) in enumerate(tiles):
+        cut = host[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+        expected[k, : cut.shape[0], : cut.shape[1]] = cut
+    assert before.dtype == np.dtype(dtype)
+    assert_array_equal(before, expected)
+
+    backend.write_tiles(canvas, tiles, backend.upload(np.full_like(expected, 7)))
+    covered = inside(tiles, host.shape)[..., None]
+    assert_array_equal(backend.download(canvas), np.where(covered, 7, host))
+    assert_array_equal(backend.download(kept), before, "what was read follows the canvas")
+    backend.write_tiles(canvas, tiles, kept)
+    assert_array_equal(backend.download(canvas), host)
+
+
+def test_reading_no_tiles_gives_none(backend: Backend) -> None:
+    kept = backend.read_tiles(backend.alloc((1, 5, 5, 2)), np.zeros((0, 3), np.int32))
+    assert backend.download(kept).shape == (0, TILE, TILE, 2)
+
+
+def test_difference_mask_of_indices(backend: Backend) -> None:
+    original = np.random.default_rng(0).integers(-1, 4, (2, 5, 7, 2), dtype=np.int32)
+    edited = original.copy()
+    edited[0, 1, 2, 1] += 1
+    edited[1, 4, 6] = 9
+    expected = np.zeros((2, 5, 7), bool)
+    expected[0, 1, 2] = expected[1, 4, 6] = True
+    mask = backend.difference_mask(backend.upload(original), backend.upload(edited))
+    assert isinstance(mask, np.ndarray)
+    assert mask.dtype == bool
+    assert_array_equal(mask, expected)
+    assert not backend.difference_mask(backend.upload(original), backend.upload(original)).any()
+
+
+def test_difference_mask_is_above_eps_on_any_channel(backend: Backend) -> None:
+    original = np.zeros((1, 1, 5, 2), np.float32)
+    edited = original.copy()
+    # exactly eps is no difference; either sign and either channel counts
+    edited[0, 0, :, 0] = [0, 0.5, -0.5, 0.5000001, 0]
+    edited[0, 0, 4, 1] = -0.75
+    put = Uploads(backend)
+    mask = backend.difference_mask(put(original), put(edited), eps=0.5)
+    assert_array_equal(mask, [[[False, False, False, True, True]]])
+    assert_array_equal(
+        backend.difference_mask(put(original), put(edited)), [[[False, True, True, True, True]]]
+    )
+    put.assert_untouched()
