@@ -30,26 +30,22 @@ from .profiling import check_mask, profile
 from .run import LayerRecord
 from .session import Session
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 # names out of files are printed: no markup, so that none of them means anything
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-
-ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's name or a checkpoint file.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
 PolicyName = Literal["paper", "exact"]
 DTypeName = Literal["float32", "float16"]
+ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's name or a checkpoint file.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
+PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles an edit recomputes.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", help="Say what a checkpoint cannot: name=value, such as num_upsampling_layers=more."
     ),
 ]
-PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles an edit recomputes.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -102,7 +98,7 @@ def demo(
         ("canvases", f"{sparse.stats.canvas_bytes / 1e6:.1f} MB"),
     ]
     print_table(f"{model}: {change.caption} (backend {backend}, policy {policy})", rows)
-    out.print(f"picture written to {output}", soft_wrap=True)
+    out.print(f"picture written to {output.resolve()}", soft_wrap=True)
 
 
 @app.command()
