@@ -73,7 +73,7 @@ def main():
     source, target = sys.argv[1:]
     network = SPADEGenerator(z_dim=STYLE_SIZE)
     network.load_state_dict(torch.load(source, weights_only=True))
-    sheet(network.eval(), range(UNSEEN, UNSEEN + 8), target, scale=0.75)
+    sheet(network.eval(), range(UNSEEN, UNSEEN + 8), target, scale=0.6)
 
 
 if __name__ == "__main__":
