@@ -20,7 +20,7 @@ BLOCKS = [
     for block in re.findall(r"```python\n(.*?)```", README, re.S)
     if "import sparsegen" in block or "sparsegen." in block
 ]
-COMMANDS = re.findall(r"^sparsegen (.+)$", README, re.M)
+COMMANDS = re.findall(r"^sparsegen ((?:demo|edit|inspect|convert|backends)\b.*)$", README, re.M)
 
 
 @pytest.fixture
