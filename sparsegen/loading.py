@@ -82,6 +82,8 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     expected = {name: parameter.shape for name, parameter in network.parameters().items()}
     network.load_parameters(convert(family, checkpoint, expected), progress=progress)
     network.name = str(model)
+    if known:
+        network.defaults = known.defaults
     return network
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from sparsegen.backends.interface import Host
@@ -48,6 +49,8 @@ class Model(Layer):
     """Inputs that differ by no more than this count as equal."""
     name: str = ""
     """What the user called it: a built-in name or a file. For messages only."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Conditions of a run that does not give them, by name."""
 
     def __init_subclass__(cls) -> None:
         if "family" in vars(cls):

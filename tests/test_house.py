@@ -66,7 +66,7 @@ THIRD_PARTIES = {
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer", "numba"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba"},
 }
-SCRIPTS = ("tests", "bench", "weights/training")
+SCRIPTS = ("tests", "bench")
 """Folders whose files run with the folder itself on the path: they import one another by bare names."""
 
 

@@ -197,7 +197,8 @@ class GauGAN(Model):
         instances
             Integer instance map of the same shape, for networks with an edge channel; None: the base's, or no edges.
         z
-            Latent vector `[z_dim]` or `[N, z_dim]`, for networks that start from one; None: the base's, or zeros.
+            Latent vector `[z_dim]` or `[N, z_dim]`, for networks that start from one; None: the base's, or the
+            model's default.
 
         Raises
         ------
@@ -231,7 +232,9 @@ class GauGAN(Model):
             return Inputs({"labels": canvas})
         if z is None and base is not None:
             return Inputs({"labels": canvas}, base.conditions)
-        return Inputs({"labels": canvas}, {"z": self._latent(z, len(labels))})
+        return Inputs(
+            {"labels": canvas}, {"z": self._latent(self.defaults.get("z") if z is None else z, len(labels))}
+        )
 
     def picture(self, output: Host) -> Host:
         """tanh's [-1, 1] as uint8, rounded."""

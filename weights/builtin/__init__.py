@@ -47,6 +47,8 @@ class BuiltIn:
     labels: Labels
     examples: tuple[Example, ...]
     """The first is the demo's."""
+    defaults: dict[str, tuple[float, ...]]
+    """What the network is given where the user says nothing: `z`."""
 
 
 def names() -> list[str]:
@@ -74,4 +76,5 @@ def get(name: str) -> BuiltIn | None:
             )
             for example in sorted(examples, key=lambda example: not example["demo"])
         ),
+        {"z": tuple(described["style"]["default"])},
     )

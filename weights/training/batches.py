@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from canvas import LABELS, STYLE, STYLE_SIZE
+
+from .canvas import LABELS, STYLE, STYLE_SIZE
 
 CELL = 32  # pixels per cell of the generator's first map: windows are cut on this grid
 WINDOW = (4, 8)  # cells, of the (8, 16) of a whole picture

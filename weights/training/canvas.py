@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from fields import HEIGHT, WIDTH, mix, texture
+
+from .fields import HEIGHT, WIDTH, mix, texture
 
 LABELS = json.loads((Path(__file__).parents[1] / "builtin" / "labels.json").read_text())
 SKY, CLOUD, SUN, MOUNTAIN, HILL, MEADOW, WATER, SAND, TREE, ROAD, HOUSE = range(11)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from canvas import STYLE_SIZE
-from landscapes import landscape
+from .canvas import STYLE_SIZE
+from .landscapes import landscape
 
 ROWS, COLUMNS = 256, 512
 UNSEEN = 1_000_000  # seeds from here on are never trained on

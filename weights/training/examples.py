@@ -1,6 +1,6 @@
 """Scenes and edits by name in, palette PNGs [256, 512] out: the example label maps of ``weights/builtin/landscape``.
 
-    python weights/training/examples.py
+    python -m sparsegen.weights.training.examples
 
 Every scene is one of the painter's, of a seed that no training has seen; every edit is drawn with the painter's
 own brushes onto a copy of it.
@@ -8,7 +8,6 @@ own brushes onto a copy of it.
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,11 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from scipy.ndimage import label as components
 
-sys.path.insert(0, str(Path(__file__).parent))
-import scenery
-from canvas import CLOUD, LABELS, MEADOW, SKY, SUN, WATER, Canvas, X, Y
-from fields import HEIGHT, WIDTH, ridge
-from landscapes import paint
-from standing import house, tree
+from . import scenery
+from .canvas import CLOUD, LABELS, MEADOW, SKY, SUN, WATER, Canvas, X, Y
+from .fields import HEIGHT, WIDTH, ridge
+from .landscapes import paint
+from .standing import house, tree
 
 FOLDER = Path(__file__).parents[1] / "builtin" / "landscape"
 

@@ -1,25 +1,23 @@
 """An averaged generator in, ``latest_net_G.pth`` as NVlabs writes it and sheets of pictures out.
 
-    python weights/training/export.py .training/landscape/latest_net_G.pth weights/training/contact_sheet.png
+    python -m sparsegen.weights.training.export .training/landscape/latest_net_G.pth weights/training/contact_sheet.png
 
 paints the contact sheet of an exported generator; ``train.py`` exports by itself, at every checkpoint.
 """
 
+import argparse
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from batches import one_hot, to_bytes
-from canvas import STYLE, STYLE_SIZE
-from dataset import UNSEEN
-from landscapes import colours, landscape
-from network import SPADEGenerator
+from .batches import one_hot, to_bytes
+from .canvas import STYLE, STYLE_SIZE
+from .dataset import UNSEEN
+from .landscapes import colours, landscape
+from .network import SPADEGenerator
 
 
 def norms(network):
@@ -70,7 +68,11 @@ def export(network, path):
 
 
 def main():
-    source, target = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="an exported generator, latest_net_G.pth")
+    parser.add_argument("target", type=Path, help="the PNG to write")
+    args = parser.parse_args()
+    source, target = args.source, args.target
     network = SPADEGenerator(z_dim=STYLE_SIZE)
     network.load_state_dict(torch.load(source, weights_only=True))
     sheet(network.eval(), range(UNSEEN, UNSEEN + 8), target, scale=0.6)

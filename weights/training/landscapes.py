@@ -1,19 +1,17 @@
 """A seed in, a landscape out: labels uint8 [256, 512], picture uint8 [256, 512, 3] and style float32 [16].
 
 The picture is (but for its finest texture) a function of the label map and of the style, so that a generator
-can learn it. ``python weights/training/landscapes.py out.png`` paints a sheet of examples.
+can learn it. ``python -m sparsegen.weights.training.landscapes out.png`` paints a sheet of examples.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from canvas import LABELS, Canvas
-from scenery import clouds, hills, meadow, mountains, road, sky
-from standing import standing, wood
-from waterside import sand, shore, water
+from .canvas import LABELS, Canvas
+from .scenery import clouds, hills, meadow, mountains, road, sky
+from .standing import standing, wood
+from .waterside import sand, shore, water
 
 
 def paint(canvas):

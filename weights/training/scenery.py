@@ -1,9 +1,10 @@
 """A canvas in, the country painted on it: sky, sun, clouds, mountains, hills, meadow and road."""
 
 import numpy as np
-from canvas import CLOUD, HILL, MEADOW, MOUNTAIN, ROAD, SUN, X, Y
-from fields import HEIGHT, WIDTH, mix, ridge, smoothstep, texture
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from .canvas import CLOUD, HILL, MEADOW, MOUNTAIN, ROAD, SUN, X, Y
+from .fields import HEIGHT, WIDTH, mix, ridge, smoothstep, texture
 
 
 def sky(canvas):

@@ -1,8 +1,9 @@
 """A canvas with its ground in, what stands on it painted: trees, woods and houses, with their shadows."""
 
 import numpy as np
-from canvas import HILL, HOUSE, MEADOW, ROAD, SAND, TREE
-from fields import HEIGHT, WIDTH, mix, polygon, smoothstep
+
+from .canvas import HILL, HOUSE, MEADOW, ROAD, SAND, TREE
+from .fields import HEIGHT, WIDTH, mix, polygon, smoothstep
 
 
 def shadow(canvas, cx, base, length, width, strength=0.45):

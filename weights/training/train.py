@@ -1,6 +1,6 @@
 """Painted landscapes in, a trained SPADE generator out: checkpoint, sample sheets and ``latest_net_G.pth``.
 
-    python weights/training/train.py --minutes 85 --out .training/landscape
+    python -m sparsegen.weights.training.train --minutes 85 --out .training/landscape
 
 Run again with the same folder, it goes on from the last checkpoint. Hinge GAN, feature matching and L1; small
 windows first, then whole pictures with frozen batch statistics (the statistics that inference will use).
@@ -8,19 +8,17 @@ windows first, then whole pictures with frozen batch statistics (the statistics 
 
 import argparse
 import copy
-import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from batches import Batches
-from canvas import STYLE_SIZE
-from dataset import UNSEEN, dataset
-from export import calibrate, export, norms, save, sheet
-from network import Discriminator, SPADEGenerator
+from .batches import Batches
+from .canvas import STYLE_SIZE
+from .dataset import UNSEEN, dataset
+from .export import calibrate, export, norms, save, sheet
+from .network import Discriminator, SPADEGenerator
 
 WHOLE_FROM = 0.60  # from this part of the training on: whole pictures, frozen batch statistics
 DECAY_FROM = 0.55  # from here on the learning rates fall linearly

@@ -1,9 +1,10 @@
 """A canvas with its country in, water painted on it: shore lines, beaches, reflections."""
 
 import numpy as np
-from canvas import SAND, WATER, X, Y
-from fields import HEIGHT, WIDTH, mix, ridge, smoothstep, texture
 from scipy.ndimage import gaussian_filter
+
+from .canvas import SAND, WATER, X, Y
+from .fields import HEIGHT, WIDTH, mix, ridge, smoothstep, texture
 
 
 def shore(canvas):
