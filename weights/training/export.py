@@ -7,6 +7,7 @@ paints the contact sheet of an exported generator; ``train.py`` exports by itsel
 
 import argparse
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
