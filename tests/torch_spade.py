@@ -15,13 +15,13 @@ HALVINGS = {"normal": 5, "more": 6, "most": 7}
 
 
 class SPADE(nn.Module):
-    def __init__(self, channels: int, labels: int, hidden: int, norm: str):
+    def __init__(self, channels: int, labels: int, hidden: int, norm: str, kernel: int):
         super().__init__()
         norms = {"batch": nn.BatchNorm2d, "syncbatch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
         self.param_free_norm = norms[norm](channels, affine=False)
-        self.mlp_shared = nn.Sequential(nn.Conv2d(labels, hidden, 3, padding=1), nn.ReLU())
-        self.mlp_gamma = nn.Conv2d(hidden, channels, 3, padding=1)
-        self.mlp_beta = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(labels, hidden, kernel, padding=kernel // 2), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(hidden, channels, kernel, padding=kernel // 2)
+        self.mlp_beta = nn.Conv2d(hidden, channels, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor, seg: Tensor) -> Tensor:
         hidden = self.mlp_shared(F.interpolate(seg, size=x.shape[2:], mode="nearest"))
@@ -29,18 +29,20 @@ class SPADE(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, labels: int, hidden: int, norm: str, spectral: bool):
+    def __init__(
+        self, inputs: int, outputs: int, labels: int, hidden: int, norm: str, kernel: int, spectral: bool
+    ):
         super().__init__()
         middle = min(inputs, outputs)
         wrap = spectral_norm if spectral else (lambda layer: layer)
         self.conv_0 = wrap(nn.Conv2d(inputs, middle, 3, padding=1))
         self.conv_1 = wrap(nn.Conv2d(middle, outputs, 3, padding=1))
-        self.norm_0 = SPADE(inputs, labels, hidden, norm)
-        self.norm_1 = SPADE(middle, labels, hidden, norm)
+        self.norm_0 = SPADE(inputs, labels, hidden, norm, kernel)
+        self.norm_1 = SPADE(middle, labels, hidden, norm, kernel)
         self.learned = inputs != outputs
         if self.learned:
             self.conv_s = wrap(nn.Conv2d(inputs, outputs, 1, bias=False))
-            self.norm_s = SPADE(inputs, labels, hidden, norm)
+            self.norm_s = SPADE(inputs, labels, hidden, norm, kernel)
 
     def forward(self, x: Tensor, seg: Tensor) -> Tensor:
         shortcut = self.conv_s(self.norm_s(x, seg)) if self.learned else x
@@ -59,6 +61,7 @@ class SPADEGenerator(nn.Module):
         nhidden: int = 8,
         layers: str = "normal",
         norm: str = "batch",
+        kernel: int = 3,
         spectral: bool = False,
         z_dim: int = 0,
         size: tuple[int, int] = (32, 64),
@@ -72,7 +75,7 @@ class SPADEGenerator(nn.Module):
             self.fc = nn.Conv2d(semantic_nc, self.channels, 3, padding=1)
         widths = [16, 16, 16, 16, 8, 4, 2, 1]
         names = ["head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3"]
-        options = (semantic_nc, nhidden, norm, spectral)
+        options = (semantic_nc, nhidden, norm, kernel, spectral)
         for name, inputs, outputs in zip(names, widths[:-1], widths[1:], strict=True):
             setattr(self, name, Block(inputs * ngf, outputs * ngf, *options))
         if layers == "most":
