@@ -18,7 +18,7 @@ def sky(canvas):
     if canvas.sun_visible:
         radius = rng.uniform(9, 14)
         r = np.hypot(X - canvas.sun_x, Y - canvas.sun_y)
-        canvas.rgb += (np.exp(-r / 26) * 0.50 + np.exp(-r / 110) * 0.22)[..., None] * canvas.sunlight
+        canvas.rgb += (np.exp(-r / 22) * 0.5 + np.exp(-((r / 55) ** 2)) * 0.15)[..., None] * canvas.sunlight
         canvas.put(
             np.clip(radius - r + 0.5, 0, 1), mix([1.0, 0.98, 0.86], canvas.sunlight + 0.1, r / 22), SUN
         )
