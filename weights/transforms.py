@@ -47,9 +47,10 @@ def fold_spectral_norm(parts: Mapping[str, Array]) -> Array:
     weight = parts["orig"]
     matrix = weight.reshape(weight.shape[0], -1)
     # In float64: sigma scales every weight of the layer, and its sum may have 10,000 terms.
-    v = parts["v"].astype(np.float64)
-    products = np.array([np.dot(row.astype(np.float64), v) for row in matrix])
-    sigma = float(np.dot(parts["u"].astype(np.float64), products))
+    with np.errstate(all="ignore"):  # a damaged file may hold anything: what is not finite is refused below
+        v = parts["v"].astype(np.float64)
+        products = np.array([np.dot(row.astype(np.float64), v) for row in matrix])
+        sigma = float(np.dot(parts["u"].astype(np.float64), products))
     if not math.isfinite(sigma) or abs(sigma) < 1e-30:
         raise CheckpointError(f"its spectral norm is {sigma}, which cannot be divided by")
     folded: Array = weight / np.float32(sigma)
