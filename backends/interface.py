@@ -84,6 +84,12 @@ class ConvGeometry:
     padding: Padding = (0, 0, 0, 0)
     groups: int = 1
 
+    @classmethod
+    def of(cls, weight: Host, stride: int, padding: Padding, groups: int) -> ConvGeometry:
+        """The geometry of `weight` `[O, I / groups, kh, kw]`."""
+        outputs, inputs, kh, kw = weight.shape
+        return cls(inputs * groups, outputs, (kh, kw), stride, padding, groups)
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the output of an input of `height` × `width`, as PyTorch counts them."""
         top, bottom, left, right = self.padding

@@ -26,7 +26,7 @@ class ShapesBackend(Backend):
         return host
 
     def download(self, array: Array) -> Host:
-        return array  # type: ignore[no-any-return]
+        return array  # type: ignore[no-any-return]  # Array is Any
 
     def prepare_conv(
         self,
@@ -37,10 +37,7 @@ class ShapesBackend(Backend):
         padding: Padding = (0, 0, 0, 0),
         groups: int = 1,
     ) -> ConvWeights:
-        outputs, inputs, kh, kw = weight.shape
-        return ConvWeights(
-            ConvGeometry(inputs * groups, outputs, (kh, kw), stride, padding, groups), weight, bias
-        )
+        return ConvWeights(ConvGeometry.of(weight, stride, padding, groups), weight, bias)
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         n, _, _, c = source.shape

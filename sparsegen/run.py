@@ -94,7 +94,7 @@ class Run:
         """A layer's weights in the backend's layout: `prepare(backend)` once, the same object ever after."""
         if path not in self.memory.prepared:
             self.memory.prepared[path] = prepare(self.backend)
-        return self.memory.prepared[path]  # type: ignore[return-value]
+        return self.memory.prepared[path]  # type: ignore[return-value]  # what this layer prepared
 
     def measured(self, path: str, measure: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
         """Statistics measured in the dense run and reused by every edit."""

@@ -121,7 +121,7 @@ def torch_zip(body: bytes, storages: Mapping[str, bytes] | None = None, **how: o
     """What torch.save writes for the object that `body` builds."""
     stored = [(f"data/{key}", data) for key, data in (storages or {}).items()]
     entries = [("data.pkl", pickled(body)), ("byteorder", b"little"), *stored, ("version", b"3\n")]
-    return archive(entries, **how)  # type: ignore[arg-type]
+    return archive(entries, **how)  # type: ignore[arg-type]  # options by name, checked by the call
 
 
 def torch_legacy(

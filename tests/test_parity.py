@@ -10,7 +10,7 @@ import pytest
 import sparsegen
 
 torch = pytest.importorskip("torch")
-from tolerances import check  # noqa: E402
+from tolerances import check  # noqa: E402  (keeps the order below the skip)
 from torch_spade import SPADEGenerator, one_hot, randomised  # noqa: E402  (needs PyTorch)
 
 pytestmark = pytest.mark.torch

@@ -103,7 +103,7 @@ class SPADEGenerator(nn.Module):
 def randomised(seed: int = 0, **options: object) -> SPADEGenerator:
     """A generator with random weights, spectral vectors that have been trained on, and non-trivial statistics."""
     torch.manual_seed(seed)
-    net = SPADEGenerator(**options)  # type: ignore[arg-type]
+    net = SPADEGenerator(**options)  # type: ignore[arg-type]  # options by name, checked by the call
     for module in net.modules():
         if hasattr(
             module, "weight_orig"

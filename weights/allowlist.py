@@ -82,7 +82,7 @@ def checked_key(key: object) -> object:
     60 bits, which can be chosen to share one hash and make a dict quadratic.
     """
     kind = type(key)
-    if kind is int and not -(1 << 60) < key < 1 << 60:  # type: ignore[operator]
+    if kind is int and not -(1 << 60) < key < 1 << 60:  # type: ignore[operator]  # an int, by its kind
         raise CheckpointError("a dict has a key of more than 60 bits")
     if kind not in (str, int, bytes, bool, float, type(None), Global, Placeholder):
         raise CheckpointError(f"a dict has a {kind.__name__} as key, expected a string or a number")

@@ -36,13 +36,13 @@ class Flat:
         if kind is Layout:
             if name in self.tensors:
                 raise CheckpointError("two tensors have the same dotted name", where=shown(name))
-            self.tensors[name] = value  # type: ignore[assignment]
+            self.tensors[name] = value  # type: ignore[assignment]  # told apart by kind
         elif kind is dict or kind is list or kind is tuple:
             self._enter(name, value)
         elif kind in (str, int, float, bool, type(None)):
-            self.values[name] = value  # type: ignore[assignment]
+            self.values[name] = value  # type: ignore[assignment]  # told apart by kind
         elif kind is Placeholder or kind is Global:
-            self.placeholders[value.name] = None  # type: ignore[attr-defined]
+            self.placeholders[value.name] = None  # type: ignore[attr-defined]  # a Placeholder, by its kind
         # Bytes and bare storages have no name among tensors and no meaning among plain values.
 
     def _enter(self, name: str, container: object) -> None:

@@ -72,7 +72,7 @@ def _header(raw: bytes) -> dict[str, object]:
         result = dict(pairs)
         if len(result) != len(pairs):
             seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # add is None: falsy
             raise CheckpointError(f"the name {shown(twice)!r} comes twice", where="header", advice=_ADVICE)
         return result
 

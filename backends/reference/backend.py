@@ -50,7 +50,7 @@ class ReferenceBackend(Backend):
         groups: int = 1,
     ) -> ConvWeights:
         outputs, inputs, kh, kw = weight.shape
-        geometry = ConvGeometry(inputs * groups, outputs, (kh, kw), stride, padding, groups)
+        geometry = ConvGeometry.of(weight, stride, padding, groups)
         # OIHW -> [groups, kh * kw * I, O]: rows in the order in which a window is flattened (y, x, channel)
         packed = weight.reshape(groups, outputs // groups, inputs, kh, kw).transpose(0, 3, 4, 2, 1)
         packed = packed.reshape(groups, kh * kw * inputs, outputs // groups)

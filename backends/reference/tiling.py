@@ -53,7 +53,7 @@ def read_source(source: Source, n: Host, y: Host, x: Host) -> Host:
     v = np.concatenate([part[n, yy, xx] for part in source.parts], axis=-1)
     if source.scale is not None:
         per_sample = n if len(source.scale) > 1 else np.zeros_like(n)
-        v = v * source.scale[per_sample] + source.shift[per_sample]  # type: ignore[index]
+        v = v * source.scale[per_sample] + source.shift[per_sample]  # type: ignore[index]  # given with scale
     if source.modulation is not None:
         gamma, beta = np.split(source.modulation[n, y, x], 2, axis=-1)
         v = v * (1 + gamma) + beta
