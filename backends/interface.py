@@ -109,7 +109,7 @@ class ConvWeights:
 
 
 class Backend(ABC):
-    """One way to compute. Stateless: arrays go in, arrays are written."""
+    """One way to compute. Stateless: arrays go in, arrays are written; any number of threads may call at once."""
 
     name: str = ""
 
@@ -142,10 +142,13 @@ class Backend(ABC):
         stride: int = 1,
         padding: Padding = (0, 0, 0, 0),
         groups: int = 1,
+        size: tuple[int, int] | None = None,
     ) -> ConvWeights:
         """Lay out `weight` `[O, I / groups, kh, kw]` (PyTorch's order) and `bias` `[O]`, once per model.
 
-        The algorithm of a layer is chosen here, never per edit.
+        The algorithm of a layer is chosen here, never per edit: by the geometry and by `size`, rows and columns of
+        the outputs that these weights will serve (None: any). The number of samples has no say: a sample's bits
+        would depend on its batch.
         """
 
     @abstractmethod

@@ -20,11 +20,17 @@ def _known() -> dict[str, EntryPoint]:
     return known
 
 
+_OPEN: dict[EntryPoint, Backend] = {}
+"""Every backend that was asked for: one instance each, so that sessions on one model share its prepared weights."""
+
+
 def _open(point: EntryPoint) -> Backend:
-    made = point.load()()
-    if not isinstance(made, Backend):
-        raise BackendError(f"backend {point.name!r}: {point.value} is not a sparsegen.backends.Backend")
-    return made
+    if point not in _OPEN:
+        made = point.load()()
+        if not isinstance(made, Backend):
+            raise BackendError(f"backend {point.name!r}: {point.value} is not a sparsegen.backends.Backend")
+        _OPEN.setdefault(point, made)  # two threads may get here: the first instance is everyone's
+    return _OPEN[point]
 
 
 def backend_status() -> dict[str, str | None]:
@@ -43,7 +49,7 @@ def backend_status() -> dict[str, str | None]:
 
 
 def get_backend(name: str | Backend) -> Backend:
-    """The backend of that name (a `Backend` is returned as it is).
+    """The backend of that name, the same instance every time (a `Backend` is returned as it is).
 
     Raises
     ------

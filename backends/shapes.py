@@ -36,6 +36,7 @@ class ShapesBackend(Backend):
         stride: int = 1,
         padding: Padding = (0, 0, 0, 0),
         groups: int = 1,
+        size: tuple[int, int] | None = None,
     ) -> ConvWeights:
         return ConvWeights(ConvGeometry.of(weight, stride, padding, groups), weight, bias)
 

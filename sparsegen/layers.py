@@ -1,17 +1,24 @@
 """Layers: parameters and how they are used. A feature comes in, a feature comes out; nothing else is remembered.
 
-A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics and prepared weights live in the
-`Run` under that path. No layer knows whether a run is dense or an edit.
+A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics and prepared weights are asked
+of the `Run` under that path. No layer knows whether a run is dense or an edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Backend, ConvGeometry, Host, Padding
+from sparsegen.backends.interface import (
+    Activation,
+    Array,
+    Backend,
+    ConvGeometry,
+    ConvWeights,
+    Host,
+    Padding,
+)
 
 from .errors import ShapeError
 from .run import Feature
@@ -111,13 +118,14 @@ class Conv2d(Layer):
         n, h, w, c = x.shape
         if c != g.inputs:
             raise ShapeError(f"{self.path}: expected {g.inputs} input channels, got {c}")
-        shape = (n, *g.output_size(h, w), g.outputs)
+        size = g.output_size(h, w)
+        shape = (n, *size, g.outputs)
         if residual is not None and residual.shape != shape:
             raise ShapeError(f"{self.path}: the residual is {residual.shape}, the output {shape}")
         reads = x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
         if residual is not None:
             reads += residual.reads(Window())
-        weights = run.prepared(self.path, self._prepare)
+        weights = run.prepared(self.path, self._prepare, size)
 
         def kernel(canvas: Array, tiles: Host) -> None:
             run.backend.conv2d(
@@ -132,11 +140,11 @@ class Conv2d(Layer):
 
         return run.compute(self.path, shape, reads, kernel, macs_per_pixel=self.macs_per_pixel)
 
-    def _prepare(self, backend: Backend) -> Any:
+    def _prepare(self, backend: Backend, size: tuple[int, int]) -> ConvWeights:
         g = self.geometry
         bias = None if self.bias is None else self.bias.float32
         return backend.prepare_conv(
-            self.weight.float32, bias, stride=g.stride, padding=g.padding, groups=g.groups
+            self.weight.float32, bias, stride=g.stride, padding=g.padding, groups=g.groups, size=size
         )
 
     @property

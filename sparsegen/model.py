@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import Backend, Host
 
 from .errors import ShapeError
 from .layers import Layer
 from .policies import Paper
-from .run import Feature
+from .run import Feature, Prepared
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Model(Layer):
     registry: ClassVar[dict[str, type[Model]]] = {}
     """Family -> class; a class that names a `family` of its own registers itself."""
 
-    config: Any
     paper: Paper
     """The family's own settings of the `paper` policy."""
     eps: float = 0.0
@@ -59,6 +59,10 @@ class Model(Layer):
                     f"two classes call themselves {cls.family!r}: {Model.registry[cls.family]}, {cls}"
                 )
             Model.registry[cls.family] = cls
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._prepared: WeakKeyDictionary[Backend, Prepared] = WeakKeyDictionary()
 
     def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """Check a user's input and make canvases of it; what is not given is taken from `base`.
@@ -82,8 +86,10 @@ class Model(Layer):
     ) -> None:
         """Take values by path; every parameter must be there in its shape (readers check and name what is not).
 
-        `progress(done, total, path)` is called after each.
+        `progress(done, total, path)` is called after each. A session that has run keeps the weights that painted
+        its canvases; it takes these with its next `run`.
         """
+        self._prepared = WeakKeyDictionary()
         parameters = self.parameters()
         if set(values) != set(parameters):
             raise ShapeError(
@@ -96,6 +102,10 @@ class Model(Layer):
             parameter.value = value
             if progress is not None:
                 progress(done, len(parameters), path)
+
+    def prepared_for(self, backend: Backend) -> Prepared:
+        """The parameters as `backend` lays them out: one set for all sessions, gone with the model or the backend."""
+        return self._prepared.setdefault(backend, Prepared())
 
     def config_json(self) -> str:
         """The configuration as JSON, keys sorted."""

@@ -6,10 +6,11 @@ measured statistics. A dense run and an edit differ only in the run's plan. `Fea
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sparsegen.backends.interface import Activation, Array, Backend, Host, Source
 
@@ -59,14 +60,33 @@ class Journal:
         return sum(int(values.nbytes) for _, values in self.entries.values())
 
 
+class Prepared:
+    """A model's weights as one backend lays them out, by layer path: made when first asked for, kept once.
+
+    All sessions of that model and backend share them; sessions may run in several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Hashable, Any]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str, purpose: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` gave for this path and purpose; another purpose takes the place of the one before."""
+        with self._lock:  # also while making: two threads must not lay out the same weights twice
+            if path not in self._made or self._made[path][0] != purpose:
+                self._made[path] = (purpose, make())
+            made: T = self._made[path][1]
+            return made
+
+
 @dataclass
 class Memory:
     """What outlives a run: canvases and measured statistics by layer path, weights as the backend lays them out."""
 
     backend: Backend
+    prepared: Prepared = field(default_factory=Prepared)
     canvases: dict[str, Array] = field(default_factory=dict)
     measured: dict[str, tuple[Array, ...]] = field(default_factory=dict)
-    prepared: dict[str, object] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -90,11 +110,9 @@ class Run:
         self.records: list[LayerRecord] = []
         self.on_layer: Callable[[LayerRecord], None] | None = None
 
-    def prepared(self, path: str, prepare: Callable[[Backend], T]) -> T:
-        """A layer's weights in the backend's layout: `prepare(backend)` once, the same object ever after."""
-        if path not in self.memory.prepared:
-            self.memory.prepared[path] = prepare(self.backend)
-        return self.memory.prepared[path]  # type: ignore[return-value]  # what this layer prepared
+    def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
+        """A layer's weights in the backend's layout: `prepare(backend, *purpose)`, again only for another purpose."""
+        return self.memory.prepared.get(path, purpose, lambda: prepare(self.backend, *purpose))
 
     def measured(self, path: str, measure: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
         """Statistics measured in the dense run and reused by every edit."""

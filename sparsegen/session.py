@@ -68,7 +68,8 @@ class Session:
 
     def __init__(self, model: Model, backend: str | Backend = "reference") -> None:
         self.model = model
-        self.memory = Memory(get_backend(backend))
+        engine = get_backend(backend)
+        self.memory = Memory(engine, model.prepared_for(engine))
         self._state: State | None = None
         self._dense: tuple[LayerRecord, ...] = ()
 
@@ -97,7 +98,7 @@ class Session:
         backend = self.memory.backend
         self._state = None
         self.memory.canvases, self.memory.measured = {}, {}
-        memory = Memory(backend, prepared=self.memory.prepared)
+        memory = Memory(backend, self.model.prepared_for(backend))
         for name, array in inputs.canvases.items():
             memory.canvases[input_path(name)] = backend.upload(array)
         run = Run(memory, Everything())

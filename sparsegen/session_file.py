@@ -153,7 +153,7 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
     model.name = metadata["sparsegen.model_name"]
     model.load_parameters(under("parameter/"))
-    memory = Memory(backend)
+    memory = Memory(backend, model.prepared_for(backend))
     memory.canvases = {key: backend.upload(value) for key, value in under("canvas/").items()}
     measured: dict[str, list[Array]] = {}
     for key, value in sorted(under("measured/").items()):

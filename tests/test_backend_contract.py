@@ -125,6 +125,18 @@ def test_reads_outside_the_image_are_zero_after_the_prologue(backend: Backend) -
     assert_array_equal(counted, [[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]])
 
 
+@pytest.mark.parametrize("size", [None, (3, 4), (2, 2), (512, 1024)])
+def test_weights_laid_out_for_any_size_hold_the_formula_at_every_size(
+    backend: Backend, size: tuple[int, int] | None
+) -> None:
+    rng = np.random.default_rng(0)
+    weight, v = normal(rng, 12, 9, 3, 3, std=1 / 9), normal(rng, 2, 7, 10, 9)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=size)
+    out = backend.alloc((2, 7, 10, 12))
+    backend.conv2d(out, all_tiles(2, 7, 10), Source((backend.upload(v),)), weights)
+    check("conv2d", backend.download(out), naive.conv2d(v, weight, padding=(1, 1, 1, 1)))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_of_extreme_values_are_finite_and_silent(
     backend: Backend, activation: Activation

@@ -58,6 +58,12 @@ def test_a_backend_passes_through() -> None:
         assert get_backend(mine) is mine
 
 
+def test_a_name_is_the_same_instance_every_time(third_parties: None) -> None:
+    for name in ("reference", "theirs"):
+        assert get_backend(name) is get_backend(name)
+    assert get_backend("reference") is not get_backend("theirs")
+
+
 def test_an_unknown_name_lists_what_is_there(third_parties: None) -> None:
     with pytest.raises(BackendError) as caught:
         get_backend("fastest")

@@ -48,6 +48,7 @@ class ReferenceBackend(Backend):
         stride: int = 1,
         padding: Padding = (0, 0, 0, 0),
         groups: int = 1,
+        size: tuple[int, int] | None = None,
     ) -> ConvWeights:
         outputs, inputs, kh, kw = weight.shape
         geometry = ConvGeometry.of(weight, stride, padding, groups)

@@ -133,7 +133,7 @@ class GauGAN(Model):
     paper = Paper(dilation=1, level_dilation=2, sparse_levels=5)
 
     def __init__(self, config: GauGANConfig) -> None:
-        self.config = config
+        super().__init__(config)
         nf, most = config.ngf, config.num_upsampling_layers == "most"
         self.fc: LabelConv | LatentStart
         if config.z_dim:
