@@ -236,3 +236,18 @@ class Backend(ABC):
     @abstractmethod
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         """Host bool `[N, H, W]`: where any channel of two canvases differs by more than `eps`."""
+
+    @abstractmethod
+    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+        """(sample, row, column, channel) of the first NaN or infinity in `tiles`, None when there is none.
+
+        First in the order of the tiles, then of pixels by rows, then of channels; pixels outside the image do not
+        count. An index canvas has none.
+        """
+
+    @abstractmethod
+    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+        """Host float32 `[K]`: per tile the largest |canvas - values| over its pixels inside the image and channels.
+
+        `values` is `[K, TILE, TILE, C]` as `read_tiles` gives it. All values are finite.
+        """

@@ -53,6 +53,12 @@ class ShapesBackend(Backend):
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         return np.zeros(original.shape[:3], bool)
 
+    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+        return None
+
+    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+        return np.zeros(len(tiles), np.float32)
+
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 

@@ -23,7 +23,7 @@ from sparsegen.backends.interface import BackendError
 from sparsegen.weights import CheckpointError
 
 from . import models as models
-from .errors import InputError, SessionError, ShapeError, SparsegenError
+from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import load
 from .model import Model
 from .policies import Exact, Paper
@@ -39,6 +39,7 @@ __all__ = [
     "Exact",
     "InputError",
     "Model",
+    "NonFiniteError",
     "Paper",
     "Result",
     "Session",

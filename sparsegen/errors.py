@@ -13,5 +13,9 @@ class ShapeError(SparsegenError, ValueError):
     """A size or channel count does not fit the network."""
 
 
+class NonFiniteError(SparsegenError, ArithmeticError):
+    """A layer computed NaN or infinity: its weights or the input are damaged, or too large for float32."""
+
+
 class SessionError(SparsegenError, RuntimeError):
     """The session is not in a state for this: no run yet, nothing to undo, a file of another model."""

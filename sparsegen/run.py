@@ -12,9 +12,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from sparsegen.backends.interface import Activation, Array, Backend, Host, Source
 
-from .errors import ShapeError
+from .errors import NonFiniteError, ShapeError
 from .policies import Plan, Read
 from .tiles import TileSet, Window
 
@@ -141,6 +143,11 @@ class Run:
             All that the output depends on and that an edit may change.
         kernel
             `kernel(canvas, tiles)` writes those tiles.
+
+        Raises
+        ------
+        NonFiniteError
+            The layer computed a value that is not finite. (Left in a canvas it would spread through later edits.)
         """
         active = self.plan.active(reads, shape[:3])
         canvas = self.memory.canvases.get(path)
@@ -152,7 +159,14 @@ class Run:
         if active.count:
             if self.journal is not None:
                 self.journal.keep(self.backend, path, canvas, active.tiles)
-            kernel(canvas, active.tiles)
+            with np.errstate(all="ignore"):  # what comes of it is found below, and named
+                kernel(canvas, active.tiles)
+            found = self.backend.find_non_finite(canvas, active.tiles)
+            if found is not None:
+                raise NonFiniteError(
+                    f"{path}: the value of sample {found[0]}, row {found[1]}, column {found[2]}, channel {found[3]} "
+                    "is not finite; look at this layer's weights, those of the layers before it, and the input"
+                )
             self.backend.synchronize()
         n, h, w, _ = shape
         record = LayerRecord(

@@ -92,6 +92,8 @@ class Session:
         InputError, ShapeError
             The input does not fit; the session stays as it was. (One that fits replaces the old base from its
             first layer on, so that two never share the memory: interrupted, the session must `run` again.)
+        NonFiniteError
+            A layer computed NaN or infinity; the session must `run` again.
         """
         start = time.perf_counter()
         inputs = self.model.encode(picture, **conditions)
@@ -137,7 +139,7 @@ class Session:
 
         Raises
         ------
-        InputError, ShapeError, SessionError
+        InputError, ShapeError, SessionError, NonFiniteError
             The session stays as it was, also when the edit is interrupted.
         """
         start = time.perf_counter()

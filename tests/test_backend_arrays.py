@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_cases import Uploads, all_tiles, inside
+from contract_cases import Uploads, all_tiles, inside, normal
 from numpy.testing import assert_array_equal
 
 from sparsegen.backends import TILE, Backend
@@ -108,3 +108,61 @@ def test_difference_mask_is_above_eps_on_any_channel(backend: Backend) -> None:
         backend.difference_mask(put(original), put(edited)), [[[False, True, True, True, True]]]
     )
     put.assert_untouched()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [(0, 0, 0, 0), (1, 8, 9, 36), (0, 6, 3, 17), (1, 4, 8, 5)], ids=str)
+def test_find_non_finite_says_where(backend: Backend, value: float, at: tuple[int, int, int, int]) -> None:
+    host, tiles = normal(np.random.default_rng(0), 2, 9, 10, 37), all_tiles(2, 9, 10)
+    assert backend.find_non_finite(backend.upload(host), tiles) is None
+    host[at] = value
+    put = Uploads(backend)
+    found = backend.find_non_finite(put(host), tiles)
+    assert found == at and all(type(index) is int for index in found)
+    elsewhere = tiles[(tiles != (at[0], at[1] // TILE, at[2] // TILE)).any(1)]
+    assert backend.find_non_finite(put(host), elsewhere) is None
+    assert backend.find_non_finite(put(host), tiles[:0]) is None
+    put.assert_untouched()
+
+
+def test_find_non_finite_gives_the_first_in_the_order_of_tiles_then_pixels(backend: Backend) -> None:
+    host = np.zeros((1, 8, 8, 2), np.float32)
+    tiles = all_tiles(1, 8, 8)[[3, 0]]
+    for at in ((0, 3, 3, 0), (0, 2, 3, 1), (0, 2, 3, 0), (0, 2, 2, 1), (0, 7, 7, 1), (0, 6, 4, 0)):
+        # each comes before all that were set before it
+        host[at] = np.nan
+        assert backend.find_non_finite(backend.upload(host), tiles) == at
+
+
+def test_the_largest_values_are_finite_and_indices_always(backend: Backend) -> None:
+    host = np.array([np.finfo(np.float32).max, np.finfo(np.float32).min, 1e-45, -0.0], np.float32)
+    assert backend.find_non_finite(backend.upload(host.reshape(1, 1, 4, 1)), all_tiles(1, 1, 4)) is None
+    indices = np.array([-1, 0, 0x7F800000, 0x7FFFFFFF], np.int32)  # the bits of inf and NaN among them
+    assert backend.find_non_finite(backend.upload(indices.reshape(1, 1, 4, 1)), all_tiles(1, 1, 4)) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize("channels", [1, 3, 37])
+def test_largest_change_by_tile(backend: Backend, dtype: str, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    before, after = (rng.integers(-9, 10, (2, 9, 10, channels)).astype(dtype) for _ in range(2))
+    tiles = rng.permutation(all_tiles(2, 9, 10))
+    put = Uploads(backend)
+    values = backend.read_tiles(put(before), tiles)
+    change = backend.largest_change(put(after), tiles, values)
+    assert isinstance(change, np.ndarray) and change.dtype == np.float32
+    expected = [
+        np.abs(after - before)[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].max()
+        for n, row, column in tiles
+    ]
+    assert_array_equal(change, expected)
+    assert_array_equal(backend.largest_change(put(before), tiles, values), np.zeros(len(tiles)))
+    assert backend.largest_change(put(after), tiles[:0], values[:0]).shape == (0,)
+    put.assert_untouched()
+
+
+def test_largest_change_counts_no_pixel_outside_the_image(backend: Backend) -> None:
+    values = np.full((1, TILE, TILE, 2), 9, np.float32)
+    values[0, :1, :2] = [[[1, -2], [0, 0.5]]]
+    canvas = backend.alloc((1, 1, 2, 2))
+    assert_array_equal(backend.largest_change(canvas, all_tiles(1, 1, 2), backend.upload(values)), [2])

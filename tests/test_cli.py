@@ -96,6 +96,19 @@ def test_edit_with_instances_and_a_latent(files, capsys):
         assert np.array_equal(np.asarray(picture), expected)
 
 
+def test_a_damaged_network_is_one_line(files, capsys):
+    model = random_gaugan()
+    values = {name: parameter.value for name, parameter in model.parameters().items()}
+    values["up_3.conv_0.bias"] = np.full_like(values["up_3.conv_0.bias"], np.nan)
+    model.load_parameters(values)
+    loading.save(model, files / "damaged.safetensors")
+    assert edit(files, model=str(files / "damaged.safetensors")) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(
+        "error: up_3.conv_0: the value of sample 0, row 0, column 0, channel 0 is not finite"
+    )
+
+
 def test_settings_say_what_a_checkpoint_cannot(files, capsys):
     words = ["convert", str(files / "net.safetensors"), "-o", str(files / "more.safetensors")]
     assert main([*words, "--set", "num_upsampling_layers=more"]) == 0

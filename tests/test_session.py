@@ -11,7 +11,7 @@ import pytest
 from networks import random_gaugan, random_labels, repaint
 
 import sparsegen
-from sparsegen import InputError, Paper, Session, SessionError, ShapeError
+from sparsegen import InputError, NonFiniteError, Paper, Session, SessionError, ShapeError
 from sparsegen.backends import BackendError
 from sparsegen.weights import CheckpointError
 
@@ -186,6 +186,60 @@ def test_a_failure_after_the_last_layer_leaves_no_trace(session, rng, monkeypatc
         assert_unchanged(session, before)
     session.undo()
     assert session.edits == 0
+
+
+def damaged(path: str, value: float) -> sparsegen.Model:
+    """A network with one bad weight, in the middle of the parameter `path`."""
+    model = random_gaugan()
+    values = {name: parameter.value for name, parameter in model.parameters().items()}
+    values[path] = values[path].copy()
+    values[path].flat[values[path].size // 2] = value
+    model.load_parameters(values)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layer", "value"),
+    [
+        ("fc", np.nan),
+        ("head_0.norm_0.mlp_shared", np.inf),
+        ("up_1.conv_0", -np.inf),
+        ("up_1.conv_1", 3e38),  # too large to be multiplied
+        ("up_3.conv_s", np.nan),
+        ("conv_img", np.nan),
+    ],
+)
+def test_a_value_that_is_not_finite_names_the_layer_that_made_it(rng, layer, value):
+    session = Session(damaged(f"{layer}.weight", value))
+    with pytest.raises(
+        NonFiniteError, match=rf"^{layer}: .*sample \d, row \d+, column \d+, channel \d+ .*weights"
+    ):
+        session.run(random_labels(rng, (64, 64)))
+    with pytest.raises(SessionError, match="run"):
+        session.edit(random_labels(rng, (64, 64)))
+
+
+def test_an_edit_that_computes_what_is_not_finite_leaves_no_trace():
+    # the weights of label 3 are damaged: all is well until an edit paints it
+    model = random_gaugan()
+    values = {name: parameter.value.copy() for name, parameter in model.parameters().items()}
+    values["up_2.norm_1.mlp_shared.weight"][1, 3] = np.nan
+    model.load_parameters(values)
+    session, labels = Session(model), np.zeros((2, 64, 64), int)
+    session.run(labels)
+    session.edit(np.ones_like(labels))
+    before, edited = snapshot(session), np.ones_like(labels)
+    edited[1, 30:40, 20:60] = 3
+    for policy in ("paper", "exact"):
+        with pytest.raises(
+            NonFiniteError, match=r"^up_2.norm_1.mlp_shared: .*sample 1, row \d+, column \d+, channel 1 "
+        ):
+            session.edit(edited, policy=policy)
+        assert_unchanged(session, before)
+    assert session.edits == 1
+    edited[1, 30:40, 20:60] = 2
+    output = session.edit(edited, policy="exact").output
+    assert np.array_equal(output, Session(model).run(edited).output)
 
 
 def test_an_edit_keeps_the_instances_it_is_not_given(rng):

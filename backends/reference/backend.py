@@ -180,3 +180,17 @@ class ReferenceBackend(Backend):
         if eps == 0:
             return np.asarray((original != edited).any(-1))
         return np.asarray((np.abs(original - edited) > eps).any(-1))
+
+    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+        for batch in batches(tiles, TILE * TILE * canvas.shape[3]):
+            _, (n, y, x) = inside_pixels(canvas, batch)
+            finite = np.isfinite(canvas[n, y, x])  # [pixels, C]
+            if not finite.all():
+                pixel, channel = np.argwhere(~finite)[0]
+                return int(n[pixel]), int(y[pixel]), int(x[pixel]), int(channel)
+        return None
+
+    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+        inside, _ = inside_pixels(canvas, tiles)
+        change = np.abs(self.read_tiles(canvas, tiles) - values)
+        return np.where(inside[..., None], change, 0).max((1, 2, 3), initial=0).astype(np.float32)
