@@ -26,7 +26,7 @@ from . import models as models
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import load
 from .model import Model
-from .policies import Exact, Paper
+from .policies import Adaptive, Exact, Paper
 from .profiling import profile
 from .session import Result, Session
 from .stats import Stats
@@ -34,6 +34,7 @@ from .stats import Stats
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "BackendError",
     "CheckpointError",
     "Exact",

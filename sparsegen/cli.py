@@ -26,6 +26,7 @@ from . import __version__, pictures
 from .errors import InputError, SparsegenError
 from .loading import load, save
 from .model import Model
+from .policies import POLICIES, get_policy
 from .profiling import check_mask, profile
 from .run import LayerRecord
 from .session import Session
@@ -35,11 +36,15 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-PolicyName = Literal["paper", "exact"]
 DTypeName = Literal["float32", "float16"]
 ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's name or a checkpoint file.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
-PolicyOption = Annotated[PolicyName, typer.Option("--policy", help="Which tiles an edit recomputes.")]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        "--policy", help=f"Which tiles an edit recomputes: {', '.join(POLICIES)} such as adaptive(0.02)."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -71,6 +76,7 @@ def demo(
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output, suffix=".png")
     example, network = known.examples[0], load(model)
+    get_policy(policy, paper=network.paper)
     change = example.edits[0]
     original, edited = (pictures.read_labels(path) for path in (example.original, change.path))
     session = Session(network, backend)
@@ -140,6 +146,7 @@ def edit(
             "give one for each, and --instances for the original"
         )
     engine, network = get_backend(backend), load(model, **parse_settings(settings))
+    get_policy(policy, paper=network.paper)
     known = builtin.get(model)
     palette = known.labels.palette if known else None
     first, *later = [pictures.read_labels(path, palette) for path in (original, *edited)]

@@ -6,9 +6,13 @@ dense run has a plan too, `Everything`: that is all the difference there is betw
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +34,9 @@ class Read:
 class Plan(ABC):
     """Answers, for one run, which tiles of a layer's output are active."""
 
+    tau: float | None = None
+    """A recomputed tile that moved by no more than this does not spread and keeps its old values; None: all spread."""
+
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         """Active tiles of an output of `shape` (N, H, W). A layer that reads nothing of the edit has none."""
@@ -45,12 +52,18 @@ class Everything(Plan):
 class Policy(ABC):
     """A way to choose active tiles; hashable settings only."""
 
-    exact: bool = False
-    """Whether an edit under this policy equals a dense run of the edited input."""
+    @property
+    def exact(self) -> bool:
+        """Whether an edit under this policy equals a dense run of the edited input."""
+        return False
 
     @abstractmethod
-    def plan(self, difference: Host) -> Plan:
-        """The plan of an edit whose input differs where `difference` (bool `[N, H, W]`) is True."""
+    def plan(self, difference: Host, *, settled: bool = True) -> Plan:
+        """The plan of an edit whose input differs where `difference` (bool `[N, H, W]`) is True.
+
+        Not `settled`: earlier edits left pixels of `difference` unspread, so that layers may not have taken over
+        what the canvases that they read hold.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,14 +74,42 @@ class Exact(Policy):
     dense run, as the paper has it.
     """
 
-    exact = True
+    @property
+    def exact(self) -> bool:
+        return True
 
-    def plan(self, difference: Host) -> Plan:
+    def plan(self, difference: Host, *, settled: bool = True) -> Plan:
         return _ExactPlan()
 
 
+@dataclass(frozen=True)
+class Adaptive(Policy):
+    """Tiles grow as under `Exact`, but a recomputed tile that moved by no more than `tau` stops spreading.
+
+    Such a tile keeps its old values, which are what its readers have read. So errors do not add up over edits: every
+    value lies within `tau`, in the units of its layer's activations, of what the layer makes of what it reads.
+    `Adaptive(0)` is exact, and cheaper than `Exact` where an edit has no effect.
+    """
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        tau: Any = self.tau
+        if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 <= tau < math.inf:
+            raise InputError(f"policy adaptive: tau is {tau!r}, expected a number, 0 or more")
+
+    @property
+    def exact(self) -> bool:
+        return self.tau == 0
+
+    def plan(self, difference: Host, *, settled: bool = True) -> Plan:
+        # where a reader lags behind, that a tile does not move now says nothing: all spreads, if it is to be exact
+        return _ExactPlan(None if self.exact and not settled else float(self.tau))
+
+
 class _ExactPlan(Plan):
-    def __init__(self) -> None:
+    def __init__(self, tau: float | None = None) -> None:
+        self.tau = tau
         # norms of one block read the same canvas through the same window: grow it once
         self._grown: dict[tuple[int, Window, int, int], tuple[TileSet, TileSet]] = {}
 
@@ -108,7 +149,7 @@ class Paper(Policy):
                 f"policy paper: threshold is {self.threshold!r}, expected 0 or more and less than 1"
             )
 
-    def plan(self, difference: Host) -> Plan:
+    def plan(self, difference: Host, *, settled: bool = True) -> Plan:
         return _PaperPlan(self, difference)
 
 
@@ -146,15 +187,29 @@ class _PaperPlan(Plan):
         return self._active[key]
 
 
-POLICIES = ("paper", "exact")
+POLICIES = ("paper", "exact", "adaptive(TAU)")
 
 
 def get_policy(policy: str | Policy | None, *, paper: Paper) -> Policy:
-    """A policy by name (`paper` is the model family's own), as it is, or for None the family's."""
+    """A policy by name (`paper` is the model family's own), as it is, or for None the family's.
+
+    Raises
+    ------
+    InputError
+        No policy of that name; "adaptive" without a TAU in brackets, or with one that is no number, 0 or more.
+    """
     if isinstance(policy, Policy):
         return policy
     if policy in (None, "paper"):
         return paper
     if policy == "exact":
         return Exact()
-    raise InputError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+    adaptive = re.fullmatch(r"adaptive(?:\((.*)\))?", str(policy))
+    if adaptive is None:
+        raise InputError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+    try:
+        return Adaptive(float(adaptive[1] or "none"))
+    except ValueError:
+        raise InputError(
+            f"policy {policy!r}: expected a number, 0 or more, in brackets, such as adaptive(0.02)"
+        ) from None

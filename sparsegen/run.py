@@ -131,7 +131,7 @@ class Run:
         *,
         macs_per_pixel: int,
     ) -> Feature:
-        """Recompute the active tiles of a layer's canvas, in place.
+        """Recompute the active tiles of a layer's canvas, in place; what comes out is said to have changed.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class Run:
             canvas = self.memory.canvases[path] = self.backend.alloc(shape)
         elif tuple(canvas.shape) != shape:
             raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
-        start = time.perf_counter()
+        start, changed = time.perf_counter(), active
         if active.count:
             if self.journal is not None:
                 self.journal.keep(self.backend, path, canvas, active.tiles)
@@ -167,6 +167,8 @@ class Run:
                     f"{path}: the value of sample {found[0]}, row {found[1]}, column {found[2]}, channel {found[3]} "
                     "is not finite; look at this layer's weights, those of the layers before it, and the input"
                 )
+            if self.journal is not None and self.plan.tau is not None:
+                changed = self._settle(canvas, active, self.journal.entries[path][1], self.plan.tau)
             self.backend.synchronize()
         n, h, w, _ = shape
         record = LayerRecord(
@@ -182,7 +184,23 @@ class Run:
         self.records.append(record)
         if self.on_layer is not None:
             self.on_layer(record)
-        return Feature(self, (canvas,), (active,))
+        return Feature(self, (canvas,), (changed,))
+
+    def _settle(self, canvas: Array, active: TileSet, old: Array, tau: float) -> TileSet:
+        """The active tiles that moved by more than `tau` from their `old` values; whatever else did gets these back.
+
+        That is the tiles that moved less, and in all tiles the pixels that nothing changed has reached: computed
+        again, they show what an earlier edit held back, which their readers have not read.
+        """
+        backend = self.backend
+        if not np.issubdtype(canvas.dtype, np.floating):
+            tau = 0  # indices are near one another by accident
+        moved = backend.largest_change(canvas, active.tiles, old).astype(np.float64) > tau
+        new_pixels = active.pixels & moved[:, None, None]
+        mixed = np.flatnonzero(~new_pixels.all((1, 2)))
+        tiles, new = active.tiles[mixed], backend.upload(new_pixels[mixed])[..., None]
+        backend.write_tiles(canvas, tiles, np.where(new, backend.read_tiles(canvas, tiles), old[mixed]))
+        return TileSet(*active.shape, active.tiles[moved], active.pixels[moved])
 
 
 @dataclass(frozen=True)

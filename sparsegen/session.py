@@ -131,7 +131,7 @@ class Session:
             bool `[H, W]` or `[N, H, W]`: the pixels to take over and recompute. None: those that differ. Changes
             outside a mask are not applied; their number is in `stats.ignored_pixels`, and a warning says so.
         policy
-            "paper" (the family's own settings, the default), "exact", or a `Policy`.
+            "paper" (the family's own settings, the default), "exact", "adaptive(0.02)", or a `Policy`.
         progress
             Called after every layer.
         conditions
@@ -164,7 +164,8 @@ class Session:
         area = float(difference.mean())
         try:
             if spread.count:
-                run = Run(self.memory, chosen.plan(spread.mask()), journal=step.journal)
+                plan = chosen.plan(spread.mask(), settled=not state.stale.count)
+                run = Run(self.memory, plan, journal=step.journal)
                 self._take_over(inputs, changed, step.journal)
                 output = self._forward(run, state.conditions, spread, progress)
                 records, active = run.records, output.changed[0]

@@ -65,6 +65,16 @@ def test_edit_writes_what_the_library_computes(files, capsys):
     assert "MACs" in capsys.readouterr().out
 
 
+def test_a_policy_may_have_a_number(files):
+    assert edit(files, "--policy", "adaptive(0)") == 0
+    expected = (
+        Session(loading.load(files / "net.safetensors")).run(pictures.read_labels(files / "b.png")).image
+    )
+    with Image.open(files / "out.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected)
+        assert "policy=adaptive(0)" in picture.text["sparsegen"]
+
+
 def test_several_edits_continue_one_session(files):
     assert edit(files, "--policy", "exact", edited=("b", "c", "a")) == 0
     session = Session(loading.load(files / "net.safetensors"))
@@ -165,6 +175,11 @@ MISTAKES = {
     "no command": ("fly", "fly"),
     "an option that is missing": ("edit --original a.png", "--edited"),
     "a policy that is none": ("demo --policy magic", "magic"),
+    "adaptive without a number": ("demo --policy adaptive", "such as adaptive(0.02)"),
+    "adaptive with a wrong number": (
+        f"{TINY} --edited b.png -o o.png --policy adaptive(-1)",
+        "adaptive(0.02)",
+    ),
     "a missing label map": (f"{TINY} --edited nowhere.png -o o.png", "nowhere.png: no such file"),
     "an unknown model": ("edit --model seascape --original a.png --edited b.png -o o.png", "landscape"),
     "an unknown built-in": ("demo --model seascape", "landscape"),

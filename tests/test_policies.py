@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks import random_gaugan
 from numpy.testing import assert_array_equal
 
 from sparsegen.backends.interface import Host
+from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.masks import dilate
 from sparsegen.models import GauGAN, GauGANConfig
-from sparsegen.policies import Everything, Exact, Paper, Plan, Policy, Read, get_policy
+from sparsegen.policies import Adaptive, Everything, Exact, Paper, Plan, Policy, Read, get_policy
 from sparsegen.profiling import profile
-from sparsegen.run import Feature, LayerRecord, Memory, Run
+from sparsegen.run import Feature, Journal, LayerRecord, Memory, Run
 from sparsegen.session import Session
 from sparsegen.tiles import TileSet, Window, grow
 
@@ -119,8 +121,21 @@ def test_policies_by_name() -> None:
     assert get_policy("exact", paper=family) == Exact()
     mine = Paper(dilation=2)
     assert get_policy(mine, paper=family) is mine
-    with pytest.raises(InputError, match=r"policy 'precise' is unknown; choose one of paper, exact"):
-        get_policy("precise", paper=family)
+    assert get_policy("adaptive(0.02)", paper=family) == Adaptive(0.02)
+    assert get_policy("adaptive(1e-3)", paper=family) == Adaptive(0.001)
+    for unknown in ("precise", "adaptive 0.02", "adaptive(", "ADAPTIVE(1)", "xadaptive(1)"):
+        with pytest.raises(InputError, match=r"is unknown; choose one of paper, exact, adaptive\(TAU\)$"):
+            get_policy(unknown, paper=family)
+    for wrong in ("adaptive", "adaptive()", "adaptive(-1)", "adaptive(nan)", "adaptive(inf)", "adaptive(x)"):
+        with pytest.raises(InputError, match=r"in brackets, such as adaptive\(0\.02\)$"):
+            get_policy(wrong, paper=family)
+
+
+@pytest.mark.parametrize("tau", [-1, -1e-9, float("nan"), float("inf"), True, "0.1", None])
+def test_adaptive_refuses_what_is_no_distance(tau: Any) -> None:
+    with pytest.raises(InputError, match=r"policy adaptive: tau is .*, expected a number, 0 or more"):
+        Adaptive(tau)
+    assert Adaptive(0).exact and Adaptive(np.float32(0)).exact and not Adaptive(1e-9).exact
 
 
 # -- what a GauGAN edit costs, against the published figures ---------------------------------------------
@@ -269,6 +284,79 @@ def test_macs_by_hand(layer: Layer, per_pixel: int) -> None:
     # a whole tile and a corner of 1×2 pixels: 18 pixels
     tiles = TileSet.of_pixels((1, 9, 6), np.array([0, 0]), np.array([1, 8]), np.array([1, 5]))
     assert layer.macs(tiles) == 18 * per_pixel
+
+
+def edited_session(seed: int = 0, **settings: Any) -> tuple[Session, Host]:
+    """A session after its run, and labels edited in one small square."""
+    session, labels = Session(random_gaugan(seed, **settings)), np.zeros((64, 64), np.int64)
+    session.run(labels)
+    labels[30:36, 29:37] = 2  # one pixel of it is read at every resolution
+    return session, labels
+
+
+def reading_labels(session: Session) -> set[str]:
+    """Paths of the layers that read the input itself."""
+    return {layer.path for layer in session.model.layers() if isinstance(layer, LabelConv)}
+
+
+def test_under_the_largest_tau_nothing_spreads_beyond_the_layers_that_read_the_input() -> None:
+    session, labels = edited_session()
+    before = {path: canvas.copy() for path, canvas in session.memory.canvases.items()}
+    stats = session.edit(labels, policy=Adaptive(1e300)).stats
+    assert {layer.path for layer in stats.layers if layer.active} == reading_labels(session)
+    for path, canvas in session.memory.canvases.items():
+        assert np.array_equal(canvas, before[path]) == (path != "input.labels")
+
+
+def test_the_larger_tau_the_less_is_recomputed_and_never_more_than_exact() -> None:
+    session, labels = edited_session()
+    costs = []
+    for policy in ("exact", "adaptive(0)", "adaptive(0.01)", "adaptive(0.1)", "adaptive(0.5)", "adaptive(9)"):
+        costs.append(session.edit(labels, policy=policy).stats.macs)
+        session.undo()
+    assert costs == sorted(costs, reverse=True) and costs[-1] < costs[0] / 2
+
+
+def test_an_adaptive_edit_counts_what_it_recomputed_also_where_it_kept_the_old_values() -> None:
+    session, labels = edited_session()
+    layers = {layer.path: layer for layer in session.edit(labels, policy=Adaptive(1e300)).stats.layers}
+    exact = {
+        layer.path: layer for layer in profile(session.model, labels, mask=labels > 0, policy="exact").layers
+    }
+    for path in reading_labels(session):
+        assert layers[path].active == exact[path].active > 0
+
+
+def test_an_input_repainted_without_change_stops_at_the_first_layers() -> None:
+    session, labels = edited_session()
+    session.edit(labels, policy="exact")
+    everywhere = np.ones(labels.shape, bool)
+    stats = session.edit(labels, mask=everywhere, policy=Adaptive(0)).stats
+    assert {layer.path for layer in stats.layers if layer.active} == reading_labels(session)
+    assert session.edit(labels, mask=everywhere, policy="exact").stats.macs == stats.macs_dense
+
+
+def test_what_an_adaptive_edit_held_back_is_stale_until_an_exact_edit() -> None:
+    session, labels = edited_session()
+    session.edit(labels, policy=Adaptive(0.3))
+    assert np.array_equal(session._base().stale.mask()[0], labels > 0)
+    session.edit(labels, policy=Adaptive(0))
+    assert session._base().stale.count == 0
+    assert_array_equal(session.memory.canvases["conv_img"], Session(session.model).run(labels).output)
+
+
+def test_any_change_of_an_index_spreads() -> None:
+    memory = Memory(ReferenceBackend())
+    memory.canvases["numbers"] = np.zeros((1, 8, 8, 1), np.int32)
+    run = Run(memory, Adaptive(100).plan(difference(size=(8, 8), at=(0, 0))), journal=Journal())
+
+    def number(canvas: Any, tiles: Host) -> None:
+        canvas[0, 5, 6] = 1
+
+    everything = Read(TileSet.full(1, 8, 8), ONE)
+    feature = run.compute("numbers", (1, 8, 8, 1), [everything], number, macs_per_pixel=0)
+    assert feature.changed[0].tiles.tolist() == [[0, 1, 1]]
+    assert memory.canvases["numbers"].sum() == 1
 
 
 def counted(records: Sequence[LayerRecord]) -> list[tuple[str, int, int, int]]:

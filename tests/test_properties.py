@@ -1,4 +1,7 @@
-"""What makes an edit trustworthy, bit for bit: full ≡ dense, empty ≡ cache, undo ≡ before, exact ≡ dense."""
+"""What makes an edit trustworthy, bit for bit: full ≡ dense, empty ≡ cache, undo ≡ before, exact ≡ dense.
+
+And what an adaptive edit holds back: no value further than tau from what its layer makes of what it reads.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import random_gaugan, random_labels, random_mask, repaint
 
-from sparsegen import Session
+from sparsegen import Adaptive, Session
 from sparsegen.models import GauGAN
+from sparsegen.policies import Everything
+from sparsegen.run import Feature, Memory, Run
+from sparsegen.tiles import TileSet
 
 hypothetically = settings(
     max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -22,7 +28,9 @@ SIZES = [(32, 64), (64, 32), (32, 32), (96, 32)]
 seeds = st.integers(0, 2**16)
 sizes = st.sampled_from(SIZES)
 samples = st.integers(1, 3)
-policies = st.sampled_from(["paper", "exact"])
+exactly = st.sampled_from(["exact", "adaptive(0)"])
+policies = st.sampled_from(["paper", "exact", "adaptive(0)"])
+any_policy = st.sampled_from(["paper", "exact", "adaptive(0)", "adaptive(0.05)", "adaptive(1)"])
 
 
 @st.composite
@@ -96,7 +104,7 @@ def test_full_mask_of_the_same_input_equals_dense_with_measured_statistics(drawn
 
 
 @hypothetically
-@given(networks(norms=("batch", "instance")), seeds, samples, policies)
+@given(networks(norms=("batch", "instance")), seeds, samples, any_policy)
 def test_empty_mask_equals_cache(drawn, seed, n, policy):
     model, size = drawn
     labels = random_labels(np.random.default_rng(seed), (n, *size))
@@ -111,7 +119,7 @@ def test_empty_mask_equals_cache(drawn, seed, n, policy):
 
 
 @hypothetically
-@given(networks(norms=("batch", "instance")), seeds, samples, st.lists(policies, min_size=1, max_size=4))
+@given(networks(norms=("batch", "instance")), seeds, samples, st.lists(any_policy, min_size=1, max_size=4))
 def test_undo_equals_before_any_number_deep(drawn, seed, n, chosen):
     model, size = drawn
     rng = np.random.default_rng(seed)
@@ -131,20 +139,20 @@ def test_undo_equals_before_any_number_deep(drawn, seed, n, chosen):
 
 
 @hypothetically
-@given(networks(), seeds, samples)
-def test_exact_equals_dense(drawn, seed, n):
+@given(networks(), seeds, samples, exactly)
+def test_exact_equals_dense(drawn, seed, n, policy):
     model, size = drawn
     rng = np.random.default_rng(seed)
     labels = random_labels(rng, (n, *size))
     edited = repaint(rng, labels)
     session = dense(model, labels)
-    session.edit(edited, policy="exact")
+    session.edit(edited, policy=policy)
     assert_same(canvases(session), canvases(dense(model, edited)))
 
 
 @hypothetically
-@given(networks(), seeds, samples)
-def test_an_exact_edit_under_a_mask_equals_dense_of_what_the_mask_lets_through(drawn, seed, n):
+@given(networks(), seeds, samples, exactly)
+def test_an_exact_edit_under_a_mask_equals_dense_of_what_the_mask_lets_through(drawn, seed, n, policy):
     model, size = drawn
     rng = np.random.default_rng(seed)
     labels = random_labels(rng, (n, *size))
@@ -153,34 +161,34 @@ def test_an_exact_edit_under_a_mask_equals_dense_of_what_the_mask_lets_through(d
     session = dense(model, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # changes outside the mask: that is the point
-        session.edit(edited, mask=mask, policy="exact")
+        session.edit(edited, mask=mask, policy=policy)
     assert_same(canvases(session), canvases(dense(model, np.where(mask, edited, labels))))
 
 
 @hypothetically
-@given(networks(), seeds, st.lists(policies, min_size=1, max_size=3))
-def test_an_exact_edit_is_exact_whatever_came_before(drawn, seed, chosen):
+@given(networks(), seeds, st.lists(any_policy, min_size=1, max_size=3), exactly)
+def test_an_exact_edit_is_exact_whatever_came_before(drawn, seed, chosen, policy):
     """Approximate edits leave pixels stale; the next exact edit spreads them too."""
     model, size = drawn
     rng = np.random.default_rng(seed)
     labels = random_labels(rng, size)
     session = dense(model, labels)
-    for policy in (*chosen, "exact"):
+    for each in (*chosen, policy):
         labels = repaint(rng, labels)
-        session.edit(labels, policy=policy)
+        session.edit(labels, policy=each)
     assert_same(canvases(session), canvases(dense(model, labels)))
 
 
 @hypothetically
-@given(networks(norms=("batch", "instance")), seeds)
-def test_a_chain_of_exact_edits_equals_one(drawn, seed):
+@given(networks(norms=("batch", "instance")), seeds, exactly)
+def test_a_chain_of_exact_edits_equals_one(drawn, seed, policy):
     model, size = drawn
     rng = np.random.default_rng(seed)
     labels = random_labels(rng, size)
     chain, one = dense(model, labels), dense(model, labels)
     for _ in range(3):
         labels = repaint(rng, labels)
-        chain.edit(labels, policy="exact")
+        chain.edit(labels, policy=policy)
     one.edit(labels, policy="exact")
     assert_same(canvases(chain), canvases(one))
 
@@ -202,7 +210,7 @@ def test_a_chain_of_paper_edits_under_one_mask_equals_one(drawn, seed):
 
 
 @hypothetically
-@given(networks(), seeds, policies)
+@given(networks(), seeds, any_policy)
 def test_a_sample_does_not_depend_on_its_batch(drawn, seed, policy):
     model, size = drawn
     rng = np.random.default_rng(seed)
@@ -217,7 +225,42 @@ def test_a_sample_does_not_depend_on_its_batch(drawn, seed, policy):
         assert_same(canvases(alone), {path: canvas[i : i + 1] for path, canvas in together.items()})
 
 
-@pytest.mark.parametrize("policy", ["paper", "exact"])
+class Audit(Run):
+    """Computes every layer anew from canvases as they stand, changes none, and says how far each canvas is off."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory, Everything())
+        self.off: dict[str, float] = {}
+
+    def compute(self, path, shape, reads, kernel, *, macs_per_pixel):
+        canvas, everything = self.memory.canvases[path], TileSet.full(*shape[:3])
+        anew = self.backend.alloc(shape)
+        kernel(anew, everything.tiles)
+        self.off[path] = float(np.abs(self.backend.download(anew) - self.backend.download(canvas)).max())
+        return Feature(self, (canvas,), (everything,))
+
+
+@hypothetically
+@given(networks(norms=("batch", "instance")), seeds, samples, st.sampled_from([0, 0.01, 0.2]))
+def test_after_any_adaptive_edits_no_value_is_further_than_tau_from_what_its_layer_computes(
+    drawn, seed, n, tau
+):
+    model, size = drawn
+    rng = np.random.default_rng(seed)
+    labels = random_labels(rng, (n, *size))
+    session = dense(model, labels)
+    for _ in range(5):
+        labels = repaint(rng, labels)
+        session.edit(labels, policy=Adaptive(tau))
+        state, audit = session._base(), Audit(session.memory)
+        canvas = session.memory.canvases["input.labels"]
+        model.forward(
+            {"labels": Feature(audit, (canvas,), (TileSet.full(*canvas.shape[:3]),))}, state.conditions
+        )
+        assert len(audit.off) > 30 and all(off <= tau for off in audit.off.values())
+
+
+@pytest.mark.parametrize("policy", ["paper", "exact", "adaptive(0.01)"])
 def test_pixels_outside_the_active_tiles_stay_untouched(policy):
     rng = np.random.default_rng(5)
     labels = random_labels(rng, (64, 128))

@@ -192,5 +192,5 @@ class ReferenceBackend(Backend):
 
     def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
         inside, _ = inside_pixels(canvas, tiles)
-        change = np.abs(self.read_tiles(canvas, tiles) - values)
-        return np.where(inside[..., None], change, 0).max((1, 2, 3), initial=0).astype(np.float32)
+        change = np.where(inside[..., None], np.abs(self.read_tiles(canvas, tiles) - values), 0)
+        return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
