@@ -11,7 +11,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,7 @@ class Adaptive(Policy):
 
     def __post_init__(self) -> None:
         tau: Any = self.tau
-        if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 <= tau < math.inf:
+        if isinstance(tau, bool) or not isinstance(tau, (int, float, np.floating)) or not 0 <= tau < math.inf:
             raise InputError(f"policy adaptive: tau is {tau!r}, expected a number, 0 or more")
 
     @property
