@@ -41,25 +41,51 @@ class LayerRecord:
 
 
 class Journal:
-    """What a run overwrote: tiles are kept before they are written, and `undo` puts them back bit for bit."""
+    """What a run overwrote: it is kept before it is written, and `undo` puts it back bit for bit.
 
-    def __init__(self, entries: dict[str, tuple[Host, Array]] | None = None) -> None:
-        self.entries: dict[str, tuple[Host, Array]] = {} if entries is None else entries
+    Tiles are copied. A canvas that will be repainted whole is set aside instead, and a new one takes its place: that
+    costs no more memory, and no copying.
+    """
+
+    def __init__(self) -> None:
+        self.tiles: dict[str, tuple[Host, Array]] = {}
         """Path of the canvas -> (tiles `[K, 3]`, values `[K, TILE, TILE, C]`)."""
+        self.whole: dict[str, Array] = {}
+        """Path -> the canvas as it was; no path is in both."""
 
-    def keep(self, backend: Backend, path: str, canvas: Array, tiles: Host) -> None:
-        """Copy `tiles` of `canvas` before they change."""
-        self.entries[path] = (tiles, backend.read_tiles(canvas, tiles))
+    def keep(self, backend: Backend, canvases: dict[str, Array], path: str, active: TileSet) -> None:
+        """Keep the `active` tiles of a canvas before they change. All of them: `canvases` gets a new one to paint."""
+        canvas = canvases[path]
+        if active.count == active.total:
+            self.whole[path] = canvas
+            canvases[path] = backend.alloc(canvas.shape, dtype=str(canvas.dtype))
+        else:
+            self.tiles[path] = (active.tiles, backend.read_tiles(canvas, active.tiles))
+
+    def kept(self, backend: Backend, path: str) -> tuple[Host, Array]:
+        """The tiles kept of a canvas and their values, as in `tiles`, however they are kept."""
+        if path not in self.whole:
+            return self.tiles[path]
+        canvas = self.whole[path]
+        tiles = TileSet.full(*canvas.shape[:3]).tiles
+        return tiles, backend.read_tiles(canvas, tiles)
+
+    @property
+    def paths(self) -> list[str]:
+        """The canvases of which something is kept."""
+        return [*self.tiles, *self.whole]
 
     def undo(self, backend: Backend, canvases: dict[str, Array]) -> None:
         """Put everything back."""
-        for path, (tiles, values) in self.entries.items():
+        canvases.update(self.whole)
+        for path, (tiles, values) in self.tiles.items():
             backend.write_tiles(canvases[path], tiles, values)
 
     @property
     def nbytes(self) -> int:
-        """Memory that the kept tiles take."""
-        return sum(int(values.nbytes) for _, values in self.entries.values())
+        """Memory that undoing takes."""
+        values = [*(values for _, values in self.tiles.values()), *self.whole.values()]
+        return sum(int(array.nbytes) for array in values)
 
 
 class Prepared:
@@ -158,7 +184,8 @@ class Run:
         start, changed = time.perf_counter(), active
         if active.count:
             if self.journal is not None:
-                self.journal.keep(self.backend, path, canvas, active.tiles)
+                self.journal.keep(self.backend, self.memory.canvases, path, active)
+                canvas = self.memory.canvases[path]
             with np.errstate(all="ignore"):  # what comes of it is found below, and named
                 kernel(canvas, active.tiles)
             found = self.backend.find_non_finite(canvas, active.tiles)
@@ -168,7 +195,8 @@ class Run:
                     "is not finite; look at this layer's weights, those of the layers before it, and the input"
                 )
             if self.journal is not None and self.plan.tau is not None:
-                changed = self._settle(canvas, active, self.journal.entries[path][1], self.plan.tau)
+                _, old = self.journal.kept(self.backend, path)
+                changed = self._settle(canvas, active, old, self.plan.tau)
             self.backend.synchronize()
         n, h, w, _ = shape
         record = LayerRecord(

@@ -90,23 +90,24 @@ class Session:
         Raises
         ------
         InputError, ShapeError
-            The input does not fit; the session stays as it was. (One that fits replaces the old base from its
-            first layer on, so that two never share the memory: interrupted, the session must `run` again.)
+            The input does not fit; the session stays as it was. (One that fits is painted over the old base, so
+            that two never share the memory: interrupted, the session must `run` again.)
         NonFiniteError
             A layer computed NaN or infinity; the session must `run` again.
         """
         start = time.perf_counter()
         inputs = self.model.encode(picture, **conditions)
         backend = self.memory.backend
-        self._state = None
-        self.memory.canvases, self.memory.measured = {}, {}
-        memory = Memory(backend, self.model.prepared_for(backend))
+        same_size = all(c.shape[:3] == inputs.shape for c in _input_canvases(self.memory).values())
+        self._state = None  # and its journals
+        memory = Memory(backend, self.model.prepared_for(backend), self.memory.canvases if same_size else {})
+        self.memory = memory
         for name, array in inputs.canvases.items():
             memory.canvases[input_path(name)] = backend.upload(array)
         run = Run(memory, Everything())
         output = self._forward(run, inputs.conditions, TileSet.full(*inputs.shape), progress)
         result = self._result(run.records, memory, output, output.changed[0], start, edited_area=1.0)
-        self.memory, self._dense = memory, tuple(run.records)
+        self._dense = tuple(run.records)
         self._state = State(
             self.model, memory, inputs.conditions, [], TileSet.empty(*inputs.shape), run.records[-1].path
         )
@@ -194,10 +195,12 @@ class Session:
             raise SessionError("nothing to undo: no edit since the last run")
         step = state.steps[-1]
         self._roll_back(step)
-        output, kept = self._output(state), step.journal.entries.get(state.output_path)
+        output = self._output(state)
         active = output.changed[0]
-        if kept is not None:
-            active = TileSet.of_tiles(active.shape, kept[0])
+        if state.output_path in step.journal.paths:
+            active = TileSet.of_tiles(
+                active.shape, step.journal.kept(self.memory.backend, state.output_path)[0]
+            )
         result = self._result([], self.memory, output, active, start, edited_area=0.0)
         state.stale = step.stale_before
         state.steps.pop()
@@ -277,10 +280,12 @@ class Session:
         taken = backend.upload(changed.pixels)[..., None]
         for name, array in inputs.canvases.items():
             path = input_path(name)
-            canvas = self.memory.canvases[path]
-            journal.keep(backend, path, canvas, changed.tiles)
-            new, old = backend.read_tiles(backend.upload(array), changed.tiles), journal.entries[path][1]
-            backend.write_tiles(canvas, changed.tiles, new * taken + old * ~taken)
+            journal.keep(backend, self.memory.canvases, path, changed)
+            new, (_, old) = (
+                backend.read_tiles(backend.upload(array), changed.tiles),
+                journal.kept(backend, path),
+            )
+            backend.write_tiles(self.memory.canvases[path], changed.tiles, np.where(taken, new, old))
 
     def _forward(
         self, run: Run, conditions: dict[str, Host], changed: TileSet, progress: Progress | None

@@ -110,7 +110,7 @@ def check(path: str | os.PathLike[str], state: State, expected: Mapping[str, Arr
     if {key: tuple(c.shape) for key, c in canvases.items()} != shapes or state.output_path not in shapes:
         raise SessionError(f"{path}: its canvases are not those of its network")
     for step in state.steps:
-        for key, (tiles, _) in step.journal.entries.items():
+        for key, (tiles, _) in step.journal.tiles.items():
             samples, height, width, _ = state.memory.canvases[key].shape
             beyond = (samples, -(-height // TILE), -(-width // TILE))
             if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
@@ -122,7 +122,8 @@ def _journals(state: State, backend: Backend) -> dict[str, Host]:
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
     table, tiles, values = [], [], []
     for i, step in enumerate(state.steps):
-        for key, (kept_tiles, kept) in step.journal.entries.items():
+        for key in step.journal.paths:
+            kept_tiles, kept = step.journal.kept(backend, key)
             table.append((i, number[key], len(kept_tiles)))
             tiles.append(kept_tiles)
             values.append(np.ascontiguousarray(backend.download(kept)).reshape(-1).view(np.uint8))
@@ -180,7 +181,7 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
         shape = (count, TILE, TILE, int(canvas.shape[3]))
         size = int(np.prod(shape)) * canvas.dtype.itemsize
         values = tensors["steps.values"][byte : byte + size].view(canvas.dtype).reshape(shape)
-        steps[i].journal.entries[key] = (tensors["steps.tiles"][tile : tile + count], backend.upload(values))
+        steps[i].journal.tiles[key] = (tensors["steps.tiles"][tile : tile + count], backend.upload(values))
         tile, byte = tile + count, byte + size
     return State(model, memory, under("condition/"), steps, stale, metadata["sparsegen.output"])
 

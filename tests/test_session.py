@@ -124,6 +124,48 @@ def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng):
     assert result.stats.canvas_bytes > 5 * canvas_of_the_top
 
 
+def test_canvases_that_an_edit_repaints_whole_are_set_aside_and_come_back(session, rng, tmp_path):
+    arrays, before = dict(session.memory.canvases), snapshot(session)
+    everywhere = np.ones((64, 128), bool)
+    result = session.edit(random_labels(rng, (64, 128)), mask=everywhere)
+    journal = session._base().steps[-1].journal
+    assert journal.whole.keys() == arrays.keys() and not journal.tiles
+    assert result.stats.journal_bytes == result.stats.canvas_bytes
+    for path, array in arrays.items():
+        assert journal.whole[path] is array and session.memory.canvases[path] is not array
+    session.edit(random_labels(rng, (64, 128)), mask=everywhere)
+    session.save(tmp_path / "s.safetensors")
+    loaded = Session.load(tmp_path / "s.safetensors")
+    for each in (session, loaded):
+        each.undo()
+        assert each.undo().active.count == 16 * 32
+        assert_unchanged(each, before)
+    assert all(session.memory.canvases[path] is array for path, array in arrays.items())
+
+
+def test_a_run_of_the_same_size_paints_over_the_canvases_there_are(session, rng):
+    labels = random_labels(rng, (64, 128))
+    first = session.run(labels)
+    arrays, image = dict(session.memory.canvases), first.image.copy()
+    other = random_labels(rng, (64, 128))
+    assert np.array_equal(session.run(other).output, Session(session.model).run(other).output)
+    assert np.array_equal(first.image, image)
+    for path, array in session.memory.canvases.items():
+        assert (array is arrays[path]) == (path != "input.labels")
+    smaller = random_labels(rng, (2, 32, 64))
+    assert np.array_equal(session.run(smaller).output, Session(session.model).run(smaller).output)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_run_after_edits_is_the_run_of_a_new_session(rng, norm):
+    session, labels = Session(random_gaugan(norm=norm)), random_labels(rng, (64, 64))
+    session.run(labels)
+    session.edit(repaint(rng, labels))
+    other = random_labels(rng, (64, 64))
+    assert np.array_equal(session.run(other).output, Session(session.model).run(other).output)
+    assert session.edits == 0
+
+
 def test_progress_is_told_every_layer(session, rng):
     seen: list[str] = []
     result = session.edit(
@@ -132,15 +174,17 @@ def test_progress_is_told_every_layer(session, rng):
     assert seen == [layer.path for layer in result.stats.layers] and len(seen) > 30
 
 
-def test_an_interrupted_edit_leaves_no_trace(session, rng):
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_an_interrupted_edit_leaves_no_trace(session, rng, everywhere):
     before, edited = snapshot(session), repaint(rng, current_labels(session))
+    mask = np.ones(edited.shape, bool) if everywhere else None
 
     def interrupt(record):
         if record.path == "up_1.conv_0":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        session.edit(edited, progress=interrupt)
+        session.edit(edited, mask=mask, progress=interrupt)
     assert_unchanged(session, before)
     assert session.edits == 0
     session.edit(edited, policy="exact")  # and the session still works
