@@ -71,7 +71,7 @@ class Session:
         engine = get_backend(backend)
         self.memory = Memory(engine, model.prepared_for(engine))
         self._state: State | None = None
-        self._dense: tuple[LayerRecord, ...] = ()
+        self._idle: tuple[LayerRecord, ...] = ()  # the record of an edit without change
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class Session:
         run = Run(memory, Everything())
         output = self._forward(run, inputs.conditions, TileSet.full(*inputs.shape), progress)
         result = self._result(run.records, memory, output, output.changed[0], start, edited_area=1.0)
-        self._dense = tuple(run.records)
+        self._idle = tuple(map(_idle, run.records))
         self._state = State(
             self.model, memory, inputs.conditions, [], TileSet.empty(*inputs.shape), run.records[-1].path
         )
@@ -162,17 +162,16 @@ class Session:
         spread = union([changed, state.stale]) if chosen.exact else changed
         stale = TileSet.empty(*inputs.shape) if chosen.exact else union([state.stale, changed])
         step = Step(Journal(), state.stale)
-        area = float(difference.mean())
+        area = np.count_nonzero(difference) / difference.size
         try:
             if spread.count:
                 plan = chosen.plan(spread.mask(), settled=not state.stale.count)
                 run = Run(self.memory, plan, journal=step.journal)
                 self._take_over(inputs, changed, step.journal)
                 output = self._forward(run, state.conditions, spread, progress)
-                records, active = run.records, output.changed[0]
+                records, active = tuple(run.records), output.changed[0]
             else:
-                records = [replace(record, active=0, macs=0, milliseconds=0.0) for record in self._dense]
-                output = self._output(state)
+                records, output = self._idle, self._output(state)
                 active = output.changed[0]
             result = self._result(
                 records, self.memory, output, active, start, edited_area=area, ignored=ignored, step=step
@@ -237,7 +236,7 @@ class Session:
         session.memory, session._state = state.memory, state
         inputs = Inputs(_input_canvases(state.memory), state.conditions)
         dry = dry_run(state.model, inputs, Everything(), TileSet.full(*inputs.shape))
-        session._dense = tuple(replace(record, milliseconds=0.0) for record in dry.records)
+        session._idle = tuple(map(_idle, dry.records))
         session_file.check(path, state, dry.memory.canvases)
         return session
 
@@ -332,6 +331,11 @@ class Session:
         journal = 0 if step is None else step.journal.nbytes
         stats = Stats(edited_area, tuple(records), elapsed, memory.nbytes, journal, ignored)
         return Result(self.model.picture(values), values, stats, active)
+
+
+def _idle(record: LayerRecord) -> LayerRecord:
+    """What the layer's record is when nothing of it is recomputed."""
+    return replace(record, active=0, macs=0, milliseconds=0.0)
 
 
 def _input_canvases(memory: Memory) -> dict[str, Any]:

@@ -63,7 +63,9 @@ class TileSet:
     def of_mask(cls, mask: Host) -> TileSet:
         """The tiles that hold a True pixel of `mask`, bool `[N, H, W]`."""
         samples, height, width = mask.shape
-        return cls.of_pixels((samples, height, width), *np.nonzero(mask))
+        # NumPy searches one dimension many times as fast as three
+        row, x = np.divmod(np.flatnonzero(mask), width)
+        return cls.of_pixels((samples, height, width), row // height, row % height, x)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,6 +110,7 @@ class TileSet:
 def union(sets: Iterable[TileSet]) -> TileSet:
     """All tiles and changed pixels of several sets of one canvas (at least one)."""
     sets = list(sets)
+    sets = [s for s in sets if s.count] or sets[:1]
     if len(sets) == 1:
         return sets[0]
     n, y, x = (np.concatenate(part) for part in zip(*(s.coordinates() for s in sets), strict=True))

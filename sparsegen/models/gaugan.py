@@ -209,9 +209,8 @@ class GauGAN(Model):
             raise InputError(f"gaugan takes labels, instances and z, not {', '.join(sorted(unknown))}")
         labels = _index_map(picture, "the label map")
         classes = self.config.semantic_nc - self.config.edge_channel
-        outside = (labels < 0) | (labels >= classes)
-        if outside.any():
-            n, y, x = np.argwhere(outside)[0]
+        if labels.size and (labels.min() < 0 or labels.max() >= classes):
+            n, y, x = np.argwhere((labels < 0) | (labels >= classes))[0]
             raise InputError(
                 f"label {labels[n, y, x]} at row {y}, column {x}"
                 + (f" of sample {n}" if len(labels) > 1 else "")
@@ -224,7 +223,9 @@ class GauGAN(Model):
             planes.append(self._edges(labels, conditions.get("instances"), base))
         elif conditions.get("instances") is not None:
             raise InputError("this network has no edge channel: it cannot use an instance map")
-        canvas = np.ascontiguousarray(np.stack(planes, axis=-1).astype(np.int32))
+        canvas = np.empty((*labels.shape, len(planes)), np.int32)
+        for i, plane in enumerate(planes):
+            canvas[..., i] = plane
         z = conditions.get("z")
         if self.config.z_dim == 0:
             if z is not None:
@@ -238,7 +239,10 @@ class GauGAN(Model):
 
     def picture(self, output: Host) -> Host:
         """tanh's [-1, 1] as uint8, rounded."""
-        return np.clip(np.rint((output + 1) * 127.5), 0, 255).astype(np.uint8)
+        v = output + 1
+        v *= 127.5  # in place from here: this is most of what an edit without change costs
+        np.rint(v, out=v)
+        return np.clip(v, 0, 255, out=v).astype(np.uint8)
 
     def _up_blocks(self) -> Iterator[SPADEResnetBlock]:
         yield from (self.up_0, self.up_1, self.up_2, self.up_3)
