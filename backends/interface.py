@@ -65,6 +65,8 @@ class Source:
     modulation: Array | None = None
     """Per pixel of what is read, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
     activation: Activation = "identity"
+    codes: Array | None = None
+    """int32 `[N, H, W, 1]`, a codebook's numbers: `modulation` is then `[R, 2C]`, and a pixel's row is its code."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -9,7 +9,10 @@ from .interface import Backend, BackendError
 GROUP = "sparsegen.backends"
 """Entry-point group: a third party's package registers `name = "module:BackendClass"` there."""
 
-_BUILT_IN = {"reference": "sparsegen.backends.reference:ReferenceBackend"}
+_BUILT_IN = {
+    "numba": "sparsegen.backends.numba_cpu:NumbaBackend",
+    "reference": "sparsegen.backends.reference:ReferenceBackend",
+}
 
 
 def _known() -> dict[str, EntryPoint]:

@@ -1,0 +1,9 @@
+"""The Numba backend: every primitive as a kernel compiled for this processor, without a line of another language.
+
+Read `gemm.py` first (the product that everything rests on), then `winograd.py`; `simd.py` is the vocabulary they are
+written in, `reading.py` and `epilogue.py` what happens before and after, `backend.py` how work is cut for threads.
+"""
+
+from .backend import NumbaBackend
+
+__all__ = ["NumbaBackend"]

@@ -1,0 +1,396 @@
+"""The Numba backend: the contract's primitives, each a kernel over items that threads share.
+
+This file decides, per call, how the work is cut into items; no bit of a result depends on that. Which algorithm
+computes a convolution is decided once, in `prepare_conv`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..interface import (
+    TILE,
+    Activation,
+    Array,
+    Backend,
+    BackendError,
+    ConvGeometry,
+    ConvWeights,
+    Host,
+    Padding,
+    Source,
+)
+from . import attention, direct, pointwise, winograd
+from . import tiles as tile_kernels
+from .epilogue import Writing
+from .gemm import PANEL
+from .jit import compile_all
+from .reading import ACTIVATIONS, NOTHING, reading
+from .threads import Pool, Scratch
+
+Algorithm = Literal["winograd", "direct", "depthwise"]
+
+_NO_FLOATS = np.zeros(0, np.float32)
+_ALONE = 1e7
+"""Floating-point operations below which waking another thread takes longer than it saves."""
+_CACHE = 1 << 18
+"""Floats of scratch that a thread's own cache holds."""
+_SHARED = 3 << 20
+"""Floats of weights that the threads' common cache holds beside everything else."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A convolution's weights as its algorithm reads them."""
+
+    algorithm: Algorithm
+    values: Host
+
+
+def _flat(array: Array) -> Array:
+    """The array as one row, sharing its memory."""
+    if not array.flags.c_contiguous:
+        raise BackendError(f"an array of shape {array.shape} is not contiguous; use alloc or upload")
+    return array.reshape(-1)
+
+
+class NumbaBackend(Backend):
+    """Kernels compiled for this processor.
+
+    Parameters
+    ----------
+    threads
+        How many threads compute; None: one for each core that this process may use.
+    direct
+        Compute every convolution as it is defined, without Winograd's transforms: closest to other engines' results.
+    """
+
+    name = "numba"
+
+    def __init__(self, threads: int | None = None, *, direct: bool = False) -> None:
+        self.threads = available_cores() if threads is None else threads
+        self.direct = direct
+        self._pool = Pool(self.threads)
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return np.zeros(tuple(shape), dtype)
+
+    def upload(self, host: Host) -> Array:
+        is_float = np.issubdtype(host.dtype, np.floating)
+        return np.array(host, np.float32 if is_float else host.dtype, order="C")
+
+    def download(self, array: Array) -> Host:
+        return np.array(array)
+
+    # -- convolution -------------------------------------------------------------------------------------
+
+    def prepare_conv(
+        self,
+        weight: Host,
+        bias: Host | None,
+        *,
+        stride: int = 1,
+        padding: Padding = (0, 0, 0, 0),
+        groups: int = 1,
+        size: tuple[int, int] | None = None,
+    ) -> ConvWeights:
+        geometry = ConvGeometry.of(weight, stride, padding, groups)
+        algorithm = self._choose(geometry, size)
+        if algorithm == "winograd":
+            values = winograd.pack_winograd(weight)
+        elif algorithm == "depthwise":
+            values = direct.pack_depthwise(weight)
+        else:
+            values = direct.pack_direct(weight, groups)
+        padded = np.zeros(-(-geometry.outputs // PANEL) * PANEL, np.float32)
+        if bias is not None:
+            padded[: len(bias)] = bias
+        return ConvWeights(geometry, _Packed(algorithm, values), padded)
+
+    def _choose(self, g: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
+        """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""
+        if g.groups > 1 and g.inputs == g.outputs == g.groups:
+            return "depthwise"
+        tiles = 64 if size is None else -(-size[0] // TILE) * -(-size[1] // TILE)
+        suits = g.kernel == (3, 3) and g.stride == 1 and g.groups == 1 and g.inputs >= 8
+        # Winograd reads four times the weights: with few tiles that takes longer than it saves
+        return "winograd" if suits and not self.direct and tiles >= 4 else "direct"
+
+    def conv2d(
+        self,
+        out: Array,
+        tiles: Host,
+        source: Source,
+        weights: ConvWeights,
+        *,
+        shift: Array | None = None,
+        residual: Source | None = None,
+        activation: Activation = "identity",
+    ) -> None:
+        if not len(tiles):
+            return
+        g, packed = weights.geometry, weights.packed
+        read = reading(source)
+        write = _writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
+        panels, added = -(-g.outputs // PANEL), residual is not None
+        depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
+        geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
+        if packed.algorithm == "winograd":
+            work = 2.0 * winograd.PRODUCTS * g.inputs * g.outputs
+            limit = 16 if len(packed.values) < _SHARED else 64
+            batch, splits = self._items(len(tiles), limit, panels, work)
+            floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added)
+            args = (batch, splits, tiles, read, g.padding[0], g.padding[2], packed.values, write)
+            self._launch(winograd.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles))
+        elif packed.algorithm == "depthwise":
+            work = 2.0 * TILE * TILE * depth * g.outputs
+            batch, _ = self._items(len(tiles), 8, 1, work)
+            floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
+            args = (batch, tiles, read, geometry, packed.values, write)
+            self._launch(direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles))
+        else:
+            work = 2.0 * TILE * TILE * depth * g.outputs
+            limit = max(1, min(32, _CACHE // (TILE * TILE * (depth * g.groups + g.outputs))))
+            batch, splits = self._items(len(tiles), limit, panels if g.groups == 1 else 1, work)
+            floats = direct.scratch_floats(
+                batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added
+            )
+            args = (batch, splits, tiles, read, geometry, packed.values, write)
+            self._launch(direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles))
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        out = np.empty((len(x), len(weight)), np.float32)
+        self._launch(pointwise.linear, len(weight), (x, weight, out), 0, 2.0 * x.size * len(weight))
+        return out if bias is None else out + bias
+
+    # -- statistics and pointwise work -------------------------------------------------------------------
+
+    def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        samples, height, width, channels = source.shape
+        span = 256
+        spans = -(-height * width // span)
+        # any value near the mean will do: the sums are taken about it
+        first = np.zeros((samples, 3), np.int32)
+        first[:, 0] = np.arange(samples)
+        corners = self.alloc((samples, TILE, TILE, channels))
+        self.pointwise(corners, first, source)
+        pivots = np.ascontiguousarray(corners[:, 0, 0])
+        sums = np.empty((samples * spans, 2, channels))
+        args = (span, reading(source), sums, pivots)
+        floats = pointwise.scratch_floats(channels)
+        self._launch(pointwise.moments, samples * spans, args, floats, 8.0 * height * width * channels)
+        added, squared = sums.reshape(samples, spans, 2, channels).sum(1).transpose(1, 0, 2) / (
+            height * width
+        )
+        mean = pivots + added
+        return mean.astype(np.float32), np.maximum(squared - added * added, 0).astype(np.float32)
+
+    def layer_norm(
+        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+    ) -> None:
+        extra = (_flat(weight), _flat(bias), np.float32(eps))
+        self._over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
+
+    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
+        write = _writing(out, residual=residual)
+        self._over_tiles(pointwise.write_out, out, tiles, (reading(source), write))
+
+    # -- reading by index --------------------------------------------------------------------------------
+
+    def lookup(
+        self,
+        out: Array,
+        tiles: Host,
+        indices: Array,
+        table: Array,
+        bias: Array,
+        *,
+        step: int = 1,
+        activation: Activation = "identity",
+    ) -> None:
+        taps, labels, _ = table.shape
+        write = _writing(out, _whole(bias), activation=activation)
+        args = (indices, _flat(table), labels, round(taps**0.5), step, write)
+        self._over_tiles(pointwise.look_up, out, tiles, args)
+
+    def attention(
+        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+    ) -> None:
+        if not len(tiles):
+            return
+        channels = query.shape[3]
+        tokens = key.shape[1] * key.shape[2]
+        blocks = -(-tokens // attention.BLOCK)
+        samples, slots = np.unique(tiles[:, 0], return_inverse=True)
+        key_floats, value_floats = attention.packed_floats(tokens, channels // heads)
+        keys = np.zeros(len(samples) * heads * key_floats, np.float32)
+        values = np.zeros(len(samples) * heads * value_floats, np.float32)
+        floats = attention.scratch_floats(channels, heads)
+        args: tuple[Any, ...] = (samples, reading(key), reading(value), heads, blocks, keys, values)
+        work = 4.0 * tokens * channels * len(samples)
+        self._launch(attention.pack, len(samples) * blocks, args, floats, work)
+        args = (
+            tiles,
+            slots.astype(np.int32),
+            reading(query),
+            heads,
+            tokens,
+            blocks,
+            keys,
+            values,
+            _writing(out),
+        )
+        work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
+        self._launch(attention.attend, len(tiles), args, floats, work)
+
+    # -- tiles and masks ---------------------------------------------------------------------------------
+
+    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
+        inside = not (canvas.shape[1] % TILE or canvas.shape[2] % TILE)
+        make = np.empty if inside else np.zeros
+        values = make((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
+        self._copy(canvas, tiles, values, 0)
+        return values
+
+    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+        self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
+
+    def _copy(self, canvas: Array, tiles: Host, values: Array, into: int) -> None:
+        if canvas.dtype.itemsize != 4:  # masks: small, and rare
+            raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
+        args = (canvas.shape[1:], _flat(canvas).view(np.float32), _flat(values).view(np.float32), into)
+        self._over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
+
+    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+        if canvas.dtype != np.float32:
+            return None
+        found = np.zeros(len(tiles), np.uint8)
+        args = (canvas.shape[1:], _flat(canvas).view(np.int32), found)
+        self._over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
+        if not found.any():
+            return None
+        first = int(found.argmax())
+        n, row, column = (int(i) for i in tiles[first])
+        tile = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+        y, x, c = (int(i) for i in np.argwhere(~np.isfinite(tile))[0])
+        return n, row * TILE + y, column * TILE + x, c
+
+    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+        if canvas.dtype != np.float32:  # indices: small
+            change = np.abs(self.read_tiles(canvas, tiles) - values)
+            return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
+        changes = np.zeros(len(tiles), np.float32)
+        args = (canvas.shape[1:], _flat(canvas), _flat(values), changes)
+        self._over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
+        return changes
+
+    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
+        mask = np.empty(original.shape[:3], bool)
+        pixels, channels = mask.size, original.shape[3]
+        a, b, found = (
+            original.reshape(pixels, channels),
+            edited.reshape(pixels, channels),
+            _flat(mask).view(np.uint8),
+        )
+        items, batch = -(-pixels // 8192), 8192
+        if original.dtype == np.int32:
+            self._launch(tile_kernels.differ_int32, items, (batch, a, b, found), 0, 1.0 * a.size)
+        else:
+            args = (batch, a, b, np.float32(eps), found)
+            self._launch(tile_kernels.differ_float32, items, args, 0, 1.0 * a.size)
+        return mask
+
+    # -- threads -----------------------------------------------------------------------------------------
+
+    def _items(self, tiles: int, limit: int, panels: int, work: float) -> tuple[int, int]:
+        """How `tiles` tiles are cut: tiles in a batch (≤ `limit`), and shares of the output panels.
+
+        With enough batches each thread takes whole ones; with few, the threads share the panels instead, so that
+        each reads a part of the weights once.
+        """
+        if tiles * work < _ALONE:
+            return min(tiles, limit), 1
+        batches = -(-tiles // limit)
+        if batches >= 2 * self.threads:
+            return limit, 1
+        even = -(-tiles // batches)
+        return even, max(1, min(panels, self.threads))
+
+    def _over_tiles(
+        self,
+        kernel: Callable[..., None],
+        canvas: Array,
+        tiles: Host,
+        args: tuple[Any, ...],
+        *,
+        scratch: bool = True,
+    ) -> None:
+        """Run a kernel that is bound by memory over batches of tiles."""
+        if len(tiles):
+            channels = canvas.shape[3]
+            batch = max(1, (1 << 15) // (TILE * TILE * channels))
+            items = -(-len(tiles) // batch)
+            work = 16.0 * TILE * TILE * channels * len(tiles)
+            floats = pointwise.scratch_floats(channels) if scratch else 0
+            self._launch(kernel, items, (batch, tiles, *args), floats, work)
+
+    def _launch(
+        self, kernel: Callable[..., None], items: int, args: tuple[Any, ...], floats: int, work: float
+    ) -> None:
+        """Run `kernel(counter, items, *args, scratch)` in as many threads as its work is worth."""
+        compile_all()
+        counter = np.zeros(1, np.int64)
+
+        def call(scratch: Scratch) -> None:
+            if floats:
+                kernel(counter, items, *args, scratch)
+            else:
+                kernel(counter, items, *args)
+
+        threads = 1 if work < _ALONE else min(items, self.threads)
+        self._pool.run(call, floats, threads)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _whole(bias: Array) -> Array:
+    """A bias filled up with zeros to whole panels."""
+    padded = np.zeros(-(-len(bias) // PANEL) * PANEL, np.float32)
+    padded[: len(bias)] = bias
+    return padded
+
+
+def _writing(
+    out: Array,
+    bias: Array | None = None,
+    *,
+    shift: Array | None = None,
+    residual: Source | None = None,
+    activation: Activation = "identity",
+) -> Writing:
+    """The arrays of an output; `bias` is filled up to whole panels already."""
+    channels = out.shape[3]
+    return Writing(
+        _flat(out),
+        out.shape[1],
+        out.shape[2],
+        channels,
+        np.zeros(-(-channels // PANEL) * PANEL, np.float32) if bias is None else bias,
+        _NO_FLOATS if shift is None else _flat(shift),
+        -1 if shift is None else channels if len(shift) > 1 else 0,
+        NOTHING if residual is None else reading(residual),
+        int(residual is not None),
+        ACTIVATIONS[activation],
+    )

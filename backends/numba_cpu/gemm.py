@@ -1,0 +1,177 @@
+"""The product that everything rests on: rows of inputs and a panel of packed weights come in, a block of sums comes out.
+
+    sums[m, j] = Σ_k inputs[m, k] · weights[k, j]          m < rows, j < panel
+
+The block's sums stay in registers while k runs; each step loads `columns` vectors of weights and multiplies them by
+one number of each row. A sum is one chain of multiply-adds in the order of k, whatever the number of rows and however
+the depth is cut in pieces: its bits depend on its row and its column alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .jit import inline
+from .simd import F32, I64, ir_constant, ir_fma, ir_load, ir_pointer, ir_splat, ir_store
+from .target import TARGET, Target
+
+ROWS, PANEL = TARGET.rows, TARGET.panel
+DEPTH = 512
+"""Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, stays in the second-level cache."""
+
+
+def emit_block(
+    builder: ir.IRBuilder,
+    inputs: ir.Value,
+    input_stride: ir.Value,
+    weights: ir.Value,
+    sums: ir.Value,
+    sum_stride: ir.Value,
+    depth: ir.Value,
+    resume: ir.Value,
+    *,
+    rows: int,
+    target: Target,
+) -> None:
+    """Emit the product of `rows` rows with one panel, for any target.
+
+    Pointers to the first row of inputs, the panel and the first row of sums; strides between rows in floats; `depth`
+    ≥ 1 steps of k; `resume` (i1): go on from the sums that are there instead of from 0.
+    """
+    width, columns = target.width, target.columns
+    zero = ir_constant(0.0, width)
+    input_rows = [builder.gep(inputs, [builder.mul(input_stride, I64(m))]) for m in range(rows)]
+    sum_rows = [builder.gep(sums, [builder.mul(sum_stride, I64(m))]) for m in range(rows)]
+
+    def cell(m: int, j: int) -> ir.Value:
+        return builder.gep(sum_rows[m], [I64(j * width)])
+
+    cells = [(m, j) for m in range(rows) for j in range(columns)]
+    start = builder.block
+    with builder.if_then(resume):
+        loaded = {(m, j): ir_load(builder, cell(m, j), width) for m, j in cells}
+        resumed = builder.block
+    before = builder.block
+    initial = {}
+    for at in cells:
+        initial[at] = builder.phi(zero.type)
+        initial[at].add_incoming(zero, start)
+        initial[at].add_incoming(loaded[at], resumed)
+
+    loop, done = builder.append_basic_block("step"), builder.append_basic_block("done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k = builder.phi(I64)
+    k.add_incoming(I64(0), before)
+    running = {at: builder.phi(zero.type) for at in cells}
+    step = builder.gep(weights, [builder.mul(k, I64(target.panel))])
+    vectors = [ir_load(builder, builder.gep(step, [I64(j * width)]), width) for j in range(columns)]
+    summed = {}
+    for m in range(rows):
+        number = ir_splat(builder, builder.load(builder.gep(input_rows[m], [k])), width)
+        for j in range(columns):
+            summed[m, j] = ir_fma(builder, number, vectors[j], running[m, j], fused=target.fused)
+    following = builder.add(k, I64(1))
+    k.add_incoming(following, loop)
+    for at in cells:
+        running[at].add_incoming(initial[at], before)
+        running[at].add_incoming(summed[at], loop)
+    builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
+    builder.position_at_end(done)
+    for m, j in cells:
+        ir_store(builder, summed[m, j], cell(m, j))
+
+
+def _block(rows: int) -> Any:
+    """`emit_block` for this processor as a function of Numba: arrays and offsets instead of pointers."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def block(
+        typing: Any,
+        inputs: Any,
+        input_at: Any,
+        input_stride: Any,
+        weights: Any,
+        weight_at: Any,
+        sums: Any,
+        sum_at: Any,
+        sum_stride: Any,
+        depth: Any,
+        resume: Any,
+    ) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+            a, b, c = (ir_pointer(context, builder, sig.args[i], args[i], args[i + 1]) for i in (0, 3, 5))
+            resumes = builder.icmp_signed("!=", args[9], I64(0))
+            emit_block(builder, a, args[2], b, c, args[7], args[8], resumes, rows=rows, target=TARGET)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(inputs, i, i, weights, i, sums, i, i, i, i), emit
+
+    return block
+
+
+# fewer rows at the end of a batch: halves, so that at most a third of the work is thrown away
+_whole, _half, _quarter, _one = (_block(max(1, rows)) for rows in (ROWS, ROWS // 2, ROWS // 4, 1))
+_HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
+
+
+@inline
+def multiply(
+    inputs: Any,
+    input_at: int,
+    input_stride: int,
+    weights: Any,
+    weight_at: int,
+    sums: Any,
+    sum_at: int,
+    sum_stride: int,
+    rows: int,
+    depth: int,
+    panels: int,
+) -> None:
+    """`sums[rows, panels * PANEL] = inputs[rows, depth] @ weights[panels, depth, PANEL]`, all flat arrays.
+
+    Exactly `rows` rows are read and written.
+    """
+    for first in range(0, depth, DEPTH):
+        steps = min(DEPTH, depth - first)
+        for panel in range(panels):
+            w = weight_at + (panel * depth + first) * PANEL
+            m = 0
+            while m < rows:
+                a = input_at + m * input_stride + first
+                c = sum_at + m * sum_stride + panel * PANEL
+                left = rows - m
+                if left >= ROWS:
+                    _whole(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
+                    m += ROWS
+                elif left >= _HALF:
+                    _half(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
+                    m += _HALF
+                elif left >= _QUARTER:
+                    _quarter(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
+                    m += _QUARTER
+                else:
+                    _one(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
+                    m += 1
+
+
+def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`[..., depth, O]` → flat `[..., panels, depth, PANEL]`: a panel's outputs of one k side by side, then the next k.
+
+    Outputs are filled up with zeros to whole panels.
+    """
+    *outer, depth, outputs = weights.shape
+    panels = -(-outputs // PANEL)
+    packed = np.zeros((*outer, panels, depth, PANEL), np.float32)
+    for panel in range(panels):
+        columns = weights[..., panel * PANEL : (panel + 1) * PANEL]
+        packed[..., panel, :, : columns.shape[-1]] = columns
+    return packed.reshape(-1)

@@ -1,0 +1,205 @@
+"""Gather: a `Reading` (a source's arrays, flat) and pixel positions come in, values after the prologue come out.
+
+A `Reading` is what a kernel knows of a `Source`. Reads outside the image are 0 after the prologue.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from ..interface import LEAKY_SLOPE, Source
+from .jit import inline
+from .simd import (
+    WIDTH,
+    exponential,
+    fma,
+    load,
+    load_first,
+    magnitude,
+    splat,
+    store,
+    store_first,
+    where_below,
+)
+
+IDENTITY, RELU, LEAKY_RELU, SILU, TANH = range(5)
+ACTIVATIONS = {"identity": IDENTITY, "relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU, "tanh": TANH}
+"""The contract's activations as the kernels number them."""
+
+PLAIN, PER_PIXEL, BY_CODE = range(3)
+"""Modulation: none, a row of gamma and beta for each pixel, or the row that the pixel's code names."""
+
+_SLOPE = np.float32(LEAKY_SLOPE)
+
+
+class Reading(NamedTuple):
+    """A source as kernels take it; arrays are flat, absent ones are empty."""
+
+    first: Any
+    """float32: the first part's canvas."""
+    second: Any
+    """float32: the second part's canvas."""
+    first_channels: int
+    second_channels: int
+    height: int
+    """Rows as read, after upsampling."""
+    width: int
+    halved: int
+    """1: nearest upsampling, pixel (y, x) is read at (y // 2, x // 2)."""
+    scale: Any
+    """float32 `[1 or N, C]`."""
+    shift: Any
+    norm_stride: int
+    """-1: no scale and shift; 0: one row for all samples; C: a row a sample."""
+    rows: Any
+    """float32 `[*, 2C]`: gamma and beta."""
+    codes: Any
+    """int32 `[N, H, W]`: each pixel's row."""
+    modulation: int
+    activation: int
+
+
+_floats, _ints = types.float32[::1], types.int32[::1]
+READING = types.NamedTuple(
+    [_floats, _floats, *[types.int64] * 5, _floats, _floats, types.int64, _floats, _ints, *[types.int64] * 2],
+    Reading,
+)
+"""Numba's type of a `Reading`."""
+
+_NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
+
+
+def reading(source: Source) -> Reading:
+    """The arrays of a source, flat; a third and later parts are joined to the second (no model has them)."""
+    first, *others = source.parts
+    second = others[0] if len(others) == 1 else np.concatenate(others, axis=-1) if others else None
+    _, height, width, channels = source.shape
+    modulation = PLAIN
+    if source.modulation is not None:
+        modulation = PER_PIXEL if source.codes is None else BY_CODE
+    return Reading(
+        first.reshape(-1),
+        _NO_FLOATS if second is None else second.reshape(-1),
+        first.shape[3],
+        0 if second is None else second.shape[3],
+        height,
+        width,
+        source.upsample - 1,
+        _NO_FLOATS if source.scale is None else source.scale.reshape(-1),
+        _NO_FLOATS if source.shift is None else source.shift.reshape(-1),
+        -1 if source.scale is None else channels if len(source.scale) > 1 else 0,
+        _NO_FLOATS if source.modulation is None else source.modulation.reshape(-1),
+        _NO_INTS if source.codes is None else source.codes.reshape(-1),
+        modulation,
+        ACTIVATIONS[source.activation],
+    )
+
+
+NOTHING = reading(Source((np.zeros((1, 1, 1, 0), np.float32),)))
+"""The reading of no source at all: a residual that is not there."""
+
+
+@inline
+def load_some(array: Any, at: int, count: int) -> Any:
+    """`count` ≤ WIDTH floats; where `count` is the constant WIDTH, a plain load is all that is compiled."""
+    if count == WIDTH:
+        return load(array, at)
+    return load_first(array, at, count)
+
+
+@inline
+def store_some(array: Any, at: int, value: Any, count: int) -> None:
+    """The first `count` ≤ WIDTH floats of a vector."""
+    if count == WIDTH:
+        store(array, at, value)
+    else:
+        store_first(array, at, value, count)
+
+
+@inline
+def activate(v: Any, activation: int) -> Any:
+    """The contract's activations, on a vector."""
+    zero, one = splat(0.0), splat(1.0)
+    if activation == RELU:
+        v = where_below(v, zero, zero, v)
+    elif activation == LEAKY_RELU:
+        v = where_below(v, zero, v * splat(_SLOPE), v)
+    elif activation == SILU:
+        v = v / (one + exponential(zero - v))
+    elif activation == TANH:
+        # near 0 the odd polynomial of Cephes' tanhf, elsewhere 1 - 2 / (e^2|v| + 1) with v's sign
+        size = magnitude(v)
+        far = one - splat(2.0) / (exponential(size + size) + one)
+        far = where_below(v, zero, zero - far, far)
+        square = v * v
+        p = fma(splat(-5.70498872745e-3), square, splat(2.06390887954e-2))
+        p = fma(p, square, splat(-5.37397155531e-2))
+        p = fma(p, square, splat(1.33314422036e-1))
+        p = fma(p, square, splat(-3.33332819422e-1))
+        near = fma(p * square, v, v)
+        v = where_below(size, splat(0.625), near, far)
+    return v
+
+
+@inline
+def _pending(v: Any, r: Any, norm: int, row: int, channel: int, count: int) -> Any:
+    """The prologue of `count` channels from `channel` on; `norm` and `row` are where the pixel's own rows start."""
+    if norm >= 0:
+        v = fma(v, load_some(r.scale, norm + channel, count), load_some(r.shift, norm + channel, count))
+    if row >= 0:
+        channels = r.first_channels + r.second_channels
+        gamma = load_some(r.rows, row + channel, count)
+        beta = load_some(r.rows, row + channels + channel, count)
+        v = fma(v, splat(1.0) + gamma, beta)
+    return activate(v, r.activation)
+
+
+@inline
+def _read_part(
+    part: Any, start: int, count: int, r: Any, norm: int, row: int, channel: int, buffer: Any, at: int
+) -> None:
+    """One part's channels of one pixel; writes up to WIDTH - 1 floats of no meaning after them."""
+    whole = count - count % WIDTH
+    for c in range(0, whole, WIDTH):
+        v = _pending(load(part, start + c), r, norm, row, channel + c, WIDTH)
+        store(buffer, at + channel + c, v)
+    if whole < count:
+        rest = count - whole
+        v = _pending(load_first(part, start + whole, rest), r, norm, row, channel + whole, rest)
+        store(buffer, at + channel + whole, v)
+
+
+@inline
+def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> None:
+    """All channels of pixel (y, x) into `buffer[at:]`, which has WIDTH floats to spare."""
+    channels = r.first_channels + r.second_channels
+    if y < 0 or y >= r.height or x < 0 or x >= r.width:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, splat(0.0))
+        return
+    height, width = r.height >> r.halved, r.width >> r.halved
+    pixel = (sample * height + (y >> r.halved)) * width + (x >> r.halved)
+    norm = -1 if r.norm_stride < 0 else sample * r.norm_stride
+    row = -1
+    if r.modulation != PLAIN:
+        row = (sample * r.height + y) * r.width + x
+        if r.modulation == BY_CODE:
+            row = np.int64(r.codes[row])
+        row *= 2 * channels
+    _read_part(r.first, pixel * r.first_channels, r.first_channels, r, norm, row, 0, buffer, at)
+    if r.second_channels > 0:
+        start = pixel * r.second_channels
+        _read_part(r.second, start, r.second_channels, r, norm, row, r.first_channels, buffer, at)
+
+
+@inline
+def read_window(
+    r: Any, sample: int, top: int, left: int, rows: int, columns: int, buffer: Any, at: int, stride: int
+) -> None:
+    """Pixels (top …, left …) of a window, row by row, a pixel every `stride` floats of `buffer[at:]`."""
+    for y in range(rows):
+        for x in range(columns):
+            read_pixel(r, sample, top + y, left + x, buffer, at + (y * columns + x) * stride)

@@ -1,0 +1,294 @@
+"""Vectors in Numba: arrays and indices come in, `width` floats at a time are loaded, computed and stored.
+
+Numba has no vector type, and leaves it to LLVM to find vectors in loops. Here is one: `load`, `store`, `splat`, `fma`
+and the operators `+ - * /` compile to LLVM's own vector instructions, which it lowers to AVX or NEON alike. Arrays
+are flat (`float32[::1]`); indices count elements and are not checked.
+
+No operation carries a fast-math flag: what is written is what is rounded, so a value never depends on how the
+compiler arranged its neighbours.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from .target import TARGET
+
+WIDTH = TARGET.width
+"""Floats in a vector."""
+
+F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+
+
+class VectorType(types.Type):  # type: ignore[misc]  # Numba has no types for mypy
+    """Numba's type of a vector of `WIDTH` floats."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{WIDTH}")
+
+
+vector = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: VectorType) -> None:
+        super().__init__(manager, kind, ir.VectorType(F32, WIDTH))
+
+
+# -- pieces of LLVM IR -----------------------------------------------------------------------------------
+
+
+def ir_call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+    """Call an LLVM intrinsic by its full name."""
+    kind = ir.FunctionType(result, [value.type for value in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def ir_constant(value: float, width: int = WIDTH) -> ir.Constant:
+    """A vector of one number."""
+    return ir.Constant(ir.VectorType(F32, width), [value] * width)
+
+
+def ir_splat(builder: ir.IRBuilder, value: ir.Value, width: int = WIDTH) -> ir.Value:
+    """A vector of one scalar."""
+    undefined = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
+    first = builder.insert_element(undefined, value, I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
+
+
+def ir_fma(
+    builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, *, fused: bool = TARGET.fused
+) -> ir.Value:
+    """`a * b + c`, rounded once where the processor can."""
+    if not fused:
+        return builder.fadd(builder.fmul(a, b), c)
+    return ir_call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+
+
+def ir_load(builder: ir.IRBuilder, pointer: ir.Value, width: int = WIDTH) -> ir.Value:
+    """`width` floats from any float-aligned address."""
+    kind = ir.VectorType(F32, width)
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+
+def ir_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+    """A vector to any float-aligned address."""
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=4)
+
+
+def ir_pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, index: ir.Value) -> ir.Value:
+    """Address of an element of a flat Numba array."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
+    """A mask of the first `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(I32, WIDTH), list(range(WIDTH)))
+    return builder.icmp_signed("<", lanes, ir_splat(builder, builder.trunc(count, I32)))
+
+
+# -- the vocabulary of kernels ---------------------------------------------------------------------------
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, array: Any, index: Any) -> Any:
+    """`load(array, index)`: `WIDTH` floats from `array[index]` on."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return ir_load(builder, ir_pointer(context, builder, sig.args[0], *args))
+
+    return vector(array, types.intp), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_first(typing: Any, array: Any, index: Any, count: Any) -> Any:
+    """`load_first(array, index, count)`: the first `count` floats; the other lanes are 0 and not read."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        kind = ir.VectorType(F32, WIDTH)
+        pointer = builder.bitcast(ir_pointer(context, builder, sig.args[0], *args[:2]), kind.as_pointer())
+        lanes = _first_lanes(builder, args[2])
+        name = f"llvm.masked.load.v{WIDTH}f32.p0"
+        align = I32(4)
+        return ir_call(builder, name, kind, pointer, align, lanes, ir_constant(0.0))
+
+    return vector(array, types.intp, types.intp), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """`store(array, index, value)`: a vector to `array[index]` on."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        ir_store(builder, args[2], ir_pointer(context, builder, sig.args[0], *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
+    """`store_first(array, index, value, count)`: the vector's first `count` floats; nothing else is written."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
+        pointer = builder.bitcast(pointer, args[2].type.as_pointer())
+        lanes = _first_lanes(builder, args[3])
+        ir_call(builder, f"llvm.masked.store.v{WIDTH}f32.p0", ir.VoidType(), args[2], pointer, I32(4), lanes)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat(typing: Any, value: Any) -> Any:
+    """`splat(x)`: a vector of one float32 (a Python float is rounded to it)."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return ir_splat(builder, args[0])
+
+    return vector(types.float32), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """`fma(a, b, c)`: `a * b + c` of vectors."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return ir_fma(builder, *args)
+
+    return vector(vector, vector, vector), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def largest(typing: Any, a: Any, b: Any) -> Any:
+    """`largest(a, b)`: the larger of each pair; `b` where either is NaN."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(vector, vector), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def magnitude(typing: Any, a: Any) -> Any:
+    """`magnitude(a)`: absolute values."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return ir_call(builder, f"llvm.fabs.v{WIDTH}f32", args[0].type, args[0])
+
+    return vector(vector), emit
+
+
+def _tree(
+    builder: ir.IRBuilder, value: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]
+) -> ir.Value:
+    """All lanes combined, halves first: an order that no compiler changes."""
+    half = WIDTH // 2
+    while half:
+        lanes = [*range(half, 2 * half), *range(WIDTH - half)][:WIDTH]
+        other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, WIDTH), lanes))
+        value = combine(value, other)
+        half //= 2
+    return builder.extract_element(value, I32(0))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(typing: Any, a: Any) -> Any:
+    """`total(a)`: the sum of the lanes."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return _tree(builder, args[0], builder.fadd)
+
+    return types.float32(vector), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def peak(typing: Any, a: Any) -> Any:
+    """`peak(a)`: the largest lane."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return _tree(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return types.float32(vector), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where_below(typing: Any, a: Any, limit: Any, then: Any, otherwise: Any) -> Any:
+    """`where_below(a, limit, then, otherwise)`: lane by lane `then` if `a < limit`, else `otherwise` (also for NaN)."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return vector(vector, vector, vector, vector), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exponential(typing: Any, a: Any) -> Any:
+    """`exponential(a)`: e to the power of each lane, within 2 units in the last place; lanes clipped to ±87.
+
+    e^x = 2^n · e^r with n = round(x / ln 2) and |r| ≤ ln 2 / 2: a polynomial of degree 6 for e^r (minimax
+    coefficients of Cephes' expf), and n added to the exponent's bits.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        b, const, (x,) = builder, ir_constant, args
+        x = b.select(b.fcmp_ordered(">", x, const(87.0)), const(87.0), x)
+        x = b.select(b.fcmp_ordered("<", x, const(-87.0)), const(-87.0), x)
+        # adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum
+        magic = const(12582912.0)
+        shifted = ir_fma(b, x, const(1.4426950408889634), magic)
+        n = b.fsub(shifted, magic)
+        r = ir_fma(b, n, const(-0.693359375), x)  # ln 2 in two parts: the first product is exact
+        r = ir_fma(b, n, const(2.12194440e-4), r)
+        p = const(1.9875691500e-4)
+        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+            p = ir_fma(b, p, r, const(coefficient))
+        p = b.fadd(ir_fma(b, p, b.fmul(r, r), r), const(1.0))
+        integers = ir.VectorType(I32, WIDTH)
+        exponent = b.shl(b.bitcast(shifted, integers), ir.Constant(integers, [23] * WIDTH))
+        return b.bitcast(b.add(b.bitcast(p, integers), exponent), x.type)
+
+    return vector(vector), emit
+
+
+def _operator(symbol: Any, instruction: str) -> None:
+    """Give vectors one of Python's operators."""
+
+    @infer_global(symbol)  # type: ignore[untyped-decorator]
+    class _Template(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            return signature(vector, vector, vector) if tuple(args) == (vector, vector) else None
+
+    @lower_builtin(symbol, vector, vector)  # type: ignore[untyped-decorator]
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return getattr(builder, instruction)(*args)
+
+
+for _symbol, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _operator(_symbol, _instruction)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def next_item(typing: Any, counter: Any) -> Any:
+    """`next_item(counter)`: take the next number of an int64 counter that several threads share."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        pointer = ir_pointer(context, builder, sig.args[0], args[0], I64(0))
+        return builder.atomic_rmw("add", pointer, I64(1), "monotonic")
+
+    return types.intp(counter), emit

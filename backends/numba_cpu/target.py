@@ -1,0 +1,67 @@
+"""What the processor can do: its features come in, the width and the shape of the kernels' vectors come out.
+
+The one table here is all that is specific to a processor; every kernel is written in terms of `Target`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+import numba
+
+
+@dataclass(frozen=True)
+class Target:
+    """Vectors of `width` floats, and the block of a matrix product that fills the registers with sums."""
+
+    width: int
+    """float32 values in a vector."""
+    rows: int
+    """Rows of the product's register block."""
+    columns: int
+    """Vectors across the register block; a panel of weights is `columns * width` outputs wide."""
+    fused: bool
+    """Whether a multiply-add is one instruction; where it is not, it is a product and a sum."""
+    half: bool
+    """Whether float16 widens to float32 in one instruction."""
+
+    @property
+    def panel(self) -> int:
+        """Outputs side by side in a panel of packed weights."""
+        return self.columns * self.width
+
+
+# rows * columns sums, `columns` vectors of weights and one of inputs must fit the registers (32, 16, 32, 16), and
+# the sums must cover the multiply-add's latency times its rate (8 to 10)
+TARGETS: dict[str, Target] = {
+    "avx512": Target(width=16, rows=8, columns=2, fused=True, half=True),
+    "avx2": Target(width=8, rows=6, columns=2, fused=True, half=True),
+    "neon": Target(width=4, rows=6, columns=4, fused=True, half=True),
+    "portable": Target(width=4, rows=4, columns=2, fused=False, half=False),
+}
+
+
+def detect(machine: str, features: Mapping[str, bool]) -> Target:
+    """The target of a processor: `machine` as `platform.machine()` says it, LLVM's `features` as name -> has it."""
+    if machine.lower() in ("arm64", "aarch64"):
+        return TARGETS["neon"]
+    if features.get("avx512f") and features.get("avx512vl"):
+        return TARGETS["avx512"]
+    if features.get("avx2") and features.get("fma") and features.get("f16c"):
+        return TARGETS["avx2"]
+    return TARGETS["portable"]
+
+
+def _features() -> dict[str, bool]:
+    """LLVM's features of the processor that Numba compiles for (its NUMBA_CPU_NAME and NUMBA_CPU_FEATURES win)."""
+    named = numba.config.CPU_FEATURES
+    if numba.config.CPU_NAME is None and named is None:
+        return dict(llvm.get_host_cpu_features())
+    return {word[1:]: word[0] == "+" for word in (named or "").split(",") if word}
+
+
+TARGET = detect(platform.machine(), _features())
+"""The target of this process."""

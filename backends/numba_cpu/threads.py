@@ -1,0 +1,126 @@
+"""Threads: a kernel and its items come in; several threads take items until none is left.
+
+The threads are Python's own, and kernels run without the GIL. So any number of sessions may compute at once in as many
+Python threads (Numba's own pool aborts the process then), and nothing depends on OpenMP, which does not survive a fork.
+After a fork the child starts threads of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+Scratch = np.ndarray[Any, np.dtype[np.float32]]
+_LINE = 16
+"""Floats of a cache line: where scratch memory begins."""
+
+
+class _Local(threading.local):
+    """Each thread's scratch memory, kept from one kernel to the next."""
+
+    floats: Scratch = np.zeros(0, np.float32)
+
+
+_local = _Local()
+
+
+def scratch(count: int) -> Scratch:
+    """At least `count` floats of this thread's own, of no particular value, from the start of a cache line."""
+    if len(_local.floats) < count:
+        raw = np.empty(count + _LINE, np.float32)
+        start = -(raw.ctypes.data // raw.itemsize) % _LINE
+        _local.floats = raw[start : start + count]
+    return _local.floats
+
+
+class _Job:
+    """One kernel call that several threads make."""
+
+    def __init__(self, call: Callable[[Scratch], None], floats: int) -> None:
+        self.call, self.floats = call, floats
+        self.done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run(self) -> None:
+        """Take items until none is left."""
+        try:
+            self.call(scratch(self.floats))
+            self.done.put(None)
+        except BaseException as error:  # a MemoryError, say: it is raised where the job was given
+            self.done.put(error)
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class Pool:
+    """`threads` threads, the caller's among them; the others start with the first job that needs them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._forget()
+        _pools.add(self)
+
+    def _forget(self) -> None:
+        """As new: no thread runs (what a forked child finds)."""
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._started = False
+
+    def _start(self) -> None:
+        with self._lock:
+            if not self._started:
+                for number in range(1, self.threads):
+                    name = f"sparsegen-{number}"
+                    threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+                weakref.finalize(self, _stop, self._jobs, self.threads - 1)
+                self._started = True
+
+    def run(self, call: Callable[[Scratch], None], floats: int, threads: int) -> None:
+        """`call(scratch)` in up to `threads` threads at once, each with `floats` floats of scratch; wait for all.
+
+        The call shares a counter of items with its copies, so it does not matter how many there are, or that one
+        starts late because another session keeps its thread busy.
+        """
+        helpers = min(threads, self.threads) - 1
+        job = _Job(call, floats)
+        if helpers > 0:
+            self._start()
+            for _ in range(helpers):
+                self._jobs.put(job)
+        job.run()
+        # even when interrupted: nobody may still write when the caller goes on
+        failure, interrupt = None, None
+        for _ in range(helpers + 1):
+            while True:
+                try:
+                    failure = job.done.get() or failure
+                    break
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        if failure is not None or interrupt is not None:
+            raise failure or interrupt  # type: ignore[misc]  # one of the two
+
+
+def _stop(jobs: SimpleQueue[_Job | None], threads: int) -> None:
+    for _ in range(threads):
+        jobs.put(None)
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,139 @@
+"""Tiles in and out of canvases, and what changed in them: copies for the journal, differences, values not finite.
+
+Canvases are taken flat, as float32 whatever they hold: a copy moves bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ..interface import TILE
+from .jit import inline, kernel
+from .reading import load_some
+from .simd import WIDTH, largest, load, magnitude, next_item, peak, splat, store, store_first
+
+_counter, _tiles, _shape = types.int64[::1], types.int32[:, ::1], types.UniTuple(types.int64, 3)
+_floats = types.float32[::1]
+
+
+@inline
+def _copy(source: Any, at: int, target: Any, to: int, count: int) -> None:
+    whole = count - count % WIDTH
+    for c in range(0, whole, WIDTH):
+        store(target, to + c, load(source, at + c))
+    if whole < count:
+        store_first(target, to + whole, load_some(source, at + whole, count - whole), count - whole)
+
+
+@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _floats, types.int64))
+def copy(
+    counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, into: int
+) -> None:
+    """Tiles of `canvas` (`shape` = height, width, channels) to `values` `[K, TILE, TILE, C]`, or back when `into`."""
+    height, width, channels = shape
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
+            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            count = min(TILE, width - left) * channels  # the pixels of a tile's row lie side by side
+            for y in range(min(TILE, height - top)):
+                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
+                kept = (t * TILE + y) * TILE * channels
+                if into:
+                    _copy(values, kept, canvas, at, count)
+                else:
+                    _copy(canvas, at, values, kept, count)
+
+
+@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _floats, _floats))
+def change(
+    counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, changes: Any
+) -> None:
+    """The largest |canvas - values| of each tile, `changes` `[K]`."""
+    height, width, channels = shape
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
+            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            count = min(TILE, width - left) * channels
+            whole = count - count % WIDTH
+            most = splat(0.0)
+            for y in range(min(TILE, height - top)):
+                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
+                kept = (t * TILE + y) * TILE * channels
+                for c in range(0, whole, WIDTH):
+                    most = largest(magnitude(load(canvas, at + c) - load(values, kept + c)), most)
+                if whole < count:
+                    rest = count - whole
+                    off = load_some(canvas, at + whole, rest) - load_some(values, kept + whole, rest)
+                    most = largest(magnitude(off), most)
+            changes[t] = peak(most)
+
+
+@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, types.int32[::1], types.uint8[::1]))
+def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, bits: Any, found: Any) -> None:
+    """Which tiles hold a NaN or an infinity (an exponent of all ones in the values' `bits`): `found` `[K]`."""
+    height, width, channels = shape
+    ones = np.int32(0x7F800000)
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
+            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            count = min(TILE, width - left) * channels
+            most = np.int32(0)
+            for y in range(min(TILE, height - top)):
+                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
+                for c in range(count):
+                    most = max(most, bits[at + c] & ones)
+            found[t] = most == ones
+
+
+@kernel(
+    types.void(_counter, types.int64, types.int64, types.int32[:, ::1], types.int32[:, ::1], types.uint8[::1])
+)
+def differ_int32(counter: Any, items: int, batch: int, a: Any, b: Any, mask: Any) -> None:
+    """`mask[p]`: whether any value of pixel p differs."""
+    channels = a.shape[1]
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for p in range(item * batch, min((item + 1) * batch, len(a))):
+            differs = False
+            for c in range(channels):
+                differs |= a[p, c] != b[p, c]
+            mask[p] = differs
+
+
+@kernel(
+    types.void(
+        _counter,
+        types.int64,
+        types.int64,
+        types.float32[:, ::1],
+        types.float32[:, ::1],
+        types.float32,
+        types.uint8[::1],
+    )
+)
+def differ_float32(counter: Any, items: int, batch: int, a: Any, b: Any, eps: float, mask: Any) -> None:
+    """`mask[p]`: whether any value of pixel p differs by more than `eps`."""
+    channels = a.shape[1]
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for p in range(item * batch, min((item + 1) * batch, len(a))):
+            differs = False
+            for c in range(channels):
+                differs |= abs(a[p, c] - b[p, c]) > eps
+            mask[p] = differs
