@@ -4,6 +4,6 @@ Importing this loads no accelerator; `get_backend(name)` does.
 """
 
 from .interface import TILE, Backend, BackendError, Source
-from .registry import backend_status, get_backend
+from .registry import backend_status, default_backend, get_backend
 
-__all__ = ["TILE", "Backend", "BackendError", "Source", "backend_status", "get_backend"]
+__all__ = ["TILE", "Backend", "BackendError", "Source", "backend_status", "default_backend", "get_backend"]

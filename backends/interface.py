@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -114,6 +114,8 @@ class Backend(ABC):
     """One way to compute. Stateless: arrays go in, arrays are written; any number of threads may call at once."""
 
     name: str = ""
+    takes_threads: ClassVar[bool] = False
+    """Whether the constructor takes `threads`, how many may compute at once; it must also go without, and choose."""
 
     # -- memory ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, entry_points
 
 from .interface import Backend, BackendError
@@ -13,6 +14,10 @@ _BUILT_IN = {
     "numba": "sparsegen.backends.numba_cpu:NumbaBackend",
     "reference": "sparsegen.backends.reference:ReferenceBackend",
 }
+"""In order of preference: the first that can run here is the default."""
+
+THREADS = "SPARSEGEN_THREADS"
+"""The environment variable that says how many threads compute, where a call does not."""
 
 
 def _known() -> dict[str, EntryPoint]:
@@ -23,50 +28,77 @@ def _known() -> dict[str, EntryPoint]:
     return known
 
 
-_OPEN: dict[EntryPoint, Backend] = {}
+_OPEN: dict[tuple[EntryPoint, int | None], Backend] = {}
 """Every backend that was asked for: one instance each, so that sessions on one model share its prepared weights."""
 
 
-def _open(point: EntryPoint) -> Backend:
-    if point not in _OPEN:
-        made = point.load()()
+def _thread_count(threads: int | None) -> int | None:
+    """How many threads are asked for: by the call, else by the environment, else None. Raises BackendError."""
+    name, value = ("threads", threads) if threads is not None else (THREADS, os.environ.get(THREADS) or None)
+    if value is None:
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise BackendError(f"{name} is {value!r}, expected a whole number, 1 or more")
+    return int(value)
+
+
+def _open(point: EntryPoint, threads: int | None) -> Backend:
+    kind = point.load()
+    options = {"threads": threads} if threads is not None and getattr(kind, "takes_threads", False) else {}
+    key = (point, options.get("threads"))
+    if key not in _OPEN:
+        made = kind(**options)
         if not isinstance(made, Backend):
             raise BackendError(f"backend {point.name!r}: {point.value} is not a sparsegen.backends.Backend")
-        _OPEN.setdefault(point, made)  # two threads may get here: the first instance is everyone's
-    return _OPEN[point]
+        _OPEN.setdefault(key, made)  # two threads may get here: the first instance is everyone's
+    return _OPEN[key]
+
+
+def _why_not(point: EntryPoint, threads: int | None) -> str | None:
+    """None when the backend can run here, else why not (one line)."""
+    try:
+        _open(point, threads)
+    except (Exception, SystemExit) as error:  # a third party's import may fail in any way, not take us along
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
 
 
 def backend_status() -> dict[str, str | None]:
     """Every known backend: None when it can run here, else why not (one line)."""
-    status: dict[str, str | None] = {}
-    for name, point in _known().items():
-        try:
-            _open(point)
-            status[name] = None
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a third party's import may fail in any way, not take us along
-            status[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return status
+    threads = _thread_count(None)
+    return {name: _why_not(point, threads) for name, point in _known().items()}
 
 
-def get_backend(name: str | Backend) -> Backend:
+def default_backend() -> str:
+    """The name of the built-in backend that is used when none is named: the fastest that can run here."""
+    known, threads = _known(), _thread_count(None)
+    return next(name for name in _BUILT_IN if _why_not(known[name], threads) is None)
+
+
+def get_backend(name: str | Backend | None = None, *, threads: int | None = None) -> Backend:
     """The backend of that name, the same instance every time (a `Backend` is returned as it is).
+
+    Parameters
+    ----------
+    name
+        None: `default_backend()`.
+    threads
+        How many threads may compute, for backends that compute in several; None: the environment's
+        SPARSEGEN_THREADS, else the backend's own choice. Each number has its own instance.
 
     Raises
     ------
     BackendError
-        The name is unknown, or the backend cannot run here; lists every backend with its state.
+        The name is unknown, or the backend cannot run here; lists every backend with its state. The number of
+        threads is no whole number, 1 or more.
     """
     if isinstance(name, Backend):
         return name
+    count = _thread_count(threads)
+    name = default_backend() if name is None else name
     point = _known().get(name)
-    try:
-        if point is not None:
-            return _open(point)
-        reason = "unknown"
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = "unknown" if point is None else _why_not(point, count)
+    if point is not None and reason is None:
+        return _open(point, count)
     status = "; ".join(f"{n}: {'available' if why is None else why}" for n, why in backend_status().items())
     raise BackendError(f"backend {name!r} cannot be used ({reason}). Known backends: {status}")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sparsegen.backends import BackendError, backend_status, get_backend
+from sparsegen.backends import BackendError, backend_status, default_backend, get_backend
 from sparsegen.backends.interface import Host
 from sparsegen.weights import CheckpointError, builtin, identify, read_checkpoint, shown
 
@@ -38,7 +38,20 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 DTypeName = Literal["float32", "float16"]
 ModelOption = Annotated[str, typer.Option("--model", help="A built-in model's name or a checkpoint file.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="What computes; see 'sparsegen backends'.")]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", help="What computes; see 'sparsegen backends'.", show_default="the fastest here"
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="How many threads compute.",
+        show_default="SPARSEGEN_THREADS, else as many as there are cores",
+    ),
+]
 PolicyOption = Annotated[
     str,
     typer.Option(
@@ -66,7 +79,8 @@ def version(
 @app.command()
 def demo(
     model: ModelOption = "landscape",
-    backend: BackendOption = "reference",
+    backend: BackendOption = None,
+    threads: ThreadsOption = None,
     policy: PolicyOption = "paper",
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("demo.png"),
 ) -> None:
@@ -75,11 +89,11 @@ def demo(
     if known is None:
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output, suffix=".png")
-    example, network = known.examples[0], load(model)
+    engine, network, example = get_backend(backend, threads=threads), load(model), known.examples[0]
     get_policy(policy, paper=network.paper)
     change = example.edits[0]
     original, edited = (pictures.read_labels(path) for path in (example.original, change.path))
-    session = Session(network, backend)
+    session = Session(network, engine)
     with layer_progress(network, original) as progress:
         first = session.run(original, progress=progress("dense run of the original"))
         sparse = session.edit(edited, policy=policy, progress=progress("sparse edit"))
@@ -103,7 +117,7 @@ def demo(
         ("PSNR, sparse against dense", f"{pictures.psnr(sparse.images, dense.images):.1f} dB"),
         ("canvases", f"{sparse.stats.canvas_bytes / 1e6:.1f} MB"),
     ]
-    print_table(f"{model}: {change.caption} (backend {backend}, policy {policy})", rows)
+    print_table(f"{model}: {change.caption} (backend {engine.name}, policy {policy})", rows)
     out.print(f"picture written to {output.resolve()}", soft_wrap=True)
 
 
@@ -121,7 +135,8 @@ def edit(
         Path | None, typer.Option("--mask", help="Recompute where this picture is not black.")
     ] = None,
     policy: PolicyOption = "paper",
-    backend: BackendOption = "reference",
+    backend: BackendOption = None,
+    threads: ThreadsOption = None,
     instances: Annotated[
         Path | None,
         typer.Option("--instances", help="Instance map of the original, for networks with edges."),
@@ -145,7 +160,7 @@ def edit(
             f"{len(edited)} edited label maps have {len(edited_instances)} --edited-instances; "
             "give one for each, and --instances for the original"
         )
-    engine, network = get_backend(backend), load(model, **parse_settings(settings))
+    engine, network = get_backend(backend, threads=threads), load(model, **parse_settings(settings))
     get_policy(policy, paper=network.paper)
     known = builtin.get(model)
     palette = known.labels.palette if known else None
@@ -233,9 +248,9 @@ def convert(
 @app.command()
 def backends() -> None:
     """List the backends and whether each can run here."""
-    print_table(
-        "backends", [(name, "available" if why is None else why) for name, why in backend_status().items()]
-    )
+    default = default_backend()
+    available = {name: "available" + ", the default" * (name == default) for name in backend_status()}
+    print_table("backends", [(name, why or available[name]) for name, why in backend_status().items()])
 
 
 # -- what the commands share -----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Session:
     model
         A network with its parameters, as `sparsegen.load` gives it.
     backend
-        Name of a backend (`sparsegen backends` lists them) or a `Backend`.
+        Name of a backend (`sparsegen backends` lists them) or a `Backend`; None: the fastest that can run here.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class Session:
         The backend is unknown or cannot run here.
     """
 
-    def __init__(self, model: Model, backend: str | Backend = "reference") -> None:
+    def __init__(self, model: Model, backend: str | Backend | None = None) -> None:
         self.model = model
         engine = get_backend(backend)
         self.memory = Memory(engine, model.prepared_for(engine))
@@ -223,7 +223,7 @@ class Session:
         session_file.save(path, self._base())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], backend: str | Backend = "reference") -> Session:
+    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Session:
         """Continue a saved session: the same bits, the same undo.
 
         Raises

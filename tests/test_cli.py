@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import sparsegen
 from sparsegen import Session, loading, pictures
+from sparsegen.backends import default_backend
 from sparsegen.cli import main
 from sparsegen.weights import builtin, native_metadata, read_checkpoint, write_safetensors
 
@@ -167,7 +168,15 @@ def test_inspect_shows_hostile_names_as_plain_text(tmp_path, capsys):
 
 def test_backends_are_listed(capsys):
     assert main(["backends"]) == 0
-    assert "reference" in capsys.readouterr().out
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert listed["reference"].startswith("available")
+    assert [name for name, state in listed.items() if "the default" in state] == [default_backend()]
+
+
+def test_the_number_of_threads_and_the_backend_can_be_given(files):
+    assert edit(files, "--threads", "1", "--backend", "reference") == 0
+    with Image.open(files / "out.png") as picture:
+        assert "backend=reference" in picture.text["sparsegen"]
 
 
 TINY = "edit --model net.safetensors --original a.png"
@@ -184,6 +193,8 @@ MISTAKES = {
     "an unknown model": ("edit --model seascape --original a.png --edited b.png -o o.png", "landscape"),
     "an unknown built-in": ("demo --model seascape", "landscape"),
     "an unknown backend": ("demo --backend abacus", "reference"),
+    "no thread": (f"{TINY} --edited b.png -o o.png --threads 0", "threads is 0, expected a whole number"),
+    "threads that are no number": ("demo --threads many", "--threads"),
     "another size": (f"{TINY} --edited wide.png -o o.png", "32×96"),
     "a bad map after a good one": (f"{TINY} --edited b.png --edited high.png -o o.png", "labels 0 to 3"),
     "a picture that is no PNG": (f"{TINY} --edited b.png -o o.jpg", ".png"),

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from sparsegen.backends import Backend, BackendError, backend_status, get_backend, registry
+from sparsegen.backends import Backend, BackendError, backend_status, default_backend, get_backend, registry
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
 
@@ -18,6 +18,27 @@ class Unwilling(ReferenceBackend):
 
     def __init__(self) -> None:
         raise RuntimeError("no such device\n  (a second line)")
+
+
+class Threaded(ReferenceBackend):
+    """A backend that computes in several threads."""
+
+    name = "threaded"
+    takes_threads = True
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = 99 if threads is None else threads
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(registry.THREADS, raising=False)
+
+
+@pytest.fixture
+def threaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A built-in backend with threads, ahead of the others."""
+    monkeypatch.setattr(registry, "_BUILT_IN", {"threaded": f"{__name__}:Threaded", **registry._BUILT_IN})
 
 
 @pytest.fixture
@@ -102,6 +123,54 @@ def test_broken_third_parties_are_reported_and_break_no_other(third_parties: Non
 def test_asking_for_a_broken_backend_says_why(third_parties: None, name: str, why: str) -> None:
     with pytest.raises(
         BackendError,
-        match=rf"backend '{name}' cannot be used \(.*{why}.*Known backends: reference: available",
+        match=rf"backend '{name}' cannot be used \(.*{why}.*Known backends: .*reference: available",
     ):
         get_backend(name)
+
+
+# -- the default, and threads ----------------------------------------------------------------------------
+
+
+def test_the_default_is_the_first_that_can_run(threaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_backend() == "threaded"
+    assert get_backend() is get_backend(None) is get_backend("threaded")
+    broken = {"missing": "no_such_package.backend:Fast", "unwilling": f"{__name__}:Unwilling"}
+    monkeypatch.setattr(registry, "_BUILT_IN", {**broken, "reference": registry._BUILT_IN["reference"]})
+    assert default_backend() == "reference"
+    assert type(get_backend()) is ReferenceBackend
+
+
+def test_threads_go_to_the_backends_that_take_them(threaded: None) -> None:
+    def threads(**options: int) -> int:
+        backend = get_backend("threaded", **options)
+        assert isinstance(backend, Threaded)
+        return backend.threads
+
+    assert threads() == 99
+    assert threads(threads=3) == 3
+    assert get_backend("threaded", threads=3) is get_backend("threaded", threads=3)
+    assert get_backend("threaded", threads=3) is not get_backend("threaded")
+    assert get_backend("reference", threads=3) is get_backend("reference")
+
+
+def test_the_environment_says_how_many_threads_unless_the_call_does(
+    threaded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEGEN_THREADS", "5")
+    assert get_backend("threaded") is get_backend("threaded", threads=5)
+    assert get_backend("threaded", threads=2).threads == 2  # type: ignore[attr-defined]  # it is Threaded
+    monkeypatch.setenv("SPARSEGEN_THREADS", "")
+    assert get_backend("threaded").threads == 99  # type: ignore[attr-defined]  # it is Threaded
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5", "1e3", " ", "0x2"])
+def test_a_wrong_number_of_threads_is_one_clear_error(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match=r"^threads is .*, expected a whole number, 1 or more$"):
+        get_backend("reference", threads=wrong)  # type: ignore[arg-type]  # what a caller may get wrong
+    monkeypatch.setenv("SPARSEGEN_THREADS", wrong)
+    for ask in (get_backend, default_backend, backend_status):
+        with pytest.raises(
+            BackendError, match=r"^SPARSEGEN_THREADS is .*, expected a whole number, 1 or more$"
+        ):
+            ask()
+    assert get_backend("reference", threads=1).name == "reference"
