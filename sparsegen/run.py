@@ -186,8 +186,7 @@ class Run:
             if self.journal is not None:
                 self.journal.keep(self.backend, self.memory.canvases, path, active)
                 canvas = self.memory.canvases[path]
-            with np.errstate(all="ignore"):  # what comes of it is found below, and named
-                kernel(canvas, active.tiles)
+            kernel(canvas, active.tiles)
             found = self.backend.find_non_finite(canvas, active.tiles)
             if found is not None:
                 raise NonFiniteError(

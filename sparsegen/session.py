@@ -293,7 +293,10 @@ class Session:
         features = {
             name: Feature(run, (canvas,), (changed,)) for name, canvas in _input_canvases(run.memory).items()
         }
-        return self.model.forward(features, conditions)
+        with np.errstate(
+            all="ignore"
+        ):  # of damaged weights; what comes of them is found in each layer, and named
+            return self.model.forward(features, conditions)
 
     def _roll_back(self, step: Step) -> None:
         """Play the journal back, whatever comes: playing it again from the start gives the same."""

@@ -76,7 +76,7 @@ def test_sessions_of_two_sizes_may_take_turns(rng):
     for session, labels in zip(sessions, maps, strict=True):
         edited = repaint(rng, labels)
         output = session.edit(edited, policy="exact").output
-        assert np.array_equal(output, Session(model).run(edited).output)
+        assert np.array_equal(output, Session(model, backend).run(edited).output)
 
 
 def test_new_parameters_are_taken_by_the_next_run(rng):
@@ -104,7 +104,7 @@ def test_two_threads_may_run_two_sessions_on_one_model(rng):
         outputs = list(pool.map(work, maps))
     assert len(backend.sizes) == convolutions(model)
     for labels, output in zip(maps, outputs, strict=True):
-        assert np.array_equal(output, Session(model).run(labels[::-1]).output)
+        assert np.array_equal(output, Session(model, backend).run(labels[::-1]).output)
 
 
 def test_what_was_laid_out_goes_with_the_backend_and_with_the_model(rng):
