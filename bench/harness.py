@@ -1,23 +1,28 @@
 """Timing for the benchmarks: a callable comes in, its median and spread come out, with the machine they belong to.
 
-One process times one engine; competitors run one after the other, each in a process of its own. Every figure is
+One process times one engine; competitors take turns, each in a process of its own (`contest.py`). Every figure is
 appended to a JSON-lines file in `bench/results/`, so that runs can be compared.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+THREADS = 2
+"""Of every engine."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,51 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Largest less smallest, as a share of the median."""
-        return (max(self.samples) - min(self.samples)) / self.median
+        """How far apart the middle half of the samples lies, as a share of the median."""
+        if len(self.samples) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4)
+        return (high - low) / self.median
 
 
-def measure(call: Callable[[], Any], *, repeats: int, between: Callable[[], Any] = lambda: None) -> Timing:
-    """Time `call` `repeats` times after one warm-up; `between` runs untimed after each."""
-    samples = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
+def measure(
+    call: Callable[[], Any],
+    *,
+    repeats: int,
+    seconds: float = 0.0,
+    between: Callable[[], Any] = lambda: None,
+) -> Timing:
+    """Time `call` `repeats` times after one warm-up, more often until `seconds` are over.
+
+    `between` runs untimed after each; garbage is collected before and held until the end.
+    """
+    samples: list[float] = []
+    gc.collect()
+    gc.disable()
+    try:
         call()
-        samples.append((time.perf_counter() - start) * 1e3)
         between()
-    return Timing(tuple(samples[1:]))
+        begin = time.perf_counter()
+        while len(samples) < repeats or time.perf_counter() - begin < seconds:
+            start = time.perf_counter()
+            call()
+            samples.append((time.perf_counter() - start) * 1e3)
+            between()
+    finally:
+        gc.enable()
+    return Timing(tuple(samples))
+
+
+def peak_bytes() -> int:
+    """The most main memory that this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # not getrusage: on Linux that begins with what the parent held
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def machine() -> str:
@@ -64,13 +101,64 @@ def machine() -> str:
 def commit() -> str:
     """The checkout's commit, with a + when files differ from it."""
     words = ["git", "describe", "--always", "--dirty=+", "--abbrev=9"]
-    done = subprocess.run(words, cwd=RESULTS.parent, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
 
-def record(file: str, row: dict[str, Any]) -> None:
-    """Append one figure, with machine, commit and date, to `bench/results/<file>.jsonl`."""
-    RESULTS.mkdir(exist_ok=True)
+# -- what every driver takes and gives ---------------------------------------------------------------------
+
+
+def parse(
+    description: str | None, *, repeats: int, rounds: int | None = None, engines: Sequence[str] = ()
+) -> argparse.Namespace:
+    """The options of a driver: backend, quick, repeats, results (None: record nothing); rounds and engines if any."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backend", help="sparsegen's backend (its default)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs at a time ({repeats})")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each engine ({rounds})")
+        parser.add_argument(
+            "--plain-memory", action="store_true", help="do not help rivals by keeping freed memory for them"
+        )
+    if engines:
+        parser.add_argument("--engines", nargs="+", choices=engines, default=list(engines))
+    parser.add_argument(
+        "--results", type=Path, help="folder of JSON lines and plots (bench/results, quick: none)"
+    )
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats, options.rounds = 1, 1
+    elif options.results is None:
+        options.results = RESULTS
+    return options
+
+
+def record(file: str, row: dict[str, Any], *, folder: Path | None = RESULTS) -> None:
+    """Append one figure, with machine, commit and date, to `<folder>/<file>.jsonl`; nothing without a folder."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     line = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d"), **row}
-    with (RESULTS / f"{file}.jsonl").open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
+    with (folder / f"{file}.jsonl").open("a", encoding="utf-8") as out:
+        out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns as wide as what they hold, the first to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join([line[0].ljust(len(first)), *others]).rstrip())
+
+
+def verdict(reached: bool) -> str:
+    return "yes" if reached else "NO"

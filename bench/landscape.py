@@ -1,22 +1,23 @@
 """What an edit of the built-in landscape costs over the edited area, against the dense run; checked, then timed.
 
-    python bench/landscape.py [--backend reference] [--repeats 3]
+    python bench/landscape.py [--backend NAME] [--repeats 3]
 
 For each area a rectangle of that share of the picture becomes water (where it was water: meadow).
 """
 
 from __future__ import annotations
 
-import argparse
+from typing import Any
 
 import numpy as np
-from harness import machine, measure, record
+from harness import machine, measure, parse, record
 
 import sparsegen
 from sparsegen.pictures import psnr, read_labels
 from sparsegen.weights import builtin
 
 AREAS = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0)
+QUICK_AREAS = (0.0, 0.01)
 
 
 def edited(labels: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
@@ -33,33 +34,34 @@ def edited(labels: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", default="reference")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-
+    options = parse(__doc__, repeats=3)
     known, model = builtin.get("landscape"), sparsegen.load("landscape")
     assert known is not None
     labels = read_labels(known.examples[0].original)
+    chosen = {} if options.backend is None else {"backend": options.backend}
 
     # correctness first: an exact edit equals the dense run of the edited labels, bit for bit
-    session = sparsegen.Session(model, options.backend)
+    session = sparsegen.Session(model, **chosen)
     session.run(labels)
     changed, _ = edited(labels, 0.02)
     assert np.array_equal(
         session.edit(changed, policy="exact").output,
-        sparsegen.Session(model, options.backend).run(changed).output,
+        sparsegen.Session(model, **chosen).run(changed).output,
     )
 
     print(machine())
     dense = measure(lambda: session.run(labels), repeats=options.repeats)
-    common = {"model": "landscape", "size": "256x512", "backend": options.backend}
-    record("landscape", {**common, "what": "dense", "ms": dense.median, "spread": dense.spread})
+    common = {"model": "landscape", "size": "256x512", "backend": session.memory.backend.name}
+
+    def keep(**row: Any) -> None:
+        record("landscape", {**common, **row}, folder=options.results)
+
+    keep(what="dense", ms=dense.median, spread=dense.spread)
     print(f"dense run: {dense.median:8.1f} ms (spread {dense.spread:.0%})")
     print("  area  policy        ms  spread  times as fast     MACs    PSNR to dense")
-    for area in AREAS:
+    for area in QUICK_AREAS if options.quick else AREAS:
         changed, mask = edited(labels, area)
-        truth = sparsegen.Session(model, options.backend).run(changed).images
+        truth = sparsegen.Session(model, **chosen).run(changed).images
         for policy in ("paper", "exact"):
             session.run(labels)
             results = []
@@ -73,17 +75,15 @@ def main() -> None:
             stats = results[-1].stats
             share = stats.macs / stats.macs_dense if stats.layers else 0.0
             quality = psnr(results[-1].images, truth)
-            row = {"what": "edit", "area": stats.edited_area, "policy": policy, "ms": timing.median}
-            record(
-                "landscape",
-                {
-                    **common,
-                    **row,
-                    "spread": timing.spread,
-                    "ratio": dense.median / timing.median,
-                    "macs": share,
-                    "psnr": quality,
-                },
+            keep(
+                what="edit",
+                area=stats.edited_area,
+                policy=policy,
+                ms=timing.median,
+                spread=timing.spread,
+                ratio=dense.median / timing.median,
+                macs=share,
+                psnr=quality,
             )
             print(
                 f"{stats.edited_area:6.1%}  {policy:6}  {timing.median:8.1f}  {timing.spread:6.0%}"

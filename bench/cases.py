@@ -1,0 +1,118 @@
+"""What is timed: the layers of the model families and the big GauGAN, each with the targets that it must reach.
+
+A `Case` is a convolution with its own random values, the same in every process. `Big` is the network and the edits.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution, zero padding of `kernel // 2` all around."""
+
+    size: tuple[int, int]
+    """Rows and columns of the input."""
+    inputs: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    over_torch: float = 1.0
+    """How many times as fast as PyTorch's better layout it must be."""
+    over_ncnn: float | None = None
+    """How many times as fast as ncnn it must be, if that is asked."""
+
+    @property
+    def name(self) -> str:
+        strided = f"/{self.stride}" if self.stride > 1 else ""
+        return (
+            f"{self.kernel}×{self.kernel}{strided} {self.size[0]}×{self.size[1]} {self.inputs}→{self.outputs}"
+        )
+
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        h, w = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self.size)
+        return h, w
+
+    @property
+    def macs(self) -> int:
+        h, w = self.output_size
+        return h * w * self.outputs * self.inputs * self.kernel**2
+
+    def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Input `[1, H, W, I]`, weight `[O, I, k, k]` and bias `[O]`, float32; outputs are about ±1."""
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        x = rng.standard_normal((1, *self.size, self.inputs), np.float32)
+        weight = rng.standard_normal((self.outputs, self.inputs, self.kernel, self.kernel), np.float32)
+        weight *= np.float32((self.inputs * self.kernel**2) ** -0.5)
+        return x, weight, rng.standard_normal(self.outputs, np.float32)
+
+
+def _family(height: int, width: int, inputs: int, outputs: int) -> Case:
+    """The kind of layer that most of the work is."""
+    return Case((height, width), inputs, outputs, over_torch=3.0, over_ncnn=1.3)
+
+
+LAYERS = (
+    _family(256, 256, 128, 128),
+    _family(128, 128, 256, 256),
+    _family(64, 64, 256, 256),
+    _family(32, 32, 512, 512),
+    _family(16, 16, 512, 512),
+    _family(8, 8, 512, 512),
+    _family(256, 512, 128, 64),
+    Case((64, 64), 512, 256, kernel=1),
+    Case((128, 128), 256, 128, kernel=1),
+    Case((256, 512), 128, 64, kernel=1),
+    Case((32, 32), 1024, 512, kernel=1),
+    Case((16, 16), 512, 1536, kernel=1),
+    Case((256, 256), 128, 128, stride=2),
+    Case((128, 128), 128, 128, stride=2),
+    Case((64, 64), 256, 256, stride=2),
+    Case((32, 32), 256, 256, stride=2),
+)
+
+QUICK_LAYERS = (_family(16, 16, 8, 16), Case((8, 8), 16, 8, kernel=1), Case((9, 9), 8, 8, stride=2))
+
+
+def layers(quick: bool) -> tuple[Case, ...]:
+    return QUICK_LAYERS if quick else LAYERS
+
+
+CHECKED_AREA = 0.012
+"""The edit that is compared with PyTorch before anything is timed."""
+
+
+@dataclass(frozen=True)
+class Big:
+    """A GauGAN of 36 input channels (Cityscapes' labels and the edges), "more", and how large an edit of it is."""
+
+    size: tuple[int, int] = (256, 512)
+    ngf: int = 64
+    nhidden: int = 128
+    areas: tuple[float, ...] = (0.0, 0.01, 0.012, 0.02, 0.05, 0.10, 0.15, 0.20, 0.50, 1.0)
+
+    policies: tuple[str, ...] = ("paper", "exact")
+
+    semantic_nc = 36
+
+    @property
+    def name(self) -> str:
+        return f"GauGAN {self.size[1]}×{self.size[0]}, ngf {self.ngf}"
+
+
+def big(quick: bool) -> Big:
+    return Big((64, 128), ngf=2, nhidden=4, areas=(0.0, 0.012, 0.15, 1.0)) if quick else Big()
+
+
+def edit_name(area: float, policy: str) -> str:
+    """What the timings of an edit are called."""
+    return f"edit {area:.1%} {policy}"

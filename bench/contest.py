@@ -1,0 +1,130 @@
+"""Engines against one another: questions come in, answers come out, each from a fresh process, taken in turn.
+
+Idle thread pools spin and warm caches lie, so no two engines share a process or run at the same time; and they are
+taken in turn over several rounds, so that a slow minute of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from engines import OURS
+from harness import THREADS, Timing, say
+
+WORKER = Path(__file__).parent / "worker.py"
+POOLS = ("SPARSEGEN", "NUMBA", "OMP", "OPENBLAS", "MKL")
+"""Whoever counts threads asks one of these: `<name>_NUM_THREADS`, ours `SPARSEGEN_THREADS`."""
+
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""glibc gives no freed memory back. Otherwise PyTorch takes fresh pages for every large output, and in a wide 1×1
+convolution they cost more than the arithmetic. Ours writes into canvases that stay, and needs no such help."""
+
+TOLERANCE = 1e-4
+"""Largest error against PyTorch, relative to its largest value, at which an engine is still timed."""
+
+
+class WrongResult(Exception):
+    """An engine does not compute what PyTorch computes: it is not timed."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A worker's answer."""
+
+    version: str
+    timings: dict[str, list[float]]
+    figures: dict[str, Any]
+
+
+def environment(engine: str = OURS, *, plain_memory: bool = False) -> dict[str, str]:
+    """Two threads for everyone; freed memory kept for every engine but ours, unless `plain_memory`."""
+    threads = {f"{pool}_NUM_THREADS": str(THREADS) for pool in POOLS}
+    memory = {} if engine == OURS or plain_memory else KEPT_MEMORY
+    return {**os.environ, **threads, **memory, "SPARSEGEN_THREADS": str(THREADS)}
+
+
+def ask(
+    engine: str, task: str, *, outputs: Path | None = None, plain_memory: bool = False, **options: Any
+) -> Reply:
+    """Start a worker, wait for it, read its line; options are the worker's, None and False left out."""
+    words = [sys.executable, str(WORKER), "--engine", engine, "--task", task]
+    for name, value in {**options, "outputs": outputs}.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value not in (None, False):
+            words += [f"--{name}", str(value)]
+    settings = environment(engine, plain_memory=plain_memory)
+    done = subprocess.run(words, env=settings, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{engine} failed at {task} (its message is above)")
+    return Reply(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def check(
+    engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **options: Any
+) -> dict[str, dict[str, float]]:
+    """Every engine's largest error against the oracle, by engine and output.
+
+    Errors are relative to the oracle's largest value. An output "…, as an edit" must equal the engine's own output
+    of that name bit for bit.
+
+    Raises
+    ------
+    WrongResult
+        An error is above `TOLERANCE`, or bits differ.
+    """
+    errors: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        expected, found = Path(folder) / "expected.npz", Path(folder) / "found.npz"
+        say(f"checking {task}: {oracle}")
+        ask(oracle, task, check=True, outputs=expected, **options)
+        for engine in engines:
+            if engine == oracle:
+                continue
+            say(f"checking {task}: {engine}")
+            ask(engine, task, check=True, outputs=found, **options)
+            with np.load(expected) as right, np.load(found) as ours:
+                errors[engine] = {name: _error(ours[name], right[name]) for name in right.files}
+                for name in ours.files:
+                    base, edit, _ = name.partition(", as an edit")
+                    if edit and not np.array_equal(ours[name], ours[base]):
+                        raise WrongResult(f"{engine}: {name} differs from the dense run")
+            for name, error in errors[engine].items():
+                if not error <= TOLERANCE:
+                    raise WrongResult(
+                        f"{engine}: {name} is off by {error:.1e} of the largest value, allowed are {TOLERANCE:.0e}"
+                    )
+    return errors
+
+
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    if found.shape != expected.shape:
+        raise WrongResult(f"the shape is {found.shape}, expected {expected.shape}")
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def in_turn(engines: Iterable[str], task: str, *, rounds: int, **options: Any) -> dict[str, list[Reply]]:
+    """Every engine's replies of all rounds."""
+    replies: dict[str, list[Reply]] = {engine: [] for engine in engines}
+    for turn in range(rounds):
+        for engine, got in replies.items():
+            say(f"timing {task}: {engine}, round {turn + 1} of {rounds}")
+            got.append(ask(engine, task, **options))
+    return replies
+
+
+def together(replies: Sequence[Reply]) -> dict[str, Timing]:
+    """The timings of all rounds, by name."""
+    return {
+        name: Timing(tuple(sample for reply in replies for sample in reply.timings[name]))
+        for name in replies[0].timings
+    }

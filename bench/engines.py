@@ -1,0 +1,70 @@
+"""Engines by name: what a worker asks of each. One module an engine, imported only in the process that times it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from cases import Big, Case
+
+TORCH = ("torch-nchw", "torch-nhwc")
+"""PyTorch's two memory formats; the better one counts."""
+RIVALS = (*TORCH, "ncnn", "onnxruntime")
+OURS = "sparsegen"
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A layer that is ready to run: `call` is what is timed, `read` gives what it wrote, `[1, H, W, O]`."""
+
+    call: Callable[[], Any]
+    read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question to a worker."""
+
+    engine: str
+    task: str
+    """layers, checkpoint, gaugan or picture."""
+    check: bool = False
+    """Answer with outputs instead of timings."""
+    quick: bool = False
+    repeats: int = 1
+    backend: str | None = None
+    """sparsegen's backend; None: its default."""
+    checkpoint: Path = Path()
+
+
+@dataclass
+class Answer:
+    """What a worker says: milliseconds, outputs and other figures, each by name."""
+
+    timings: dict[str, list[float]]
+    outputs: dict[str, np.ndarray]
+    figures: dict[str, Any]
+
+
+class Engine(Protocol):
+    """What every engine can do."""
+
+    version: str
+
+    def convolution(self, case: Case) -> Convolution: ...
+
+
+class Painter(Engine, Protocol):
+    """An engine that also runs the big network."""
+
+    def gaugan(self, net: Big, job: Job) -> Answer: ...
+
+
+def open_engine(name: str, backend: str | None = None) -> Any:
+    """The engine of that name; `torch-nhwc` is the module `torch_engine`, opened with "nhwc"."""
+    kind, _, layout = name.partition("-")
+    return importlib.import_module(f"{kind}_engine").open_engine(layout or backend)

@@ -1,0 +1,85 @@
+"""The convolutions of the model families against PyTorch, ncnn and ONNX Runtime; checked, then timed in turn.
+
+    python bench/layers.py [--engines torch-nchw torch-nhwc ncnn onnxruntime sparsegen] [--rounds 3] [--repeats 5]
+
+Float32 and two threads everywhere. Each rival gets the layout and the memory that suit it: ncnn packs its channels,
+ONNX Runtime writes to memory that stays, PyTorch keeps what it frees (`--plain-memory`: as it comes).
+"""
+
+from __future__ import annotations
+
+from cases import Case, layers
+from contest import check, in_turn, together
+from engines import OURS, RIVALS, TORCH
+from harness import Timing, machine, parse, record, table, verdict
+
+ENGINES = (*RIVALS, OURS)
+
+
+def ratios(case: Case, medians: dict[str, float]) -> list[tuple[str, float, float]]:
+    """(rival, how many times as fast as it sparsegen is, target) of what was timed."""
+    torch = [medians[engine] for engine in TORCH if engine in medians]
+    found = []
+    if OURS in medians and torch:
+        found.append(("torch", min(torch) / medians[OURS], case.over_torch))
+    if OURS in medians and "ncnn" in medians and case.over_ncnn is not None:
+        found.append(("ncnn", medians["ncnn"] / medians[OURS], case.over_ncnn))
+    return found
+
+
+def cell(timing: Timing) -> str:
+    return f"{timing.median:.2f} ±{timing.spread / 2:.0%}"
+
+
+def main() -> None:
+    options = parse(__doc__, repeats=5, rounds=3, engines=ENGINES)
+    common = {
+        "quick": options.quick,
+        "backend": options.backend,
+        "plain_memory": options.plain_memory,
+    }
+    errors = check(options.engines, "layers", **common)
+    replies = in_turn(options.engines, "layers", rounds=options.rounds, repeats=options.repeats, **common)
+    timings = {engine: together(got) for engine, got in replies.items()}
+
+    print(machine())
+    rows, missed = [], 0
+    for case in layers(options.quick):
+        medians = {engine: timings[engine][case.name].median for engine in options.engines}
+        judged = ratios(case, medians)
+        reached = all(ratio >= target for _, ratio, target in judged)
+        missed += not reached
+        against = {rival: f"{ratio:.2f} (≥ {target})" for rival, ratio, target in judged}
+        rows.append(
+            [
+                case.name,
+                *(cell(timings[engine][case.name]) for engine in options.engines),
+                against.get("torch", ""),
+                against.get("ncnn", ""),
+                verdict(reached) if judged else "",
+            ]
+        )
+        for engine in options.engines:
+            timing = timings[engine][case.name]
+            figure = {
+                "what": case.name,
+                "engine": engine,
+                "version": replies[engine][0].version,
+                "ms": timing.median,
+                "spread": timing.spread,
+                "gflops": 2e-6 * case.macs / timing.median,
+                "error": errors.get(engine, {}).get(case.name),
+            }
+            record("layers", {**figure, **common}, folder=options.results)
+        for rival, ratio, target in judged:
+            row = {"what": case.name, "over": rival, "ratio": ratio, "target": target}
+            record("layers", {**row, "reached": ratio >= target, **common}, folder=options.results)
+    table(["ms", *options.engines, "× PyTorch", "× ncnn", "reached"], rows)
+    for engine, found in errors.items():
+        print(f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value")
+    if OURS in options.engines:
+        print(f"{len(rows) - missed} of {len(rows)} layers reach their targets")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""sparsegen: convolutions through the contract of backends, the big GauGAN through a session."""
+
+from __future__ import annotations
+
+import numpy as np
+import street
+from cases import CHECKED_AREA, Big, Case, edit_name
+from engines import Answer, Convolution, Job
+from harness import measure, peak_bytes
+
+import sparsegen
+from sparsegen.backends.interface import Source
+from sparsegen.models import GauGAN, GauGANConfig
+from sparsegen.tiles import TileSet
+
+
+class SparsegenEngine:
+    version = sparsegen.__version__
+
+    def __init__(self, backend: str | None) -> None:
+        self.settings = {} if backend is None else {"backend": backend}
+
+    def convolution(self, case: Case) -> Convolution:
+        # a session is asked, because it knows the default backend
+        backend = sparsegen.Session(GauGAN(GauGANConfig(ngf=1, nhidden=1)), **self.settings).memory.backend
+        x, weight, bias = case.values()
+        padding = (case.padding,) * 4
+        weights = backend.prepare_conv(
+            weight, bias, stride=case.stride, padding=padding, size=case.output_size
+        )
+        source = Source((backend.upload(x),))
+        out = backend.alloc((1, *case.output_size, case.outputs))
+        tiles = TileSet.full(1, *case.output_size).tiles
+
+        def call() -> None:
+            backend.conv2d(out, tiles, source, weights)
+            backend.synchronize()
+
+        return Convolution(call, lambda: np.asarray(backend.download(out)))
+
+    def gaugan(self, net: Big, job: Job) -> Answer:
+        """Dense runs and edits: each edit against the dense run as a check, or all of them on the clock."""
+        session = sparsegen.Session(sparsegen.load(job.checkpoint), **self.settings)
+        original = street.street(size=net.size)
+        return self._check(session, original) if job.check else self._time(session, original, net, job)
+
+    def _check(self, session: sparsegen.Session, original: street.Street) -> Answer:
+        outputs = {"original": _run(session, original).output}
+        for name, area, policy in (("edited", CHECKED_AREA, "exact"), ("everything", 1.0, "paper")):
+            changed, mask = street.edited(original, area)
+            _run(session, original)
+            outputs[f"{name}, as an edit"] = _edit(session, changed, mask, policy).output
+            outputs[name] = _run(session, changed).output
+        return Answer({}, outputs, {})
+
+    def _time(self, session: sparsegen.Session, original: street.Street, net: Big, job: Job) -> Answer:
+        timings, figures = {}, {}
+        other = street.street(1, net.size)
+        # another street in between: nothing made for the one that is timed is left to be found again
+        dense = measure(
+            lambda: _run(session, original), repeats=job.repeats, between=lambda: _run(session, other)
+        )
+        timings["dense"] = list(dense.samples)
+        figures["dense"] = {
+            "canvas_bytes": _run(session, original).stats.canvas_bytes,
+            "peak_bytes": peak_bytes(),
+        }
+        for policy in net.policies:
+            for area in net.areas:
+                # every edit is one that the session has not seen: what an earlier one added does not help
+                fresh = iter([street.edited(original, area, variant=v) for v in range(job.repeats + 1)])
+                results = []
+                timing = measure(
+                    lambda fresh=fresh, policy=policy, results=results: results.append(
+                        _edit(session, *next(fresh), policy).stats
+                    ),
+                    repeats=job.repeats,
+                    between=session.undo,
+                )
+                name, stats = edit_name(area, policy), results[-1]
+                timings[name] = list(timing.samples)
+                figures[name] = {
+                    "area": stats.edited_area,
+                    "macs": stats.macs / stats.macs_dense,
+                    "journal_bytes": stats.journal_bytes,
+                    "peak_bytes": peak_bytes(),
+                }
+        return Answer(timings, {}, figures)
+
+
+def _run(session: sparsegen.Session, scene: street.Street) -> sparsegen.Result:
+    return session.run(scene.labels, instances=scene.instances)
+
+
+def _edit(
+    session: sparsegen.Session, scene: street.Street, mask: np.ndarray, policy: str
+) -> sparsegen.Result:
+    return session.edit(scene.labels, instances=scene.instances, mask=mask, policy=policy)
+
+
+def open_engine(variant: str | None) -> SparsegenEngine:
+    return SparsegenEngine(variant)

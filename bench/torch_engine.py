@@ -1,0 +1,107 @@
+"""PyTorch, eager: convolutions and the big GauGAN, in either memory format; it also makes the shared checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import street
+import torch
+from cases import CHECKED_AREA, Big, Case
+from engines import Answer, Convolution, Job
+from harness import THREADS, measure, peak_bytes
+
+from sparsegen.pictures import write_png
+
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+class TorchEngine:
+    version = torch.__version__
+
+    def __init__(self, layout: str) -> None:
+        self.format = FORMATS[layout]
+        torch.set_num_threads(THREADS)
+        torch.set_grad_enabled(False)
+
+    def convolution(self, case: Case) -> Convolution:
+        x, weight, bias = (torch.from_numpy(values) for values in case.values())
+        x = x.permute(0, 3, 1, 2).contiguous(memory_format=self.format)
+        weight = weight.contiguous(memory_format=self.format)
+        last: list[torch.Tensor] = []
+
+        @torch.inference_mode()
+        def call() -> None:
+            last[:] = [torch.nn.functional.conv2d(x, weight, bias, case.stride, case.padding)]
+
+        return Convolution(call, lambda: _channels_last(last[0]))
+
+    def checkpoint(self, net: Big, job: Job) -> Answer:
+        """Write random weights, the norms' statistics measured on streets so that no activation vanishes."""
+        torch.manual_seed(0)
+        generator = _generator(net)
+        norms = [m for m in generator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0  # measured, not averaged with the initial ones
+        generator.train()(torch.cat([_seg(street.street(seed, net.size)) for seed in range(3)]))
+        torch.save(generator.state_dict(), job.checkpoint)
+        return Answer({}, {}, {"parameters": sum(p.numel() for p in generator.parameters())})
+
+    def gaugan(self, net: Big, job: Job) -> Answer:
+        """Dense runs: of the original and an edited street as a check, of the original on the clock."""
+        run = self._network(net, job.checkpoint)
+        original = street.street(size=net.size)
+        if job.check:
+            changed, _ = street.edited(original, CHECKED_AREA)
+            outputs = {"original": run(_seg(original)), "edited": run(_seg(changed))}
+            return Answer({}, {name: _channels_last(out) for name, out in outputs.items()}, {})
+        seg = _seg(original).contiguous(memory_format=self.format)
+        timing = measure(lambda: run(seg), repeats=job.repeats)
+        return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
+
+    def picture(self, net: Big, job: Job) -> Answer:
+        """What `sparsegen edit` is compared with as a whole process: load, run once, write a picture."""
+        out = self._network(net, job.checkpoint)(_seg(street.street(size=net.size)))
+        image = ((_channels_last(out)[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+        write_png(job.checkpoint.with_name("torch.png"), image)
+        return Answer({}, {}, {})
+
+    def _network(self, net: Big, checkpoint: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+        generator = _generator(net).eval()
+        generator.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True))
+        generator.to(memory_format=self.format)
+        return torch.inference_mode()(lambda seg: generator(seg.contiguous(memory_format=self.format)))
+
+
+def open_engine(variant: str | None) -> TorchEngine:
+    return TorchEngine(variant or "nchw")
+
+
+def _oracle() -> Any:
+    """The generator in plain PyTorch that the tests compare imports with."""
+    tests = str(Path(__file__).parent.parent / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    return importlib.import_module("torch_spade")
+
+
+def _generator(net: Big) -> torch.nn.Module:
+    made: torch.nn.Module = _oracle().SPADEGenerator(
+        ngf=net.ngf, semantic_nc=net.semantic_nc, nhidden=net.nhidden, layers="more", size=net.size
+    )
+    return made
+
+
+def _seg(scene: street.Street) -> torch.Tensor:
+    """`[1, 36, H, W]`: one-hot labels and the edges of instances."""
+    labels, instances = (torch.from_numpy(plane)[None] for plane in (scene.labels, scene.instances))
+    seg: torch.Tensor = _oracle().one_hot(labels, instances, Big.semantic_nc)
+    return seg
+
+
+def _channels_last(out: torch.Tensor) -> np.ndarray:
+    return out.permute(0, 2, 3, 1).contiguous().numpy()

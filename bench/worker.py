@@ -1,0 +1,65 @@
+"""One engine in a process of its own: a task comes in as options, one JSON line goes out.
+
+    python bench/worker.py --engine torch-nhwc --task layers --repeats 5
+
+Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `picture` (PyTorch, once).
+`contest.py` starts these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from cases import big, layers
+from engines import OURS, RIVALS, Answer, Engine, Job, open_engine
+from harness import measure, peak_bytes
+
+LAYER_SECONDS = 0.15
+"""For how long at least a layer is repeated: the smallest take less than a millisecond."""
+
+
+def answer_layers(engine: Engine, job: Job) -> Answer:
+    """Every layer's output as a check, or its milliseconds."""
+    answer = Answer({}, {}, {})
+    for case in layers(job.quick):
+        layer = engine.convolution(case)
+        if job.check:
+            layer.call()
+            answer.outputs[case.name] = layer.read()
+        else:
+            seconds = 0.0 if job.quick else LAYER_SECONDS
+            timing = measure(layer.call, repeats=job.repeats, seconds=seconds)
+            answer.timings[case.name] = list(timing.samples)
+    answer.figures["peak_bytes"] = peak_bytes()
+    return answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", choices=(*RIVALS, OURS), required=True)
+    parser.add_argument("--task", choices=("layers", "checkpoint", "gaugan", "picture"), required=True)
+    parser.add_argument("--check", action="store_true", help="answer with outputs instead of timings")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--backend", help="sparsegen's backend")
+    parser.add_argument("--checkpoint", type=Path, default=Path())
+    parser.add_argument("--outputs", type=Path, help="where a check's arrays are written (.npz)")
+    options = vars(parser.parse_args())
+    outputs = options.pop("outputs")
+    job = Job(**options)
+
+    engine = open_engine(job.engine, job.backend)
+    convolutions = job.task == "layers"
+    answer = answer_layers(engine, job) if convolutions else getattr(engine, job.task)(big(job.quick), job)
+    if outputs is not None:
+        np.savez(outputs, **answer.outputs)
+    print(json.dumps({"version": engine.version, "timings": answer.timings, "figures": answer.figures}))
+
+
+if __name__ == "__main__":
+    main()
