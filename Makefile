@@ -22,7 +22,10 @@ mypy: .venv/lint.stamp
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed/site .
 	cd build/typed && MYPYPATH=site "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" -p sparsegen
 
-bench: .venv/test.stamp ## the cost of dense runs and edits, as a table and JSON lines
+bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and onnxruntime: tables and JSON lines
+	$(BIN)/python bench/layers.py
+	$(BIN)/python bench/gaugan.py
+	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/landscape.py
 
 clean:
@@ -39,6 +42,10 @@ clean:
 
 .venv/test.stamp: .venv/bin.stamp pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv/bench.stamp: .venv/bin.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
 .venv/lint.stamp: .venv/bin.stamp pyproject.toml

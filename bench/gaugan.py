@@ -1,0 +1,148 @@
+"""The big GauGAN against PyTorch: dense, and edits of 0 to 100 % of the labels; checked, then timed in turn.
+
+    python bench/gaugan.py [--backend NAME] [--rounds 3] [--repeats 3]
+
+93 M random weights in one checkpoint that both load; the street is `street.py`'s. Every timed edit is new to the
+session. The curve goes to `bench/results/gaugan-curve.png`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cases import Big, big, edit_name
+from contest import ask, check, in_turn, together
+from engines import OURS, TORCH
+from harness import Timing, machine, parse, record, table, verdict
+
+OVER_TORCH = {"dense": 8.0, edit_name(0.012, "paper"): 70.0, edit_name(0.15, "paper"): 20.0}
+"""How many times as fast as PyTorch's dense run it must be."""
+EVERYTHING_OVER_DENSE = 1.1
+EMPTY_MS = 1.0
+CANVAS_BYTES, PEAK_BYTES = 250e6, 1.8e9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A figure beside its target."""
+
+    what: str
+    value: float
+    unit: str
+    target: float
+    at_least: bool = False
+
+    @property
+    def reached(self) -> bool:
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        sign = "≥" if self.at_least else "≤"
+        return (
+            self.what,
+            f"{self.value:.2f} {self.unit}",
+            f"{sign} {self.target:g} {self.unit}",
+            verdict(self.reached),
+        )
+
+
+def verdicts(
+    timings: dict[str, Timing], torch_ms: float, figures: dict[str, dict[str, Any]]
+) -> Iterator[Verdict]:
+    """Everything that has a target, of what was timed."""
+    for name, target in OVER_TORCH.items():
+        yield Verdict(f"{name}, × PyTorch dense", torch_ms / timings[name].median, "×", target, at_least=True)
+    everything = timings[edit_name(1.0, "paper")].median / timings["dense"].median
+    yield Verdict("edit of 100 %, share of our dense run", everything, "×", EVERYTHING_OVER_DENSE)
+    yield Verdict("edit with an empty mask", timings[edit_name(0.0, "paper")].median, "ms", EMPTY_MS)
+    yield Verdict("canvases", figures["dense"]["canvas_bytes"] / 1e6, "MB", CANVAS_BYTES / 1e6)
+    peak = max(figure["peak_bytes"] for figure in figures.values())
+    yield Verdict("peak memory of the process, all edits", peak / 1e9, "GB", PEAK_BYTES / 1e9)
+
+
+def plot(path: Path, net: Big, timings: dict[str, Timing], torch_ms: float) -> None:
+    """Milliseconds over the edited area, with both dense runs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    axes.axhline(torch_ms, color="tab:red", linestyle="--", label=f"PyTorch, dense ({torch_ms:.0f} ms)")
+    dense = timings["dense"].median
+    axes.axhline(dense, color="black", linestyle="--", label=f"sparsegen, dense ({dense:.0f} ms)")
+    percents = [area * 100 for area in net.areas]
+    for policy, marker in zip(net.policies, "os", strict=True):
+        medians = [timings[edit_name(area, policy)].median for area in net.areas]
+        axes.plot(percents, medians, marker=marker, label=f"sparsegen, edit ({policy})")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_yscale("log")
+    shown = [0, 1, 2, 5, 10, 20, 50, 100]
+    axes.set_xticks(shown, [f"{percent} %" for percent in shown])
+    axes.minorticks_off()
+    axes.set(title=net.name, xlabel="edited labels", ylabel="milliseconds")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    options = parse(__doc__, repeats=3, rounds=3)
+    net = big(options.quick)
+    common = {
+        "quick": options.quick,
+        "backend": options.backend,
+        "plain_memory": options.plain_memory,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "gaugan.pth"
+        parameters = ask("torch-nchw", "checkpoint", checkpoint=checkpoint, **common).figures["parameters"]
+        files = {"checkpoint": checkpoint, **common}
+        errors = check([*TORCH, OURS], "gaugan", **files)
+        replies = in_turn([*TORCH, OURS], "gaugan", rounds=options.rounds, repeats=options.repeats, **files)
+    timings = {engine: together(got) for engine, got in replies.items()}
+    ours, figures = timings[OURS], replies[OURS][0].figures
+    layout = min(TORCH, key=lambda engine: timings[engine]["dense"].median)
+    torch_ms = timings[layout]["dense"].median
+
+    def keep(**row: Any) -> None:
+        record("gaugan", {"model": net.name, **common, **row}, folder=options.results)
+
+    print(machine())
+    print(f"{net.name}, {parameters / 1e6:.1f} M parameters")
+    rows = []
+    for engine, times in timings.items():
+        for name, timing in times.items():
+            figure = figures.get(name, {}) if engine == OURS else {}
+            row = {"engine": engine, "version": replies[engine][0].version, "what": name}
+            keep(**row, ms=timing.median, spread=timing.spread, ratio=torch_ms / timing.median, **figure)
+            macs = f"{figure['macs']:.1%}" if "macs" in figure else ""
+            rows.append(
+                (
+                    f"{engine}, {name}",
+                    f"{timing.median:.1f}",
+                    f"{timing.spread:.0%}",
+                    f"{torch_ms / timing.median:.1f}",
+                    macs,
+                )
+            )
+    table(["", "ms", "spread", "× PyTorch dense", "MACs"], rows)
+    print()
+    judged = list(verdicts(ours, torch_ms, figures))
+    for one in judged:
+        keep(what=one.what, value=one.value, unit=one.unit, target=one.target, reached=one.reached)
+    table(["", "figure", "target", "reached"], [one.cells for one in judged])
+    for engine, found in errors.items():
+        print(f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value")
+    if options.results is not None:
+        plot(options.results / "gaugan-curve.png", net, ours, torch_ms)
+
+
+if __name__ == "__main__":
+    main()

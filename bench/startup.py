@@ -1,0 +1,125 @@
+"""Whole processes, from the command to the picture on disk: import, load, run, write; nothing is warm but the disk.
+
+    python bench/startup.py [--backend NAME] [--repeats 3]
+
+`sparsegen edit` paints the original and the edit; the PyTorch process beside it one picture, densely.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import street
+from cases import CHECKED_AREA, Big, big
+from contest import WORKER, ask, environment
+from engines import TORCH
+from harness import Timing, machine, parse, record, say, table, verdict
+from PIL import Image
+
+from sparsegen.weights import builtin
+
+DEMO_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to time, and within how many seconds it must be over, if that is asked."""
+
+    name: str
+    words: list[str]
+    target: float | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables of its own."""
+
+    def seconds(self, folder: Path) -> float:
+        """Run it in `folder`, wait, and say how long it took."""
+        start = time.perf_counter()
+        done = subprocess.run(
+            self.words,
+            cwd=folder,
+            env={**environment(), **self.settings},
+            capture_output=True,
+            text=True,
+        )
+        taken = time.perf_counter() - start
+        if done.returncode:
+            raise SystemExit(f"{self.name} failed:\n{done.stderr}")
+        return taken
+
+
+def draw(folder: Path, net: Big) -> None:
+    """The street before and after an edit, labels and instances, as PNG."""
+    before = street.street(size=net.size)
+    after, _ = street.edited(before, CHECKED_AREA)
+    for name, scene in (("before", before), ("after", after)):
+        Image.fromarray(scene.labels.astype(np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(scene.instances.astype(np.uint8)).save(folder / f"{name}-instances.png")
+
+
+def commands(net: Big, backend: str | None, quick: bool) -> Iterator[Command]:
+    """What is timed, in turn; files are named as `draw` and `main` put them into the folder."""
+    chosen = ["--backend", backend] if backend else []
+    program = [sys.executable, "-m", "sparsegen"]
+    known = builtin.get("landscape")
+    assert known is not None
+    example = known.examples[0]
+    pictures = ["--original", str(example.original), "--edited", str(example.edits[0].path)]
+    yield Command("import sparsegen", [sys.executable, "-c", "import sparsegen"])
+    yield Command("sparsegen edit, landscape", [*program, "edit", *pictures, "-o", "edit.png", *chosen])
+    demo = [*program, "demo", "-o", "demo.png", *chosen]
+    yield Command("sparsegen demo", demo, DEMO_SECONDS)
+    pictures = ["--original", "before.png", "--instances", "before-instances.png"]
+    pictures += ["--edited", "after.png", "--edited-instances", "after-instances.png"]
+    words = [*program, "edit", "--model", "gaugan.pth", *pictures, "-o", "gaugan.png", *chosen]
+    yield Command(f"sparsegen edit, {net.name}", words)
+    for engine in TORCH:
+        worker = [sys.executable, str(WORKER), "--engine", engine, "--task", "picture"]
+        worker += ["--checkpoint", "gaugan.pth", *(["--quick"] if quick else [])]
+        yield Command(f"{engine}, one picture, {net.name}", worker)
+
+
+def main() -> None:
+    options = parse(__doc__, repeats=3)
+    net = big(options.quick)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw(folder, net)
+        ask("torch-nchw", "checkpoint", checkpoint=folder / "gaugan.pth", quick=options.quick)
+        timed = list(commands(net, options.backend, options.quick))
+        taken: dict[str, list[float]] = {command.name: [] for command in timed}
+        # the first turn fills the disk's cache and the compiled kernels'; it does not count (quick: there is none)
+        for turn in range(bool(options.quick), options.repeats + 1):
+            for command in timed:
+                say(f"timing {command.name}, {f'turn {turn} of {options.repeats}' if turn else 'warm-up'}")
+                taken[command.name].append(command.seconds(folder) * 1e3)
+        kernels = {"NUMBA_CACHE_DIR": str(folder / "kernels")}
+        demo = next(command for command in timed if command.name == "sparsegen demo")
+        first = Command("sparsegen demo, kernels not compiled yet", demo.words, settings=kernels)
+        say(f"timing {first.name}")
+        timings = {name: Timing(tuple(samples[-options.repeats :])) for name, samples in taken.items()}
+        timings[first.name] = Timing((first.seconds(folder) * 1e3,))
+
+    print(machine())
+    rows = []
+    for command in [*timed, first]:
+        timing = timings[command.name]
+        row = {"what": command.name, "ms": timing.median, "spread": timing.spread}
+        judged = ["", ""]
+        if command.target is not None:
+            reached = timing.median <= command.target * 1e3
+            row |= {"target": command.target * 1e3, "reached": reached}
+            judged = [f"≤ {command.target:g} s", verdict(reached)]
+        record("startup", {**row, "backend": options.backend, "quick": options.quick}, folder=options.results)
+        rows.append([command.name, f"{timing.median / 1e3:.2f} s", f"{timing.spread:.0%}", *judged])
+    table(["whole processes", "median", "spread", "target", "reached"], rows)
+
+
+if __name__ == "__main__":
+    main()
