@@ -1,18 +1,22 @@
 """Active tiles and how they grow: a set of pixels comes in, the 4×4 tiles that hold them come out.
 
 A `TileSet` names the active tiles of one resolution and, inside each, the pixels that may have changed. `grow`
-carries such a set through the window of a layer. Both cost in proportion to the set, never to the image.
+carries such a set through the window of a layer, as a mask of the box around it: that costs a byte or so a pixel of
+the box, far less than sorting coordinates would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from sparsegen.backends.interface import TILE, Host
+
+_WORD = np.dtype(f"u{TILE}")
+"""A row of a tile's pixels as one number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,23 +53,11 @@ class TileSet:
         return cls(*shape, tiles, y[:, :, None] & x[:, None, :])
 
     @classmethod
-    def of_pixels(cls, shape: tuple[int, int, int], n: Host, y: Host, x: Host) -> TileSet:
-        """The tiles that hold pixels (n, y, x) (any order, repeats allowed) of a `shape` = (N, H, W) canvas."""
-        samples, height, width = shape
-        rows, columns = -(-height // TILE), -(-width // TILE)
-        key, which = np.unique((n * rows + y // TILE) * columns + x // TILE, return_inverse=True)
-        tiles = np.stack([key // columns // rows, key // columns % rows, key % columns], axis=-1)
-        pixels = np.zeros((len(key), TILE, TILE), bool)
-        pixels[which, y % TILE, x % TILE] = True
-        return cls(samples, height, width, tiles.astype(np.int32), pixels)
-
-    @classmethod
     def of_mask(cls, mask: Host) -> TileSet:
         """The tiles that hold a True pixel of `mask`, bool `[N, H, W]`."""
         samples, height, width = mask.shape
-        # NumPy searches one dimension many times as fast as three
-        row, x = np.divmod(np.flatnonzero(mask), width)
-        return cls.of_pixels((samples, height, width), row // height, row % height, x)
+        padded = np.pad(mask, ((0, 0), (0, -height % TILE), (0, -width % TILE)))
+        return _cut((samples, height, width), padded, np.zeros(3, np.int32))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,17 +81,13 @@ class TileSet:
         w = np.minimum(self.width - self.tiles[:, 2] * TILE, TILE)
         return int((h * w).sum())
 
-    def coordinates(self) -> tuple[Host, Host, Host]:
-        """(n, y, x) of every changed pixel, three int64 `[P]`."""
-        k, dy, dx = np.nonzero(self.pixels)
-        n, row, column = self.tiles[k].T.astype(np.int64)
-        return n, row * TILE + dy, column * TILE + dx
-
     def mask(self, *, whole_tiles: bool = False) -> Host:
-        """bool `[N, H, W]`: the changed pixels, or all pixels of the active tiles. For pictures and tests."""
+        """bool `[N, H, W]`: the changed pixels, or all pixels of the active tiles."""
         mask = np.zeros(self.shape, bool)
-        chosen = self if not whole_tiles else self.whole()
-        mask[chosen.coordinates()] = True
+        if self.count:
+            box, (n, row, column) = _paint([self.whole() if whole_tiles else self])
+            place = mask[n : n + len(box), row * TILE :, column * TILE :][:, : box.shape[1], : box.shape[2]]
+            place[...] = box[:, : place.shape[1], : place.shape[2]]
         return mask
 
     def whole(self) -> TileSet:
@@ -113,8 +101,30 @@ def union(sets: Iterable[TileSet]) -> TileSet:
     sets = [s for s in sets if s.count] or sets[:1]
     if len(sets) == 1:
         return sets[0]
-    n, y, x = (np.concatenate(part) for part in zip(*(s.coordinates() for s in sets), strict=True))
-    return TileSet.of_pixels(sets[0].shape, n, y, x)
+    return _cut(sets[0].shape, *_paint(sets))
+
+
+def _paint(sets: Sequence[TileSet]) -> tuple[Host, Host]:
+    """The changed pixels of sets of one canvas, none empty, as a mask of the box of whole tiles around them all.
+
+    bool `[n, r * TILE, c * TILE]`, and the first tile of the box, int32 `[3]`.
+    """
+    first = np.min([s.tiles.min(0) for s in sets], axis=0)
+    samples, rows, columns = np.max([s.tiles.max(0) for s in sets], axis=0) - first + 1
+    words = np.zeros((samples, rows, TILE, columns), _WORD)
+    for s in sets:
+        n, row, column = (s.tiles - first).T
+        words[n, row, :, column] |= np.ascontiguousarray(s.pixels).reshape(-1, TILE * TILE).view(_WORD)
+    return words.reshape(samples, rows * TILE, columns).view(bool), first
+
+
+def _cut(shape: tuple[int, int, int], box: Host, first: Host) -> TileSet:
+    """The tiles of a `shape` = (N, H, W) canvas that hold a True pixel of a box, as `_paint` gives it."""
+    samples, height, width = box.shape
+    words = box.view(_WORD).reshape(samples, height // TILE, TILE, width // TILE)
+    n, row, column = np.nonzero(np.bitwise_or.reduce(words, axis=2))
+    pixels = np.ascontiguousarray(words[n, row, :, column]).view(bool).reshape(-1, TILE, TILE)
+    return TileSet(*shape, (np.stack([n, row, column], axis=-1) + first).astype(np.int32), pixels)
 
 
 @dataclass(frozen=True)
@@ -133,15 +143,28 @@ class Window:
     upsample: int = 1
 
 
-def _readers(position: Host, window: Window, before: int, size: int) -> tuple[Host, Host]:
-    """For canvas rows `position` `[P]`: which output rows (< size) read them. (index into P, output row)."""
-    tap = np.arange(window.kernel)[:, None]
-    sub = np.arange(window.upsample)
-    # solve r = o * stride + t - before for o, where r * step // upsample = position
-    read, misses = np.divmod(position[:, None, None] * window.upsample + sub, window.step)
-    out, uneven = np.divmod(read + before - tap, window.stride)
-    which, *_ = hit = np.nonzero((misses == 0) & (uneven == 0) & (out >= 0) & (out < size))
-    return which, out[hit]
+def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size: int) -> tuple[Host, int]:
+    """Along one axis, rows say: which output rows (< `size`) read a True one of `box`, whose rows start at `begin`.
+
+    Whole tiles again, and where they start.
+    """
+    length = box.shape[axis]
+    # row r, as it is read, lies in the canvas at r * step // upsample: the first and last that lie in the box,
+    first = -(-begin * window.upsample // window.step)
+    last = ((begin + length) * window.upsample - 1) // window.step
+    # and the first and last outputs o that read these, where r = o * stride + tap - before
+    start = max(0, -((window.kernel - 1 - before - first) // window.stride)) // TILE * TILE
+    stop = min(size, (last + before) // window.stride + 1)
+    outputs = np.arange(start, -(-stop // TILE) * TILE)
+    nothing = length  # a line of False, for what is read outside the box
+    box = np.concatenate([box, np.zeros_like(box.take([0], axis))], axis)
+    grown = np.zeros_like(box.take(np.full(len(outputs), nothing), axis))
+    for tap in range(window.kernel):
+        read = outputs * window.stride + tap - before
+        at = read * window.step // window.upsample - begin
+        outside = (outputs >= size) | (read < 0) | (at < 0) | (at >= length)
+        grown |= box.take(np.where(outside, nothing, at), axis)
+    return grown, start
 
 
 def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
@@ -151,11 +174,7 @@ def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
     """
     if changed.count == 0:
         return TileSet.empty(changed.samples, height, width)
-    n, y, x = changed.coordinates()
-    which, out_y = _readers(y, window, window.top, height)
-    # rows first, each (n, row, x) kept once, so that columns multiply few pixels
-    key = np.unique((n[which] * height + out_y) * changed.width + x[which])
-    n_row, x = np.divmod(key, changed.width)
-    which, out_x = _readers(x, window, window.left, width)
-    n_row = n_row[which]
-    return TileSet.of_pixels((changed.samples, height, width), n_row // height, n_row % height, out_x)
+    box, (n, row, column) = _paint([changed])
+    box, y = _readers(box, 1, int(row) * TILE, window, window.top, height)
+    box, x = _readers(box, 2, int(column) * TILE, window, window.left, width)
+    return _cut((changed.samples, height, width), box, np.array([n, y // TILE, x // TILE], np.int32))

@@ -282,7 +282,7 @@ def test_a_layer_knows_its_macs_without_a_run(name: str, z_dim: int) -> None:
 )
 def test_macs_by_hand(layer: Layer, per_pixel: int) -> None:
     # a whole tile and a corner of 1×2 pixels: 18 pixels
-    tiles = TileSet.of_pixels((1, 9, 6), np.array([0, 0]), np.array([1, 8]), np.array([1, 5]))
+    tiles = TileSet.of_mask(difference(size=(9, 6), at=(1, 1)) | difference(size=(9, 6), at=(8, 5)))
     assert layer.macs(tiles) == 18 * per_pixel
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
-from random import Random
 
 import numpy as np
 import pytest
@@ -53,6 +52,14 @@ def assert_well_formed(tiles: TileSet) -> None:
         assert (column * TILE + dx < tiles.width).all()
 
 
+def pixel_set(shape: tuple[int, int, int], *pixels: tuple[int, int]) -> TileSet:
+    """Some pixels (row, column) of sample 0."""
+    mask = np.zeros(shape, bool)
+    for y, x in pixels:
+        mask[0, y, x] = True
+    return TileSet.of_mask(mask)
+
+
 # -- tile sets -------------------------------------------------------------------------------------------
 
 
@@ -64,17 +71,6 @@ def test_a_mask_comes_back_as_it_went_in(mask: Host) -> None:
     assert_array_equal(tiles.mask(), mask)
     assert_array_equal(tiles.mask(whole_tiles=True), whole_tiles(mask))
     assert tiles.area == whole_tiles(mask).sum()
-
-
-@given(masks(), st.randoms(use_true_random=False))
-def test_pixels_may_come_in_any_order_and_twice(mask: Host, random: Random) -> None:
-    pixels = [*np.argwhere(mask), *np.argwhere(mask)[::2]]
-    random.shuffle(pixels)
-    n, y, x = np.array(pixels, int).reshape(-1, 3).T
-    tiles = TileSet.of_pixels(mask.shape, n, y, x)
-    assert_well_formed(tiles)
-    assert_array_equal(tiles.mask(), mask)
-    assert_array_equal(tiles.tiles, TileSet.of_mask(mask).tiles)
 
 
 @given(shapes)
@@ -97,7 +93,7 @@ def test_the_ragged_edge_by_hand() -> None:
     full = TileSet.full(1, 9, 6)
     assert full.tiles[:, 1:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
     assert full.pixels.sum((1, 2)).tolist() == [16, 8, 16, 8, 4, 2]
-    corner = TileSet.of_pixels((1, 9, 6), np.array([0]), np.array([8]), np.array([5]))
+    corner = pixel_set((1, 9, 6), (8, 5))
     assert corner.tiles.tolist() == [[0, 2, 1]]
     assert corner.pixels[0].nonzero()[0].tolist() == [0]
     assert corner.pixels[0].nonzero()[1].tolist() == [1]
@@ -114,19 +110,15 @@ def test_full_of_some_samples_only() -> None:
     assert TileSet.full(3, 5, 4, only=np.zeros(3, bool)).count == 0
 
 
-@given(masks())
-def test_coordinates_are_those_of_the_mask(mask: Host) -> None:
-    found = np.stack(TileSet.of_mask(mask).coordinates(), axis=-1)
-    assert sorted(found.tolist()) == np.argwhere(mask).tolist()
-
-
 @given(masks(), st.integers(0, 1000))
 def test_a_union_holds_what_any_of_its_sets_holds(mask: Host, seed: int) -> None:
     other = np.random.default_rng(seed).random(mask.shape) < 0.1
-    both = union([TileSet.of_mask(mask), TileSet.of_mask(other)])
+    nothing = TileSet.empty(*mask.shape)
+    both = union([TileSet.of_mask(mask), nothing, TileSet.of_mask(other)])
     assert_well_formed(both)
     assert_array_equal(both.mask(), mask | other)
     assert_array_equal(union([TileSet.of_mask(mask)]).mask(), mask)
+    assert union([nothing, nothing]).count == 0
 
 
 # -- growing ---------------------------------------------------------------------------------------------
@@ -199,14 +191,14 @@ def test_grow_through_the_windows_of_the_layers(name: str) -> None:
 
 
 def test_grow_by_hand() -> None:
-    changed = TileSet.of_pixels((1, 8, 8), np.array([0]), np.array([3]), np.array([4]))
+    changed = pixel_set((1, 8, 8), (3, 4))
     grown = grow(changed, Window(3, top=1, left=1), 8, 8)
     # rows 2 to 4 and columns 3 to 5 read pixel (3, 4): all four tiles around the corner at (4, 4)
     assert grown.tiles.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert np.argwhere(grown.mask()[0]).tolist() == [[y, x] for y in (2, 3, 4) for x in (3, 4, 5)]
     # nearest downsampling by 4 reads rows and columns 0 and 4: pixel (3, 4) is never read, (4, 4) is
     assert grow(changed, Window(step=4), 2, 2).count == 0
-    read = TileSet.of_pixels((1, 8, 8), np.array([0]), np.array([4]), np.array([4]))
+    read = pixel_set((1, 8, 8), (4, 4))
     assert np.argwhere(grow(read, Window(step=4), 2, 2).mask()).tolist() == [[0, 1, 1]]
 
 
@@ -222,8 +214,9 @@ def test_growing_costs_what_the_set_costs_not_the_image(name: str) -> None:
 
     def peak(size: int) -> int:
         """Bytes at the worst moment of growing a 24×24 edit in a `size` × `size` image."""
-        y, x = np.mgrid[size // 2 : size // 2 + 24, size // 2 : size // 2 + 24].reshape(2, -1)
-        changed = TileSet.of_pixels((1, size, size), np.zeros_like(y), y, x)
+        mask = np.zeros((1, size, size), bool)
+        mask[0, size // 2 : size // 2 + 24, size // 2 : size // 2 + 24] = True
+        changed = TileSet.of_mask(mask)
         tracemalloc.start()
         grown = grow(changed, window, int(size * factor), int(size * factor))
         assert 0 < grown.count < 200
