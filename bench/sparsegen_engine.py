@@ -15,14 +15,14 @@ from sparsegen.tiles import TileSet
 
 
 class SparsegenEngine:
-    version = sparsegen.__version__
-
     def __init__(self, backend: str | None) -> None:
-        self.settings = {} if backend is None else {"backend": backend}
+        chosen = {} if backend is None else {"backend": backend}
+        # a session is asked, because it knows the default
+        self.backend = sparsegen.Session(GauGAN(GauGANConfig(ngf=1, nhidden=1)), **chosen).memory.backend
+        self.version = f"{sparsegen.__version__} ({self.backend.name})"
 
     def convolution(self, case: Case) -> Convolution:
-        # a session is asked, because it knows the default backend
-        backend = sparsegen.Session(GauGAN(GauGANConfig(ngf=1, nhidden=1)), **self.settings).memory.backend
+        backend = self.backend
         x, weight, bias = case.values()
         padding = (case.padding,) * 4
         weights = backend.prepare_conv(
@@ -40,7 +40,7 @@ class SparsegenEngine:
 
     def gaugan(self, net: Big, job: Job) -> Answer:
         """Dense runs and edits: each edit against the dense run as a check, or all of them on the clock."""
-        session = sparsegen.Session(sparsegen.load(job.checkpoint), **self.settings)
+        session = sparsegen.Session(sparsegen.load(job.checkpoint), self.backend)
         original = street.street(size=net.size)
         return self._check(session, original) if job.check else self._time(session, original, net, job)
 

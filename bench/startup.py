@@ -26,6 +26,7 @@ from PIL import Image
 from sparsegen.weights import builtin
 
 DEMO_SECONDS = 4.0
+"""Of a demo whose kernels are compiled already."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def main() -> None:
             for command in timed:
                 say(f"timing {command.name}, {f'turn {turn} of {options.repeats}' if turn else 'warm-up'}")
                 taken[command.name].append(command.seconds(folder) * 1e3)
-        kernels = {"NUMBA_CACHE_DIR": str(folder / "kernels")}
+        kernels = {"SPARSEGEN_CACHE_DIR": str(folder / "kernels")}
         demo = next(command for command in timed if command.name == "sparsegen demo")
         first = Command("sparsegen demo, kernels not compiled yet", demo.words, settings=kernels)
         say(f"timing {first.name}")
