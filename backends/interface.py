@@ -114,6 +114,9 @@ class Backend(ABC):
     """One way to compute. Stateless: arrays go in, arrays are written; any number of threads may call at once."""
 
     name: str = ""
+    pixelwise: bool = False
+    """Whether a pixel's bits depend on nothing but what that pixel reads; not so where its tile is computed as one,
+    as by Winograd's transforms. Exact edits then take every pixel of a recomputed tile for changed."""
     takes_threads: ClassVar[bool] = False
     """Whether the constructor takes `threads`, how many may compute at once; it must also go without, and choose."""
 

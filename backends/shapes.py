@@ -18,6 +18,7 @@ class ShapesBackend(Backend):
     """Every primitive is a no-op on arrays without storage."""
 
     name = "shapes"
+    pixelwise = True
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return np.broadcast_to(np.zeros((), dtype), tuple(shape))

@@ -31,7 +31,8 @@ def profile(
     """The cost of a dense run (`mask` None) or of an edit of `mask` (bool `[H, W]` or `[N, H, W]`).
 
     `picture` only gives the size, and the model needs no weights. Every time in the result is 0. Which tiles stop
-    spreading under `adaptive` depends on the values: its cost here is the most that it can be, that of `exact`.
+    spreading under `adaptive` depends on the values: its cost here is the most that it can be, that of `exact`. Both
+    are counted as on a `pixelwise` backend (`backends/interface.py`).
 
     Raises
     ------

@@ -176,6 +176,8 @@ class Run:
             The layer computed a value that is not finite. (Left in a canvas it would spread through later edits.)
         """
         active = self.plan.active(reads, shape[:3])
+        if not self.backend.pixelwise and not self.plan.tau:
+            active = active.whole()  # every pixel of a recomputed tile may have other bits than before
         canvas = self.memory.canvases.get(path)
         if canvas is None:
             canvas = self.memory.canvases[path] = self.backend.alloc(shape)

@@ -137,6 +137,23 @@ def test_weights_laid_out_for_any_size_hold_the_formula_at_every_size(
     check("conv2d", backend.download(out), naive.conv2d(v, weight, padding=(1, 1, 1, 1)))
 
 
+@pytest.mark.parametrize("outputs", [5, 64])
+def test_pixels_of_a_pixelwise_backend_depend_on_what_they_read(backend: Backend, outputs: int) -> None:
+    if not backend.pixelwise:
+        pytest.skip(f"backend {backend.name} computes tiles as one")
+    rng = np.random.default_rng(0)
+    v, weight = normal(rng, 1, 12, 12, 32), normal(rng, outputs, 32, 3, 3, std=1 / 17)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=(12, 12))
+    results = []
+    for change in (0, 100):
+        v[0, 5, 6] += change
+        out = backend.alloc((1, 12, 12, outputs))
+        backend.conv2d(out, all_tiles(1, 12, 12), Source((backend.upload(v),)), weights)
+        results.append(backend.download(out))
+    changed = (results[0] != results[1]).any((0, 3))
+    assert np.argwhere(changed).tolist() == [[y, x] for y in (4, 5, 6) for x in (5, 6, 7)]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_of_extreme_values_are_finite_and_silent(
     backend: Backend, activation: Activation

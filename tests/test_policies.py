@@ -359,6 +359,28 @@ def test_any_change_of_an_index_spreads() -> None:
     assert memory.canvases["numbers"].sum() == 1
 
 
+class Mixing(ReferenceBackend):
+    """Like one that computes a tile as a whole: a pixel that reads nothing changed may get other bits all the same."""
+
+    pixelwise = False
+
+
+def test_exact_edits_grow_by_whole_tiles_where_tiles_are_computed_as_one() -> None:
+    model, labels = random_gaugan(), np.zeros((64, 64), np.int64)
+    edited = labels.copy()
+    edited[33, 34] = 2  # inside its tile
+    costs = {}
+    for backend in (ReferenceBackend(), Mixing()):
+        for policy in ("exact", "adaptive(0)", "adaptive(1e-6)", "paper"):
+            session = Session(model, backend)
+            session.run(labels)
+            costs[policy, backend.pixelwise] = session.edit(edited, policy=policy).stats.macs
+    assert costs["exact", False] > costs["exact", True]
+    assert costs["adaptive(0)", False] > costs["adaptive(0)", True]
+    for policy in ("adaptive(1e-6)", "paper"):
+        assert costs[policy, False] == costs[policy, True]
+
+
 def counted(records: Sequence[LayerRecord]) -> list[tuple[str, int, int, int]]:
     return [(record.path, record.active, record.total, record.macs) for record in records]
 
@@ -369,7 +391,7 @@ def test_a_profile_counts_what_a_run_does(policy: str) -> None:
     before = np.zeros((2, 32, 64), np.int64)
     after = before.copy()
     after[1, 5:9, 30:33] = 2
-    session = Session(model)
+    session = Session(model, "reference")  # pixelwise, as a profile counts
     assert counted(session.run(before).stats.layers) == counted(profile(model, before).layers)
     edit = session.edit(after, policy=policy).stats
     predicted = profile(model, before, mask=before != after, policy=policy)

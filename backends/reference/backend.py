@@ -29,6 +29,7 @@ class ReferenceBackend(Backend):
     """NumPy alone. Slow and plain on purpose."""
 
     name = "reference"
+    pixelwise = True
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return np.zeros(tuple(shape), dtype)
