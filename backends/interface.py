@@ -108,15 +108,59 @@ class ConvWeights:
     geometry: ConvGeometry
     packed: Array
     bias: Array | None
+    whole_tiles: bool = False
+    """Whether a pixel's bits depend, if only in their rounding, on all that its tile's window reads (Winograd's do).
+    Exact edits then take every pixel of a recomputed tile for changed."""
+
+
+class Book:
+    """Distinct windows of an index canvas, numbered in the order in which they were first seen.
+
+    Only a backend's `number_windows` and `forget_windows` change one.
+
+    Parameters
+    ----------
+    width
+        Indices in a window.
+    keys
+        int32 `[R, width]`: the windows to begin with.
+    """
+
+    def __init__(self, width: int, keys: Host | None = None) -> None:
+        known = 0 if keys is None else len(keys)
+        self.storage: Host = np.full((max(256, known + known // 4), width), -1, np.int32)
+        """int32 `[capacity, width]`: the windows, and room for more."""
+        self.count: Host = np.full(1, known, np.int64)
+        """int64 `[1]`: how many rows are windows."""
+        self.index: Any = None
+        """The backend's own way to find a window; None until it needs one."""
+        if keys is not None:
+            self.storage[:known] = keys
+
+    def __len__(self) -> int:
+        return int(self.count[0])
+
+    @property
+    def keys(self) -> Host:
+        """The windows by number, int32 `[R, width]`."""
+        return self.storage[: len(self)]
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for at least `capacity` windows."""
+        if capacity > len(self.storage):
+            storage = np.full(
+                (max(capacity, len(self.storage) * 3 // 2), self.storage.shape[1]), -1, np.int32
+            )
+            storage[: len(self)] = self.keys
+            self.storage = storage
 
 
 class Backend(ABC):
     """One way to compute. Stateless: arrays go in, arrays are written; any number of threads may call at once."""
 
     name: str = ""
-    pixelwise: bool = False
-    """Whether a pixel's bits depend on nothing but what that pixel reads; not so where its tile is computed as one,
-    as by Winograd's transforms. Exact edits then take every pixel of a recomputed tile for changed."""
+    codebooks: bool = False
+    """Whether sessions on this backend compute what depends on labels alone once per distinct window of them."""
     takes_threads: ClassVar[bool] = False
     """Whether the constructor takes `threads`, how many may compute at once; it must also go without, and choose."""
 
@@ -228,6 +272,30 @@ class Backend(ABC):
         """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
 
         `query` and `out` are `[N, H, W, C]`; `key` and `value` are `[N, h, w, C]`; heads split channels in order.
+        """
+
+    # -- codebooks ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def number_windows(
+        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+    ) -> None:
+        """`codes[tiles]` = the numbers of the pixels' windows in `book`, which takes in those it does not know.
+
+        `codes` is int32 `[N, H, W, 1]`, `indices` int32 `[N, h, w, P]`. The window of pixel (y, x) is what `lookup`
+        reads there with the same `kernel` and `step`: rows first, then columns, then planes; -1 outside the image.
+        """
+
+    @abstractmethod
+    def forget_windows(self, book: Book, count: int) -> None:
+        """Take the windows from number `count` on out of the book again."""
+
+    @abstractmethod
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+        """A convolution's value for each window of codes: `out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`.
+
+        `out` is `[R, O]`; `windows` int32 `[R, k * k]`, -1 for 0; `table` `[V, I]`; `weights` were prepared for an
+        output of `size` (1, 1). A row's bits do not depend on the other rows.
         """
 
     # -- tiles and masks ---------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ class ShapesBackend(Backend):
     """Every primitive is a no-op on arrays without storage."""
 
     name = "shapes"
-    pixelwise = True
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return np.broadcast_to(np.zeros((), dtype), tuple(shape))
@@ -64,3 +63,4 @@ class ShapesBackend(Backend):
         return None
 
     conv2d = layer_norm = pointwise = lookup = attention = write_tiles = _nothing
+    number_windows = forget_windows = convolve_windows = _nothing

@@ -7,6 +7,7 @@ of the `Run` under that path. No layer knows whether a run is dense or an edit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import overload
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from sparsegen.backends.interface import (
 )
 
 from .errors import ShapeError
-from .run import Feature
+from .run import Coded, Feature
 from .tiles import TileSet, Window
 
 
@@ -105,6 +106,7 @@ class Conv2d(Layer):
         self.weight = Parameter(outputs, inputs // groups, kernel, kernel)
         self.bias = Parameter(outputs) if bias else None
 
+    @overload
     def __call__(
         self,
         x: Feature,
@@ -112,8 +114,26 @@ class Conv2d(Layer):
         shift: Array | None = None,
         residual: Feature | None = None,
         activation: Activation = "identity",
-    ) -> Feature:
-        """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`."""
+    ) -> Feature: ...
+
+    @overload
+    def __call__(self, x: Feature | Coded) -> Feature | Coded: ...
+
+    def __call__(
+        self,
+        x: Feature | Coded,
+        *,
+        shift: Array | None = None,
+        residual: Feature | None = None,
+        activation: Activation = "identity",
+    ) -> Feature | Coded:
+        """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`.
+
+        A coded feature gives a coded feature: the values by window, each computed once (then nothing else is added,
+        and the size stays as it is).
+        """
+        if isinstance(x, Coded):
+            return self._by_window(x)
         g, run = self.geometry, x.run
         n, h, w, c = x.shape
         if c != g.inputs:
@@ -138,7 +158,34 @@ class Conv2d(Layer):
                 activation=activation,
             )
 
-        return run.compute(self.path, shape, reads, kernel, macs_per_pixel=self.macs_per_pixel)
+        return run.compute(
+            self.path,
+            shape,
+            reads,
+            kernel,
+            macs_per_pixel=self.macs_per_pixel,
+            whole_tiles=weights.whole_tiles,
+        )
+
+    def _by_window(self, x: Coded) -> Coded:
+        g, run = self.geometry, x.run
+        _, h, w, c = x.shape
+        k = g.kernel[0]
+        if (
+            g.stride != 1
+            or g.groups != 1
+            or g.kernel != (k, k)
+            or g.padding != (k // 2,) * 4
+            or c != g.inputs
+        ):
+            raise ShapeError(f"{self.path}: {g} does not keep the windows of a coded feature of {c} channels")
+        weights = run.prepared(self.path, self._prepare, (1, 1))
+
+        def fill(rows: Array, windows: Host) -> None:
+            run.backend.convolve_windows(rows, windows, x.rows, weights)
+
+        codes = run.numbered(x.codes, kernel=k, size=(h, w))
+        return run.tabulated(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend, size: tuple[int, int]) -> ConvWeights:
         g = self.geometry
@@ -164,16 +211,36 @@ class LabelConv(Layer):
         self.weight = Parameter(outputs, labels, kernel, kernel)
         self.bias = Parameter(outputs)
 
+    @overload
     def __call__(
         self, labels: Feature, *, size: tuple[int, int], activation: Activation = "identity"
-    ) -> Feature:
-        """`activation(conv(one_hot(labels resized to size)) + bias)`, `[N, *size, O]`."""
+    ) -> Feature: ...
+
+    @overload
+    def __call__(
+        self, labels: Feature, *, size: tuple[int, int], activation: Activation = "identity", by_window: bool
+    ) -> Feature | Coded: ...
+
+    def __call__(
+        self,
+        labels: Feature,
+        *,
+        size: tuple[int, int],
+        activation: Activation = "identity",
+        by_window: bool = False,
+    ) -> Feature | Coded:
+        """`activation(conv(one_hot(labels resized to size)) + bias)`, `[N, *size, O]`.
+
+        `by_window`: as a coded feature, a value for each distinct window of labels, in runs that keep codebooks.
+        """
         run = labels.run
         outputs, _, kernel, _ = self.weight.shape
         n, h, w, _ = labels.shape
         step = h // size[0]
         if (size[0] * step, size[1] * step) != (h, w):
             raise ShapeError(f"{self.path}: a label map of {h}×{w} does not divide into {size[0]}×{size[1]}")
+        if by_window and run.memory.coded:
+            return self._by_window(labels, size, step, activation)
         half = kernel // 2
         table, bias = run.prepared(self.path, self._prepare)
 
@@ -187,6 +254,24 @@ class LabelConv(Layer):
             look_up,
             macs_per_pixel=self.macs_per_pixel,
         )
+
+    def _by_window(self, labels: Feature, size: tuple[int, int], step: int, activation: Activation) -> Coded:
+        run = labels.run
+        outputs, classes, kernel, _ = self.weight.shape
+        table, bias = run.prepared(self.path, self._prepare)
+
+        def fill(rows: Array, windows: Host) -> None:
+            # a strip of pixels, one for each window, whose planes are the window's taps: a 1×1 look-up
+            taps = windows.reshape(len(windows), kernel * kernel, -1)
+            places = np.where(taps >= 0, taps + classes * np.arange(kernel * kernel)[:, None], -1)
+            indices = run.backend.upload(places.reshape(1, len(windows), 1, -1).astype(np.int32))
+            strip = rows.reshape(1, len(windows), 1, outputs)
+            every = TileSet.full(1, len(windows), 1).tiles
+            by_place = table.reshape(1, kernel * kernel * classes, outputs)
+            run.backend.lookup(strip, every, indices, by_place, bias, activation=activation)
+
+        codes = run.numbered(labels, kernel=kernel, step=step, size=size)
+        return run.tabulated(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
         outputs, labels, k, _ = self.weight.shape

@@ -70,8 +70,8 @@ class Exact(Policy):
     """Tiles grow layer by layer with the receptive field: an edit equals a dense run of the edited input.
 
     Bit for bit with fixed statistics (batch norm); measured statistics (instance and group norm) are those of the
-    dense run, as the paper has it. (On a backend that is not `pixelwise` they grow by whole tiles, to be exact in
-    every bit; a small tau of `Adaptive` spares that.)
+    dense run, as the paper has it. (Where a layer computes a tile as one, by Winograd's transforms, they grow by
+    whole tiles, to be exact in every bit; a small tau of `Adaptive` spares that.)
     """
 
     @property

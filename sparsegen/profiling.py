@@ -12,14 +12,15 @@ from sparsegen.backends.shapes import ShapesBackend
 from .errors import InputError, ShapeError
 from .model import Inputs, Model
 from .policies import Everything, Plan, Policy, get_policy
-from .run import Feature, Memory, Run
+from .run import Feature, Memory, Run, input_path
 from .stats import Stats
 from .tiles import TileSet
 
 
-def dry_run(model: Model, inputs: Inputs, plan: Plan, changed: TileSet) -> Run:
+def dry_run(model: Model, inputs: Inputs, plan: Plan, changed: TileSet, *, coded: bool = False) -> Run:
     """The model's forward pass on arrays without storage: its records and the shapes of its canvases."""
-    run = Run(Memory(ShapesBackend()), plan)
+    canvases = {input_path(name): array for name, array in inputs.canvases.items()}
+    run = Run(Memory(ShapesBackend(), canvases=canvases, coded=coded), plan)
     features = {name: Feature(run, (array,), (changed,)) for name, array in inputs.canvases.items()}
     model.forward(features, inputs.conditions)
     return run
@@ -32,7 +33,7 @@ def profile(
 
     `picture` only gives the size, and the model needs no weights. Every time in the result is 0. Which tiles stop
     spreading under `adaptive` depends on the values: its cost here is the most that it can be, that of `exact`. Both
-    are counted as on a `pixelwise` backend (`backends/interface.py`).
+    are counted as on a backend without Winograd's transforms, where tiles do not spread as a whole.
 
     Raises
     ------

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Backend, Host, Source
+from sparsegen.backends.interface import Activation, Array, Backend, Book, Host, Source
 
+from .codebook import Codebook, windows_path
 from .errors import NonFiniteError, ShapeError
 from .policies import Plan, Read
 from .tiles import TileSet, Window
@@ -52,6 +53,8 @@ class Journal:
         """Path of the canvas -> (tiles `[K, 3]`, values `[K, TILE, TILE, C]`)."""
         self.whole: dict[str, Array] = {}
         """Path -> the canvas as it was; no path is in both."""
+        self.books: dict[str, int] = {}
+        """Path of a codebook -> how many windows it knew."""
 
     def keep(self, backend: Backend, canvases: dict[str, Array], path: str, active: TileSet) -> None:
         """Keep the `active` tiles of a canvas before they change. All of them: `canvases` gets a new one to paint."""
@@ -75,11 +78,13 @@ class Journal:
         """The canvases of which something is kept."""
         return [*self.tiles, *self.whole]
 
-    def undo(self, backend: Backend, canvases: dict[str, Array]) -> None:
+    def undo(self, memory: Memory) -> None:
         """Put everything back."""
-        canvases.update(self.whole)
+        memory.canvases.update(self.whole)
         for path, (tiles, values) in self.tiles.items():
-            backend.write_tiles(canvases[path], tiles, values)
+            memory.backend.write_tiles(memory.canvases[path], tiles, values)
+        for path, count in self.books.items():  # no canvas names a later window any more
+            memory.codebooks[path].truncate(memory.backend, count)
 
     @property
     def nbytes(self) -> int:
@@ -115,11 +120,20 @@ class Memory:
     prepared: Prepared = field(default_factory=Prepared)
     canvases: dict[str, Array] = field(default_factory=dict)
     measured: dict[str, tuple[Array, ...]] = field(default_factory=dict)
+    coded: bool = False
+    """Whether what depends on labels alone is kept in codebooks instead of canvases."""
+    codebooks: dict[str, Codebook] = field(default_factory=dict)
+    """Path of the canvas of codes -> its codebook."""
 
     @property
     def nbytes(self) -> int:
         """Memory that the canvases take."""
         return sum(int(canvas.nbytes) for canvas in self.canvases.values())
+
+    @property
+    def codebook_nbytes(self) -> int:
+        """Memory that the codebooks' tables take."""
+        return sum(codebook.nbytes for codebook in self.codebooks.values())
 
 
 def input_path(name: str) -> str:
@@ -136,6 +150,7 @@ class Run:
         self.plan = plan
         self.journal = journal
         self.records: list[LayerRecord] = []
+        self._numbered: dict[str, Feature] = {}
         self.on_layer: Callable[[LayerRecord], None] | None = None
 
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
@@ -156,6 +171,8 @@ class Run:
         kernel: Callable[[Array, Host], None],
         *,
         macs_per_pixel: int,
+        whole_tiles: bool = False,
+        dtype: str = "float32",
     ) -> Feature:
         """Recompute the active tiles of a layer's canvas, in place; what comes out is said to have changed.
 
@@ -169,6 +186,9 @@ class Run:
             All that the output depends on and that an edit may change.
         kernel
             `kernel(canvas, tiles)` writes those tiles.
+        whole_tiles
+            Every pixel of a recomputed tile may get other bits than before, not only those that read a changed one.
+            (A tau above 0 takes that for no change.)
 
         Raises
         ------
@@ -176,11 +196,9 @@ class Run:
             The layer computed a value that is not finite. (Left in a canvas it would spread through later edits.)
         """
         active = self.plan.active(reads, shape[:3])
-        if not self.backend.pixelwise and not self.plan.tau:
-            active = active.whole()  # every pixel of a recomputed tile may have other bits than before
         canvas = self.memory.canvases.get(path)
         if canvas is None:
-            canvas = self.memory.canvases[path] = self.backend.alloc(shape)
+            canvas = self.memory.canvases[path] = self.backend.alloc(shape, dtype=dtype)
         elif tuple(canvas.shape) != shape:
             raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
         start, changed = time.perf_counter(), active
@@ -191,15 +209,71 @@ class Run:
             kernel(canvas, active.tiles)
             found = self.backend.find_non_finite(canvas, active.tiles)
             if found is not None:
-                raise NonFiniteError(
-                    f"{path}: the value of sample {found[0]}, row {found[1]}, column {found[2]}, channel {found[3]} "
-                    "is not finite; look at this layer's weights, those of the layers before it, and the input"
-                )
+                raise _not_finite(path, found)
             if self.journal is not None and self.plan.tau is not None:
                 _, old = self.journal.kept(self.backend, path)
                 changed = self._settle(canvas, active, old, self.plan.tau)
             self.backend.synchronize()
-        n, h, w, _ = shape
+        self._record(path, active, macs_per_pixel, start)
+        return Feature(self, (canvas,), (changed,))
+
+    def numbered(self, indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:
+        """The codes of the `kernel`² windows, `step` apart, of an index feature: a feature of `size`, one channel.
+
+        Once in a run, however many layers ask; `memory.codebooks` has the windows under the codes' path.
+        """
+        source = next(path for path, canvas in self.memory.canvases.items() if canvas is indices.parts[0])
+        path = windows_path(source, kernel, step)
+        if path not in self._numbered:
+            n, _, _, planes = indices.shape
+            codebook = self.memory.codebooks.get(path)
+            if codebook is None:
+                codebook = self.memory.codebooks[path] = Codebook(Book(kernel * kernel * planes))
+            if self.journal is not None:
+                self.journal.books[path] = len(codebook.book)
+
+            def number(codes: Array, tiles: Host) -> None:
+                self.backend.number_windows(
+                    codes, tiles, indices.parts[0], codebook.book, kernel=kernel, step=step
+                )
+
+            half = kernel // 2
+            reads = indices.reads(Window(kernel, top=half, left=half, step=step))
+            self._numbered[path] = self.compute(
+                path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32"
+            )
+        return self._numbered[path]
+
+    def tabulated(
+        self,
+        path: str,
+        codes: Feature,
+        channels: int,
+        fill: Callable[[Array, Host], None],
+        *,
+        macs_per_pixel: int,
+    ) -> Coded:
+        """A layer's value for every window of `codes`, as `numbered` gave them: what `compute` is for pixels.
+
+        `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as
+        if it had computed the pixels: MACs count its plain formula.
+        """
+        start = time.perf_counter()
+        of = next(name for name, feature in self._numbered.items() if feature is codes)
+        rows, new = self.memory.codebooks[of].rows(self.backend, path, channels, fill)
+        if len(new):
+            strip = TileSet.full(1, len(new), 1).tiles
+            found = self.backend.find_non_finite(new.reshape(1, len(new), 1, channels), strip)
+            if found is not None:
+                named = self.backend.download(codes.parts[0])[..., 0] == len(rows) - len(new) + found[1]
+                raise _not_finite(path, (*map(int, np.argwhere(named)[0]), found[3]))
+            self.backend.synchronize()
+        self._record(path, codes.changed[0], macs_per_pixel, start)
+        return Coded(codes, rows)
+
+    def _record(self, path: str, active: TileSet, macs_per_pixel: int, start: float) -> None:
+        """Note what a layer cost that recomputed `active`."""
+        n, h, w = active.shape
         record = LayerRecord(
             path,
             h,
@@ -213,7 +287,6 @@ class Run:
         self.records.append(record)
         if self.on_layer is not None:
             self.on_layer(record)
-        return Feature(self, (canvas,), (changed,))
 
     def _settle(self, canvas: Array, active: TileSet, old: Array, tau: float) -> TileSet:
         """The active tiles that moved by more than `tau` from their `old` values; whatever else did gets these back.
@@ -232,6 +305,13 @@ class Run:
         return TileSet(*active.shape, active.tiles[moved], active.pixels[moved])
 
 
+def _not_finite(path: str, at: tuple[int, ...]) -> NonFiniteError:
+    return NonFiniteError(
+        f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
+        "look at this layer's weights, those of the layers before it, and the input"
+    )
+
+
 @dataclass(frozen=True)
 class Feature:
     """An activation: canvases of one resolution, what may have changed in them, and work still pending.
@@ -248,14 +328,18 @@ class Feature:
     upsample: int = 1
     scale: Array | None = None
     shift: Array | None = None
-    modulation: Feature | None = None
+    modulation: Feature | Coded | None = None
     activation: Activation = "identity"
 
     @property
     def source(self) -> Source:
         """What a kernel reads."""
-        modulation = None if self.modulation is None else self.modulation.parts[0]
-        return Source(self.parts, self.upsample, self.scale, self.shift, modulation, self.activation)
+        modulation, codes = None, None
+        if isinstance(self.modulation, Coded):
+            modulation, codes = self.modulation.rows, self.modulation.codes.parts[0]
+        elif self.modulation is not None:
+            modulation = self.modulation.parts[0]
+        return Source(self.parts, self.upsample, self.scale, self.shift, modulation, self.activation, codes)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -273,13 +357,16 @@ class Feature:
         self._nothing_pending("a norm")
         return replace(self, scale=scale, shift=shift)
 
-    def modulated(self, gamma_beta: Feature) -> Feature:
+    def modulated(self, gamma_beta: Feature | Coded) -> Feature:
         """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` is a plain feature of 2C channels."""
         if self.modulation is not None or self.activation != "identity":
             raise ShapeError("a modulation must come before an activation, and only once")
-        gamma_beta._nothing_pending("a modulation")
         n, h, w, c = self.shape
-        if gamma_beta.shape != (n, h, w, 2 * c) or gamma_beta.upsample != 1 or len(gamma_beta.parts) > 1:
+        plain = isinstance(gamma_beta, Coded)
+        if isinstance(gamma_beta, Feature):
+            gamma_beta._nothing_pending("a modulation")
+            plain = gamma_beta.upsample == 1 and len(gamma_beta.parts) == 1
+        if gamma_beta.shape != (n, h, w, 2 * c) or not plain:
             raise ShapeError(f"gamma and beta are {gamma_beta.shape}, expected {(n, h, w, 2 * c)}")
         return replace(self, modulation=gamma_beta)
 
@@ -298,6 +385,31 @@ class Feature:
     def _nothing_pending(self, what: str) -> None:
         if self.scale is not None or self.modulation is not None or self.activation != "identity":
             raise ShapeError(f"{what} needs a feature without pending work")
+
+
+@dataclass(frozen=True)
+class Coded:
+    """An activation that depends on a window of labels alone: each pixel's code, and a row of values for each code."""
+
+    codes: Feature
+    """int32 `[N, H, W, 1]`."""
+    rows: Array
+    """float32 `[R, C]`."""
+
+    @property
+    def run(self) -> Run:
+        """The run that it belongs to."""
+        return self.codes.run
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(N, H, W, C)`."""
+        n, h, w, _ = self.codes.shape
+        return n, h, w, int(self.rows.shape[1])
+
+    def reads(self, window: Window) -> list[Read]:
+        """What a layer that reads this feature through `window` depends on."""
+        return self.codes.reads(window)
 
 
 def upsample(x: Feature) -> Feature:

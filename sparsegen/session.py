@@ -100,7 +100,8 @@ class Session:
         backend = self.memory.backend
         same_size = all(c.shape[:3] == inputs.shape for c in _input_canvases(self.memory).values())
         self._state = None  # and its journals
-        memory = Memory(backend, self.model.prepared_for(backend), self.memory.canvases if same_size else {})
+        canvases = self.memory.canvases if same_size else {}
+        memory = Memory(backend, self.model.prepared_for(backend), canvases, coded=backend.codebooks)
         self.memory = memory
         for name, array in inputs.canvases.items():
             memory.canvases[input_path(name)] = backend.upload(array)
@@ -235,7 +236,8 @@ class Session:
         session = cls(state.model, state.memory.backend)
         session.memory, session._state = state.memory, state
         inputs = Inputs(_input_canvases(state.memory), state.conditions)
-        dry = dry_run(state.model, inputs, Everything(), TileSet.full(*inputs.shape))
+        full = TileSet.full(*inputs.shape)
+        dry = dry_run(state.model, inputs, Everything(), full, coded=state.memory.coded)
         session._idle = tuple(map(_idle, dry.records))
         session_file.check(path, state, dry.memory.canvases)
         return session
@@ -303,7 +305,7 @@ class Session:
         interrupt = None
         while True:
             try:
-                step.journal.undo(self.memory.backend, self.memory.canvases)
+                step.journal.undo(self.memory)
                 break
             except KeyboardInterrupt as error:
                 interrupt = error

@@ -7,6 +7,7 @@ lie end to end in a few tensors, so that a session may have any number of edits:
     steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
     steps.tiles   int32 [T, 3]   the tiles of all rows
     steps.values  uint8 [B]      their bytes
+    steps.books   int32 [B, 3]   edit, codebook (by its place among the sorted names), windows it knew before
     stale.counts  int32 [S + 1]  tiles of the stale set before each edit, and now; then stale.tiles, stale.pixels
 """
 
@@ -21,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Backend, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Book, Host
 from sparsegen.weights import read_checkpoint, write_safetensors
 
+from .codebook import Codebook
 from .errors import SessionError, SparsegenError
 from .model import Model
 from .run import Journal, Memory
 from .tiles import TileSet
 
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,8 @@ def save(path: str | os.PathLike[str], state: State) -> None:
         tensors[f"parameter/{key}"] = np.ascontiguousarray(parameter.value)
     for key, canvas in state.memory.canvases.items():
         tensors[f"canvas/{key}"] = backend.download(canvas)
+    for key, codebook in state.memory.codebooks.items():  # its tables follow from its windows
+        tensors[f"windows/{key}"] = codebook.book.keys
     for key, values in state.memory.measured.items():
         for i, value in enumerate(values):
             tensors[f"measured/{key}/{i}"] = backend.download(value)
@@ -76,6 +80,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
         "sparsegen.config": state.model.config_json(),
         "sparsegen.output": state.output_path,
         "sparsegen.model_name": state.model.name,
+        "sparsegen.coded": str(int(state.memory.coded)),
     }
     metadata["sparsegen.digest"] = _digest(tensors, metadata)
     write_safetensors(path, tensors, metadata)
@@ -105,10 +110,15 @@ def load(path: str | os.PathLike[str], backend: Backend) -> State:
 
 def check(path: str | os.PathLike[str], state: State, expected: Mapping[str, Array]) -> None:
     """Hold a loaded state against the canvases that its network makes of its input. Raises SessionError."""
-    canvases = {key: c for key, c in state.memory.canvases.items() if not key.startswith("input.")}
+    memory = state.memory
     shapes = {key: tuple(canvas.shape) for key, canvas in expected.items()}
-    if {key: tuple(c.shape) for key, c in canvases.items()} != shapes or state.output_path not in shapes:
+    found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}
+    if found != shapes or state.output_path not in shapes:
         raise SessionError(f"{path}: its canvases are not those of its network")
+    for key, codebook in memory.codebooks.items():
+        codes = memory.backend.download(memory.canvases[key])
+        if codes.size and not 0 <= codes.min() <= codes.max() < len(codebook.book):
+            raise SessionError(f"{path}: {key} has codes that its codebook does not know")
     for step in state.steps:
         for key, (tiles, _) in step.journal.tiles.items():
             samples, height, width, _ = state.memory.canvases[key].shape
@@ -127,8 +137,15 @@ def _journals(state: State, backend: Backend) -> dict[str, Host]:
             table.append((i, number[key], len(kept_tiles)))
             tiles.append(kept_tiles)
             values.append(np.ascontiguousarray(backend.download(kept)).reshape(-1).view(np.uint8))
+    book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
+    books = [
+        (i, book_number[key], count)
+        for i, step in enumerate(state.steps)
+        for key, count in step.journal.books.items()
+    ]
     return {
         "steps.table": np.array(table, np.int32).reshape(-1, 3),
+        "steps.books": np.array(books, np.int32).reshape(-1, 3),
         "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
         "steps.values": np.concatenate([np.zeros(0, np.uint8), *values]),
     }
@@ -156,6 +173,9 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
     model.load_parameters(under("parameter/"))
     memory = Memory(backend, model.prepared_for(backend))
     memory.canvases = {key: backend.upload(value) for key, value in under("canvas/").items()}
+    memory.coded = metadata["sparsegen.coded"] == "1"
+    for key, windows in under("windows/").items():
+        memory.codebooks[key] = Codebook(Book(windows.shape[1], windows))
     measured: dict[str, list[Array]] = {}
     for key, value in sorted(under("measured/").items()):
         measured.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
@@ -183,6 +203,11 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
         values = tensors["steps.values"][byte : byte + size].view(canvas.dtype).reshape(shape)
         steps[i].journal.tiles[key] = (tensors["steps.tiles"][tile : tile + count], backend.upload(values))
         tile, byte = tile + count, byte + size
+    books = sorted(memory.codebooks)
+    for i, book, count in tensors["steps.books"].tolist():
+        if not 0 <= count <= len(memory.codebooks[books[book]].book):
+            raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
+        steps[i].journal.books[books[book]] = count
     return State(model, memory, under("condition/"), steps, stale, metadata["sparsegen.output"])
 
 

@@ -30,6 +30,7 @@ FLOORS = {
     "layers": 3,
     "stats": 3,
     "run": 2,
+    "codebook": 2,
     "policies": 2,
     "masks": 2,
     "backends": 1,
@@ -42,7 +43,7 @@ FLOORS = {
 NEIGHBOURS = {
     "session": {"session_file", "profiling"},
     "model": {"layers"},
-    "run": {"policies"},
+    "run": {"policies", "codebook"},
     "policies": {"masks"},
     "tiles": {"backends"},
     "pictures": {"backends", "tiles"},
@@ -64,7 +65,7 @@ THIRD_PARTIES = {
     "weights/writer.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer", "numba"},
-    "bench": {"numpy", "torch", "PIL", "rich", "numba"},
+    "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
 }
 SCRIPTS = ("tests", "bench")
 """Folders whose files run with the folder itself on the path: they import one another by bare names."""

@@ -105,9 +105,9 @@ def test_a_policy_can_be_given_with_its_settings(session):
     assert small < large.macs == large.macs_dense
 
 
-def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng):
+def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng, backend):
     """No clone of a canvas, no map per layer: peak memory is the journal, the windows and the picture returned."""
-    session = Session(random_gaugan(nhidden=32))
+    session = Session(random_gaugan(nhidden=32), backend)
     labels = random_labels(rng, (256, 512))
     session.run(labels)
     labels[100:104, 200:204] = (labels[100:104, 200:204] + 1) % 4
@@ -119,9 +119,8 @@ def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    canvas_of_the_top = 256 * 512 * 32 * 4
-    assert peak < canvas_of_the_top / 2
-    assert result.stats.canvas_bytes > 5 * canvas_of_the_top
+    assert peak < 256 * 512 * 32 * 4 / 2
+    assert peak < result.stats.canvas_bytes
 
 
 def test_canvases_that_an_edit_repaints_whole_are_set_aside_and_come_back(session, rng, tmp_path):

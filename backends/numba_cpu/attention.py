@@ -18,7 +18,7 @@ from .epilogue import WRITING, write_tile
 from .gemm import PANEL, multiply
 from .jit import kernel
 from .reading import READING, read_pixel, read_window
-from .simd import WIDTH, exponential, fma, largest, load, next_item, peak, splat, store, total
+from .simd import WIDTH, exponential, largest, load, next_item, peak, splat, store, total
 
 PIXELS = TILE * TILE
 BLOCK = max(256 // PANEL, 1) * PANEL

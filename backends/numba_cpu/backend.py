@@ -19,6 +19,7 @@ from ..interface import (
     Array,
     Backend,
     BackendError,
+    Book,
     ConvGeometry,
     ConvWeights,
     Host,
@@ -27,6 +28,7 @@ from ..interface import (
 )
 from . import attention, direct, pointwise, winograd
 from . import tiles as tile_kernels
+from . import windows as window_kernels
 from .epilogue import Writing
 from .gemm import PANEL
 from .jit import compile_all
@@ -71,6 +73,8 @@ class NumbaBackend(Backend):
     """
 
     name = "numba"
+    codebooks = True
+    takes_threads = True
 
     def __init__(self, threads: int | None = None, *, direct: bool = False) -> None:
         self.threads = available_cores() if threads is None else threads
@@ -112,7 +116,7 @@ class NumbaBackend(Backend):
         padded = np.zeros(-(-geometry.outputs // PANEL) * PANEL, np.float32)
         if bias is not None:
             padded[: len(bias)] = bias
-        return ConvWeights(geometry, _Packed(algorithm, values), padded)
+        return ConvWeights(geometry, _Packed(algorithm, values), padded, algorithm == "winograd")
 
     def _choose(self, g: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
         """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""
@@ -249,6 +253,55 @@ class NumbaBackend(Backend):
         )
         work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
         self._launch(attention.attend, len(tiles), args, floats, work)
+
+    # -- codebooks ---------------------------------------------------------------------------------------
+
+    def number_windows(
+        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+    ) -> None:
+        compile_all()
+        done = 0
+        while True:
+            # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
+            room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
+            book.reserve(room)
+            if book.index is None or len(book.index) < 2 * room:
+                book.index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
+                window_kernels.rehash(book.storage, len(book), book.index)
+            done = window_kernels.number(
+                tiles, done, indices, kernel, step, book.storage, book.count, book.index, codes
+            )
+            if done == len(tiles):
+                return
+
+    def forget_windows(self, book: Book, count: int) -> None:
+        compile_all()
+        if book.index is None:
+            book.count[0] = min(len(book), count)
+        else:
+            window_kernels.forget(book.storage, book.count, book.index, count)
+
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+        if not len(windows):
+            return
+        taps, depth = windows.shape[1], table.shape[1]
+        used, index = np.unique(windows, return_inverse=True)
+        absent = int(used[0] < 0)
+        if len(used) - absent <= len(windows):
+            # windows share their parts: multiply each part once, by every tap's weights
+            rows = table[used[absent:]]
+            products, tap_stride = len(rows), 0
+            index = index.reshape(windows.shape).astype(np.int32) - np.int32(absent)
+        else:
+            rows = table[windows.T.clip(0)]  # [taps, R, I]
+            products, tap_stride = len(windows), len(windows) * depth
+            index = np.arange(len(windows), dtype=np.int32)[:, None]
+            index = np.where(windows >= 0, index, np.int32(-1))
+        panels = -(-out.shape[1] // PANEL)
+        floats = window_kernels.scratch_floats(products, len(windows))
+        args = (_flat(rows), products, tap_stride, depth, index, weights.packed.values, weights.bias, out)
+        work = 2.0 * products * taps * depth * out.shape[1]
+        self._launch(window_kernels.convolve_windows, panels, args, floats, work)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import inline
-from .simd import F32, I64, ir_constant, ir_fma, ir_load, ir_pointer, ir_splat, ir_store
+from .simd import I64, ir_constant, ir_fma, ir_load, ir_pointer, ir_splat, ir_store
 from .target import TARGET, Target
 
 ROWS, PANEL = TARGET.rows, TARGET.panel

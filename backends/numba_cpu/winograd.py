@@ -18,7 +18,7 @@ from numba import types
 
 from ..interface import TILE, Host
 from .epilogue import WRITING, write_tile
-from .gemm import PANEL, multiply, pack
+from .gemm import PANEL, multiply
 from .jit import inline, kernel
 from .reading import READING, read_window
 from .simd import WIDTH, fma, load, next_item, splat, store

@@ -16,20 +16,29 @@ from ..interface import (
     Activation,
     Array,
     Backend,
+    Book,
     ConvGeometry,
     ConvWeights,
     Host,
     Padding,
     Source,
 )
-from .tiling import activate, batches, inside_pixels, read_pixels, read_source, scatter, window_positions
+from .tiling import (
+    activate,
+    batches,
+    inside_pixels,
+    read_indices,
+    read_pixels,
+    read_source,
+    scatter,
+    window_positions,
+)
 
 
 class ReferenceBackend(Backend):
     """NumPy alone. Slow and plain on purpose."""
 
     name = "reference"
-    pixelwise = True
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return np.zeros(tuple(shape), dtype)
@@ -127,21 +136,48 @@ class ReferenceBackend(Backend):
         activation: Activation = "identity",
     ) -> None:
         k = round(len(table) ** 0.5)
-        _, height, width, planes = indices.shape
         for batch in batches(tiles, TILE * TILE * len(bias)):
-            n, y, x = window_positions(
-                batch, (TILE + k - 1, TILE + k - 1), top=k // 2, left=k // 2, step=step
-            )
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            channels = indices[n, y.clip(0, height - 1), x.clip(0, width - 1)]  # [K, 4+k-1, 4+k-1, P]
-            channels = np.where(inside[..., None], channels, -1)
+            channels = read_indices(indices, batch, k, step)  # [K, 4+k-1, 4+k-1, P]
             v = np.broadcast_to(bias, (len(batch), TILE, TILE, len(bias)))
             for tap in range(k * k):
                 dy, dx = divmod(tap, k)
-                for plane in range(planes):
+                for plane in range(indices.shape[3]):
                     channel = channels[:, dy : dy + TILE, dx : dx + TILE, plane]
                     v = v + np.where(channel[..., None] >= 0, table[tap, channel], np.float32(0))
             scatter(out, batch, activate(v, activation))
+
+    def number_windows(
+        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+    ) -> None:
+        if book.index is None:
+            book.index = {key.tobytes(): number for number, key in enumerate(book.keys)}
+        for batch in batches(tiles, TILE * TILE * kernel * kernel * indices.shape[3]):
+            # [K, S, S, P] -> [K, 4, 4, P, kernel, kernel] -> [pixels, kernel * kernel * P]
+            windows = sliding_window_view(
+                read_indices(indices, batch, kernel, step), (kernel, kernel), axis=(1, 2)
+            )
+            inside, pixels = inside_pixels(codes, batch)
+            windows = windows.transpose(0, 1, 2, 4, 5, 3)[inside].reshape(-1, book.storage.shape[1])
+            for n, y, x, key in zip(*pixels, windows, strict=True):
+                number = book.index.setdefault(key.tobytes(), len(book))
+                if number == len(book):
+                    book.reserve(number + 1)
+                    book.storage[number] = key
+                    book.count += 1
+                codes[n, y, x, 0] = number
+
+    def forget_windows(self, book: Book, count: int) -> None:
+        for key in book.keys[count:]:
+            if book.index is not None:
+                del book.index[key.tobytes()]
+        book.count[0] = min(len(book), count)
+
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+        for start in range(0, len(windows), 256):
+            taps = windows[start : start + 256]
+            rows = np.where(taps[..., None] >= 0, table[taps], np.float32(0))  # [R, k * k, I]
+            y = self.linear(rows.reshape(len(taps), -1), weights.packed[0].T, weights.bias)
+            out[start : start + 256] = y
 
     def attention(
         self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int

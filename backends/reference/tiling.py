@@ -55,7 +55,8 @@ def read_source(source: Source, n: Host, y: Host, x: Host) -> Host:
         per_sample = n if len(source.scale) > 1 else np.zeros_like(n)
         v = v * source.scale[per_sample] + source.shift[per_sample]  # type: ignore[index]  # given with scale
     if source.modulation is not None:
-        gamma, beta = np.split(source.modulation[n, y, x], 2, axis=-1)
+        row = (n, y, x) if source.codes is None else source.codes[n, y, x, 0]
+        gamma, beta = np.split(source.modulation[row], 2, axis=-1)
         v = v * (1 + gamma) + beta
     return np.where(inside[..., None], activate(v, source.activation), np.float32(0))
 
@@ -63,6 +64,15 @@ def read_source(source: Source, n: Host, y: Host, x: Host) -> Host:
 def read_pixels(source: Source, tiles: Host) -> Host:
     """The tiles' own pixels of `source`, after its prologue: `[K, TILE, TILE, C]`."""
     return read_source(source, *window_positions(tiles, (TILE, TILE)))
+
+
+def read_indices(indices: Host, tiles: Host, kernel: int, step: int) -> Host:
+    """The index pixels around which `tiles`' kernel × kernel windows lie, -1 outside the image: `[K, S, S, P]`."""
+    _, height, width, _ = indices.shape
+    side = TILE + kernel - 1
+    n, y, x = window_positions(tiles, (side, side), top=kernel // 2, left=kernel // 2, step=step)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return np.where(inside[..., None], indices[n, y.clip(0, height - 1), x.clip(0, width - 1)], -1)
 
 
 def inside_pixels(canvas: Host, tiles: Host) -> tuple[Host, tuple[Host, Host, Host]]:

@@ -101,7 +101,7 @@ class SPADE(Layer):
         self.mlp_gamma_beta = Conv2d(config.nhidden, 2 * channels, config.kernel_size)
 
     def __call__(self, x: Feature, labels: Feature) -> Feature:
-        hidden = self.mlp_shared(labels, size=x.shape[1:3], activation="relu")
+        hidden = self.mlp_shared(labels, size=x.shape[1:3], activation="relu", by_window=True)
         return self.norm(x).modulated(self.mlp_gamma_beta(hidden))
 
 

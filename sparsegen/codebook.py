@@ -1,0 +1,72 @@
+"""Codebooks: what depends on a few labels around a pixel alone is computed once for each distinct window of them.
+
+A convolution of a label map, and a convolution of that, have few distinct values: as many as there are distinct
+windows of labels, a tenth of the pixels of a street scene. So the distinct windows are numbered (a *book*), a canvas
+holds each pixel's number (its *code*), and a layer's values are the rows of a *table*, one for each number. Who reads
+the feature looks its row up. An edit adds rows for windows never seen before, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sparsegen.backends.interface import Array, Backend, Book, Host
+
+
+@dataclass
+class Table:
+    """A layer's values, a row for each window of a book."""
+
+    rows: Array
+    """float32 `[capacity, C]`."""
+    count: int = 0
+    """Rows that are computed."""
+
+
+@dataclass
+class Codebook:
+    """A book of windows and the tables of the layers that are functions of such a window."""
+
+    book: Book
+    tables: dict[str, Table] = field(default_factory=dict)
+    """Layer path -> its values."""
+
+    def rows(
+        self, backend: Backend, path: str, channels: int, fill: Callable[[Array, Host], None]
+    ) -> tuple[Array, Array]:
+        """A layer's table, `[R, C]`, and which of its rows are new; `fill(rows, windows)` computes those.
+
+        If `fill` fails, the rows it was to compute do not count.
+        """
+        size = len(self.book)
+        table = self.tables.get(path)
+        if table is None:
+            table = self.tables[path] = Table(backend.alloc((0, channels)))
+        if size > len(table.rows):
+            # room for the windows of some edits; memory that is never written is never taken
+            grown = backend.alloc((size + size // 2 + 256, channels))
+            grown[: table.count] = table.rows[: table.count]
+            table.rows = grown
+        new = table.rows[table.count : size]
+        if len(new):
+            fill(new, self.book.keys[table.count :])
+            table.count = size
+        return table.rows[:size], new
+
+    def truncate(self, backend: Backend, count: int) -> None:
+        """Forget the windows from number `count` on: nothing refers to them any more."""
+        backend.forget_windows(self.book, count)
+        for table in self.tables.values():
+            table.count = min(table.count, count)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the windows and the tables' rows take."""
+        rows = sum(table.count * int(table.rows.shape[1]) * 4 for table in self.tables.values())
+        return int(self.book.keys.nbytes) + rows
+
+
+def windows_path(source: str, kernel: int, step: int) -> str:
+    """The canvas of the codes of `kernel`² windows, `step` apart, of the index canvas `source`."""
+    return f"windows.{source.removeprefix('input.').removeprefix('windows.')}.{kernel}.{step}"
