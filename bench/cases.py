@@ -63,7 +63,7 @@ def _family(height: int, width: int, inputs: int, outputs: int) -> Case:
 
 LAYERS = (
     _family(256, 256, 128, 128),
-    _family(128, 128, 256, 256),
+    _family(128, 128, 128, 256),
     _family(64, 64, 256, 256),
     _family(32, 32, 512, 512),
     _family(16, 16, 512, 512),
