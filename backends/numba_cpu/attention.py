@@ -196,4 +196,4 @@ def attend(
                     store(scratch, m, load(scratch, m) * over)
                 for c in range(d):
                     scratch[result + i * channels + h * d + c] = scratch[mix + i * mixed + c]
-        write_tile(w, n, row, column, 0, channels, result, channels, scratch, single)
+        write_tile(w, n, row, column, 0, channels, result, channels, TILE * channels, scratch, single)

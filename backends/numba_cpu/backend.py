@@ -30,12 +30,14 @@ from . import attention, direct, pointwise, winograd
 from . import tiles as tile_kernels
 from . import windows as window_kernels
 from .epilogue import Writing
-from .gemm import PANEL
+from .gemm import PANEL, STORED, Packed, store_as
 from .jit import compile_all
 from .reading import ACTIVATIONS, NOTHING, reading
+from .target import TARGET
 from .threads import Pool, Scratch
 
-Algorithm = Literal["winograd", "direct", "depthwise"]
+Algorithm = Literal["winograd 4×4", "winograd 2×2", "direct", "depthwise"]
+_SIDES: dict[str, winograd.Side] = {"winograd 4×4": 6, "winograd 2×2": 4}
 
 _NO_FLOATS = np.zeros(0, np.float32)
 _ALONE = 1e7
@@ -44,6 +46,8 @@ _CACHE = 1 << 18
 """Floats of scratch that a thread's own cache holds."""
 _SHARED = 3 << 20
 """Floats of weights that the threads' common cache holds beside everything else."""
+_LARGE = 32 << 20
+"""Floats of weights that no cache holds: every run reads them all from main memory."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class _Packed:
     """A convolution's weights as its algorithm reads them."""
 
     algorithm: Algorithm
-    values: Host
+    values: Packed
 
 
 def _flat(array: Array) -> Array:
@@ -70,15 +74,35 @@ class NumbaBackend(Backend):
         How many threads compute; None: one for each core that this process may use.
     direct
         Compute every convolution as it is defined, without Winograd's transforms: closest to other engines' results.
+    weights
+        How convolutions' weights are kept: "float16" and "bfloat16" take half the memory and half the time to read
+        (which is what few tiles of low resolutions wait for), are widened as they are multiplied, and round every
+        weight to 11 or 8 bits.
+
+    Raises
+    ------
+    BackendError
+        Weights cannot be stored so, or not on this processor.
     """
 
     name = "numba"
     codebooks = True
     takes_threads = True
 
-    def __init__(self, threads: int | None = None, *, direct: bool = False) -> None:
+    def __init__(
+        self,
+        threads: int | None = None,
+        *,
+        direct: bool = False,
+        weights: Literal["float32", "float16", "bfloat16"] = "float32",
+    ) -> None:
+        if weights not in STORED:
+            raise BackendError(f"weights cannot be stored as {weights!r}; choose one of {', '.join(STORED)}")
+        if weights == "float16" and not TARGET.half:
+            raise BackendError("this processor cannot widen float16; store weights as float32 or bfloat16")
         self.threads = available_cores() if threads is None else threads
         self.direct = direct
+        self.weights = weights
         self._pool = Pool(self.threads)
 
     # -- memory ------------------------------------------------------------------------------------------
@@ -107,25 +131,33 @@ class NumbaBackend(Backend):
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
         algorithm = self._choose(geometry, size)
-        if algorithm == "winograd":
-            values = winograd.pack_winograd(weight)
+        if algorithm in _SIDES:
+            values = winograd.pack_winograd(weight, _SIDES[algorithm])
         elif algorithm == "depthwise":
             values = direct.pack_depthwise(weight)
         else:
             values = direct.pack_direct(weight, groups)
+        stored = "float32" if algorithm == "depthwise" else self.weights
         padded = np.zeros(-(-geometry.outputs // PANEL) * PANEL, np.float32)
         if bias is not None:
             padded[: len(bias)] = bias
-        return ConvWeights(geometry, _Packed(algorithm, values), padded, algorithm == "winograd")
+        return ConvWeights(
+            geometry, _Packed(algorithm, store_as(values, stored)), padded, algorithm in _SIDES
+        )
 
     def _choose(self, g: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
         """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""
         if g.groups > 1 and g.inputs == g.outputs == g.groups:
             return "depthwise"
+        if self.direct or g.kernel != (3, 3) or g.stride != 1 or g.groups != 1 or g.inputs < 8:
+            return "direct"
+        # the fewer the tiles and the larger the weights, the more it counts how many floats must be read for them:
+        # as many as the layer has, 1.8 times or 4 times as many
         tiles = 64 if size is None else -(-size[0] // TILE) * -(-size[1] // TILE)
-        suits = g.kernel == (3, 3) and g.stride == 1 and g.groups == 1 and g.inputs >= 8
-        # Winograd reads four times the weights: with few tiles that takes longer than it saves
-        return "winograd" if suits and not self.direct and tiles >= 4 else "direct"
+        if tiles == 1:
+            return "direct"
+        large = winograd.WINDOW**2 * g.inputs * g.outputs > _LARGE
+        return "winograd 2×2" if tiles <= 4 or large else "winograd 4×4"
 
     def conv2d(
         self,
@@ -146,18 +178,19 @@ class NumbaBackend(Backend):
         panels, added = -(-g.outputs // PANEL), residual is not None
         depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
         geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
-        if packed.algorithm == "winograd":
-            work = 2.0 * winograd.PRODUCTS * g.inputs * g.outputs
-            limit = 16 if len(packed.values) < _SHARED else 64
+        if packed.algorithm in _SIDES:
+            side = _SIDES[packed.algorithm]
+            work = 2.0 * side * side * winograd.rows_per_tile(side) * g.inputs * g.outputs
+            limit = 16 if side * side * g.inputs * g.outputs < _SHARED else 64
             batch, splits = self._items(len(tiles), limit, panels, work)
-            floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added)
-            args = (batch, splits, tiles, read, g.padding[0], g.padding[2], packed.values, write)
+            floats = winograd.scratch_floats(batch, side, g.inputs, g.outputs, -(-panels // splits), added)
+            args = (batch, splits, side, tiles, read, g.padding[0], g.padding[2], packed.values, write)
             self._launch(winograd.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles))
         elif packed.algorithm == "depthwise":
             work = 2.0 * TILE * TILE * depth * g.outputs
             batch, _ = self._items(len(tiles), 8, 1, work)
             floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
-            args = (batch, tiles, read, geometry, packed.values, write)
+            args = (batch, tiles, read, geometry, packed.values.floats, write)
             self._launch(direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles))
         else:
             work = 2.0 * TILE * TILE * depth * g.outputs
@@ -282,26 +315,26 @@ class NumbaBackend(Backend):
             window_kernels.forget(book.storage, book.count, book.index, count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
-        if not len(windows):
-            return
+        for first in range(0, len(windows), window_kernels.ROWS_AT_ONCE):
+            some = slice(first, first + window_kernels.ROWS_AT_ONCE)
+            self._convolve_windows(out[some], windows[some], table, weights)
+
+    def _convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+        compile_all()
         taps, depth = windows.shape[1], table.shape[1]
-        used, index = np.unique(windows, return_inverse=True)
-        absent = int(used[0] < 0)
-        if len(used) - absent <= len(windows):
+        used, index = np.empty(len(table), np.int32), np.empty(windows.shape, np.int32)
+        products = window_kernels.share(windows, np.full(len(table), -1, np.int32), used, index)
+        if products <= len(windows):
             # windows share their parts: multiply each part once, by every tap's weights
-            rows = table[used[absent:]]
-            products, tap_stride = len(rows), 0
-            index = index.reshape(windows.shape).astype(np.int32) - np.int32(absent)
+            rows, tap_stride = table[used[:products]], 0
         else:
-            rows = table[windows.T.clip(0)]  # [taps, R, I]
-            products, tap_stride = len(windows), len(windows) * depth
-            index = np.arange(len(windows), dtype=np.int32)[:, None]
-            index = np.where(windows >= 0, index, np.int32(-1))
-        panels = -(-out.shape[1] // PANEL)
-        floats = window_kernels.scratch_floats(products, len(windows))
+            rows, tap_stride = table[windows.T.clip(0)], len(windows) * depth  # [taps, R, I]
+            products = len(windows)
+            index = np.where(windows >= 0, np.arange(products, dtype=np.int32)[:, None], np.int32(-1))
+        floats = window_kernels.scratch_floats(products, taps)
         args = (_flat(rows), products, tap_stride, depth, index, weights.packed.values, weights.bias, out)
         work = 2.0 * products * taps * depth * out.shape[1]
-        self._launch(window_kernels.convolve_windows, panels, args, floats, work)
+        self._launch(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
@@ -371,10 +404,11 @@ class NumbaBackend(Backend):
         if tiles * work < _ALONE:
             return min(tiles, limit), 1
         batches = -(-tiles // limit)
-        if batches >= 2 * self.threads:
-            return limit, 1
-        even = -(-tiles // batches)
-        return even, max(1, min(panels, self.threads))
+        if batches < 2 * self.threads:
+            return -(-tiles // batches), max(1, min(panels, self.threads))
+        if batches < 16 * self.threads:  # as many for each thread
+            batches = -(-batches // self.threads) * self.threads
+        return -(-tiles // batches), 1
 
     def _over_tiles(
         self,

@@ -12,9 +12,9 @@ from numba import types
 
 from ..interface import TILE, Host
 from .epilogue import WRITING, write_tile
-from .gemm import PANEL, multiply, pack
+from .gemm import PACKED, PANEL, WIDENED, multiply_packed, pack
 from .jit import inline, kernel
-from .reading import READING, read_pixel, read_window
+from .reading import READING, read_window, run_of
 from .simd import WIDTH, fma, load, next_item, splat, store
 
 PIXELS = TILE * TILE
@@ -51,13 +51,12 @@ def scratch_floats(
     residual: bool,
 ) -> int:
     """What `convolve` needs for batches of `batch` tiles and `panels` panels at a time."""
-    taps = kernel[0] * kernel[1]
-    side = [(TILE - 1) * stride + k for k in kernel]
-    window = side[0] * side[1] * whole_vectors(inputs) if taps > 1 or groups > 1 else 0
-    rows = PIXELS * batch
+    taps, rows = kernel[0] * kernel[1], PIXELS * batch
+    lines, columns = (TILE - 1) * stride + kernel[0], (TILE * batch - 1) * stride + kernel[1]
+    window = lines * columns * whole_vectors(inputs)
     joined = rows * outputs if groups > 1 else 0
     rest = PIXELS * outputs if residual else 0
-    return window + rows * (taps * inputs + panels * PANEL) + joined + rest + 8 * WIDTH
+    return window + rows * (taps * inputs + panels * PANEL) + joined + WIDENED + rest + 8 * WIDTH
 
 
 def scratch_floats_depthwise(channels: int, kernel: tuple[int, int], stride: int, residual: bool) -> int:
@@ -70,6 +69,10 @@ def scratch_floats_depthwise(channels: int, kernel: tuple[int, int], stride: int
 @inline
 def _copy(scratch: Any, source: int, target: int, count: int) -> None:
     """`count` floats, and up to WIDTH - 1 more of no meaning."""
+    if count < WIDTH:
+        for c in range(count):
+            scratch[target + c] = scratch[source + c]
+        return
     for c in range(0, count, WIDTH):
         store(scratch, target + c, load(scratch, source + c))
 
@@ -83,7 +86,7 @@ def _copy(scratch: Any, source: int, target: int, count: int) -> None:
         types.int32[:, ::1],
         READING,
         types.UniTuple(types.int64, 6),
-        types.float32[::1],
+        PACKED,
         WRITING,
         types.float32[::1],
     )
@@ -111,7 +114,9 @@ def convolve(
     own_inputs, own_outputs = inputs // groups, w.channels // groups
     depth = taps * own_inputs
     panels = -(-own_outputs // PANEL)
-    rows, columns = (TILE - 1) * stride + kernel_rows, (TILE - 1) * stride + kernel_columns
+    lines = (TILE - 1) * stride + kernel_rows
+    # a 1×1 kernel multiplies pixels as they are gathered, row by row of several tiles; else a matrix is made of them
+    as_gathered = taps == 1 and stride == 1 and groups == 1
     while True:
         item = next_item(counter)
         if item >= items:
@@ -121,62 +126,84 @@ def convolve(
         begin, end = panels * (item % splits) // splits, panels * (item % splits + 1) // splits
         outputs = (end - begin) * PANEL
         window = 0
-        matrix = window + (rows * columns * pixel + WIDTH if taps > 1 or groups > 1 else 0)
+        matrix = window + lines * ((TILE * batch - 1) * stride + kernel_columns) * pixel + WIDTH
         sums = matrix + batch * PIXELS * taps * inputs + WIDTH
         joined = sums + batch * PIXELS * outputs + WIDTH
-        spare = joined + (batch * PIXELS * w.channels + WIDTH if groups > 1 else 0)
+        wide_weights = joined + (batch * PIXELS * w.channels + WIDTH if groups > 1 else 0)
+        spare = wide_weights + WIDENED
 
-        # rows in ascending order: what a copy writes past its row is written again by the next
-        if taps == 1 and groups == 1:
-            for t in range(count):
-                n = tiles[first + t, 0]
-                y, x = tiles[first + t, 1] * TILE * stride - top, tiles[first + t, 2] * TILE * stride - left
-                for i in range(PIXELS):
-                    at = matrix + (t * PIXELS + i) * inputs
-                    read_pixel(r, n, y + i // TILE * stride, x + i % TILE * stride, scratch, at)
-        else:
-            for t in range(count):
-                n = tiles[first + t, 0]
-                y, x = tiles[first + t, 1] * TILE * stride - top, tiles[first + t, 2] * TILE * stride - left
-                read_window(r, n, y, x, rows, columns, scratch, window, pixel)
-                for g in range(groups):
-                    for i in range(PIXELS):
-                        at = matrix + ((t * groups + g) * PIXELS + i) * depth
-                        corner = window + (i // TILE * columns + i % TILE) * stride * pixel + g * own_inputs
-                        for tap in range(taps):
-                            source = corner + (tap // kernel_columns * columns + tap % kernel_columns) * pixel
-                            if own_inputs < WIDTH:
-                                for c in range(own_inputs):
-                                    scratch[at + tap * own_inputs + c] = scratch[source + c]
-                            else:
-                                _copy(scratch, source, at + tap * own_inputs, own_inputs)
+        t = 0
+        while t < count:
+            run = run_of(tiles, first + t, first + count)
+            n = tiles[first + t, 0]
+            y, x = tiles[first + t, 1] * TILE * stride - top, tiles[first + t, 2] * TILE * stride - left
+            # rows in ascending order: what is written past the end of one is written again by the next
+            if as_gathered:
+                read_window(r, n, y, x, TILE, TILE * run, scratch, matrix + t * PIXELS * inputs, inputs)
+            else:
+                columns = (TILE * run - 1) * stride + kernel_columns
+                read_window(r, n, y, x, lines, columns, scratch, window, pixel)
+                for i in range(run * groups * PIXELS):
+                    p, g = i % PIXELS, i // PIXELS % groups
+                    corner = p // TILE * columns + i // (PIXELS * groups) * TILE + p % TILE
+                    corner = window + corner * stride * pixel + g * own_inputs
+                    at = matrix + (t * groups * PIXELS + i) * depth
+                    for tap in range(taps):
+                        source = corner + (tap // kernel_columns * columns + tap % kernel_columns) * pixel
+                        _copy(scratch, source, at + tap * own_inputs, own_inputs)
+            t += run
 
         if groups == 1:
-            rows_of_all = count * PIXELS
-            at = begin * depth * PANEL
-            multiply(
-                scratch, matrix, depth, weights, at, scratch, sums, outputs, rows_of_all, depth, end - begin
+            at, all_rows = begin * depth * PANEL, count * PIXELS
+            multiply_packed(
+                scratch,
+                matrix,
+                depth,
+                weights,
+                at,
+                scratch,
+                sums,
+                outputs,
+                all_rows,
+                depth,
+                end - begin,
+                wide_weights,
             )
         for i in range(count * groups if groups > 1 else 0):
             t, g = i // groups, i % groups
-            rows_of_group = matrix + i * PIXELS * depth
             at = g * panels * depth * PANEL
-            multiply(
-                scratch, rows_of_group, depth, weights, at, scratch, sums, outputs, PIXELS, depth, panels
+            multiply_packed(
+                scratch,
+                matrix + i * PIXELS * depth,
+                depth,
+                weights,
+                at,
+                scratch,
+                sums,
+                outputs,
+                PIXELS,
+                depth,
+                panels,
+                wide_weights,
             )
             for p in range(PIXELS):
                 to = joined + (t * PIXELS + p) * w.channels + g * own_outputs
                 for c in range(own_outputs):
                     scratch[to + c] = scratch[sums + p * outputs + c]
 
-        for t in range(count):
+        t = 0
+        last = w.channels if groups > 1 else min(end * PANEL, w.channels)
+        while t < count:
+            run = run_of(tiles, first + t, first + count)
             n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
-            if groups > 1:
-                at, step = joined + t * PIXELS * w.channels, w.channels
-            else:
-                at, step = sums + t * PIXELS * outputs, outputs
-            last = w.channels if groups > 1 else min(end * PANEL, w.channels)
-            write_tile(w, n, row, column, begin * PANEL, last, at, step, scratch, spare)
+            for i in range(run):
+                step = w.channels if groups > 1 else outputs
+                at = (joined if groups > 1 else sums) + (t + i) * PIXELS * step
+                line = TILE * step
+                if as_gathered:
+                    at, line = sums + (t * PIXELS + i * TILE) * step, TILE * run * step
+                write_tile(w, n, row, column + i, begin * PANEL, last, at, step, line, scratch, spare)
+            t += run
 
 
 @kernel(
@@ -226,4 +253,4 @@ def convolve_depthwise(
                         at = corner + (tap // kernel_columns * columns + tap % kernel_columns) * pixel + c
                         v = fma(load(scratch, at), load(weights, tap * pixel + c), v)
                     store(scratch, sums + i * pixel + c, v)
-            write_tile(w, n, row, column, 0, w.channels, sums, pixel, scratch, spare)
+            write_tile(w, n, row, column, 0, w.channels, sums, pixel, TILE * pixel, scratch, spare)

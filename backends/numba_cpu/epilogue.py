@@ -59,11 +59,12 @@ def write_tile(
     begin: int,
     end: int,
     sums: int,
-    stride: int,
+    pixel: int,
+    line: int,
     scratch: Any,
     spare: int,
 ) -> None:
-    """Write channels `begin` … `end` of a tile, whose pixels' sums lie every `stride` floats from `scratch[sums]` on.
+    """Write channels `begin` … `end` of a tile, whose sums lie from `scratch[sums]` on: `pixel` and `line` floats apart.
 
     `begin` is a multiple of WIDTH; `scratch[spare:]` takes the residual, TILE * TILE * C + WIDTH floats.
     """
@@ -76,11 +77,11 @@ def write_tile(
         for x in range(columns):
             at = ((sample * w.height + row * TILE + y) * w.width + column * TILE + x) * w.channels
             residual = spare + (y * columns + x) * w.channels if w.has_residual else -1
-            pixel = sums + (y * TILE + x) * stride - begin
+            value = sums + y * line + x * pixel - begin
             for c in range(begin, whole, WIDTH):
-                _finish(load(scratch, pixel + c), w, c, WIDTH, shift, scratch, residual, at)
+                _finish(load(scratch, value + c), w, c, WIDTH, shift, scratch, residual, at)
             if whole < end:
-                v = load(scratch, pixel + whole)
+                v = load(scratch, value + whole)
                 _finish(v, w, whole, end - whole, shift, scratch, residual, at)
 
 

@@ -10,7 +10,7 @@ the depth is cut in pieces: its bits depend on its row and its column alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import inline
-from .simd import I64, ir_constant, ir_fma, ir_load, ir_pointer, ir_splat, ir_store
+from .simd import I64, WIDTH, ir_constant, ir_fma, ir_load, ir_pointer, ir_splat, ir_store, store, widen
 from .target import TARGET, Target
 
 ROWS, PANEL = TARGET.rows, TARGET.panel
@@ -123,6 +123,41 @@ _HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
 
 
 @inline
+def _rows(
+    inputs: Any,
+    a: int,
+    input_stride: int,
+    weights: Any,
+    w: int,
+    sums: Any,
+    c: int,
+    sum_stride: int,
+    rows: int,
+    steps: int,
+    resume: int,
+) -> None:
+    """One panel's piece for all rows, as many at a time as there are blocks for."""
+    m = 0
+    while m < rows:
+        left = rows - m
+        if left >= ROWS:
+            _whole(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            done = ROWS
+        elif left >= _HALF:
+            _half(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            done = _HALF
+        elif left >= _QUARTER:
+            _quarter(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            done = _QUARTER
+        else:
+            _one(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            done = 1
+        m += done
+        a += done * input_stride
+        c += done * sum_stride
+
+
+@inline
 def multiply(
     inputs: Any,
     input_at: int,
@@ -144,23 +179,71 @@ def multiply(
         steps = min(DEPTH, depth - first)
         for panel in range(panels):
             w = weight_at + (panel * depth + first) * PANEL
-            m = 0
-            while m < rows:
-                a = input_at + m * input_stride + first
-                c = sum_at + m * sum_stride + panel * PANEL
-                left = rows - m
-                if left >= ROWS:
-                    _whole(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
-                    m += ROWS
-                elif left >= _HALF:
-                    _half(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
-                    m += _HALF
-                elif left >= _QUARTER:
-                    _quarter(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
-                    m += _QUARTER
-                else:
-                    _one(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, first)
-                    m += 1
+            a, c = input_at + first, sum_at + panel * PANEL
+            _rows(inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first)
+
+
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+STORED = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+"""How packed weights may be stored, as the kernels number it."""
+WIDENED = DEPTH * PANEL
+"""Floats of a panel's piece, which half as wide weights are widened into before they are multiplied."""
+
+
+class Packed(NamedTuple):
+    """Packed weights as kernels take them."""
+
+    floats: Any
+    """float32, flat; empty when they are stored in 16 bits."""
+    halves: Any
+    """uint16, flat: the bits of float16 or bfloat16."""
+    stored: int
+
+
+PACKED = types.NamedTuple([types.float32[::1], types.uint16[::1], types.int64], Packed)
+"""Numba's type of a `Packed`."""
+
+
+def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
+    """Packed float32 values, rounded to the nearest of their stored type (ties to even)."""
+    if stored == "float32":
+        return Packed(values, np.zeros(0, np.uint16), FLOAT32)
+    if stored == "float16":
+        halves = values.astype(np.float16).view(np.uint16)
+    else:
+        bits = values.view(np.uint32)
+        halves = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return Packed(np.zeros(0, np.float32), halves, STORED[stored])
+
+
+@inline
+def multiply_packed(
+    inputs: Any,
+    input_at: int,
+    input_stride: int,
+    weights: Any,
+    weight_at: int,
+    sums: Any,
+    sum_at: int,
+    sum_stride: int,
+    rows: int,
+    depth: int,
+    panels: int,
+    spare: int,
+) -> None:
+    """`multiply` by packed weights however they are stored; `sums[spare:]` takes WIDENED floats."""
+    if weights.stored == FLOAT32:
+        w = weights.floats
+        multiply(inputs, input_at, input_stride, w, weight_at, sums, sum_at, sum_stride, rows, depth, panels)
+        return
+    for panel in range(panels):
+        for first in range(0, depth, DEPTH):
+            steps = min(DEPTH, depth - first)
+            at = weight_at + (panel * depth + first) * PANEL
+            for i in range(0, steps * PANEL, WIDTH):
+                store(sums, spare + i, widen(weights.halves, at + i, weights.stored == BFLOAT16))
+            a, c = input_at + first, sum_at + panel * PANEL
+            _rows(inputs, a, input_stride, sums, spare, sums, c, sum_stride, rows, steps, first)
 
 
 def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -44,7 +44,7 @@ def write_out(counter: Any, items: int, batch: int, tiles: Any, r: Any, w: Any, 
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
             n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
             read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, w.channels)
-            write_tile(w, n, row, column, 0, w.channels, 0, w.channels, scratch, spare)
+            write_tile(w, n, row, column, 0, w.channels, 0, w.channels, TILE * w.channels, scratch, spare)
 
 
 @kernel(
@@ -107,7 +107,8 @@ def layer_norm(
                 off = (load_first(scratch, at + whole, rest) - mean) * scale
                 v = fma(off, load_first(weight, whole, rest), load_first(bias, whole, rest))
                 store_first(scratch, at + whole, v, rest)
-            write_tile(w, n, row, column, 0, channels, 0, channels, scratch, PIXELS * channels + WIDTH)
+            spare = PIXELS * channels + WIDTH
+            write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
 
 
 @kernel(
@@ -213,7 +214,8 @@ def look_up(
                                     store(scratch, at + c, v)
                                 for c in range(whole, channels):
                                     scratch[at + c] += table[entry + c]
-            write_tile(w, n, row, column, 0, channels, 0, channels, scratch, PIXELS * channels + WIDTH)
+            spare = PIXELS * channels + WIDTH
+            write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
 
 
 @kernel(

@@ -145,31 +145,55 @@ def activate(v: Any, activation: int) -> Any:
 
 
 @inline
-def _pending(v: Any, r: Any, norm: int, row: int, channel: int, count: int) -> Any:
-    """The prologue of `count` channels from `channel` on; `norm` and `row` are where the pixel's own rows start."""
-    if norm >= 0:
-        v = fma(v, load_some(r.scale, norm + channel, count), load_some(r.shift, norm + channel, count))
-    if row >= 0:
-        channels = r.first_channels + r.second_channels
-        gamma = load_some(r.rows, row + channel, count)
-        beta = load_some(r.rows, row + channels + channel, count)
-        v = fma(v, splat(1.0) + gamma, beta)
-    return activate(v, r.activation)
+def _normalise(part: Any, start: int, count: int, r: Any, norm: int, buffer: Any, at: int) -> None:
+    """`count` channels of one part into `buffer[at:]`, scaled and shifted; up to WIDTH - 1 floats more are written.
+
+    `norm` is where the scale of the first of them lies, -1 for none.
+    """
+    whole = count - count % WIDTH
+    if norm < 0:
+        for c in range(0, whole, WIDTH):
+            store(buffer, at + c, load(part, start + c))
+        if whole < count:
+            store(buffer, at + whole, load_first(part, start + whole, count - whole))
+        return
+    for c in range(0, whole, WIDTH):
+        store(buffer, at + c, fma(load(part, start + c), load(r.scale, norm + c), load(r.shift, norm + c)))
+    if whole < count:
+        rest = count - whole
+        scale, shift = load_first(r.scale, norm + whole, rest), load_first(r.shift, norm + whole, rest)
+        store(buffer, at + whole, fma(load_first(part, start + whole, rest), scale, shift))
 
 
 @inline
-def _read_part(
-    part: Any, start: int, count: int, r: Any, norm: int, row: int, channel: int, buffer: Any, at: int
-) -> None:
-    """One part's channels of one pixel; writes up to WIDTH - 1 floats of no meaning after them."""
-    whole = count - count % WIDTH
+def _modulate(r: Any, row: int, channels: int, buffer: Any, at: int) -> None:
+    """`v * (1 + gamma) + beta` in place, `row` being where the pixel's gamma lies."""
+    whole, one = channels - channels % WIDTH, splat(1.0)
     for c in range(0, whole, WIDTH):
-        v = _pending(load(part, start + c), r, norm, row, channel + c, WIDTH)
-        store(buffer, at + channel + c, v)
-    if whole < count:
-        rest = count - whole
-        v = _pending(load_first(part, start + whole, rest), r, norm, row, channel + whole, rest)
-        store(buffer, at + channel + whole, v)
+        gamma, beta = load(r.rows, row + c), load(r.rows, row + channels + c)
+        store(buffer, at + c, fma(load(buffer, at + c), one + gamma, beta))
+    if whole < channels:
+        rest = channels - whole
+        gamma = load_first(r.rows, row + whole, rest)
+        beta = load_first(r.rows, row + channels + whole, rest)
+        store(buffer, at + whole, fma(load(buffer, at + whole), one + gamma, beta))
+
+
+@inline
+def _activate(activation: int, channels: int, buffer: Any, at: int) -> None:
+    """The activation in place: a loop for each, so that none asks which it is at every vector."""
+    if activation == RELU:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, activate(load(buffer, at + c), RELU))
+    elif activation == LEAKY_RELU:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, activate(load(buffer, at + c), LEAKY_RELU))
+    elif activation == SILU:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, activate(load(buffer, at + c), SILU))
+    elif activation == TANH:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, activate(load(buffer, at + c), TANH))
 
 
 @inline
@@ -183,16 +207,18 @@ def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> Non
     height, width = r.height >> r.halved, r.width >> r.halved
     pixel = (sample * height + (y >> r.halved)) * width + (x >> r.halved)
     norm = -1 if r.norm_stride < 0 else sample * r.norm_stride
-    row = -1
+    _normalise(r.first, pixel * r.first_channels, r.first_channels, r, norm, buffer, at)
+    if r.second_channels > 0:
+        after = -1 if norm < 0 else norm + r.first_channels
+        start = pixel * r.second_channels
+        _normalise(r.second, start, r.second_channels, r, after, buffer, at + r.first_channels)
     if r.modulation != PLAIN:
         row = (sample * r.height + y) * r.width + x
         if r.modulation == BY_CODE:
             row = np.int64(r.codes[row])
-        row *= 2 * channels
-    _read_part(r.first, pixel * r.first_channels, r.first_channels, r, norm, row, 0, buffer, at)
-    if r.second_channels > 0:
-        start = pixel * r.second_channels
-        _read_part(r.second, start, r.second_channels, r, norm, row, r.first_channels, buffer, at)
+        _modulate(r, row * 2 * channels, channels, buffer, at)
+    if r.activation != IDENTITY:
+        _activate(r.activation, channels, buffer, at)
 
 
 @inline
@@ -203,3 +229,17 @@ def read_window(
     for y in range(rows):
         for x in range(columns):
             read_pixel(r, sample, top + y, left + x, buffer, at + (y * columns + x) * stride)
+
+
+@inline
+def run_of(tiles: Any, at: int, end: int) -> int:
+    """How many tiles from number `at` on (`end` excluded) lie side by side: their windows share columns."""
+    run = 1
+    while (
+        at + run < end
+        and tiles[at + run, 0] == tiles[at, 0]
+        and tiles[at + run, 1] == tiles[at, 1]
+        and tiles[at + run, 2] == tiles[at, 2] + run
+    ):
+        run += 1
+    return run

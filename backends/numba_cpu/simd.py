@@ -110,6 +110,25 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def widen(typing: Any, halves: Any, index: Any, bfloat: Any) -> Any:
+    """`widen(halves, index, bfloat)`: `WIDTH` floats from the bits of bfloat16 (a float32's upper half) or float16."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        bits, floats = ir.VectorType(ir.IntType(16), WIDTH), ir.VectorType(F32, WIDTH)
+        integers = ir.VectorType(I32, WIDTH)
+        pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
+        value = builder.load(builder.bitcast(pointer, bits.as_pointer()), align=2)
+        upper = builder.shl(builder.zext(value, integers), ir.Constant(integers, [16] * WIDTH))
+        from_bfloat = builder.bitcast(upper, floats)
+        if not TARGET.half:  # the backend refuses float16 there
+            return from_bfloat
+        from_half = builder.fpext(builder.bitcast(value, ir.VectorType(ir.HalfType(), WIDTH)), floats)
+        return builder.select(args[2], from_bfloat, from_half)
+
+    return vector(halves, types.intp, types.boolean), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def load_first(typing: Any, array: Any, index: Any, count: Any) -> Any:
     """`load_first(array, index, count)`: the first `count` floats; the other lanes are 0 and not read."""
 

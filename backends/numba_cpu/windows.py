@@ -12,18 +12,24 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .gemm import PANEL, multiply
+from .gemm import PACKED, PANEL, WIDENED, multiply_packed
 from .jit import inline, kernel
-from .simd import WIDTH, load, next_item, splat, store
+from .reading import store_some
+from .simd import WIDTH, load, next_item, splat
+
+_MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)], np.uint64)
+"""Odd multipliers, one for each place of a key (then again from the first)."""
 
 
 @inline
 def _hash(key: Any, width: int, mask: int) -> int:
-    """FNV-1a over the key's numbers, its high bits folded in."""
-    h = np.uint64(14695981039346656037)
+    """A sum of products, which a processor computes side by side, and its high bits folded into the low ones."""
+    h = np.uint64(width)
     for i in range(width):
-        h = (h ^ np.uint64(np.uint32(key[i]))) * np.uint64(1099511628211)
-    return np.int64((h ^ (h >> np.uint64(29))) & np.uint64(mask))
+        h += np.uint64(np.uint32(key[i]) + np.uint32(2)) * _MIX[i & 63]
+    h ^= h >> np.uint64(32)
+    h *= np.uint64(0xD6E8FEB86659FD93)
+    return np.int64((h ^ (h >> np.uint64(32))) & np.uint64(mask))
 
 
 @inline
@@ -78,7 +84,8 @@ def number(
     A window is `side`² pixels of `indices` `[N, h, w, P]`, `step` apart, -1 outside; `codes` is `[N, H, W, 1]`. A
     book with room for a tile's windows takes the whole tile. The row after the last key serves as scratch.
     """
-    samples, height, width, planes = indices.shape
+    height, width, planes = indices.shape[1:]
+    flat, last = indices.reshape(-1), -1
     rows, columns = codes.shape[1:3]
     half = side // 2
     for t in range(start, len(tiles)):
@@ -88,25 +95,66 @@ def number(
         for y in range(top, min(top + TILE, rows)):
             for x in range(left, min(left + TILE, columns)):
                 key = keys[count[0]]
-                i = 0
-                for dy in range(-half, half + 1):
-                    for dx in range(-half, half + 1):
-                        yy, xx = (y + dy) * step, (x + dx) * step
-                        inside = 0 <= yy < height and 0 <= xx < width
-                        for p in range(planes):
-                            key[i] = indices[n, yy, xx, p] if inside else -1
-                            i += 1
+                y0, x0 = (y - half) * step, (x - half) * step
+                y1, x1 = (y + half) * step, (x + half) * step
+                inside = y0 >= 0 and x0 >= 0 and y1 < height and x1 < width
+                if inside and step == 1:  # a row of the window lies in one piece
+                    for dy in range(side):
+                        at = ((n * height + y0 + dy) * width + x0) * planes
+                        for i in range(side * planes):
+                            key[dy * side * planes + i] = flat[at + i]
+                else:
+                    i = 0
+                    for yy in range(y0, y1 + 1, step):
+                        for xx in range(x0, x1 + 1, step):
+                            known = inside or (0 <= yy < height and 0 <= xx < width)
+                            for p in range(planes):
+                                key[i] = indices[n, yy, xx, p] if known else -1
+                                i += 1
+                if last >= 0:  # most windows are their neighbour's
+                    same = True
+                    for i in range(len(key)):
+                        same &= keys[last, i] == key[i]
+                    if same:
+                        codes[n, y, x, 0] = last
+                        continue
                 slot = _find(key, keys, slots)
                 if slots[slot] < 0:
                     slots[slot] = count[0]
                     count[0] += 1
-                codes[n, y, x, 0] = slots[slot]
+                last = np.int64(slots[slot])
+                codes[n, y, x, 0] = last
     return len(tiles)
 
 
-def scratch_floats(products: int, rows: int) -> int:
-    """What `convolve_windows` needs for `products` rows to multiply and `rows` windows."""
-    return (products + rows) * PANEL + 4 * WIDTH
+@kernel(types.int64(types.int32[:, ::1], types.int32[::1], types.int32[::1], types.int32[:, ::1]))
+def share(windows: Any, places: Any, used: Any, index: Any) -> int:
+    """The codes that windows use, each once, and where: `windows[r, t] = used[index[r, t]]`, -1 staying -1.
+
+    `places`, all -1, has room for every code. Returns how many are used.
+    """
+    count = 0
+    for r in range(windows.shape[0]):
+        for t in range(windows.shape[1]):
+            code = windows[r, t]
+            if code < 0:
+                index[r, t] = -1
+                continue
+            if places[code] < 0:
+                places[code] = count
+                used[count] = code
+                count += 1
+            index[r, t] = places[code]
+    return count
+
+
+ROWS_AT_ONCE = 1 << 14
+"""Windows computed at a time: bounds the memory for products."""
+
+
+def scratch_floats(products: int, taps: int) -> int:
+    """What `convolve_windows` needs for `products` rows to multiply."""
+    return taps * products * PANEL + WIDENED + 4 * WIDTH
 
 
 @kernel(
@@ -118,7 +166,7 @@ def scratch_floats(products: int, rows: int) -> int:
         types.int64,
         types.int64,
         types.int32[:, ::1],
-        types.float32[::1],
+        PACKED,
         types.float32[::1],
         types.float32[:, ::1],
         types.float32[::1],
@@ -145,22 +193,29 @@ def convolve_windows(
     """
     taps = index.shape[1]
     outputs = out.shape[1]
-    sums = products * PANEL + WIDTH
+    flat = out.reshape(-1)
     while True:
         panel = next_item(counter)
         if panel >= items:
             return
-        for c in range(0, len(index) * PANEL, WIDTH):
-            store(scratch, sums + c, splat(0.0))
         for tap in range(taps):
-            w = (panel * taps + tap) * depth * PANEL
-            multiply(inputs, tap * tap_stride, depth, weights, w, scratch, 0, PANEL, products, depth, 1)
-            for r in range(len(index)):
-                if index[r, tap] >= 0:
-                    at, add = sums + r * PANEL, np.int64(index[r, tap]) * PANEL
-                    for c in range(0, PANEL, WIDTH):
-                        store(scratch, at + c, load(scratch, at + c) + load(scratch, add + c))
+            w, to = (panel * taps + tap) * depth * PANEL, tap * products * PANEL
+            a = tap * tap_stride
+            multiply_packed(
+                inputs, a, depth, weights, w, scratch, to, PANEL, products, depth, 1, taps * products * PANEL
+            )
         first = panel * PANEL
         for r in range(len(index)):
-            for c in range(min(PANEL, outputs - first)):
-                out[r, first + c] = scratch[sums + r * PANEL + c] + bias[first + c]
+            for c in range(
+                0, min(PANEL, outputs - first), 2 * WIDTH
+            ):  # panels are even numbers of vectors wide
+                low, high = splat(0.0), splat(0.0)
+                for tap in range(taps):
+                    if index[r, tap] >= 0:
+                        at = (tap * products + np.int64(index[r, tap])) * PANEL + c
+                        low, high = low + load(scratch, at), high + load(scratch, at + WIDTH)
+                low, high = low + load(bias, first + c), high + load(bias, first + c + WIDTH)
+                to, left = r * outputs + first + c, outputs - first - c
+                store_some(flat, to, low, min(WIDTH, left))
+                if left > WIDTH:
+                    store_some(flat, to + WIDTH, high, min(WIDTH, left - WIDTH))
