@@ -54,6 +54,12 @@ class Codebook:
             table.count = size
         return table.rows[:size], new
 
+    def clear(self) -> None:
+        """Forget every window; the tables' memory stays, to be written again."""
+        self.book = Book(self.book.storage.shape[1])
+        for table in self.tables.values():
+            table.count = 0
+
     def truncate(self, backend: Backend, count: int) -> None:
         """Forget the windows from number `count` on: nothing refers to them any more."""
         backend.forget_windows(self.book, count)

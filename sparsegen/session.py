@@ -102,6 +102,10 @@ class Session:
         self._state = None  # and its journals
         canvases = self.memory.canvases if same_size else {}
         memory = Memory(backend, self.model.prepared_for(backend), canvases, coded=backend.codebooks)
+        if same_size:
+            memory.codebooks = self.memory.codebooks
+            for codebook in memory.codebooks.values():
+                codebook.clear()
         self.memory = memory
         for name, array in inputs.canvases.items():
             memory.canvases[input_path(name)] = backend.upload(array)

@@ -64,7 +64,7 @@ def write_tile(
     scratch: Any,
     spare: int,
 ) -> None:
-    """Write channels `begin` … `end` of a tile, whose sums lie from `scratch[sums]` on: `pixel` and `line` floats apart.
+    """Write channels `begin` … `end` of a tile; its sums lie from `scratch[sums]` on, `pixel` and `line` floats apart.
 
     `begin` is a multiple of WIDTH; `scratch[spare:]` takes the residual, TILE * TILE * C + WIDTH floats.
     """

@@ -1,4 +1,4 @@
-"""The product that everything rests on: rows of inputs and a panel of packed weights come in, a block of sums comes out.
+"""The product that all rests on: rows of inputs and a panel of packed weights come in, a block of sums comes out.
 
     sums[m, j] = Σ_k inputs[m, k] · weights[k, j]          m < rows, j < panel
 

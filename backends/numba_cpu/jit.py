@@ -69,7 +69,7 @@ def _ours(folder: Path) -> bool:
 
 
 def _usable(folder: Path) -> Path:
-    """`folder`, made and writable; or, where that cannot be, one for this process alone with a copy of what is there."""
+    """`folder`, made and writable; or where that cannot be, one for this process alone with a copy of what is there."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         trusted = _ours(folder)

@@ -123,7 +123,7 @@ def layer_norm(
     )
 )
 def moments(counter: Any, items: int, span: int, r: Any, sums: Any, pivots: Any, scratch: Any) -> None:
-    """Sums and sums of squares about a pivot (`pivots` `[N, C]`), `sums[item]` = `[2, C]`; items are spans of `span` pixels.
+    """Sums and sums of squares about a pivot (`pivots` `[N, C]`), `sums[item]` `[2, C]`; items are `span` pixels each.
 
     BLOCK pixels are summed in float32 about a value near the mean, so that little is lost; blocks add up in float64.
     """

@@ -139,7 +139,7 @@ def transform_input_4(scratch: Any, window: int, column: int, row: int, at: int,
 
 @inline
 def transform_output_4(scratch: Any, sums: int, step: int, at: int, pixel: int) -> None:
-    """Aᵀ m A, 4×4 pixels of WIDTH outputs: sums every `step` floats, a pixel's result every `pixel` floats from `at` on."""
+    """Aᵀ m A, 4×4 pixels of WIDTH outputs: sums every `step` floats, a pixel's result every `pixel` floats."""
     c0 = _output_4(*_load_6(scratch, sums, 6 * step))
     c1 = _output_4(*_load_6(scratch, sums + step, 6 * step))
     c2 = _output_4(*_load_6(scratch, sums + 2 * step, 6 * step))
