@@ -322,19 +322,20 @@ class NumbaBackend(Backend):
 
     def _convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         compile_all()
-        taps, depth = windows.shape[1], table.shape[1]
-        used, index = np.empty(len(table), np.int32), np.empty(windows.shape, np.int32)
-        products = window_kernels.share(windows, np.full(len(table), -1, np.int32), used, index)
-        if products <= len(windows):
-            # windows share their parts: multiply each part once, by every tap's weights
-            rows, tap_stride = table[used[:products]], 0
-        else:
-            rows, tap_stride = table[windows.T.clip(0)], len(windows) * depth  # [taps, R, I]
-            products = len(windows)
-            index = np.where(windows >= 0, np.arange(products, dtype=np.int32)[:, None], np.int32(-1))
-        floats = window_kernels.scratch_floats(products, taps)
-        args = (_flat(rows), products, tap_stride, depth, index, weights.packed.values, weights.bias, out)
-        work = 2.0 * products * taps * depth * out.shape[1]
+        rows, taps = windows.shape
+        starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
+        # windows share their parts: each is multiplied once by each tap's weights
+        for together in (False, True):
+            used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
+            places = np.full(len(table), -1, np.int32)
+            count = window_kernels.share(windows, places, used, starts, int(together), index)
+            if together or count * 4 < 3 * len(table) * taps:
+                break  # where every tap uses nearly all of them, they need not be gathered for each
+        products, depth = count * taps if together else count, table.shape[1]
+        floats = window_kernels.scratch_floats(products)
+        parts = _flat(table[used[:count]])
+        args = (parts, starts, int(together), depth, index, weights.packed.values, weights.bias, out)
+        work = 2.0 * products * depth * out.shape[1]
         self._launch(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
 
     # -- tiles and masks ---------------------------------------------------------------------------------

@@ -127,24 +127,37 @@ def number(
     return len(tiles)
 
 
-@kernel(types.int64(types.int32[:, ::1], types.int32[::1], types.int32[::1], types.int32[:, ::1]))
-def share(windows: Any, places: Any, used: Any, index: Any) -> int:
-    """The codes that windows use, each once, and where: `windows[r, t] = used[index[r, t]]`, -1 staying -1.
+@kernel(
+    types.int64(
+        types.int32[:, ::1],
+        types.int32[::1],
+        types.int32[::1],
+        types.int64[::1],
+        types.int64,
+        types.int32[:, ::1],
+    )
+)
+def share(windows: Any, places: Any, used: Any, starts: Any, together: int, index: Any) -> int:
+    """The codes that windows use, each once: for all taps `together`, or once for each tap.
 
-    `places`, all -1, has room for every code. Returns how many are used.
+    Tap t's codes are `used[starts[t]:starts[t + 1]]`, or all of `used` together; `index[r, t]` says which of them
+    `windows[r, t]` is, -1 staying -1. `places`, all -1, has room for every code. Returns how many are used.
     """
-    count = 0
-    for r in range(windows.shape[0]):
-        for t in range(windows.shape[1]):
+    count, rows, taps = 0, windows.shape[0], windows.shape[1]
+    for t in range(taps):
+        start = 0 if together else count
+        starts[t] = start
+        for r in range(rows):
             code = windows[r, t]
             if code < 0:
                 index[r, t] = -1
                 continue
-            if places[code] < 0:
+            if places[code] < start:  # not yet, or only for an earlier tap
                 places[code] = count
                 used[count] = code
                 count += 1
-            index[r, t] = places[code]
+            index[r, t] = places[code] - start
+    starts[taps] = count
     return count
 
 
@@ -152,9 +165,9 @@ ROWS_AT_ONCE = 1 << 14
 """Windows computed at a time: bounds the memory for products."""
 
 
-def scratch_floats(products: int, taps: int) -> int:
-    """What `convolve_windows` needs for `products` rows to multiply."""
-    return taps * products * PANEL + WIDENED + 4 * WIDTH
+def scratch_floats(products: int) -> int:
+    """What `convolve_windows` needs for `products` products of a row with a tap's weights."""
+    return products * PANEL + WIDENED + 4 * WIDTH
 
 
 @kernel(
@@ -162,7 +175,7 @@ def scratch_floats(products: int, taps: int) -> int:
         types.int64[::1],
         types.int64,
         types.float32[::1],
-        types.int64,
+        types.int64[::1],
         types.int64,
         types.int64,
         types.int32[:, ::1],
@@ -176,8 +189,8 @@ def convolve_windows(
     counter: Any,
     items: int,
     inputs: Any,
-    products: int,
-    tap_stride: int,
+    starts: Any,
+    together: int,
     depth: int,
     index: Any,
     weights: Any,
@@ -187,35 +200,48 @@ def convolve_windows(
 ) -> None:
     """`out[r] = bias + Σ_taps W[tap] · inputs[tap][index[r, tap]]`, an index of -1 adding nothing; items are panels.
 
-    `inputs` holds `products` rows of `depth` floats, the same for all taps or (`tap_stride` > 0) others for each.
+    `inputs` holds rows of `depth` floats: tap t's from row `starts[t]` to `starts[t + 1]`, or all of them `together`.
     Every product is computed once, however many windows share it, and taps are added in order: a row's bits depend on
     its window alone. `weights` are packed as the direct convolution's.
     """
-    taps = index.shape[1]
-    outputs = out.shape[1]
+    taps, outputs = index.shape[1], out.shape[1]
     flat = out.reshape(-1)
+    all_rows = starts[taps]
+    products = all_rows * taps if together else all_rows
     while True:
         panel = next_item(counter)
         if panel >= items:
             return
         for tap in range(taps):
-            w, to = (panel * taps + tap) * depth * PANEL, tap * products * PANEL
-            a = tap * tap_stride
+            first = 0 if together else starts[tap]
+            rows = all_rows if together else starts[tap + 1] - first
             multiply_packed(
-                inputs, a, depth, weights, w, scratch, to, PANEL, products, depth, 1, taps * products * PANEL
+                inputs,
+                first * depth,
+                depth,
+                weights,
+                (panel * taps + tap) * depth * PANEL,
+                scratch,
+                (tap * all_rows if together else first) * PANEL,
+                PANEL,
+                rows,
+                depth,
+                1,
+                products * PANEL,
             )
-        first = panel * PANEL
+        begin = panel * PANEL
         for r in range(len(index)):
             for c in range(
-                0, min(PANEL, outputs - first), 2 * WIDTH
+                0, min(PANEL, outputs - begin), 2 * WIDTH
             ):  # panels are even numbers of vectors wide
                 low, high = splat(0.0), splat(0.0)
                 for tap in range(taps):
                     if index[r, tap] >= 0:
-                        at = (tap * products + np.int64(index[r, tap])) * PANEL + c
+                        row = (tap * all_rows if together else starts[tap]) + np.int64(index[r, tap])
+                        at = row * PANEL + c
                         low, high = low + load(scratch, at), high + load(scratch, at + WIDTH)
-                low, high = low + load(bias, first + c), high + load(bias, first + c + WIDTH)
-                to, left = r * outputs + first + c, outputs - first - c
+                low, high = low + load(bias, begin + c), high + load(bias, begin + c + WIDTH)
+                to, left = r * outputs + begin + c, outputs - begin - c
                 store_some(flat, to, low, min(WIDTH, left))
                 if left > WIDTH:
                     store_some(flat, to + WIDTH, high, min(WIDTH, left - WIDTH))
