@@ -133,7 +133,7 @@ class NumbaBackend(Backend):
         geometry = ConvGeometry.of(weight, stride, padding, groups)
         algorithm = self._choose(geometry, size)
         if algorithm in _SIDES:
-            values = winograd.pack_winograd(weight, _SIDES[algorithm])
+            values = self._pack_winograd(weight, _SIDES[algorithm])
         elif algorithm == "depthwise":
             values = direct.pack_depthwise(weight)
         else:
@@ -145,6 +145,15 @@ class NumbaBackend(Backend):
         return ConvWeights(
             geometry, _Packed(algorithm, store_as(values, stored)), padded, algorithm in _SIDES
         )
+
+    def _pack_winograd(self, weight: Host, side: winograd.Side) -> Host:
+        outputs, inputs = weight.shape[:2]
+        panels = -(-outputs // PANEL)
+        packed = np.empty(side * side * panels * inputs * PANEL, np.float32)
+        work = np.zeros((panels, 9 + 3 * side, PANEL))
+        args = (np.ascontiguousarray(weight, np.float32), winograd.matrix(side), work, packed)
+        self._launch(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
+        return packed
 
     def _choose(self, g: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
         """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""

@@ -36,19 +36,53 @@ WINDOW = TILE + 2
 """Pixels along one side of what a tile reads."""
 
 
-def pack_winograd(weight: Host, side: Side) -> Host:
-    """`[O, I, 3, 3]` → G g Gᵀ in panels, flat `[side², panels, I, PANEL]`; computed in float64, rounded once."""
+def matrix(side: Side) -> Host:
+    """G, float64 `[side, 3]`."""
+    return KERNEL_4 if side == WINDOW else KERNEL_2
+
+
+@kernel(
+    types.void(
+        types.int64[::1],
+        types.int64,
+        types.float32[:, :, :, ::1],
+        types.float64[:, ::1],
+        types.float64[:, :, ::1],
+        types.float32[::1],
+    )
+)
+def transform_weights(counter: Any, items: int, weight: Any, g: Any, work: Any, packed: Any) -> None:
+    """`weight` `[O, I, 3, 3]` → G w Gᵀ in panels, `packed` `[side², panels, I, PANEL]`; items are panels.
+
+    Computed in float64 and rounded once, a panel's outputs side by side; `work` is `[panels, 9 + 3 * side, PANEL]`.
+    """
     outputs, inputs = weight.shape[:2]
-    panels = -(-outputs // PANEL)
-    packed = np.zeros((side * side, panels, inputs, PANEL), np.float32)
-    kernel_1d = KERNEL_4 if side == WINDOW else KERNEL_2
-    both = np.kron(kernel_1d, kernel_1d)  # [side², 9]
-    for panel in range(panels):  # a panel at a time: the float64 copy stays small
-        g = weight[panel * PANEL : (panel + 1) * PANEL].astype(np.float64)
-        transformed = both @ g.reshape(-1, 9).T
-        transformed = transformed.reshape(side * side, len(g), inputs).transpose(0, 2, 1)
-        packed[:, panel, :, : len(g)] = transformed
-    return packed.reshape(-1)
+    side = len(g)
+    while True:
+        panel = next_item(counter)
+        if panel >= items:
+            return
+        count = min(PANEL, outputs - panel * PANEL)
+        values, half = work[panel, :9], work[panel, 9:]  # w, and G w: [3 * row + column, output]
+        for i in range(inputs):
+            for j in range(9):
+                for o in range(count):
+                    values[j, o] = weight[panel * PANEL + o, i, j // 3, j % 3]
+            for a in range(side):
+                for j in range(3):
+                    for o in range(PANEL):
+                        half[3 * a + j, o] = (
+                            g[a, 0] * values[j, o] + g[a, 1] * values[3 + j, o] + g[a, 2] * values[6 + j, o]
+                        )
+            for a in range(side):
+                for b in range(side):
+                    at = (((a * side + b) * items + panel) * inputs + i) * PANEL
+                    for o in range(PANEL):
+                        packed[at + o] = np.float32(
+                            half[3 * a, o] * g[b, 0]
+                            + half[3 * a + 1, o] * g[b, 1]
+                            + half[3 * a + 2, o] * g[b, 2]
+                        )
 
 
 def pixel_stride(channels: int) -> int:
