@@ -1,12 +1,16 @@
-"""Small networks with random weights and label maps with structure, for tests that need no file and no PyTorch."""
+"""Small networks with random weights, label maps with structure, and what a session holds: no file, no PyTorch."""
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from sparsegen import Session
+from sparsegen.backends.interface import ConvWeights, Host
 from sparsegen.models import GauGAN, GauGANConfig
+from sparsegen.run import Memory
 
 TINY: dict[str, Any] = {
     "ngf": 2,
@@ -71,3 +75,45 @@ def random_mask(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     else:
         mask[:, rng.choice([0, w - 1])] = True
     return mask
+
+
+def values(session: Session) -> dict[str, Host]:
+    """What every layer computed, by path, comparable between sessions of any history and any backend.
+
+    A layer that is kept in a codebook comes out as the canvas that it stands for, each pixel's row looked up. Codes
+    depend on which windows were seen first: a canvas of them comes out as digests of the windows of labels.
+    """
+    memory, found = session.memory, {}
+    for path, canvas in memory.canvases.items():
+        host = memory.backend.download(canvas)
+        found[path] = _digests(memory, path)[host] if path in memory.codebooks else host
+    for path, codebook in memory.codebooks.items():
+        codes = memory.backend.download(memory.canvases[path])[..., 0]
+        for layer, table in codebook.tables.items():
+            assert codes.max() < table.count, f"{layer} has no row for a code in {path}"
+            found[layer] = memory.backend.download(table.rows)[codes]
+    return found
+
+
+def _digests(memory: Memory, path: str) -> Host:
+    """A number for each window of a codebook, int64 `[R]`, that depends on the labels in it alone."""
+    keys = memory.codebooks[path].book.keys.astype(np.int64)
+    below = path.rsplit(".", 2)[0]  # windows.labels.3.1.3.1 are windows of windows.labels.3.1
+    if below in memory.codebooks:
+        keys = np.append(_digests(memory, below), -1)[keys]  # -1, outside the image, stays -1
+    return np.array(
+        [np.frombuffer(blake2b(key.tobytes(), digest_size=8).digest(), np.int64)[0] for key in keys]
+    )
+
+
+def assert_same(a: dict[str, Host], b: dict[str, Host]) -> None:
+    """The same layers with the same bits."""
+    assert a.keys() == b.keys()
+    different = [path for path in a if not np.array_equal(a[path], b[path])]
+    assert not different
+
+
+def computed_by_tiles(session: Session) -> set[str]:
+    """The convolutions in which a pixel's bits depend on its whole tile (Winograd's)."""
+    made = session.memory.prepared._made
+    return {p for p, (_, weights) in made.items() if isinstance(weights, ConvWeights) and weights.whole_tiles}

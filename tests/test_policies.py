@@ -287,8 +287,8 @@ def test_macs_by_hand(layer: Layer, per_pixel: int) -> None:
 
 
 def edited_session(seed: int = 0, **settings: Any) -> tuple[Session, Host]:
-    """A session after its run, and labels edited in one small square."""
-    session, labels = Session(random_gaugan(seed, **settings)), np.zeros((64, 64), np.int64)
+    """A session after its run, and labels edited in one small square. (Without codebooks: a canvas for every layer.)"""
+    session, labels = Session(random_gaugan(seed, **settings), "reference"), np.zeros((64, 64), np.int64)
     session.run(labels)
     labels[30:36, 29:37] = 2  # one pixel of it is read at every resolution
     return session, labels
@@ -342,7 +342,9 @@ def test_what_an_adaptive_edit_held_back_is_stale_until_an_exact_edit() -> None:
     assert np.array_equal(session._base().stale.mask()[0], labels > 0)
     session.edit(labels, policy=Adaptive(0))
     assert session._base().stale.count == 0
-    assert_array_equal(session.memory.canvases["conv_img"], Session(session.model).run(labels).output)
+    assert_array_equal(
+        session.memory.canvases["conv_img"], Session(session.model, "reference").run(labels).output
+    )
 
 
 def test_any_change_of_an_index_spreads() -> None:
