@@ -65,6 +65,11 @@ def _flat(array: Array) -> Array:
     return array.reshape(-1)
 
 
+def _in_order(tiles: Host) -> Host:
+    """Tiles as the kernels take them: int32, each tile's numbers side by side in memory."""
+    return np.ascontiguousarray(tiles, np.int32)
+
+
 class NumbaBackend(Backend):
     """Kernels compiled for this processor.
 
@@ -182,6 +187,7 @@ class NumbaBackend(Backend):
     ) -> None:
         if not len(tiles):
             return
+        tiles = _in_order(tiles)
         g, packed = weights.geometry, weights.packed
         read = reading(source)
         write = _writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
@@ -272,6 +278,7 @@ class NumbaBackend(Backend):
     ) -> None:
         if not len(tiles):
             return
+        tiles = _in_order(tiles)
         channels = query.shape[3]
         tokens = key.shape[1] * key.shape[2]
         blocks = -(-tokens // attention.BLOCK)
@@ -303,7 +310,7 @@ class NumbaBackend(Backend):
         self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        done = 0
+        tiles, done = _in_order(tiles), 0
         while True:
             # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
             room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
@@ -369,7 +376,7 @@ class NumbaBackend(Backend):
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
-        args = (canvas.shape[1:], _flat(canvas).view(np.int32), found)
+        args = (canvas.shape[1:], _flat(canvas), found)
         self._over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
         if not found.any():
             return None
@@ -437,7 +444,7 @@ class NumbaBackend(Backend):
             items = -(-len(tiles) // batch)
             work = 16.0 * TILE * TILE * channels * len(tiles)
             floats = pointwise.scratch_floats(channels) if scratch else 0
-            self._launch(kernel, items, (batch, tiles, *args), floats, work)
+            self._launch(kernel, items, (batch, _in_order(tiles), *args), floats, work)
 
     def _launch(
         self, kernel: Callable[..., None], items: int, args: tuple[Any, ...], floats: int, work: float

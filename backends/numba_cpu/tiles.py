@@ -13,7 +13,7 @@ from numba import types
 from ..interface import TILE
 from .jit import inline, kernel
 from .reading import load_some
-from .simd import WIDTH, largest, load, magnitude, next_item, peak, splat, store, store_first
+from .simd import WIDTH, largest, load, magnitude, next_item, peak, splat, store, store_first, total
 
 _counter, _tiles, _shape = types.int64[::1], types.int32[:, ::1], types.UniTuple(types.int64, 3)
 _floats = types.float32[::1]
@@ -77,11 +77,12 @@ def change(
             changes[t] = peak(most)
 
 
-@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, types.int32[::1], types.uint8[::1]))
-def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, bits: Any, found: Any) -> None:
-    """Which tiles hold a NaN or an infinity (an exponent of all ones in the values' `bits`): `found` `[K]`."""
+@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, types.uint8[::1]))
+def not_finite(
+    counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any
+) -> None:
+    """Which tiles hold a NaN or an infinity, `found` `[K]`: v - v is 0 for every other value, and NaN for these."""
     height, width, channels = shape
-    ones = np.int32(0x7F800000)
     while True:
         item = next_item(counter)
         if item >= items:
@@ -89,12 +90,17 @@ def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, bit
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
             top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
             count = min(TILE, width - left) * channels
-            most = np.int32(0)
+            whole = count - count % WIDTH
+            zero = splat(0.0)
             for y in range(min(TILE, height - top)):
                 at = ((tiles[t, 0] * height + top + y) * width + left) * channels
-                for c in range(count):
-                    most = max(most, bits[at + c] & ones)
-            found[t] = most == ones
+                for c in range(0, whole, WIDTH):
+                    v = load(canvas, at + c)
+                    zero = zero + (v - v)
+                if whole < count:
+                    v = load_some(canvas, at + whole, count - whole)
+                    zero = zero + (v - v)
+            found[t] = total(zero) != 0.0
 
 
 @kernel(
