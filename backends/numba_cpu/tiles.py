@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import types
 
 from ..interface import TILE
@@ -78,9 +77,7 @@ def change(
 
 
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, types.uint8[::1]))
-def not_finite(
-    counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any
-) -> None:
+def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any) -> None:
     """Which tiles hold a NaN or an infinity, `found` `[K]`: v - v is 0 for every other value, and NaN for these."""
     height, width, channels = shape
     while True:
