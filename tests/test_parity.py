@@ -1,4 +1,4 @@
-"""Imported SPADE generators against PyTorch, layer by layer and at the output, with every upstream option."""
+"""Imported SPADE generators against PyTorch, layer by layer and at the output, with every option and backend."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import sparsegen
+from sparsegen.backends import Backend, get_backend
 
 torch = pytest.importorskip("torch")
+from networks import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
 from tolerances import check  # noqa: E402  (keeps the order below the skip)
 from torch_spade import SPADEGenerator, one_hot, randomised  # noqa: E402  (needs PyTorch)
 
@@ -52,14 +54,28 @@ def torch_layers(net: SPADEGenerator) -> dict[str, np.ndarray]:
     return outputs
 
 
+def engine(name: str) -> Backend:
+    """The backend of that name; "numba, direct" computes every convolution as it is defined."""
+    get_backend(name.split(",")[0])
+    if name == "numba, direct":
+        from sparsegen.backends.numba_cpu import NumbaBackend
+
+        return NumbaBackend(direct=True)
+    return get_backend(name)
+
+
+ROWS = {"reference": "parity", "numba": "parity, Winograd", "numba, direct": "parity"}
+"""Backend -> row of the table of tolerances."""
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("container", ["zip", "legacy"])
-def test_every_layer_equals_pytorch(case: str, container: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ROWS)
+def test_every_layer_equals_pytorch(case: str, name: str, tmp_path: Path) -> None:
     options = {"size": (32, 64), "semantic_nc": 5, **CASES[case]}
     net = randomised(seed=len(case), **options)
     height, width = options["size"]
     path = tmp_path / "latest_net_G.pth"
-    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=container == "zip")
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=name != "reference")  # else legacy
 
     rng = np.random.default_rng(3)
     with_edges = options["semantic_nc"] == 36
@@ -71,7 +87,7 @@ def test_every_layer_equals_pytorch(case: str, container: str, tmp_path: Path) -
         conditions["z"] = z
 
     model = sparsegen.load(path, num_upsampling_layers=options.get("layers", "normal"))
-    session = sparsegen.Session(model)
+    session = sparsegen.Session(model, engine(name))
     ours = session.run(labels, **conditions)
 
     expected = torch_layers(net)
@@ -79,25 +95,27 @@ def test_every_layer_equals_pytorch(case: str, container: str, tmp_path: Path) -
     with torch.no_grad():
         seg = one_hot(torch.tensor(labels), instances, options["semantic_nc"])
         output = net(seg, None if z is None else torch.tensor(z)).permute(0, 2, 3, 1).numpy()
-    for name in [name for name in expected if name.endswith("mlp_gamma")]:
-        prefix = name.removesuffix("gamma")
+    for gamma in [layer for layer in expected if layer.endswith("mlp_gamma")]:
+        prefix = gamma.removesuffix("gamma")
         expected[f"{prefix}gamma_beta"] = np.concatenate(
-            [expected.pop(name), expected.pop(f"{prefix}beta")], axis=-1
+            [expected.pop(gamma), expected.pop(f"{prefix}beta")], axis=-1
         )
     expected["conv_img"] = output
 
-    canvases = {path: c for path, c in session.memory.canvases.items() if not path.startswith("input.")}
-    assert canvases.keys() - {"fc"} == expected.keys() - {"fc"}
-    for name, theirs in expected.items():
-        check("parity", canvases[name], theirs)
-    check("parity", ours.output, output)
+    found = {path: v for path, v in values(session).items() if not path.startswith(("input.", "windows."))}
+    assert found.keys() - {"fc"} == expected.keys() - {"fc"}
+    for layer, theirs in expected.items():
+        check(ROWS[name], found[layer], theirs)
+    check(ROWS[name], ours.output, output)
+    assert bool(computed_by_tiles(session)) == (name == "numba")
 
 
-def test_edits_stay_within_the_same_tolerance(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ROWS)
+def test_edits_stay_within_the_same_tolerance(name: str, tmp_path: Path) -> None:
     net = randomised(1, size=(64, 128), spectral=True)
     path = tmp_path / "net.pth"
     torch.save(net.state_dict(), path)
-    session = sparsegen.Session(sparsegen.load(path))
+    session = sparsegen.Session(sparsegen.load(path), engine(name))
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 5, (8, 16)).repeat(8, 0).repeat(8, 1)
     session.run(labels)
@@ -106,4 +124,4 @@ def test_edits_stay_within_the_same_tolerance(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = net(one_hot(torch.tensor(labels)[None], None, 5)).permute(0, 2, 3, 1).numpy()
     assert ours.stats.macs < ours.stats.macs_dense
-    check("parity", ours.output, theirs)
+    check(ROWS[name], ours.output, theirs)
