@@ -46,6 +46,7 @@ class Uploads:
             scale=self(host.scale),
             shift=self(host.shift),
             modulation=self(host.modulation),
+            codes=self(host.codes),
         )
 
     def assert_untouched(self) -> None:
@@ -125,20 +126,20 @@ def make_source(
     channels: tuple[int, ...] = (4,),
     upsample: int = 1,
     scale: Shared | None = None,
-    modulation: bool = False,
+    modulation: Literal["by pixel", "by code"] | None = None,
     activation: Activation = "identity",
 ) -> Source:
     """Canvases of `size` with every pending step that is asked for."""
     total, rows = sum(channels), samples if scale == "per sample" else 1
+    read = (samples, size[0] * upsample, size[1] * upsample)
     return Source(
         tuple(normal(rng, samples, *size, c) for c in channels),
         upsample,
         normal(rng, rows, total, mean=1, std=0.3) if scale else None,
         normal(rng, rows, total, std=0.5) if scale else None,
-        normal(rng, samples, size[0] * upsample, size[1] * upsample, 2 * total, std=0.5)
-        if modulation
-        else None,
+        normal(rng, *((7,) if modulation == "by code" else read), 2 * total, std=0.5) if modulation else None,
         activation,
+        rng.integers(0, 7, (*read, 1), dtype=np.int32) if modulation == "by code" else None,
     )
 
 
@@ -179,7 +180,7 @@ def conv_case(
             channels=(outputs - 1, 1) if residual == "pending" and outputs > 1 else (outputs,),
             upsample=factor,
             scale="shared" if residual == "pending" else None,
-            modulation=residual == "pending",
+            modulation="by pixel" if residual == "pending" else None,
             activation="silu" if residual == "pending" else "identity",
         )
         v += naive.read(added)
@@ -238,7 +239,7 @@ def attention_case(
     seed: int = 0,
 ) -> Case:
     rng = np.random.default_rng(seed)
-    pending_work: dict[str, Any] = {"scale": "per sample", "modulation": True} if pending else {}
+    pending_work: dict[str, Any] = {"scale": "per sample", "modulation": "by pixel"} if pending else {}
     query, key, value = (
         make_source(rng, samples=samples, size=s, channels=(channels,), **pending_work)
         for s in (size, tokens, tokens)
@@ -338,7 +339,20 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv 3×3, concatenated across groups": partial(conv_case, channels=(3, 5), outputs=6, groups=2),
     "conv 3×3, scale of all samples": partial(conv_case, scale="shared", samples=2),
     "conv 3×3, scale per sample": partial(conv_case, scale="per sample", samples=3, size=(6, 7)),
-    "conv 3×3, modulated": partial(conv_case, modulation=True, samples=2),
+    "conv 3×3, modulated": partial(conv_case, modulation="by pixel", samples=2),
+    "conv 3×3, modulated by code": partial(conv_case, modulation="by code", samples=2),
+    "conv 3×3, modulated by code, many channels": partial(
+        conv_case,
+        modulation="by code",
+        channels=(19, 14),
+        outputs=21,
+        upsample=2,
+        size=(7, 8),
+        residual="pending",
+    ),
+    "conv 1×1, modulated by code": partial(
+        conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), modulation="by code", channels=(37,), samples=2
+    ),
     **{f"conv 3×3, prologue {a}": partial(conv_case, prologue=a, size=(6, 7)) for a in ACTIVATIONS},
     "conv 3×3, whole prologue": partial(
         conv_case,
@@ -347,7 +361,7 @@ CASES: dict[str, Callable[[], Case]] = {
         upsample=2,
         size=(5, 4),
         scale="per sample",
-        modulation=True,
+        modulation="by pixel",
         prologue="leaky_relu",
     ),
     # epilogue
@@ -407,9 +421,10 @@ CASES: dict[str, Callable[[], Case]] = {
         upsample=2,
         size=(5, 3),
         scale="per sample",
-        modulation=True,
+        modulation="by pixel",
         activation="silu",
     ),
+    "pointwise, modulated by code": partial(pointwise_case, modulation="by code", samples=2, upsample=2),
     "pointwise, residual": partial(
         pointwise_case,
         samples=2,

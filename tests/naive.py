@@ -31,8 +31,9 @@ def read(source: Source) -> Host:
     if source.scale is not None:
         v = v * source.scale[:, None, None, :] + source.shift[:, None, None, :]
     if source.modulation is not None:
-        c = v.shape[-1]
-        v = v * (1.0 + source.modulation[..., :c]) + source.modulation[..., c:]
+        c, rows = v.shape[-1], source.modulation
+        rows = rows if source.codes is None else rows[source.codes[..., 0]]
+        v = v * (1.0 + rows[..., :c]) + rows[..., c:]
     return activate(v, source.activation)
 
 
@@ -64,6 +65,17 @@ def one_hot(indices: Host, labels: int, *, step: int = 1) -> Host:
     """int `[N, H, W, P]` → `[N, H / step, W / step, labels]`: how many planes name each channel; -1 names none."""
     nearest = indices[:, ::step, ::step]
     return (nearest[..., None] == np.arange(labels)).sum(-2).astype(np.float64)
+
+
+def windows(indices: Host, kernel: int, step: int) -> Host:
+    """int `[N, h, w, P]` → `[N, h / step, w / step, kernel * kernel * P]`: what `lookup` reads; -1 outside."""
+    samples, height, width, planes = indices.shape
+    out = np.full((samples, height // step, width // step, kernel, kernel, planes), -1, np.int32)
+    for n, y, x, i, j in np.ndindex(out.shape[:5]):
+        row, column = (y + i - kernel // 2) * step, (x + j - kernel // 2) * step
+        if 0 <= row < height and 0 <= column < width:
+            out[n, y, x, i, j] = indices[n, row, column]
+    return out.reshape(*out.shape[:3], -1)
 
 
 def attention(query: Host, key: Host, value: Host, *, heads: int) -> Host:

@@ -66,7 +66,7 @@ def convolutions(draw: st.DrawFn) -> Case:
         channels=tuple(groups * draw(st.integers(1, 4)) for _ in range(parts)),
         upsample=upsample,
         scale=draw(st.sampled_from([None, "shared", "per sample"])),
-        modulation=draw(st.booleans()),
+        modulation=draw(st.sampled_from([None, "by pixel", "by code"])),
         prologue=draw(st.sampled_from(ACTIVATIONS)),
         seed=draw(st.integers(0, 1000)),
     )
@@ -198,7 +198,7 @@ def test_linear(backend: Backend, rows: int, inputs: int, outputs: int, biased: 
         {"samples": 3, "channels": (37,)},
         {"size": (1, 1)},
         {"channels": (2, 3), "upsample": 2, "samples": 2},
-        {"scale": "per sample", "modulation": True, "activation": "silu", "samples": 2},
+        {"scale": "per sample", "modulation": "by pixel", "activation": "silu", "samples": 2},
     ],
     ids=str,
 )
