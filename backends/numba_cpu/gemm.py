@@ -18,10 +18,25 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import inline
-from .simd import I64, WIDTH, ir_constant, ir_fma, ir_load, ir_pointer, ir_splat, ir_store, store, widen
+from .simd import (
+    I32,
+    I64,
+    WIDTH,
+    ir_call,
+    ir_constant,
+    ir_fma,
+    ir_load,
+    ir_pointer,
+    ir_splat,
+    ir_store,
+    store,
+    widen,
+)
 from .target import TARGET, Target
 
 ROWS, PANEL = TARGET.rows, TARGET.panel
+LINE = 16
+"""Floats in a cache line."""
 DEPTH = 512
 """Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, stays in the second-level cache."""
 
@@ -35,6 +50,7 @@ def emit_block(
     sum_stride: ir.Value,
     depth: ir.Value,
     resume: ir.Value,
+    ahead: ir.Value,
     *,
     rows: int,
     target: Target,
@@ -42,7 +58,8 @@ def emit_block(
     """Emit the product of `rows` rows with one panel, for any target.
 
     Pointers to the first row of inputs, the panel and the first row of sums; strides between rows in floats; `depth`
-    ≥ 1 steps of k; `resume` (i1): go on from the sums that are there instead of from 0.
+    ≥ 1 steps of k; `resume` (i1): go on from the sums that are there instead of from 0. At every step
+    the weights `ahead` floats on are fetched into the cache.
     """
     width, columns = target.width, target.columns
     zero = ir_constant(0.0, width)
@@ -72,6 +89,7 @@ def emit_block(
     running = {at: builder.phi(zero.type) for at in cells}
     step = builder.gep(weights, [builder.mul(k, I64(target.panel))])
     vectors = [ir_load(builder, builder.gep(step, [I64(j * width)]), width) for j in range(columns)]
+    ir_call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.gep(step, [ahead]), I32(0), I32(2), I32(1))
     summed = {}
     for m in range(rows):
         number = ir_splat(builder, builder.load(builder.gep(input_rows[m], [k])), width)
@@ -104,15 +122,18 @@ def _block(rows: int) -> Any:
         sum_stride: Any,
         depth: Any,
         resume: Any,
+        ahead: Any,
     ) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
             a, b, c = (ir_pointer(context, builder, sig.args[i], args[i], args[i + 1]) for i in (0, 3, 5))
             resumes = builder.icmp_signed("!=", args[9], I64(0))
-            emit_block(builder, a, args[2], b, c, args[7], args[8], resumes, rows=rows, target=TARGET)
+            emit_block(
+                builder, a, args[2], b, c, args[7], args[8], resumes, args[10], rows=rows, target=TARGET
+            )
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(inputs, i, i, weights, i, sums, i, i, i, i), emit
+        return types.void(inputs, i, i, weights, i, sums, i, i, i, i, i), emit
 
     return block
 
@@ -140,17 +161,19 @@ def _rows(
     m = 0
     while m < rows:
         left = rows - m
+        # the first rows wait for these weights; the next have time to fetch the panel behind, a line a step each
+        ahead = steps * PANEL + (m // ROWS - 1) * LINE % PANEL if m > 0 else 0
         if left >= ROWS:
-            _whole(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            _whole(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = ROWS
         elif left >= _HALF:
-            _half(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            _half(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = _HALF
         elif left >= _QUARTER:
-            _quarter(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            _quarter(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = _QUARTER
         else:
-            _one(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume)
+            _one(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = 1
         m += done
         a += done * input_stride
@@ -175,9 +198,9 @@ def multiply(
 
     Exactly `rows` rows are read and written.
     """
-    for first in range(0, depth, DEPTH):
-        steps = min(DEPTH, depth - first)
-        for panel in range(panels):
+    for panel in range(panels):
+        for first in range(0, depth, DEPTH):
+            steps = min(DEPTH, depth - first)
             w = weight_at + (panel * depth + first) * PANEL
             a, c = input_at + first, sum_at + panel * PANEL
             _rows(inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first)
