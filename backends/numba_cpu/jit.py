@@ -72,27 +72,26 @@ def _usable(folder: Path) -> Path:
     """`folder`, made and writable; or where that cannot be, one for this process alone with a copy of what is there."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        trusted = _ours(folder)
-        if trusted:
+        if _ours(folder):
             tempfile.TemporaryFile(dir=folder).close()
             return folder
     except OSError:
-        trusted = folder.is_dir() and _readable_by_us(folder)
+        pass  # no room, no right, no folder
     private = Path(tempfile.mkdtemp(prefix="sparsegen-"))
     atexit.register(shutil.rmtree, private, ignore_errors=True)
-    if trusted:
-        shutil.copytree(folder, private, dirs_exist_ok=True)
+    try:
+        if _trusted(folder):
+            shutil.copytree(folder, private, dirs_exist_ok=True)
+    except OSError:
+        pass  # what could not be copied is compiled again
     return private
 
 
-def _readable_by_us(folder: Path) -> bool:
-    """Whether a folder that cannot be written may be read from: ours or the administrator's, and nobody else's."""
+def _trusted(folder: Path) -> bool:
+    """Whether code in a folder that is not used itself may be run: ours or the administrator's, and nobody else's."""
     if sys.platform == "win32":
-        return True
-    try:
-        state = folder.stat()
-    except OSError:
-        return False
+        return folder.is_dir()
+    state = folder.stat()
     return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
@@ -135,6 +134,8 @@ def kernel(signature: Any) -> Callable[[F], F]:
 def compile_all() -> None:
     """Make every declared kernel ready: from the cache folder, or by compiling it (once; said on stderr)."""
     global _ready
+    if _ready:  # without the lock, which another thread may hold while the process forks
+        return
     with _lock:
         if _ready:
             return

@@ -44,20 +44,24 @@ class _Job:
 
     def __init__(self, call: Callable[[Scratch], None], floats: int) -> None:
         self.call, self.floats = call, floats
-        self.done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.ended: list[BaseException | None] = []
+        """What each helper that is done with it failed with, or None."""
+        self.news: SimpleQueue[None] = SimpleQueue()
+        """An entry after each of `ended`."""
 
-    def run(self) -> None:
-        """Take items until none is left."""
+    def help(self) -> None:
+        """Take items until none is left, in a thread of the pool."""
         try:
             self.call(scratch(self.floats))
-            self.done.put(None)
+            self.ended.append(None)
         except BaseException as error:  # a MemoryError, say: it is raised where the job was given
-            self.done.put(error)
+            self.ended.append(error)
+        self.news.put(None)
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        job.run()
+        job.help()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -98,18 +102,20 @@ class Pool:
             self._start()
             for _ in range(helpers):
                 self._jobs.put(job)
-        job.run()
+        failure: BaseException | None = None
+        try:
+            call(scratch(floats))
+        except BaseException as error:
+            failure = error
         # even when interrupted: nobody may still write when the caller goes on
-        failure, interrupt = None, None
-        for _ in range(helpers + 1):
-            while True:
-                try:
-                    failure = job.done.get() or failure
-                    break
-                except KeyboardInterrupt as error:
-                    interrupt = error
-        if failure is not None or interrupt is not None:
-            raise failure or interrupt  # type: ignore[misc]  # one of the two
+        while len(job.ended) < helpers:
+            try:
+                job.news.get()
+            except KeyboardInterrupt as error:
+                failure = failure or error
+        failure = failure or next(filter(None, job.ended), None)
+        if failure is not None:
+            raise failure
 
 
 def _stop(jobs: SimpleQueue[_Job | None], threads: int) -> None:

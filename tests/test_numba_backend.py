@@ -1,0 +1,597 @@
+"""What is the Numba backend's own: bits that no thread or process changes, its cache of kernels, its vectors."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import hashlib
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from contract_cases import ACTIVATIONS, CASES, all_tiles, assert_contract, assert_same_bits, build, normal
+from networks import assert_same, random_gaugan, random_labels, repaint, values
+from tolerances import check
+
+from sparsegen import Session
+from sparsegen.backends import Backend, BackendError, Source, get_backend
+from sparsegen.backends.interface import Activation, Host
+
+numba = pytest.importorskip("numba")
+import llvmlite.binding as llvm  # noqa: E402  (comes with numba)
+from llvmlite import ir  # noqa: E402  (comes with numba)
+
+from sparsegen.backends.numba_cpu import NumbaBackend, jit  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import backend as module  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.gemm import emit_block  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.simd import WIDTH, exponential, load, store  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.target import TARGETS, detect  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel runs in as many threads as it may, however little there is to do."""
+    monkeypatch.setattr(module, "_ALONE", 0.0)
+
+
+def worked(backend: Backend, seed: int = 0) -> dict[str, Host]:
+    """What a session holds after a run and two edits of a network that takes every kernel of GauGAN's."""
+    rng = np.random.default_rng(seed)
+    session = Session(random_gaugan(1, ngf=4, nhidden=12, norm="instance"), backend)
+    labels = random_labels(rng, (2, 32, 64))
+    session.run(labels)
+    for policy in ("paper", "exact"):
+        labels = repaint(rng, labels)
+        session.edit(labels, policy=policy)
+    return values(session)
+
+
+def digest(threads: int) -> str:
+    """`worked` in one line, computed by a backend of its own; also what other processes run."""
+    module._ALONE = 0.0
+    found = worked(NumbaBackend(threads))
+    return hashlib.sha256(b"".join(found[path].tobytes() for path in sorted(found))).hexdigest()
+
+
+# -- the same bits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_threads_change_no_bit_of_a_session(eager: None, threads: int) -> None:
+    expected = worked(NumbaBackend(1))
+    backend = NumbaBackend(threads)
+    for _ in range(2):
+        assert_same(worked(backend), expected)
+
+
+def test_threads_change_no_bit_of_any_primitive(eager: None) -> None:
+    one, three = NumbaBackend(1), NumbaBackend(3)
+    for name in CASES:
+        case = build(name)
+        assert_same_bits(case.run(three, case.tiles), case.run(one, case.tiles))
+    source = Source((normal(np.random.default_rng(0), 2, 40, 30, 21),))
+    for a, b in zip(one.channel_moments(source), three.channel_moments(source), strict=True):
+        assert_same_bits(a, b)
+
+
+def test_the_number_of_items_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a kernel's work is cut: in one thread, for many, in batches of other sizes."""
+    source = Source((normal(np.random.default_rng(0), 1, 48, 52, 40),))
+    weight = normal(np.random.default_rng(1), 72, 40, 3, 3, std=1 / 19)
+    results = []
+    for threads, alone in ((1, 1e7), (1, 0.0), (2, 0.0), (7, 0.0), (64, 0.0)):
+        monkeypatch.setattr(module, "_ALONE", alone)
+        for direct in (False, True):
+            backend = NumbaBackend(threads, direct=direct)
+            out = backend.alloc((1, 48, 52, 72))
+            weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1))
+            backend.conv2d(out, all_tiles(1, 48, 52), source, weights)
+            results.append(out)
+    for result in results[2::2]:
+        assert_same_bits(result, results[0])
+    for result in results[3::2]:
+        assert_same_bits(result, results[1])
+
+
+def test_another_process_computes_the_same_bits() -> None:
+    code = "from test_numba_backend import digest; print(digest({}))"
+    for threads in (1, 3):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(threads)],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == in_this_process(2)
+
+
+def in_this_process(threads: int) -> str:
+    """`digest`, and the module as it was."""
+    before = module._ALONE
+    try:
+        return digest(threads)
+    finally:
+        module._ALONE = before
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one backend", "a backend each"])
+def test_sessions_in_several_threads_at_once_compute_the_bits_of_one_alone(eager: None, shared: bool) -> None:
+    alone = [worked(NumbaBackend(1), seed) for seed in range(4)]
+    backends = [NumbaBackend(2)] * 4 if shared else [NumbaBackend(2) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            for found, expected in zip(pool.map(worked, backends, range(4)), alone, strict=True):
+                assert_same(found, expected)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_child_process_computes(method: str, eager: None) -> None:
+    """Also one forked from a process whose pool has threads, which the child does not inherit."""
+    backend = NumbaBackend(3)
+    worked(backend)
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of any fork of a process with threads; this is the test that ours bear it
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = context.Process(target=_child, args=(theirs, backend if method == "fork" else None))
+        child.start()
+    try:
+        assert ours.poll(120), "the child does not answer"
+        assert ours.recv() == in_this_process(3)
+    finally:
+        child.kill()
+        child.join()
+    assert_same(worked(backend), worked(NumbaBackend(1)))
+
+
+def _child(pipe: Any, backend: NumbaBackend | None) -> None:
+    if backend is not None:
+        worked(backend)  # the parent's own
+    pipe.send(digest(3))
+
+
+# -- threads ---------------------------------------------------------------------------------------------
+
+
+def helpers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("sparsegen-")}
+
+
+def test_threads_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert get_backend("numba", threads=3).threads == 3  # type: ignore[attr-defined]  # it is NumbaBackend
+    monkeypatch.setenv("SPARSEGEN_THREADS", "2")
+    assert get_backend("numba") is get_backend("numba", threads=2)
+    monkeypatch.delenv("SPARSEGEN_THREADS")
+    assert NumbaBackend().threads == module.available_cores() >= 1
+
+
+def test_threads_start_with_the_first_work_for_them_and_end_with_their_backend(eager: None) -> None:
+    gc.collect()
+    before = helpers()
+    backend = NumbaBackend(4)
+    assert helpers() == before, "a backend that has computed nothing needs no thread"
+    worked(backend)
+    started = helpers() - before
+    assert len(started) == 3, "the caller is one of the four"
+    worked(NumbaBackend(1))
+    assert helpers() - before == started
+    del backend
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_every_thread_takes_part_and_has_scratch_of_its_own() -> None:
+    pool, meet = Pool(3), threading.Barrier(3)
+    seen = []
+
+    def call(scratch: Host) -> None:
+        meet.wait(10)
+        assert len(scratch) >= 1000 and scratch.ctypes.data % 64 == 0
+        seen.append((threading.get_ident(), scratch.ctypes.data))
+
+    for _ in range(3):
+        pool.run(call, 1000, 99)
+    assert len(seen) == 9 and len(set(seen)) == 3 and len({data for _, data in seen}) == 3
+
+
+def test_a_failure_in_any_thread_is_raised_where_the_work_was_given_and_leaves_the_pool_whole() -> None:
+    pool, main = Pool(3), threading.get_ident()
+    for failing in (True, False):
+
+        def call(_: Host, failing: bool = failing) -> None:
+            if (threading.get_ident() == main) == failing:
+                raise MemoryError("no room")
+
+        with pytest.raises(MemoryError, match="no room"):
+            pool.run(call, 0, 3)
+    count = []
+    pool.run(lambda _: count.append(1), 0, 3)
+    assert len(count) == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
+def test_an_interrupt_waits_for_every_thread_that_writes() -> None:
+    pool, main, release = Pool(3), threading.get_ident(), threading.Event()
+    written = []
+
+    def call(_: Host) -> None:
+        if threading.get_ident() != main:
+            release.wait(20)
+            time.sleep(0.05)
+            written.append(1)
+
+    def interrupt() -> None:
+        for _ in range(3):
+            time.sleep(0.1)
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.1)
+        release.set()
+
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(call, 0, 3)
+    assert len(written) == 2, "a thread still writes although the caller goes on"
+    sender.join()
+
+
+# -- algorithms ------------------------------------------------------------------------------------------
+
+
+def test_direct_convolutions_are_closer_to_the_formula() -> None:
+    backend = NumbaBackend(direct=True)
+    for name in (name for name in CASES if name.startswith("conv")):
+        case = build(name)
+        check("conv2d, direct", case.run(backend, case.tiles), case.oracle, largest=case.largest)
+    weight = np.zeros((16, 16, 3, 3), np.float32)
+    assert NumbaBackend().prepare_conv(weight, None).whole_tiles
+    assert not backend.prepare_conv(weight, None).whole_tiles
+
+
+@pytest.mark.parametrize("side", [4, 8, 12, 64, 128])
+@pytest.mark.parametrize("inputs", [7, 8, 130])
+def test_any_algorithm_holds_the_contract_at_the_size_it_is_chosen_for(side: int, inputs: int) -> None:
+    backend, rng = NumbaBackend(2), np.random.default_rng(side)
+    weight, v = normal(rng, 24, inputs, 3, 3, std=(9 * inputs) ** -0.5), normal(rng, 1, 12, 12, inputs)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=(side, side))
+    out = backend.alloc((1, 12, 12, 24))
+    backend.conv2d(out, all_tiles(1, 12, 12), Source((v,)), weights)
+    check("conv2d", out, naive.conv2d(v, weight, padding=(1, 1, 1, 1)))
+    some = np.full_like(out, np.nan)
+    backend.conv2d(some, all_tiles(1, 12, 12)[[7, 2]], Source((v,)), weights)
+    assert_same_bits(some[:, 8:, 4:8], out[:, 8:, 4:8])
+    assert np.isnan(some).sum() == out.size - 2 * 16 * 24
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_weights_in_16_bits_round_weights_and_nothing_else(stored: Any) -> None:
+    backend, rng = NumbaBackend(2, weights=stored), np.random.default_rng(0)
+    for name in ("conv 3×3, many channels", "conv 1×1, whole epilogue", "conv 3×3, groups", "conv 5×5"):
+        case = build(name)
+        check(f"weights in {stored}", case.run(backend, case.tiles), case.oracle, largest=case.largest)
+    # powers of two lose nothing: the contract as it is
+    v, weight = normal(rng, 1, 12, 12, 9), 2.0 ** rng.integers(-3, 3, (5, 9, 1, 1)).astype(np.float32)
+    weights, out = backend.prepare_conv(weight, None), backend.alloc((1, 12, 12, 5))
+    backend.conv2d(out, all_tiles(1, 12, 12), Source((v,)), weights)
+    check("conv2d", out, naive.conv2d(v, weight))
+    assert_contract(build("lookup, two samples"), backend, rng)
+
+
+def test_weights_stored_in_no_known_way_are_refused() -> None:
+    with pytest.raises(BackendError, match=r"'float8'.*float32"):
+        NumbaBackend(weights="float8")  # type: ignore[arg-type]  # what a caller may get wrong
+
+
+# -- vectors ---------------------------------------------------------------------------------------------
+
+
+@numba.njit(error_model="numpy")
+def _exponentials(values: Any, results: Any) -> None:
+    for i in range(0, len(values), WIDTH):
+        store(results, i, exponential(load(values, i)))
+
+
+def test_the_exponential_is_right_to_the_last_two_bits() -> None:
+    rng = np.random.default_rng(0)
+    tiny = 10.0 ** rng.uniform(-40, 0, 4096) * rng.choice([-1, 1], 4096)
+    v = np.concatenate([np.linspace(-87, 87, 1 << 16), tiny, [0.0, -0.0, 87, -87] * 4]).astype(np.float32)
+    result = np.empty_like(v)
+    _exponentials(v, result)
+    exact = np.exp(v.astype(np.float64))
+    assert np.abs(result / exact - 1).max() < 2 * 2.0**-23
+    beyond = np.array([88, 1e3, 1e30, np.inf, -88, -1e3, -1e30, -np.inf] * 2, np.float32)
+    result = np.empty_like(beyond)
+    _exponentials(beyond, result)
+    np.testing.assert_allclose(result.reshape(2, 2, 4)[:, 0], np.exp(87.0), rtol=1e-6)
+    np.testing.assert_allclose(result.reshape(2, 2, 4)[:, 1], np.exp(-87.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_every_magnitude(activation: Activation) -> None:
+    rng = np.random.default_rng(0)
+    spread = 10.0 ** rng.uniform(-30, 30, 20_000) * rng.choice([-1, 1], 20_000)
+    v = np.concatenate([np.linspace(-100, 100, 40_001), np.linspace(-1, 1, 20_001), spread]).astype(
+        np.float32
+    )
+    backend = NumbaBackend(1)
+    out = backend.alloc((1, 1, len(v), 1))
+    backend.pointwise(out, all_tiles(1, 1, len(v)), Source((v.reshape(out.shape),), activation=activation))
+    result, exact = out.reshape(-1).astype(np.float64), naive.activate(v, activation)
+    # relative to each value itself; but the exponential ends at e^±87, where silu has all but vanished
+    off = np.abs(result - exact) / np.maximum(np.abs(exact), np.abs(v) * 1e-30 + 1e-38)
+    worst = int(off.argmax())
+    assert off[worst] < 4 * 2.0**-23, f"{activation}({v[worst]!r}) is {result[worst]!r}, not {exact[worst]!r}"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_not_a_number_stays_none(activation: Activation) -> None:
+    backend = NumbaBackend(1)
+    v = normal(np.random.default_rng(0), 1, 1, 9, 5)
+    v[0, 0, 3, 2] = v[0, 0, 8, 4] = np.nan
+    out = backend.alloc(v.shape)
+    backend.pointwise(out, all_tiles(1, 1, 9), Source((v,), activation=activation))
+    assert_same_bits(np.isnan(out).astype(np.float32), np.isnan(v).astype(np.float32))
+
+
+# -- processors ------------------------------------------------------------------------------------------
+
+
+def assembly(target: str, triple: str, processor: str, rows: int | None = None) -> str:
+    """The micro-kernel as LLVM lowers it for a processor that need not be this one."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    floats, long = ir.FloatType().as_pointer(), ir.IntType(64)
+    kind = ir.FunctionType(ir.VoidType(), [floats, long, floats, floats, long, long, ir.IntType(1)])
+    code = ir.Module()
+    code.triple = triple
+    function = ir.Function(code, kind, "block")
+    builder = ir.IRBuilder(function.append_basic_block())
+    emit_block(builder, *function.args, rows=rows or TARGETS[target].rows, target=TARGETS[target])
+    builder.ret_void()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
+    compiled = llvm.parse_assembly(str(code))
+    compiled.verify()
+    return str(machine.emit_assembly(compiled))
+
+
+@pytest.mark.parametrize(
+    ("target", "triple", "processor", "multiply_add", "moved"),
+    [
+        ("neon", "aarch64-apple-darwin", "apple-m1", r"fmla(\.4s|\s+v\d+\.4s)", None),
+        ("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", r"fmla\s+v\d+\.4s", None),
+        ("avx2", "x86_64-unknown-linux-gnu", "haswell", r"vfmadd\w+ps\s.*%ymm", r"\(%rsp\)"),
+        ("avx512", "x86_64-unknown-linux-gnu", "skylake-avx512", r"vfmadd\w+ps\s.*%zmm", r"\(%rsp\)"),
+        ("portable", "x86_64-unknown-linux-gnu", "x86-64", r"mulps", None),
+    ],
+)
+def test_the_micro_kernel_becomes_vector_instructions(
+    target: str, triple: str, processor: str, multiply_add: str, moved: str | None
+) -> None:
+    """Every sum of the block is one multiply-add in the loop, and none waits in memory meanwhile."""
+    text = assembly(target, triple, processor)
+    block = TARGETS[target].rows * TARGETS[target].columns
+    loops = re.split(
+        r"^\S*L?BB\S*:|^\s+(?:j|b\.|[ct]bn?z)\w*\s.*$", text, flags=re.M
+    )  # from label or jump to jump
+    steps = max(len(re.findall(multiply_add, loop)) for loop in loops)
+    assert steps == block, f"{steps} multiply-adds in the loop, the block has {block} sums"
+    step = max(loops, key=lambda loop: len(re.findall(multiply_add, loop)))
+    assert "llvm" not in text and not re.search(r"\b(bl|call\w*)\s", text), "a call instead of an instruction"
+    if moved is not None:
+        assert not re.search(moved, step), "sums are spilt to memory inside the loop"
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "target"),
+    [
+        ("x86_64", {"avx2": True, "fma": True, "f16c": True}, "avx2"),
+        ("AMD64", {"avx2": True, "fma": True, "f16c": True, "avx512f": False}, "avx2"),
+        ("x86_64", {"avx2": True, "fma": True, "f16c": True, "avx512f": True}, "avx2"),
+        ("x86_64", {"avx512f": True, "avx512vl": True}, "avx512"),
+        ("x86_64", {"avx2": True, "fma": False, "f16c": True}, "portable"),
+        ("x86_64", {"sse2": True}, "portable"),
+        ("x86_64", {}, "portable"),
+        ("arm64", {}, "neon"),
+        ("aarch64", {"neon": True}, "neon"),
+        ("ARM64", {}, "neon"),
+        ("riscv64", {}, "portable"),
+        ("", {}, "portable"),
+    ],
+)
+def test_a_processor_has_its_target(machine: str, features: dict[str, bool], target: str) -> None:
+    assert detect(machine, features) is TARGETS[target]
+
+
+def test_the_blocks_fit_the_registers() -> None:
+    registers = {"avx512": 32, "avx2": 16, "neon": 32, "portable": 16}
+    for name, target in TARGETS.items():
+        assert target.rows * target.columns + target.columns + 1 <= registers[name]
+        assert target.panel == target.columns * target.width and target.columns % 2 == 0
+
+
+def test_nothing_but_the_table_of_targets_names_a_processor() -> None:
+    words = re.compile(
+        r"\b(avx\w*|sse\d?\w*|x86\w*|amd64|[xyz]mm\d*|neon|fmla|vfmadd\w*|aarch64|arm64)\b", re.I
+    )
+    package = HERE.parent
+    for path in sorted(p for folder in ("sparsegen", "backends") for p in (package / folder).rglob("*.py")):
+        if path.name == "target.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):  # what a docstring tells is no code
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value.value = None
+        found = words.findall(ast.unparse(tree))
+        assert not found, f"{path}: {', '.join(found)}"
+
+
+# -- the cache of kernels --------------------------------------------------------------------------------
+
+
+def test_kernels_are_kept_where_the_user_says_else_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPARSEGEN_CACHE_DIR", str(tmp_path / "mine"))
+    assert jit.user_folder() == tmp_path / "mine"
+    monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "")
+    for system, variable, expected in (
+        ("linux", "XDG_CACHE_HOME", tmp_path / "sparsegen"),
+        ("win32", "LOCALAPPDATA", tmp_path / "sparsegen"),
+        ("darwin", "XDG_CACHE_HOME", Path.home() / "Library" / "Caches" / "sparsegen"),
+    ):
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setenv(variable, str(tmp_path))
+        assert jit.user_folder() == expected
+
+
+def test_a_new_cache_folder_is_the_users_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    assert jit._usable(folder) == folder
+    assert jit._usable(folder) == folder, "and stays in use"
+    assert not list(folder.iterdir())
+    if sys.platform != "win32":
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where folders for one process are made."""
+    (tmp_path / "private").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "private"))
+    return tmp_path / "private"
+
+
+def kernels(folder: Path) -> Path:
+    """A folder with something in it that would be run."""
+    (folder / "winograd").mkdir(parents=True, mode=0o700)
+    folder.chmod(0o700)
+    (folder / "winograd" / "convolve.nbc").write_bytes(b"machine code")
+    return folder
+
+
+def content(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_file_where_the_folder_should_be_is_survived(private: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here already")
+    for folder in (tmp_path / "file", tmp_path / "file" / "kernels"):
+        used = jit._usable(folder)
+        assert used.parent == private and not content(used)
+    assert (tmp_path / "file").read_text() == "here already"
+
+
+def test_a_folder_that_cannot_be_made_is_survived(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        used = jit._usable(tmp_path / "kernels")
+    assert used.parent == private and not content(used)
+
+
+def test_a_folder_that_cannot_be_written_is_copied(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # as root, permissions refuse nothing
+    folder = kernels(tmp_path / "kernels")
+    used = jit._usable(folder)
+    assert used.parent == private and content(used) == ["winograd/convolve.nbc"]
+    assert content(folder) == ["winograd/convolve.nbc"]
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no owners and modes to ask for")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+@pytest.mark.parametrize("writable", [True, False])
+def test_nothing_is_loaded_from_where_others_may_write(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, writable: bool
+) -> None:
+    folder = kernels(tmp_path / "kernels")
+    folder.chmod(mode)
+    if not writable:
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    used = jit._usable(folder)
+    assert used.parent == private and not content(used)
+
+
+@posix
+def test_nothing_is_loaded_from_another_users_folder_but_the_administrators(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kernels(tmp_path / "kernels")
+    real = os.stat(folder)
+    for owner, trusted in ((real.st_uid + 12345, False), (0, True)):
+
+        class Stat:
+            st_uid, st_mode = owner, real.st_mode
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: 54321)
+            patch.setattr(Path, "stat", lambda _, Stat=Stat, **__: Stat())
+            used = jit._usable(folder)
+        assert used.parent == private
+        assert content(used) == (["winograd/convolve.nbc"] if trusted else [])
+
+
+def test_other_functions_of_numba_keep_their_own_cache() -> None:
+    assert Path(numba.config.CACHE_DIR or "/nowhere") != jit.cache_folder()
+    stats = [Path(compiled.stats.cache_path) for compiled, _ in jit._declared]
+    assert stats and all(path.is_relative_to(jit.cache_folder()) for path in stats)
+
+
+@pytest.mark.slow
+def test_a_cold_cache_is_filled_once_also_by_two_processes_and_says_so(tmp_path: Path) -> None:
+    """One of this test's processes compiles; it takes the time that a user waits for the first result."""
+    code = "from test_numba_backend import digest; print(digest(2))"
+    environment = {**os.environ, "SPARSEGEN_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=HERE,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    both = [start(), start()]
+    outputs = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    third = start()
+    out, said = third.communicate(timeout=300)
+    assert third.returncode == 0 and said == "", "what is compiled is loaded, without a word"
+    assert {o.strip() for o, _ in outputs} == {out.strip()} == {in_this_process(2)}
+    for _, said in outputs:
+        (line,) = said.splitlines()
+        assert re.fullmatch(
+            rf"sparsegen: compiled \d+ kernels .* in \d+ s; kept in {tmp_path}/cache/.*", line
+        )
