@@ -6,6 +6,7 @@ of the `Run` under that path. No layer knows whether a run is dense or an edit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import overload
 
@@ -23,7 +24,7 @@ from sparsegen.backends.interface import (
 
 from .errors import ShapeError
 from .run import Coded, Feature
-from .tiles import TileSet, Window
+from .tiles import TileSet, Window, strip
 
 
 class Parameter:
@@ -263,12 +264,12 @@ class LabelConv(Layer):
         def fill(rows: Array, windows: Host) -> None:
             # a strip of pixels, one for each window, whose planes are the window's taps: a 1×1 look-up
             taps = windows.reshape(len(windows), kernel * kernel, -1)
-            places = np.where(taps >= 0, taps + classes * np.arange(kernel * kernel)[:, None], -1)
-            indices = run.backend.upload(places.reshape(1, len(windows), 1, -1).astype(np.int32))
-            strip = rows.reshape(1, len(windows), 1, outputs)
-            every = TileSet.full(1, len(windows), 1).tiles
+            first = np.arange(0, kernel * kernel * classes, classes, dtype=np.int32)
+            places = np.where(taps >= 0, taps + first[:, None], np.int32(-1))
+            indices = run.backend.upload(places.reshape(1, len(windows), 1, -1))
+            pixels = rows.reshape(1, len(windows), 1, outputs)
             by_place = table.reshape(1, kernel * kernel * classes, outputs)
-            run.backend.lookup(strip, every, indices, by_place, bias, activation=activation)
+            run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
 
         codes = run.numbered(labels, kernel=kernel, step=step, size=size)
         return run.tabulated(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
@@ -281,7 +282,7 @@ class LabelConv(Layer):
 
     @property
     def macs_per_pixel(self) -> int:
-        return int(np.prod(self.weight.shape))
+        return math.prod(self.weight.shape)
 
 
 class LatentStart(Layer):

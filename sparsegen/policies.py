@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import TILE, Host
 
 from .errors import InputError, ShapeError
-from .masks import dilate, pyramid
+from .masks import dilated, halvings, pyramid
 from .tiles import TileSet, Window, grow, union
 
 
@@ -35,6 +35,8 @@ class Plan(ABC):
 
     tau: float | None = None
     """A recomputed tile that moved by no more than this does not spread and keeps its old values; None: all spread."""
+    whole_tiles: bool = False
+    """Whether every pixel of a recomputed tile counts as changed, of layers that compute a tile as one."""
 
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
@@ -44,8 +46,13 @@ class Plan(ABC):
 class Everything(Plan):
     """The dense run: every tile of every layer."""
 
+    def __init__(self) -> None:
+        self._full: dict[tuple[int, int, int], TileSet] = {}
+
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
-        return TileSet.full(*shape)
+        if shape not in self._full:
+            self._full[shape] = TileSet.full(*shape)
+        return self._full[shape]
 
 
 class Policy(ABC):
@@ -109,18 +116,22 @@ class Adaptive(Policy):
 
 class _ExactPlan(Plan):
     def __init__(self, tau: float | None = None) -> None:
-        self.tau = tau
-        # norms of one block read the same canvas through the same window: grow it once
-        self._grown: dict[tuple[int, Window, int, int], tuple[TileSet, TileSet]] = {}
+        self.tau, self.whole_tiles = tau, not tau
+        self._grown: dict[Any, tuple[Sequence[Read], TileSet]] = {}
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
-        grown = [self._grow(read, shape[1], shape[2]) for read in reads if read.changed.count]
-        return union(grown) if grown else TileSet.empty(*shape)
+        changed = [read for read in reads if read.changed.count]
+        # norms of one block read the same canvas through the same window: grow it once
+        key = (shape, frozenset((id(read.changed), read.window) for read in changed))
+        if key not in self._grown:  # what was read is kept beside the result, so that its id stays its own
+            grown = [self._grow(read, shape) for read in changed]
+            self._grown[key] = (changed, union(grown) if grown else TileSet.empty(*shape))
+        return self._grown[key][1]
 
-    def _grow(self, read: Read, height: int, width: int) -> TileSet:
-        key = (id(read.changed), read.window, height, width)
-        if key not in self._grown:  # the input is kept beside the result, so that its id stays its own
-            self._grown[key] = (read.changed, grow(read.changed, read.window, height, width))
+    def _grow(self, read: Read, shape: tuple[int, int, int]) -> TileSet:
+        key = (shape, id(read.changed), read.window)
+        if key not in self._grown:
+            self._grown[key] = ([read], grow(read.changed, read.window, *shape[1:]))
         return self._grown[key][1]
 
 
@@ -155,35 +166,45 @@ class Paper(Policy):
 
 class _PaperPlan(Plan):
     def __init__(self, policy: Paper, difference: Host) -> None:
-        mask = dilate(difference, policy.dilation)
-        edited = np.asarray(difference.any((1, 2)))
+        changed = TileSet.of_mask(difference)
+        edited = np.zeros(changed.samples, bool)
+        edited[changed.tiles[:, 0]] = True
+        n, row, column = changed.first
+        at = (n, row * TILE, column * TILE)
+        levels = pyramid(
+            dilated(changed.shape, changed.box, at, policy.dilation),
+            dilation=policy.level_dilation,
+            threshold=policy.threshold,
+        )
         self._masks: dict[tuple[int, int], TileSet] = {}
-        for level, levels_mask in enumerate(
-            pyramid(mask, dilation=policy.level_dilation, threshold=policy.threshold)
-        ):
+        for level, size in enumerate(halvings(changed.height, changed.width)):
             sparse = level < policy.sparse_levels
-            tiles = TileSet.of_mask(levels_mask) if sparse else TileSet.full(*levels_mask.shape, only=edited)
-            self._masks[levels_mask.shape[1:]] = tiles
-        self._active: dict[tuple[Window, tuple[int, ...], int, int], TileSet] = {}
+            self._masks[size] = next(levels) if sparse else TileSet.full(changed.samples, *size, only=edited)
+        self._active: dict[Any, TileSet] = {}
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
-        if not any(read.changed.count for read in reads):
+        through = frozenset(
+            (read.changed.height, read.changed.width, read.window) for read in reads if read.changed.count
+        )
+        if not through:
             return TileSet.empty(*shape)
-        return union([self._through(read, shape[1], shape[2]) for read in reads if read.changed.count])
-
-    def _through(self, read: Read, height: int, width: int) -> TileSet:
-        # SIGE's masks live at the resolution that a layer reads, after any resampling
-        changed, window = read.changed, read.window
-        size = tuple(side * window.upsample // window.step for side in (changed.height, changed.width))
-        window = replace(window, step=1, upsample=1)
-        key = (window, size, height, width)
+        # which pixels of a canvas changed has no say: layers of one kind share their tiles
+        key = (shape, through)
         if key not in self._active:
-            if size not in self._masks:
-                known = ", ".join(f"{h}×{w}" for h, w in self._masks)
-                raise ShapeError(
-                    f"policy paper: no mask for a layer that reads {size[0]}×{size[1]}; the input halves to {known}"
-                )
-            self._active[key] = grow(self._masks[size], window, height, width)
+            self._active[key] = union(self._through(*read, shape) for read in through)
+        return self._active[key]
+
+    def _through(self, height: int, width: int, window: Window, shape: tuple[int, int, int]) -> TileSet:
+        # SIGE's masks live at the resolution that a layer reads, after any resampling
+        size = height * window.upsample // window.step, width * window.upsample // window.step
+        if size not in self._masks:
+            known = ", ".join(f"{h}×{w}" for h, w in self._masks)
+            raise ShapeError(
+                f"policy paper: no mask for a layer that reads {size[0]}×{size[1]}; the input halves to {known}"
+            )
+        key = (shape, size, replace(window, step=1, upsample=1))
+        if key not in self._active:
+            self._active[key] = grow(self._masks[size], key[2], *shape[1:])
         return self._active[key]
 
 

@@ -19,7 +19,7 @@ from sparsegen.backends.interface import Activation, Array, Backend, Book, Host,
 from .codebook import Codebook, windows_path
 from .errors import NonFiniteError, ShapeError
 from .policies import Plan, Read
-from .tiles import TileSet, Window
+from .tiles import TileSet, Window, strip
 
 T = TypeVar("T")
 
@@ -150,7 +150,8 @@ class Run:
         self.plan = plan
         self.journal = journal
         self.records: list[LayerRecord] = []
-        self._numbered: dict[str, Feature] = {}
+        self._numbered: dict[tuple[int, int, int], Feature] = {}
+        self._codebooks: dict[int, Codebook] = {}
         self.on_layer: Callable[[LayerRecord], None] | None = None
 
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
@@ -196,6 +197,8 @@ class Run:
             The layer computed a value that is not finite. (Left in a canvas it would spread through later edits.)
         """
         active = self.plan.active(reads, shape[:3])
+        if whole_tiles and self.plan.whole_tiles:
+            active = active.whole()
         canvas = self.memory.canvases.get(path)
         if canvas is None:
             canvas = self.memory.canvases[path] = self.backend.alloc(shape, dtype=dtype)
@@ -222,9 +225,11 @@ class Run:
 
         Once in a run, however many layers ask; `memory.codebooks` has the windows under the codes' path.
         """
-        source = next(path for path, canvas in self.memory.canvases.items() if canvas is indices.parts[0])
-        path = windows_path(source, kernel, step)
-        if path not in self._numbered:
+        source = indices.parts[0]
+        key = (id(source), kernel, step)  # a canvas outlives the run
+        if key not in self._numbered:
+            of = next(path for path, canvas in self.memory.canvases.items() if canvas is source)
+            path = windows_path(of, kernel, step)
             n, _, _, planes = indices.shape
             codebook = self.memory.codebooks.get(path)
             if codebook is None:
@@ -233,16 +238,17 @@ class Run:
                 self.journal.books[path] = len(codebook.book)
 
             def number(codes: Array, tiles: Host) -> None:
-                self.backend.number_windows(
-                    codes, tiles, indices.parts[0], codebook.book, kernel=kernel, step=step
-                )
+                self.backend.number_windows(codes, tiles, source, codebook.book, kernel=kernel, step=step)
 
             half = kernel // 2
             reads = indices.reads(Window(kernel, top=half, left=half, step=step))
-            self._numbered[path] = self.compute(
-                path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32"
-            )
-        return self._numbered[path]
+            codes = self.compute(path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32")
+            self._numbered[key], self._codebooks[id(codes.parts[0])] = codes, codebook
+        return self._numbered[key]
+
+    def codebook(self, codes: Feature) -> Codebook:
+        """The windows that `codes`, as `numbered` gave them, are the numbers of."""
+        return self._codebooks[id(codes.parts[0])]
 
     def tabulated(
         self,
@@ -259,11 +265,10 @@ class Run:
         if it had computed the pixels: MACs count its plain formula.
         """
         start = time.perf_counter()
-        of = next(name for name, feature in self._numbered.items() if feature is codes)
-        rows, new = self.memory.codebooks[of].rows(self.backend, path, channels, fill)
+        codebook = self.codebook(codes)
+        rows, new = codebook.rows(self.backend, path, channels, fill)
         if len(new):
-            strip = TileSet.full(1, len(new), 1).tiles
-            found = self.backend.find_non_finite(new.reshape(1, len(new), 1, channels), strip)
+            found = self.backend.find_non_finite(new.reshape(1, len(new), 1, channels), strip(len(new)))
             if found is not None:
                 named = self.backend.download(codes.parts[0])[..., 0] == len(rows) - len(new) + found[1]
                 raise _not_finite(path, (*map(int, np.argwhere(named)[0]), found[3]))
@@ -302,7 +307,7 @@ class Run:
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
         tiles, new = active.tiles[mixed], backend.upload(new_pixels[mixed])[..., None]
         backend.write_tiles(canvas, tiles, np.where(new, backend.read_tiles(canvas, tiles), old[mixed]))
-        return TileSet(*active.shape, active.tiles[moved], active.pixels[moved])
+        return TileSet.of_tiles(active.shape, active.tiles[moved], active.pixels[moved])
 
 
 def _not_finite(path: str, at: tuple[int, ...]) -> NonFiniteError:
@@ -344,11 +349,14 @@ class Feature:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(N, H, W, C)` as read."""
-        return self.source.shape
+        n, h, w, c = self.parts[0].shape
+        for part in self.parts[1:]:
+            c += part.shape[3]
+        return n, h * self.upsample, w * self.upsample, c
 
     def reads(self, window: Window) -> list[Read]:
         """What a layer that reads this feature through `window` depends on."""
-        resampled = replace(window, upsample=self.upsample)
+        resampled = window if self.upsample == window.upsample else replace(window, upsample=self.upsample)
         reads = [Read(changed, resampled) for changed in self.changed]
         return reads if self.modulation is None else reads + self.modulation.reads(window)
 

@@ -185,7 +185,7 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
     samples = len(next(iter(memory.canvases.values())))
     ends = np.cumsum(tensors["stale.counts"])
     sets = [
-        TileSet(samples, height, width, tiles, pixels.astype(bool))
+        TileSet.of_tiles((samples, height, width), tiles, pixels.astype(bool))
         for tiles, pixels in zip(
             np.split(tensors["stale.tiles"], ends[:-1]),
             np.split(tensors["stale.pixels"], ends[:-1]),

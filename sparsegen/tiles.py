@@ -1,13 +1,13 @@
 """Active tiles and how they grow: a set of pixels comes in, the 4×4 tiles that hold them come out.
 
-A `TileSet` names the active tiles of one resolution and, inside each, the pixels that may have changed. `grow`
-carries such a set through the window of a layer, as a mask of the box around it: that costs a byte or so a pixel of
-the box, far less than sorting coordinates would.
+A `TileSet` keeps the pixels of one resolution that may have changed, as a mask of the box around them; its active
+tiles are those that hold such a pixel. `grow` carries a set through the window of a layer: that costs a few operations
+on a byte for each pixel of the box, far less than sorting coordinates would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,43 +26,89 @@ class TileSet:
     samples: int
     height: int
     width: int
-    tiles: Host
-    """int32 `[K, 3]`: sample, tile row, tile column; sorted, each once."""
-    pixels: Host
-    """bool `[K, TILE, TILE]`: the pixels of each tile that may have changed (all inside the image)."""
+    first: tuple[int, int, int]
+    """The first sample, tile row and tile column of the box around the active tiles."""
+    held: Host
+    """bool `[n, r, c]`: which tiles of the box are active; some in each of its outermost rows and columns."""
+    box: Host
+    """bool `[n, r * TILE, c * TILE]`: which pixels of the box may have changed (all inside the image)."""
 
     @classmethod
     def empty(cls, samples: int, height: int, width: int) -> TileSet:
         """No tile at all."""
-        return cls(samples, height, width, np.zeros((0, 3), np.int32), np.zeros((0, TILE, TILE), bool))
+        nothing = np.zeros((0, 0, 0), bool)
+        return cls(samples, height, width, (0, 0, 0), nothing, nothing)
 
     @classmethod
     def full(cls, samples: int, height: int, width: int, *, only: Host | None = None) -> TileSet:
         """Every tile and pixel, of all samples or of those where `only` (bool `[N]`) holds."""
-        rows, columns = -(-height // TILE), -(-width // TILE)
-        chosen = np.arange(samples) if only is None else np.flatnonzero(only)
-        n, r, c = np.meshgrid(chosen, np.arange(rows), np.arange(columns), indexing="ij")
-        tiles = np.stack([n, r, c], axis=-1).reshape(-1, 3).astype(np.int32)
-        return cls.of_tiles((samples, height, width), tiles)
-
-    @classmethod
-    def of_tiles(cls, shape: tuple[int, int, int], tiles: Host) -> TileSet:
-        """These tiles of a `shape` = (N, H, W) canvas, every pixel inside the image counted as changed."""
-        y = tiles[:, 1, None] * TILE + np.arange(TILE) < shape[1]
-        x = tiles[:, 2, None] * TILE + np.arange(TILE) < shape[2]
-        return cls(*shape, tiles, y[:, :, None] & x[:, None, :])
+        box = np.ones((samples, height, width), bool)
+        if only is not None:
+            box &= only[:, None, None]
+        return cls.of_box((samples, height, width), box)
 
     @classmethod
     def of_mask(cls, mask: Host) -> TileSet:
         """The tiles that hold a True pixel of `mask`, bool `[N, H, W]`."""
-        samples, height, width = mask.shape
-        padded = np.pad(mask, ((0, 0), (0, -height % TILE), (0, -width % TILE)))
-        return _cut((samples, height, width), padded, np.zeros(3, np.int32))
+        rows = np.flatnonzero(mask.any(2).any(0))
+        if not len(rows):
+            return cls.empty(*mask.shape)
+        top = int(rows[0])
+        return cls.of_box(mask.shape, mask[:, top : rows[-1] + 1], (0, top, 0))
+
+    @classmethod
+    def of_box(cls, shape: tuple[int, ...], box: Host, at: tuple[int, int, int] = (0, 0, 0)) -> TileSet:
+        """The True pixels of a bool `box` whose first pixel lies at `at` = (n, y, x) of a `shape` = (N, H, W) canvas.
+
+        What the box holds outside the image does not count.
+        """
+        n, y, x = at
+        inside = box[:, max(-y, 0) : max(shape[1] - y, 0), max(-x, 0) : max(shape[2] - x, 0)]
+        y, x = max(y, 0), max(x, 0)
+        samples, height, width = inside.shape
+        top, left = y % TILE, x % TILE
+        padded = np.zeros((samples, _whole(top + height), _whole(left + width)), bool)
+        padded[:, top : top + height, left : left + width] = inside
+        return _close(shape, padded, (n, y // TILE, x // TILE))
+
+    @classmethod
+    def of_tiles(cls, shape: tuple[int, int, int], tiles: Host, pixels: Host | None = None) -> TileSet:
+        """`tiles` of a `shape` = (N, H, W) canvas, and their `pixels`, as in the properties; None: all in the image.
+
+        Raises ValueError where a tile lies outside the canvas.
+        """
+        if not len(tiles):
+            return cls.empty(*shape)
+        beyond = (shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE))
+        if (tiles < 0).any() or (tiles >= beyond).any():
+            raise ValueError(f"tiles outside a canvas of {shape}")
+        first = tiles.min(0)
+        samples, rows, columns = tiles.max(0) - first + 1
+        words = np.zeros((samples, rows, TILE, columns), _WORD)
+        n, row, column = (tiles - first).T
+        if pixels is None:
+            pixels = np.ones((len(tiles), TILE, TILE), bool)
+        words[n, row, :, column] = np.ascontiguousarray(pixels).reshape(-1, TILE * TILE).view(_WORD)
+        box = words.view(bool).reshape(samples, rows * TILE, columns * TILE)
+        n, row, column = first.tolist()
+        return cls.of_box(shape, box, (n, row * TILE, column * TILE))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(samples, height, width) of the canvas."""
         return self.samples, self.height, self.width
+
+    @cached_property
+    def tiles(self) -> Host:
+        """int32 `[K, 3]`: sample, tile row, tile column of the active tiles; sorted, each once."""
+        return (np.argwhere(self.held) + self.first).astype(np.int32)
+
+    @property
+    def pixels(self) -> Host:
+        """bool `[K, TILE, TILE]`: the pixels of each active tile that may have changed."""
+        n, row, column = np.nonzero(self.held)
+        words = np.ascontiguousarray(_words(self.box)[n, row, :, column])
+        return words.view(bool).reshape(-1, TILE, TILE)
 
     @property
     def count(self) -> int:
@@ -77,54 +123,81 @@ class TileSet:
     @cached_property
     def area(self) -> int:
         """Pixels that the active tiles cover inside the image: what a layer recomputes."""
+        if not self.height % TILE and not self.width % TILE:
+            return self.count * TILE * TILE
         h = np.minimum(self.height - self.tiles[:, 1] * TILE, TILE)
         w = np.minimum(self.width - self.tiles[:, 2] * TILE, TILE)
-        return int((h * w).sum())
+        return int(h @ w)
 
     def mask(self, *, whole_tiles: bool = False) -> Host:
         """bool `[N, H, W]`: the changed pixels, or all pixels of the active tiles."""
+        box = self.whole().box if whole_tiles else self.box
         mask = np.zeros(self.shape, bool)
-        if self.count:
-            box, (n, row, column) = _paint([self.whole() if whole_tiles else self])
-            place = mask[n : n + len(box), row * TILE :, column * TILE :][:, : box.shape[1], : box.shape[2]]
-            place[...] = box[:, : place.shape[1], : place.shape[2]]
+        n, y, x = self.first[0], self.first[1] * TILE, self.first[2] * TILE
+        place = mask[n : n + len(box), y : y + box.shape[1], x : x + box.shape[2]]
+        place[...] = box[:, : place.shape[1], : place.shape[2]]
         return mask
 
     def whole(self) -> TileSet:
         """The same tiles, every pixel inside the image counted as changed."""
-        return TileSet.of_tiles(self.shape, self.tiles)
+        box = self.held.repeat(TILE, 1).repeat(TILE, 2)
+        box[:, self.height - self.first[1] * TILE :] = False
+        box[:, :, self.width - self.first[2] * TILE :] = False
+        return TileSet(*self.shape, self.first, self.held, box)
+
+
+def strip(length: int) -> Host:
+    """int32 `[K, 3]`: all tiles of a column of `length` pixels, a canvas `[1, length, 1, C]`."""
+    tiles = np.zeros((-(-length // TILE), 3), np.int32)
+    tiles[:, 1] = np.arange(len(tiles))
+    return tiles
 
 
 def union(sets: Iterable[TileSet]) -> TileSet:
     """All tiles and changed pixels of several sets of one canvas (at least one)."""
-    sets = list(sets)
-    sets = [s for s in sets if s.count] or sets[:1]
-    if len(sets) == 1:
-        return sets[0]
-    return _cut(sets[0].shape, *_paint(sets))
+    different = list({id(s): s for s in sets}.values())
+    some = [s for s in different if s.count]
+    if len(some) < 2:
+        return (some or different)[0]
+    first = tuple(min(s.first[i] for s in some) for i in range(3))
+    samples, rows, columns = (max(s.first[i] + s.held.shape[i] for s in some) - first[i] for i in range(3))
+    held = np.zeros((samples, rows, columns), bool)
+    box = np.zeros((samples, rows * TILE, columns * TILE), bool)
+    for s in some:
+        n, row, column = (s.first[i] - first[i] for i in range(3))
+        samples, rows, columns = s.held.shape
+        held[n:, row:, column:][:samples, :rows, :columns] |= s.held
+        pixels = box[n:, row * TILE :, column * TILE :]
+        pixels[:samples, : rows * TILE, : columns * TILE] |= s.box
+    return TileSet(*some[0].shape, (first[0], first[1], first[2]), held, box)
 
 
-def _paint(sets: Sequence[TileSet]) -> tuple[Host, Host]:
-    """The changed pixels of sets of one canvas, none empty, as a mask of the box of whole tiles around them all.
-
-    bool `[n, r * TILE, c * TILE]`, and the first tile of the box, int32 `[3]`.
-    """
-    first = np.min([s.tiles.min(0) for s in sets], axis=0)
-    samples, rows, columns = np.max([s.tiles.max(0) for s in sets], axis=0) - first + 1
-    words = np.zeros((samples, rows, TILE, columns), _WORD)
-    for s in sets:
-        n, row, column = (s.tiles - first).T
-        words[n, row, :, column] |= np.ascontiguousarray(s.pixels).reshape(-1, TILE * TILE).view(_WORD)
-    return words.reshape(samples, rows * TILE, columns).view(bool), first
+def _whole(pixels: int) -> int:
+    """Rounded up to whole tiles."""
+    return -(-pixels // TILE) * TILE
 
 
-def _cut(shape: tuple[int, int, int], box: Host, first: Host) -> TileSet:
-    """The tiles of a `shape` = (N, H, W) canvas that hold a True pixel of a box, as `_paint` gives it."""
+def _words(box: Host) -> Host:
+    """A box of whole tiles as `[n, r, TILE, c]` of rows of tiles, sharing its memory."""
     samples, height, width = box.shape
-    words = box.view(_WORD).reshape(samples, height // TILE, TILE, width // TILE)
-    n, row, column = np.nonzero(np.bitwise_or.reduce(words, axis=2))
-    pixels = np.ascontiguousarray(words[n, row, :, column]).view(bool).reshape(-1, TILE, TILE)
-    return TileSet(*shape, (np.stack([n, row, column], axis=-1) + first).astype(np.int32), pixels)
+    return box.view(_WORD).reshape(samples, height // TILE, TILE, width // TILE)
+
+
+def _close(shape: tuple[int, ...], box: Host, first: tuple[int, int, int]) -> TileSet:
+    """The set of a box of whole tiles from tile `first` on, made as small as the True pixels in it allow."""
+    samples, height, width = shape
+    held = np.bitwise_or.reduce(_words(box), axis=2) != 0 if box.size else box
+    spans = []
+    for axis in range(3):
+        lines = np.flatnonzero(held.any((axis - 2, axis - 1)))
+        if not len(lines):
+            return TileSet.empty(samples, height, width)
+        spans.append((int(lines[0]), int(lines[-1]) + 1))
+    (n, n_end), (row, row_end), (column, column_end) = spans
+    if (n_end - n, row_end - row, column_end - column) != held.shape:
+        held = held[n:n_end, row:row_end, column:column_end].copy()
+        box = box[n:n_end, row * TILE : row_end * TILE, column * TILE : column_end * TILE].copy()
+    return TileSet(samples, height, width, (first[0] + n, first[1] + row, first[2] + column), held, box)
 
 
 @dataclass(frozen=True)
@@ -148,23 +221,33 @@ def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size
 
     Whole tiles again, and where they start.
     """
-    length = box.shape[axis]
     # row r, as it is read, lies in the canvas at r * step // upsample: the first and last that lie in the box,
-    first = -(-begin * window.upsample // window.step)
-    last = ((begin + length) * window.upsample - 1) // window.step
+    low = -(-begin * window.upsample // window.step)
+    high = ((begin + box.shape[axis]) * window.upsample - 1) // window.step
     # and the first and last outputs o that read these, where r = o * stride + tap - before
-    start = max(0, -((window.kernel - 1 - before - first) // window.stride)) // TILE * TILE
-    stop = min(size, (last + before) // window.stride + 1)
-    outputs = np.arange(start, -(-stop // TILE) * TILE)
-    nothing = length  # a line of False, for what is read outside the box
-    box = np.concatenate([box, np.zeros_like(box.take([0], axis))], axis)
-    grown = np.zeros_like(box.take(np.full(len(outputs), nothing), axis))
+    start = max(0, -((window.kernel - 1 - before - low) // window.stride)) // TILE * TILE
+    stop = min(size, (high + before) // window.stride + 1)
+    if high < low or stop <= start:
+        return np.zeros((0, 0, 0), bool), start
+    # all rows that those outputs read; False outside the box
+    top = start * window.stride - before
+    shape = list(box.shape)
+    shape[axis] = (stop - 1 - start) * window.stride + window.kernel
+    read = np.zeros(shape, bool)
+    low, high = max(low, top), min(high, top + shape[axis] - 1)
+    inside = np.arange(low, high + 1) * window.step // window.upsample - begin
+    read[_lines(axis, low - top, high + 1 - top)] = box.take(inside, axis)
+    shape[axis] = _whole(stop) - start
+    grown = np.zeros(shape, bool)
+    outputs = grown[_lines(axis, 0, stop - start)]
     for tap in range(window.kernel):
-        read = outputs * window.stride + tap - before
-        at = read * window.step // window.upsample - begin
-        outside = (outputs >= size) | (read < 0) | (at < 0) | (at >= length)
-        grown |= box.take(np.where(outside, nothing, at), axis)
+        outputs |= read[_lines(axis, tap, tap + (stop - 1 - start) * window.stride + 1, window.stride)]
     return grown, start
+
+
+def _lines(axis: int, start: int, stop: int, step: int = 1) -> tuple[slice, ...]:
+    """Index of some lines of an axis, all of the others before it."""
+    return (*(slice(None),) * axis, slice(start, stop, step))
 
 
 def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
@@ -172,9 +255,7 @@ def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
 
     Exact: an output pixel is in the result if and only if its receptive field meets `changed`.
     """
-    if changed.count == 0:
-        return TileSet.empty(changed.samples, height, width)
-    box, (n, row, column) = _paint([changed])
-    box, y = _readers(box, 1, int(row) * TILE, window, window.top, height)
-    box, x = _readers(box, 2, int(column) * TILE, window, window.left, width)
-    return _cut((changed.samples, height, width), box, np.array([n, y // TILE, x // TILE], np.int32))
+    n, row, column = changed.first
+    box, y = _readers(changed.box, 1, row * TILE, window, window.top, height)
+    box, x = _readers(box, 2, column * TILE, window, window.left, width)
+    return _close((changed.samples, height, width), box, (n, y // TILE, x // TILE))

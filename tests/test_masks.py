@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from tolerances import check
 
 from sparsegen.backends.interface import Host
-from sparsegen.masks import bilinear, dilate, pyramid
+from sparsegen.masks import dilate, pyramid, resample
 from sparsegen.policies import Paper, Plan, Read
 from sparsegen.tiles import TileSet, Window
 
@@ -26,6 +26,11 @@ def mask_of(size: tuple[int, int], *pixels: tuple[int, int]) -> Host:
 def pixels_of(mask: Host) -> set[tuple[int, int]]:
     """The True pixels of a `[1, H, W]` mask."""
     return {(int(y), int(x)) for _, y, x in np.argwhere(mask)}
+
+
+def levels_of(mask: Host, *, dilation: int, threshold: float = 0.3) -> list[Host]:
+    """The pyramid of a mask, as masks."""
+    return [level.mask() for level in pyramid(TileSet.of_mask(mask), dilation=dilation, threshold=threshold)]
 
 
 def cross(y: int, x: int) -> set[tuple[int, int]]:
@@ -69,6 +74,14 @@ def test_dilation_is_its_definition(height: int, width: int, radius: int, seed: 
 # -- bilinear resampling ---------------------------------------------------------------------------------
 
 
+def bilinear(v: Host, height: int, width: int) -> Host:
+    """Both axes of `[N, H, W]`, whole."""
+    rows, start = resample(v, 1, height, begin=0, length=v.shape[1])
+    both, left = resample(rows, 2, width, begin=0, length=v.shape[2])
+    assert (start, left) == (0, 0)
+    return both
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("size", "to"),
@@ -95,13 +108,26 @@ def test_halving_an_even_size_averages_two_by_two() -> None:
     assert_array_equal(bilinear(v, 1, 2), [[[0.25, 0.5]]])
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
+def test_resampling_a_part_gives_the_bits_of_the_whole(length: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    begin = int(rng.integers(length))
+    end = int(rng.integers(begin, length)) + 1
+    v = np.zeros((1, length, 1), np.float32)
+    v[:, begin:end] = rng.random((1, end - begin, 1))
+    whole, _ = resample(v, 1, size, begin=0, length=length)
+    part, start = resample(v[:, begin:end], 1, size, begin=begin, length=length)
+    assert_array_equal(part, whole[:, start : start + part.shape[1]])
+    assert np.count_nonzero(part) == np.count_nonzero(whole)
+
+
 # -- the pyramid, by hand --------------------------------------------------------------------------------
 
 
 def test_the_pyramid_of_one_pixel() -> None:
     # Each halving of an even size averages 2×2, so the pixel's value falls to a quarter and its threshold,
     # min(0.3, highest - 1e-3), lies just under it: the pixel's own cell stays, then grows by a cross.
-    levels = [pixels_of(level) for level in pyramid(mask_of((16, 16), (5, 6)), dilation=1)]
+    levels = [pixels_of(level) for level in levels_of(mask_of((16, 16), (5, 6)), dilation=1)]
     assert levels == [
         cross(5, 6),  # 1 > 0.3
         cross(2, 3),  # 1/4 > 0.249
@@ -114,7 +140,7 @@ def test_the_pyramid_of_one_pixel() -> None:
 def test_the_pyramid_of_a_square() -> None:
     # rows 4 to 6, columns 6 to 8
     square = mask_of((16, 16), *((y, x) for y in (4, 5, 6) for x in (6, 7, 8)))
-    levels = [pixels_of(level) for level in pyramid(square, dilation=1)]
+    levels = [pixels_of(level) for level in levels_of(square, dilation=1)]
 
     # 16×16: every masked pixel is 1 > 0.3; the cross adds a rim without corners
     rim = {(3, x) for x in (6, 7, 8)} | {(7, x) for x in (6, 7, 8)}
@@ -140,36 +166,36 @@ def test_the_pyramid_of_a_square() -> None:
 
 def test_the_threshold_and_the_dilation_are_settings() -> None:
     square = mask_of((16, 16), *((y, x) for y in (4, 5, 6) for x in (6, 7, 8)))
-    level = [pixels_of(level) for level in pyramid(square, dilation=0, threshold=0.2)][1]
+    level = [pixels_of(level) for level in levels_of(square, dilation=0, threshold=0.2)][1]
     assert level == {(2, 3), (2, 4), (3, 3), (3, 4)}  # 1, 1/2, 1/2, 1/4 > 0.2
-    level = [pixels_of(level) for level in pyramid(square, dilation=0, threshold=0.5)][1]
+    level = [pixels_of(level) for level in levels_of(square, dilation=0, threshold=0.5)][1]
     assert level == {(2, 3)}  # 1/2 is not above 0.5
 
 
 def test_levels_halve_rounding_down_to_one_pixel() -> None:
-    sizes = [level.shape for level in pyramid(np.ones((2, 20, 3), bool), dilation=1)]
+    sizes = [level.shape for level in levels_of(np.ones((2, 20, 3), bool), dilation=1)]
     assert sizes == [(2, 20, 3), (2, 10, 1), (2, 5, 1), (2, 2, 1), (2, 1, 1)]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 5), (1, 1)])
 def test_an_empty_mask_is_empty_at_every_level(size: tuple[int, int]) -> None:
-    assert not any(level.any() for level in pyramid(np.zeros((2, *size), bool), dilation=3))
+    assert not any(level.any() for level in levels_of(np.zeros((2, *size), bool), dilation=3))
 
 
 def test_a_full_mask_is_full_at_every_level() -> None:
-    assert all(level.all() for level in pyramid(np.ones((1, 22, 13), bool), dilation=0))
+    assert all(level.all() for level in levels_of(np.ones((1, 22, 13), bool), dilation=0))
 
 
 def test_a_faded_mask_keeps_the_pixels_under_the_edit() -> None:
     # after five halvings a single pixel is worth 4**-5 = 9.8e-4 < 1e-3, so no threshold can find it
-    levels = [pixels_of(level) for level in pyramid(mask_of((64, 64), (40, 20)), dilation=0)]
+    levels = [pixels_of(level) for level in levels_of(mask_of((64, 64), (40, 20)), dilation=0)]
     assert levels == [{(40, 20)}, {(20, 10)}, {(10, 5)}, {(5, 2)}, {(2, 1)}, {(1, 0)}, {(0, 0)}]
 
 
 def test_a_mask_between_the_samples_keeps_the_pixels_under_the_edit() -> None:
     # halving 5 to 2 reads at 0.75 and 3.25: rows and columns 0, 1 and 3, 4, never 2. Of the two halves that
     # meet in row 2 the edit's pixel belongs to the second (2 // 2 = 1).
-    levels = [pixels_of(level) for level in pyramid(mask_of((5, 5), (2, 2)), dilation=0)]
+    levels = [pixels_of(level) for level in levels_of(mask_of((5, 5), (2, 2)), dilation=0)]
     assert levels == [{(2, 2)}, {(1, 1)}, {(0, 0)}]
 
 
@@ -177,16 +203,16 @@ def test_a_mask_between_the_samples_keeps_the_pixels_under_the_edit() -> None:
 def test_no_edit_is_lost_at_any_level(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = mask_of((height, width), (int(rng.integers(height)), int(rng.integers(width))))
-    assert all(level.any() for level in pyramid(mask, dilation=0))
+    assert all(level.any() for level in levels_of(mask, dilation=0))
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
 def test_samples_do_not_see_each_other(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     both = rng.random((2, height, width)) < np.array([0.02, 0.4]).reshape(2, 1, 1)
-    together = list(pyramid(both, dilation=1))
+    together = levels_of(both, dilation=1)
     for n in (0, 1):
-        for level, alone in zip(together, pyramid(both[n : n + 1], dilation=1), strict=True):
+        for level, alone in zip(together, levels_of(both[n : n + 1], dilation=1), strict=True):
             assert_array_equal(level[n : n + 1], alone)
 
 

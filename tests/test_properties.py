@@ -256,10 +256,9 @@ class Audit(Run):
         return Feature(self, (canvas,), (everything,))
 
     def tabulated(self, path, codes, channels, fill, *, macs_per_pixel):
-        of = next(name for name, feature in self._numbered.items() if feature is codes)
         coded = super().tabulated(path, codes, channels, fill, macs_per_pixel=macs_per_pixel)
         anew = self.backend.alloc(coded.rows.shape)
-        fill(anew, self.memory.codebooks[of].book.keys)
+        fill(anew, self.codebook(codes).book.keys)
         self._compare(path, anew, coded.rows, rounding=0.0)
         return coded
 

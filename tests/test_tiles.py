@@ -225,11 +225,27 @@ def test_growing_costs_what_the_set_costs_not_the_image(name: str) -> None:
         return most
 
     peak(256)  # what NumPy keeps for itself is allocated now
-    assert peak(2048) <= 1.02 * peak(256)
-    assert peak(2048) < 2_000_000
+    assert peak(2048) <= peak(256) + 1000  # of numbers that Python does not keep ready
+    assert peak(2048) < 100_000
 
 
 def test_windows_are_compared_by_value() -> None:
     # plans keep grown sets by window: two layers of one kind share them
     assert Window(3, top=1, left=1) == Window(3, 1, 1, 1)
     assert hash(replace(Window(3, top=1, left=1), step=2, upsample=1)) == hash(Window(3, 1, 1, 1, 2))
+
+
+@given(masks())
+def test_tiles_and_pixels_make_the_set_again(mask: Host) -> None:
+    changed = TileSet.of_mask(mask)
+    again = TileSet.of_tiles(changed.shape, changed.tiles, changed.pixels)
+    assert_array_equal(again.mask(), mask)
+    assert_array_equal(again.tiles, changed.tiles)
+    assert_array_equal(TileSet.of_tiles(changed.shape, changed.tiles).mask(), changed.mask(whole_tiles=True))
+    assert_array_equal(changed.whole().mask(), changed.mask(whole_tiles=True))
+
+
+@pytest.mark.parametrize("tile", [(1, 0, 0), (0, 3, 0), (0, 0, 2), (0, -1, 0)])
+def test_tiles_outside_the_canvas_are_refused(tile: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="outside a canvas"):
+        TileSet.of_tiles((1, 9, 6), np.array([tile], np.int32))
