@@ -19,7 +19,7 @@ def activate(v: Host, activation: Activation) -> Host:
         "identity": lambda: v,
         "relu": lambda: v * (v > 0),
         "leaky_relu": lambda: v * np.where(v > 0, 1, LEAKY_SLOPE),
-        "silu": lambda: v * (1 + np.tanh(v / 2)) / 2,  # v * sigmoid(v), without an overflow
+        "silu": lambda: v * np.exp(-np.logaddexp(0, -v)),  # v * sigmoid(v), without an overflow
         "tanh": lambda: np.tanh(v),
     }[activation]()
 
