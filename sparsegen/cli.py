@@ -111,11 +111,11 @@ def demo(
     pictures.write_png(output, pictures.sheet(panels, columns=3))
     dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
     rows = [
-        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases")],
+        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases", "codebooks")],
         ("dense run", f"{dense_ms:.0f} ms"),
         ("sparse edit", f"{sparse_ms:.0f} ms ({dense_ms / sparse_ms:.1f} times as fast)"),
         ("PSNR, sparse against dense", f"{pictures.psnr(sparse.images, dense.images):.1f} dB"),
-        ("canvases", f"{sparse.stats.canvas_bytes / 1e6:.1f} MB"),
+        *sparse.stats.memory(),
     ]
     print_table(f"{model}: {change.caption} (backend {engine.name}, policy {policy})", rows)
     out.print(f"picture written to {output.resolve()}", soft_wrap=True)

@@ -78,7 +78,7 @@ class Model(Layer):
         raise NotImplementedError
 
     def picture(self, output: Host) -> Host:
-        """The output canvas `[N, H, W, C]` as uint8 pictures `[N, H, W, 3]`."""
+        """The output canvas `[N, H, W, C]`, or a part of it, as uint8 pictures `[N, H, W, 3]`; pixel by pixel."""
         raise NotImplementedError
 
     def load_parameters(

@@ -202,9 +202,11 @@ class _PaperPlan(Plan):
             raise ShapeError(
                 f"policy paper: no mask for a layer that reads {size[0]}×{size[1]}; the input halves to {known}"
             )
-        key = (shape, size, replace(window, step=1, upsample=1))
+        if not window.step == window.upsample == 1:
+            window = replace(window, step=1, upsample=1)
+        key = (shape, size, window)
         if key not in self._active:
-            self._active[key] = grow(self._masks[size], key[2], *shape[1:])
+            self._active[key] = grow(self._masks[size], window, *shape[1:])
         return self._active[key]
 
 

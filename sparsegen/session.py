@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.interface import Array, Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from . import session_file
@@ -111,11 +111,12 @@ class Session:
             memory.canvases[input_path(name)] = backend.upload(array)
         run = Run(memory, Everything())
         output = self._forward(run, inputs.conditions, TileSet.full(*inputs.shape), progress)
-        result = self._result(run.records, memory, output, output.changed[0], start, edited_area=1.0)
-        self._idle = tuple(map(_idle, run.records))
-        self._state = State(
+        state = State(
             self.model, memory, inputs.conditions, [], TileSet.empty(*inputs.shape), run.records[-1].path
         )
+        result = self._result(run.records, state, output, output.changed[0], start, edited_area=1.0)
+        self._idle = tuple(map(_idle, run.records))
+        self._state = state
         return result
 
     def edit(
@@ -152,11 +153,12 @@ class Session:
         state = self._base()
         chosen = get_policy(policy, paper=self.model.paper)
         inputs = self._encode_edit(state, picture, conditions)
-        difference = self._difference(inputs)
+        edited = {name: self.memory.backend.upload(array) for name, array in inputs.canvases.items()}
+        difference = self._difference(edited)
         ignored = 0
         if mask is not None:
             given = check_mask(mask, inputs.shape)
-            ignored = int((difference & ~given).sum())
+            ignored = np.count_nonzero(difference & ~given)
             difference = given
             if ignored:
                 warnings.warn(
@@ -169,17 +171,18 @@ class Session:
         step = Step(Journal(), state.stale)
         area = np.count_nonzero(difference) / difference.size
         try:
+            images, state.images = state.images, None
             if spread.count:
                 plan = chosen.plan(spread.mask(), settled=not state.stale.count)
                 run = Run(self.memory, plan, journal=step.journal)
-                self._take_over(inputs, changed, step.journal)
+                self._take_over(edited, changed, step.journal)
                 output = self._forward(run, state.conditions, spread, progress)
                 records, active = tuple(run.records), output.changed[0]
             else:
                 records, output = self._idle, self._output(state)
                 active = output.changed[0]
             result = self._result(
-                records, self.memory, output, active, start, edited_area=area, ignored=ignored, step=step
+                records, state, output, active, start, images, edited_area=area, ignored=ignored, step=step
             )
         except BaseException:
             self._roll_back(step)
@@ -198,6 +201,7 @@ class Session:
         if not state.steps:
             raise SessionError("nothing to undo: no edit since the last run")
         step = state.steps[-1]
+        images, state.images = state.images, None
         self._roll_back(step)
         output = self._output(state)
         active = output.changed[0]
@@ -205,7 +209,7 @@ class Session:
             active = TileSet.of_tiles(
                 active.shape, step.journal.kept(self.memory.backend, state.output_path)[0]
             )
-        result = self._result([], self.memory, output, active, start, edited_area=0.0)
+        result = self._result([], state, output, active, start, images, edited_area=0.0)
         state.stale = step.stale_before
         state.steps.pop()
         return result
@@ -271,25 +275,26 @@ class Session:
                 )
         return inputs
 
-    def _difference(self, inputs: Inputs) -> Host:
+    def _difference(self, edited: dict[str, Array]) -> Host:
         """bool `[N, H, W]`: pixels of the input that differ from the current one in any canvas."""
-        backend, masks = self.memory.backend, []
-        for name, array in inputs.canvases.items():
-            current = self.memory.canvases[input_path(name)]
-            masks.append(backend.difference_mask(current, backend.upload(array), eps=self.model.eps))
-        return np.asarray(np.logical_or.reduce(masks))
+        first, *others = (
+            self.memory.backend.difference_mask(
+                self.memory.canvases[input_path(name)], canvas, eps=self.model.eps
+            )
+            for name, canvas in edited.items()
+        )
+        for mask in others:
+            first |= mask
+        return first
 
-    def _take_over(self, inputs: Inputs, changed: TileSet, journal: Journal) -> None:
+    def _take_over(self, edited: dict[str, Array], changed: TileSet, journal: Journal) -> None:
         """Write the changed pixels into the input's canvases."""
         backend = self.memory.backend
         taken = backend.upload(changed.pixels)[..., None]
-        for name, array in inputs.canvases.items():
+        for name, canvas in edited.items():
             path = input_path(name)
             journal.keep(backend, self.memory.canvases, path, changed)
-            new, (_, old) = (
-                backend.read_tiles(backend.upload(array), changed.tiles),
-                journal.kept(backend, path),
-            )
+            new, (_, old) = backend.read_tiles(canvas, changed.tiles), journal.kept(backend, path)
             backend.write_tiles(self.memory.canvases[path], changed.tiles, np.where(taken, new, old))
 
     def _forward(
@@ -325,21 +330,31 @@ class Session:
     def _result(
         self,
         records: Iterable[LayerRecord],
-        memory: Memory,
+        state: State,
         output: Feature,
         active: TileSet,
         start: float,
+        images: Host | None = None,
         *,
         edited_area: float,
         ignored: int = 0,
         step: Step | None = None,
     ) -> Result:
+        """`images` are those of before; all but the box around the `active` tiles still holds."""
+        memory = state.memory
         memory.backend.synchronize()
-        elapsed = (time.perf_counter() - start) * 1e3
         values = memory.backend.download(output.parts[0])
+        if images is None:
+            images = self.model.picture(values)
+        else:
+            images[active.place] = self.model.picture(values[active.place])
+        state.images, given = images, images.copy()
         journal = 0 if step is None else step.journal.nbytes
-        stats = Stats(edited_area, tuple(records), elapsed, memory.nbytes, journal, ignored)
-        return Result(self.model.picture(values), values, stats, active)
+        elapsed = (time.perf_counter() - start) * 1e3
+        stats = Stats(
+            edited_area, tuple(records), elapsed, memory.nbytes, memory.codebook_nbytes, journal, ignored
+        )
+        return Result(given, values, stats, active)
 
 
 def _idle(record: LayerRecord) -> LayerRecord:

@@ -54,6 +54,8 @@ class State:
     stale: TileSet
     """Input pixels whose change has not spread everywhere: what edits under approximate policies touched."""
     output_path: str
+    images: Host | None = None
+    """The output's pictures; None where they are not known, also while they change."""
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:

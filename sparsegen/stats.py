@@ -20,6 +20,8 @@ class Stats:
     """From input to output, everything included."""
     canvas_bytes: int
     """Memory of all canvases."""
+    codebook_bytes: int = 0
+    """Memory of all codebooks: what depends on labels alone, computed once for each distinct window of them."""
     journal_bytes: int = 0
     """Memory that undoing this edit takes."""
     ignored_pixels: int = 0
@@ -55,9 +57,14 @@ class Stats:
         rows += [
             ("MACs", f"{self.macs / 1e9:.3f} G of {self.macs_dense / 1e9:.3f} G ({share:.1%})"),
             ("time", f"{self.milliseconds:.1f} ms"),
-            ("canvases", f"{self.canvas_bytes / 1e6:.1f} MB"),
+            *self.memory(),
         ]
         return rows
+
+    def memory(self) -> Sequence[tuple[str, str]]:
+        """The lines about what is kept."""
+        kept = {"canvases": self.canvas_bytes, "codebooks": self.codebook_bytes}
+        return [(name, f"{count / 1e6:.1f} MB") for name, count in kept.items() if count]
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<28}{value}" for name, value in self.lines())

@@ -42,10 +42,12 @@ class TileSet:
     @classmethod
     def full(cls, samples: int, height: int, width: int, *, only: Host | None = None) -> TileSet:
         """Every tile and pixel, of all samples or of those where `only` (bool `[N]`) holds."""
-        box = np.ones((samples, height, width), bool)
-        if only is not None:
-            box &= only[:, None, None]
-        return cls.of_box((samples, height, width), box)
+        held = np.ones((samples, -(-height // TILE), -(-width // TILE)), bool)
+        full = cls(samples, height, width, (0, 0, 0), held, held).whole()
+        if only is None:
+            return full
+        full.box[~only] = False
+        return _close(full.shape, full.box, full.first)
 
     @classmethod
     def of_mask(cls, mask: Host) -> TileSet:
@@ -110,10 +112,10 @@ class TileSet:
         words = np.ascontiguousarray(_words(self.box)[n, row, :, column])
         return words.view(bool).reshape(-1, TILE, TILE)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of active tiles."""
-        return len(self.tiles)
+        return int(np.count_nonzero(self.held))
 
     @property
     def total(self) -> int:
@@ -129,12 +131,18 @@ class TileSet:
         w = np.minimum(self.width - self.tiles[:, 2] * TILE, TILE)
         return int(h @ w)
 
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where the box lies: an index of arrays `[N, H, W, …]`, which cut off what overhangs the image."""
+        n, y, x = self.first[0], self.first[1] * TILE, self.first[2] * TILE
+        samples, height, width = self.box.shape
+        return slice(n, n + samples), slice(y, y + height), slice(x, x + width)
+
     def mask(self, *, whole_tiles: bool = False) -> Host:
         """bool `[N, H, W]`: the changed pixels, or all pixels of the active tiles."""
         box = self.whole().box if whole_tiles else self.box
         mask = np.zeros(self.shape, bool)
-        n, y, x = self.first[0], self.first[1] * TILE, self.first[2] * TILE
-        place = mask[n : n + len(box), y : y + box.shape[1], x : x + box.shape[2]]
+        place = mask[self.place]
         place[...] = box[:, : place.shape[1], : place.shape[2]]
         return mask
 
@@ -255,6 +263,8 @@ def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
 
     Exact: an output pixel is in the result if and only if its receptive field meets `changed`.
     """
+    if window == Window() and (height, width) == (changed.height, changed.width):
+        return changed
     n, row, column = changed.first
     box, y = _readers(changed.box, 1, row * TILE, window, window.top, height)
     box, x = _readers(box, 2, column * TILE, window, window.left, width)

@@ -56,6 +56,40 @@ def test_a_result_holds_pictures_and_costs(session, rng):
     assert "MACs" in str(stats)
 
 
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_codebooks_are_counted_beside_the_canvases(rng, backend):
+    session = Session(random_gaugan(), backend)
+    first = session.run(random_labels(rng, (64, 64))).stats
+    kept = session.memory.codebooks.values()
+    assert first.codebook_bytes == sum(codebook.nbytes for codebook in kept)
+    assert (first.codebook_bytes > 0) == session.memory.backend.codebooks == ("codebooks" in str(first))
+    labels = current_labels(session)
+    labels[0, 5:9, 30:33] = (labels[0, 5:9, 30:33] + 1) % 4
+    assert session.edit(labels).stats.codebook_bytes >= first.codebook_bytes
+
+
+def test_the_picture_is_that_of_the_whole_output_whatever_came_before(session, rng, monkeypatch):
+    """Only the repainted part of a picture is converted; a user may paint over the one that was given."""
+
+    def check(result):
+        assert np.array_equal(result.images, session.model.picture(result.output))
+        result.images[:] = 7
+        result.output[:] = 7
+
+    labels = current_labels(session)
+    for i in range(3):
+        labels[0, 20 * i : 20 * i + 5, 40 * i : 40 * i + 9] = i
+        check(session.edit(labels, policy=["paper", "exact", "adaptive(0.1)"][i]))
+    check(session.edit(labels))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session.memory.backend), "download", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.undo()
+    for _ in range(4):
+        check(session.undo())
+    check(session.edit(labels))
+
+
 def test_earlier_results_do_not_change_with_later_edits(session, rng):
     labels = current_labels(session)
     first = session.edit(repaint(rng, labels))

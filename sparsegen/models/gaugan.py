@@ -240,7 +240,7 @@ class GauGAN(Model):
     def picture(self, output: Host) -> Host:
         """tanh's [-1, 1] as uint8, rounded."""
         v = output + 1
-        v *= 127.5  # in place from here: this is most of what an edit without change costs
+        v *= 127.5  # in place from here
         np.rint(v, out=v)
         return np.clip(v, 0, 255, out=v).astype(np.uint8)
 
@@ -263,7 +263,7 @@ class GauGAN(Model):
             edge[:, :, :-1] |= across
             edge[:, 1:] |= down
             edge[:, :-1] |= down
-        return np.where(edge, self.config.semantic_nc - 1, -1)
+        return edge * np.int32(self.config.semantic_nc) - 1
 
     def _latent(self, z: Any, samples: int) -> Host:
         length = self.config.z_dim
