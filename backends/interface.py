@@ -178,6 +178,10 @@ class Backend(ABC):
     def download(self, array: Array) -> Host:
         """A host copy that later writes to `array` do not change."""
 
+    def warm_up(self) -> str:
+        """Make ready now what would be made at first use (compiled kernels); says what, and where it is kept."""
+        return "nothing to compile"
+
     def synchronize(self) -> None:
         """Return when everything queued has been computed (what a clock must wait for)."""
         return None

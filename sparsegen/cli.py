@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ ThreadsOption = Annotated[
 PolicyOption = Annotated[
     str,
     typer.Option(
-        "--policy", help=f"Which tiles an edit recomputes: {', '.join(POLICIES)} such as adaptive(0.02)."
+        "--policy", help=f"Which tiles an edit recomputes: {', '.join(POLICIES)}, such as adaptive(0.02)."
     ),
 ]
 SetOption = Annotated[
@@ -251,6 +252,14 @@ def backends() -> None:
     default = default_backend()
     available = {name: "available" + ", the default" * (name == default) for name in backend_status()}
     print_table("backends", [(name, why or available[name]) for name, why in backend_status().items()])
+
+
+@app.command()
+def warmup(backend: BackendOption = None) -> None:
+    """Compile a backend's kernels now, for images and installers, so that the first edit need not wait for them."""
+    engine, start = get_backend(backend), time.perf_counter()
+    ready = engine.warm_up()
+    out.print(f"{engine.name}: {ready} ({time.perf_counter() - start:.1f} s)", soft_wrap=True)
 
 
 # -- what the commands share -----------------------------------------------------------------------------

@@ -173,6 +173,17 @@ def test_backends_are_listed(capsys):
     assert [name for name, state in listed.items() if "the default" in state] == [default_backend()]
 
 
+def test_warmup_says_what_it_made_ready_and_where(tmp_path, capsys):
+    assert main(["warmup", "--backend", "reference"]) == 0
+    assert capsys.readouterr().out.startswith("reference: nothing to compile (")
+    assert main(["warmup"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{default_backend()}: ")
+    if default_backend() == "numba":
+        (folder,) = re.findall(r" in (\S+) \(", said)
+        assert (Path(folder) / "complete").exists()
+
+
 def test_the_number_of_threads_and_the_backend_can_be_given(files):
     assert edit(files, "--threads", "1", "--backend", "reference") == 0
     with Image.open(files / "out.png") as picture:
