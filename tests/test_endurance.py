@@ -69,19 +69,19 @@ def resident() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("operations", [OPERATIONS])
 def test_thousands_of_edits_and_undos_leave_nothing_behind(backend, operations):
-    if backend.name == "reference":
-        operations //= 25  # slower, and keeps less
     rng = np.random.default_rng(0)
     labels = random_labels(rng, (32, 32), classes=3)
     session = Session(random_gaugan(1, ngf=1, nhidden=3, semantic_nc=3), backend)
     session.run(labels)
     before, drawn = state(session), chains(labels, rng)
+    if backend.name == "reference":  # slower, and keeps less
+        operations, drawn = operations // 100, drawn[:8]
     done = sum(play(session, chain) for chain in drawn)
     assert_same(state(session), before)
     grown = [*sizes(session)]
     peak = None if sys.platform == "win32" else resident()
     while done < operations:
-        done += play(session, drawn[rng.integers(CHAINS)])
+        done += play(session, drawn[rng.integers(len(drawn))])
         assert np.array_equal(session.memory.canvases["conv_img"], before["conv_img"])
     assert_same(state(session), before)
     assert [*sizes(session)] == grown
@@ -92,7 +92,7 @@ def test_thousands_of_edits_and_undos_leave_nothing_behind(backend, operations):
     tracemalloc.start()  # only now: it makes everything several times as slow
     try:
         for _ in range(4):
-            for chain in drawn[:5]:
+            for chain in drawn[:4]:
                 play(session, chain)
             gc.collect()
             traced.append(tracemalloc.get_traced_memory()[0])
