@@ -35,10 +35,10 @@ import llvmlite.binding as llvm  # noqa: E402  (comes with numba)
 from llvmlite import ir  # noqa: E402  (comes with numba)
 
 from sparsegen.backends.numba_cpu import NumbaBackend, jit  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu import backend as module  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import launch as module  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.gemm import emit_block  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.simd import WIDTH, exponential, load, store  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.target import TARGETS, detect  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.target import TARGET, TARGETS, detect  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel runs in as many threads as it may, however little there is to do."""
-    monkeypatch.setattr(module, "_ALONE", 0.0)
+    monkeypatch.setattr(module, "ALONE", 0.0)
 
 
 def worked(backend: Backend, seed: int = 0) -> dict[str, Host]:
@@ -64,7 +64,7 @@ def worked(backend: Backend, seed: int = 0) -> dict[str, Host]:
 
 def digest(threads: int) -> str:
     """`worked` in one line, computed by a backend of its own; also what other processes run."""
-    module._ALONE = 0.0
+    module.ALONE = 0.0
     found = worked(NumbaBackend(threads))
     return hashlib.sha256(b"".join(found[path].tobytes() for path in sorted(found))).hexdigest()
 
@@ -96,7 +96,7 @@ def test_the_number_of_items_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
     weight = normal(np.random.default_rng(1), 72, 40, 3, 3, std=1 / 19)
     results = []
     for threads, alone in ((1, 1e7), (1, 0.0), (2, 0.0), (7, 0.0), (64, 0.0)):
-        monkeypatch.setattr(module, "_ALONE", alone)
+        monkeypatch.setattr(module, "ALONE", alone)
         for direct in (False, True):
             backend = NumbaBackend(threads, direct=direct)
             out = backend.alloc((1, 48, 52, 72))
@@ -125,11 +125,11 @@ def test_another_process_computes_the_same_bits() -> None:
 
 def in_this_process(threads: int) -> str:
     """`digest`, and the module as it was."""
-    before = module._ALONE
+    before = module.ALONE
     try:
         return digest(threads)
     finally:
-        module._ALONE = before
+        module.ALONE = before
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one backend", "a backend each"])
@@ -595,3 +595,35 @@ def test_a_cold_cache_is_filled_once_also_by_two_processes_and_says_so(tmp_path:
         assert re.fullmatch(
             rf"sparsegen: compiled \d+ kernels .* in \d+ s; kept in {tmp_path}/cache/.*", line
         )
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: str, kernel: int) -> None:
+    """The bits of a convolution by weights that were rounded before, in half the memory."""
+    if stored == "float16" and not TARGET.half:
+        pytest.skip("this processor cannot widen float16")
+    rng = np.random.default_rng(0)
+    weight = normal(rng, 40, 700, kernel, kernel, std=1 / 30)  # deeper than the pieces it is multiplied in
+    if stored == "float16":
+        rounded = weight.astype(np.float16).astype(np.float32)
+    else:
+        bits = weight.view(np.uint32).astype(np.uint64)
+        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    source, results, sizes = Source((normal(rng, 1, 9, 10, 700),)), [], []
+    for backend, values in (
+        (NumbaBackend(direct=True, weights=stored), weight),
+        (NumbaBackend(direct=True), rounded),
+    ):
+        weights = backend.prepare_conv(values, None, padding=(kernel // 2,) * 4, size=(9, 10))
+        out = backend.alloc((1, 9, 10, 40))
+        backend.conv2d(out, all_tiles(1, 9, 10), source, weights)
+        results.append(out)
+        sizes.append(weights.packed.values.floats.nbytes + weights.packed.values.halves.nbytes)
+    assert_same_bits(*results)
+    assert sizes[0] * 2 == sizes[1]
+
+
+def test_weights_can_be_stored_in_known_ways_only() -> None:
+    with pytest.raises(BackendError, match="float32, float16, bfloat16"):
+        NumbaBackend(weights="int8")

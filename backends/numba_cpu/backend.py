@@ -1,13 +1,12 @@
 """The Numba backend: the contract's primitives, each a kernel over items that threads share.
 
-This file decides, per call, how the work is cut into items; no bit of a result depends on that. Which algorithm
-computes a convolution is decided once, in `prepare_conv`.
+Which algorithm computes a convolution is decided once, in `prepare_conv`; how its tiles are cut into items for threads
+at every call, here and in `launch.py`, and no bit of a result depends on that.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,16 +31,14 @@ from . import windows as window_kernels
 from .epilogue import Writing
 from .gemm import PANEL, STORED, Packed, store_as
 from .jit import cache_folder, compile_all
+from .launch import Launcher, available_cores, in_order
 from .reading import ACTIVATIONS, NOTHING, reading
 from .target import TARGET
-from .threads import Pool, Scratch
 
 Algorithm = Literal["winograd 4×4", "winograd 2×2", "direct", "depthwise"]
 _SIDES: dict[str, winograd.Side] = {"winograd 4×4": 6, "winograd 2×2": 4}
 
 _NO_FLOATS = np.zeros(0, np.float32)
-_ALONE = 1e7
-"""Floating-point operations below which waking another thread takes longer than it saves."""
 _CACHE = 1 << 18
 """Floats of scratch that a thread's own cache holds."""
 _SHARED = 3 << 20
@@ -63,11 +60,6 @@ def _flat(array: Array) -> Array:
     if not array.flags.c_contiguous:
         raise BackendError(f"an array of shape {array.shape} is not contiguous; use alloc or upload")
     return array.reshape(-1)
-
-
-def _in_order(tiles: Host) -> Host:
-    """Tiles as the kernels take them: int32, each tile's numbers side by side in memory."""
-    return np.ascontiguousarray(tiles, np.int32)
 
 
 class NumbaBackend(Backend):
@@ -109,7 +101,7 @@ class NumbaBackend(Backend):
         self.threads = available_cores() if threads is None else threads
         self.direct = direct
         self.weights = weights
-        self._pool = Pool(self.threads)
+        self._launcher = Launcher(self.threads)
 
     def warm_up(self) -> str:
         compile_all()
@@ -161,7 +153,7 @@ class NumbaBackend(Backend):
         packed = np.empty(side * side * panels * inputs * PANEL, np.float32)
         work = np.zeros((panels, 9 + 3 * side, PANEL))
         args = (np.ascontiguousarray(weight, np.float32), winograd.matrix(side), work, packed)
-        self._launch(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
+        self._launcher.run(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
         return packed
 
     def _choose(self, g: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
@@ -191,7 +183,7 @@ class NumbaBackend(Backend):
     ) -> None:
         if not len(tiles):
             return
-        tiles = _in_order(tiles)
+        tiles = in_order(tiles)
         g, packed = weights.geometry, weights.packed
         read = reading(source)
         write = _writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
@@ -202,29 +194,35 @@ class NumbaBackend(Backend):
             side = _SIDES[packed.algorithm]
             work = 2.0 * side * side * winograd.rows_per_tile(side) * g.inputs * g.outputs
             limit = 16 if side * side * g.inputs * g.outputs < _SHARED else 64
-            batch, splits = self._items(len(tiles), limit, panels, work)
+            batch, splits = self._launcher.items(len(tiles), limit, panels, work)
             floats = winograd.scratch_floats(batch, side, g.inputs, g.outputs, -(-panels // splits), added)
             args = (batch, splits, side, tiles, read, g.padding[0], g.padding[2], packed.values, write)
-            self._launch(winograd.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles))
+            self._launcher.run(
+                winograd.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
+            )
         elif packed.algorithm == "depthwise":
             work = 2.0 * TILE * TILE * depth * g.outputs
-            batch, _ = self._items(len(tiles), 8, 1, work)
+            batch, _ = self._launcher.items(len(tiles), 8, 1, work)
             floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
             args = (batch, tiles, read, geometry, packed.values.floats, write)
-            self._launch(direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles))
+            self._launcher.run(
+                direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles)
+            )
         else:
             work = 2.0 * TILE * TILE * depth * g.outputs
             limit = max(1, min(32, _CACHE // (TILE * TILE * (depth * g.groups + g.outputs))))
-            batch, splits = self._items(len(tiles), limit, panels if g.groups == 1 else 1, work)
+            batch, splits = self._launcher.items(len(tiles), limit, panels if g.groups == 1 else 1, work)
             floats = direct.scratch_floats(
                 batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added
             )
             args = (batch, splits, tiles, read, geometry, packed.values, write)
-            self._launch(direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles))
+            self._launcher.run(
+                direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
+            )
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
-        self._launch(pointwise.linear, len(weight), (x, weight, out), 0, 2.0 * x.size * len(weight))
+        self._launcher.run(pointwise.linear, len(weight), (x, weight, out), 0, 2.0 * x.size * len(weight))
         return out if bias is None else out + bias
 
     # -- statistics and pointwise work -------------------------------------------------------------------
@@ -242,7 +240,7 @@ class NumbaBackend(Backend):
         sums = np.empty((samples * spans, 2, channels))
         args = (span, reading(source), sums, pivots)
         floats = pointwise.scratch_floats(channels)
-        self._launch(pointwise.moments, samples * spans, args, floats, 8.0 * height * width * channels)
+        self._launcher.run(pointwise.moments, samples * spans, args, floats, 8.0 * height * width * channels)
         added, squared = sums.reshape(samples, spans, 2, channels).sum(1).transpose(1, 0, 2) / (
             height * width
         )
@@ -253,11 +251,11 @@ class NumbaBackend(Backend):
         self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         extra = (_flat(weight), _flat(bias), np.float32(eps))
-        self._over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
+        self._launcher.over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
 
     def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
         write = _writing(out, residual=residual)
-        self._over_tiles(pointwise.write_out, out, tiles, (reading(source), write))
+        self._launcher.over_tiles(pointwise.write_out, out, tiles, (reading(source), write))
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -275,14 +273,14 @@ class NumbaBackend(Backend):
         taps, labels, _ = table.shape
         write = _writing(out, _whole(bias), activation=activation)
         args = (indices, _flat(table), labels, round(taps**0.5), step, write)
-        self._over_tiles(pointwise.look_up, out, tiles, args)
+        self._launcher.over_tiles(pointwise.look_up, out, tiles, args)
 
     def attention(
         self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         if not len(tiles):
             return
-        tiles = _in_order(tiles)
+        tiles = in_order(tiles)
         channels = query.shape[3]
         tokens = key.shape[1] * key.shape[2]
         blocks = -(-tokens // attention.BLOCK)
@@ -293,7 +291,7 @@ class NumbaBackend(Backend):
         floats = attention.scratch_floats(channels, heads)
         args: tuple[Any, ...] = (samples, reading(key), reading(value), heads, blocks, keys, values)
         work = 4.0 * tokens * channels * len(samples)
-        self._launch(attention.pack, len(samples) * blocks, args, floats, work)
+        self._launcher.run(attention.pack, len(samples) * blocks, args, floats, work)
         args = (
             tiles,
             slots.astype(np.int32),
@@ -306,7 +304,7 @@ class NumbaBackend(Backend):
             _writing(out),
         )
         work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
-        self._launch(attention.attend, len(tiles), args, floats, work)
+        self._launcher.run(attention.attend, len(tiles), args, floats, work)
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
@@ -314,7 +312,7 @@ class NumbaBackend(Backend):
         self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        tiles, done = _in_order(tiles), 0
+        tiles, done = in_order(tiles), 0
         while True:
             # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
             room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
@@ -356,7 +354,7 @@ class NumbaBackend(Backend):
         parts = _flat(table[used[:count]])
         args = (parts, starts, int(together), depth, index, weights.packed.values, weights.bias, out)
         work = 2.0 * products * depth * out.shape[1]
-        self._launch(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
+        self._launcher.run(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
@@ -374,14 +372,14 @@ class NumbaBackend(Backend):
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
             raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
         args = (canvas.shape[1:], _flat(canvas).view(np.float32), _flat(values).view(np.float32), into)
-        self._over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
 
     def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], _flat(canvas), found)
-        self._over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
         if not found.any():
             return None
         first = int(found.argmax())
@@ -396,7 +394,7 @@ class NumbaBackend(Backend):
             return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
         changes = np.zeros(len(tiles), np.float32)
         args = (canvas.shape[1:], _flat(canvas), _flat(values), changes)
-        self._over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
         return changes
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
@@ -409,69 +407,11 @@ class NumbaBackend(Backend):
         )
         items, batch = -(-pixels // 8192), 8192
         if original.dtype == np.int32:
-            self._launch(tile_kernels.differ_int32, items, (batch, a, b, found), 0, 1.0 * a.size)
+            self._launcher.run(tile_kernels.differ_int32, items, (batch, a, b, found), 0, 1.0 * a.size)
         else:
             args = (batch, a, b, np.float32(eps), found)
-            self._launch(tile_kernels.differ_float32, items, args, 0, 1.0 * a.size)
+            self._launcher.run(tile_kernels.differ_float32, items, args, 0, 1.0 * a.size)
         return mask
-
-    # -- threads -----------------------------------------------------------------------------------------
-
-    def _items(self, tiles: int, limit: int, panels: int, work: float) -> tuple[int, int]:
-        """How `tiles` tiles are cut: tiles in a batch (≤ `limit`), and shares of the output panels.
-
-        With enough batches each thread takes whole ones; with few, the threads share the panels instead, so that
-        each reads a part of the weights once.
-        """
-        if tiles * work < _ALONE:
-            return min(tiles, limit), 1
-        batches = -(-tiles // limit)
-        if batches < 2 * self.threads:
-            return -(-tiles // batches), max(1, min(panels, self.threads))
-        if batches < 16 * self.threads:  # as many for each thread
-            batches = -(-batches // self.threads) * self.threads
-        return -(-tiles // batches), 1
-
-    def _over_tiles(
-        self,
-        kernel: Callable[..., None],
-        canvas: Array,
-        tiles: Host,
-        args: tuple[Any, ...],
-        *,
-        scratch: bool = True,
-    ) -> None:
-        """Run a kernel that is bound by memory over batches of tiles."""
-        if len(tiles):
-            channels = canvas.shape[3]
-            batch = max(1, (1 << 15) // (TILE * TILE * channels))
-            items = -(-len(tiles) // batch)
-            work = 16.0 * TILE * TILE * channels * len(tiles)
-            floats = pointwise.scratch_floats(channels) if scratch else 0
-            self._launch(kernel, items, (batch, _in_order(tiles), *args), floats, work)
-
-    def _launch(
-        self, kernel: Callable[..., None], items: int, args: tuple[Any, ...], floats: int, work: float
-    ) -> None:
-        """Run `kernel(counter, items, *args, scratch)` in as many threads as its work is worth."""
-        compile_all()
-        counter = np.zeros(1, np.int64)
-
-        def call(scratch: Scratch) -> None:
-            if floats:
-                kernel(counter, items, *args, scratch)
-            else:
-                kernel(counter, items, *args)
-
-        threads = 1 if work < _ALONE else min(items, self.threads)
-        self._pool.run(call, floats, threads)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _whole(bias: Array) -> Array:
