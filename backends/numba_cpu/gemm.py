@@ -109,7 +109,7 @@ def emit_block(
 def _block(rows: int) -> Any:
     """`emit_block` for this processor as a function of Numba: arrays and offsets instead of pointers."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def block(
         typing: Any,
         inputs: Any,

@@ -122,38 +122,41 @@ def kernel(signature: Any) -> Callable[[F], F]:
         # Numba asks for its folder while a function is declared; nobody else's functions are to land in ours
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
         try:
-            compiled = numba.njit(nogil=True, cache=True, **_OPTIONS)(function)
+            compiled: F = numba.njit(nogil=True, cache=True, **_OPTIONS)(function)
         finally:
             numba.config.CACHE_DIR = before
         _declared.append((compiled, signature))
-        return compiled  # type: ignore[no-any-return]  # a dispatcher: called like the function
+        return compiled
 
     return declare
 
 
 def compile_all() -> None:
     """Make every declared kernel ready: from the cache folder, or by compiling it (once; said on stderr)."""
+    if not _ready:  # asked without the lock, which another thread may hold while the process forks
+        with _lock:
+            _compile_all()
+
+
+def _compile_all() -> None:
     global _ready
-    if _ready:  # without the lock, which another thread may hold while the process forks
+    if _ready:
         return
-    with _lock:
-        if _ready:
-            return
-        done = cache_folder() / "complete"
-        first_time = not done.exists()
-        start = time.perf_counter()
-        for number, (compiled, signature) in enumerate(_declared):
-            if first_time:
-                _say(f"compiling kernels for this processor, once: {number} of {len(_declared)} …", "\r")
-            compiled.compile(signature.args)
-            compiled.disable_compile()
+    done = cache_folder() / "complete"
+    first_time = not done.exists()
+    start = time.perf_counter()
+    for number, (compiled, signature) in enumerate(_declared):
         if first_time:
-            seconds = time.perf_counter() - start
-            _say(
-                f"compiled {len(_declared)} kernels for this processor in {seconds:.0f} s; kept in {cache_folder()}"
-            )
-            done.touch()
-        _ready = True
+            _say(f"compiling kernels for this processor, once: {number} of {len(_declared)} …", "\r")
+        compiled.compile(signature.args)
+        compiled.disable_compile()
+    if first_time:
+        seconds = time.perf_counter() - start
+        _say(
+            f"compiled {len(_declared)} kernels for this processor in {seconds:.0f} s; kept in {cache_folder()}"
+        )
+        done.touch()
+    _ready = True
 
 
 def _say(text: str, end: str = "\n") -> None:

@@ -28,7 +28,7 @@ WIDTH = TARGET.width
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 
-class VectorType(types.Type):  # type: ignore[misc]  # Numba has no types for mypy
+class VectorType(types.Type):
     """Numba's type of a vector of `WIDTH` floats."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ vector = VectorType()
 
 
 @register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: VectorType) -> None:
         super().__init__(manager, kind, ir.VectorType(F32, WIDTH))
 
@@ -99,7 +99,7 @@ def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
 # -- the vocabulary of kernels ---------------------------------------------------------------------------
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """`load(array, index)`: `WIDTH` floats from `array[index]` on."""
 
@@ -109,7 +109,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
     return vector(array, types.intp), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def widen(typing: Any, halves: Any, index: Any, bfloat: Any) -> Any:
     """`widen(halves, index, bfloat)`: `WIDTH` floats from the bits of bfloat16 (a float32's upper half) or float16."""
 
@@ -128,7 +128,7 @@ def widen(typing: Any, halves: Any, index: Any, bfloat: Any) -> Any:
     return vector(halves, types.intp, types.boolean), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load_first(typing: Any, array: Any, index: Any, count: Any) -> Any:
     """`load_first(array, index, count)`: the first `count` floats; the other lanes are 0 and not read."""
 
@@ -143,7 +143,7 @@ def load_first(typing: Any, array: Any, index: Any, count: Any) -> Any:
     return vector(array, types.intp, types.intp), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """`store(array, index, value)`: a vector to `array[index]` on."""
 
@@ -154,7 +154,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, vector), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
     """`store_first(array, index, value, count)`: the vector's first `count` floats; nothing else is written."""
 
@@ -168,7 +168,7 @@ def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> 
     return types.void(array, types.intp, vector, types.intp), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def splat(typing: Any, value: Any) -> Any:
     """`splat(x)`: a vector of one float32 (a Python float is rounded to it)."""
 
@@ -178,7 +178,7 @@ def splat(typing: Any, value: Any) -> Any:
     return vector(types.float32), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """`fma(a, b, c)`: `a * b + c` of vectors."""
 
@@ -188,7 +188,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return vector(vector, vector, vector), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def largest(typing: Any, a: Any, b: Any) -> Any:
     """`largest(a, b)`: the larger of each pair; `b` where either is NaN."""
 
@@ -198,7 +198,7 @@ def largest(typing: Any, a: Any, b: Any) -> Any:
     return vector(vector, vector), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def magnitude(typing: Any, a: Any) -> Any:
     """`magnitude(a)`: absolute values."""
 
@@ -221,7 +221,7 @@ def _tree(
     return builder.extract_element(value, I32(0))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def total(typing: Any, a: Any) -> Any:
     """`total(a)`: the sum of the lanes."""
 
@@ -231,7 +231,7 @@ def total(typing: Any, a: Any) -> Any:
     return types.float32(vector), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def peak(typing: Any, a: Any) -> Any:
     """`peak(a)`: the largest lane."""
 
@@ -241,7 +241,7 @@ def peak(typing: Any, a: Any) -> Any:
     return types.float32(vector), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def where_below(typing: Any, a: Any, limit: Any, then: Any, otherwise: Any) -> Any:
     """`where_below(a, limit, then, otherwise)`: lane by lane `then` if `a < limit`, else `otherwise` (also for NaN)."""
 
@@ -251,7 +251,7 @@ def where_below(typing: Any, a: Any, limit: Any, then: Any, otherwise: Any) -> A
     return vector(vector, vector, vector, vector), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def exponential(typing: Any, a: Any) -> Any:
     """`exponential(a)`: e to the power of each lane, within 2 units in the last place; lanes clipped to ±87.
 
@@ -283,12 +283,12 @@ def exponential(typing: Any, a: Any) -> Any:
 def _operator(symbol: Any, instruction: str) -> None:
     """Give vectors one of Python's operators."""
 
-    @infer_global(symbol)  # type: ignore[untyped-decorator]
-    class _Template(AbstractTemplate):  # type: ignore[misc]
+    @infer_global(symbol)
+    class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             return signature(vector, vector, vector) if tuple(args) == (vector, vector) else None
 
-    @lower_builtin(symbol, vector, vector)  # type: ignore[untyped-decorator]
+    @lower_builtin(symbol, vector, vector)
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         return getattr(builder, instruction)(*args)
 
@@ -302,7 +302,7 @@ for _symbol, _instruction in (
     _operator(_symbol, _instruction)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def next_item(typing: Any, counter: Any) -> Any:
     """`next_item(counter)`: take the next number of an int64 counter that several threads share."""
 
