@@ -611,19 +611,14 @@ def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: str, kernel: 
         bits = weight.view(np.uint32).astype(np.uint64)
         rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
     source, results, sizes = Source((normal(rng, 1, 9, 10, 700),)), [], []
-    for backend, values in (
+    for backend, given in (
         (NumbaBackend(direct=True, weights=stored), weight),
         (NumbaBackend(direct=True), rounded),
     ):
-        weights = backend.prepare_conv(values, None, padding=(kernel // 2,) * 4, size=(9, 10))
+        weights = backend.prepare_conv(given, None, padding=(kernel // 2,) * 4, size=(9, 10))
         out = backend.alloc((1, 9, 10, 40))
         backend.conv2d(out, all_tiles(1, 9, 10), source, weights)
         results.append(out)
         sizes.append(weights.packed.values.floats.nbytes + weights.packed.values.halves.nbytes)
     assert_same_bits(*results)
     assert sizes[0] * 2 == sizes[1]
-
-
-def test_weights_can_be_stored_in_known_ways_only() -> None:
-    with pytest.raises(BackendError, match="float32, float16, bfloat16"):
-        NumbaBackend(weights="int8")
