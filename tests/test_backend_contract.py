@@ -137,6 +137,32 @@ def test_weights_laid_out_for_any_size_hold_the_formula_at_every_size(
     check("conv2d", backend.download(out), naive.conv2d(v, weight, padding=(1, 1, 1, 1)))
 
 
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_weights_and_tiles_may_be_read_only_and_lie_in_any_order(
+    backend: Backend, k: int, groups: int
+) -> None:
+    """As a mapped file gives them, or a transposed tensor."""
+    rng = np.random.default_rng(0)
+    weight, bias, v = normal(rng, 12, 12 // groups, k, k), normal(rng, 12), normal(rng, 1, 16, 20, 12)
+    tiles, source, results = all_tiles(1, 16, 20), Source((backend.upload(v),)), []
+    for w, b, t in (
+        (weight, bias, tiles),
+        (np.asfortranarray(weight), np.repeat(bias, 2)[::2], np.asfortranarray(tiles)),
+        (weight[::-1][::-1], bias[::-1][::-1], tiles[::-1][::-1]),
+    ):
+        for array in (w, b, t):
+            array.setflags(write=False)
+        weights = backend.prepare_conv(w, b, padding=(k // 2,) * 4, groups=groups, size=(16, 20))
+        out = backend.alloc((1, 16, 20, 12))
+        backend.conv2d(out, t, source, weights)
+        backend.write_tiles(out, t, backend.read_tiles(out, t))
+        assert backend.find_non_finite(out, t) is None
+        results.append(backend.download(out))
+    for result in results[1:]:
+        assert_array_equal(result, results[0])
+
+
 @pytest.mark.parametrize("outputs", [5, 64])
 def test_pixels_depend_on_what_they_read_or_the_weights_say_so(backend: Backend, outputs: int) -> None:
     rng = np.random.default_rng(0)

@@ -56,6 +56,11 @@ def edit(
     return main([*words, "-o", str(files / "out.png"), *extra])
 
 
+def complaints(stderr: str) -> str:
+    """What a process says on stderr, without the notice of the first that compiles kernels on this machine."""
+    return re.sub(r"^sparsegen: compiled \d+ kernels for this processor in \d+ s; kept in .*\n", "", stderr)
+
+
 def test_edit_writes_what_the_library_computes(files, capsys):
     assert edit(files, "--policy", "exact") == 0
     model = loading.load(files / "net.safetensors")
@@ -143,7 +148,7 @@ def test_a_console_without_our_characters_loses_nothing(files):
         text=True,
         timeout=120,
     )
-    assert (done.returncode, done.stderr) == (0, "") and "MACs" in done.stdout
+    assert (done.returncode, complaints(done.stderr)) == (0, "") and "MACs" in done.stdout
 
 
 def test_inspect_and_convert(files, capsys):
@@ -306,7 +311,7 @@ def test_the_demo_runs_as_a_process(tmp_path):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and complaints(done.stderr) == ""
     for word in ("edited area", "MACs", "dense run", "sparse edit", "demo.png"):
         assert word in done.stdout
     found = re.search(r"PSNR, sparse against dense +([0-9.]+) dB", done.stdout)

@@ -64,7 +64,8 @@ THIRD_PARTIES = {
     "weights/safetensors_file.py": {"numpy", "safetensors"},
     "weights/writer.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
-    "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer", "numba"},
+    "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
+    "tests/test_numba_backend.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
 }
 SCRIPTS = ("tests", "bench")
