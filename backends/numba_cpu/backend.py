@@ -190,6 +190,7 @@ class NumbaBackend(Backend):
         panels, added = -(-g.outputs // PANEL), residual is not None
         depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
         geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
+        args: tuple[Any, ...]
         if packed.algorithm in _SIDES:
             side = _SIDES[packed.algorithm]
             work = 2.0 * side * side * winograd.rows_per_tile(side) * g.inputs * g.outputs

@@ -22,7 +22,7 @@ _MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)],
 
 
 @inline
-def _hash(key: Any, width: int, mask: int) -> int:
+def _hash(key: Any, width: int, mask: int) -> Any:
     """A sum of products, which a processor computes side by side, and its high bits folded into the low ones."""
     h = np.uint64(width)
     for i in range(width):
@@ -33,7 +33,7 @@ def _hash(key: Any, width: int, mask: int) -> int:
 
 
 @inline
-def _find(key: Any, keys: Any, slots: Any) -> int:
+def _find(key: Any, keys: Any, slots: Any) -> Any:
     """The slot that holds the key's number, or the empty one (-1) where it belongs."""
     width, mask = keys.shape[1], len(slots) - 1
     slot = _hash(key, width, mask)
@@ -85,7 +85,8 @@ def number(
     book with room for a tile's windows takes the whole tile. The row after the last key serves as scratch.
     """
     height, width, planes = indices.shape[1:]
-    flat, last = indices.reshape(-1), -1
+    flat = indices.reshape(-1)
+    last: Any = -1
     rows, columns = codes.shape[1:3]
     half = side // 2
     for t in range(start, len(tiles)):
