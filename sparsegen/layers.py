@@ -7,7 +7,7 @@ of the `Run` under that path. No layer knows whether a run is dense or an edit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import overload
 
 import numpy as np
@@ -33,7 +33,13 @@ class Parameter:
     def __init__(self, *shape: int) -> None:
         self.shape = shape
         # zeros without storage: a model can be profiled before it has weights
-        self.value: Host = np.broadcast_to(np.float32(0), shape)
+        self.read: Callable[[], Host] = lambda: np.broadcast_to(np.float32(0), shape)
+        """Gives the values: those that are kept here, or out of a file, each time anew."""
+
+    @property
+    def value(self) -> Host:
+        """The values as they were loaded."""
+        return self.read()
 
     @property
     def float32(self) -> Host:

@@ -36,7 +36,8 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     ----------
     model
         The name of a built-in model (`landscape`) or a checkpoint file: PyTorch (zip or legacy) or safetensors. The
-        file is mapped, not copied: do not write into it while the model lives (replacing it is safe).
+        file is mapped, and read when weights are needed: do not write into it while the model lives (replacing it is
+        safe).
     settings
         Overrides of what was recognised, by the names of the family's configuration, for what a checkpoint
         cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`).
@@ -80,7 +81,9 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
             raise
         raise CheckpointError(f"{path}: its configuration is wrong: {error}") from None
     expected = {name: parameter.shape for name, parameter in network.parameters().items()}
-    network.load_parameters(convert(family, checkpoint, expected), progress=progress)
+    network.load_parameters(
+        convert(family, checkpoint, expected), release=checkpoint.release, progress=progress
+    )
     network.name = str(model)
     if known:
         network.defaults = known.defaults

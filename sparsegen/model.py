@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -63,6 +64,7 @@ class Model(Layer):
     def __init__(self, config: Any) -> None:
         self.config = config
         self._prepared: WeakKeyDictionary[Backend, Prepared] = WeakKeyDictionary()
+        self._release: Callable[[], None] = lambda: None
 
     def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """Check a user's input and make canvases of it; what is not given is taken from `base`.
@@ -82,14 +84,21 @@ class Model(Layer):
         raise NotImplementedError
 
     def load_parameters(
-        self, values: Mapping[str, Host], *, progress: Callable[[int, int, str], None] | None = None
+        self,
+        values: Mapping[str, Host],
+        *,
+        release: Callable[[], None] | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         """Take values by path; every parameter must be there in its shape (readers check and name what is not).
 
-        `progress(done, total, path)` is called after each. A session that has run keeps the weights that painted
-        its canvases; it takes these with its next `run`.
+        With `release`, `values` can be asked again at any time (a file's): they are read now to be checked, and again
+        when a backend lays them out, but not kept, and `release` is called whenever some were read. `progress(done,
+        total, path)` is called after each. A session that has run keeps the weights that painted its canvases; it
+        takes these with its next `run`.
         """
-        self._prepared = WeakKeyDictionary()
+        self._prepared, self._release = WeakKeyDictionary(), release or (lambda: None)
+        kept: dict[str, Host] = {}
         parameters = self.parameters()
         if set(values) != set(parameters):
             raise ShapeError(
@@ -99,13 +108,16 @@ class Model(Layer):
             value = values[path]  # once: a lazy mapping computes it now
             if tuple(value.shape) != parameter.shape:
                 raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(value.shape)}")
-            parameter.value = value
+            if release is None:
+                kept[path] = value
+            parameter.read = partial((values if release else kept).__getitem__, path)
+            self._release()
             if progress is not None:
                 progress(done, len(parameters), path)
 
     def prepared_for(self, backend: Backend) -> Prepared:
         """The parameters as `backend` lays them out: one set for all sessions, gone with the model or the backend."""
-        return self._prepared.setdefault(backend, Prepared())
+        return self._prepared.setdefault(backend, Prepared(self._release))
 
     def config_json(self) -> str:
         """The configuration as JSON, keys sorted."""

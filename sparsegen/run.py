@@ -96,10 +96,12 @@ class Journal:
 class Prepared:
     """A model's weights as one backend lays them out, by layer path: made when first asked for, kept once.
 
-    All sessions of that model and backend share them; sessions may run in several threads at once.
+    All sessions of that model and backend share them; sessions may run in several threads at once. `release` is called
+    after each: what the weights were read from need not stay in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, release: Callable[[], None] = lambda: None) -> None:
+        self._release = release
         self._made: dict[str, tuple[Hashable, Any]] = {}
         self._lock = threading.Lock()
 
@@ -108,6 +110,7 @@ class Prepared:
         with self._lock:  # also while making: two threads must not lay out the same weights twice
             if path not in self._made or self._made[path][0] != purpose:
                 self._made[path] = (purpose, make())
+                self._release()
             made: T = self._made[path][1]
             return made
 

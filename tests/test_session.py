@@ -559,3 +559,42 @@ def test_saving_needs_a_run(tmp_path):
     with pytest.raises(SessionError, match="run"):
         Session(random_gaugan()).save(tmp_path / "s.safetensors")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+# -- memory ----------------------------------------------------------------------------------------------
+
+
+def test_weights_of_a_file_are_read_when_they_are_laid_out_and_not_kept(tmp_path, rng):
+    model, labels = random_gaugan(nhidden=64), random_labels(rng, (64, 64))
+    sparsegen.loading.save(model, tmp_path / "half.safetensors", dtype="float16")
+    tracemalloc.start()
+    loaded = sparsegen.load(tmp_path / "half.safetensors")
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    values = {path: parameter.value for path, parameter in loaded.parameters().items()}
+    assert kept < sum(value.nbytes for value in values.values()) / 2
+    first = Session(loaded, "reference").run(labels).output
+    # other backends, sessions and files still get them
+    again = loaded.parameters()
+    assert all(np.array_equal(again[path].value, value) for path, value in values.items())
+    sparsegen.loading.save(loaded, tmp_path / "whole.safetensors")
+    whole = sparsegen.load(tmp_path / "whole.safetensors")
+    held = whole.parameters()["conv_img.weight"].value
+    assert np.array_equal(Session(whole, "reference").run(labels).output, first)
+    assert np.array_equal(held, values["conv_img.weight"])  # a look into the file, whose memory was let go
+
+
+def test_weights_that_cannot_be_asked_for_again_are_kept(rng):
+    model = random_gaugan()
+    values = {path: parameter.value for path, parameter in model.parameters().items()}
+    asked = []
+
+    class Once(dict):
+        def __getitem__(self, path):
+            asked.append(path)
+            return super().__getitem__(path)
+
+    model.load_parameters(Once(values))
+    Session(model, "reference").run(random_labels(rng, (32, 64)))
+    assert sorted(asked) == sorted(values)
+    assert all(parameter.value is values[path] for path, parameter in model.parameters().items())

@@ -54,6 +54,11 @@ class Checkpoint:
         kept = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
         return replace(self, tensors=MappingProxyType(kept), prefix=self.prefix + prefix)
 
+    def release(self) -> None:
+        """Let go of the memory that reading took; arrays that were read stay good, and more may be read."""
+        if self._file is not None:
+            self._file.release()
+
     def close(self) -> None:
         """Let go of the file. Arrays that were read keep what they look into."""
         if self._file is not None:

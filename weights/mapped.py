@@ -41,6 +41,11 @@ class MappedFile:
             )
         return self.map
 
+    def release(self) -> None:
+        """Let go of the memory that reading took; what is looked at again is read again, by arrays handed out too."""
+        if self.map is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self.map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the map; arrays already handed out keep it alive until they are gone.
 
