@@ -158,7 +158,7 @@ class Session:
         ignored = 0
         if mask is not None:
             given = check_mask(mask, inputs.shape)
-            ignored = np.count_nonzero(difference & ~given)
+            ignored = int(np.count_nonzero(difference & ~given))
             difference = given
             if ignored:
                 warnings.warn(
