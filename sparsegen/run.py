@@ -153,7 +153,9 @@ class Run:
         self.plan = plan
         self.journal = journal
         self.records: list[LayerRecord] = []
-        self._numbered: dict[tuple[int, int, int], Feature] = {}
+        self._numbered: dict[
+            tuple[int, int, int], tuple[tuple[Array, ...], tuple[TileSet, ...]]
+        ] = {}  # parts, changed
         self._codebooks: dict[int, Codebook] = {}
         self.on_layer: Callable[[LayerRecord], None] | None = None
 
@@ -246,8 +248,10 @@ class Run:
             half = kernel // 2
             reads = indices.reads(Window(kernel, top=half, left=half, step=step))
             codes = self.compute(path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32")
-            self._numbered[key], self._codebooks[id(codes.parts[0])] = codes, codebook
-        return self._numbered[key]
+            # not the feature: it holds the run, and the circle would keep the journal alive
+            self._numbered[key] = codes.parts, codes.changed
+            self._codebooks[id(codes.parts[0])] = codebook
+        return Feature(self, *self._numbered[key])
 
     def codebook(self, codes: Feature) -> Codebook:
         """The windows that `codes`, as `numbered` gave them, are the numbers of."""

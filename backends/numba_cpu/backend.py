@@ -152,7 +152,8 @@ class NumbaBackend(Backend):
         panels = -(-outputs // PANEL)
         packed = np.empty(side * side * panels * inputs * PANEL, np.float32)
         work = np.zeros((panels, 9 + 3 * side, PANEL))
-        args = (np.ascontiguousarray(weight, np.float32), winograd.matrix(side), work, packed)
+        # a view of a file may be read-only, which the kernels' arguments are not
+        args = (np.require(weight, np.float32, "CW"), winograd.matrix(side), work, packed)
         self._launcher.run(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
         return packed
 

@@ -28,8 +28,8 @@ def available_cores() -> int:
 
 
 def in_order(tiles: Host) -> Host:
-    """Tiles as the kernels take them: int32, each tile's numbers side by side in memory."""
-    return np.ascontiguousarray(tiles, np.int32)
+    """Tiles as the kernels take them: int32, each tile's numbers side by side, and not read-only."""
+    return np.require(tiles, np.int32, "CW")
 
 
 class Launcher:
