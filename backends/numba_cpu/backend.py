@@ -153,7 +153,7 @@ class NumbaBackend(Backend):
         packed = np.empty(side * side * panels * inputs * PANEL, np.float32)
         work = np.zeros((panels, 9 + 3 * side, PANEL))
         # a view of a file may be read-only, which the kernels' arguments are not
-        args = (np.require(weight, np.float32, "CW"), winograd.matrix(side), work, packed)
+        args = (np.require(weight, np.float32, ["C", "W"]), winograd.matrix(side), work, packed)
         self._launcher.run(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
         return packed
 

@@ -11,6 +11,7 @@ for this user alone, and one that somebody else owns or may write to is not used
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import platform
@@ -147,19 +148,29 @@ def _compile_all() -> None:
     start = time.perf_counter()
     for number, (compiled, signature) in enumerate(_declared):
         if first_time:
-            _say(f"compiling kernels for this processor, once: {number} of {len(_declared)} …", "\r")
-        compiled.compile(signature.args)
+            text = f"compiling {len(_declared)} kernels for this processor, once (half a minute)"
+            _say(text, number, len(_declared))
+        try:
+            compiled.compile(signature.args)
+        except OSError:  # it is compiled, but could not be kept: a full disk
+            if not compiled.signatures:
+                raise
         compiled.disable_compile()
     if first_time:
         seconds = time.perf_counter() - start
-        _say(
-            f"compiled {len(_declared)} kernels for this processor in {seconds:.0f} s; kept in {cache_folder()}"
-        )
-        done.touch()
+        _say(f"compiled in {seconds:.0f} s; kept in {cache_folder()}")
+        with contextlib.suppress(OSError):
+            done.touch()
     _ready = True
 
 
-def _say(text: str, end: str = "\n") -> None:
-    """A line on stderr, written over by the next where that can be seen; in a log only the last counts."""
-    if sys.stderr is not None and (end == "\n" or sys.stderr.isatty()):
-        print(f"sparsegen: {text}", end=end, file=sys.stderr, flush=True)
+def _say(text: str, done: int = 0, of: int = 0) -> None:
+    """A line on stderr. With `of`, one that counts up in its place, or said once where nobody watches it count."""
+    if sys.stderr is None:
+        return
+    if not of:
+        print(f"sparsegen: {text}", file=sys.stderr, flush=True)
+    elif sys.stderr.isatty():
+        print(f"sparsegen: {text}: {done} of {of} … ", end="\r", file=sys.stderr, flush=True)
+    elif not done:
+        print(f"sparsegen: {text} …", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ def available_cores() -> int:
 
 def in_order(tiles: Host) -> Host:
     """Tiles as the kernels take them: int32, each tile's numbers side by side, and not read-only."""
-    return np.require(tiles, np.int32, "CW")
+    return np.require(tiles, np.int32, ["C", "W"])
 
 
 class Launcher:
