@@ -65,7 +65,7 @@ THIRD_PARTIES = {
     "weights/writer.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
-    "tests/test_numba_backend.py": {"numpy", "pytest", "numba", "llvmlite"},
+    "tests/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
 }
 SCRIPTS = ("tests", "bench")

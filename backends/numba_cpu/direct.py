@@ -14,7 +14,7 @@ from ..interface import TILE, Host
 from .epilogue import WRITING, write_tile
 from .gemm import PACKED, PANEL, WIDENED, multiply_packed, pack
 from .jit import inline, kernel
-from .reading import READING, read_window, run_of
+from .reading import READING, read_window, run_of, whole_vectors
 from .simd import WIDTH, fma, load, next_item, splat, store
 
 PIXELS = TILE * TILE
@@ -33,11 +33,6 @@ def pack_depthwise(weight: Host) -> Host:
     packed = np.zeros((len(taps), whole_vectors(len(weight))), np.float32)
     packed[:, : len(weight)] = taps
     return packed.reshape(-1)
-
-
-def whole_vectors(channels: int) -> int:
-    """Channels rounded up to whole vectors."""
-    return -(-channels // WIDTH) * WIDTH
 
 
 def scratch_floats(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba import types
 
 from ..interface import TILE
@@ -83,6 +82,3 @@ def write_tile(
             if whole < end:
                 v = load(scratch, value + whole)
                 _finish(v, w, whole, end - whole, shift, scratch, residual, at)
-
-
-NO_FLOATS = np.zeros(0, np.float32)

@@ -72,6 +72,11 @@ READING = types.NamedTuple(
 _NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 
+def whole_vectors(channels: int) -> int:
+    """Channels rounded up to whole vectors: the floats from one gathered pixel to the next."""
+    return -(-channels // WIDTH) * WIDTH
+
+
 def reading(source: Source) -> Reading:
     """The arrays of a source, flat; a third and later parts are joined to the second (no model has them)."""
     first, *others = source.parts

@@ -19,7 +19,7 @@ from ..interface import TILE, Host
 from .epilogue import WRITING, write_tile
 from .gemm import PACKED, PANEL, WIDENED, multiply_packed
 from .jit import kernel
-from .reading import READING, read_window, run_of
+from .reading import READING, read_window, run_of, whole_vectors
 from .simd import WIDTH, next_item
 from .transforms import (
     KERNEL_2,
@@ -85,11 +85,6 @@ def transform_weights(counter: Any, items: int, weight: Any, g: Any, work: Any, 
                         )
 
 
-def pixel_stride(channels: int) -> int:
-    """Floats from one pixel of a gathered window to the next: whole vectors."""
-    return -(-channels // WIDTH) * WIDTH
-
-
 def rows_per_tile(side: Side) -> int:
     """Windows of `side`² pixels that a tile is made of."""
     return 1 if side == WINDOW else 4
@@ -97,7 +92,7 @@ def rows_per_tile(side: Side) -> int:
 
 def scratch_floats(batch: int, side: Side, inputs: int, outputs: int, panels: int, residual: bool) -> int:
     """What `convolve` needs for batches of `batch` tiles and groups of `panels` panels."""
-    stride = pixel_stride(inputs)
+    stride = whole_vectors(inputs)
     window = WINDOW * (TILE * batch + 2) * stride
     tile = TILE * TILE * panels * PANEL
     rest = TILE * TILE * outputs if residual else 0
