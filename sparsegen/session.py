@@ -247,7 +247,7 @@ class Session:
         full = TileSet.full(*inputs.shape)
         dry = dry_run(state.model, inputs, Everything(), full, coded=state.memory.coded)
         session._idle = tuple(map(_idle, dry.records))
-        session_file.check(path, state, dry.memory.canvases)
+        session_file.check(path, state, dry.memory)
         return session
 
     # -- inside ------------------------------------------------------------------------------------------

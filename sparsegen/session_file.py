@@ -27,6 +27,7 @@ from sparsegen.weights import read_checkpoint, write_safetensors
 
 from .codebook import Codebook
 from .errors import SessionError, SparsegenError
+from .layers import LabelConv
 from .model import Model
 from .run import Journal, Memory
 from .tiles import TileSet
@@ -110,23 +111,63 @@ def load(path: str | os.PathLike[str], backend: Backend) -> State:
         raise SessionError(f"{path}: the file does not describe a session ({error})") from None
 
 
-def check(path: str | os.PathLike[str], state: State, expected: Mapping[str, Array]) -> None:
-    """Hold a loaded state against the canvases that its network makes of its input. Raises SessionError."""
-    memory = state.memory
-    shapes = {key: tuple(canvas.shape) for key, canvas in expected.items()}
+def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
+    """Hold a loaded state against the memory that its network makes of its input. Raises SessionError.
+
+    Kernels do not check what they index: every size, number of a label and number of a window is checked here.
+    """
+    memory, backend = state.memory, state.memory.backend
+    shapes = {key: tuple(canvas.shape) for key, canvas in expected.canvases.items()}
     found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}
     if found != shapes or state.output_path not in shapes:
         raise SessionError(f"{path}: its canvases are not those of its network")
+    if {key: str(c.dtype) for key, c in memory.canvases.items()} != {
+        key: str(c.dtype) for key, c in expected.canvases.items()
+    }:
+        raise SessionError(f"{path}: its canvases are of other types than those of its network")
+    if {key: [tuple(v.shape) for v in values] for key, values in memory.measured.items()} != {
+        key: [tuple(v.shape) for v in values] for key, values in expected.measured.items()
+    }:
+        raise SessionError(f"{path}: its statistics are not those of its network")
+    if set(memory.codebooks) != set(expected.codebooks):
+        raise SessionError(f"{path}: its codebooks are not those of its network")
+    for key, (least, most) in _index_ranges(state).items():
+        kept = [step.journal.tiles[key][1] for step in state.steps if key in step.journal.tiles]
+        for values in (memory.canvases[key], *kept):
+            _within(path, key, backend.download(values), least, most)
     for key, codebook in memory.codebooks.items():
-        codes = memory.backend.download(memory.canvases[key])
-        if codes.size and not 0 <= codes.min() <= codes.max() < len(codebook.book):
-            raise SessionError(f"{path}: {key} has codes that its codebook does not know")
+        book, width = codebook.book, expected.codebooks[key].book.storage.shape[1]
+        if book.storage.shape[1] != width:
+            raise SessionError(f"{path}: {key} has windows of {book.storage.shape[1]} instead of {width}")
+        inner = key.rsplit(".", 2)[0]  # what its windows are made of: codes, or labels
+        known = memory.codebooks.get(inner)
+        _within(path, key, book.keys, -1, _labels(state) if known is None else len(known.book))
     for step in state.steps:
         for key, (tiles, _) in step.journal.tiles.items():
             samples, height, width, _ = state.memory.canvases[key].shape
             beyond = (samples, -(-height // TILE), -(-width // TILE))
             if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
                 raise SessionError(f"{path}: its journal has tiles outside {key}")
+
+
+def _labels(state: State) -> int:
+    """How many labels the network's tables know."""
+    return min(layer.weight.shape[1] for layer in state.model.layers() if isinstance(layer, LabelConv))
+
+
+def _index_ranges(state: State) -> dict[str, tuple[int, int]]:
+    """Every index canvas -> (least, most + 1) of what may stand in it: labels (-1: none), or codes."""
+    books = state.memory.codebooks
+    return {
+        key: (0, len(books[key].book)) if key in books else (-1, _labels(state))
+        for key, canvas in state.memory.canvases.items()
+        if np.issubdtype(canvas.dtype, np.integer)
+    }
+
+
+def _within(path: str | os.PathLike[str], key: str, values: Host, least: int, beyond: int) -> None:
+    if values.size and not least <= values.min() <= values.max() < beyond:
+        raise SessionError(f"{path}: {key} has numbers outside {least} to {beyond - 1}")
 
 
 def _journals(state: State, backend: Backend) -> dict[str, Host]:
