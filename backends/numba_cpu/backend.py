@@ -32,13 +32,12 @@ from .epilogue import Writing
 from .gemm import PANEL, STORED, Packed, store_as
 from .jit import cache_folder, compile_all
 from .launch import Launcher, available_cores, in_order
-from .reading import ACTIVATIONS, NOTHING, reading
+from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
 from .target import TARGET
 
 Algorithm = Literal["winograd 4×4", "winograd 2×2", "direct", "depthwise"]
 _SIDES: dict[str, winograd.Side] = {"winograd 4×4": 6, "winograd 2×2": 4}
 
-_NO_FLOATS = np.zeros(0, np.float32)
 _CACHE = 1 << 18
 """Floats of scratch that a thread's own cache holds."""
 _SHARED = 3 << 20
@@ -140,12 +139,8 @@ class NumbaBackend(Backend):
         else:
             values = direct.pack_direct(weight, groups)
         stored = "float32" if algorithm == "depthwise" else self.weights
-        padded = np.zeros(-(-geometry.outputs // PANEL) * PANEL, np.float32)
-        if bias is not None:
-            padded[: len(bias)] = bias
-        return ConvWeights(
-            geometry, _Packed(algorithm, store_as(values, stored)), padded, algorithm in _SIDES
-        )
+        packed = _Packed(algorithm, store_as(values, stored))
+        return ConvWeights(geometry, packed, _whole(bias, geometry.outputs), algorithm in _SIDES)
 
     def _pack_winograd(self, weight: Host, side: winograd.Side) -> Host:
         outputs, inputs = weight.shape[:2]
@@ -273,7 +268,7 @@ class NumbaBackend(Backend):
         activation: Activation = "identity",
     ) -> None:
         taps, labels, _ = table.shape
-        write = _writing(out, _whole(bias), activation=activation)
+        write = _writing(out, _whole(bias, len(bias)), activation=activation)
         args = (indices, _flat(table), labels, round(taps**0.5), step, write)
         self._launcher.over_tiles(pointwise.look_up, out, tiles, args)
 
@@ -416,10 +411,11 @@ class NumbaBackend(Backend):
         return mask
 
 
-def _whole(bias: Array) -> Array:
-    """A bias filled up with zeros to whole panels."""
-    padded = np.zeros(-(-len(bias) // PANEL) * PANEL, np.float32)
-    padded[: len(bias)] = bias
+def _whole(bias: Array | None, outputs: int) -> Array:
+    """A bias of `outputs` values (None: zeros) filled up with zeros to whole panels."""
+    padded = np.zeros(-(-outputs // PANEL) * PANEL, np.float32)
+    if bias is not None:
+        padded[:outputs] = bias
     return padded
 
 
@@ -438,8 +434,8 @@ def _writing(
         out.shape[1],
         out.shape[2],
         channels,
-        np.zeros(-(-channels // PANEL) * PANEL, np.float32) if bias is None else bias,
-        _NO_FLOATS if shift is None else _flat(shift),
+        _whole(None, channels) if bias is None else bias,
+        NO_FLOATS if shift is None else _flat(shift),
         -1 if shift is None else channels if len(shift) > 1 else 0,
         NOTHING if residual is None else reading(residual),
         int(residual is not None),

@@ -138,7 +138,7 @@ def _block(rows: int) -> Any:
     return block
 
 
-# fewer rows at the end of a batch: halves, so that at most a third of the work is thrown away
+# the rows left at the end of a batch go through smaller blocks: no row is computed that is not asked for
 _whole, _half, _quarter, _one = (_block(max(1, rows)) for rows in (ROWS, ROWS // 2, ROWS // 4, 1))
 _HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
 

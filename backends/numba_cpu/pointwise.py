@@ -91,7 +91,7 @@ def layer_norm(
                 for c in range(0, whole, WIDTH):
                     sums = sums + load(scratch, at + c)
                 mean = splat(total(sums) * share)
-                # the lanes past the end would add mean²: they are set to the mean before
+                # the lanes past the last channel would add mean²: they are made 0
                 off = load_first(scratch, at + whole, rest) - mean
                 store(scratch, PIXELS * channels + WIDTH, splat(0.0))
                 store_first(scratch, PIXELS * channels + WIDTH, off, rest)

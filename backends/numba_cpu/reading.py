@@ -69,7 +69,7 @@ READING = types.NamedTuple(
 )
 """Numba's type of a `Reading`."""
 
-_NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
+NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 
 def whole_vectors(channels: int) -> int:
@@ -87,16 +87,16 @@ def reading(source: Source) -> Reading:
         modulation = PER_PIXEL if source.codes is None else BY_CODE
     return Reading(
         first.reshape(-1),
-        _NO_FLOATS if second is None else second.reshape(-1),
+        NO_FLOATS if second is None else second.reshape(-1),
         first.shape[3],
         0 if second is None else second.shape[3],
         height,
         width,
         source.upsample - 1,
-        _NO_FLOATS if source.scale is None else source.scale.reshape(-1),
-        _NO_FLOATS if source.shift is None else source.shift.reshape(-1),
+        NO_FLOATS if source.scale is None else source.scale.reshape(-1),
+        NO_FLOATS if source.shift is None else source.shift.reshape(-1),
         -1 if source.scale is None else channels if len(source.scale) > 1 else 0,
-        _NO_FLOATS if source.modulation is None else source.modulation.reshape(-1),
+        NO_FLOATS if source.modulation is None else source.modulation.reshape(-1),
         _NO_INTS if source.codes is None else source.codes.reshape(-1),
         modulation,
         ACTIVATIONS[source.activation],

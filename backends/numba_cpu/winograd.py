@@ -91,7 +91,7 @@ def rows_per_tile(side: Side) -> int:
 
 
 def scratch_floats(batch: int, side: Side, inputs: int, outputs: int, panels: int, residual: bool) -> int:
-    """What `convolve` needs for batches of `batch` tiles and groups of `panels` panels."""
+    """What `convolve` needs for batches of `batch` tiles and shares of `panels` panels."""
     stride = whole_vectors(inputs)
     window = WINDOW * (TILE * batch + 2) * stride
     tile = TILE * TILE * panels * PANEL
@@ -127,7 +127,7 @@ def convolve(
     counter: Any,
     items: int,
     batch: int,
-    groups: int,
+    splits: int,
     side: int,
     tiles: Any,
     r: Any,
@@ -137,7 +137,7 @@ def convolve(
     w: Any,
     scratch: Any,
 ) -> None:
-    """Take items (a batch of tiles × a group of output panels) until none is left."""
+    """Take items (a batch of tiles × a share of the output panels) until none is left."""
     inputs = r.first_channels + r.second_channels
     stride = -(-inputs // WIDTH) * WIDTH
     panels = -(-w.channels // PANEL)
@@ -147,10 +147,10 @@ def convolve(
         item = next_item(counter)
         if item >= items:
             return
-        first = item // groups * batch
+        first = item // splits * batch
         count = min(batch, len(tiles) - first)
-        group = item % groups
-        begin, end = panels * group // groups, panels * (group + 1) // groups
+        share = item % splits
+        begin, end = panels * share // splits, panels * (share + 1) // splits
         outputs = (end - begin) * PANEL
         # where things lie in the scratch; a line more than needed between products keeps them in different sets
         window = 0
