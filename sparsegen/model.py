@@ -14,8 +14,9 @@ from sparsegen.backends.interface import Backend, Host
 
 from .errors import ShapeError
 from .layers import Layer
+from .memory import Prepared
 from .policies import Paper
-from .run import Feature, Prepared
+from .run import Feature
 
 
 @dataclass(frozen=True)

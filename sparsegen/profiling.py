@@ -10,9 +10,10 @@ from sparsegen.backends.interface import Host
 from sparsegen.backends.shapes import ShapesBackend
 
 from .errors import InputError, ShapeError
+from .memory import Memory, input_path
 from .model import Inputs, Model
 from .policies import Everything, Plan, Policy, get_policy
-from .run import Feature, Memory, Run, input_path
+from .run import Feature, Run
 from .stats import Stats
 from .tiles import TileSet
 

@@ -20,10 +20,11 @@ from sparsegen.backends.registry import get_backend
 
 from . import session_file
 from .errors import InputError, SessionError, ShapeError
+from .memory import Journal, Memory, input_path
 from .model import Inputs, Model
 from .policies import Everything, Policy, get_policy
 from .profiling import check_mask, dry_run
-from .run import Feature, Journal, LayerRecord, Memory, Run, input_path
+from .run import Feature, LayerRecord, Run
 from .session_file import State, Step
 from .stats import Stats
 from .tiles import TileSet, union
@@ -293,7 +294,7 @@ class Session:
         taken = backend.upload(changed.pixels)[..., None]
         for name, canvas in edited.items():
             path = input_path(name)
-            journal.keep(backend, self.memory.canvases, path, changed)
+            journal.keep(self.memory, path, changed)
             new, (_, old) = backend.read_tiles(canvas, changed.tiles), journal.kept(backend, path)
             backend.write_tiles(self.memory.canvases[path], changed.tiles, np.where(taken, new, old))
 

@@ -28,8 +28,8 @@ from sparsegen.weights import read_checkpoint, write_safetensors
 from .codebook import Codebook
 from .errors import SessionError, SparsegenError
 from .layers import LabelConv
+from .memory import Journal, Memory
 from .model import Model
-from .run import Journal, Memory
 from .tiles import TileSet
 
 VERSION = "2"

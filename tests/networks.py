@@ -9,8 +9,8 @@ import numpy as np
 
 from sparsegen import Session
 from sparsegen.backends.interface import ConvWeights, Host
+from sparsegen.memory import Memory
 from sparsegen.models import GauGAN, GauGANConfig
-from sparsegen.run import Memory
 
 TINY: dict[str, Any] = {
     "ngf": 2,

@@ -30,6 +30,7 @@ FLOORS = {
     "layers": 3,
     "stats": 3,
     "run": 2,
+    "memory": 2,
     "codebook": 2,
     "policies": 2,
     "masks": 2,
@@ -43,7 +44,8 @@ FLOORS = {
 NEIGHBOURS = {
     "session": {"session_file", "profiling"},
     "model": {"layers"},
-    "run": {"policies", "codebook"},
+    "run": {"policies", "codebook", "memory"},
+    "memory": {"codebook"},
     "policies": {"masks"},
     "tiles": {"backends"},
     "pictures": {"backends", "tiles"},

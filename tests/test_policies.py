@@ -18,10 +18,11 @@ from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.masks import dilate
+from sparsegen.memory import Journal, Memory
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.policies import Adaptive, Everything, Exact, Paper, Plan, Policy, Read, get_policy
 from sparsegen.profiling import profile
-from sparsegen.run import Feature, Journal, LayerRecord, Memory, Run
+from sparsegen.run import Feature, LayerRecord, Run
 from sparsegen.session import Session
 from sparsegen.tiles import TileSet, Window, grow
 

@@ -26,9 +26,10 @@ from tolerances import check
 from sparsegen import Adaptive, Session
 from sparsegen.backends import Backend
 from sparsegen.backends.reference import ReferenceBackend
+from sparsegen.memory import Memory
 from sparsegen.models import GauGAN
 from sparsegen.policies import Everything
-from sparsegen.run import Feature, Memory, Run
+from sparsegen.run import Feature, Run
 from sparsegen.tiles import TileSet
 
 hypothetically = settings(

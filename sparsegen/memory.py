@@ -1,0 +1,126 @@
+"""What outlives a run: canvases, statistics and prepared weights are kept here, and what an edit overwrote.
+
+A `Memory` is what a session edits; a `Journal` is what takes one edit back; `Prepared` are a model's weights as one
+backend lays them out, shared by all sessions of that model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sparsegen.backends.interface import Array, Backend, Host
+
+from .codebook import Codebook
+from .tiles import TileSet
+
+T = TypeVar("T")
+
+
+class Journal:
+    """What a run overwrote: it is kept before it is written, and `undo` puts it back bit for bit.
+
+    Tiles are copied. A canvas that will be repainted whole is set aside instead, and a new one takes its place: that
+    costs no more memory, and no copying.
+    """
+
+    def __init__(self) -> None:
+        self.tiles: dict[str, tuple[Host, Array]] = {}
+        """Path of the canvas -> (tiles `[K, 3]`, values `[K, TILE, TILE, C]`)."""
+        self.whole: dict[str, Array] = {}
+        """Path -> the canvas as it was; no path is in both."""
+        self.books: dict[str, int] = {}
+        """Path of a codebook -> how many windows it knew."""
+
+    def keep(self, memory: Memory, path: str, active: TileSet) -> None:
+        """Keep the `active` tiles of a canvas before they change. All of them: the memory gets a new one to paint."""
+        canvas = memory.canvases[path]
+        if active.count == active.total:
+            self.whole[path] = canvas
+            memory.canvases[path] = memory.allocate(canvas.shape, dtype=str(canvas.dtype))
+        else:
+            self.tiles[path] = (active.tiles, memory.backend.read_tiles(canvas, active.tiles))
+
+    def kept(self, backend: Backend, path: str) -> tuple[Host, Array]:
+        """The tiles kept of a canvas and their values, as in `tiles`, however they are kept."""
+        if path not in self.whole:
+            return self.tiles[path]
+        canvas = self.whole[path]
+        tiles = TileSet.full(*canvas.shape[:3]).tiles
+        return tiles, backend.read_tiles(canvas, tiles)
+
+    @property
+    def paths(self) -> list[str]:
+        """The canvases of which something is kept."""
+        return [*self.tiles, *self.whole]
+
+    def undo(self, memory: Memory) -> None:
+        """Put everything back."""
+        memory.canvases.update(self.whole)
+        for path, (tiles, values) in self.tiles.items():
+            memory.backend.write_tiles(memory.canvases[path], tiles, values)
+        for path, count in self.books.items():  # no canvas names a later window any more
+            memory.codebooks[path].truncate(memory.backend, count)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that undoing takes."""
+        values = [*(values for _, values in self.tiles.values()), *self.whole.values()]
+        return sum(int(array.nbytes) for array in values)
+
+
+class Prepared:
+    """A model's weights as one backend lays them out, by layer path: made when first asked for, kept once.
+
+    All sessions of that model and backend share them; sessions may run in several threads at once. `release` is called
+    after each: what the weights were read from need not stay in memory.
+    """
+
+    def __init__(self, release: Callable[[], None] = lambda: None) -> None:
+        self._release = release
+        self._made: dict[str, tuple[Hashable, Any]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str, purpose: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` gave for this path and purpose; another purpose takes the place of the one before."""
+        with self._lock:  # also while making: two threads must not lay out the same weights twice
+            if path not in self._made or self._made[path][0] != purpose:
+                self._made[path] = (purpose, make())
+                self._release()
+            made: T = self._made[path][1]
+            return made
+
+
+@dataclass
+class Memory:
+    """What outlives a run: canvases and measured statistics by layer path, weights as the backend lays them out."""
+
+    backend: Backend
+    prepared: Prepared = field(default_factory=Prepared)
+    canvases: dict[str, Array] = field(default_factory=dict)
+    measured: dict[str, tuple[Array, ...]] = field(default_factory=dict)
+    coded: bool = False
+    """Whether what depends on labels alone is kept in codebooks instead of canvases."""
+    codebooks: dict[str, Codebook] = field(default_factory=dict)
+    """Path of the canvas of codes -> its codebook."""
+
+    def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        """A zeroed array for a canvas."""
+        return self.backend.alloc(shape, dtype=dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the canvases take."""
+        return sum(int(canvas.nbytes) for canvas in self.canvases.values())
+
+    @property
+    def codebook_nbytes(self) -> int:
+        """Memory that the codebooks' tables take."""
+        return sum(codebook.nbytes for codebook in self.codebooks.values())
+
+
+def input_path(name: str) -> str:
+    """Where an input's canvas lies among the layers' (no layer is called `input`)."""
+    return f"input.{name}"
