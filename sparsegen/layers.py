@@ -23,7 +23,8 @@ from sparsegen.backends.interface import (
 )
 
 from .errors import ShapeError
-from .run import Coded, Feature
+from .policies import Read
+from .run import Coded, Feature, Run
 from .tiles import TileSet, Window, strip
 
 
@@ -53,10 +54,14 @@ class Layer:
     path: str = ""
 
     def children(self) -> Iterator[tuple[str, Layer]]:
-        """(name, sublayer), in order of definition."""
+        """(name, sublayer), in order of definition; the layers of a list `block` are called `block.0`, `block.1`, …"""
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value
+            elif isinstance(value, list):
+                for i, layer in enumerate(value):
+                    if isinstance(layer, Layer):
+                        yield f"{name}.{i}", layer
 
     def layers(self) -> Iterator[Layer]:
         """This layer and all below it."""
@@ -323,6 +328,72 @@ class LatentStart(Layer):
         return self.channels * self.weight.shape[1]
 
 
+class Linear(Layer):
+    """`x @ weight.T + bias` of a few rows: what a network makes of a number that it is told.
+
+    Parameters: `weight` `[O, I]`, `bias` `[O]`.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.weight = Parameter(outputs, inputs)
+        self.bias = Parameter(outputs)
+
+    def __call__(self, run: Run, x: Array) -> Array:
+        """`[M, I]` → `[M, O]`, arrays of the backend."""
+        weight, bias = run.prepared(self.path, self._prepare)
+        return run.backend.linear(x, weight, bias)
+
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        return backend.upload(self.weight.float32), backend.upload(self.bias.float32)
+
+
+class AvgPool(Layer):
+    """The mean of every 2×2 pixels, after the pending work: half the rows and columns (an odd last one is left out)."""
+
+    def __call__(self, x: Feature) -> Feature:
+        run = x.run
+        n, h, w, c = x.shape
+        size = (h // 2, w // 2)
+
+        def prepare(backend: Backend, size: tuple[int, int]) -> ConvWeights:
+            quarter = np.full((c, 1, 2, 2), 0.25, np.float32)
+            return backend.prepare_conv(quarter, None, stride=2, groups=c, size=size)
+
+        weights = run.prepared(self.path, prepare, size)
+
+        def pool(canvas: Array, tiles: Host) -> None:
+            run.backend.conv2d(canvas, tiles, x.source, weights)
+
+        return run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)
+
+
+class Attention(Layer):
+    """softmax(q kᵀ / sqrt(d)) v over all pixels of a sample, `heads` times over C / heads channels each.
+
+    Each active pixel is computed against the whole canvases of keys and values. Under the `paper` policy a key or value
+    that changes makes no other pixel active; under `exact`, every pixel of its sample.
+    """
+
+    def __init__(self, heads: int) -> None:
+        self.heads = heads
+
+    def __call__(self, q: Feature, k: Feature, v: Feature) -> Feature:
+        """Three features `[N, H, W, C]` (k and v may have other H, W) → `[N, H, W, C]`."""
+        run, (n, h, w, c) = q.run, q.shape
+        if c % self.heads or k.shape != v.shape or (k.shape[0], k.shape[3]) != (n, c):
+            raise ShapeError(f"{self.path}: cannot attend {q.shape} to {k.shape} in {self.heads} heads")
+
+        def attend(canvas: Array, tiles: Host) -> None:
+            run.backend.attention(canvas, tiles, q.source, k.source, v.source, heads=self.heads)
+
+        reads = [
+            *q.reads(Window()),
+            *(Read(changed, Window(), everywhere=True) for changed in (*k.changed, *v.changed)),
+        ]
+        macs = 2 * k.shape[1] * k.shape[2] * c
+        return run.compute(self.path, (n, h, w, c), reads, attend, macs_per_pixel=macs)
+
+
 class BatchNorm(Layer):
     """Batch norm at inference, without affine parameters: `(x - mean) / sqrt(var + eps)`, statistics `[C]`."""
 
@@ -350,6 +421,45 @@ class InstanceNorm(Layer):
         def measure() -> tuple[Array, Array]:
             mean, var = (backend.download(moment) for moment in backend.channel_moments(x.source))
             return _affine(backend, mean, var, self.eps)
+
+        return x.normalised(*x.run.measured(self.path, measure))
+
+
+class GroupNorm(Layer):
+    """Group norm: the statistics of groups of channels, measured in the dense run and reused in edits.
+
+    Parameters: `weight` `[C]`, `bias` `[C]`. Source of the reuse: arXiv 2211.02048, section 3.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-6) -> None:
+        if channels % groups:
+            raise ShapeError(f"{channels} channels do not divide into {groups} groups")
+        self.groups, self.eps = groups, eps
+        self.weight = Parameter(channels)
+        self.bias = Parameter(channels)
+
+    def __call__(self, x: Feature, film: Array | None = None) -> Feature:
+        """`(x - mean) / sqrt(var + eps) * weight + bias`, pending.
+
+        `film` `[1 or N, 2C]` scales and shifts the result: `norm * (1 + film[:, :C]) + film[:, C:]`. It is part of
+        what is measured: a run's edits have the same.
+        """
+        backend = x.run.backend
+
+        def measure() -> tuple[Array, Array]:
+            mean, var = (
+                backend.download(moment).astype(np.float64) for moment in backend.channel_moments(x.source)
+            )
+            # [N, C] -> [N, G, C / G]: a group's variance is what its channels vary by and what their means do
+            means, variances = (v.reshape(len(v), self.groups, -1) for v in (mean, var))
+            mean, var = means.mean(2), variances.mean(2) + means.var(2)
+            each = means.shape[2]
+            scale = self.weight.float32 / np.sqrt(var + self.eps).repeat(each, 1)
+            shift = self.bias.float32 - mean.repeat(each, 1) * scale
+            if film is not None:
+                gain, offset = np.split(backend.download(film).astype(np.float64), 2, axis=1)
+                scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
+            return backend.upload(scale.astype(np.float32)), backend.upload(shift.astype(np.float32))
 
         return x.normalised(*x.run.measured(self.path, measure))
 

@@ -28,6 +28,8 @@ class Read:
 
     changed: TileSet
     window: Window
+    everywhere: bool = False
+    """Whether every pixel of the output reads every pixel of its sample (attention's keys and values)."""
 
 
 class Plan(ABC):
@@ -122,16 +124,22 @@ class _ExactPlan(Plan):
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         changed = [read for read in reads if read.changed.count]
         # norms of one block read the same canvas through the same window: grow it once
-        key = (shape, frozenset((id(read.changed), read.window) for read in changed))
+        key = (shape, frozenset((id(read.changed), read.window, read.everywhere) for read in changed))
         if key not in self._grown:  # what was read is kept beside the result, so that its id stays its own
             grown = [self._grow(read, shape) for read in changed]
             self._grown[key] = (changed, union(grown) if grown else TileSet.empty(*shape))
         return self._grown[key][1]
 
     def _grow(self, read: Read, shape: tuple[int, int, int]) -> TileSet:
-        key = (shape, id(read.changed), read.window)
+        key = (shape, id(read.changed), read.window, read.everywhere)
         if key not in self._grown:
-            self._grown[key] = ([read], grow(read.changed, read.window, *shape[1:]))
+            if read.everywhere:
+                edited = np.zeros(shape[0], bool)
+                edited[read.changed.tiles[:, 0]] = True
+                grown = TileSet.full(*shape, only=edited)
+            else:
+                grown = grow(read.changed, read.window, *shape[1:])
+            self._grown[key] = ([read], grown)
         return self._grown[key][1]
 
 
@@ -141,17 +149,19 @@ class Paper(Policy):
 
     The difference mask is dilated by `dilation`; each resolution's mask comes from `masks.pyramid`, dilated by
     `level_dilation`; a tile is active when its window (6×6 for a 3×3 convolution, 4×4 for 1×1) holds a masked
-    pixel. The first `sparse_levels` resolutions, counted from the input's, are sparse; below, samples with any
-    edit are recomputed whole. Source: arXiv 2211.02048, section 3; defaults per model family from its code.
+    pixel. The first `sparse_levels` resolutions, counted from the input's, are sparse if their shorter side has at
+    least `least_size` pixels; below, samples with any edit are recomputed whole. What attention reads of other pixels
+    makes none active. Source: arXiv 2211.02048, section 3; defaults per model family from its code.
     """
 
     dilation: int = 1
     level_dilation: int = 1
     sparse_levels: int = 5
+    least_size: int = 1
     threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("dilation", "level_dilation", "sparse_levels"):
+        for name in ("dilation", "level_dilation", "sparse_levels", "least_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"policy paper: {name} is {value!r}, expected a whole number, 0 or more")
@@ -178,13 +188,16 @@ class _PaperPlan(Plan):
         )
         self._masks: dict[tuple[int, int], TileSet] = {}
         for level, size in enumerate(halvings(changed.height, changed.width)):
-            sparse = level < policy.sparse_levels
+            sparse = level < policy.sparse_levels and min(size) >= policy.least_size
             self._masks[size] = next(levels) if sparse else TileSet.full(changed.samples, *size, only=edited)
         self._active: dict[Any, TileSet] = {}
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         through = frozenset(
-            (read.changed.height, read.changed.width, read.window) for read in reads if read.changed.count
+            # (what attention reads of other pixels does not spread: that is this policy's approximation)
+            (read.changed.height, read.changed.width, read.window)
+            for read in reads
+            if read.changed.count and not read.everywhere
         )
         if not through:
             return TileSet.empty(*shape)

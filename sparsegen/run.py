@@ -334,6 +334,11 @@ def leaky_relu(x: Feature) -> Feature:
     return x.activated("leaky_relu")
 
 
+def silu(x: Feature) -> Feature:
+    """`x * sigmoid(x)`."""
+    return x.activated("silu")
+
+
 def concat(*features: Feature) -> Feature:
     """Concatenation along channels, as a list of parts to read; no part may have pending work but upsampling."""
     first = features[0]

@@ -1,0 +1,80 @@
+"""Progressive distillation: a noisy picture and its log signal-to-noise ratio come in, picture and noise come out.
+
+Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", arXiv 2202.00512, section 4
+and appendix B; the network's names are those of SIGE's port.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsegen.backends.interface import Host
+
+from ..errors import InputError
+from ..policies import Paper
+from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsample
+
+
+@dataclass(frozen=True)
+class PDConfig(UNetConfig):
+    """What decides the network's shape; the defaults are those of SIGE's LSUN church model of 128×128."""
+
+    out_channels: int = 6
+    channels: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 6, 8)
+    attention: tuple[bool, ...] = (False, False, True, True, True)
+    blocks: int = 3
+    time_channels: int = 768
+    head_channels: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out_channels != 2 * self.in_channels:
+            raise InputError(
+                f"out_channels is {self.out_channels}, expected twice in_channels: a picture and its noise"
+            )
+
+
+class ProgressiveDistillation(UNet):
+    """A network for few steps: it predicts the clean picture and the noise, and trusts each where it is the safer."""
+
+    family = "pd"
+    config_type = PDConfig
+    time = "logsnr"
+    paper = Paper(dilation=2, level_dilation=1, sparse_levels=16, least_size=64)
+    eps = 2e-2
+
+    @property
+    def film(self) -> bool:
+        return True
+
+    def _time_embedding(self) -> TimeEmbedding:
+        return TimeEmbedding(self.config.channels, self.config.time_channels)
+
+    def _downsample(self, channels: int) -> Downsample | ResBlock:
+        return ResBlock(channels, channels, self.config, film=True, resample="down")
+
+    def _upsample(self, channels: int) -> Upsample | ResBlock:
+        return ResBlock(channels, channels, self.config, film=True, resample="up")
+
+    def embedded_time(self, time: Host) -> Host:
+        """The inverse of the cosine schedule, in thousandths: 0 for a clean picture, 1000 for noise."""
+        angle = np.arctan(np.exp(-0.5 * np.clip(time.astype(np.float64), -20, 20)))
+        return (1000 * angle / (math.pi / 2)).astype(np.float32)
+
+    def noise(self, output: Host, x: Host, time: float) -> Host:
+        """The noise of the mixed prediction, the picture clipped to [-1, 1]; `time` is the logsnr.
+
+        `x̂ = clip(σ² x̂_x + α² (x - σ ε̂) / α)`, `ε̂ = (x - α x̂) / σ`, with α² = sigmoid(logsnr), σ² = 1 - α².
+        """
+        channels = self.config.in_channels
+        picture, noise = output[..., :channels], output[..., channels:]
+        alpha2 = 1 / (1 + math.exp(-time))
+        sigma2 = 1 / (1 + math.exp(time))
+        alpha, sigma = np.float32(math.sqrt(alpha2)), np.float32(math.sqrt(sigma2))
+        mixed = np.float32(sigma2) * picture + np.float32(alpha2) * ((x - sigma * noise) / alpha)
+        clean = np.clip(mixed, -1, 1)
+        return np.asarray((x - alpha * clean) / sigma, np.float32)

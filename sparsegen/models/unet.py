@@ -1,0 +1,411 @@
+"""The UNet that diffusion models share: a noisy picture and an embedded time come in, a prediction comes out.
+
+Down through halved resolutions, across the middle, up again, each block on the way up reading its counterpart's
+output beside its own input. Source: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, appendix
+B; names are those of its PyTorch port (pesser/pytorch_diffusion), so that checkpoints line up with what is here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sparsegen.backends.interface import Array, Backend, Host
+
+from ..errors import InputError, ShapeError
+from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
+from ..model import Inputs, Model
+from ..run import Feature, Run, concat, silu, upsample
+
+_MOST = 65536
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What decides a UNet's shape, whatever it is told about time.
+
+    Attributes
+    ----------
+    in_channels, out_channels
+        Channels of the noisy picture and of the prediction.
+    channels
+        Channels of the first level before its multiplier.
+    multipliers
+        For each level, from the input's resolution down, its channels in units of `channels`.
+    attention
+        For each level, whether an attention block follows each residual block.
+    blocks
+        Residual blocks of a level on the way down; one more on the way up.
+    time_channels
+        Length of the embedded time.
+    head_channels
+        Channels of one attention head; 0: one head over all channels.
+    groups, eps
+        Of the group norms.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    attention: tuple[bool, ...] = (False, False, False, False, True, False)
+    blocks: int = 2
+    time_channels: int = 512
+    head_channels: int = 0
+    groups: int = 32
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, tuple):
+                kind = type(field.default[0])
+                if not isinstance(value, (tuple, list)) or any(type(each) is not kind for each in value):
+                    raise InputError(f"{field.name} is {value!r}, expected a list of {kind.__name__}")
+                object.__setattr__(self, field.name, tuple(value))
+            elif type(field.default) is float:
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+                    raise InputError(f"{field.name} is {value!r}, expected a number between 0 and 1")
+            elif type(value) is not type(field.default):
+                raise InputError(
+                    f"{field.name} is {value!r}, expected {type(field.default).__name__}, such as {field.default!r}"
+                )
+        for name in ("in_channels", "out_channels", "channels", "blocks", "time_channels", "groups"):
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 to {_MOST}")
+        if not 1 <= len(self.multipliers) <= 16 or not all(1 <= m <= 1024 for m in self.multipliers):
+            raise InputError(f"multipliers are {self.multipliers}, expected 1 to 16 of 1 to 1024")
+        if len(self.attention) != len(self.multipliers):
+            raise InputError(
+                f"attention has {len(self.attention)} levels, multipliers {len(self.multipliers)}"
+            )
+        for channels in {self.channels, *self.levels}:
+            if channels % self.groups:
+                raise InputError(f"{channels} channels do not divide into {self.groups} groups of a norm")
+            if self.head_channels and channels % self.head_channels and channels in self._attended:
+                raise InputError(f"{channels} channels do not divide into heads of {self.head_channels}")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def _attended(self) -> set[int]:
+        """Channels of the levels that have attention; the middle always does."""
+        attended = (c for c, has in zip(self.levels, self.attention, strict=True) if has)
+        return {self.levels[-1], *attended}
+
+
+class TimeEmbedding(Layer):
+    """A number as a vector: sines and cosines of it at many frequencies, then two linear layers.
+
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5; half of the features are sines, half cosines, the frequencies
+    falling geometrically from 1 to 1 / 10000 (`frequency_shift` 1: the last is reached; 0: not quite).
+    """
+
+    def __init__(
+        self, features: int, outputs: int, *, frequency_shift: int = 1, cosine_first: bool = False
+    ) -> None:
+        self.features, self.frequency_shift, self.cosine_first = features, frequency_shift, cosine_first
+        self.dense: list[Layer] = [Linear(features, outputs), Linear(outputs, outputs)]
+
+    def __call__(self, run: Run, time: Host) -> Array:
+        """`time` `[1 or N]` → silu of the embedding, `[1 or N, outputs]`: every block begins with that."""
+
+        def embed() -> tuple[Array]:
+            first, second = self.dense
+            assert isinstance(first, Linear) and isinstance(second, Linear)
+            waves = run.backend.upload(self.waves(time))
+            return (silu_rows(run.backend, second(run, silu_rows(run.backend, first(run, waves)))),)
+
+        return run.measured(self.path, embed)[0]
+
+    def waves(self, time: Host) -> Host:
+        """Sines and cosines, float32 `[1 or N, features]`; of an odd number of features, the last is 0."""
+        half = self.features // 2
+        frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - self.frequency_shift))
+        # (the frequencies and angles are rounded to float32, as everywhere: angles near 1000 keep 16 bits of a turn)
+        angles = time.astype(np.float32)[:, None] * frequencies.astype(np.float32)
+        waves = [np.sin(angles), np.cos(angles)]
+        found = np.concatenate(waves[::-1] if self.cosine_first else waves, axis=1)
+        return np.pad(found, ((0, 0), (0, self.features % 2)))
+
+
+def silu_rows(backend: Backend, x: Array) -> Array:
+    """`x * sigmoid(x)` of a few rows."""
+    v = backend.download(x).astype(np.float64)
+    with np.errstate(over="ignore"):  # exp of a large number is inf, and v / inf the 0 that it should be
+        return backend.upload((v / (1 + np.exp(-v))).astype(np.float32))
+
+
+class ResBlock(Layer):
+    """Two convolutions, each after group norm and SiLU, told about time in between; and a shortcut.
+
+    Time is added to the first convolution's output, or with `film` scales and shifts the second norm (FiLM, arXiv
+    1709.07871). `resample` "down" or "up" halves or doubles the resolution between the first norm and its convolution.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, config: UNetConfig, *, film: bool = False, resample: str = ""
+    ) -> None:
+        self.film, self.resample = film, resample
+        self.norm1 = GroupNorm(inputs, groups=config.groups, eps=config.eps)
+        self.conv1 = Conv2d(inputs, outputs)
+        self.temb_proj = Linear(config.time_channels, 2 * outputs if film else outputs)
+        self.norm2 = GroupNorm(outputs, groups=config.groups, eps=config.eps)
+        self.conv2 = Conv2d(outputs, outputs)
+        if inputs != outputs:
+            self.nin_shortcut = Conv2d(inputs, outputs, 1)
+        if resample == "down":
+            self.pool, self.pool_shortcut = AvgPool(), AvgPool()
+        self.learned_shortcut = inputs != outputs
+
+    def __call__(self, x: Feature, temb: Array) -> Feature:
+        """`[N, H, W, inputs]` → `[N, H', W', outputs]`; `temb` `[1 or N, time_channels]`."""
+        (time,) = x.run.measured(self.temb_proj.path, lambda: (self.temb_proj(x.run, temb),))
+        h = silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = self.pool(h), self.pool_shortcut(x)
+        elif self.resample == "up":
+            h, x = upsample(h), upsample(x)
+        h = self.conv1(h, shift=None if self.film else time)
+        h = silu(self.norm2(h, film=time if self.film else None))
+        return self.conv2(h, residual=self.nin_shortcut(x) if self.learned_shortcut else x)
+
+
+class AttentionBlock(Layer):
+    """Every pixel looks at every other: x + attention(norm(x)), with 1×1 convolutions before and after."""
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        self.norm = GroupNorm(channels, groups=config.groups, eps=config.eps)
+        self.q, self.k, self.v = (Conv2d(channels, channels, 1) for _ in range(3))
+        self.attend = Attention(channels // (config.head_channels or channels))
+        self.proj_out = Conv2d(channels, channels, 1)
+
+    def __call__(self, x: Feature) -> Feature:
+        h = self.norm(x)
+        return self.proj_out(self.attend(self.q(h), self.k(h), self.v(h)), residual=x)
+
+
+class Downsample(Layer):
+    """A convolution of stride 2, padded on the right and at the bottom alone, or on all sides."""
+
+    def __init__(self, channels: int, *, symmetric: bool = False) -> None:
+        self.conv = Conv2d(channels, channels, stride=2, padding=(1, 1, 1, 1) if symmetric else (0, 1, 0, 1))
+
+    def __call__(self, x: Feature, temb: Array) -> Feature:
+        return self.conv(x)
+
+
+class Upsample(Layer):
+    """Nearest upsampling and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        self.conv = Conv2d(channels, channels)
+
+    def __call__(self, x: Feature, temb: Array) -> Feature:
+        return self.conv(upsample(x))
+
+
+class Level(Layer):
+    """The blocks of one resolution, in one direction; `resample` leads to the next."""
+
+    def __init__(self, block: list[ResBlock], attn: list[AttentionBlock]) -> None:
+        self.block, self.attn = block, attn
+
+    def __call__(self, number: int, x: Feature, temb: Array) -> Feature:
+        """The residual block of that number, and the attention block if the level has them."""
+        x = self.block[number](x, temb)
+        return self.attn[number](x) if self.attn else x
+
+
+class DownLevel(Level):
+    """A level on the way down."""
+
+    downsample: Downsample | ResBlock | None = None
+
+
+class UpLevel(Level):
+    """A level on the way up."""
+
+    upsample: Upsample | ResBlock | None = None
+
+
+class Middle(Layer):
+    """The lowest resolution: block, attention, block."""
+
+    def __init__(self, channels: int, config: UNetConfig, *, film: bool) -> None:
+        self.block_1 = ResBlock(channels, channels, config, film=film)
+        self.attn_1 = AttentionBlock(channels, config)
+        self.block_2 = ResBlock(channels, channels, config, film=film)
+
+    def __call__(self, x: Feature, temb: Array) -> Feature:
+        return self.block_2(self.attn_1(self.block_1(x, temb)), temb)
+
+
+class UNet(Model):
+    """A diffusion model's network: a noisy picture `[N, H, W, C]` in, its prediction out.
+
+    Subclasses say how time is called and embedded, how resolutions are changed, and what the prediction means.
+    """
+
+    time: ClassVar[str]
+    """What the condition that is embedded is called: `timestep`, `logsnr`."""
+    temb: TimeEmbedding
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        first, *_ = levels = config.levels
+        film = self.film
+        self.temb = self._time_embedding()
+        self.conv_in = Conv2d(config.in_channels, config.channels)
+        self.down: list[DownLevel] = []
+        self.mid = Middle(levels[-1], config, film=film)
+        self.up: list[UpLevel] = []
+
+        def attention(level: int, count: int) -> list[AttentionBlock]:
+            return [
+                AttentionBlock(levels[level], config) for _ in range(count if config.attention[level] else 0)
+            ]
+
+        channels, skips = config.channels, [config.channels]
+        for i, width in enumerate(levels):
+            blocks = []
+            for _ in range(config.blocks):
+                blocks.append(ResBlock(channels, width, config, film=film))
+                channels = width
+                skips.append(channels)
+            down = DownLevel(blocks, attention(i, config.blocks))
+            if i < len(levels) - 1:
+                down.downsample = self._downsample(channels)
+                skips.append(channels)
+            self.down.append(down)
+        for i, width in reversed(list(enumerate(levels))):
+            blocks = []
+            for _ in range(config.blocks + 1):
+                blocks.append(ResBlock(channels + skips.pop(), width, config, film=film))
+                channels = width
+            up = UpLevel(blocks, attention(i, config.blocks + 1))
+            if i > 0:
+                up.upsample = self._upsample(channels)
+            self.up.insert(0, up)
+        self.norm_out = GroupNorm(first, groups=config.groups, eps=config.eps)
+        self.conv_out = Conv2d(first, config.out_channels)
+        self.name_paths()
+
+    def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
+        x = canvases["x"]
+        temb = self.temb(x.run, self.embedded_time(conditions[self.time]))
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.down:
+            for i in range(self.config.blocks):
+                h = level(i, h, temb)
+                skips.append(h)
+            if level.downsample is not None:
+                h = level.downsample(h, temb)
+                skips.append(h)
+        h = self.mid(h, temb)
+        for up in reversed(self.up):
+            for i in range(self.config.blocks + 1):
+                h = up(i, concat(h, skips.pop()), temb)
+            if up.upsample is not None:
+                h = up.upsample(h, temb)
+        return self.conv_out(silu(self.norm_out(h)))
+
+    # -- what subclasses say -----------------------------------------------------------------------------
+
+    @property
+    def film(self) -> bool:
+        """Whether time scales and shifts the norms instead of being added."""
+        raise NotImplementedError
+
+    def _time_embedding(self) -> TimeEmbedding:
+        raise NotImplementedError
+
+    def _downsample(self, channels: int) -> Downsample | ResBlock:
+        raise NotImplementedError
+
+    def _upsample(self, channels: int) -> Upsample | ResBlock:
+        raise NotImplementedError
+
+    def embedded_time(self, time: Host) -> Host:
+        """What of the time `[1 or N]` is embedded."""
+        return time
+
+    def noise(self, output: Host, x: Host, time: float) -> Host:
+        """The noise in `x` that an output stands for: float32 `[N, H, W, in_channels]`, pixel by pixel."""
+        raise NotImplementedError
+
+    # -- inputs and pictures -----------------------------------------------------------------------------
+
+    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+        """Check a noisy picture and its time.
+
+        Parameters
+        ----------
+        picture
+            Floats `[H, W, C]` or `[N, H, W, C]`, a picture in [-1, 1] with noise on it.
+        timestep (logsnr, where the network is told that)
+            A number, or one for each sample `[N]`; None: the base's.
+
+        Raises
+        ------
+        InputError, ShapeError
+        """
+        unknown = set(conditions) - {self.time}
+        if unknown:
+            raise InputError(
+                f"{self.family} takes a picture and {self.time}, not {', '.join(sorted(unknown))}"
+            )
+        x = np.asarray(picture)
+        if not np.issubdtype(x.dtype, np.floating):
+            raise InputError(
+                f"the noisy picture is {x.dtype}, expected floats (for uint8 pictures, use sparsegen.SDEdit)"
+            )
+        x = x[None] if x.ndim == 3 else x
+        channels = self.config.in_channels
+        if x.ndim != 4 or not len(x) or x.shape[3] != channels:
+            raise ShapeError(
+                f"the noisy picture is {np.shape(picture)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
+            )
+        self.check_size(*x.shape[1:3])
+        x = np.ascontiguousarray(x, np.float32)
+        if not np.isfinite(x).all():
+            n, row, column, _ = np.argwhere(~np.isfinite(x))[0]
+            raise InputError(f"the noisy picture is not finite at sample {n}, row {row}, column {column}")
+        given = conditions.get(self.time)
+        if given is None:
+            if base is None:
+                raise InputError(f"{self.family} needs a {self.time}")
+            return Inputs({"x": x}, base.conditions)
+        return Inputs({"x": x}, {self.time: self._time(given, len(x))})
+
+    def check_size(self, height: int, width: int) -> None:
+        """Whether the network can take a picture of that size. Raises ShapeError."""
+        unit = 2 ** (len(self.config.multipliers) - 1)
+        if height % unit or width % unit or not height or not width:
+            raise ShapeError(
+                f"the picture is {height}×{width}; this network needs sides in multiples of {unit}"
+            )
+
+    def _time(self, given: Any, samples: int) -> Host:
+        try:
+            time = np.atleast_1d(np.asarray(given, np.float32))
+        except (TypeError, ValueError):
+            raise InputError(f"{self.time} is {given!r}, expected a number") from None
+        if time.shape not in ((1,), (samples,)):
+            raise ShapeError(f"{self.time} is {time.shape}, expected one number or ({samples},)")
+        if not np.isfinite(time).all():
+            raise InputError(f"{self.time} is {given!r}, expected finite numbers")
+        return time
+
+    def picture(self, output: Host) -> Host:
+        """The first three channels of a prediction (or a picture) in [-1, 1] as uint8, rounded."""
+        v = output[..., :3]
+        v = v.repeat(3, -1) if v.shape[-1] == 1 else v
+        return np.clip(np.rint((v + 1) * 127.5), 0, 255).astype(np.uint8)
