@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..errors import InputError
 from ..policies import Paper
 from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsample
 
@@ -39,6 +40,11 @@ class DDPMConfig(UNetConfig):
     symmetric_downsampling: bool = False
     frequency_shift: int = 1
     cosine_first: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frequency_shift not in (0, 1):
+            raise InputError(f"frequency_shift is {self.frequency_shift}, expected 0 or 1")
 
 
 class DDPM(UNet):

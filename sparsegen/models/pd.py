@@ -24,7 +24,7 @@ class PDConfig(UNetConfig):
 
     out_channels: int = 6
     channels: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 4, 6, 8)
+    levels: tuple[int, ...] = (64, 128, 256, 384, 512)
     attention: tuple[bool, ...] = (False, False, True, True, True)
     blocks: int = 3
     time_channels: int = 768

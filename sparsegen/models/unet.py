@@ -21,6 +21,15 @@ from ..model import Inputs, Model
 from ..run import Feature, Run, concat, silu, upsample
 
 _MOST = 65536
+_RANGES = {
+    "in_channels": (1, _MOST),
+    "out_channels": (1, _MOST),
+    "channels": (4, _MOST),  # the waves have a first and a last frequency
+    "blocks": (1, 64),
+    "time_channels": (1, _MOST),
+    "head_channels": (0, _MOST),
+    "groups": (1, _MOST),
+}
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,9 @@ class UNetConfig:
     in_channels, out_channels
         Channels of the noisy picture and of the prediction.
     channels
-        Channels of the first level before its multiplier.
-    multipliers
-        For each level, from the input's resolution down, its channels in units of `channels`.
+        Channels that the picture is taken into at first; also the length of the waves that stand for time.
+    levels
+        For each level, from the input's resolution down, its channels.
     attention
         For each level, whether an attention block follows each residual block.
     blocks
@@ -43,6 +52,8 @@ class UNetConfig:
         Length of the embedded time.
     head_channels
         Channels of one attention head; 0: one head over all channels.
+    middle_attention, middle_norm
+        Whether the middle has an attention block, and whether that begins with a norm, as the others do.
     groups, eps
         Of the group norms.
     """
@@ -50,11 +61,13 @@ class UNetConfig:
     in_channels: int = 3
     out_channels: int = 3
     channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    levels: tuple[int, ...] = (128, 128, 256, 256, 512, 512)
     attention: tuple[bool, ...] = (False, False, False, False, True, False)
     blocks: int = 2
     time_channels: int = 512
     head_channels: int = 0
+    middle_attention: bool = True
+    middle_norm: bool = True
     groups: int = 32
     eps: float = 1e-6
 
@@ -73,15 +86,13 @@ class UNetConfig:
                 raise InputError(
                     f"{field.name} is {value!r}, expected {type(field.default).__name__}, such as {field.default!r}"
                 )
-        for name in ("in_channels", "out_channels", "channels", "blocks", "time_channels", "groups"):
-            if not 1 <= getattr(self, name) <= _MOST:
-                raise InputError(f"{name} is {getattr(self, name)}, expected 1 to {_MOST}")
-        if not 1 <= len(self.multipliers) <= 16 or not all(1 <= m <= 1024 for m in self.multipliers):
-            raise InputError(f"multipliers are {self.multipliers}, expected 1 to 16 of 1 to 1024")
-        if len(self.attention) != len(self.multipliers):
-            raise InputError(
-                f"attention has {len(self.attention)} levels, multipliers {len(self.multipliers)}"
-            )
+        for name, (least, most) in _RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
+        if not 1 <= len(self.levels) <= 16 or not all(1 <= c <= _MOST for c in self.levels):
+            raise InputError(f"levels are {self.levels}, expected 1 to 16 of 1 to {_MOST} channels")
+        if len(self.attention) != len(self.levels):
+            raise InputError(f"attention is said of {len(self.attention)} levels, there are {len(self.levels)}")
         for channels in {self.channels, *self.levels}:
             if channels % self.groups:
                 raise InputError(f"{channels} channels do not divide into {self.groups} groups of a norm")
@@ -89,15 +100,10 @@ class UNetConfig:
                 raise InputError(f"{channels} channels do not divide into heads of {self.head_channels}")
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """Channels of each level."""
-        return tuple(self.channels * m for m in self.multipliers)
-
-    @property
     def _attended(self) -> set[int]:
-        """Channels of the levels that have attention; the middle always does."""
-        attended = (c for c, has in zip(self.levels, self.attention, strict=True) if has)
-        return {self.levels[-1], *attended}
+        """Channels that have attention."""
+        attended = {c for c, has in zip(self.levels, self.attention, strict=True) if has}
+        return attended | ({self.levels[-1]} if self.middle_attention else set())
 
 
 class TimeEmbedding(Layer):
@@ -180,14 +186,14 @@ class ResBlock(Layer):
 class AttentionBlock(Layer):
     """Every pixel looks at every other: x + attention(norm(x)), with 1×1 convolutions before and after."""
 
-    def __init__(self, channels: int, config: UNetConfig) -> None:
-        self.norm = GroupNorm(channels, groups=config.groups, eps=config.eps)
+    def __init__(self, channels: int, config: UNetConfig, *, norm: bool = True) -> None:
+        self.norm = GroupNorm(channels, groups=config.groups, eps=config.eps) if norm else None
         self.q, self.k, self.v = (Conv2d(channels, channels, 1) for _ in range(3))
         self.attend = Attention(channels // (config.head_channels or channels))
         self.proj_out = Conv2d(channels, channels, 1)
 
     def __call__(self, x: Feature) -> Feature:
-        h = self.norm(x)
+        h = x if self.norm is None else self.norm(x)
         return self.proj_out(self.attend(self.q(h), self.k(h), self.v(h)), residual=x)
 
 
@@ -236,15 +242,19 @@ class UpLevel(Level):
 
 
 class Middle(Layer):
-    """The lowest resolution: block, attention, block."""
+    """The lowest resolution: block, attention (in most networks), block."""
+
+    attn_1: AttentionBlock | None = None
 
     def __init__(self, channels: int, config: UNetConfig, *, film: bool) -> None:
         self.block_1 = ResBlock(channels, channels, config, film=film)
-        self.attn_1 = AttentionBlock(channels, config)
+        if config.middle_attention:
+            self.attn_1 = AttentionBlock(channels, config, norm=config.middle_norm)
         self.block_2 = ResBlock(channels, channels, config, film=film)
 
     def __call__(self, x: Feature, temb: Array) -> Feature:
-        return self.block_2(self.attn_1(self.block_1(x, temb)), temb)
+        h = self.block_1(x, temb)
+        return self.block_2(h if self.attn_1 is None else self.attn_1(h), temb)
 
 
 class UNet(Model):
@@ -387,7 +397,7 @@ class UNet(Model):
 
     def check_size(self, height: int, width: int) -> None:
         """Whether the network can take a picture of that size. Raises ShapeError."""
-        unit = 2 ** (len(self.config.multipliers) - 1)
+        unit = 2 ** (len(self.config.levels) - 1)
         if height % unit or width % unit or not height or not width:
             raise ShapeError(
                 f"the picture is {height}×{width}; this network needs sides in multiples of {unit}"
