@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from sparsegen.backends.interface import Array, Backend, Host
 
 from .codebook import Codebook
+from .errors import ShapeError
+from .store import Store
 from .tiles import TileSet
 
 T = TypeVar("T")
@@ -41,7 +43,8 @@ class Journal:
             self.whole[path] = canvas
             memory.canvases[path] = memory.allocate(canvas.shape, dtype=str(canvas.dtype))
         else:
-            self.tiles[path] = (active.tiles, memory.backend.read_tiles(canvas, active.tiles))
+            values = memory.backend.read_tiles(canvas, active.tiles)
+            self.tiles[path] = (active.tiles, values if memory.store is None else memory.store.adopt(values))
 
     def kept(self, backend: Backend, path: str) -> tuple[Host, Array]:
         """The tiles kept of a canvas and their values, as in `tiles`, however they are kept."""
@@ -105,10 +108,27 @@ class Memory:
     """Whether what depends on labels alone is kept in codebooks instead of canvases."""
     codebooks: dict[str, Codebook] = field(default_factory=dict)
     """Path of the canvas of codes -> its codebook."""
+    store: Store | None = None
+    """Where arrays come from, if not from the backend; its arrays are in main memory."""
+    recording: bool = True
+    """Whether layers' canvases are kept after they have been read; what is not kept cannot be edited."""
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """A zeroed array for a canvas."""
-        return self.backend.alloc(shape, dtype=dtype)
+        """An array for a canvas that will be painted whole."""
+        if self.store is None:
+            return self.backend.alloc(shape, dtype=dtype)
+        return self.store.allocate(shape, dtype=dtype)
+
+    def canvas(self, path: str, shape: tuple[int, int, int, int], dtype: str) -> Array:
+        """The canvas of a layer, new if there is none. Raises ShapeError: there is one of another shape."""
+        canvas = self.canvases.get(path)
+        if canvas is None:
+            canvas = self.allocate(shape, dtype=dtype)
+            if self.recording or dtype != "float32":  # codes are found again by their canvas
+                self.canvases[path] = canvas
+        elif tuple(canvas.shape) != shape:
+            raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
+        return canvas
 
     @property
     def nbytes(self) -> int:

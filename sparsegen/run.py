@@ -101,11 +101,7 @@ class Run:
         active = self.plan.active(reads, shape[:3])
         if whole_tiles and self.plan.whole_tiles:
             active = active.whole()
-        canvas = self.memory.canvases.get(path)
-        if canvas is None:
-            canvas = self.memory.canvases[path] = self.memory.allocate(shape, dtype=dtype)
-        elif tuple(canvas.shape) != shape:
-            raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
+        canvas = self.memory.canvas(path, shape, dtype)
         start, changed = time.perf_counter(), active
         if active.count:
             if self.journal is not None:

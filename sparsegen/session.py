@@ -27,6 +27,7 @@ from .profiling import check_mask, dry_run
 from .run import Feature, LayerRecord, Run
 from .session_file import State, Step
 from .stats import Stats
+from .store import Store
 from .tiles import TileSet, union
 
 Progress = Callable[[LayerRecord], None]
@@ -60,6 +61,8 @@ class Session:
         A network with its parameters, as `sparsegen.load` gives it.
     backend
         Name of a backend (`sparsegen backends` lists them) or a `Backend`; None: the fastest that can run here.
+    store
+        Where canvases lie (a `Store` with a budget of RAM and files beyond it); None: wherever the backend puts them.
 
     Raises
     ------
@@ -67,26 +70,32 @@ class Session:
         The backend is unknown or cannot run here.
     """
 
-    def __init__(self, model: Model, backend: str | Backend | None = None) -> None:
+    def __init__(
+        self, model: Model, backend: str | Backend | None = None, *, store: Store | None = None
+    ) -> None:
         self.model = model
         engine = get_backend(backend)
-        self.memory = Memory(engine, model.prepared_for(engine))
+        self.memory = Memory(engine, model.prepared_for(engine), store=store)
         self._state: State | None = None
         self._idle: tuple[LayerRecord, ...] = ()  # the record of an edit without change
 
     # -- running -----------------------------------------------------------------------------------------
 
-    def run(self, picture: Any, *, progress: Progress | None = None, **conditions: Any) -> Result:
+    def run(
+        self, picture: Any, *, record: bool = True, progress: Progress | None = None, **conditions: Any
+    ) -> Result:
         """The dense run: every canvas is painted, and becomes the base of edits. Earlier edits are forgotten.
 
         Parameters
         ----------
         picture
-            What the model takes: for GauGAN integer labels `[H, W]` or `[N, H, W]`.
+            What the model takes: for GauGAN integer labels `[H, W]` or `[N, H, W]`, for UNets a noisy picture.
+        record
+            False: no canvas is kept longer than it is read, which takes far less memory; no edit can follow.
         progress
             Called after every layer.
         conditions
-            What else the model takes (GauGAN: `instances`, `z`).
+            What else the model takes (GauGAN: `instances`, `z`; DDPM: `timestep`).
 
         Raises
         ------
@@ -102,7 +111,14 @@ class Session:
         same_size = all(c.shape[:3] == inputs.shape for c in _input_canvases(self.memory).values())
         self._state = None  # and its journals
         canvases = self.memory.canvases if same_size else {}
-        memory = Memory(backend, self.model.prepared_for(backend), canvases, coded=backend.codebooks)
+        memory = Memory(
+            backend,
+            self.model.prepared_for(backend),
+            canvases if record else {},
+            coded=backend.codebooks,
+            store=self.memory.store,
+            recording=record,
+        )
         if same_size:
             memory.codebooks = self.memory.codebooks
             for codebook in memory.codebooks.values():
@@ -117,7 +133,7 @@ class Session:
         )
         result = self._result(run.records, state, output, output.changed[0], start, edited_area=1.0)
         self._idle = tuple(map(_idle, run.records))
-        self._state = state
+        self._state = state if record else None
         return result
 
     def edit(

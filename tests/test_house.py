@@ -38,6 +38,7 @@ FLOORS = {
     "weights": 1,
     "tiles": 1,
     "pictures": 1,
+    "store": 1,
     "errors": 0,
 }
 # room -> rooms of the same floor that it may import
@@ -49,6 +50,7 @@ NEIGHBOURS = {
     "policies": {"masks"},
     "tiles": {"backends"},
     "pictures": {"backends", "tiles"},
+    "store": {"backends"},
 }
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}

@@ -53,6 +53,7 @@ class DDPM(UNet):
     family = "ddpm"
     config_type = DDPMConfig
     time = "timestep"
+    predicts = "noise"
     paper = Paper(dilation=5, level_dilation=1, sparse_levels=16, least_size=64)
     eps = 1e-2
 
@@ -76,6 +77,6 @@ class DDPM(UNet):
             return ResBlock(channels, channels, self.config, film=self.film, resample="up")
         return Upsample(channels)
 
-    def noise(self, output: Host, x: Host, time: float) -> Host:
+    def prediction(self, output: Host, x: Host, time: float) -> Host:
         """The output itself (of one that also predicts a variance, the first half of the channels)."""
         return np.ascontiguousarray(output[..., : self.config.in_channels])

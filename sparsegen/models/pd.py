@@ -44,6 +44,7 @@ class ProgressiveDistillation(UNet):
     family = "pd"
     config_type = PDConfig
     time = "logsnr"
+    predicts = "picture"
     paper = Paper(dilation=2, level_dilation=1, sparse_levels=16, least_size=64)
     eps = 2e-2
 
@@ -65,16 +66,16 @@ class ProgressiveDistillation(UNet):
         angle = np.arctan(np.exp(-0.5 * np.clip(time.astype(np.float64), -20, 20)))
         return (1000 * angle / (math.pi / 2)).astype(np.float32)
 
-    def noise(self, output: Host, x: Host, time: float) -> Host:
-        """The noise of the mixed prediction, the picture clipped to [-1, 1]; `time` is the logsnr.
+    def prediction(self, output: Host, x: Host, time: float) -> Host:
+        """The picture as predicted, and as the predicted noise leaves it, mixed; `time` is the logsnr.
 
-        `x̂ = clip(σ² x̂_x + α² (x - σ ε̂) / α)`, `ε̂ = (x - α x̂) / σ`, with α² = sigmoid(logsnr), σ² = 1 - α².
+        `σ² x̂ + α² (x - σ ε̂) / α`, with α² = sigmoid(logsnr), σ² = 1 - α²: near pure noise x̂, near the end ε̂.
         """
         channels = self.config.in_channels
         picture, noise = output[..., :channels], output[..., channels:]
         alpha2 = 1 / (1 + math.exp(-time))
         sigma2 = 1 / (1 + math.exp(time))
         alpha, sigma = np.float32(math.sqrt(alpha2)), np.float32(math.sqrt(sigma2))
-        mixed = np.float32(sigma2) * picture + np.float32(alpha2) * ((x - sigma * noise) / alpha)
-        clean = np.clip(mixed, -1, 1)
-        return np.asarray((x - alpha * clean) / sigma, np.float32)
+        return np.asarray(
+            np.float32(sigma2) * picture + np.float32(alpha2) * ((x - sigma * noise) / alpha), np.float32
+        )

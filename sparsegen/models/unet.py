@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -92,7 +92,9 @@ class UNetConfig:
         if not 1 <= len(self.levels) <= 16 or not all(1 <= c <= _MOST for c in self.levels):
             raise InputError(f"levels are {self.levels}, expected 1 to 16 of 1 to {_MOST} channels")
         if len(self.attention) != len(self.levels):
-            raise InputError(f"attention is said of {len(self.attention)} levels, there are {len(self.levels)}")
+            raise InputError(
+                f"attention is said of {len(self.attention)} levels, there are {len(self.levels)}"
+            )
         for channels in {self.channels, *self.levels}:
             if channels % self.groups:
                 raise InputError(f"{channels} channels do not divide into {self.groups} groups of a norm")
@@ -265,6 +267,7 @@ class UNet(Model):
 
     time: ClassVar[str]
     """What the condition that is embedded is called: `timestep`, `logsnr`."""
+    predicts: ClassVar[Literal["noise", "picture"]]
     temb: TimeEmbedding
 
     def __init__(self, config: UNetConfig) -> None:
@@ -347,8 +350,11 @@ class UNet(Model):
         """What of the time `[1 or N]` is embedded."""
         return time
 
-    def noise(self, output: Host, x: Host, time: float) -> Host:
-        """The noise in `x` that an output stands for: float32 `[N, H, W, in_channels]`, pixel by pixel."""
+    def prediction(self, output: Host, x: Host, time: float) -> Host:
+        """The noise in `x`, or the picture, that an output stands for (`predicts`): float32 `[N, H, W, in_channels]`.
+
+        Pixel by pixel; `output` is the network's at `time` for `x`.
+        """
         raise NotImplementedError
 
     # -- inputs and pictures -----------------------------------------------------------------------------
