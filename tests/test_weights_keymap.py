@@ -425,8 +425,18 @@ def test_our_own_files_come_back_as_they_were(tmp_path):
         same(convert(family, checkpoint, parameter_shapes(config)), made)
 
 
+def test_lists_of_plain_values_come_back(tmp_path):
+    path = tmp_path / "own.safetensors"
+    config = {"levels": (32, 64), "attention": [False, True], "empty": (), "eps": 1e-6}
+    write_safetensors(path, {"x": np.ones(1, np.float32)}, native_metadata("ddpm", config))
+    with read_checkpoint(path) as checkpoint:
+        _, found = identify(checkpoint)
+    assert found == {"levels": [32, 64], "attention": [False, True], "empty": [], "eps": 1e-6}
+
+
 @pytest.mark.parametrize(
-    "text", ["", "nothing", "[1]", '{"a": [1]}', "[" * 60_000, '{"a": ' + "9" * 5000 + "}"]
+    "text",
+    ["", "nothing", "[1]", '{"a": [[1]]}', '{"a": {"b": 1}}', "[" * 60_000, '{"a": ' + "9" * 5000 + "}"],
 )
 def test_damaged_configurations_of_our_own_files_are_refused(text, opened):
     checkpoint = opened(parameters(), **{"sparsegen.family": "gaugan", "sparsegen.config": text})

@@ -40,6 +40,10 @@ def shown(text: object, limit: int = 80) -> str:
     """
     if not isinstance(text, (str, bytes)):
         # Never repr() a value out of a file: nested a million deep, it would exhaust the stack.
+        if isinstance(text, (list, tuple)) and not any(
+            isinstance(each, (list, tuple)) for each in text[:100]
+        ):
+            return ", ".join(shown(each, limit) for each in text[:100]) + ", ..." * (len(text) > 100)
         return str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
     if isinstance(text, bytes):
         text = text[: limit + 1].decode("latin-1")

@@ -37,14 +37,18 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
             config = json.loads(text)
         except (ValueError, RecursionError):
             config = None
-    plain = (str, int, float, bool, type(None))
-    if not isinstance(config, dict) or not all(isinstance(value, plain) for value in config.values()):
+    if not isinstance(config, dict) or not all(_plain(value) for value in config.values()):
         raise CheckpointError(
-            "is no JSON object of plain values",
+            "is no JSON object of plain values and lists of them",
             where=f"metadata {CONFIG_KEY}",
             advice="Save the model again with write_safetensors and native_metadata",
         )
     return {**config, "model": str(model)}
+
+
+def _plain(value: object) -> bool:
+    each = value if isinstance(value, list) else [value]
+    return all(isinstance(one, (str, int, float, bool, type(None))) for one in each)
 
 
 SPARSEGEN = Family("sparsegen", "", (Rule(r"(?P<path>.+)", ("{path}",)),), _recognise)
