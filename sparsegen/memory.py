@@ -50,9 +50,14 @@ class Journal:
         """The tiles kept of a canvas and their values, as in `tiles`, however they are kept."""
         if path not in self.whole:
             return self.tiles[path]
-        canvas = self.whole[path]
-        tiles = TileSet.full(*canvas.shape[:3]).tiles
-        return tiles, backend.read_tiles(canvas, tiles)
+        tiles = self.kept_tiles(path)
+        return tiles, backend.read_tiles(self.whole[path], tiles)
+
+    def kept_tiles(self, path: str) -> Host:
+        """The tiles `[K, 3]` kept of a canvas."""
+        if path not in self.whole:
+            return self.tiles[path][0]
+        return TileSet.full(*self.whole[path].shape[:3]).tiles
 
     @property
     def paths(self) -> list[str]:

@@ -232,6 +232,11 @@ class Session:
         return result
 
     @property
+    def state(self) -> State:
+        """All that makes the session: what a file keeps of it. Raises SessionError: nothing has run yet."""
+        return self._base()
+
+    @property
     def edits(self) -> int:
         """How many edits can be undone."""
         return 0 if self._state is None else len(self._state.steps)
@@ -246,7 +251,7 @@ class Session:
         SessionError, CheckpointError
             Nothing has run yet; the file could not be written.
         """
-        session_file.save(path, self._base())
+        session_file.save(path, {"": self._base()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Session:
@@ -257,7 +262,14 @@ class Session:
         SessionError, CheckpointError
             The file is cut, altered, of another kind or of a newer version.
         """
-        state = session_file.load(path, get_backend(backend))
+        loaded = session_file.load(path, get_backend(backend))
+        if list(loaded.states) != [""]:
+            raise SessionError(f"{path}: a session of several steps; open it with sparsegen.SDEdit.load")
+        return cls.of_state(loaded.states[""], path)
+
+    @classmethod
+    def of_state(cls, state: State, path: str | os.PathLike[str]) -> Session:
+        """The session of a state out of the file `path`, once it is seen to fit its network. Raises SessionError."""
         session = cls(state.model, state.memory.backend)
         session.memory, session._state = state.memory, state
         inputs = Inputs(_input_canvases(state.memory), state.conditions)

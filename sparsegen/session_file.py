@@ -1,12 +1,13 @@
-"""Sessions on disk: a session's state comes in, one safetensors file comes out, and back again, bit for bit.
+"""Sessions on disk: states come in, one safetensors file comes out, and back again, bit for bit.
 
 The file is self-contained (network, canvases, statistics, journal). A digest over every tensor and all metadata is
-checked before anything is used; tensors are data, nothing in the file is ever executed. The journals of all edits
-lie end to end in a few tensors, so that a session may have any number of edits:
+checked before anything is used; tensors are data, nothing in the file is ever executed. A diffusion session has a state
+for each step, whose names begin with the step's prefix. The journals of all edits lie end to end in a few tensors, so
+that a session may have any number of edits:
 
     steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
     steps.tiles   int32 [T, 3]   the tiles of all rows
-    steps.values  uint8 [B]      their bytes
+    steps.values  int32 [B]      their values, float32 or int32 as the canvas is
     steps.books   int32 [B, 3]   edit, codebook (by its place among the sorted names), windows it knew before
     stale.counts  int32 [S + 1]  tiles of the stale set before each edit, and now; then stale.tiles, stale.pixels
 """
@@ -16,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,15 @@ from sparsegen.weights import read_checkpoint, write_safetensors
 
 from .codebook import Codebook
 from .errors import SessionError, SparsegenError
-from .layers import LabelConv
+from .layers import LabelConv, Parameter
 from .memory import Journal, Memory
 from .model import Model
+from .store import Store
 from .tiles import TileSet
 
-VERSION = "2"
+VERSION = "3"
+DIGEST = "sparsegen.digest"
+VALUES = "steps.values"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,38 +64,90 @@ class State:
     """The output's pictures; None where they are not known, also while they change."""
 
 
-def save(path: str | os.PathLike[str], state: State) -> None:
-    """Write `state` to `path`; on any failure (CheckpointError) the old file stays whole."""
-    backend = state.memory.backend
-    tensors: dict[str, Host] = {}
-    for key, parameter in state.model.parameters().items():
-        tensors[f"parameter/{key}"] = np.ascontiguousarray(parameter.value)
-    for key, canvas in state.memory.canvases.items():
-        tensors[f"canvas/{key}"] = backend.download(canvas)
-    for key, codebook in state.memory.codebooks.items():  # its tables follow from its windows
-        tensors[f"windows/{key}"] = codebook.book.keys
-    for key, values in state.memory.measured.items():
-        for i, value in enumerate(values):
-            tensors[f"measured/{key}/{i}"] = backend.download(value)
-    for key, value in state.conditions.items():
-        tensors[f"condition/{key}"] = np.ascontiguousarray(value)
-    tensors |= _journals(state, backend) | _stale_sets(
-        [*(step.stale_before for step in state.steps), state.stale]
-    )
-    metadata = {
-        "sparsegen.session": VERSION,
-        "sparsegen.family": state.model.family,
-        "sparsegen.config": state.model.config_json(),
-        "sparsegen.output": state.output_path,
-        "sparsegen.model_name": state.model.name,
-        "sparsegen.coded": str(int(state.memory.coded)),
+def save(
+    path: str | os.PathLike[str],
+    states: Mapping[str, State],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    tensors: Mapping[str, Host] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Write `states` of one model, by their prefixes, to `path`; on failure (CheckpointError) the old file stays whole.
+
+    `metadata` and `tensors` are kept beside them. An array is copied as it is written: no more than one at a time.
+    """
+    model = next(iter(states.values())).model
+    written: dict[str, Callable[[], Host]] = {
+        f"parameter/{key}": partial(_value, parameter) for key, parameter in model.parameters().items()
     }
-    metadata["sparsegen.digest"] = _digest(tensors, metadata)
-    write_safetensors(path, tensors, metadata)
+    for name, value in (tensors or {}).items():
+        written[f"beside/{name}"] = partial(np.ascontiguousarray, value)
+    described = {
+        "sparsegen.session": VERSION,
+        "sparsegen.family": model.family,
+        "sparsegen.config": model.config_json(),
+        "sparsegen.model_name": model.name,
+        "sparsegen.states": json.dumps(
+            {
+                prefix: {"output": state.output_path, "coded": state.memory.coded}
+                for prefix, state in states.items()
+            }
+        ),
+        **(metadata or {}),
+    }
+    for prefix, state in states.items():
+        written |= {f"{prefix}{name}": value for name, value in _parts(state).items()}
+    digesting = _Digesting(written, described)
+    write_safetensors(path, digesting, digesting.metadata, progress=progress)
 
 
-def load(path: str | os.PathLike[str], backend: Backend) -> State:
-    """Read a session file. Raises SessionError, CheckpointError."""
+class _Digesting(Mapping[str, Host]):
+    """Arrays that are made when they are asked for, in the order of their names, and what they digest to at the end."""
+
+    def __init__(self, made: Mapping[str, Callable[[], Host]], metadata: Mapping[str, str]) -> None:
+        self._made, self._names = made, sorted(made)
+        self._digest = Digest(metadata)
+        self.metadata = {**metadata, DIGEST: "0" * len(self._digest.text())}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Host:
+        value = self._made[name]()
+        self._digest.add(name, value)
+        self.metadata[DIGEST] = self._digest.text()
+        return value
+
+
+class Digest:
+    """SHA-256 over the metadata, then names, types, shapes and bytes of all arrays, in the order of their names."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self._digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+
+    def add(self, name: str, value: Host) -> None:
+        self._digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
+        self._digest.update(np.ascontiguousarray(value).data if value.size else b"")
+
+    def text(self) -> str:
+        return self._digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a file holds."""
+
+    model: Model
+    states: dict[str, State]
+    metadata: dict[str, str]
+    tensors: dict[str, Host]
+
+
+def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = None) -> Loaded:
+    """Read a session file, its arrays into `store`. Raises SessionError, CheckpointError."""
     checkpoint = read_checkpoint(path)
     metadata = {key: str(value) for key, value in checkpoint.metadata.items() if key.startswith("sparsegen.")}
     version = metadata.get("sparsegen.session")
@@ -99,15 +156,25 @@ def load(path: str | os.PathLike[str], backend: Backend) -> State:
     if version != VERSION:
         raise SessionError(f"{path}: session format {version}; this version of sparsegen reads {VERSION}")
     # copies: the file may be written over while the session lives
-    tensors = {name: np.array(tensor.numpy()) for name, tensor in checkpoint.tensors.items()}
-    digest = metadata.pop("sparsegen.digest", "")
-    if digest != _digest(tensors, metadata):
+    tensors: dict[str, Host] = {}
+    said = metadata.pop(DIGEST, "")
+    digest = Digest(metadata)
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        value = tensor.numpy()
+        if store is not None and value.dtype.itemsize == 4 and ("canvas/" in name or name.endswith(VALUES)):
+            tensors[name] = store.allocate(value.shape, dtype=str(value.dtype))
+            tensors[name][...] = value
+        else:
+            tensors[name] = np.array(value)
+        digest.add(name, tensors[name])
+        checkpoint.release()
+    if said != digest.text():
         raise SessionError(
             f"{path}: the file was altered or damaged (its digest does not match); save it again"
         )
     try:
-        return _state(tensors, metadata, backend)
-    except (KeyError, IndexError, ValueError, TypeError, SparsegenError) as error:
+        return _loaded(tensors, metadata, backend, store)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, SparsegenError) as error:
         raise SessionError(f"{path}: the file does not describe a session ({error})") from None
 
 
@@ -170,16 +237,40 @@ def _within(path: str | os.PathLike[str], key: str, values: Host, least: int, be
         raise SessionError(f"{path}: {key} has numbers outside {least} to {beyond - 1}")
 
 
-def _journals(state: State, backend: Backend) -> dict[str, Host]:
-    """All journals, end to end."""
+def _value(parameter: Parameter) -> Host:
+    return np.ascontiguousarray(parameter.value)
+
+
+def _parts(state: State) -> dict[str, Callable[[], Host]]:
+    """A state's arrays by name, each made when it is asked for."""
+    backend, memory = state.memory.backend, state.memory
+    parts: dict[str, Callable[[], Host]] = {}
+    for key, canvas in memory.canvases.items():
+        # a canvas of a store is in main memory: it is written from there
+        parts[f"canvas/{key}"] = partial(backend.download if memory.store is None else np.asarray, canvas)
+    for key, codebook in memory.codebooks.items():  # its tables follow from its windows
+        parts[f"windows/{key}"] = partial(np.asarray, codebook.book.keys)
+    for key, values in memory.measured.items():
+        for i, value in enumerate(values):
+            parts[f"measured/{key}/{i}"] = partial(backend.download, value)
+    for key, value in state.conditions.items():
+        parts[f"condition/{key}"] = partial(np.ascontiguousarray, value)
+    stale = _stale_sets([*(step.stale_before for step in state.steps), state.stale])
+    small = {**_journal_tables(state), **stale}
+    parts |= {name: partial(np.asarray, value) for name, value in small.items()}
+    parts[VALUES] = partial(_journal_values, state)
+    return parts
+
+
+def _journal_tables(state: State) -> dict[str, Host]:
+    """What all journals keep, end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
-    table, tiles, values = [], [], []
+    table, tiles = [], []
     for i, step in enumerate(state.steps):
         for key in step.journal.paths:
-            kept_tiles, kept = step.journal.kept(backend, key)
-            table.append((i, number[key], len(kept_tiles)))
-            tiles.append(kept_tiles)
-            values.append(np.ascontiguousarray(backend.download(kept)).reshape(-1).view(np.uint8))
+            kept = step.journal.kept_tiles(key)
+            table.append((i, number[key], len(kept)))
+            tiles.append(kept)
     book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
     books = [
         (i, book_number[key], count)
@@ -190,8 +281,18 @@ def _journals(state: State, backend: Backend) -> dict[str, Host]:
         "steps.table": np.array(table, np.int32).reshape(-1, 3),
         "steps.books": np.array(books, np.int32).reshape(-1, 3),
         "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
-        "steps.values": np.concatenate([np.zeros(0, np.uint8), *values]),
     }
+
+
+def _journal_values(state: State) -> Host:
+    """The values that all journals keep, end to end, as 32-bit words."""
+    backend = state.memory.backend
+    values = [
+        np.ascontiguousarray(backend.download(step.journal.kept(backend, key)[1])).reshape(-1).view(np.int32)
+        for step in state.steps
+        for key in step.journal.paths
+    ]
+    return np.concatenate([np.zeros(0, np.int32), *values])
 
 
 def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
@@ -203,24 +304,35 @@ def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
     }
 
 
-def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Backend) -> State:
-    def under(prefix: str) -> dict[str, Host]:
-        return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
-
+def _loaded(
+    tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Backend, store: Store | None
+) -> Loaded:
     kind = Model.registry.get(metadata["sparsegen.family"])
     if kind is None:
         raise ValueError(f"unknown network {metadata['sparsegen.family']!r}")
     build: Any = kind
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
     model.name = metadata["sparsegen.model_name"]
-    model.load_parameters(under("parameter/"))
-    memory = Memory(backend, model.prepared_for(backend))
-    memory.canvases = {key: backend.upload(value) for key, value in under("canvas/").items()}
-    memory.coded = metadata["sparsegen.coded"] == "1"
-    for key, windows in under("windows/").items():
+    model.load_parameters(_under(tensors, "parameter/"))
+    states = {}
+    for prefix, described in json.loads(metadata["sparsegen.states"]).items():
+        memory = Memory(backend, model.prepared_for(backend), store=store, coded=bool(described["coded"]))
+        states[prefix] = _state(_under(tensors, prefix), model, memory, str(described["output"]))
+    return Loaded(model, states, dict(metadata), _under(tensors, "beside/"))
+
+
+def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
+    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+
+def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_path: str) -> State:
+    backend = memory.backend
+    take: Callable[[Host], Array] = backend.upload if memory.store is None else np.asarray
+    memory.canvases = {key: take(value) for key, value in _under(tensors, "canvas/").items()}
+    for key, windows in _under(tensors, "windows/").items():
         memory.codebooks[key] = Codebook(Book(windows.shape[1], windows))
     measured: dict[str, list[Array]] = {}
-    for key, value in sorted(under("measured/").items()):
+    for key, value in sorted(_under(tensors, "measured/").items()):
         measured.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
     memory.measured = {key: tuple(values) for key, values in measured.items()}
 
@@ -237,27 +349,18 @@ def _state(tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Ba
     ]
     *before, stale = sets
     steps = [Step(Journal(), s) for s in before]
-    keys, tile, byte = sorted(memory.canvases), 0, 0
+    keys, tile, word = sorted(memory.canvases), 0, 0
     for i, canvas_number, count in tensors["steps.table"].tolist():
         key = keys[canvas_number]
         canvas = memory.canvases[key]
         shape = (count, TILE, TILE, int(canvas.shape[3]))
-        size = int(np.prod(shape)) * canvas.dtype.itemsize
-        values = tensors["steps.values"][byte : byte + size].view(canvas.dtype).reshape(shape)
-        steps[i].journal.tiles[key] = (tensors["steps.tiles"][tile : tile + count], backend.upload(values))
-        tile, byte = tile + count, byte + size
+        size = int(np.prod(shape))
+        values = tensors[VALUES][word : word + size].view(canvas.dtype).reshape(shape)
+        steps[i].journal.tiles[key] = (tensors["steps.tiles"][tile : tile + count], take(values))
+        tile, word = tile + count, word + size
     books = sorted(memory.codebooks)
     for i, book, count in tensors["steps.books"].tolist():
         if not 0 <= count <= len(memory.codebooks[books[book]].book):
             raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
         steps[i].journal.books[books[book]] = count
-    return State(model, memory, under("condition/"), steps, stale, metadata["sparsegen.output"])
-
-
-def _digest(tensors: Mapping[str, Host], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors, and over the metadata."""
-    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).data if value.size else b"")
-    return digest.hexdigest()
+    return State(model, memory, _under(tensors, "condition/"), steps, stale, output_path)

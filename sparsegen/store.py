@@ -31,7 +31,17 @@ PAGE = 4096
 CHUNK = 1 << 28
 """Bytes of a file; a larger array has one of its own."""
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 def parse_size(size: int | str | None) -> int | None:
@@ -71,13 +81,13 @@ class Store:
         The budget is no amount of memory, or the folder cannot be written to.
     """
 
-    def __init__(
-        self, budget: int | str | None = None, folder: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, budget: int | str | None = None, folder: str | os.PathLike[str] | None = None) -> None:
         self.budget = parse_size(budget)
         self.folder = Path(tempfile.gettempdir() if folder is None else folder)
         if self.budget is not None and not os.access(self.folder, os.W_OK | os.X_OK):
-            raise InputError(f"{self.folder}: no folder that can be written to; name one for the cache's files")
+            raise InputError(
+                f"{self.folder}: no folder that can be written to; name one for the cache's files"
+            )
         self._lock = threading.RLock()  # a block may be given back while another is being cut
         self._free: dict[tuple[int, bool], list[tuple[_Chunk, int]]] = {}
         self._files: list[_Chunk] = []
@@ -123,7 +133,9 @@ class Store:
     def check_room(self, needed: int) -> None:
         """Raise SessionError if `needed` bytes more do not fit the budget and the disk."""
         on_disk = 0 if self.budget is None else max(0, needed - max(0, self.budget - self.ram_bytes))
-        free = self.disk_free() + sum(size * len(blocks) for (size, file), blocks in self._free.items() if file)
+        free = self.disk_free() + sum(
+            size * len(blocks) for (size, file), blocks in self._free.items() if file
+        )
         if on_disk > free:
             raise SessionError(
                 f"the caches need {_shown(needed)}: {_shown(needed - on_disk)} in RAM and {_shown(on_disk)} on the "
@@ -151,9 +163,10 @@ class Store:
                 mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
             self.ram_bytes += size
             return _Chunk(mapping, size, in_file=False), 0
-        if not self._files or self._files[-1].used + size > self._files[-1].size:
-            self._files.append(self._file(max(size, CHUNK)))
-        chunk = self._files[-1]
+        chunk = next((chunk for chunk in self._files if chunk.used + size <= chunk.size), None)
+        if chunk is None:
+            chunk = self._file(max(size, CHUNK))
+            self._files.append(chunk)
         at, chunk.used = chunk.used, chunk.used + size
         return chunk, at
 

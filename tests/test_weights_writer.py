@@ -88,14 +88,14 @@ def test_a_save_that_fails_while_reading_leaves_the_old_file(error, tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("step", ["save_file", "os.chmod", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("step", ["_write", "os.chmod", "os.fsync", "os.replace"])
 def test_a_save_that_fails_at_any_step_leaves_the_old_file(step, tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(b"old")
 
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    target = writer if step == "save_file" else writer.os
+    target = writer if step == "_write" else writer.os
     monkeypatch.setattr(target, step.removeprefix("os."), full)
     with pytest.raises(CheckpointError, match=r"x: could not be written: No space left.*unchanged"):
         write_safetensors(tmp_path / "x", TENSORS)

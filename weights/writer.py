@@ -1,21 +1,26 @@
-"""Arrays by name in, a safetensors file out: whole or not at all."""
+"""Arrays by name in, a safetensors file out: whole or not at all, one array in memory at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from .errors import CheckpointError, shown
 
-_TYPES = ("f2", "f4", "f8", "c8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_CODES = {
+    "f2": "F16", "f4": "F32", "f8": "F64", "c8": "C64", "b1": "BOOL",
+    "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64", "u1": "U8", "u2": "U16", "u4": "U32", "u8": "U64",
+}  # fmt: skip
+"""NumPy's types -> those of safetensors."""
+_ENTRY = 512
+"""Bytes that a tensor's entry in the header takes at most, beside its name: 20 sizes and two offsets."""
 
 
 def write_safetensors(
@@ -34,7 +39,8 @@ def write_safetensors(
     tensors : mapping of str to ndarray
         May be lazy: each is asked for once.
     metadata : mapping of str to str, optional
-        Stored in the header.
+        Stored in the header, as it is when the last tensor was taken: a digest may be put in then, where text of the
+        same length was before.
     dtype : {"float16", "float32"}, optional
         What floating-point tensors are cast to; others keep their type.
     progress : callable, optional
@@ -59,13 +65,8 @@ def write_safetensors(
     try:
         # In the same folder, so that the replacement is a rename and never a copy.
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
-        os.close(handle)
-        ready = {}
-        for done, key in enumerate(tensors, start=1):
-            ready[key] = _ready(path, key, tensors[key], dtype)
-            if progress is not None:
-                progress(done, len(tensors), key)
-        save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
+        with open(handle, "wb") as file:
+            _write(file, path, tensors, metadata or {}, dtype, progress)
         os.chmod(temporary, _mode(path))
         _flush(temporary)
         os.replace(temporary, path)
@@ -73,7 +74,7 @@ def write_safetensors(
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        if isinstance(error, (OSError, SafetensorError)):
+        if isinstance(error, OSError):
             raise CheckpointError(
                 f"could not be written: {getattr(error, 'strerror', None) or error}",
                 path=path,
@@ -82,6 +83,57 @@ def write_safetensors(
         raise
     with contextlib.suppress(OSError):
         _flush(folder)
+
+
+def _write(
+    file: BinaryIO,
+    path: str,
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    dtype: str | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    """The tensors' bytes one after another, then the header into the room left for it at the start.
+
+    (The library's own writer takes a copy of everything at once, which a session's canvases do not leave room for.)
+    """
+    room = len(json.dumps(dict(metadata))) + sum(len(json.dumps(key)) + _ENTRY for key in tensors)
+    room += -room % 8
+    file.write(bytes(8 + room))
+    header: dict[str, Any] = {}
+    end = 0
+
+    def put(key: str, array: NDArray[Any]) -> None:
+        nonlocal end
+        header[key] = {
+            "dtype": _CODES[array.dtype.str[1:]],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
+        }
+        if array.nbytes:
+            file.write(array.reshape(-1).view(np.uint8).data)
+        end += array.nbytes
+
+    # what is narrower than the rest waits for the end, so that no array lies at an address that is not its multiple
+    least = 2 if dtype == "float16" else 4
+    narrow: dict[str, NDArray[Any]] = {}
+    for done, key in enumerate(tensors, start=1):
+        array = _ready(path, key, tensors[key], dtype)
+        if array.dtype.itemsize < least:
+            narrow[key] = array
+        else:
+            put(key, array)
+        if progress is not None:
+            progress(done, len(tensors), key)
+    for key, array in sorted(narrow.items(), key=lambda item: -item[1].dtype.itemsize):
+        put(key, array)
+    if metadata:
+        header["__metadata__"] = dict(metadata)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    if len(text) > room:
+        raise CheckpointError("the metadata grew while the tensors were written", path=path)
+    file.seek(0)
+    file.write(room.to_bytes(8, "little") + text.ljust(room))
 
 
 def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
@@ -98,7 +150,7 @@ def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDAr
                 advice="Write it as float32",
             )
         array = cast
-    if array.dtype.str[1:] not in _TYPES:
+    if array.dtype.str[1:] not in _CODES:
         raise CheckpointError(
             f"has the type {array.dtype}, which safetensors does not have",
             path=path,
