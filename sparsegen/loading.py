@@ -1,6 +1,7 @@
-"""Files and models: a built-in name or a checkpoint path comes in, a ready network comes out, and back to a file.
+"""Files and models: a built-in name or a checkpoint's path comes in, a ready network comes out, and back to a file.
 
-The family is recognised by its keys, sizes are read off the tensors' shapes; no configuration file, no PyTorch.
+The family is recognised by its keys, sizes are read off the tensors' shapes (a diffusers folder
+has them in a configuration); no PyTorch.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     Parameters
     ----------
     model
-        The name of a built-in model (`landscape`) or a checkpoint file: PyTorch (zip or legacy) or safetensors. The
-        file is mapped, and read when weights are needed: do not write into it while the model lives (replacing it is
-        safe).
+        The name of a built-in model (`landscape`); a checkpoint file: PyTorch (zip or legacy) or safetensors; or the
+        folder of a diffusers pipeline or `UNet2DModel`. The file is mapped, and read when weights are needed: do not
+        write into it while the model lives (replacing it is safe).
     settings
         Overrides of what was recognised, by the names of the family's configuration, for what a checkpoint
-        cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`).
-
+        cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`; progressive distillation: `head_channels`).
+        `weights` "ema" or "model": which to take of a file that holds a moving average beside the last weights; by
+        default of diffusion models the average.
     progress
         Called after each parameter.
 
@@ -54,12 +56,15 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     """
     known = builtin.get(str(model))
     path = known.checkpoint if known else Path(model)
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise InputError(
-            f"model {str(model)!r} is neither a file nor built in; built in: {', '.join(builtin.names())}"
+            f"model {str(model)!r} is neither a file or folder nor built in; built in: {', '.join(builtin.names())}"
         )
+    which = settings.pop("weights", None)
+    if which not in (None, "ema", "model"):
+        raise InputError(f"weights is {which!r}, expected ema or model")
     checkpoint = read_checkpoint(path)
-    family, config = identify(checkpoint)
+    family, config = identify(checkpoint, weights=which)
     kind: Any = Model.registry.get(family.model)
     if kind is None:
         raise CheckpointError(f"{path}: holds a {family.model!r} network, which this version cannot build")
@@ -67,7 +72,7 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     unknown = set(settings) - set(fields)
     if unknown:
         raise InputError(
-            f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}"
+            f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}, weights"
         )
     foreign = [shown(name) for name in sorted(set(config) - set(fields))]
     if foreign:

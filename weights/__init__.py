@@ -1,13 +1,14 @@
 """Checkpoints in, parameters out: read without PyTorch, without running what is in them, without copying.
 
-    with read_checkpoint("latest_net_G.pth") as checkpoint:      # torch.save (zip, legacy) or safetensors
+    with read_checkpoint("latest_net_G.pth") as checkpoint:      # torch.save (zip, legacy), safetensors, a folder
         family, config = identify(checkpoint)                    # by its keys; sizes off its shapes
         parameters = convert(family, checkpoint, expected)       # renamed, folded, checked
 
 Reading: `checkpoint` finds the format and asks `pytorch_zip`, `pytorch_legacy` or `safetensors_file`; the two
 of PyTorch share the pickle machine `unpickle` with its `allowlist`, `storages` and `flatten`. All give
-`tensor.Tensor`s that look into a `mapped` file. Naming: `keymap` with `transforms`, one table per family in
-`families`. Writing: `writer`. Everything wrong with a file is a `CheckpointError`.
+`tensor.Tensor`s that look into a `mapped` file; `diffusers_folder` says which file of a folder that is. Naming:
+`keymap` with `transforms`, one table per family in `families`. Writing: `writer`. Everything wrong with a file is a
+`CheckpointError`.
 """
 
 from .checkpoint import Checkpoint, read_checkpoint

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType, TracebackType
+from typing import Any
 
+from .diffusers_folder import find_unet
 from .errors import CheckpointError
 from .flatten import Flat, Scalar
 from .mapped import MappedFile
@@ -20,12 +22,14 @@ from .tensor import Tensor
 class Checkpoint:
     """The tensors of one file, by dotted name; their numbers are read from the mapped file when asked for.
 
+    Of a diffusers folder, those of its weights file, with the configuration beside it.
+
     Attributes
     ----------
     path : str
-        The file.
+        The file, or the folder.
     format : str
-        "pytorch-zip", "pytorch-legacy" or "safetensors".
+        "pytorch-zip", "pytorch-legacy" or "safetensors"; "diffusers folder, …" of a folder.
     tensors : mapping of str to Tensor
         Nested dicts and lists are flattened: `{"model": {"x": ...}}` is "model.x".
     metadata : mapping of str to str, int, float, bool or None
@@ -34,6 +38,8 @@ class Checkpoint:
         Classes of training frameworks whose objects the file holds: seen, and neither built nor read.
     prefix : str
         What `under` took off the names of the tensors.
+    config : mapping of str to any, optional
+        A diffusers folder's config.json as parsed: whoever takes a value out of it checks its type.
     """
 
     path: str
@@ -42,6 +48,7 @@ class Checkpoint:
     metadata: Mapping[str, Scalar]
     placeholders: tuple[str, ...] = ()
     prefix: str = ""
+    config: Mapping[str, Any] | None = None
     _file: MappedFile | None = field(default=None, repr=False, compare=False)
 
     def under(self, prefix: str) -> Checkpoint:
@@ -81,7 +88,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : path
-        The file.
+        The file, or the folder of a diffusers pipeline or UNet.
 
     Returns
     -------
@@ -108,6 +115,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """`read_checkpoint` without its net: what the fuzz tests call."""
+    if os.path.isdir(path):
+        return _open_folder(path)
     file = MappedFile(path)
     try:
         return _open(file)
@@ -116,6 +125,21 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if isinstance(error, CheckpointError) and not error.path:
             error.path = file.path
         raise
+
+
+def _open_folder(path: str | os.PathLike[str]) -> Checkpoint:
+    try:
+        found = find_unet(path)
+    except CheckpointError as error:
+        error.path = error.path or os.fspath(path)
+        raise
+    weights = open_checkpoint(found.weights)
+    return replace(
+        weights,
+        path=os.fspath(path),
+        format=f"diffusers folder, {weights.format}",
+        config=MappingProxyType(found.config),
+    )
 
 
 def _open(file: MappedFile) -> Checkpoint:

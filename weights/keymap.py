@@ -81,6 +81,11 @@ class Family:
         From a checkpoint to the network's configuration, read off keys and shapes; None for another family.
     prefix : str
         What stands before every key of the table in this file: "state_dict.".
+    rules_for : callable, optional
+        From the configuration to the table, where that depends on the network's sizes.
+    averages : bool
+        Whether parameters are all that such a network has: a moving average of them, kept beside the last ones, is
+        then a network too, and the better one.
     """
 
     name: str
@@ -88,6 +93,8 @@ class Family:
     rules: tuple[Rule, ...]
     recognise: Callable[[Checkpoint], dict[str, Any] | None]
     prefix: str = ""
+    rules_for: Callable[[Mapping[str, Any]], tuple[Rule, ...]] | None = None
+    averages: bool = False
 
 
 @dataclass

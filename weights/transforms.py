@@ -64,6 +64,18 @@ def _stacked_shape(shapes: Mapping[str, Shape]) -> Shape:
     return (first[0] + second[0], *first[1:])
 
 
+def _pointwise_shape(shapes: Mapping[str, Shape]) -> Shape:
+    weight = shapes["value"]
+    if len(weight) < 2 or any(side != 1 for side in weight[2:]):
+        raise ShapeMismatch(f"{list(weight)} is no matrix over channels")
+    return (*weight[:2], 1, 1)
+
+
+def _pointwise(parts: Mapping[str, Array]) -> Array:
+    weight = parts["value"]
+    return weight.reshape(*weight.shape[:2], 1, 1)
+
+
 def _stack(parts: Mapping[str, Array]) -> Array:
     return np.concatenate([parts["first"], parts["second"]])
 
@@ -74,5 +86,7 @@ TRANSFORMS: dict[str, Transform] = {
     "split": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
     # Two tensors' rows, one below the other.
     "stack": Transform(("first", "second"), _stacked_shape, _stack),
+    # A matrix over channels as the 1×1 convolution that it is.
+    "pointwise": Transform(("value",), _pointwise_shape, _pointwise),
     "spectral": Transform(("orig", "u", "v"), _spectral_shape, fold_spectral_norm),
 }

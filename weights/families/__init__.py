@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, listed, shown
 from ..keymap import Family
+from .diffusers import DIFFUSERS_UNET
 from .native import SPARSEGEN
 from .spade import NVLABS_SPADE, SIGE_FUSED_SPADE, SIGE_SPADE
+from .unet import PESSER_DDPM, SIGE_FUSED_DDPM, SIGE_PD
 
-FAMILIES: tuple[Family, ...] = (SPARSEGEN, NVLABS_SPADE, SIGE_FUSED_SPADE, SIGE_SPADE)
+FAMILIES: tuple[Family, ...] = (
+    SPARSEGEN,
+    NVLABS_SPADE,
+    SIGE_FUSED_SPADE,
+    SIGE_SPADE,
+    PESSER_DDPM,
+    SIGE_FUSED_DDPM,
+    SIGE_PD,
+    DIFFUSERS_UNET,
+)
+
+Which = Literal["ema", "model"]
+"""The weights that a checkpoint holds twice: a moving average over the training, or the last ones."""
 
 # What training scripts put a state dict into, in the order of preference.
 _WRAPPERS = (
@@ -28,17 +42,27 @@ _WRAPPERS = (
     "module",
     "ema",
     "params_ema",
+    "0",
+    "4",
 )
+# Those that hold a moving average. ermongroup/ddim saves a list: model, optimizer, epoch, step, average.
+_AVERAGED = {"ema", "params_ema", "4"}
 
 # A hostile file could nest wrappers in wrappers; each place costs a look at every name.
 _DEEPEST, _MOST_PLACES = 3, 12
 
 
-def identify(checkpoint: Checkpoint) -> tuple[Family, dict[str, Any]]:
+def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[Family, dict[str, Any]]:
     """Recognise a checkpoint by its keys, and read the network's sizes off its shapes.
 
     A state dict inside the usual wrappers (`{"state_dict": ...}`, `{"netG": ...}`, `module.` of DataParallel,
     a prefix that all keys share) is found there; what lies beside it is set aside.
+
+    Parameters
+    ----------
+    weights : {"ema", "model"}, optional
+        Which to take of a checkpoint that holds both. If not given: the average, where it is a whole network (it has
+        parameters alone, so not of networks with batch norm).
 
     Returns
     -------
@@ -52,8 +76,34 @@ def identify(checkpoint: Checkpoint) -> tuple[Family, dict[str, Any]]:
     CheckpointError
         For no known family; it lists those that are, and some of the keys that were found.
     """
-    for prefix in islice(_prefixes(checkpoint), _MOST_PLACES):
-        inner = checkpoint.under(prefix)
+    places = list(islice(_prefixes(checkpoint), _MOST_PLACES))
+    last = _first(checkpoint, [place for place in places if weights is None or not _averaged(place)])
+    if weights == "model" and last is not None:
+        return last
+    if weights == "ema" or (last is not None and last[0].averages):
+        average = _first(checkpoint, [place for place in places if _averaged(place)])
+        if average is not None and (last is None or weights == "ema" or average[0].model == last[0].model):
+            return average
+    if weights is None and last is not None:
+        return last
+    if weights is not None and _first(checkpoint, places) is not None:
+        missing = "averaged weights (ema)" if weights == "ema" else "weights beside the averaged ones"
+        raise CheckpointError(
+            f"holds no {missing}", path=checkpoint.path, advice="Leave the setting weights away"
+        )
+    found = [shown(name, 60) for name in list(checkpoint.tensors)[:200]]
+    raise CheckpointError(
+        f"is of no known family (known: {', '.join(family.name for family in FAMILIES)});"
+        f" its tensors: {listed(found, 5) if found else 'none'}",
+        path=checkpoint.path,
+        advice="Give a generator's weights in one of these families",
+    )
+
+
+def _first(checkpoint: Checkpoint, places: Iterable[str]) -> tuple[Family, dict[str, Any]] | None:
+    """The first family that is found at one of the places, with its table, and its configuration."""
+    for place in places:
+        inner = checkpoint.under(place)
         for family in FAMILIES:
             try:
                 config = family.recognise(inner)
@@ -62,14 +112,13 @@ def identify(checkpoint: Checkpoint) -> tuple[Family, dict[str, Any]]:
                 raise
             if config is not None:
                 named = str(config.pop("model", family.model))
-                return replace(family, prefix=prefix, model=named), config
-    found = [shown(name, 60) for name in list(checkpoint.tensors)[:200]]
-    raise CheckpointError(
-        f"is of no known family (known: {', '.join(family.name for family in FAMILIES)});"
-        f" its tensors: {listed(found, 5) if found else 'none'}",
-        path=checkpoint.path,
-        advice="Give a generator's weights in one of these families",
-    )
+                rules = family.rules if family.rules_for is None else family.rules_for(config)
+                return replace(family, prefix=place, model=named, rules=rules), config
+    return None
+
+
+def _averaged(place: str) -> bool:
+    return not _AVERAGED.isdisjoint(place.split("."))
 
 
 def _prefixes(checkpoint: Checkpoint) -> Iterator[str]:

@@ -1,0 +1,280 @@
+"""diffusers' `UNet2DModel`: its config.json and its tensors' names in, the engine's configuration and key table out.
+
+Source: github.com/huggingface/diffusers (models/unets/unet_2d.py and unet_2d_blocks.py), read for names, options and
+their defaults. What an option asks for and the engine does not compute is refused, by the option's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError, listed, shown
+from ..keymap import Family, Rule
+
+CLASS = "UNet2DModel"
+
+# What the class takes an option to be that the file does not mention.
+_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+
+# Options of which the engine computes one choice, or these.
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "freq_shift": (0, 1),
+    "flip_sin_to_cos": (True, False),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet", None),
+    "upsample_type": ("conv", "resnet", None),
+    "act_fn": ("silu", "swish"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "add_attention": (True, False),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+}
+
+# Options that decide nothing of what is computed, and what averaging in training leaves beside them.
+_WITHOUT_EFFECT = {
+    "sample_size",
+    "dropout",
+    "num_train_timesteps",
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+}
+
+# Kind of a block -> whether it has attention, and what changes the resolution after it ("": an option says it).
+_DOWN = {
+    "DownBlock2D": (False, "conv"),
+    "AttnDownBlock2D": (True, ""),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+}
+_UP = {
+    "UpBlock2D": (False, "conv"),
+    "AttnUpBlock2D": (True, ""),
+    "ResnetUpsampleBlock2D": (False, "resnet"),
+}
+
+_WHERE = "config.json"
+_KIND = r"(?P<kind>weight|bias)"
+
+
+def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    config = checkpoint.config
+    if checkpoint.prefix:
+        return None
+    if config is None:
+        if "down_blocks.0.resnets.0.conv1.weight" in checkpoint.tensors:
+            raise CheckpointError(
+                "is the weights file of a diffusers UNet, which does not say how they are used",
+                advice="Give the folder that it lies in, with its config.json",
+            )
+        return None
+    name = config.get("_class_name", CLASS)
+    if name != CLASS:
+        raise CheckpointError(f"is a {shown(name)}, supported is {CLASS}", where=_WHERE)
+    strange = [
+        f"{shown(key)} ({shown(value)})"
+        for key, value in config.items()
+        if not key.startswith("_")
+        and key not in _DEFAULTS
+        and key not in _WITHOUT_EFFECT
+        and not (value is None or value is False)
+    ]
+    if strange:
+        raise CheckpointError(
+            f"has options that {CLASS} is not known to have: {listed(strange)}", where=_WHERE
+        )
+    options = {**_DEFAULTS, **config}
+    for key, choices in _CHOICES.items():
+        if not any(type(options[key]) is type(each) and options[key] == each for each in choices) and not (
+            type(options[key]) is float and options[key] in choices
+        ):
+            raise _refused(key, options[key], " or ".join(_said(each) for each in choices))
+    in_film = options["resnet_time_scale_shift"] == "scale_shift"
+    groups = _count(options, "norm_num_groups")
+    if options["attn_norm_num_groups"] not in (None, groups):
+        raise _refused(
+            "attn_norm_num_groups", options["attn_norm_num_groups"], f"null or {groups}, as elsewhere"
+        )
+    levels = _list(options, "block_out_channels", int)
+    attention, resample = _levels(options, len(levels))
+    head = options["attention_head_dim"]
+    time = options["time_embedding_dim"]
+    eps = options["norm_eps"]
+    if type(eps) is not float:
+        raise _refused("norm_eps", eps, "a number between 0 and 1")
+    return {
+        "in_channels": _count(options, "in_channels"),
+        "out_channels": _count(options, "out_channels"),
+        "channels": levels[0],
+        "levels": levels,
+        "attention": attention,
+        "blocks": _count(options, "layers_per_block"),
+        "time_channels": 4 * levels[0] if time is None else _count(options, "time_embedding_dim"),
+        "head_channels": 0 if head is None else _count(options, "attention_head_dim"),
+        "middle_attention": options["add_attention"],
+        # with scale_shift, the middle's attention has a norm only if its groups are given (of old, always)
+        "middle_norm": not in_film
+        or options["attn_norm_num_groups"] is not None
+        or "mid_block.attentions.0.group_norm.weight" in checkpoint.tensors,
+        "groups": groups,
+        "eps": eps,
+        "film": in_film,
+        "resample_blocks": resample == "resnet",
+        "symmetric_downsampling": options["downsample_padding"] == 1,
+        "frequency_shift": int(options["freq_shift"]),
+        "cosine_first": options["flip_sin_to_cos"],
+    }
+
+
+def _levels(options: Mapping[str, Any], count: int) -> tuple[tuple[bool, ...], str]:
+    """For each level whether it has attention; and what changes resolutions, "conv" or "resnet"."""
+    sides = []
+    for key, kinds, option in (
+        ("down_block_types", _DOWN, "downsample_type"),
+        ("up_block_types", _UP, "upsample_type"),
+    ):
+        names = [name.removeprefix("UNetRes") for name in _list(options, key, str)]
+        if len(names) != count:
+            raise _refused(key, options[key], f"{count} of them, as block_out_channels has")
+        unknown = next((name for name in names if name not in kinds), None)
+        if unknown is not None:
+            raise _refused(key, unknown, " or ".join(kinds))
+        sides.append(
+            [(attends, how or options[option] or "conv") for attends, how in map(kinds.__getitem__, names)]
+        )
+    down, up = sides[0], sides[1][::-1]
+    if [attends for attends, _ in down] != [attends for attends, _ in up]:
+        raise _refused(
+            "up_block_types", options["up_block_types"], "attention on the levels of down_block_types"
+        )
+    ways = {how for _, how in down[:-1]} | {how for _, how in up[1:]}
+    if len(ways) > 1:
+        raise _refused(
+            "down_block_types and up_block_types",
+            " and ".join(sorted(ways)),
+            "one way of changing resolutions, on all levels, down and up",
+        )
+    return tuple(attends for attends, _ in down), "".join(ways)
+
+
+def _list(options: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    value = options[key]
+    if not isinstance(value, list) or not value or any(type(each) is not kind for each in value):
+        raise _refused(key, value, f"a list of {'numbers' if kind is int else 'names'}")
+    return tuple(value)
+
+
+def _count(options: Mapping[str, Any], key: str) -> int:
+    value = options[key]
+    if type(value) is not int or value < 1:
+        raise _refused(key, value, "a number from 1")
+    return value
+
+
+def _said(value: object) -> str:
+    """As JSON has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
+
+
+def _refused(key: str, value: object, supported: str) -> CheckpointError:
+    return CheckpointError(f"{key} is {_said(value)}, supported: {supported}", where=_WHERE)
+
+
+def _rules(config: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The table for a network of as many levels: diffusers counts them on the way up from the lowest."""
+    count = len(config["levels"])
+    blocks = [
+        (r"down_blocks\.(?P<level>\d+)\.resnets\.(?P<block>\d+)", "down.{level}.block.{block}"),
+        (r"down_blocks\.(?P<level>\d+)\.downsamplers\.0", "down.{level}.downsample"),
+        (r"mid_block\.resnets\.0", "mid.block_1"),
+        (r"mid_block\.resnets\.1", "mid.block_2"),
+    ]
+    attentions = [
+        (r"down_blocks\.(?P<level>\d+)\.attentions\.(?P<block>\d+)", "down.{level}.attn.{block}"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+    ]
+    resamplers = [(r"down_blocks\.(?P<level>\d+)\.downsamplers\.0", "down.{level}.downsample")]
+    for i in range(count):
+        level = count - 1 - i
+        blocks.append((rf"up_blocks\.{i}\.resnets\.(?P<block>\d+)", f"up.{level}.block.{{block}}"))
+        blocks.append((rf"up_blocks\.{i}\.upsamplers\.0", f"up.{level}.upsample"))
+        attentions.append((rf"up_blocks\.{i}\.attentions\.(?P<block>\d+)", f"up.{level}.attn.{{block}}"))
+        resamplers.append((rf"up_blocks\.{i}\.upsamplers\.0", f"up.{level}.upsample"))
+    return (
+        _renamed("conv_in", "conv_in"),
+        _renamed("conv_norm_out", "norm_out"),
+        _renamed("conv_out", "conv_out"),
+        _renamed(r"time_embedding\.linear_1", "temb.dense.0"),
+        _renamed(r"time_embedding\.linear_2", "temb.dense.1"),
+        *(rule for block in blocks for rule in _block(*block)),
+        *(rule for attention in attentions for rule in _attention(*attention)),
+        *(rule for resampler in resamplers for rule in _resampler(*resampler)),
+    )
+
+
+def _renamed(source: str, target: str) -> Rule:
+    return Rule(rf"{source}\.{_KIND}", (f"{target}.{{kind}}",))
+
+
+def _block(source: str, target: str) -> Sequence[Rule]:
+    return (
+        Rule(rf"{source}\.(?P<part>norm[12]|conv[12])\.{_KIND}", (f"{target}.{{part}}.{{kind}}",)),
+        _renamed(rf"{source}\.time_emb_proj", f"{target}.temb_proj"),
+        _renamed(rf"{source}\.conv_shortcut", f"{target}.nin_shortcut"),
+    )
+
+
+def _attention(source: str, target: str) -> Sequence[Rule]:
+    """Matrices over channels become 1×1 convolutions; their names before diffusers 0.17 are the second ones."""
+    rules = [_renamed(rf"{source}\.group_norm", f"{target}.norm")]
+    for names, part in (
+        ("to_q|query", "q"),
+        ("to_k|key", "k"),
+        ("to_v|value", "v"),
+        (r"to_out\.0|proj_attn", "proj_out"),
+    ):
+        rules.append(Rule(rf"{source}\.(?:{names})\.weight", (f"{target}.{part}.weight",), "pointwise"))
+        rules.append(Rule(rf"{source}\.(?:{names})\.bias", (f"{target}.{part}.bias",)))
+    return rules
+
+
+def _resampler(source: str, target: str) -> Sequence[Rule]:
+    """A convolution that older files call `op`, or hold under two names."""
+    named = rf"(?P<at>{source})\.Conv2d_0\.{_KIND}"
+    return (
+        Rule(rf"{source}\.(?:conv|op)\.{_KIND}", (f"{target}.conv.{{kind}}",)),
+        Rule(named, (f"{target}.conv.{{kind}}",), unless="{at}.conv.{kind}"),
+        Rule(named, ignored="the same numbers as conv beside it", when="{at}.conv.{kind}"),
+    )
+
+
+DIFFUSERS_UNET = Family("diffusers-unet2d", "ddpm", (), _recognise, rules_for=_rules)

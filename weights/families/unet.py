@@ -1,0 +1,127 @@
+"""The UNets of DDPM and progressive distillation as pesser, ermongroup and SIGE save them: sizes and key tables.
+
+Sources: github.com/pesser/pytorch_diffusion (whose files are plain state dicts, `ema_…` among them), ermongroup/ddim
+(training checkpoints: a list of model, optimizer, epoch, step, average) and lmxyy/sige (diffusion/models: `{"model",
+"ema"}`), read for names, shapes and the order of fused rows. The engine's own names are pesser's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..keymap import Family, Rule
+from ..tensor import Tensor
+
+MOST_LEVELS, MOST_BLOCKS = 16, 64
+"""More than any network has: a forged file cannot make tables long."""
+
+_RESAMPLE = r"down\.\d+\.downsample|up\.\d+\.upsample"
+_BLOCK = rf"(?:(?:down|up)\.\d+\.block\.\d+|mid\.block_[12]|{_RESAMPLE})"
+_ATTENTION = r"(?:(?:down|up)\.\d+\.attn\.\d+|mid\.attn_1)"
+_KIND = r"(?P<kind>weight|bias)"
+
+
+def _same(names: str) -> Rule:
+    """The layers of these names are called so here too."""
+    return Rule(rf"(?P<name>(?:{names})\.(?:weight|bias))", ("{name}",))
+
+
+_COMMON = (
+    _same(r"temb\.dense\.[01]|conv_in|norm_out|conv_out"),
+    _same(rf"{_BLOCK}\.(?:norm[12]|conv[12]|nin_shortcut)"),
+    _same(rf"{_ATTENTION}\.(?:norm|proj_out)"),
+    _same(rf"(?:{_RESAMPLE})\.conv"),
+)
+_OWN_TIME = (_same(rf"{_BLOCK}\.temb_proj"),)
+_SEPARATE_ATTENTION = (_same(rf"{_ATTENTION}\.[qkv]"),)
+_FUSED_ATTENTION = (
+    Rule(
+        rf"(?P<attn>{_ATTENTION})\.qkv\.{_KIND}",
+        tuple(f"{{attn}}.{part}.{{kind}}" for part in "qkv"),
+        "split",
+    ),
+)
+# One matrix projects the embedded time for all blocks, its rows in the order in which the blocks run; what a
+# network lacks of these is passed over.
+_FUSED_TIME = (
+    Rule(
+        rf"temb\.dense\.2\.{_KIND}",
+        tuple(
+            f"{block}.temb_proj.{{kind}}"
+            for block in (
+                *(f"down.{i}.block.{j}" for i in range(MOST_LEVELS) for j in range(MOST_BLOCKS)),
+                "mid.block_1",
+                "mid.block_2",
+                *(f"up.{i}.block.{j}" for i in reversed(range(MOST_LEVELS)) for j in range(MOST_BLOCKS + 1)),
+            )
+        ),
+        "split",
+    ),
+)
+_TRAINING = (Rule(r"logvar", ignored="the weights of the training loss, one for each timestep"),)
+
+
+def _plain(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    fused = {"temb.dense.2.weight", "mid.attn_1.qkv.weight"}
+    return None if fused & checkpoint.tensors.keys() else _sizes(checkpoint.tensors)
+
+
+def _fused(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    return _sizes(checkpoint.tensors) if "temb.dense.2.weight" in checkpoint.tensors else None
+
+
+def _distilled(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    tensors = checkpoint.tensors
+    if "mid.attn_1.qkv.weight" not in tensors or "temb.dense.2.weight" in tensors:
+        return None
+    sizes = _sizes(tensors)
+    # Heads leave no trace in shapes. The published networks have them of 64 channels.
+    return None if sizes is None else {**sizes, "head_channels": 64}
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The network's configuration, as far as a file can tell it; None where these are no such UNet's tensors."""
+    if "temb.dense.0.weight" not in tensors or "down.0.block.0.conv1.weight" not in tensors:
+        return None
+    count = _count(tensors, "down.{}.block.0.conv1.weight", MOST_LEVELS)
+    return {
+        "in_channels": _size(tensors, "conv_in.weight", 1),
+        "out_channels": _size(tensors, "conv_out.weight", 0),
+        "channels": _size(tensors, "conv_in.weight", 0),
+        "levels": tuple(_size(tensors, f"down.{i}.block.0.conv1.weight", 0) for i in range(count)),
+        "attention": tuple(f"down.{i}.attn.0.norm.weight" in tensors for i in range(count)),
+        "blocks": _count(tensors, "down.0.block.{}.conv1.weight", MOST_BLOCKS),
+        "time_channels": _size(tensors, "temb.dense.0.weight", 0),
+    }
+
+
+def _count(tensors: Mapping[str, Tensor], name: str, most: int) -> int:
+    """How many of the names there are, counting from 0 without a gap."""
+    return next((i for i in range(most) if name.format(i) not in tensors), most)
+
+
+def _size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
+    tensor = tensors.get(name)
+    if tensor is None or len(tensor.shape) <= axis or not tensor.shape[axis]:
+        raise CheckpointError(
+            f"is a diffusion UNet whose {name}, which tells a size, is "
+            + ("missing" if tensor is None else f"{list(tensor.shape)}"),
+            advice="The file is not whole: get it from its source again",
+        )
+    return tensor.shape[axis]
+
+
+PESSER_DDPM = Family(
+    "pesser-ddpm",
+    "ddpm",
+    _COMMON + _OWN_TIME + _SEPARATE_ATTENTION + _TRAINING,
+    _plain,
+    averages=True,
+)
+SIGE_FUSED_DDPM = Family(
+    "sige-fused-ddpm", "ddpm", _COMMON + _FUSED_TIME + _FUSED_ATTENTION, _fused, averages=True
+)
+SIGE_PD = Family("sige-pd", "pd", _COMMON + _OWN_TIME + _FUSED_ATTENTION, _distilled, averages=True)
