@@ -91,7 +91,8 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     )
     network.name = str(model)
     if known:
-        network.defaults = known.defaults
+        network.defaults, network.sampling = known.defaults, known.sampling
+        network.paper = dataclasses.replace(network.paper, **known.paper)
     return network
 
 

@@ -53,6 +53,8 @@ class Model(Layer):
     """What the user called it: a built-in name or a file. For messages only."""
     defaults: Mapping[str, Any] = MappingProxyType({})
     """Conditions of a run that does not give them, by name."""
+    sampling: Mapping[str, Any] = MappingProxyType({})
+    """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
 
     def __init_subclass__(cls) -> None:
         if "family" in vars(cls):

@@ -1,4 +1,4 @@
-"""Pictures in and out: PNG files come in as label maps and masks, results go out as PNG, whole or not at all."""
+"""Pictures in and out: files come in as pictures, label maps and masks, results go out as PNG, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sparsegen.backends.interface import Host
@@ -16,6 +16,10 @@ from .errors import InputError
 from .tiles import TileSet
 
 Palette = Sequence[tuple[int, int, int]]
+
+
+class ColourError(InputError):
+    """A picture's colours stand for no labels."""
 
 
 def _open(path: str | os.PathLike[str]) -> Image.Image:
@@ -40,7 +44,7 @@ def read_labels(path: str | os.PathLike[str], palette: Palette | None = None) ->
     if picture.mode in ("P", "L", "1") or picture.mode.startswith("I"):
         return np.asarray(picture).astype(np.int32)
     if palette is None:
-        raise InputError(f"{path}: a {picture.mode} picture; give label maps as palette or grey PNG")
+        raise ColourError(f"{path}: a {picture.mode} picture; give label maps as palette or grey PNG")
     pixels = np.asarray(picture.convert("RGB")).astype(np.int32)
     key = (pixels << (16, 8, 0)).sum(-1)
     colours = (np.asarray(palette) << (16, 8, 0)).sum(-1)
@@ -49,11 +53,41 @@ def read_labels(path: str | os.PathLike[str], palette: Palette | None = None) ->
         labels[key == colour] = label
     if (labels < 0).any():
         y, x = np.argwhere(labels < 0)[0]
-        raise InputError(
+        raise ColourError(
             f"{path}: the colour {tuple(pixels[y, x].tolist())} at row {y}, column {x} is none of the model's "
             f"{len(colours)} label colours"
         )
     return labels
+
+
+def read_picture(path: str | os.PathLike[str], *, channels: int = 3, below: Host | None = None) -> Host:
+    """A picture, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
+
+    Where it is transparent, the picture `below` shows, of the same shape. Raises InputError: it cannot be read, is
+    transparent over nothing, or of another size than what lies below.
+    """
+    picture = ImageOps.exif_transpose(_open(path))
+    if picture.mode == "F" or (picture.mode.startswith("I") and np.asarray(picture).max() > 65535):
+        raise InputError(f"{path}: a {picture.mode} picture; give 8 or 16 bits a channel")
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    mode = "RGB" if channels == 3 else "L"
+    if below is not None and picture.size != (below.shape[1], below.shape[0]):
+        raise InputError(
+            f"{path}: {picture.height}×{picture.width}, but the picture before it is {below.shape[0]}×{below.shape[1]}"
+        )
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        least, _ = layer.getchannel("A").getextrema()
+        if below is None and least != 255:
+            raise InputError(
+                f"{path}: has transparent pixels; only an edited picture may, over what was before"
+            )
+        if below is not None:
+            ground = Image.fromarray(below[..., 0] if channels == 1 else below).convert("RGBA")
+            picture = Image.alpha_composite(ground, layer)
+    pixels = np.asarray(picture.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def read_mask(path: str | os.PathLike[str]) -> Host:
@@ -79,7 +113,8 @@ def write_png(
     target = Path(path)
     info = PngInfo()
     for key, value in (text or {}).items():
-        info.add_text(key, value)
+        # (what is no text in a file's name would have no place in the chunk)
+        info.add_text(key, value.encode("utf-8", "replace").decode("utf-8"))
     picture = Image.fromarray(np.ascontiguousarray(image))
     if palette is not None:
         picture = picture.convert("L")
@@ -112,6 +147,11 @@ def overlay_tiles(image: Host, active: TileSet, *, sample: int = 0) -> Host:
     inner[:, :-1] &= mask[:, 1:]
     shown[mask & ~inner] = (255, 200, 0)
     return shown.round().astype(np.uint8)
+
+
+def enlarge(image: Host, factor: int) -> Host:
+    """A picture `[H, W, 3]` with every pixel `factor` times as wide and as high."""
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def sheet(panels: Sequence[tuple[str, Host]], *, columns: int) -> Host:

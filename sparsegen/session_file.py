@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from .errors import SessionError, SparsegenError
 from .layers import LabelConv, Parameter
 from .memory import Journal, Memory
 from .model import Model
+from .policies import Paper
 from .store import Store
 from .tiles import TileSet
 
@@ -87,6 +88,7 @@ def save(
         "sparsegen.family": model.family,
         "sparsegen.config": model.config_json(),
         "sparsegen.model_name": model.name,
+        "sparsegen.paper": json.dumps(asdict(model.paper)),
         "sparsegen.states": json.dumps(
             {
                 prefix: {"output": state.output_path, "coded": state.memory.coded}
@@ -313,6 +315,8 @@ def _loaded(
     build: Any = kind
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
     model.name = metadata["sparsegen.model_name"]
+    if "sparsegen.paper" in metadata:  # files of before have their family's
+        model.paper = Paper(**json.loads(metadata["sparsegen.paper"]))
     model.load_parameters(_under(tensors, "parameter/"))
     states = {}
     for prefix, described in json.loads(metadata["sparsegen.states"]).items():

@@ -1,4 +1,4 @@
-"""The models that come with the package: a name comes in, its file, labels and example edits come out.
+"""The models that come with the package: a name comes in, its file, settings and example edits come out.
 
 NumPy arrays and paths only; what a network is, the engine knows.
 """
@@ -6,7 +6,7 @@ NumPy arrays and paths only; what a network is, the engine knows.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited label map, a PNG file with a palette."""
+    """An edited label map, or a picture with strokes painted over it, a PNG file."""
 
     path: Path
     caption: str
@@ -31,7 +31,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Example:
-    """An original label map, a PNG file with a palette, and edits of it."""
+    """An original label map, a PNG file with a palette, or a picture; and edits of it."""
 
     original: Path
     caption: str
@@ -44,11 +44,16 @@ class BuiltIn:
 
     name: str
     checkpoint: Path
-    labels: Labels
     examples: tuple[Example, ...]
     """The first is the demo's."""
-    defaults: dict[str, tuple[float, ...]]
+    labels: Labels | None = None
+    """Of a model that paints label maps; None: it takes pictures."""
+    defaults: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """What the network is given where the user says nothing: `z`."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Of a model that takes pictures: its own `steps`, `noise_level`, `sampler`, `eta`, `schedule`."""
+    paper: dict[str, int] = field(default_factory=dict)
+    """What is its own of the `paper` policy: a small network may want another `least_size`."""
 
 
 def names() -> list[str]:
@@ -58,23 +63,31 @@ def names() -> list[str]:
 
 def get(name: str) -> BuiltIn | None:
     """The built-in model of that name, or None."""
-    checkpoint = FOLDER / f"{name}.safetensors"
     if name not in names():
         return None
     folder = FOLDER / name
-    described: dict[str, Any] = json.loads((FOLDER / "labels.json").read_text("utf-8"))
-    examples: list[Any] = json.loads((folder / "examples.json").read_text("utf-8"))["examples"]
-    return BuiltIn(
-        name,
-        checkpoint,
-        Labels(tuple(described["names"]), tuple((r, g, b) for r, g, b in described["palette"])),
-        tuple(
-            Example(
-                folder / example["original"],
-                example["caption"],
-                tuple(Edit(folder / edit["file"], edit["caption"]) for edit in example["edits"]),
-            )
-            for example in sorted(examples, key=lambda example: not example["demo"])
-        ),
-        {"z": tuple(described["style"]["default"])},
+    described = _read(folder / "examples.json")
+    examples = tuple(
+        Example(
+            folder / example["original"],
+            example["caption"],
+            tuple(Edit(folder / edit["file"], edit["caption"]) for edit in example["edits"]),
+        )
+        for example in sorted(described["examples"], key=lambda example: not example["demo"])
     )
+    known = BuiltIn(name, FOLDER / f"{name}.safetensors", examples)
+    if described["kind"] == "strokes":
+        settings = _read(folder / "settings.json")
+        return replace(known, sampling=settings["sampling"], paper=settings["paper"])
+    maps = _read(FOLDER / "labels.json")
+    palette = tuple((r, g, b) for r, g, b in maps["palette"])
+    return replace(
+        known,
+        labels=Labels(tuple(maps["names"]), palette),
+        defaults={"z": tuple(maps["style"]["default"])},
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
