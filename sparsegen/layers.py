@@ -7,7 +7,9 @@ of the `Run` under that path. No layer knows whether a run is dense or an edit.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -20,11 +22,12 @@ from sparsegen.backends.interface import (
     ConvWeights,
     Host,
     Padding,
+    Source,
 )
 
 from .errors import ShapeError
 from .policies import Read
-from .run import Coded, Feature, Run
+from .run import Coded, Feature, Part, Run
 from .tiles import TileSet, Window, strip
 
 
@@ -124,7 +127,7 @@ class Conv2d(Layer):
         x: Feature,
         *,
         shift: Array | None = None,
-        residual: Feature | None = None,
+        residual: Feature | Added | None = None,
         activation: Activation = "identity",
     ) -> Feature: ...
 
@@ -136,7 +139,7 @@ class Conv2d(Layer):
         x: Feature | Coded,
         *,
         shift: Array | None = None,
-        residual: Feature | None = None,
+        residual: Feature | Added | None = None,
         activation: Activation = "identity",
     ) -> Feature | Coded:
         """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`.
@@ -146,28 +149,25 @@ class Conv2d(Layer):
         """
         if isinstance(x, Coded):
             return self._by_window(x)
-        g, run = self.geometry, x.run
-        n, h, w, c = x.shape
-        if c != g.inputs:
-            raise ShapeError(f"{self.path}: expected {g.inputs} input channels, got {c}")
-        size = g.output_size(h, w)
-        shape = (n, *size, g.outputs)
+        run, shape, reads = x.run, self._shape(x), self._reads(x)
         if residual is not None and residual.shape != shape:
             raise ShapeError(f"{self.path}: the residual is {residual.shape}, the output {shape}")
-        reads = x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
         if residual is not None:
             reads += residual.reads(Window())
-        weights = run.prepared(self.path, self._prepare, size)
+        weights = self._weights(x)
+        within, whole_tiles = None, weights.whole_tiles
+        if isinstance(residual, Added):
+            within = Part(residual.conv.path, residual.conv.macs_per_pixel)
+            whole_tiles |= residual.conv._weights(residual.x).whole_tiles
 
         def kernel(canvas: Array, tiles: Host) -> None:
+            if isinstance(residual, Added):
+                assert within is not None
+                source: Source | None = residual.computed(tiles, within)
+            else:
+                source = None if residual is None else residual.source
             run.backend.conv2d(
-                canvas,
-                tiles,
-                x.source,
-                weights,
-                shift=shift,
-                residual=None if residual is None else residual.source,
-                activation=activation,
+                canvas, tiles, x.source, weights, shift=shift, residual=source, activation=activation
             )
 
         return run.compute(
@@ -176,8 +176,26 @@ class Conv2d(Layer):
             reads,
             kernel,
             macs_per_pixel=self.macs_per_pixel,
-            whole_tiles=weights.whole_tiles,
+            whole_tiles=whole_tiles,
+            within=within,
         )
+
+    def added(self, x: Feature) -> Added:
+        """The convolution of x as another's `residual`: computed for the tiles that the other computes, not kept."""
+        return Added(self, x, self._shape(x))
+
+    def _shape(self, x: Feature) -> tuple[int, int, int, int]:
+        g, (n, h, w, c) = self.geometry, x.shape
+        if c != g.inputs:
+            raise ShapeError(f"{self.path}: expected {g.inputs} input channels, got {c}")
+        return n, *g.output_size(h, w), g.outputs
+
+    def _reads(self, x: Feature) -> list[Read]:
+        g = self.geometry
+        return x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
+
+    def _weights(self, x: Feature) -> ConvWeights:
+        return x.run.prepared(self.path, self._prepare, self.geometry.output_size(*x.shape[1:3]))
 
     def _by_window(self, x: Coded) -> Coded:
         g, run = self.geometry, x.run
@@ -210,6 +228,30 @@ class Conv2d(Layer):
     def macs_per_pixel(self) -> int:
         g = self.geometry
         return g.outputs * (g.inputs // g.groups) * g.kernel[0] * g.kernel[1]
+
+
+@dataclass(frozen=True)
+class Added:
+    """A convolution that exists only where another adds it: no canvas, nothing to keep when it changes."""
+
+    conv: Conv2d
+    x: Feature
+    shape: tuple[int, int, int, int]
+    """`(N, H, W, C)`."""
+
+    def reads(self, window: Window) -> list[Read]:
+        """What its pixels depend on; `window` is that of a residual, the pixel itself."""
+        return self.conv._reads(self.x)
+
+    def computed(self, tiles: Host, part: Part) -> Source:
+        """The values of `tiles`, in an array that the next such layer will write over."""
+        run, start = self.x.run, time.perf_counter()
+        canvas = run.memory.scratch(self.shape)
+        run.backend.conv2d(canvas, tiles, self.x.source, self.conv._weights(self.x))
+        run.check_finite(part.path, canvas, tiles)
+        run.backend.synchronize()
+        part.milliseconds = (time.perf_counter() - start) * 1e3
+        return Source((canvas,))
 
 
 class LabelConv(Layer):

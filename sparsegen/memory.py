@@ -117,12 +117,21 @@ class Memory:
     """Where arrays come from, if not from the backend; its arrays are in main memory."""
     recording: bool = True
     """Whether layers' canvases are kept after they have been read; what is not kept cannot be edited."""
+    _scratch: dict[tuple[int, ...], Array] = field(default_factory=dict)
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """An array for a canvas that will be painted whole."""
         if self.store is None:
             return self.backend.alloc(shape, dtype=dtype)
         return self.store.allocate(shape, dtype=dtype)
+
+    def scratch(self, shape: tuple[int, int, int, int]) -> Array:
+        """An array for values that are read before the next such array is asked for."""
+        if self.store is not None:
+            return self.store.scratch(shape)
+        if shape not in self._scratch:
+            self._scratch[shape] = self.backend.alloc(shape)
+        return self._scratch[shape]
 
     def canvas(self, path: str, shape: tuple[int, int, int, int], dtype: str) -> Array:
         """The canvas of a layer, new if there is none. Raises ShapeError: there is one of another shape."""

@@ -41,6 +41,16 @@ class LayerRecord:
     milliseconds: float
 
 
+@dataclass
+class Part:
+    """A layer that another computes on its way, in no canvas of its own."""
+
+    path: str
+    macs_per_pixel: int
+    milliseconds: float = 0.0
+    """What it took; set as it is computed."""
+
+
 class Run:
     """One execution of a model: dense when its plan is `Everything`, else an edit."""
 
@@ -76,6 +86,7 @@ class Run:
         macs_per_pixel: int,
         whole_tiles: bool = False,
         dtype: str = "float32",
+        within: Part | None = None,
     ) -> Feature:
         """Recompute the active tiles of a layer's canvas, in place; what comes out is said to have changed.
 
@@ -92,6 +103,8 @@ class Run:
         whole_tiles
             Every pixel of a recomputed tile may get other bits than before, not only those that read a changed one.
             (A tau above 0 takes that for no change.)
+        within
+            A layer that `kernel` computes on its way: it is recorded before this one.
 
         Raises
         ------
@@ -108,15 +121,23 @@ class Run:
                 self.journal.keep(self.memory, path, active)
                 canvas = self.memory.canvases[path]
             kernel(canvas, active.tiles)
-            found = self.backend.find_non_finite(canvas, active.tiles)
-            if found is not None:
-                raise _not_finite(path, found)
+            self.check_finite(path, canvas, active.tiles)
             if self.journal is not None and self.plan.tau is not None:
                 _, old = self.journal.kept(self.backend, path)
                 changed = self._settle(canvas, active, old, self.plan.tau)
             self.backend.synchronize()
-        self._record(path, active, macs_per_pixel, start)
+        elapsed = (time.perf_counter() - start) * 1e3
+        if within is not None:
+            self._record(within.path, active, within.macs_per_pixel, within.milliseconds)
+            elapsed -= within.milliseconds
+        self._record(path, active, macs_per_pixel, elapsed)
         return Feature(self, (canvas,), (changed,))
+
+    def check_finite(self, path: str, canvas: Array, tiles: Host) -> None:
+        """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""
+        found = self.backend.find_non_finite(canvas, tiles)
+        if found is not None:
+            raise _not_finite(path, found)
 
     def numbered(self, indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:
         """The codes of the `kernel`² windows, `step` apart, of an index feature: a feature of `size`, one channel.
@@ -173,10 +194,10 @@ class Run:
                 named = self.backend.download(codes.parts[0])[..., 0] == len(rows) - len(new) + found[1]
                 raise _not_finite(path, (*map(int, np.argwhere(named)[0]), found[3]))
             self.backend.synchronize()
-        self._record(path, codes.changed[0], macs_per_pixel, start)
+        self._record(path, codes.changed[0], macs_per_pixel, (time.perf_counter() - start) * 1e3)
         return Coded(codes, rows)
 
-    def _record(self, path: str, active: TileSet, macs_per_pixel: int, start: float) -> None:
+    def _record(self, path: str, active: TileSet, macs_per_pixel: int, milliseconds: float) -> None:
         """Note what a layer cost that recomputed `active`."""
         n, h, w = active.shape
         record = LayerRecord(
@@ -187,7 +208,7 @@ class Run:
             active.total,
             macs_per_pixel * active.area,
             macs_per_pixel * n * h * w,
-            (time.perf_counter() - start) * 1e3,
+            milliseconds,
         )
         self.records.append(record)
         if self.on_layer is not None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsegen.backends.interface import Array
+from sparsegen.backends.interface import Array, Host
 
 from .errors import InputError, SessionError
 
@@ -91,6 +91,7 @@ class Store:
         self._lock = threading.RLock()  # a block may be given back while another is being cut
         self._free: dict[tuple[int, bool], list[tuple[_Chunk, int]]] = {}
         self._files: list[_Chunk] = []
+        self._local = threading.local()
         self.ram_bytes = 0
         """RAM that blocks take, those that wait to serve again included."""
         self.file_bytes = 0
@@ -113,7 +114,15 @@ class Store:
         memory = (ctypes.c_char * size).from_buffer(chunk.mapping, at)
         # every view of the array keeps `memory` alive, and with it the block
         weakref.finalize(memory, self._give_back, size, chunk, at).atexit = False
-        return np.frombuffer(memory, kind, count).reshape(tuple(shape))
+        return np.frombuffer(memoryview(memory), kind, count).reshape(tuple(shape))
+
+    def scratch(self, shape: Sequence[int]) -> Array:
+        """A float32 array in RAM that this thread's next call writes over; beside the budget."""
+        count = math.prod(shape)
+        found: Host | None = getattr(self._local, "floats", None)
+        if found is None or len(found) < count:
+            found = self._local.floats = np.empty(count, np.float32)
+        return found[:count].reshape(tuple(shape))
 
     def adopt(self, values: Array) -> Array:
         """A copy of an array in this store, where it counts; the array itself where there is no limit."""

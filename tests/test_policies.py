@@ -257,9 +257,13 @@ def test_a_layer_knows_its_macs_without_a_run(name: str, z_dim: int) -> None:
     run = Run(Memory(ShapesBackend()), plan)
     model.forward({"labels": Feature(run, (labels,), (TileSet.of_mask(changed),))}, conditions)
     layers = {layer.path: layer for layer in model.layers()}
-    assert len(run.records) == len(plan.answers) > 30
-    assert len({record.path for record in run.records}) == len(run.records)
-    for record, tiles in zip(run.records, plan.answers, strict=True):
+    # a shortcut's convolution is not asked for: it is computed for the tiles of the layer that adds it, recorded next
+    asked = [record for record in run.records if not record.path.endswith(".conv_s")]
+    assert len(asked) == len(plan.answers) > 30
+    assert len({record.path for record in run.records}) == len(run.records) > len(asked)
+    answers = {record.path: tiles for record, tiles in zip(asked, plan.answers, strict=True)}
+    for record, after in zip(run.records, [*run.records[1:], None], strict=True):
+        tiles = answers.get(record.path) or answers[after.path]
         layer = layers.pop(record.path)
         assert record.macs == layer.macs(tiles), record.path
         assert record.macs_dense == layer.macs(TileSet.full(*tiles.shape)) > 0, record.path

@@ -249,7 +249,9 @@ class Audit(Run):
         self.tau = tau
         self.off: dict[str, float] = {}
 
-    def compute(self, path, shape, reads, kernel, *, macs_per_pixel, whole_tiles=False, dtype="float32"):
+    def compute(
+        self, path, shape, reads, kernel, *, macs_per_pixel, whole_tiles=False, dtype="float32", within=None
+    ):
         canvas, everything = self.memory.canvases[path], TileSet.full(*shape[:3])
         anew = self.backend.alloc(shape, dtype=dtype)
         kernel(anew, everything.tiles)

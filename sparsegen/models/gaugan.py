@@ -120,7 +120,7 @@ class SPADEResnetBlock(Layer):
         self.learned_shortcut = inputs != outputs
 
     def __call__(self, x: Feature, labels: Feature) -> Feature:
-        shortcut = self.conv_s(self.norm_s(x, labels)) if self.learned_shortcut else x
+        shortcut = self.conv_s.added(self.norm_s(x, labels)) if self.learned_shortcut else x
         h = self.conv_0(leaky_relu(self.norm_0(x, labels)))
         return self.conv_1(leaky_relu(self.norm_1(h, labels)), residual=shortcut)
 

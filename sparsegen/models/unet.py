@@ -182,7 +182,7 @@ class ResBlock(Layer):
             h, x = upsample(h), upsample(x)
         h = self.conv1(h, shift=None if self.film else time)
         h = silu(self.norm2(h, film=time if self.film else None))
-        return self.conv2(h, residual=self.nin_shortcut(x) if self.learned_shortcut else x)
+        return self.conv2(h, residual=self.nin_shortcut.added(x) if self.learned_shortcut else x)
 
 
 class AttentionBlock(Layer):
