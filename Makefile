@@ -27,6 +27,7 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python bench/gaugan.py
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/landscape.py
+	$(BIN)/python bench/diffusion.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -116,3 +116,68 @@ def big(quick: bool) -> Big:
 def edit_name(area: float, policy: str) -> str:
     """What the timings of an edit are called."""
     return f"edit {area:.1%} {policy}"
+
+
+@dataclass(frozen=True)
+class Unet:
+    """A diffusion model's network with random weights, a noisy picture, and how large an edit of it is."""
+
+    name: str
+    family: str
+    """ddpm or pd."""
+    size: int
+    channels: int
+    multipliers: tuple[int, ...]
+    attention: tuple[int, ...]
+    """Levels, counted from the input's."""
+    blocks: int
+    time_channels: int
+    time: float
+    """The timestep, or the logsnr."""
+    over_torch: dict[float, float]
+    """Edited area (`DENSE`: a dense run) -> how many times as fast as PyTorch's dense run it must be."""
+    areas: tuple[float, ...] = (0.0, 0.012, 0.0378, 0.0719, 0.155, 1.0)
+
+    def noisy(self, seed: int = 0) -> np.ndarray:
+        """float32 `[size, size, 3]`."""
+        return np.random.default_rng(seed).standard_normal((self.size, self.size, 3)).astype(np.float32)
+
+    def strokes(self, area: float, variant: int) -> np.ndarray:
+        """bool `[size, size]`: a rectangle of that share of the pixels, somewhere."""
+        mask = np.zeros((self.size, self.size), bool)
+        if area >= 1:
+            return ~mask
+        rng = np.random.default_rng([variant, round(area * 1e4)])
+        pixels = area * self.size**2
+        height = min(self.size, round(pixels**0.5 * rng.uniform(0.8, 1.25)))
+        width = min(self.size, round(pixels / max(height, 1)))
+        top, left = rng.integers(0, self.size - height + 1), rng.integers(0, self.size - width + 1)
+        mask[top : top + height, left : left + width] = True
+        return mask
+
+
+DENSE = -1.0
+"""The area under which a dense run's target stands."""
+
+UNETS = {
+    net.name: net
+    for net in (
+        Unet("DDPM 256", "ddpm", 256, 128, (1, 1, 2, 2, 4, 4), (4,), 2, 512, 300.0, {DENSE: 3, 0.012: 25, 0.155: 8}),
+        Unet("PD 128", "pd", 128, 64, (1, 2, 4, 6, 8), (2, 3, 4), 3, 768, 0.5, {0.012: 5}),
+        Unet("PD 256", "pd", 256, 64, (1, 1, 2, 4, 6, 8), (3, 4, 5), 3, 768, 0.5, {0.012: 10}),
+    )
+}  # fmt: skip
+QUICK_UNETS = {
+    net.name: net
+    for net in (
+        Unet("DDPM 256", "ddpm", 32, 32, (1, 2), (1,), 1, 64, 300.0, {DENSE: 3, 0.012: 25}, (0.0, 0.012, 1.0)),
+        Unet("PD 128", "pd", 32, 64, (1, 2), (1,), 1, 64, 0.5, {0.012: 5}, (0.0, 0.012)),
+    )
+}  # fmt: skip
+
+
+def unets(quick: bool) -> dict[str, Unet]:
+    return QUICK_UNETS if quick else UNETS
+
+
+SDEDIT_STEPS, SDEDIT_LEVEL, SDEDIT_CACHE = 25, 500, "4GB"

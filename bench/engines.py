@@ -31,7 +31,7 @@ class Job:
 
     engine: str
     task: str
-    """layers, checkpoint, gaugan or picture."""
+    """layers, or the name of a method of the engine."""
     check: bool = False
     """Answer with outputs instead of timings."""
     quick: bool = False
@@ -39,6 +39,8 @@ class Job:
     backend: str | None = None
     """sparsegen's backend; None: its default."""
     checkpoint: Path = Path()
+    net: str = ""
+    """The UNet, by its name in `cases`."""
 
 
 @dataclass

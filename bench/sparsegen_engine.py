@@ -7,6 +7,7 @@ import street
 from cases import CHECKED_AREA, Big, Case, edit_name
 from engines import Answer, Convolution, Job
 from harness import measure, peak_bytes
+from sparsegen_unets import SparsegenUnets
 
 import sparsegen
 from sparsegen.backends.interface import Source
@@ -14,7 +15,7 @@ from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.tiles import TileSet
 
 
-class SparsegenEngine:
+class SparsegenEngine(SparsegenUnets):
     def __init__(self, backend: str | None) -> None:
         chosen = {} if backend is None else {"backend": backend}
         # a session is asked, because it knows the default

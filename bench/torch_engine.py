@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import street
@@ -14,13 +11,14 @@ import torch
 from cases import CHECKED_AREA, Big, Case
 from engines import Answer, Convolution, Job
 from harness import THREADS, measure, peak_bytes
+from torch_unets import TorchUnets, channels_last, oracle
 
 from sparsegen.pictures import write_png
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-class TorchEngine:
+class TorchEngine(TorchUnets):
     version = torch.__version__
 
     def __init__(self, layout: str) -> None:
@@ -38,7 +36,7 @@ class TorchEngine:
         def call() -> None:
             last[:] = [torch.nn.functional.conv2d(x, weight, bias, case.stride, case.padding)]
 
-        return Convolution(call, lambda: _channels_last(last[0]))
+        return Convolution(call, lambda: channels_last(last[0]))
 
     def checkpoint(self, net: Big, job: Job) -> Answer:
         """Write random weights, the norms' statistics measured on streets so that no activation vanishes."""
@@ -58,7 +56,7 @@ class TorchEngine:
         if job.check:
             changed, _ = street.edited(original, CHECKED_AREA)
             outputs = {"original": run(_seg(original)), "edited": run(_seg(changed))}
-            return Answer({}, {name: _channels_last(out) for name, out in outputs.items()}, {})
+            return Answer({}, {name: channels_last(out) for name, out in outputs.items()}, {})
         seg = _seg(original).contiguous(memory_format=self.format)
         timing = measure(lambda: run(seg), repeats=job.repeats)
         return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
@@ -66,7 +64,7 @@ class TorchEngine:
     def picture(self, net: Big, job: Job) -> Answer:
         """What `sparsegen edit` is compared with as a whole process: load, run once, write a picture."""
         out = self._network(net, job.checkpoint)(_seg(street.street(size=net.size)))
-        image = ((_channels_last(out)[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+        image = ((channels_last(out)[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
         write_png(job.checkpoint.with_name("torch.png"), image)
         return Answer({}, {}, {})
 
@@ -81,16 +79,8 @@ def open_engine(variant: str | None) -> TorchEngine:
     return TorchEngine(variant or "nchw")
 
 
-def _oracle() -> Any:
-    """The generator in plain PyTorch that the tests compare imports with."""
-    tests = str(Path(__file__).parent.parent / "tests")
-    if tests not in sys.path:
-        sys.path.append(tests)
-    return importlib.import_module("torch_spade")
-
-
 def _generator(net: Big) -> torch.nn.Module:
-    made: torch.nn.Module = _oracle().SPADEGenerator(
+    made: torch.nn.Module = oracle("torch_spade").SPADEGenerator(
         ngf=net.ngf, semantic_nc=net.semantic_nc, nhidden=net.nhidden, layers="more", size=net.size
     )
     return made
@@ -99,9 +89,5 @@ def _generator(net: Big) -> torch.nn.Module:
 def _seg(scene: street.Street) -> torch.Tensor:
     """`[1, 36, H, W]`: one-hot labels and the edges of instances."""
     labels, instances = (torch.from_numpy(plane)[None] for plane in (scene.labels, scene.instances))
-    seg: torch.Tensor = _oracle().one_hot(labels, instances, Big.semantic_nc)
+    seg: torch.Tensor = oracle("torch_spade").one_hot(labels, instances, Big.semantic_nc)
     return seg
-
-
-def _channels_last(out: torch.Tensor) -> np.ndarray:
-    return out.permute(0, 2, 3, 1).contiguous().numpy()

@@ -2,7 +2,8 @@
 
     python bench/worker.py --engine torch-nhwc --task layers --repeats 5
 
-Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `picture` (PyTorch, once).
+Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `picture` (PyTorch, once);
+of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end).
 `contest.py` starts these.
 """
 
@@ -13,10 +14,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from cases import big, layers
+from cases import big, layers, unets
 from engines import OURS, RIVALS, Answer, Engine, Job, open_engine
 from harness import measure, peak_bytes
 
+OF_GAUGAN = ("checkpoint", "gaugan", "picture")
+OF_UNETS = ("unet_checkpoint", "unet", "memory", "sdedit")
 LAYER_SECONDS = 0.15
 """For how long at least a layer is repeated: the smallest take less than a millisecond."""
 
@@ -42,7 +45,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--engine", choices=(*RIVALS, OURS), required=True)
-    parser.add_argument("--task", choices=("layers", "checkpoint", "gaugan", "picture"), required=True)
+    parser.add_argument("--task", choices=("layers", *OF_GAUGAN, *OF_UNETS), required=True)
+    parser.add_argument("--net", default="", help="the UNet that is asked about")
     parser.add_argument("--check", action="store_true", help="answer with outputs instead of timings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--repeats", type=int, default=1)
@@ -54,8 +58,11 @@ def main() -> None:
     job = Job(**options)
 
     engine = open_engine(job.engine, job.backend)
-    convolutions = job.task == "layers"
-    answer = answer_layers(engine, job) if convolutions else getattr(engine, job.task)(big(job.quick), job)
+    if job.task == "layers":
+        answer = answer_layers(engine, job)
+    else:
+        net = unets(job.quick)[job.net] if job.task in OF_UNETS else big(job.quick)
+        answer = getattr(engine, job.task)(net, job)
     if outputs is not None:
         np.savez(outputs, **answer.outputs)
     print(json.dumps({"version": engine.version, "timings": answer.timings, "figures": answer.figures}))

@@ -1,0 +1,106 @@
+"""PyTorch, eager: the diffusion networks that the tests compare imports with, one step or SDEdit end to end, dense."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import SDEDIT_LEVEL, SDEDIT_STEPS, Unet
+from engines import Answer, Job
+from harness import measure, peak_bytes
+
+from sparsegen import samplers, schedules
+from sparsegen.pictures import write_png
+
+
+class TorchUnets:
+    """What the PyTorch engine does with UNets."""
+
+    format: torch.memory_format
+
+    def unet_checkpoint(self, net: Unet, job: Job) -> Answer:
+        """Write random weights."""
+        torch.manual_seed(0)
+        network = _network(net)
+        torch.save(network.state_dict(), job.checkpoint)
+        return Answer({}, {}, {"parameters": sum(p.numel() for p in network.parameters())})
+
+    def unet(self, net: Unet, job: Job) -> Answer:
+        """One dense step: its output as a check, or its time."""
+        run = self._loaded(net, job.checkpoint)
+        x = net.noisy()
+        if job.check:
+            return Answer({}, {"dense": run(x)}, {})
+        timing = measure(lambda: run(x), repeats=job.repeats)
+        return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
+
+    def memory(self, net: Unet, job: Job) -> Answer:
+        """The peak of a process that loads the weights and runs one step."""
+        self._loaded(net, job.checkpoint)(net.noisy())
+        return Answer({}, {}, {"peak_bytes": peak_bytes()})
+
+    def sdedit(self, net: Unet, job: Job) -> Answer:
+        """An edit made real by running every step whole, from the strokes to the PNG."""
+        run = self._loaded(net, job.checkpoint)
+        scheme = schedules.linear()
+        times = schedules.timesteps(len(scheme), SDEDIT_STEPS, noise_level=SDEDIT_LEVEL)
+        run(net.noisy())
+        picture = np.tanh(net.noisy(1))[None]
+        start = time.perf_counter()
+        edited = picture.copy()
+        mask = net.strokes(0.012, 1)
+        edited[:, mask] = 0.5
+        noise = samplers.noise(0, samplers.START, picture.shape)
+        x = scheme.noised(edited, noise, times[0])
+        for step in samplers.ddim(lambda x, _, t: run(x[0], t), x, scheme, times, clip=1.0):
+            held = scheme.noised(picture, noise, step.next_timestep)
+            step.x[:, ~mask] = held[:, ~mask]
+        image = ((step.x[0].clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+        write_png(job.checkpoint.with_name("torch.png"), image)
+        return Answer(
+            {"second edit": [(time.perf_counter() - start) * 1e3]}, {}, {"peak_bytes": peak_bytes()}
+        )
+
+    def _loaded(self, net: Unet, checkpoint: Path) -> Callable[..., np.ndarray]:
+        """`run(x, time)`: a noisy picture `[H, W, 3]` -> the prediction `[1, H, W, C]`."""
+        network = _network(net).eval()
+        network.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True), assign=True)
+        network.to(memory_format=self.format)
+
+        @torch.inference_mode()
+        def run(x: np.ndarray, time: float = net.time) -> np.ndarray:
+            batch = torch.from_numpy(x)[None].permute(0, 3, 1, 2).contiguous(memory_format=self.format)
+            return channels_last(network(batch, torch.full((1,), float(time))))
+
+        return run
+
+
+def oracle(module: str) -> Any:
+    """A network in plain PyTorch that the tests compare imports with."""
+    tests = str(Path(__file__).parent.parent / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    return importlib.import_module(module)
+
+
+def channels_last(out: torch.Tensor) -> np.ndarray:
+    """`[N, C, H, W]` → `[N, H, W, C]`."""
+    return out.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _network(net: Unet) -> torch.nn.Module:
+    kind = oracle("torch_ddpm").UNet if net.family == "ddpm" else oracle("torch_pd").DistilledUNet
+    made: torch.nn.Module = kind(
+        ch=net.channels,
+        mult=net.multipliers,
+        attention=net.attention,
+        blocks=net.blocks,
+        temb=net.time_channels,
+    )
+    return made
