@@ -16,7 +16,7 @@ backend; the journal keeps what was there. Floors, none importing what stands ab
 
     6  cli                              3  model · layers
     5  loading                          2  run · memory · policies · masks · codebook
-    4  models/ · session · profiling    1  backends/ · weights/ · tiles · pictures · store
+    4  models/ · session · profiling    1  backends/ · weights/ · tiles · pictures · store · schedules · samplers
 """
 
 from sparsegen.backends.interface import BackendError

@@ -39,6 +39,8 @@ FLOORS = {
     "weights": 1,
     "tiles": 1,
     "pictures": 1,
+    "schedules": 1,
+    "samplers": 1,
     "store": 1,
     "errors": 0,
 }
@@ -51,6 +53,7 @@ NEIGHBOURS = {
     "policies": {"masks"},
     "tiles": {"backends"},
     "pictures": {"backends", "tiles"},
+    "samplers": {"schedules"},
     "store": {"backends"},
 }
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
@@ -69,6 +72,7 @@ THIRD_PARTIES = {
     "weights/safetensors_file.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
+    "tests/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
     "tests/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
 }

@@ -69,6 +69,21 @@ TOLERANCES = {
         "as before, and channels that hardly vary are divided by a deviation near 0 (measured 7e-5, and 3e-5 "
         "between two orders of one sum)",
     ),
+    "alphas_bar": Tolerance(
+        1e-6, "diffusers rounds each of up to 1000 factors 1 - β to float32, 3e-8 of it (measured 5e-7)"
+    ),
+    "trajectory": Tolerance(
+        1e-6, "up to twenty steps of ten float32 operations each, where α is over 0.1 (measured 5e-7)"
+    ),
+    "sampler": Tolerance(
+        1e-5,
+        "diffusers computes α and σ in float32, and 1 - ᾱ loses bits: up to 8e-6 of x (measured), 2e-4 where "
+        "DDPM takes hundreds of short steps",
+    ),
+    "sampler, α in float64": Tolerance(
+        1e-6,
+        "the same float32 operations, with scalars that differ by a unit in their last place (measured 0)",
+    ),
     "oracle": Tolerance(1e-13, "two float64 formulas of one convolution"),
     "interpolate": Tolerance(
         1e-6, "PyTorch rounds source positions to float32: up to 5e-7 of a pixel in an image of 12"
