@@ -15,7 +15,7 @@ layer; `models/` call their `layers`; each layer asks the `run` for its canvas a
 backend; the journal keeps what was there. Floors, none importing what stands above it:
 
     6  cli                              3  model · layers
-    5  loading                          2  run · memory · policies · masks · codebook
+    5  loading · pipelines              2  run · memory · policies · masks · codebook
     4  models/ · session · profiling    1  backends/ · weights/ · tiles · pictures · store · schedules · samplers
 """
 
@@ -26,6 +26,7 @@ from . import models as models
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import load
 from .model import Model
+from .pipelines import SDEdit
 from .policies import Adaptive, Exact, Paper
 from .profiling import profile
 from .session import Result, Session
@@ -43,6 +44,7 @@ __all__ = [
     "NonFiniteError",
     "Paper",
     "Result",
+    "SDEdit",
     "Session",
     "SessionError",
     "ShapeError",

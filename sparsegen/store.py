@@ -3,11 +3,12 @@
 A diffusion session keeps the canvases of every step, which can be more than fits in RAM. A `Store` gives arrays out of
 blocks: anonymous ones up to the budget, then pieces of temporary files, which the system reads and writes page by page,
 so that an edit touches only the pages around its tiles. The files have no name (where the system allows it) and vanish
-with the process, however it ends. When the last array of a block is gone, the block serves again.
+with the process, however it ends. When the last array of a block is gone, its room serves again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -17,7 +18,9 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +54,54 @@ def parse_size(size: int | str | None) -> int | None:
     if isinstance(size, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", size.lower())
         if found is not None:
-            return int(float(found[1]) * _UNITS[found[2] or ""])
+            return int(Fraction(found[1]) * _UNITS[found[2] or ""])
     elif not isinstance(size, bool) and isinstance(size, int) and size >= 0:
         return size
     raise InputError(f"{size!r} is no amount of memory; write 4GB, 500MB, or a number of bytes")
 
 
-class _Chunk:
-    """A mapping that blocks are cut from, front to back."""
+class _Block:
+    """RAM for one array: a mapping of its own."""
 
-    def __init__(self, mapping: mmap.mmap, size: int, in_file: bool) -> None:
-        self.mapping, self.size, self.in_file = mapping, size, in_file
-        self.used = 0
+    def __init__(self, size: int) -> None:
+        # not shared with forked processes; and huge pages are given to such mappings nearly everywhere
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self.mapping = mmap.mmap(-1, size, **private)
+        if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                self.mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
+
+
+class _File:
+    """A mapped file that blocks are cut from, and what of it is free."""
+
+    def __init__(self, mapping: mmap.mmap, size: int) -> None:
+        self.mapping, self.size = mapping, size
+        self.spans = [(0, size)]
+        """(begin, end) of what is free, in order; no two of them touch."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that are free."""
+        return sum(end - begin for begin, end in self.spans)
+
+    def cut(self, size: int) -> int | None:
+        """Where `size` bytes are free, which no longer are; None: nowhere in one piece."""
+        for i, (begin, end) in enumerate(self.spans):
+            if end - begin >= size:
+                self.spans[i : i + 1] = [(begin + size, end)] if end - begin > size else []
+                return begin
+        return None
+
+    def join(self, begin: int, size: int) -> None:
+        """Make that block free again."""
+        joined: list[tuple[int, int]] = []
+        for span in sorted([*self.spans, (begin, begin + size)]):
+            if joined and joined[-1][1] == span[0]:
+                joined[-1] = joined[-1][0], span[1]
+            else:
+                joined.append(span)
+        self.spans = joined
 
 
 class Store:
@@ -84,13 +123,16 @@ class Store:
     def __init__(self, budget: int | str | None = None, folder: str | os.PathLike[str] | None = None) -> None:
         self.budget = parse_size(budget)
         self.folder = Path(tempfile.gettempdir() if folder is None else folder)
-        if self.budget is not None and not os.access(self.folder, os.W_OK | os.X_OK):
+        wanted = self.budget is not None or folder is not None
+        if wanted and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
             raise InputError(
                 f"{self.folder}: no folder that can be written to; name one for the cache's files"
             )
-        self._lock = threading.RLock()  # a block may be given back while another is being cut
-        self._free: dict[tuple[int, bool], list[tuple[_Chunk, int]]] = {}
-        self._files: list[_Chunk] = []
+        self._lock = threading.RLock()
+        self._given_back: deque[tuple[int, _Block | _File, int]] = deque()
+        self._free: dict[int, list[_Block]] = {}
+        """Size -> RAM that waits to serve again."""
+        self._files: list[_File] = []
         self._local = threading.local()
         self.ram_bytes = 0
         """RAM that blocks take, those that wait to serve again included."""
@@ -110,10 +152,10 @@ class Store:
         count = math.prod(shape)
         size = max(-(-count * kind.itemsize // PAGE) * PAGE, PAGE)
         with self._lock:
-            chunk, at = self._block(size)
-        memory = (ctypes.c_char * size).from_buffer(chunk.mapping, at)
+            place, at = self._place(size)
+        memory = (ctypes.c_char * size).from_buffer(place.mapping, at)
         # every view of the array keeps `memory` alive, and with it the block
-        weakref.finalize(memory, self._give_back, size, chunk, at).atexit = False
+        weakref.finalize(memory, self._give_back, size, place, at).atexit = False
         return np.frombuffer(memoryview(memory), kind, count).reshape(tuple(shape))
 
     def scratch(self, shape: Sequence[int]) -> Array:
@@ -136,15 +178,18 @@ class Store:
         """Let the system take the pages of files out of the process's memory, until they are read again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             with self._lock:
-                for chunk in self._files:
-                    chunk.mapping.madvise(mmap.MADV_DONTNEED)
+                for file in self._files:
+                    file.mapping.madvise(mmap.MADV_DONTNEED)
 
-    def check_room(self, needed: int) -> None:
-        """Raise SessionError if `needed` bytes more do not fit the budget and the disk."""
-        on_disk = 0 if self.budget is None else max(0, needed - max(0, self.budget - self.ram_bytes))
-        free = self.disk_free() + sum(
-            size * len(blocks) for (size, file), blocks in self._free.items() if file
-        )
+    def check_room(self, needed: int, *, released: int = 0) -> None:
+        """Raise SessionError if `needed` bytes more do not fit the budget and the disk, once `released` are let go."""
+        if self.budget is None:
+            return
+        with self._lock:
+            self._take_back()
+            ram = max(0, self.budget - self.ram_bytes + self._waiting)
+            free = self.disk_free() + sum(file.free for file in self._files)
+        on_disk = max(0, needed - released - ram)
         if on_disk > free:
             raise SessionError(
                 f"the caches need {_shown(needed)}: {_shown(needed - on_disk)} in RAM and {_shown(on_disk)} on the "
@@ -157,62 +202,82 @@ class Store:
 
     # -- blocks ------------------------------------------------------------------------------------------
 
-    def _block(self, size: int) -> tuple[_Chunk, int]:
+    def _place(self, size: int) -> tuple[_Block | _File, int]:
+        """Where a block of `size` bytes begins, in RAM or in a file."""
         if self._closed:
             raise SessionError("the session is closed")
-        for in_file in (False, True):
-            blocks = self._free.get((size, in_file))
-            if blocks:
-                return blocks.pop()
-        if self.budget is not None and self.ram_bytes + size > self.budget:
-            self._drop_free()
+        self._take_back()
+        waiting = self._free.get(size)
+        if waiting:
+            return waiting.pop(), 0
+        used = self.ram_bytes - self._waiting
+        # never more waits than is used
+        if self._waiting > used or (self.budget is not None and self.ram_bytes + size > self.budget):
+            self._free.clear()
+            self.ram_bytes = used
         if self.budget is None or self.ram_bytes + size <= self.budget:
-            mapping = mmap.mmap(-1, size)
-            if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
-                mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
+            block = _Block(size)
             self.ram_bytes += size
-            return _Chunk(mapping, size, in_file=False), 0
-        chunk = next((chunk for chunk in self._files if chunk.used + size <= chunk.size), None)
-        if chunk is None:
-            chunk = self._file(max(size, CHUNK))
-            self._files.append(chunk)
-        at, chunk.used = chunk.used, chunk.used + size
-        return chunk, at
+            return block, 0
+        for file in self._files:
+            at = file.cut(size)
+            if at is not None:
+                return file, at
+        file = self._file(size)
+        self._files.append(file)
+        return file, file.cut(size) or 0
 
-    def _file(self, size: int) -> _Chunk:
+    @property
+    def _waiting(self) -> int:
+        """RAM that waits to serve again."""
+        return sum(size * len(blocks) for size, blocks in self._free.items())
+
+    def _file(self, size: int) -> _File:
         """A new mapped file; its room on the disk is taken now: a write to a full disk would end the process."""
-        try:
-            with tempfile.TemporaryFile(dir=self.folder, prefix="sparsegen-") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    for _ in range(0, size, 1 << 20):
-                        file.write(bytes(min(size, 1 << 20)))
-                    file.flush()
-                mapping = mmap.mmap(file.fileno(), size)
-        except OSError as error:
-            raise SessionError(
-                f"{self.folder}: no room for {_shown(size)} more of caches ({error.strerror or error}); "
-                "give more RAM or another folder"
-            ) from None
-        self.file_bytes += size
-        return _Chunk(mapping, size, in_file=True)
+        for file in [file for file in self._files if file.free == file.size]:  # too small
+            self._files.remove(file)
+            self.file_bytes -= file.size
+        for length in (max(size, CHUNK), size):  # a disk that is nearly full may still hold this one
+            try:
+                mapping = self._mapped(length)
+            except OSError as error:
+                why = error.strerror or str(error)
+                continue
+            self.file_bytes += length
+            return _File(mapping, length)
+        raise SessionError(
+            f"{self.folder}: no room for {_shown(size)} more of caches ({why}); give more RAM or another folder"
+        )
 
-    def _give_back(self, size: int, chunk: _Chunk, at: int) -> None:
-        with self._lock:
-            if not self._closed:
-                self._free.setdefault((size, chunk.in_file), []).append((chunk, at))
+    def _mapped(self, size: int) -> mmap.mmap:
+        with tempfile.TemporaryFile(dir=self.folder, prefix="sparsegen-") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for _ in range(0, size, 1 << 20):
+                    file.write(bytes(min(size, 1 << 20)))
+                file.flush()
+            return mmap.mmap(file.fileno(), size)
 
-    def _drop_free(self) -> None:
-        """Return the RAM of blocks that nobody uses."""
-        for key in [key for key in self._free if not key[1]]:
-            for chunk, _ in self._free.pop(key):
-                self.ram_bytes -= chunk.size
+    def _give_back(self, size: int, place: _Block | _File, at: int) -> None:
+        # at any moment, in any thread, also while this one holds the lock: what comes back is only noted
+        if not self._closed:
+            self._given_back.append((size, place, at))
+
+    def _take_back(self) -> None:
+        """Let what came back serve again."""
+        while self._given_back:
+            size, place, at = self._given_back.popleft()
+            if isinstance(place, _File):
+                place.join(at, size)
+            else:
+                self._free.setdefault(size, []).append(place)
 
     def close(self) -> None:
         """Give nothing out any more; memory and disk are free as soon as the last array is gone."""
         with self._lock:
             self._closed = True
+            self._given_back.clear()
             self._free.clear()
             self._files.clear()
             self.ram_bytes = self.file_bytes = 0
