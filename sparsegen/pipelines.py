@@ -28,7 +28,7 @@ from .errors import InputError, SessionError, ShapeError
 from .masks import dilated
 from .memory import input_path
 from .models.unet import UNet
-from .policies import Everything, Paper, Policy, get_policy
+from .policies import Everything, Paper, Plan, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .samplers import START, Step
 from .session import Result, Session
@@ -112,6 +112,19 @@ _SETTINGS = "sparsegen.sdedit"
 def _prefix(step: int) -> str:
     """What the names of a step's arrays begin with in a saved session."""
     return f"step.{step:05d}/"
+
+
+class _PlannedOnce(Policy):
+    """The `paper` policy of an edit, whose tiles are the same at every step: they are found at the first."""
+
+    def __init__(self, policy: Paper) -> None:
+        self._policy = policy
+        self._plan: Plan | None = None
+
+    def plan(self, difference: Host, *, settled: bool = True) -> Plan:
+        if self._plan is None:
+            self._plan = self._policy.plan(difference, settled=settled)
+        return self._plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +306,7 @@ class SDEdit:
         before, x0, difference, ignored = self._difference(picture, mask)
         chosen = get_policy(policy, paper=self.model.paper)
         if isinstance(chosen, Paper):
-            chosen = dataclasses.replace(chosen, dilation=0)
+            chosen = _PlannedOnce(dataclasses.replace(chosen, dilation=0))
         region = self._region(difference)
         results: list[Result] = []
         if region.any():
