@@ -46,10 +46,10 @@ def torch_layers(net: SPADEGenerator) -> dict[str, np.ndarray]:
         return hook
 
     for name, module in net.named_modules():
-        if name.endswith(("conv_0", "conv_s", "mlp_shared", "mlp_gamma", "mlp_beta")):
+        if name.endswith(("conv_0", "mlp_shared", "mlp_gamma", "mlp_beta")):
             module.register_forward_hook(keep(name))
         elif name in ("head_0", "fc") or (name.startswith(("G_middle", "up_")) and "." not in name):
-            # a block's output is our conv_1, which adds the shortcut in its epilogue
+            # a block's output is our conv_1, which computes and adds the shortcut
             module.register_forward_hook(keep(name if name == "fc" else f"{name}.conv_1"))
     return outputs
 
