@@ -65,8 +65,10 @@ class _Block:
 
     def __init__(self, size: int) -> None:
         # not shared with forked processes; and huge pages are given to such mappings nearly everywhere
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        self.mapping = mmap.mmap(-1, size, **private)
+        if hasattr(mmap, "MAP_PRIVATE"):
+            self.mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            self.mapping = mmap.mmap(-1, size)
         if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without them
                 self.mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted

@@ -390,7 +390,8 @@ class UNet(Model):
                 f"the noisy picture is {np.shape(picture)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
             )
         self.check_size(*x.shape[1:3])
-        x = np.ascontiguousarray(x, np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and said so
+            x = np.ascontiguousarray(x, np.float32)
         if not np.isfinite(x).all():
             n, row, column, _ = np.argwhere(~np.isfinite(x))[0]
             raise InputError(f"the noisy picture is not finite at sample {n}, row {row}, column {column}")
