@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 import pytest
+from networks import random_gaugan
 
+from sparsegen import Session
 from sparsegen.backends import Backend, BackendError, backend_status, default_backend, get_backend, registry
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
@@ -134,10 +136,32 @@ def test_asking_for_a_broken_backend_says_why(third_parties: None, name: str, wh
 def test_the_default_is_the_first_that_can_run(threaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_backend() == "threaded"
     assert get_backend() is get_backend(None) is get_backend("threaded")
+    monkeypatch.setattr(registry, "_WARNED", set())
     broken = {"missing": "no_such_package.backend:Fast", "unwilling": f"{__name__}:Unwilling"}
     monkeypatch.setattr(registry, "_BUILT_IN", {**broken, "reference": registry._BUILT_IN["reference"]})
     assert default_backend() == "reference"
-    assert type(get_backend()) is ReferenceBackend
+    with pytest.warns(RuntimeWarning):
+        assert type(get_backend()) is ReferenceBackend
+
+
+def test_a_fall_back_says_once_why_the_better_backend_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where a backend is named, and not where backends are only listed."""
+    monkeypatch.setattr(registry, "_WARNED", set())
+    broken = {"missing": "no_such_package.backend:Fast", "unwilling": f"{__name__}:Unwilling"}
+    monkeypatch.setattr(registry, "_BUILT_IN", {**broken, "reference": registry._BUILT_IN["reference"]})
+    default_backend()
+    backend_status()
+    get_backend("reference")
+    with pytest.warns(RuntimeWarning) as caught:
+        Session(random_gaugan())
+    assert [str(warning.message).partition("; ")[0] for warning in caught] == [
+        "backend 'missing' cannot run here (ModuleNotFoundError: No module named 'no_such_package')",
+        "backend 'unwilling' cannot run here (RuntimeError: no such device)",
+    ]
+    assert all("'reference' computes instead" in str(warning.message) for warning in caught)
+    assert {warning.filename for warning in caught} == {__file__}, "it points at the caller"
+    get_backend()
+    Session(random_gaugan())
 
 
 def test_threads_go_to_the_backends_that_take_them(threaded: None) -> None:
