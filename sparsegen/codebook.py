@@ -68,9 +68,9 @@ class Codebook:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the windows and the tables' rows take."""
-        rows = sum(table.count * int(table.rows.shape[1]) * 4 for table in self.tables.values())
-        return int(self.book.keys.nbytes) + rows
+        """Memory that the windows and the tables take, with the room for windows to come."""
+        arrays = [self.book.storage, *(table.rows for table in self.tables.values())]
+        return sum(int(array.nbytes) for array in arrays) + int(getattr(self.book.index, "nbytes", 0))
 
 
 def windows_path(source: str, kernel: int, step: int) -> str:
