@@ -12,6 +12,7 @@ Conventions, the same in every backend
 * What a layer reads is a `Source`: canvases plus the pointwise work still pending on them (the *prologue*).
   Reads outside the image are 0 *after* the prologue, because a dense layer pads activated values.
 * Everything after the tensors is keyword-only.
+* What is only read may be read-only (a mapped file, a broadcast array).
 
 `backends.reference` implements every primitive to be read, and is the oracle of all others.
 """
@@ -19,7 +20,7 @@ Conventions, the same in every backend
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -55,18 +56,29 @@ class Source:
     """
 
     parts: tuple[Array, ...]
-    """Canvases `[N, h, w, C_i]` of one resolution, read as if concatenated along channels."""
+    """One or two canvases `[N, h, w, C_i]` of one resolution, read as if concatenated along channels."""
     upsample: int = 1
     """1, or 2 for nearest upsampling: pixel (y, x) is read at (y // 2, x // 2)."""
     scale: Array | None = None
     """Per channel, `[1 or N, C]` (a norm's 1 / sqrt(var + eps))."""
     shift: Array | None = None
-    """Per channel, `[1 or N, C]`; given exactly when `scale` is."""
+    """Per channel; given exactly when `scale` is, and of its shape."""
     modulation: Array | None = None
     """Per pixel of what is read, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
     activation: Activation = "identity"
     codes: Array | None = None
     """int32 `[N, H, W, 1]`, a codebook's numbers: `modulation` is then `[R, 2C]`, and a pixel's row is its code."""
+
+    def __post_init__(self) -> None:
+        """Raises BackendError where the parts are not one or two, or scale and shift are not as said above."""
+        if not 1 <= len(self.parts) <= 2:
+            raise BackendError(f"a source has one or two parts, not {len(self.parts)}; write some out first")
+        n, _, _, c = self.shape
+        shapes = [None if each is None else tuple(each.shape) for each in (self.scale, self.shift)]
+        if shapes[0] != shapes[1] or shapes[0] not in (None, (1, c), (n, c)):
+            raise BackendError(
+                f"scale and shift are {shapes[0]} and {shapes[1]}, expected both (1, {c}) or both ({n}, {c})"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -206,6 +218,10 @@ class Backend(ABC):
         would depend on its batch.
         """
 
+    def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> Hashable:
+        """Which of its layouts `prepare_conv` chooses for outputs of `size`: sizes with equal ones share weights."""
+        return None  # one for all
+
     @abstractmethod
     def conv2d(
         self,
@@ -314,7 +330,10 @@ class Backend(ABC):
 
     @abstractmethod
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
-        """Host bool `[N, H, W]`: where any channel of two canvases differs by more than `eps`."""
+        """Host bool `[N, H, W]`: where any channel of two canvases, float32 or int32, differs by more than `eps` ≥ 0.
+
+        A NaN differs from every value, also from a NaN; equal infinities do not differ.
+        """
 
     @abstractmethod
     def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:

@@ -195,7 +195,8 @@ class Conv2d(Layer):
         return x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
 
     def _weights(self, x: Feature) -> ConvWeights:
-        return x.run.prepared(self.path, self._prepare, self.geometry.output_size(*x.shape[1:3]))
+        size = self.geometry.output_size(*x.shape[1:3])
+        return _laid_out(x.run, self.path, self.geometry, self._prepare, size)
 
     def _by_window(self, x: Coded) -> Coded:
         g, run = self.geometry, x.run
@@ -209,7 +210,7 @@ class Conv2d(Layer):
             or c != g.inputs
         ):
             raise ShapeError(f"{self.path}: {g} does not keep the windows of a coded feature of {c} channels")
-        weights = run.prepared(self.path, self._prepare, (1, 1))
+        weights = _laid_out(run, self.path, self.geometry, self._prepare, (1, 1))
 
         def fill(rows: Array, windows: Host) -> None:
             run.backend.convolve_windows(rows, windows, x.rows, weights)
@@ -252,6 +253,18 @@ class Added:
         run.backend.synchronize()
         part.milliseconds = (time.perf_counter() - start) * 1e3
         return Source((canvas,))
+
+
+def _laid_out(
+    run: Run,
+    path: str,
+    geometry: ConvGeometry,
+    prepare: Callable[[Backend, tuple[int, int]], ConvWeights],
+    size: tuple[int, int],
+) -> ConvWeights:
+    """A convolution's weights for outputs of `size`: those of another size where the backend lays both out alike."""
+    layout = run.backend.conv_layout(geometry, size)
+    return run.prepared(path, lambda backend, _: prepare(backend, size), layout)
 
 
 class LabelConv(Layer):
@@ -401,7 +414,7 @@ class AvgPool(Layer):
             quarter = np.full((c, 1, 2, 2), 0.25, np.float32)
             return backend.prepare_conv(quarter, None, stride=2, groups=c, size=size)
 
-        weights = run.prepared(self.path, prepare, size)
+        weights = _laid_out(run, self.path, ConvGeometry(c, c, (2, 2), 2, groups=c), prepare, size)
 
         def pool(canvas: Array, tiles: Host) -> None:
             run.backend.conv2d(canvas, tiles, x.source, weights)

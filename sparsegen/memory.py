@@ -88,17 +88,23 @@ class Prepared:
 
     def __init__(self, release: Callable[[], None] = lambda: None) -> None:
         self._release = release
-        self._made: dict[str, tuple[Hashable, Any]] = {}
+        self._made: dict[tuple[str, Hashable], Any] = {}
         self._lock = threading.Lock()
 
     def get(self, path: str, purpose: Hashable, make: Callable[[], T]) -> T:
-        """What `make()` gave for this path and purpose; another purpose takes the place of the one before."""
-        with self._lock:  # also while making: two threads must not lay out the same weights twice
-            if path not in self._made or self._made[path][0] != purpose:
-                self._made[path] = (purpose, make())
-                self._release()
-            made: T = self._made[path][1]
-            return made
+        """What `make()` gave for this path and purpose.
+
+        Purposes are few, and all that were asked for stay: the layouts of a convolution's weights, of which sessions of
+        two sizes use different ones for the lowest resolutions alone.
+        """
+        key = (path, purpose)
+        if key not in self._made:  # nothing is ever taken out: a hit needs no lock
+            with self._lock:  # also while making: two threads must not lay out the same weights twice
+                if key not in self._made:
+                    self._made[key] = make()
+                    self._release()
+        made: T = self._made[key]
+        return made
 
 
 @dataclass

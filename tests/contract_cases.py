@@ -33,8 +33,11 @@ class Uploads:
     def __call__(self, host: Host | None) -> Array:
         if host is None:
             return None
-        self.given.append((self.backend.upload(host), host))
-        return self.given[-1][0]
+        array = self.backend.upload(host)
+        if isinstance(array, np.ndarray):  # what is only read may be read-only
+            array.setflags(write=False)
+        self.given.append((array, host))
+        return array
 
     def source(self, host: Source | None) -> Source | None:
         """A source of NumPy arrays as one of the backend's."""
@@ -334,7 +337,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv 3×3, upsampled": partial(conv_case, upsample=2, size=(5, 4), samples=2),
     "conv 3×3, upsampled, stride 2": partial(conv_case, upsample=2, size=(5, 7), stride=2),
     "conv 1×1, upsampled": partial(conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), upsample=2, size=(5, 4)),
-    "conv 3×3, concatenated": partial(conv_case, channels=(3, 1, 5), samples=2),
+    "conv 3×3, concatenated": partial(conv_case, channels=(3, 6), samples=2),
     "conv 3×3, concatenated, upsampled": partial(conv_case, channels=(3, 5), upsample=2, size=(4, 5)),
     "conv 3×3, concatenated across groups": partial(conv_case, channels=(3, 5), outputs=6, groups=2),
     "conv 3×3, scale of all samples": partial(conv_case, scale="shared", samples=2),

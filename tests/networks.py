@@ -116,4 +116,4 @@ def assert_same(a: dict[str, Host], b: dict[str, Host]) -> None:
 def computed_by_tiles(session: Session) -> set[str]:
     """The convolutions in which a pixel's bits depend on its whole tile (Winograd's)."""
     made = session.memory.prepared._made
-    return {p for p, (_, weights) in made.items() if isinstance(weights, ConvWeights) and weights.whole_tiles}
+    return {path for (path, _), w in made.items() if isinstance(w, ConvWeights) and w.whole_tiles}

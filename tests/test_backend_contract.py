@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import naive
@@ -26,7 +27,7 @@ from numpy.testing import assert_array_equal
 from scipy.signal import correlate
 from tolerances import check
 
-from sparsegen.backends import Backend, Source
+from sparsegen.backends import Backend, BackendError, Source
 from sparsegen.backends.interface import Activation
 
 
@@ -245,3 +246,67 @@ def test_channel_moments_survive_a_large_mean(backend: Backend) -> None:
     v = part.astype(np.float64)
     check("mean", mean, v.mean((1, 2)))
     check("variance, large mean", variance, v.var((1, 2)))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 64, 84])
+def test_channel_moments_survive_an_outlier_anywhere(backend: Backend, channels: int) -> None:
+    """Also in a corner: the sums may be taken about no single pixel of the canvas."""
+    for at in ((0, 0), (0, 1), (39, 29), (17, 11)):
+        part = normal(np.random.default_rng(0), 1, 40, 30, channels, mean=3)
+        part[0, at[0], at[1]] = 3e4
+        part[0, 20, 20] = -5e3
+        mean, variance = (
+            backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),)))
+        )
+        v = part.astype(np.float64)
+        check("mean", mean, v.mean((1, 2)), largest=float(np.abs(v).mean()))
+        check("variance", variance, v.var((1, 2)))
+
+
+def test_channel_moments_of_a_constant_are_exact(backend: Backend) -> None:
+    part = np.full((1, 33, 35, 20), 0.1, np.float32)
+    mean, variance = (backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),))))
+    assert_array_equal(mean, part[:, 0, 0])
+    assert (variance <= 1e-15).all()
+
+
+# -- what a source may be --------------------------------------------------------------------------------
+
+
+def test_a_source_may_be_mapped_read_only_or_broadcast(backend: Backend, tmp_path: Path) -> None:
+    if not isinstance(backend.alloc((1,)), np.ndarray):
+        pytest.skip("this backend's arrays are not NumPy's")
+    rng = np.random.default_rng(0)
+    v, weight = normal(rng, 2, 8, 12, 20), normal(rng, 7, 20, 3, 3, std=1 / 13)
+    np.save(tmp_path / "canvas.npy", v)
+    mapped = np.load(tmp_path / "canvas.npy", mmap_mode="r")
+    one = np.broadcast_to(v[:1, :1, :1], v.shape)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=(8, 12))
+    for source, plain in ((mapped, v), (one, np.array(one)), (v[:, :, ::-1], np.array(v[:, :, ::-1]))):
+        results = []
+        for canvas in (source, backend.upload(plain)):
+            out = backend.alloc((2, 8, 12, 7))
+            backend.conv2d(out, all_tiles(2, 8, 12), Source((canvas,)), weights)
+            moments = backend.channel_moments(Source((canvas,)))
+            tiles = backend.read_tiles(canvas, all_tiles(2, 8, 12))
+            results.append([out, *moments, tiles, backend.difference_mask(canvas, plain)])
+        for a, b in zip(*results, strict=True):
+            assert_array_equal(a, b)
+
+
+def test_a_source_has_one_or_two_parts(backend: Backend) -> None:
+    parts = [backend.alloc((1, 4, 4, c)) for c in (2, 3, 4)]
+    for wrong in ((), tuple(parts)):
+        with pytest.raises(BackendError, match=f"one or two parts, not {len(wrong)}"):
+            Source(wrong)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [((1, 3), None), (None, (2, 3)), ((1, 3), (2, 3)), ((2, 3), (1, 3)), ((3, 3), (3, 3)), ((1, 2), (1, 2))],
+    ids=str,
+)
+def test_scale_and_shift_have_one_shape(backend: Backend, scale: Any, shift: Any) -> None:
+    given = [None if shape is None else backend.alloc(shape) for shape in (scale, shift)]
+    with pytest.raises(BackendError, match=r"expected both \(1, 3\) or both \(2, 3\)"):
+        Source((backend.alloc((2, 4, 4, 3)),), 1, *given)

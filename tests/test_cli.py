@@ -186,7 +186,7 @@ def test_warmup_says_what_it_made_ready_and_where(tmp_path, capsys):
     assert said.startswith(f"{default_backend()}: ")
     if default_backend() == "numba":
         (folder,) = re.findall(r" in (\S+) \(", said)
-        assert (Path(folder) / "complete").exists()
+        assert list(Path(folder).rglob("*.nbc"))
 
 
 def test_the_number_of_threads_and_the_backend_can_be_given(files):

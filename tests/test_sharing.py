@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import ref
@@ -12,16 +13,22 @@ import pytest
 from networks import random_gaugan, random_labels, repaint
 
 from sparsegen import Session
-from sparsegen.backends.interface import ConvWeights, Host
+from sparsegen.backends.interface import ConvGeometry, ConvWeights, Host
 from sparsegen.backends.reference import ReferenceBackend
+from sparsegen.memory import Prepared
 from sparsegen.models import GauGAN
 
 
 class Counting(ReferenceBackend):
-    """The reference backend, and the output sizes that weights were laid out for."""
+    """The reference backend, as if it had two layouts, and the output sizes that weights were laid out for."""
 
-    def __init__(self) -> None:
+    def __init__(self, large: int = 1 << 30) -> None:
         self.sizes: list[Any] = []
+        self.large = large
+        """Rows from which on the other layout is chosen."""
+
+    def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> bool:
+        return size is not None and size[0] >= self.large
 
     def prepare_conv(self, weight: Host, bias: Host | None, **options: Any) -> ConvWeights:
         self.sizes.append(options["size"])
@@ -52,19 +59,58 @@ def test_sessions_on_one_model_and_backend_share_weights(rng):
     assert len(other.sizes) == convolutions(model)
 
 
-def test_weights_are_laid_out_for_the_size_of_the_output_and_again_for_another(rng):
-    model, backend = random_gaugan(), Counting()
+def test_weights_are_laid_out_again_only_for_a_size_that_needs_another_layout(rng):
+    model, backend = random_gaugan(), Counting(large=64)
     session = Session(model, backend)
     session.run(random_labels(rng, (32, 64)))
     once = convolutions(model)
+    assert len(backend.sizes) == once
     assert backend.sizes[0] == (1, 2) and backend.sizes[-1] == (32, 64)
     session.run(random_labels(rng, (3, 32, 64)))  # the number of samples has no say
-    assert len(backend.sizes) == once
+    session.run(random_labels(rng, (32, 96)))
+    assert len(backend.sizes) == once, "the layouts are the same, and so are the weights"
     labels = random_labels(rng, (64, 64))
     session.run(labels)
-    assert len(backend.sizes) == 2 * once and backend.sizes[-1] == (64, 64)
+    assert len(backend.sizes) > once
+    assert {size[0] for size in backend.sizes[once:]} == {64}, "the highest resolution alone needs others"
+    some = len(backend.sizes)
     session.edit(repaint(rng, labels), policy="exact")
-    assert len(backend.sizes) == 2 * once
+    assert len(backend.sizes) == some
+
+
+def test_sessions_that_take_turns_lay_nothing_out_again(rng):
+    model, backend = random_gaugan(), Counting(large=64)
+    maps = [random_labels(rng, size) for size in ((32, 64), (64, 32))]
+    sessions = [Session(model, backend) for _ in maps]
+    for session, labels in zip(sessions, maps, strict=True):
+        session.run(labels)
+    made = len(backend.sizes)
+    for _ in range(3):
+        for session, labels in zip(sessions, maps, strict=True):
+            session.edit(repaint(rng, labels), policy="exact")
+            session.run(labels)
+    assert len(backend.sizes) == made
+
+
+def test_what_is_laid_out_is_found_while_something_else_is_being_laid_out():
+    """A session does not wait for the weights of another's first run."""
+    prepared, making, done = Prepared(), threading.Event(), threading.Event()
+    prepared.get("a", (), lambda: 1)
+
+    def slow() -> int:
+        making.set()
+        assert done.wait(10)
+        return 2
+
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(prepared.get, "b", (), slow)
+        assert making.wait(10)
+        try:
+            found = pool.submit(prepared.get, "a", (), lambda: 3)
+            assert found.result(timeout=5) == 1
+        finally:
+            done.set()
+        assert second.result() == 2
 
 
 def test_sessions_of_two_sizes_may_take_turns(rng):

@@ -7,7 +7,7 @@ at every call, here and in `launch.py`, and no bit of a result depends on that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,9 +28,10 @@ from ..interface import (
 from . import attention, direct, pointwise, winograd
 from . import tiles as tile_kernels
 from . import windows as window_kernels
+from .arrays import flat, readable, target
 from .epilogue import Writing
 from .gemm import PANEL, STORED, Packed, store_as
-from .jit import cache_folder, compile_all
+from .jit import CACHE_VARIABLE, compile_all
 from .launch import Launcher, available_cores, in_order
 from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
 from .target import TARGET
@@ -54,13 +55,6 @@ class _Packed:
     values: Packed
 
 
-def _flat(array: Array) -> Array:
-    """The array as one row, sharing its memory."""
-    if not array.flags.c_contiguous:
-        raise BackendError(f"an array of shape {array.shape} is not contiguous; use alloc or upload")
-    return array.reshape(-1)
-
-
 class NumbaBackend(Backend):
     """Kernels compiled for this processor.
 
@@ -79,7 +73,8 @@ class NumbaBackend(Backend):
     Raises
     ------
     BackendError
-        Weights cannot be stored so, or not on this processor.
+        Weights cannot be stored so, or not on this processor; `threads` is less than 1. (A weight that is too large
+        for float16 is refused when weights are prepared.)
     """
 
     name = "numba"
@@ -97,14 +92,21 @@ class NumbaBackend(Backend):
             raise BackendError(f"weights cannot be stored as {weights!r}; choose one of {', '.join(STORED)}")
         if weights == "float16" and not TARGET.half:
             raise BackendError("this processor cannot widen float16; store weights as float32 or bfloat16")
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads is {threads}, expected a whole number, 1 or more")
         self.threads = available_cores() if threads is None else threads
         self.direct = direct
         self.weights = weights
         self._launcher = Launcher(self.threads)
 
     def warm_up(self) -> str:
-        compile_all()
-        return f"kernels for this processor in {cache_folder()}"
+        ready = compile_all()
+        if ready.lost is not None:
+            raise BackendError(
+                f"the kernels were compiled, but the next process must compile them again: {ready.lost}; "
+                f"name a folder that can be written in {CACHE_VARIABLE}"
+            )
+        return f"kernels for this processor in {ready.folder}"
 
     # -- memory ------------------------------------------------------------------------------------------
 
@@ -131,7 +133,7 @@ class NumbaBackend(Backend):
         size: tuple[int, int] | None = None,
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
-        algorithm = self._choose(geometry, size)
+        algorithm = self.conv_layout(geometry, size)
         if algorithm in _SIDES:
             values = self._pack_winograd(weight, _SIDES[algorithm])
         elif algorithm == "depthwise":
@@ -147,13 +149,13 @@ class NumbaBackend(Backend):
         panels = -(-outputs // PANEL)
         packed = np.empty(side * side * panels * inputs * PANEL, np.float32)
         work = np.zeros((panels, 9 + 3 * side, PANEL))
-        # a view of a file may be read-only, which the kernels' arguments are not
-        args = (np.require(weight, np.float32, ["C", "W"]), winograd.matrix(side), work, packed)
+        args = (readable(np.asarray(weight, np.float32)), winograd.matrix(side), work, packed)
         self._launcher.run(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
         return packed
 
-    def _choose(self, g: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
+    def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
         """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""
+        g = geometry
         if g.groups > 1 and g.inputs == g.outputs == g.groups:
             return "depthwise"
         if self.direct or g.kernel != (3, 3) or g.stride != 1 or g.groups != 1 or g.inputs < 8:
@@ -219,35 +221,30 @@ class NumbaBackend(Backend):
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
-        self._launcher.run(pointwise.linear, len(weight), (x, weight, out), 0, 2.0 * x.size * len(weight))
+        args = (readable(x), readable(weight), out)
+        self._launcher.run(pointwise.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
         return out if bias is None else out + bias
 
     # -- statistics and pointwise work -------------------------------------------------------------------
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        if source.modulation is None:
+            source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
         samples, height, width, channels = source.shape
         span = 256
         spans = -(-height * width // span)
-        # any value near the mean will do: the sums are taken about it
-        first = np.zeros((samples, 3), np.int32)
-        first[:, 0] = np.arange(samples)
-        corners = self.alloc((samples, TILE, TILE, channels))
-        self.pointwise(corners, first, source)
-        pivots = np.ascontiguousarray(corners[:, 0, 0])
         sums = np.empty((samples * spans, 2, channels))
-        args = (span, reading(source), sums, pivots)
-        floats = pointwise.scratch_floats(channels)
+        args = (span, reading(source), sums)
+        floats = pointwise.moments_floats(channels)
         self._launcher.run(pointwise.moments, samples * spans, args, floats, 8.0 * height * width * channels)
-        added, squared = sums.reshape(samples, spans, 2, channels).sum(1).transpose(1, 0, 2) / (
-            height * width
-        )
-        mean = pivots + added
-        return mean.astype(np.float32), np.maximum(squared - added * added, 0).astype(np.float32)
+        totals = sums.reshape(samples, spans, 2, channels).sum(1) / (height * width)
+        mean, square = totals[:, 0], totals[:, 1]
+        return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
 
     def layer_norm(
         self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
-        extra = (_flat(weight), _flat(bias), np.float32(eps))
+        extra = (flat(weight), flat(bias), np.float32(eps))
         self._launcher.over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
 
     def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
@@ -269,7 +266,7 @@ class NumbaBackend(Backend):
     ) -> None:
         taps, labels, _ = table.shape
         write = _writing(out, _whole(bias, len(bias)), activation=activation)
-        args = (indices, _flat(table), labels, round(taps**0.5), step, write)
+        args = (readable(indices), flat(table), labels, round(taps**0.5), step, write)
         self._launcher.over_tiles(pointwise.look_up, out, tiles, args)
 
     def attention(
@@ -309,14 +306,16 @@ class NumbaBackend(Backend):
         self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        tiles, done = in_order(tiles), 0
+        tiles, indices, done = in_order(tiles), readable(indices), 0
+        target(codes)
         while True:
             # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
             room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
             book.reserve(room)
             if book.index is None or len(book.index) < 2 * room:
-                book.index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
-                window_kernels.rehash(book.storage, len(book), book.index)
+                index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
+                window_kernels.rehash(book.storage, len(book), index)
+                book.index = index  # only now: an interrupt leaves no empty one
             done = window_kernels.number(
                 tiles, done, indices, kernel, step, book.storage, book.count, book.index, codes
             )
@@ -337,6 +336,8 @@ class NumbaBackend(Backend):
 
     def _convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         compile_all()
+        target(out)
+        windows = readable(windows)
         rows, taps = windows.shape
         starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
         # windows share their parts: each is multiplied once by each tap's weights
@@ -348,7 +349,7 @@ class NumbaBackend(Backend):
                 break  # where every tap uses nearly all of them, they need not be gathered for each
         products, depth = count * taps if together else count, table.shape[1]
         floats = window_kernels.scratch_floats(products)
-        parts = _flat(table[used[:count]])
+        parts = flat(table[used[:count]])
         args = (parts, starts, int(together), depth, index, weights.packed.values, weights.bias, out)
         work = 2.0 * products * depth * out.shape[1]
         self._launcher.run(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
@@ -368,14 +369,16 @@ class NumbaBackend(Backend):
     def _copy(self, canvas: Array, tiles: Host, values: Array, into: int) -> None:
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
             raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
-        args = (canvas.shape[1:], _flat(canvas).view(np.float32), _flat(values).view(np.float32), into)
+        read, written = (values, canvas) if into else (canvas, values)
+        arrays = [target(written).view(np.float32), flat(read).view(np.float32)]
+        args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
         self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
 
     def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
-        args = (canvas.shape[1:], _flat(canvas), found)
+        args = (canvas.shape[1:], flat(canvas), found)
         self._launcher.over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
         if not found.any():
             return None
@@ -390,24 +393,20 @@ class NumbaBackend(Backend):
             change = np.abs(self.read_tiles(canvas, tiles) - values)
             return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
         changes = np.zeros(len(tiles), np.float32)
-        args = (canvas.shape[1:], _flat(canvas), _flat(values), changes)
+        args = (canvas.shape[1:], flat(canvas), flat(values), changes)
         self._launcher.over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
         return changes
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         mask = np.empty(original.shape[:3], bool)
         pixels, channels = mask.size, original.shape[3]
-        a, b, found = (
-            original.reshape(pixels, channels),
-            edited.reshape(pixels, channels),
-            _flat(mask).view(np.uint8),
-        )
+        a, b = (readable(canvas).reshape(pixels, channels) for canvas in (original, edited))
+        indices = original.dtype == np.int32
+        kernel = tile_kernels.differ_int32 if indices else tile_kernels.differ_float32
+        allowed = np.int64(min(eps, 1 << 32)) if indices else np.float32(eps)
         items, batch = -(-pixels // 8192), 8192
-        if original.dtype == np.int32:
-            self._launcher.run(tile_kernels.differ_int32, items, (batch, a, b, found), 0, 1.0 * a.size)
-        else:
-            args = (batch, a, b, np.float32(eps), found)
-            self._launcher.run(tile_kernels.differ_float32, items, args, 0, 1.0 * a.size)
+        args = (batch, a, b, allowed, target(mask).view(np.uint8))
+        self._launcher.run(kernel, items, args, 0, 1.0 * a.size)
         return mask
 
 
@@ -430,12 +429,12 @@ def _writing(
     """The arrays of an output; `bias` is filled up to whole panels already."""
     channels = out.shape[3]
     return Writing(
-        _flat(out),
+        target(out),
         out.shape[1],
         out.shape[2],
         channels,
         _whole(None, channels) if bias is None else bias,
-        NO_FLOATS if shift is None else _flat(shift),
+        NO_FLOATS if shift is None else flat(shift),
         -1 if shift is None else channels if len(shift) > 1 else 0,
         NOTHING if residual is None else reading(residual),
         int(residual is not None),

@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..interface import BackendError
 from .jit import inline
 from .simd import (
     I32,
@@ -228,14 +229,27 @@ PACKED = types.NamedTuple([types.float32[::1], types.uint16[::1], types.int64], 
 
 
 def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
-    """Packed float32 values, rounded to the nearest of their stored type (ties to even)."""
+    """Packed float32 values, rounded to the nearest of their stored type (ties to even).
+
+    Raises BackendError where one is too large for that type.
+    """
     if stored == "float32":
         return Packed(values, np.zeros(0, np.uint16), FLOAT32)
     if stored == "float16":
-        halves = values.astype(np.float16).view(np.uint16)
+        with np.errstate(over="ignore"):  # found below
+            halves = values.astype(np.float16).view(np.uint16)
+        infinite = 0x7C00
     else:
         bits = values.view(np.uint32)
         halves = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        infinite = 0x7F80
+    beyond = ((halves & infinite) == infinite) & np.isfinite(values)
+    if beyond.any():
+        largest = np.abs(values[beyond]).max()
+        raise BackendError(
+            f"a weight as the kernels need it is {largest:.4g}, too large for {stored}; store weights as float32"
+            + (" or bfloat16" if stored == "float16" else "")
+        )
     return Packed(np.zeros(0, np.float32), halves, STORED[stored])
 
 

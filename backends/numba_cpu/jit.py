@@ -1,8 +1,9 @@
 """How kernels are compiled: typed Python functions come in, machine code comes out and is kept for later processes.
 
 `inline` marks a piece of a kernel, `kernel` one that is called from Python. Nothing is compiled before
-`compile_all`, which takes some seconds once for a machine and a version of this package, says so on stderr, and
-keeps the result in a folder of the user's; the next process loads it from there in a moment.
+`compile_all`, which takes some seconds once for a machine and a version of this package, says so on stderr whenever it
+does, and keeps the result in a folder of the user's; the next process loads it from there in a moment. (Numba files
+machine code by the place of its source too: another environment with the same files compiles them once more.)
 
 The folder holds machine code as Numba pickles it: whoever can write there can run code as this user. So it is made
 for this user alone, and one that somebody else owns or may write to is not used.
@@ -11,7 +12,6 @@ for this user alone, and one that somebody else owns or may write to is not used
 from __future__ import annotations
 
 import atexit
-import contextlib
 import hashlib
 import os
 import platform
@@ -22,11 +22,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
 import numba
+from numba.core import event
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,14 +40,15 @@ CACHE_VARIABLE = "SPARSEGEN_CACHE_DIR"
 
 
 def _version() -> str:
-    """A digest of all that the machine code depends on: these sources, Numba, Python and the processor."""
+    """A digest of all that the machine code depends on: these sources, Numba, LLVM, Python and the processor."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for source in sorted([*here.glob("*.py"), here.parent / "interface.py"]):
         digest.update(source.read_bytes())
     processor = numba.config.CPU_NAME, numba.config.CPU_FEATURES, llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
-    digest.update(repr((numba.__version__, platform.python_version(), processor, features)).encode())
+    versions = numba.__version__, llvm.llvm_version_info, platform.python_version()
+    digest.update(repr((*versions, processor, features)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -69,15 +72,19 @@ def _ours(folder: Path) -> bool:
     return state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _usable(folder: Path) -> Path:
-    """`folder`, made and writable; or where that cannot be, one for this process alone with a copy of what is there."""
+def _usable(folder: Path) -> tuple[Path, str | None]:
+    """`folder`, made and writable, and None; or where that cannot be, one for this process alone, and why.
+
+    That one has a copy of what is there.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _ours(folder):
             tempfile.TemporaryFile(dir=folder).close()
-            return folder
-    except OSError:
-        pass  # no room, no right, no folder
+            return folder, None
+        why = f"{folder} belongs to somebody else, or others may write there"
+    except OSError as error:  # no room, no right, no folder
+        why = f"{folder} cannot be used: {error}"
     private = Path(tempfile.mkdtemp(prefix="sparsegen-"))
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     try:
@@ -85,7 +92,7 @@ def _usable(folder: Path) -> Path:
             shutil.copytree(folder, private, dirs_exist_ok=True)
     except OSError:
         pass  # what could not be copied is compiled again
-    return private
+    return private, why
 
 
 def _trusted(folder: Path) -> bool:
@@ -96,18 +103,35 @@ def _trusted(folder: Path) -> bool:
     return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-_folder: Path | None = None
+_folder: tuple[Path, str | None] | None = None
 _declared: list[tuple[Any, Any]] = []
 _lock = threading.Lock()
-_ready = False
+_ready: Ready | None = None
 
 
-def cache_folder() -> Path:
-    """The folder of this version's compiled kernels."""
+@dataclass(frozen=True)
+class Ready:
+    """How the kernels were made ready."""
+
+    compiled: int
+    """Kernels that this process compiled; it loaded the others."""
+    folder: Path
+    """Where they come from and are kept."""
+    lost: str | None
+    """Why some that were compiled could not be kept; None when the next process will find all of them."""
+
+
+def _chosen() -> tuple[Path, str | None]:
+    """`_usable` of this version's folder."""
     global _folder
     if _folder is None:
         _folder = _usable(user_folder() / f"kernels-{_version()}")
     return _folder
+
+
+def cache_folder() -> Path:
+    """The folder of this version's compiled kernels."""
+    return _chosen()[0]
 
 
 def inline(function: F) -> F:
@@ -132,39 +156,62 @@ def kernel(signature: Any) -> Callable[[F], F]:
     return declare
 
 
-def compile_all() -> None:
-    """Make every declared kernel ready: from the cache folder, or by compiling it (once; said on stderr)."""
-    if not _ready:  # asked without the lock, which another thread may hold while the process forks
-        with _lock:
-            _compile_all()
-
-
-def _compile_all() -> None:
+def compile_all() -> Ready:
+    """Make every declared kernel ready: from the cache folder, or by compiling it (which is said on stderr)."""
     global _ready
-    if _ready:
-        return
-    done = cache_folder() / "complete"
-    first_time = not done.exists()
-    start = time.perf_counter()
-    for number, (compiled, signature) in enumerate(_declared):
-        if first_time:
-            text = f"compiling {len(_declared)} kernels for this processor, once (half a minute)"
-            _say(text, number, len(_declared))
-        try:
-            compiled.compile(signature.args)
-        except OSError:  # it is compiled, but could not be kept: a full disk
-            if not compiled.signatures:
-                raise
-        compiled.disable_compile()
-    if first_time:
+    if _ready is None:  # asked without the lock, which another thread may hold while the process forks
+        with _lock:
+            if _ready is None:
+                _ready = _make_ready(_declared, *_chosen())
+    return _ready
+
+
+class _Progress(event.Listener):
+    """Says that kernels are being compiled: as soon as Numba begins to, which is when it found no code to load."""
+
+    def __init__(self, kernels: list[Any]) -> None:
+        self._numbers = {id(kernel): number for number, kernel in enumerate(kernels)}
+        self.compiled = 0
+        self._said = False
+
+    def on_start(self, of: Any) -> None:
+        number = self._numbers.get(
+            id(of.data["dispatcher"])
+        )  # None: somebody else's function, in another thread
+        if number is not None:
+            self.compiled += 1
+            text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
+            _say(text, number, len(self._numbers), first=not self._said)
+            self._said = True
+
+    def on_end(self, of: Any) -> None:
+        pass
+
+
+def _make_ready(declared: list[tuple[Any, Any]], folder: Path, lost: str | None) -> Ready:
+    """Load or compile kernels, which are kept in `folder` unless `lost` says why not."""
+    start, progress = time.perf_counter(), _Progress([compiled for compiled, _ in declared])
+    with event.install_listener("numba:compile", progress):
+        for compiled, signature in declared:
+            if compiled.signatures:  # an attempt before this one was interrupted
+                continue
+            try:
+                compiled.compile(signature.args)
+            except OSError as error:  # it is compiled, but could not be kept: a full disk
+                if not compiled.signatures:
+                    raise
+                lost = lost or str(error)
+            compiled.disable_compile()
+    if not progress.compiled:
+        lost = None  # there was nothing to keep
+    else:
         seconds = time.perf_counter() - start
-        _say(f"compiled in {seconds:.0f} s; kept in {cache_folder()}")
-        with contextlib.suppress(OSError):
-            done.touch()
-    _ready = True
+        kept = f"kept in {folder}" if lost is None else f"but not kept ({lost})"
+        _say(f"compiled in {seconds:.0f} s; {kept}")
+    return Ready(progress.compiled, folder, lost)
 
 
-def _say(text: str, done: int = 0, of: int = 0) -> None:
+def _say(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:
     """A line on stderr. With `of`, one that counts up in its place, or said once where nobody watches it count."""
     if sys.stderr is None:
         return
@@ -172,5 +219,5 @@ def _say(text: str, done: int = 0, of: int = 0) -> None:
         print(f"sparsegen: {text}", file=sys.stderr, flush=True)
     elif sys.stderr.isatty():
         print(f"sparsegen: {text}: {done} of {of} … ", end="\r", file=sys.stderr, flush=True)
-    elif not done:
+    elif first:
         print(f"sparsegen: {text} …", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..interface import TILE, Array, Host
 from . import pointwise
+from .arrays import readable
 from .jit import compile_all
 from .threads import Pool, Scratch
 
@@ -28,8 +29,8 @@ def available_cores() -> int:
 
 
 def in_order(tiles: Host) -> Host:
-    """Tiles as the kernels take them: int32, each tile's numbers side by side, and not read-only."""
-    return np.require(tiles, np.int32, ["C", "W"])
+    """Tiles as the kernels take them: int32, each tile's numbers side by side."""
+    return np.asarray(readable(np.asarray(tiles, np.int32)))
 
 
 class Launcher:

@@ -9,12 +9,12 @@ from numba import types
 
 from ..interface import TILE
 from .epilogue import WRITING, write_tile
-from .jit import kernel
-from .reading import READING, read_pixel, read_window
+from .jit import inline, kernel
+from .reading import IDENTITY, PLAIN, READING, load_some, read_pixel, read_window, whole_vectors
 from .simd import WIDTH, fma, load, load_first, next_item, splat, store, store_first, total
 
 PIXELS = TILE * TILE
-BLOCK = 16
+BLOCK = 32
 """Pixels whose sums float32 holds well."""
 
 
@@ -111,50 +111,118 @@ def layer_norm(
             write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
 
 
+@inline
+def _sum_vector(
+    array: Any, at: int, pixel: int, count: int, share: Any, some: int, scratch: Any, to: int, row: int
+) -> None:
+    """`_sum_block` of `some` ≤ WIDTH channels."""
+    mean, added, squared = splat(0.0), splat(0.0), splat(0.0)
+    for x in range(at, at + count * pixel, pixel):
+        mean = mean + load_some(array, x, some)
+    mean = mean * share
+    for x in range(at, at + count * pixel, pixel):
+        off = load_some(array, x, some) - mean
+        added, squared = added + off, fma(off, off, squared)
+    store(scratch, to, mean)
+    store(scratch, to + row, added)
+    store(scratch, to + 2 * row, squared)
+
+
+@inline
+def _sum_block(
+    array: Any, at: int, pixel: int, count: int, channels: int, scratch: Any, to: int, row: int
+) -> None:
+    """The mean of `count` pixels, every `pixel` floats, and Σ off and Σ off², `off` being a pixel less the mean.
+
+    Three rows of `scratch[to:]`, `row` floats apart; up to WIDTH - 1 floats more than `channels` are written of each.
+    The mean is rounded: that is what Σ off is for.
+    """
+    four = channels - channels % (4 * WIDTH)
+    whole = channels - channels % WIDTH
+    share = splat(np.float32(1.0) / np.float32(count))
+    for c in range(0, four, 4 * WIDTH):
+        m0, m1, m2, m3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        for x in range(at + c, at + c + count * pixel, pixel):
+            m0, m1 = m0 + load(array, x), m1 + load(array, x + WIDTH)
+            m2, m3 = m2 + load(array, x + 2 * WIDTH), m3 + load(array, x + 3 * WIDTH)
+        m0, m1, m2, m3 = m0 * share, m1 * share, m2 * share, m3 * share
+        a0, a1, a2, a3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        for x in range(at + c, at + c + count * pixel, pixel):  # again, out of the first-level cache
+            d0, d1 = load(array, x) - m0, load(array, x + WIDTH) - m1
+            d2, d3 = load(array, x + 2 * WIDTH) - m2, load(array, x + 3 * WIDTH) - m3
+            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
+            s0, s1, s2, s3 = fma(d0, d0, s0), fma(d1, d1, s1), fma(d2, d2, s2), fma(d3, d3, s3)
+        place = to + c
+        store(scratch, place, m0)
+        store(scratch, place + WIDTH, m1)
+        store(scratch, place + 2 * WIDTH, m2)
+        store(scratch, place + 3 * WIDTH, m3)
+        place += row
+        store(scratch, place, a0)
+        store(scratch, place + WIDTH, a1)
+        store(scratch, place + 2 * WIDTH, a2)
+        store(scratch, place + 3 * WIDTH, a3)
+        place += row
+        store(scratch, place, s0)
+        store(scratch, place + WIDTH, s1)
+        store(scratch, place + 2 * WIDTH, s2)
+        store(scratch, place + 3 * WIDTH, s3)
+    for c in range(four, whole, WIDTH):
+        _sum_vector(array, at + c, pixel, count, share, WIDTH, scratch, to + c, row)
+    if whole < channels:
+        _sum_vector(array, at + whole, pixel, count, share, channels - whole, scratch, to + whole, row)
+
+
+def moments_floats(channels: int) -> int:
+    """What `moments` needs."""
+    return (BLOCK + 3) * (whole_vectors(channels) + WIDTH) + 8 * WIDTH
+
+
 @kernel(
     types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        READING,
-        types.float64[:, :, ::1],
-        types.float32[:, ::1],
-        types.float32[::1],
+        types.int64[::1], types.int64, types.int64, READING, types.float64[:, :, ::1], types.float32[::1]
     )
 )
-def moments(counter: Any, items: int, span: int, r: Any, sums: Any, pivots: Any, scratch: Any) -> None:
-    """Sums and sums of squares about a pivot (`pivots` `[N, C]`), `sums[item]` `[2, C]`; items are `span` pixels each.
+def moments(counter: Any, items: int, span: int, r: Any, sums: Any, scratch: Any) -> None:
+    """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are `span` pixels of a sample each.
 
-    BLOCK pixels are summed in float32 about a value near the mean, so that little is lost; blocks add up in float64.
+    BLOCK pixels are summed in float32 about their mean: what rounding loses is a few units in the last place of how far
+    they scatter, whatever their mean, and whichever of them is far off. Blocks add up in float64.
     """
     channels = r.first_channels + r.second_channels
     pixels = r.height * r.width
     spans = -(-pixels // span)
-    added = channels + WIDTH
-    squared = added + channels + WIDTH
-    pivot = squared + channels + WIDTH
+    stride = -(-channels // WIDTH) * WIDTH
+    row = stride + WIDTH
+    plain = r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY and r.halved == 0
+    blocks = BLOCK * stride + WIDTH
     while True:
         item = next_item(counter)
         if item >= items:
             return
         n, first = item // spans, item % spans * span
         for c in range(channels):
-            scratch[pivot + c] = pivots[n, c]
             sums[item, 0, c] = sums[item, 1, c] = 0.0
         last = min(first + span, pixels)
         for block in range(first, last, BLOCK):
-            for c in range(0, channels, WIDTH):
-                store(scratch, added + c, splat(0.0))
-                store(scratch, squared + c, splat(0.0))
-            for p in range(block, min(block + BLOCK, last)):
-                read_pixel(r, n, p // r.width, p % r.width, scratch, 0)
-                for c in range(0, channels, WIDTH):
-                    off = load(scratch, c) - load(scratch, pivot + c)
-                    store(scratch, added + c, load(scratch, added + c) + off)
-                    store(scratch, squared + c, fma(off, off, load(scratch, squared + c)))
+            count = min(BLOCK, last - block)
+            if plain:
+                at, one, two = n * pixels + block, r.first_channels, r.second_channels
+                _sum_block(r.first, at * one, one, count, one, scratch, blocks, row)
+                if two > 0:
+                    _sum_block(r.second, at * two, two, count, two, scratch, blocks + one, row)
+            else:
+                for i in range(count):
+                    p = block + i
+                    read_pixel(r, n, p // r.width, p % r.width, scratch, i * stride)
+                _sum_block(scratch, 0, stride, count, channels, scratch, blocks, row)
             for c in range(channels):
-                sums[item, 0, c] += scratch[added + c]
-                sums[item, 1, c] += scratch[squared + c]
+                mean = np.float64(scratch[blocks + c])
+                added = np.float64(scratch[blocks + row + c])
+                squared = np.float64(scratch[blocks + 2 * row + c])
+                sums[item, 0, c] += added + count * mean
+                sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
 
 
 @kernel(

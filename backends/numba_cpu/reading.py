@@ -11,6 +11,7 @@ import numpy as np
 from numba import types
 
 from ..interface import LEAKY_SLOPE, Source
+from .arrays import flat
 from .jit import inline
 from .simd import (
     WIDTH,
@@ -78,26 +79,25 @@ def whole_vectors(channels: int) -> int:
 
 
 def reading(source: Source) -> Reading:
-    """The arrays of a source, flat; a third and later parts are joined to the second (no model has them)."""
-    first, *others = source.parts
-    second = others[0] if len(others) == 1 else np.concatenate(others, axis=-1) if others else None
+    """The arrays of a source, flat."""
+    first, second = source.parts if len(source.parts) == 2 else (source.parts[0], None)
     _, height, width, channels = source.shape
     modulation = PLAIN
     if source.modulation is not None:
         modulation = PER_PIXEL if source.codes is None else BY_CODE
     return Reading(
-        first.reshape(-1),
-        NO_FLOATS if second is None else second.reshape(-1),
+        flat(first),
+        NO_FLOATS if second is None else flat(second),
         first.shape[3],
         0 if second is None else second.shape[3],
         height,
         width,
         source.upsample - 1,
-        NO_FLOATS if source.scale is None else source.scale.reshape(-1),
-        NO_FLOATS if source.shift is None else source.shift.reshape(-1),
+        NO_FLOATS if source.scale is None else flat(source.scale),
+        NO_FLOATS if source.shift is None else flat(source.shift),
         -1 if source.scale is None else channels if len(source.scale) > 1 else 0,
-        NO_FLOATS if source.modulation is None else source.modulation.reshape(-1),
-        _NO_INTS if source.codes is None else source.codes.reshape(-1),
+        NO_FLOATS if source.modulation is None else flat(source.modulation),
+        _NO_INTS if source.codes is None else flat(source.codes),
         modulation,
         ACTIVATIONS[source.activation],
     )

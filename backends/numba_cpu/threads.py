@@ -40,23 +40,43 @@ def scratch(count: int) -> Scratch:
 
 
 class _Job:
-    """One kernel call that several threads make."""
+    """One kernel call that several threads make, until it is closed."""
 
     def __init__(self, call: Callable[[Scratch], None], floats: int) -> None:
-        self.call, self.floats = call, floats
-        self.ended: list[BaseException | None] = []
-        """What each helper that is done with it failed with, or None."""
-        self.news: SimpleQueue[None] = SimpleQueue()
-        """An entry after each of `ended`."""
+        self._call: Callable[[Scratch], None] | None = call
+        self._floats = floats
+        self.failure: BaseException | None = None
+        """What a helper failed with."""
+        self._lock = threading.Lock()
+        self._closed, self._running = False, 0
+        self._news: SimpleQueue[None] = SimpleQueue()
+        """An entry after each helper that is done with it."""
 
     def help(self) -> None:
-        """Take items until none is left, in a thread of the pool."""
+        """Take items until none is left, in a thread of the pool; nothing once the job is closed."""
+        with self._lock:
+            call = self._call
+            if self._closed or call is None:
+                return
+            self._running += 1
         try:
-            self.call(scratch(self.floats))
-            self.ended.append(None)
+            call(scratch(self._floats))
         except BaseException as error:  # a MemoryError, say: it is raised where the job was given
-            self.ended.append(error)
-        self.news.put(None)
+            self.failure = error
+        with self._lock:
+            self._running -= 1
+        self._news.put(None)
+
+    def close(self) -> None:
+        """Let nobody begin any more, and wait for those who have; may be called again where it was interrupted."""
+        with self._lock:
+            self._closed = True
+        # whoever runs will put an entry after it is counted out, so this never waits for nobody
+        while self._running:
+            self._news.get()
+        self._call = (
+            None  # a helper that is busy elsewhere has this job in its queue, and needs no canvas for it
+        )
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
@@ -93,27 +113,27 @@ class Pool:
     def run(self, call: Callable[[Scratch], None], floats: int, threads: int) -> None:
         """`call(scratch)` in up to `threads` threads at once, each with `floats` floats of scratch; wait for all.
 
-        The call shares a counter of items with its copies, so it does not matter how many there are, or that one
-        starts late because another session keeps its thread busy.
+        The call shares a counter of items with its copies, so it does not matter how many there are. When the caller's
+        own returns, no item is left: a helper that another session keeps busy until then is not waited for.
         """
-        helpers = min(threads, self.threads) - 1
         job = _Job(call, floats)
-        if helpers > 0:
-            self._start()
-            for _ in range(helpers):
-                self._jobs.put(job)
         failure: BaseException | None = None
         try:
+            helpers = min(threads, self.threads) - 1
+            if helpers > 0:
+                self._start()
+                for _ in range(helpers):
+                    self._jobs.put(job)
             call(scratch(floats))
         except BaseException as error:
             failure = error
-        # even when interrupted: nobody may still write when the caller goes on
-        while len(job.ended) < helpers:
+        while True:  # however often it is interrupted: nobody may still write when the caller goes on
             try:
-                job.news.get()
+                job.close()
+                break
             except KeyboardInterrupt as error:
                 failure = failure or error
-        failure = failure or next(filter(None, job.ended), None)
+        failure = failure or job.failure
         if failure is not None:
             raise failure
 

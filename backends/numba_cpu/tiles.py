@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 
 from ..interface import TILE
@@ -101,19 +102,27 @@ def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, can
 
 
 @kernel(
-    types.void(_counter, types.int64, types.int64, types.int32[:, ::1], types.int32[:, ::1], types.uint8[::1])
+    types.void(
+        _counter,
+        types.int64,
+        types.int64,
+        types.int32[:, ::1],
+        types.int32[:, ::1],
+        types.int64,
+        types.uint8[::1],
+    )
 )
-def differ_int32(counter: Any, items: int, batch: int, a: Any, b: Any, mask: Any) -> None:
-    """`mask[p]`: whether any value of pixel p differs."""
+def differ_int32(counter: Any, items: int, batch: int, a: Any, b: Any, eps: int, mask: Any) -> None:
+    """`mask[p]`: whether any value of pixel p differs by more than `eps`."""
     channels = a.shape[1]
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for p in range(item * batch, min((item + 1) * batch, len(a))):
-            differs = False
+            differs: Any = False
             for c in range(channels):
-                differs |= a[p, c] != b[p, c]
+                differs |= abs(np.int64(a[p, c]) - np.int64(b[p, c])) > eps
             mask[p] = differs
 
 
@@ -129,14 +138,14 @@ def differ_int32(counter: Any, items: int, batch: int, a: Any, b: Any, mask: Any
     )
 )
 def differ_float32(counter: Any, items: int, batch: int, a: Any, b: Any, eps: float, mask: Any) -> None:
-    """`mask[p]`: whether any value of pixel p differs by more than `eps`."""
+    """`mask[p]`: whether any value of pixel p differs by more than `eps`, or is NaN; equal infinities do not differ."""
     channels = a.shape[1]
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for p in range(item * batch, min((item + 1) * batch, len(a))):
-            differs = False
+            differs: Any = False
             for c in range(channels):
-                differs |= abs(a[p, c] - b[p, c]) > eps
+                differs |= (a[p, c] != b[p, c]) & (not (abs(a[p, c] - b[p, c]) <= eps))
             mask[p] = differs
