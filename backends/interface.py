@@ -175,6 +175,8 @@ class Backend(ABC):
     """Whether sessions on this backend compute what depends on labels alone once per distinct window of them."""
     takes_threads: ClassVar[bool] = False
     """Whether the constructor takes `threads`, how many may compute at once; it must also go without, and choose."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """What else the constructor takes, by keyword, each with a default; it raises BackendError for a wrong value."""
 
     # -- memory ------------------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
 
 from .interface import Backend, BackendError
 
@@ -29,7 +31,9 @@ def _known() -> dict[str, EntryPoint]:
     return known
 
 
-_OPEN: dict[tuple[EntryPoint, int | None], Backend] = {}
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+_OPEN: dict[tuple[EntryPoint, tuple[tuple[str, Any], ...]], Backend] = {}
 """Every backend that was asked for: one instance each, so that sessions on one model share its prepared weights."""
 
 
@@ -43,12 +47,20 @@ def _thread_count(threads: int | None) -> int | None:
     return int(value)
 
 
-def _open(point: EntryPoint, threads: int | None) -> Backend:
+def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> Backend:
     kind = point.load()
-    options = {"threads": threads} if threads is not None and getattr(kind, "takes_threads", False) else {}
-    key = (point, options.get("threads"))
+    has = getattr(kind, "options", ())
+    foreign = sorted(set(options) - set(has))
+    if foreign:
+        raise BackendError(
+            f"backend {point.name!r} takes no {', '.join(foreign)}; it takes {', '.join(has) or 'none'}"
+        )
+    given = dict(options)
+    if threads is not None and getattr(kind, "takes_threads", False):
+        given["threads"] = threads
+    key = (point, tuple(sorted(given.items())))
     if key not in _OPEN:
-        made = kind(**options)
+        made = kind(**given)
         if not isinstance(made, Backend):
             raise BackendError(f"backend {point.name!r}: {point.value} is not a sparsegen.backends.Backend")
         _OPEN.setdefault(key, made)  # two threads may get here: the first instance is everyone's
@@ -72,64 +84,37 @@ def backend_status() -> dict[str, str | None]:
 
 def default_backend() -> str:
     """The name of the built-in backend that is used when none is named: the fastest that can run here."""
-    return _preferred(_thread_count(None))[0]
+    known, threads = _known(), _thread_count(None)
+    return next(name for name in _BUILT_IN if _why_not(known[name], threads) is None)
 
 
-def _preferred(threads: int | None) -> tuple[str, dict[str, str]]:
-    """The default backend, and of those that would come before it why each cannot run here."""
-    known = _known()
-    passed_over: dict[str, str] = {}
-    for name in _BUILT_IN:
-        why = _why_not(known[name], threads)
-        if why is None:
-            return name, passed_over
-        passed_over[name] = why
-    raise BackendError(f"no backend can run here: {passed_over}")
-
-
-_WARNED: set[str] = set()
-"""Backends of which it was said that they cannot run here."""
-
-
-def _warn_once(chosen: str, passed_over: dict[str, str]) -> None:
-    """Say that a slower backend computes than might, once for each that cannot."""
-    for name, why in passed_over.items():
-        if name not in _WARNED:
-            _WARNED.add(name)
-            warnings.warn(
-                f"backend {name!r} cannot run here ({why}); {chosen!r} computes instead, which may take many times "
-                "as long (name a backend to choose it without this warning)",
-                RuntimeWarning,
-                stacklevel=4,  # whoever opened a session
-            )
-
-
-def get_backend(name: str | Backend | None = None, *, threads: int | None = None) -> Backend:
+def get_backend(name: str | Backend | None = None, *, threads: int | None = None, **options: Any) -> Backend:
     """The backend of that name, the same instance every time (a `Backend` is returned as it is).
 
     Parameters
     ----------
     name
-        None: `default_backend()`; a RuntimeWarning says once which better one cannot run here, and why.
+        None: `default_backend()`.
     threads
         How many threads may compute, for backends that compute in several; None: the environment's
         SPARSEGEN_THREADS, else the backend's own choice. Each number has its own instance.
+    options
+        What else that backend takes (`Backend.options`; numba: `direct=True`, no Winograd transforms, for the closest
+        parity; `weights="float16"` or `"bfloat16"`, half the memory). Each choice has its own instance, too.
 
     Raises
     ------
     BackendError
         The name is unknown, or the backend cannot run here; lists every backend with its state. The number of
-        threads is no whole number, 1 or more.
+        threads is no whole number, 1 or more. An option that the backend does not take, or not with that value.
     """
     if isinstance(name, Backend):
         return name
     count = _thread_count(threads)
-    if name is None:
-        name, passed_over = _preferred(count)
-        _warn_once(name, passed_over)
+    name = default_backend() if name is None else name
     point = _known().get(name)
     reason = "unknown" if point is None else _why_not(point, count)
     if point is not None and reason is None:
-        return _open(point, count)
+        return _open(point, count, options)
     status = "; ".join(f"{n}: {'available' if why is None else why}" for n, why in backend_status().items())
     raise BackendError(f"backend {name!r} cannot be used ({reason}). Known backends: {status}")

@@ -27,9 +27,13 @@ class Threaded(ReferenceBackend):
 
     name = "threaded"
     takes_threads = True
+    options = ("mode",)
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, mode: str = "fast") -> None:
+        if mode not in ("fast", "slow"):
+            raise BackendError(f"no mode {mode!r}")
         self.threads = 99 if threads is None else threads
+        self.mode = mode
 
 
 @pytest.fixture(autouse=True)
@@ -198,3 +202,19 @@ def test_a_wrong_number_of_threads_is_one_clear_error(wrong: str, monkeypatch: p
         ):
             ask()
     assert get_backend("reference", threads=1).name == "reference"
+
+
+def test_options_go_to_the_backends_that_take_them(threaded: None) -> None:
+    slow = get_backend("threaded", mode="slow")
+    assert isinstance(slow, Threaded) and slow.mode == "slow"
+    assert get_backend("threaded", mode="slow") is slow
+    assert get_backend("threaded") is not slow and get_backend("threaded", threads=3, mode="slow") is not slow
+
+
+def test_an_option_that_is_not_the_backends_is_one_clear_error(threaded: None) -> None:
+    with pytest.raises(BackendError, match="'reference' takes no direct, mode; it takes none"):
+        get_backend("reference", mode="slow", direct=True)
+    with pytest.raises(BackendError, match="'threaded' takes no depth; it takes mode"):
+        get_backend("threaded", depth=3)
+    with pytest.raises(BackendError, match="no mode 'odd'"):
+        get_backend("threaded", mode="odd")

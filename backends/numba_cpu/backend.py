@@ -80,6 +80,7 @@ class NumbaBackend(Backend):
     name = "numba"
     codebooks = True
     takes_threads = True
+    options = ("direct", "weights")
 
     def __init__(
         self,
