@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -84,8 +85,36 @@ def backend_status() -> dict[str, str | None]:
 
 def default_backend() -> str:
     """The name of the built-in backend that is used when none is named: the fastest that can run here."""
-    known, threads = _known(), _thread_count(None)
-    return next(name for name in _BUILT_IN if _why_not(known[name], threads) is None)
+    return _preferred(_thread_count(None))[0]
+
+
+def _preferred(threads: int | None) -> tuple[str, dict[str, str]]:
+    """The default backend, and of those that would come before it why each cannot run here."""
+    known = _known()
+    passed_over: dict[str, str] = {}
+    for name in _BUILT_IN:
+        why = _why_not(known[name], threads)
+        if why is None:
+            return name, passed_over
+        passed_over[name] = why
+    raise BackendError(f"no backend can run here: {passed_over}")
+
+
+_WARNED: set[str] = set()
+"""Backends of which it was said that they cannot run here."""
+
+
+def _warn_once(chosen: str, passed_over: dict[str, str]) -> None:
+    """Say that a slower backend computes than might, once for each that cannot."""
+    for name, why in passed_over.items():
+        if name not in _WARNED:
+            _WARNED.add(name)
+            warnings.warn(
+                f"backend {name!r} cannot run here ({why}); {chosen!r} computes instead, which may take many times "
+                "as long (name a backend to choose it without this warning)",
+                RuntimeWarning,
+                stacklevel=4,  # whoever opened a session
+            )
 
 
 def get_backend(name: str | Backend | None = None, *, threads: int | None = None, **options: Any) -> Backend:
@@ -94,7 +123,7 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     Parameters
     ----------
     name
-        None: `default_backend()`.
+        None: `default_backend()`; a RuntimeWarning says once which better one cannot run here, and why.
     threads
         How many threads may compute, for backends that compute in several; None: the environment's
         SPARSEGEN_THREADS, else the backend's own choice. Each number has its own instance.
@@ -111,7 +140,9 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     if isinstance(name, Backend):
         return name
     count = _thread_count(threads)
-    name = default_backend() if name is None else name
+    if name is None:
+        name, passed_over = _preferred(count)
+        _warn_once(name, passed_over)
     point = _known().get(name)
     reason = "unknown" if point is None else _why_not(point, count)
     if point is not None and reason is None:
