@@ -284,7 +284,7 @@ def test_a_hostile_configuration_is_one_line(files, capsys, config):
 def test_a_read_only_folder_is_refused_before_the_work(files, monkeypatch, capsys):
     # as it is for everyone but root
     monkeypatch.setattr("os.access", lambda _path, mode, **_options: mode != os.W_OK)
-    monkeypatch.setattr("sparsegen.cli.load", lambda _: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("sparsegen.cli.editing.load", lambda _: pytest.fail("worked before it looked"))
     assert edit(files) == 2
     assert "read-only" in capsys.readouterr().err
 

@@ -1,0 +1,70 @@
+"""Commands about networks in files: a checkpoint comes in, a description or another file goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+
+from sparsegen.weights import CheckpointError, identify, read_checkpoint, shown
+
+from ..loading import load, save
+from .console import check_writable, out, print_table, progress_bars
+from .options import SetOption, parse_settings
+
+DTypeName = Literal["float32", "float16"]
+
+
+def inspect(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint: a PyTorch file (zip, legacy), a safetensors file or a diffusers folder."
+        ),
+    ],
+) -> None:
+    """Say what a checkpoint is: format, family, sizes, tensors. Nothing in it is executed."""
+    checkpoint = read_checkpoint(file)
+    try:
+        family, config = identify(checkpoint)
+        described = [("family", family.name), ("network", shown(family.model))]
+        described += [(shown(key), shown(value)) for key, value in config.items()]
+    except CheckpointError as error:
+        described = [("family", f"not recognised: {error}")]
+    size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    tensors = [("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB")]
+    print_table(str(file), [("format", checkpoint.format), *described, *tensors])
+    names = {shown(name): tensor for name, tensor in checkpoint.tensors.items()}
+    width = max(map(len, names), default=0)
+    for name, tensor in names.items():
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        out.print(f"  {name:<{width}}  {tensor.dtype:<9} {shape}", soft_wrap=True)
+
+
+def convert(
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint, file or diffusers folder, of a family that sparsegen knows.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
+    dtype: Annotated[DTypeName, typer.Option("--dtype", help="Storage type of the weights.")] = "float32",
+    settings: SetOption = None,
+) -> None:
+    """Write a checkpoint as safetensors with sparsegen's names: smaller, safe, and quick to load."""
+    check_writable(output, inputs=[file])
+    with progress_bars() as start:
+
+        def progress(description: str) -> Callable[[int, int, str], None]:
+            bar = start(description, None)
+            return lambda done, total, name: bar(done, name, total)
+
+        network = load(file, progress=progress("reading"), **parse_settings(settings))
+        save(network, output, dtype=dtype, progress=progress("writing"))
+    count = sum(int(np.prod(parameter.shape)) for parameter in network.parameters().values())
+    size = output.stat().st_size
+    out.print(
+        f"{file} → {output}: {network.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype}",
+        soft_wrap=True,
+    )

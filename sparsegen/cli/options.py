@@ -1,0 +1,82 @@
+"""Words of the command line that several commands understand, and what they mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sparsegen.backends import get_backend
+from sparsegen.backends.interface import Backend
+
+from ..errors import InputError
+from ..policies import POLICIES
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="A built-in model's name, a checkpoint file or a diffusers folder."),
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", help="What computes; see 'sparsegen backends'.", show_default="the fastest here"
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="How many threads compute.",
+        show_default="SPARSEGEN_THREADS, else as many as there are cores",
+    ),
+]
+DirectOption = Annotated[
+    bool,
+    typer.Option(
+        "--direct",
+        help="Compute convolutions directly, not by Winograd's transforms: slower, closest to others.",
+    ),
+]
+WeightsOption = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(
+        "--weights", help="How the backend holds weights: in 16 bits, they take half.", show_default="float32"
+    ),
+]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        "--policy", help=f"Which tiles an edit recomputes: {', '.join(POLICIES)}, such as adaptive(0.02)."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Say what a checkpoint cannot: name=value, such as num_upsampling_layers=more."
+    ),
+]
+
+
+def open_backend(name: str | None, threads: int | None, direct: bool, weights: str | None) -> Backend:
+    """The backend that these options describe."""
+    options: dict[str, Any] = {}
+    if direct:
+        options["direct"] = True
+    if weights is not None:
+        options["weights"] = weights
+    return get_backend(name, threads=threads, **options)
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """`name=value` pairs; a value is JSON where it reads as such, else text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, text = setting.partition("=")
+        if not name or not equals:
+            raise InputError(f"--set {setting}: expected name=value, such as num_upsampling_layers=more")
+        try:
+            parsed[name] = json.loads(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed

@@ -1,0 +1,242 @@
+"""Editing pictures at the command line: a picture and strokes painted over it come in, made real they go out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import Host
+from sparsegen.weights import builtin
+
+from .. import pictures
+from ..errors import InputError, ShapeError
+from ..model import Model
+from ..pipelines import CachePlan, OnStep, SDEdit
+from ..profiling import check_mask
+from ..samplers import Step
+from .console import check_writable, err, numbered, out, print_table, progress_bars
+from .job import Engine, Job
+
+LOSSY = {".jpg", ".jpeg", ".webp"}
+"""Pictures that change a little everywhere when they are saved."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What else can be said of an edit with a diffusion model; None: the family's own."""
+
+    steps: int | None
+    noise_level: int | None
+    sampler: str | None
+    eta: float | None
+    schedule: str | None
+    margin: int | None
+    cache: str | None
+    cache_folder: Path | None
+    preview_every: int | None
+
+
+def edit(job: Job, options: Options) -> None:
+    """Run the original through every step, then make real what each edited picture changes."""
+    with _session(job, options) as session:
+        of = len(session.times)
+        previews = _previews(job, of, options.preview_every)
+        first, *strokes = _pictures(job)
+        plan = _plan(session, first, job.original)
+        mask = None if job.mask is None else _mask(job.mask, first)
+        _notice(job, first, strokes)
+        out.print(f"caches: {plan}", soft_wrap=True)
+        text = job.text(**asdict(session.settings), margin=session.margin)
+
+        def on_step(target: Path, go: OnStep) -> OnStep:
+            def after(step: Step) -> None:
+                go(step)
+                if (target, step.index) in previews:
+                    image = job.engine.network.picture(step.x0)[0]
+                    pictures.write_png(previews[target, step.index], image, text=text)
+
+            return after
+
+        with step_bars(of) as bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # pixels outside the mask: said below, in our words
+            result = session.run(first, on_step=bar("original"))
+            out.print(f"original: {of} steps in {result.stats.milliseconds / 1e3:.1f} s, kept for the edits")
+            before = first
+            for path, target, painted in zip(job.edited, job.outputs, strokes, strict=True):
+                # what was painted since the file before goes over the picture as it stands: strokes that are
+                # real by now are not made anew, whether this file was painted over them or over the result
+                new = (painted != before).any(-1, keepdims=True)
+                picture = np.where(new, painted, session.image[..., : first.shape[-1]])
+                result = session.edit(
+                    picture, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
+                )
+                pictures.write_png(target, result.image, text=text)
+                print_table(f"{path} → {target}", result.stats.lines())
+                if result.stats.ignored_pixels:
+                    out.print(
+                        f"{result.stats.ignored_pixels} changed pixels lie outside {job.mask} "
+                        "and were not applied"
+                    )
+                before = painted
+
+
+def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
+    """The first edit of the first example: a sheet of pictures, what was edited, and the lines of a table."""
+    example = known.examples[0]
+    change = example.edits[0]
+    original = pictures.read_picture(example.original)
+    painted = pictures.read_picture(change.path, below=original)
+    with SDEdit(engine.network, backend=engine.backend) as session, step_bars(len(session.times)) as bar:
+        plan = _plan(session, original, example.original)
+        session.run(original, on_step=bar("original, kept for edits"))
+        dense = session.dense(painted, on_step=bar("dense edit"))
+        sparse = session.edit(painted, policy=engine.policy, on_step=bar("sparse edit"))
+    dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
+    panels = [
+        ("original", original),
+        (f"strokes: {change.caption}", painted),
+        (f"dense: {dense_ms:.0f} ms", dense.image),
+        (f"sparse: {sparse_ms:.0f} ms", sparse.image),
+        ("active tiles over the result", pictures.overlay_tiles(sparse.image, sparse.active)),
+    ]
+    scale = max(1, -(-256 // original.shape[1]))
+    stroked = (painted != original).any(-1)
+    inside = pictures.psnr(sparse.image[stroked], dense.image[stroked])
+    whole = pictures.psnr(sparse.image, dense.image)
+    rows = [
+        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases")],
+        ("dense edit, end to end", f"{dense_ms:.0f} ms for {len(session.times)} steps"),
+        ("sparse edit, end to end", f"{sparse_ms:.0f} ms ({dense_ms / sparse_ms:.1f} times as fast)"),
+        ("PSNR, sparse against dense", f"{whole:.1f} dB ({inside:.1f} dB where the strokes are)"),
+        *sparse.stats.memory(),
+        ("caches", str(plan)),
+    ]
+    enlarged = [(caption, pictures.enlarge(image, scale)) for caption, image in panels]
+    return pictures.sheet(enlarged, columns=len(panels)), change.caption, rows
+
+
+@contextmanager
+def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
+    """A maker of progress bars, one step a denoising step."""
+    with progress_bars() as start:
+
+        def bar(description: str) -> OnStep:
+            go = start(description, steps)
+            return lambda step: go(step.index + 1, f"step {step.index + 1} of {step.of}")
+
+        yield bar
+
+
+# -- looked at before the work begins --------------------------------------------------------------------
+
+
+def _session(job: Job, options: Options) -> SDEdit:
+    """The session that the options describe; an option that would have no effect is a mistake."""
+    if options.cache_folder is not None and options.cache is None:
+        raise InputError("--cache-folder: no file goes there unless --cache says how much RAM there is")
+    session = SDEdit(
+        job.engine.network,
+        steps=options.steps,
+        noise_level=options.noise_level,
+        sampler=options.sampler,
+        eta=options.eta,
+        schedule=options.schedule,
+        seed=job.seed or 0,
+        margin=options.margin,
+        backend=job.engine.backend,
+        cache=options.cache,
+        folder=options.cache_folder,
+    )
+    sampler = session.settings.sampler
+    if options.eta is not None and sampler != "ddim":
+        raise InputError(f"--eta: for the sampler ddim; this is {sampler}")
+    if options.schedule is not None and sampler == "pd":
+        raise InputError(
+            "--schedule: for networks that are told a timestep; progressive distillation has its own"
+        )
+    return session
+
+
+def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int], Path]:
+    """(output, index of a step) -> the preview that is written after it."""
+    if every is None:
+        return {}
+    if every > steps:
+        raise InputError(f"--preview-every {every}: there are {steps} steps")
+    found = {
+        (target, done - 1): numbered(target, f"preview-{done:02d}")
+        for target in job.outputs
+        for done in range(every, steps + 1, every)
+    }
+    for path in found.values():
+        check_writable(path, inputs=job.inputs)
+    return found
+
+
+def _pictures(job: Job) -> list[Host]:
+    """The original and the edited pictures, uint8 `[H, W, C]`; where one is transparent, it shows the one before."""
+    channels = _channels(job.engine.network)
+    found = [pictures.read_picture(job.original, channels=channels)]
+    for path in job.edited:
+        found.append(pictures.read_picture(path, channels=channels, below=found[-1]))
+    return found
+
+
+def _channels(network: Model) -> int:
+    channels = int(network.config.in_channels)
+    if channels not in (1, 3):
+        raise InputError(f"this network takes {channels} channels; pictures have 3, or 1")
+    return channels
+
+
+def _plan(session: SDEdit, picture: Host, path: Path) -> CachePlan:
+    """What the caches will take, once it is seen that they fit."""
+    try:
+        plan = session.plan(picture)
+    except ShapeError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not plan.fits:
+        raise InputError(f"{plan}: too little disk; name another folder, give more RAM or fewer steps")
+    ram = _ram()
+    if ram is not None and plan.ram_bytes > ram:
+        raise InputError(
+            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; say how much of it, such as --cache 4GB: "
+            "the rest goes into files"
+        )
+    return plan
+
+
+def _ram() -> int | None:
+    """Bytes of RAM that this process may use, where the system says so."""
+    found = []
+    try:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    except (AttributeError, OSError, ValueError):  # not this system; no limit of a container
+        pass
+    return min((size for size in found if size > 0), default=None)
+
+
+def _mask(path: Path, picture: Host) -> Host:
+    return check_mask(pictures.read_mask(path), (1, *picture.shape[:2]))
+
+
+def _notice(job: Job, first: Host, strokes: list[Host]) -> None:
+    """Say when a lossy file will have everything made anew."""
+    before = first
+    for path, painted in zip(job.edited, strokes, strict=True):
+        share = (painted != before).any(-1).mean()
+        if job.mask is None and share > 0.5 and LOSSY & {path.suffix.lower(), job.original.suffix.lower()}:
+            err.print(
+                f"note: {path}: {share:.0%} of its pixels are not those before; {path.suffix} changes them everywhere. "
+                "Save edited pictures as PNG, or give a --mask",
+                soft_wrap=True,
+            )
+        before = painted
