@@ -30,7 +30,7 @@ from sparsegen.weights import read_checkpoint, write_safetensors
 from .codebook import Codebook
 from .errors import SessionError, SparsegenError
 from .layers import LabelConv, Parameter
-from .memory import Journal, Memory
+from .memory import Journal, Memory, input_path
 from .model import Model
 from .policies import Paper
 from .store import Store
@@ -176,7 +176,7 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = N
         )
     try:
         return _loaded(tensors, metadata, backend, store)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, SparsegenError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError, SparsegenError) as error:
         raise SessionError(f"{path}: the file does not describe a session ({error})") from None
 
 
@@ -194,10 +194,16 @@ def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
         key: str(c.dtype) for key, c in expected.canvases.items()
     }:
         raise SessionError(f"{path}: its canvases are of other types than those of its network")
+    reads = "int32" if any(isinstance(layer, LabelConv) for layer in state.model.layers()) else "float32"
+    if any(c.dtype != reads for key, c in memory.canvases.items() if key.startswith(input_path(""))):
+        raise SessionError(f"{path}: its input is of another type than {reads}")
     if {key: [tuple(v.shape) for v in values] for key, values in memory.measured.items()} != {
         key: [tuple(v.shape) for v in values] for key, values in expected.measured.items()
     }:
         raise SessionError(f"{path}: its statistics are not those of its network")
+    samples = memory.canvases[state.output_path].shape[0]
+    if any(v.dtype != "float32" or len(v) not in (1, samples) for m in memory.measured.values() for v in m):
+        raise SessionError(f"{path}: its statistics are not one for each sample")
     if set(memory.codebooks) != set(expected.codebooks):
         raise SessionError(f"{path}: its codebooks are not those of its network")
     for key, (least, most) in _index_ranges(state).items():
@@ -340,8 +346,8 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
         measured.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
     memory.measured = {key: tuple(values) for key, values in measured.items()}
 
-    height, width = next(c for key, c in memory.canvases.items() if key.startswith("input.")).shape[1:3]
-    samples = len(next(iter(memory.canvases.values())))
+    inputs = [canvas for key, canvas in memory.canvases.items() if key.startswith(input_path(""))]
+    samples, height, width, _ = inputs[0].shape
     ends = np.cumsum(tensors["stale.counts"])
     sets = [
         TileSet.of_tiles((samples, height, width), tiles, pixels.astype(bool))
@@ -360,7 +366,10 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
         shape = (count, TILE, TILE, int(canvas.shape[3]))
         size = int(np.prod(shape))
         values = tensors[VALUES][word : word + size].view(canvas.dtype).reshape(shape)
-        steps[i].journal.tiles[key] = (tensors["steps.tiles"][tile : tile + count], take(values))
+        tiles = tensors["steps.tiles"][tile : tile + count]
+        if tiles.dtype != np.int32 or tiles.shape != (count, 3):
+            raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
+        steps[i].journal.tiles[key] = (tiles, take(values))
         tile, word = tile + count, word + size
     books = sorted(memory.codebooks)
     for i, book, count in tensors["steps.books"].tolist():
