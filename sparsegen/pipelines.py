@@ -57,6 +57,18 @@ class Settings:
     """Predicted pictures are cut to ±clip; None: they are not."""
     seed: int = 0
 
+    def plain(self) -> Settings:
+        """The same in Python's own numbers, whatever kind was given: a file of text keeps them."""
+        clip = None if self.clip is None else float(self.clip)
+        return dataclasses.replace(
+            self,
+            steps=int(self.steps),
+            noise_level=int(self.noise_level),
+            eta=float(self.eta),
+            clip=clip,
+            seed=int(self.seed),
+        )
+
     def noise_schedule(self) -> schedules.NoiseSchedule:
         """The schedule by its name."""
         if self.sampler == "pd":
@@ -103,6 +115,10 @@ class CachePlan:
             f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB: {self.ram_bytes / 1e9:.2f} GB in RAM, "
             f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free)"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 _SETTINGS = "sparsegen.sdedit"
@@ -191,21 +207,23 @@ class SDEdit:
             **{**model.sampling, **{name: value for name, value in given.items() if value is not None}},
         )
         samplers.get_sampler(self.settings.sampler)
-        if not 0 <= self.settings.eta <= 1:
-            raise InputError(f"eta is {eta!r}, expected a number from 0 to 1")
-        if clip is not None and not clip > 0:
+        if not _is_number(self.settings.eta) or not 0 <= self.settings.eta <= 1:
+            raise InputError(f"eta is {self.settings.eta!r}, expected a number from 0 to 1")
+        if clip is not None and (not _is_number(clip) or not clip > 0):
             raise InputError(f"clip is {clip!r}, expected None or a number above 0, such as 1")
         if (self.settings.sampler == "pd") != (model.family == "pd"):
             raise InputError(
                 f"sampler {self.settings.sampler!r} does not go with a {model.family} network; "
                 f"choose {'pd' if model.family == 'pd' else 'one of ddim, ddpm, dpm++2m, euler'}"
             )
-        if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int) or margin < 0):
+        chosen = model.paper.dilation if margin is None else margin
+        if not _is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
             raise InputError(f"margin is {margin!r}, expected a number of pixels, 0 or more")
-        self.margin = model.paper.dilation if margin is None else margin
+        self.margin = int(chosen)
         self.times = self.settings.times()
         self.noise_schedule = self.settings.noise_schedule()
         samplers.noise(seed, START, (1,))  # a seed that cannot be used is said now
+        self.settings = self.settings.plain()
         self.backend = get_backend(backend)
         self.store = Store(cache, folder)
         self._sessions: list[Session] = []
@@ -255,10 +273,10 @@ class SDEdit:
         start = time.perf_counter()
         x0 = self._encode(picture)
         if self._picture is None or self._picture.shape != x0.shape:
-            self._picture = None
+            self.store.check_room(self._step_bytes(x0) * len(self.times), released=self._kept_bytes())
             self._sessions.clear()
-            self.store.check_room(self._step_bytes(x0) * len(self.times))
         self._picture, self._history = None, []
+        x0.flags.writeable = False  # it is shown, and stays
         noise = samplers.noise(self.settings.seed, START, x0.shape)
         results = []
         while len(self._sessions) < len(self.times):
@@ -309,24 +327,24 @@ class SDEdit:
             chosen = _PlannedOnce(dataclasses.replace(chosen, dilation=0))
         region = self._region(difference)
         results: list[Result] = []
-        if region.any():
 
-            def compute(i: int, x: Host, now: float) -> Host:
-                results.append(self._sessions[i].edit(x, mask=region, policy=chosen))
-                self.store.settle()
-                return results[-1].output
+        def compute(i: int, x: Host, now: float) -> Host:
+            results.append(self._sessions[i].edit(x, mask=region, policy=chosen))
+            self.store.settle()
+            return results[-1].output
 
-            try:
-                painted = self._denoise(x0, before, region, compute, on_step)
-            except BaseException:
-                self._take_back(self._ran)
-                raise
-        else:
-            painted = before
+        try:
+            painted = self._denoise(x0, before, region, compute, on_step) if region.any() else before
+            active = results[-1].active if results else TileSet.empty(*x0.shape[:3])
+            result = self._result(
+                results, painted, start, active, edited_area=difference.mean(), ignored=ignored
+            )
+        except BaseException:
+            self._take_back(self._ran)
+            raise
         self._history.append(_Before(before, ran=bool(results)))
         self._picture = painted
-        active = results[-1].active if results else TileSet.empty(*x0.shape[:3])
-        return self._result(results, painted, start, active, edited_area=difference.mean(), ignored=ignored)
+        return result
 
     def dense(self, picture: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
         """What `edit` would give if every step ran the whole network: the yardstick. The session stays as it is.
@@ -347,15 +365,17 @@ class SDEdit:
         return self._result(results, painted, start, full, edited_area=difference.mean(), ignored=ignored)
 
     def undo(self) -> Result:
-        """Put back the picture and all that the last edit overwrote, bit for bit. As often as there were edits."""
+        """Put back the picture and all that the last edit overwrote, bit for bit. As often as there were edits.
+
+        Interrupted, it first puts everything back.
+        """
         start = time.perf_counter()
         current = self._base()
         if not self._history:
             raise SessionError("nothing to undo: no edit since the last run")
-        last = self._history[-1]
-        self._take_back(self._ran - last.ran)
+        last = self._history.pop()
         self._picture = last.picture
-        self._history.pop()
+        self._take_back(self._ran)
         changed = TileSet.of_mask((current != last.picture).any(-1))
         return self._result([], last.picture, start, changed, edited_area=0.0)
 
@@ -421,14 +441,17 @@ class SDEdit:
         try:
             described = json.loads(loaded.metadata[_SETTINGS])
             ran, margin = described.pop("ran"), described.pop("margin")
-            pipeline = cls(loaded.model, margin=margin, backend=backend, **described)
+            settings = Settings(**described)  # these names and no others
+            pipeline = cls(loaded.model, margin=margin, backend=backend, **dataclasses.asdict(settings))
             pictures = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
             pipeline._picture = loaded.tensors["picture"]
             pipeline._history = [
                 _Before(picture, bool(each)) for picture, each in zip(pictures, ran, strict=True)
             ]
-            states = [loaded.states[_prefix(i)] for i in range(len(pipeline.times))]
-        except (KeyError, TypeError, ValueError) as error:
+            states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
+            if loaded.states:
+                raise ValueError(f"{len(loaded.states)} steps too many")
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
         pipeline.store = store
         pipeline._sessions = [Session.of_state(state, path) for state in states]
@@ -437,6 +460,7 @@ class SDEdit:
             fits = (
                 session.memory.canvases[input_path("x")].shape == shape
                 and session.edits == pipeline._ran
+                and list(session.state.conditions) == [pipeline.model.time]
                 and np.array_equal(
                     session.state.conditions[pipeline.model.time], np.array([before], np.float32)
                 )
@@ -470,6 +494,7 @@ class SDEdit:
     def _base(self) -> Host:
         if self._picture is None:
             raise SessionError("no picture to edit: call run(picture) first")
+        self._take_back(self._ran)  # what an undo left that was interrupted
         return self._picture
 
     def _encode(self, picture: Any) -> Host:
@@ -511,7 +536,8 @@ class SDEdit:
         if not changed.count:
             return difference
         n, row, column = changed.first
-        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), self.margin).mask()
+        margin = min(self.margin, max(changed.height, changed.width))  # further is outside, whatever the edit
+        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin).mask()
 
     def _denoise(
         self,
@@ -556,6 +582,14 @@ class SDEdit:
         sampler = samplers.get_sampler(s.sampler)
         return sampler(predict, x, self.noise_schedule, np.asarray(self.times), **options)
 
+    def _kept_bytes(self) -> int:
+        """What the store has back once the sessions are gone: no less than that."""
+        kept = 0
+        for session in self._sessions:
+            canvases = session.memory.canvases.items()
+            kept += sum(int(canvas.nbytes) for path, canvas in canvases if path != input_path("x"))
+        return kept
+
     @property
     def _ran(self) -> int:
         """How many edits every step's session has to undo."""
@@ -567,7 +601,7 @@ class SDEdit:
         for session in self._sessions:
             while session.edits > edits:
                 try:
-                    session.undo()
+                    session.take_back()
                 except KeyboardInterrupt as error:
                     interrupt = error
         if interrupt is not None:

@@ -269,7 +269,7 @@ LAYOUT: Mapping[str, Mapping[str, bool]] = {"dpm++2m": {"drop_last": True}, "eul
 
 def get_sampler(name: str) -> Callable[..., Iterator[Step]]:
     """The sampler of that name."""
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise InputError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 

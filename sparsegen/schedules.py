@@ -127,7 +127,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 def schedule(name: str, **settings: Any) -> Schedule:
     """The schedule of that name, by the settings of its function."""
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise InputError(f"noise schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
     return SCHEDULES[name](**settings)
 

@@ -231,6 +231,14 @@ class Session:
         state.steps.pop()
         return result
 
+    def take_back(self) -> None:
+        """`undo` without a result: for a session that is one of several. Interrupted, as `undo`."""
+        state = self._base()
+        step, state.images = state.steps[-1], None
+        self._roll_back(step)
+        state.stale = step.stale_before
+        state.steps.pop()
+
     @property
     def state(self) -> State:
         """All that makes the session: what a file keeps of it. Raises SessionError: nothing has run yet."""
@@ -272,9 +280,14 @@ class Session:
         """The session of a state out of the file `path`, once it is seen to fit its network. Raises SessionError."""
         session = cls(state.model, state.memory.backend)
         session.memory, session._state = state.memory, state
-        inputs = Inputs(_input_canvases(state.memory), state.conditions)
-        full = TileSet.full(*inputs.shape)
-        dry = dry_run(state.model, inputs, Everything(), full, coded=state.memory.coded)
+        try:
+            inputs = Inputs(_input_canvases(state.memory), state.conditions)
+            full = TileSet.full(*inputs.shape)
+            dry = dry_run(state.model, inputs, Everything(), full, coded=state.memory.coded)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise SessionError(
+                f"{path}: what it says of its input does not fit its network ({error})"
+            ) from None
         session._idle = tuple(map(_idle, dry.records))
         session_file.check(path, state, dry.memory)
         return session
