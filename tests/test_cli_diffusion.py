@@ -13,7 +13,7 @@ from networks import random_gaugan, random_labels
 from PIL import Image
 from unets import SPARSE, picture, random_ddpm, random_pd, stroke
 
-from sparsegen import InputError, SDEdit, Session, loading, pictures
+from sparsegen import InputError, Paper, SDEdit, Session, loading, pictures
 from sparsegen.backends import default_backend
 from sparsegen.cli import console, main, strokes
 from sparsegen.weights import builtin
@@ -496,3 +496,24 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
     assert np.array_equal(pictures.read_picture(tmp_path / "turned.png"), np.rot90(colours, -1))
     with pytest.raises(InputError, match="a F picture"):
         pictures.read_picture(tmp_path / "float.tiff")
+
+
+def test_the_pictures_of_the_built_in_model_are_small_edits_of_its_size():
+    folder = builtin.FOLDER / "landscape-ddpm"
+    described = json.loads((folder / "examples.json").read_text("utf-8"))
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    assert described["kind"] == "strokes" and len(described["examples"]) >= 4
+    assert sum(example["demo"] for example in described["examples"]) == 1
+    named = {"examples.json", "settings.json"}
+    for example in described["examples"]:
+        original = pictures.read_picture(folder / example["original"])
+        assert original.shape == (128, 128, 3)
+        for change in example["edits"]:
+            edited = pictures.read_picture(folder / change["file"])
+            area = (edited != original).any(-1).mean()
+            assert 0.01 <= area <= 0.2 and area == pytest.approx(change["area"], abs=1e-4)
+        named |= {example["original"], *(change["file"] for change in example["edits"])}
+    assert named == {path.name for path in folder.iterdir()}
+    with SDEdit(random_ddpm(), **settings["sampling"]) as session:
+        assert len(session.times) == settings["sampling"]["steps"]
+    assert Paper(**settings["paper"]).least_size < 64

@@ -16,7 +16,7 @@ from .ddpm_export import SIZE, halve
 from .landscapes import landscape
 
 FOLDER = Path(__file__).parents[1] / "builtin" / "landscape-ddpm"
-WALL, ROOF, FIR, LEAVES, TRUNK = (224, 214, 194), (176, 62, 44), (34, 66, 40), (78, 108, 44), (84, 62, 44)
+WALL, ROOF, FIR, LEAVES, TRUNK = (224, 214, 194), (176, 62, 44), (34, 66, 40), (46, 82, 32), (84, 62, 44)
 SUN, WHITE, SNOW = (255, 244, 214), (244, 244, 248), (232, 236, 244)
 WATER, GRASS = (58, 92, 138), (96, 124, 44)
 
@@ -85,7 +85,7 @@ SCENES = {
                 "snow on the mountain",
                 lambda d: line(d, [(80, 41), (91, 35), (101, 32), (112, 36), (122, 38)], 7, SNOW),
             ),
-            "rocks-tree": ("a tree beside the road", lambda d: tree(d, 92, 112, 40)),
+            "rocks-tree": ("a tree beside the road", lambda d: tree(d, 94, 112, 36)),
         },
     ),
     "meadow": (
