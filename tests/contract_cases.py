@@ -320,6 +320,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv 3×3, padded left and top": partial(conv_case, padding=(2, 0, 1, 0)),
     "conv 3×3, stride 2": partial(conv_case, stride=2, samples=2, size=(17, 12)),
     "conv 1×1": partial(conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), samples=2),
+    "conv 1×1, padded right and bottom": partial(
+        conv_case, kernel=(1, 1), padding=(0, 3, 0, 5), size=(6, 7), channels=(20,)
+    ),
+    "conv 1×1, upsampled, concatenated, many tiles": partial(
+        conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), size=(13, 9), channels=(33, 20), upsample=2, samples=2
+    ),
     "conv 1×1, stride 2": partial(conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), stride=2),
     "conv 1×1, many channels": partial(
         conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), size=(7, 8), channels=(130,), outputs=66

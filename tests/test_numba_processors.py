@@ -91,7 +91,11 @@ def assembly(target: str, triple: str, processor: str, rows: int | None = None) 
     code.triple = triple
     function = ir.Function(code, kind, "block")
     builder = ir.IRBuilder(function.append_basic_block())
-    emit_block(builder, *function.args, rows=rows or TARGETS[target].rows, target=TARGETS[target])
+    inputs, stride, *others = function.args
+    pointers = [
+        builder.gep(inputs, [builder.mul(stride, long(m))]) for m in range(rows or TARGETS[target].rows)
+    ]
+    emit_block(builder, pointers, *others, target=TARGETS[target])
     builder.ret_void()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
     compiled = llvm.parse_assembly(str(code))

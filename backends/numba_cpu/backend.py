@@ -210,7 +210,8 @@ class NumbaBackend(Backend):
             )
         else:
             work = 2.0 * TILE * TILE * depth * g.outputs
-            limit = max(1, min(32, _CACHE // (TILE * TILE * (depth * g.groups + g.outputs))))
+            window = ((TILE - 1) * g.stride + g.kernel[0]) * TILE * g.stride * g.inputs
+            limit = max(1, min(32, _CACHE // (window + TILE * TILE * g.outputs)))
             batch, splits = self._launcher.items(len(tiles), limit, panels if g.groups == 1 else 1, work)
             floats = direct.scratch_floats(
                 batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added

@@ -1,6 +1,8 @@
 """Convolutions as they are defined: any kernel, stride, padding and grouping; and depthwise ones.
 
 A tile's outputs are rows of one matrix product: row = output pixel, depth = (kernel row, kernel column, input channel).
+The rows of inputs are no matrix: a row of a kernel's taps lies side by side in the window that is gathered, and the
+product takes it from there; a 1×1 kernel takes pixels out of the canvas itself if no work is pending on them.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from numba import types
 
 from ..interface import TILE, Host
 from .epilogue import WRITING, write_tile
-from .gemm import PACKED, PANEL, WIDENED, multiply_packed, pack
+from .gemm import DEPTH, PACKED, PANEL, WIDENED, multiply_piece, pack
 from .jit import inline, kernel
-from .reading import READING, read_window, run_of, whole_vectors
+from .reading import READING, is_plain, read_lines, read_window, run_of, whole_vectors
 from .simd import WIDTH, fma, load, next_item, splat, store
 
 PIXELS = TILE * TILE
@@ -35,6 +37,10 @@ def pack_depthwise(weight: Host) -> Host:
     return packed.reshape(-1)
 
 
+SHALLOW = 48
+"""Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
+
+
 def scratch_floats(
     batch: int,
     inputs: int,
@@ -47,11 +53,13 @@ def scratch_floats(
 ) -> int:
     """What `convolve` needs for batches of `batch` tiles and `panels` panels at a time."""
     taps, rows = kernel[0] * kernel[1], PIXELS * batch
-    lines, columns = (TILE - 1) * stride + kernel[0], (TILE * batch - 1) * stride + kernel[1]
-    window = lines * columns * whole_vectors(inputs)
+    side = [(TILE - 1) * stride + k for k in kernel]
+    window = side[0] * (batch * side[1] * inputs + WIDTH)
+    own = inputs // groups
+    matrix = rows * taps * own if (own if groups > 1 else own * kernel[1]) < SHALLOW else 0
     joined = rows * outputs if groups > 1 else 0
     rest = PIXELS * outputs if residual else 0
-    return window + rows * (taps * inputs + panels * PANEL) + joined + WIDENED + rest + 8 * WIDTH
+    return window + matrix + rows * (panels * PANEL + 4) + joined + WIDENED + rest + 8 * WIDTH
 
 
 def scratch_floats_depthwise(channels: int, kernel: tuple[int, int], stride: int, residual: bool) -> int:
@@ -59,6 +67,12 @@ def scratch_floats_depthwise(channels: int, kernel: tuple[int, int], stride: int
     side = [(TILE - 1) * stride + k for k in kernel]
     rest = PIXELS * channels if residual else 0
     return (side[0] * side[1] + PIXELS) * whole_vectors(channels) + rest + 8 * WIDTH
+
+
+@inline
+def _tap(k: int, columns: int, line: int, inputs: int) -> int:
+    """Where a kernel's tap lies in a window from its first on."""
+    return k // columns * line + k % columns * inputs
 
 
 @inline
@@ -105,13 +119,17 @@ def convolve(
     kernel_rows, kernel_columns, stride, top, left, groups = geometry
     taps = kernel_rows * kernel_columns
     inputs = r.first_channels + r.second_channels
-    pixel = -(-inputs // WIDTH) * WIDTH
     own_inputs, own_outputs = inputs // groups, w.channels // groups
     depth = taps * own_inputs
     panels = -(-own_outputs // PANEL)
-    lines = (TILE - 1) * stride + kernel_rows
-    # a 1×1 kernel multiplies pixels as they are gathered, row by row of several tiles; else a matrix is made of them
-    as_gathered = taps == 1 and stride == 1 and groups == 1
+    lines, side = (TILE - 1) * stride + kernel_rows, (TILE - 1) * stride + kernel_columns
+    # what a 1×1 kernel reads lies in the canvases already, if no work is pending on it; else windows are gathered
+    in_place = taps == 1 and groups == 1 and top == 0 and left == 0 and is_plain(r)
+    in_place &= (w.height - 1) * stride < r.height and (w.width - 1) * stride < r.width  # no pixel outside
+    # the taps of a kernel's row lie side by side in a window
+    pieces, piece = (taps, own_inputs) if groups > 1 else (kernel_rows, kernel_columns * own_inputs)
+    shallow = piece < SHALLOW and not in_place
+    parts = 2 if r.second_channels > 0 else 1
     while True:
         item = next_item(counter)
         if item >= items:
@@ -119,86 +137,102 @@ def convolve(
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
         begin, end = panels * (item % splits) // splits, panels * (item % splits + 1) // splits
-        outputs = (end - begin) * PANEL
-        window = 0
-        matrix = window + lines * ((TILE * batch - 1) * stride + kernel_columns) * pixel + WIDTH
-        sums = matrix + batch * PIXELS * taps * inputs + WIDTH
+        outputs, rows = (end - begin) * PANEL, count * PIXELS
+        table = 0  # where each row's inputs begin, int64, for either part
+        sums = table + 4 * batch * PIXELS
         joined = sums + batch * PIXELS * outputs + WIDTH
         wide_weights = joined + (batch * PIXELS * w.channels + WIDTH if groups > 1 else 0)
-        spare = wide_weights + WIDENED
+        window = wide_weights + WIDENED
+        line = batch * side * inputs + WIDTH  # windows lie side by side
+        matrix = window + (0 if in_place else lines * line + WIDTH)
+        spare = matrix + (batch * PIXELS * depth + WIDTH if shallow else 0)
+        places = scratch[table : table + 2 * batch * PIXELS].view(np.int64)
+        others = scratch[table + 2 * batch * PIXELS : table + 4 * batch * PIXELS].view(np.int64)
 
-        t = 0
+        t, at = 0, window
         while t < count:
+            n = np.int64(tiles[first + t, 0])
+            y = np.int64(tiles[first + t, 1]) * TILE * stride - top
+            x = np.int64(tiles[first + t, 2]) * TILE * stride - left
+            if in_place:
+                height, width = r.height >> r.halved, r.width >> r.halved
+                for i in range(PIXELS):  # what overhangs the image reads some pixel, and is not written
+                    yy = min(y + i // TILE * stride, r.height - 1) >> r.halved
+                    xx = min(x + i % TILE * stride, r.width - 1) >> r.halved
+                    pixel = (n * height + yy) * width + xx
+                    places[t * PIXELS + i] = pixel * r.first_channels
+                    others[t * PIXELS + i] = pixel * r.second_channels
+                t += 1
+                continue
+            # neighbours in a row share their windows' columns: each pixel's prologue is computed once for them
             run = run_of(tiles, first + t, first + count)
-            n = tiles[first + t, 0]
-            y, x = tiles[first + t, 1] * TILE * stride - top, tiles[first + t, 2] * TILE * stride - left
-            # rows in ascending order: what is written past the end of one is written again by the next
-            if as_gathered:
-                read_window(r, n, y, x, TILE, TILE * run, scratch, matrix + t * PIXELS * inputs, inputs)
-            else:
-                columns = (TILE * run - 1) * stride + kernel_columns
-                read_window(r, n, y, x, lines, columns, scratch, window, pixel)
-                for i in range(run * groups * PIXELS):
-                    p, g = i % PIXELS, i // PIXELS % groups
-                    corner = p // TILE * columns + i // (PIXELS * groups) * TILE + p % TILE
-                    corner = window + corner * stride * pixel + g * own_inputs
-                    at = matrix + (t * groups * PIXELS + i) * depth
-                    for tap in range(taps):
-                        source = corner + (tap // kernel_columns * columns + tap % kernel_columns) * pixel
-                        _copy(scratch, source, at + tap * own_inputs, own_inputs)
+            columns = (TILE * run - 1) * stride + kernel_columns
+            # pixels in ascending order: what is written past the end of one is written again by the next
+            read_lines(r, n, y, x, lines, columns, scratch, at, inputs, line)
+            for i in range(run * PIXELS):
+                corner = i % PIXELS // TILE * line + (i // PIXELS * TILE + i % TILE) * inputs
+                places[t * PIXELS + i] = at + corner * stride
+            at += columns * inputs
             t += run
 
-        if groups == 1:
-            at, all_rows = begin * depth * PANEL, count * PIXELS
-            multiply_packed(
-                scratch,
-                matrix,
-                depth,
-                weights,
-                at,
-                scratch,
-                sums,
-                outputs,
-                all_rows,
-                depth,
-                end - begin,
-                wide_weights,
-            )
-        for i in range(count * groups if groups > 1 else 0):
-            t, g = i // groups, i % groups
-            at = g * panels * depth * PANEL
-            multiply_packed(
-                scratch,
-                matrix + i * PIXELS * depth,
-                depth,
-                weights,
-                at,
-                scratch,
-                sums,
-                outputs,
-                PIXELS,
-                depth,
-                panels,
-                wide_weights,
-            )
-            for p in range(PIXELS):
-                to = joined + (t * PIXELS + p) * w.channels + g * own_outputs
+        for g in range(groups):
+            if shallow:
+                for i in range(rows):
+                    others[i] = i * depth
+                    for k in range(pieces):
+                        tap = places[i] + (k * line if groups == 1 else _tap(k, kernel_columns, line, inputs))
+                        _copy(scratch, tap + g * own_inputs, matrix + i * depth + k * piece, piece)
+            for panel in range(begin, end):
+                at, to, done = (g * panels + panel) * depth * PANEL, sums + (panel - begin) * PANEL, 0
+                for k in range(parts if in_place else 1 if shallow else pieces):
+                    source, where, base, deep = scratch, places, g * own_inputs, piece
+                    if in_place:
+                        source, where = (r.first, places) if k == 0 else (r.second, others)
+                        deep = r.first_channels if k == 0 else r.second_channels
+                    elif shallow:
+                        where, base, deep = others, matrix, depth
+                    else:
+                        base += k * line if groups == 1 else _tap(k, kernel_columns, line, inputs)
+                    for f in range(0, deep, DEPTH):
+                        steps = min(DEPTH, deep - f)
+                        w_at = at + done * PANEL
+                        multiply_piece(
+                            source,
+                            base + f,
+                            where,
+                            weights,
+                            w_at,
+                            scratch,
+                            to,
+                            outputs,
+                            rows,
+                            steps,
+                            done,
+                            wide_weights,
+                        )
+                        done += steps
+            for i in range(rows if groups > 1 else 0):
+                to = joined + i * w.channels + g * own_outputs
                 for c in range(own_outputs):
-                    scratch[to + c] = scratch[sums + p * outputs + c]
+                    scratch[to + c] = scratch[sums + i * outputs + c]
 
-        t = 0
         last = w.channels if groups > 1 else min(end * PANEL, w.channels)
-        while t < count:
-            run = run_of(tiles, first + t, first + count)
+        step, at = (w.channels, joined) if groups > 1 else (outputs, sums)
+        for t in range(count):
             n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
-            for i in range(run):
-                step = w.channels if groups > 1 else outputs
-                at = (joined if groups > 1 else sums) + (t + i) * PIXELS * step
-                line = TILE * step
-                if as_gathered:
-                    at, line = sums + (t * PIXELS + i * TILE) * step, TILE * run * step
-                write_tile(w, n, row, column + i, begin * PANEL, last, at, step, line, scratch, spare)
-            t += run
+            write_tile(
+                w,
+                n,
+                row,
+                column,
+                begin * PANEL,
+                last,
+                at + t * PIXELS * step,
+                step,
+                TILE * step,
+                scratch,
+                spare,
+            )
 
 
 @kernel(

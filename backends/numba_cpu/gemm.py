@@ -38,14 +38,13 @@ from .target import TARGET, Target
 ROWS, PANEL = TARGET.rows, TARGET.panel
 LINE = 16
 """Floats in a cache line."""
-DEPTH = 512
-"""Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, stays in the second-level cache."""
+DEPTH = 128
+"""Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, fills half of a first-level cache."""
 
 
 def emit_block(
     builder: ir.IRBuilder,
-    inputs: ir.Value,
-    input_stride: ir.Value,
+    input_rows: Sequence[ir.Value],
     weights: ir.Value,
     sums: ir.Value,
     sum_stride: ir.Value,
@@ -53,18 +52,16 @@ def emit_block(
     resume: ir.Value,
     ahead: ir.Value,
     *,
-    rows: int,
     target: Target,
 ) -> None:
-    """Emit the product of `rows` rows with one panel, for any target.
+    """Emit the product of some rows with one panel, for any target.
 
-    Pointers to the first row of inputs, the panel and the first row of sums; strides between rows in floats; `depth`
-    ≥ 1 steps of k; `resume` (i1): go on from the sums that are there instead of from 0. At every step
-    the weights `ahead` floats on are fetched into the cache.
+    Pointers to each row of inputs, to the panel and to the first row of sums, whose rows are `sum_stride` floats apart;
+    `depth` ≥ 1 steps of k; `resume` (i1): go on from the sums that are there instead of from 0. At every step the
+    weights `ahead` floats on are fetched into the cache.
     """
-    width, columns = target.width, target.columns
+    width, columns, rows = target.width, target.columns, len(input_rows)
     zero = ir_constant(0.0, width)
-    input_rows = [builder.gep(inputs, [builder.mul(input_stride, I64(m))]) for m in range(rows)]
     sum_rows = [builder.gep(sums, [builder.mul(sum_stride, I64(m))]) for m in range(rows)]
 
     def cell(m: int, j: int) -> ir.Value:
@@ -108,14 +105,18 @@ def emit_block(
 
 
 def _block(rows: int) -> Any:
-    """`emit_block` for this processor as a function of Numba: arrays and offsets instead of pointers."""
+    """`emit_block` for this processor as a function of Numba: arrays and offsets instead of pointers.
+
+    Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
+    """
 
     @intrinsic
     def block(
         typing: Any,
         inputs: Any,
         input_at: Any,
-        input_stride: Any,
+        rows_at: Any,
+        row: Any,
         weights: Any,
         weight_at: Any,
         sums: Any,
@@ -126,15 +127,21 @@ def _block(rows: int) -> Any:
         ahead: Any,
     ) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-            a, b, c = (ir_pointer(context, builder, sig.args[i], args[i], args[i + 1]) for i in (0, 3, 5))
-            resumes = builder.icmp_signed("!=", args[9], I64(0))
-            emit_block(
-                builder, a, args[2], b, c, args[7], args[8], resumes, args[10], rows=rows, target=TARGET
-            )
+            a, b, c = (ir_pointer(context, builder, sig.args[i], args[i], args[i + 1]) for i in (0, 4, 6))
+            numbers = [builder.add(args[3], I64(m)) for m in range(rows)]
+            if isinstance(sig.args[2], types.Array):
+                table = sig.args[2], args[2]
+                offsets = [builder.load(ir_pointer(context, builder, *table, m)) for m in numbers]
+            else:
+                offsets = [builder.mul(args[2], m) for m in numbers]
+            pointers = [builder.gep(a, [offset]) for offset in offsets]
+            resumes = builder.icmp_signed("!=", args[10], I64(0))
+            emit_block(builder, pointers, b, c, args[8], args[9], resumes, args[11], target=TARGET)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(inputs, i, i, weights, i, sums, i, i, i, i, i), emit
+        where = rows_at if isinstance(rows_at, types.Array) else i
+        return types.void(inputs, i, where, i, weights, i, sums, i, i, i, i, i), emit
 
     return block
 
@@ -148,7 +155,7 @@ _HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
 def _rows(
     inputs: Any,
     a: int,
-    input_stride: int,
+    rows_at: Any,
     weights: Any,
     w: int,
     sums: Any,
@@ -165,19 +172,18 @@ def _rows(
         # the first rows wait for these weights; the next have time to fetch the panel behind, a line a step each
         ahead = steps * PANEL + (m // ROWS - 1) * LINE % PANEL if m > 0 else 0
         if left >= ROWS:
-            _whole(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _whole(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = ROWS
         elif left >= _HALF:
-            _half(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _half(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = _HALF
         elif left >= _QUARTER:
-            _quarter(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _quarter(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = _QUARTER
         else:
-            _one(inputs, a, input_stride, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _one(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = 1
         m += done
-        a += done * input_stride
         c += done * sum_stride
 
 
@@ -254,6 +260,35 @@ def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
 
 
 @inline
+def multiply_piece(
+    inputs: Any,
+    input_at: int,
+    rows_at: Any,
+    weights: Any,
+    weight_at: int,
+    sums: Any,
+    sum_at: int,
+    sum_stride: int,
+    rows: int,
+    steps: int,
+    resume: int,
+    spare: int,
+) -> None:
+    """Some ≤ DEPTH steps of a product with one panel, however its weights are stored; `resume`: added to the sums.
+
+    Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
+    `sums[spare:]` takes WIDENED floats.
+    """
+    if weights.stored == FLOAT32:
+        w = weights.floats
+        _rows(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
+    else:
+        for i in range(0, steps * PANEL, WIDTH):
+            store(sums, spare + i, widen(weights.halves, weight_at + i, weights.stored == BFLOAT16))
+        _rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)
+
+
+@inline
 def multiply_packed(
     inputs: Any,
     input_at: int,
@@ -269,18 +304,14 @@ def multiply_packed(
     spare: int,
 ) -> None:
     """`multiply` by packed weights however they are stored; `sums[spare:]` takes WIDENED floats."""
-    if weights.stored == FLOAT32:
-        w = weights.floats
-        multiply(inputs, input_at, input_stride, w, weight_at, sums, sum_at, sum_stride, rows, depth, panels)
-        return
     for panel in range(panels):
         for first in range(0, depth, DEPTH):
             steps = min(DEPTH, depth - first)
-            at = weight_at + (panel * depth + first) * PANEL
-            for i in range(0, steps * PANEL, WIDTH):
-                store(sums, spare + i, widen(weights.halves, at + i, weights.stored == BFLOAT16))
+            w = weight_at + (panel * depth + first) * PANEL
             a, c = input_at + first, sum_at + panel * PANEL
-            _rows(inputs, a, input_stride, sums, spare, sums, c, sum_stride, rows, steps, first)
+            multiply_piece(
+                inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first, spare
+            )
 
 
 def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

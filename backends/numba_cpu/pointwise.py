@@ -10,7 +10,7 @@ from numba import types
 from ..interface import TILE
 from .epilogue import WRITING, write_tile
 from .jit import inline, kernel
-from .reading import IDENTITY, PLAIN, READING, load_some, read_pixel, read_window, whole_vectors
+from .reading import READING, is_plain, load_some, read_pixel, read_window, whole_vectors
 from .simd import WIDTH, fma, load, load_first, next_item, splat, store, store_first, total
 
 PIXELS = TILE * TILE
@@ -195,7 +195,7 @@ def moments(counter: Any, items: int, span: int, r: Any, sums: Any, scratch: Any
     spans = -(-pixels // span)
     stride = -(-channels // WIDTH) * WIDTH
     row = stride + WIDTH
-    plain = r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY and r.halved == 0
+    plain = is_plain(r) and r.halved == 0
     blocks = BLOCK * stride + WIDTH
     while True:
         item = next_item(counter)

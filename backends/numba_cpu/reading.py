@@ -227,13 +227,36 @@ def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> Non
 
 
 @inline
+def is_plain(r: Any) -> bool:
+    """Whether what is read are the canvases' values, no work being pending on them."""
+    return r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY
+
+
+@inline
+def read_lines(
+    r: Any,
+    sample: int,
+    top: int,
+    left: int,
+    rows: int,
+    columns: int,
+    buffer: Any,
+    at: int,
+    stride: int,
+    line: int,
+) -> None:
+    """Pixels (top …, left …) of a window: rows every `line` floats of `buffer[at:]`, pixels every `stride`."""
+    for y in range(rows):
+        for x in range(columns):
+            read_pixel(r, sample, top + y, left + x, buffer, at + y * line + x * stride)
+
+
+@inline
 def read_window(
     r: Any, sample: int, top: int, left: int, rows: int, columns: int, buffer: Any, at: int, stride: int
 ) -> None:
     """Pixels (top …, left …) of a window, row by row, a pixel every `stride` floats of `buffer[at:]`."""
-    for y in range(rows):
-        for x in range(columns):
-            read_pixel(r, sample, top + y, left + x, buffer, at + (y * columns + x) * stride)
+    read_lines(r, sample, top, left, rows, columns, buffer, at, stride, columns * stride)
 
 
 @inline
