@@ -27,7 +27,10 @@ COMMANDS = re.findall(r"^sparsegen ((?:demo|edit|inspect|convert|backends)\b.*)$
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README takes for granted: the examples, and a checkpoint of one's own."""
     examples = ROOT / "weights" / "builtin" / "landscape"
-    shutil.copytree(examples, tmp_path / "weights" / "builtin" / "landscape")
+    for name in ("landscape", "landscape-ddpm"):
+        shutil.copytree(examples.parent / name, tmp_path / "weights" / "builtin" / name)
+    for name, picture in (("photo", "lake"), ("strokes", "lake-house")):
+        shutil.copy(examples.parent / "landscape-ddpm" / f"{picture}.png", tmp_path / f"{name}.png")
     for name in ("lake", "lake-house", "lake-woods"):
         shutil.copy(examples / f"{name}.png", tmp_path)
     model = random_gaugan(semantic_nc=36, edge_channel=True, num_upsampling_layers="more")
@@ -37,13 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_python_blocks_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     labels = random_labels(np.random.default_rng(0), (64, 128), classes=35)
     names = {"sparsegen": sparsegen, "labels": labels, "instance_ids": labels // 3}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert "MACs" in capsys.readouterr().out
-    assert (folder / "edited.png").exists()
+    assert (folder / "edited.png").exists() and (folder / "real.png").exists()
     assert sparsegen.Session.load(folder / "lake.safetensors").edits == 1
 
 
@@ -51,7 +54,7 @@ def test_the_command_lines_run(folder: Path) -> None:
     assert {command.split()[0] for command in COMMANDS} == {"edit", "inspect", "convert", "backends"}
     for command in COMMANDS:
         assert main(command.split()) == 0, command
-    assert (folder / "out-2.png").exists() and (folder / "net.safetensors").exists()
+    assert (folder / "out-2.png").exists() and (folder / "real-preview-25.png").exists() and (folder / "net.safetensors").exists()
 
 
 def test_every_file_that_is_linked_exists() -> None:
