@@ -145,7 +145,7 @@ def test_the_budget_is_that_of_the_pages_that_are_taken(tmp_path):
 @pytest.mark.parametrize("budget", [None, 0, "1MB"])
 def test_a_block_serves_again(tmp_path, budget):
     store = Store(budget, tmp_path)
-    for i in range(50):
+    for i in range(8):
         array = filled(store, 5, i)
         if not i:
             taken = store.ram_bytes, store.file_bytes
