@@ -7,8 +7,9 @@ endif
 
 .PHONY: demo test lint mypy bench clean
 
-demo: .venv/runtime.stamp ## edit a built-in picture; says where the result lies
+demo: .venv/runtime.stamp ## edit a built-in label map and a built-in picture; says where the results lie
 	$(BIN)/sparsegen demo --output demo.png
+	$(BIN)/sparsegen demo --model landscape-ddpm --output demo-ddpm.png
 
 test: .venv/test.stamp ## everything that is claimed, checked
 	$(BIN)/python -m pytest
@@ -28,6 +29,7 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/landscape.py
 	$(BIN)/python bench/diffusion.py
+	$(BIN)/python bench/quality.py
 
 clean:
 	rm -rf .venv build dist *.egg-info
