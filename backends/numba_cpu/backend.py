@@ -284,11 +284,14 @@ class NumbaBackend(Backend):
         key_floats, value_floats = attention.packed_floats(tokens, channels // heads)
         keys = np.zeros(len(samples) * heads * key_floats, np.float32)
         values = np.zeros(len(samples) * heads * value_floats, np.float32)
-        floats = attention.scratch_floats(channels, heads)
+        floats = attention.pack_floats(channels)
         args: tuple[Any, ...] = (samples, reading(key), reading(value), heads, blocks, keys, values)
         work = 4.0 * tokens * channels * len(samples)
-        self._launcher.run(attention.pack, len(samples) * blocks, args, floats, work)
+        self._launcher.run(attention.pack, len(samples) * -(-tokens // PANEL), args, floats, work)
+        # no more together than leaves work for every thread
+        batch = max(1, min(attention.TOGETHER, len(tiles) // (2 * self.threads)))
         args = (
+            batch,
             tiles,
             slots.astype(np.int32),
             reading(query),
@@ -300,7 +303,8 @@ class NumbaBackend(Backend):
             _writing(out),
         )
         work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
-        self._launcher.run(attention.attend, len(tiles), args, floats, work)
+        floats = attention.scratch_floats(channels, heads, batch)
+        self._launcher.run(attention.attend, -(-len(tiles) // batch), args, floats, work)
 
     # -- codebooks ---------------------------------------------------------------------------------------
 

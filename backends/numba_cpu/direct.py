@@ -151,7 +151,7 @@ def convolve(
 
         t, at = 0, window
         while t < count:
-            n = np.int64(tiles[first + t, 0])
+            n: Any = np.int64(tiles[first + t, 0])
             y = np.int64(tiles[first + t, 1]) * TILE * stride - top
             x = np.int64(tiles[first + t, 2]) * TILE * stride - left
             if in_place:
@@ -261,9 +261,10 @@ def convolve_depthwise(
 ) -> None:
     """A kernel for each channel: vectors run along channels. Items are batches of tiles."""
     kernel_rows, kernel_columns, stride, top, left, _ = geometry
-    taps = kernel_rows * kernel_columns
     pixel = -(-w.channels // WIDTH) * WIDTH
     rows, columns = (TILE - 1) * stride + kernel_rows, (TILE - 1) * stride + kernel_columns
+    # a window inside the canvas is read where it is, if no work is pending and vectors do not reach into the next pixel
+    in_place = is_plain(r) and r.halved == 0 and r.second_channels == 0 and pixel == w.channels
     sums = rows * columns * pixel + WIDTH
     spare = sums + PIXELS * pixel
     while True:
@@ -272,14 +273,20 @@ def convolve_depthwise(
             return
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
             n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-            y, x = row * TILE * stride - top, column * TILE * stride - left
-            read_window(r, n, y, x, rows, columns, scratch, 0, pixel)
+            y, x = np.int64(row) * TILE * stride - top, np.int64(column) * TILE * stride - left
+            inside = y >= 0 and x >= 0 and y + rows <= r.height and x + columns <= r.width
+            if inside and in_place:
+                source, start, line = r.first, ((n * r.height + y) * r.width + x) * pixel, r.width * pixel
+            else:
+                source, start, line = scratch, 0, columns * pixel
+                read_window(r, n, y, x, rows, columns, scratch, 0, pixel)
             for i in range(PIXELS):
-                corner = (i // TILE * columns + i % TILE) * stride * pixel
+                corner = start + i // TILE * stride * line + i % TILE * stride * pixel
                 for c in range(0, pixel, WIDTH):
                     v = splat(0.0)
-                    for tap in range(taps):
-                        at = corner + (tap // kernel_columns * columns + tap % kernel_columns) * pixel + c
-                        v = fma(load(scratch, at), load(weights, tap * pixel + c), v)
+                    for j in range(kernel_rows):
+                        at, tap = corner + j * line + c, j * kernel_columns * pixel + c
+                        for k in range(kernel_columns):
+                            v = fma(load(source, at + k * pixel), load(weights, tap + k * pixel), v)
                     store(scratch, sums + i * pixel + c, v)
             write_tile(w, n, row, column, 0, w.channels, sums, pixel, TILE * pixel, scratch, spare)

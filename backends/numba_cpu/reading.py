@@ -227,7 +227,7 @@ def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> Non
 
 
 @inline
-def is_plain(r: Any) -> bool:
+def is_plain(r: Any) -> Any:
     """Whether what is read are the canvases' values, no work being pending on them."""
     return r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY
 
