@@ -117,3 +117,18 @@ def computed_by_tiles(session: Session) -> set[str]:
     """The convolutions in which a pixel's bits depend on its whole tile (Winograd's)."""
     made = session.memory.prepared._made
     return {path for (path, _), w in made.items() if isinstance(w, ConvWeights) and w.whole_tiles}
+
+
+def current_labels(session: Session) -> np.ndarray:
+    """The label map `[N, H, W]` that a GauGAN session has now."""
+    return session.memory.canvases["input.labels"][..., 0].copy()
+
+
+def snapshot(session: Session) -> dict[str, np.ndarray]:
+    """A copy of every canvas."""
+    return {path: canvas.copy() for path, canvas in session.memory.canvases.items()}
+
+
+def assert_unchanged(session: Session, before: dict[str, np.ndarray]) -> None:
+    """Every canvas is what its snapshot is."""
+    assert all(np.array_equal(before[path], canvas) for path, canvas in session.memory.canvases.items())
