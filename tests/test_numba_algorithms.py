@@ -63,8 +63,8 @@ def test_weights_stored_in_no_known_way_are_refused() -> None:
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: str, kernel: int) -> None:
+@pytest.mark.parametrize(("kernel", "direct"), [(1, True), (3, True), (3, False)])
+def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: Any, kernel: int, direct: bool) -> None:
     """The bits of a convolution by weights that were rounded before, in half the memory."""
     if stored == "float16" and not TARGET.half:
         pytest.skip("this processor cannot widen float16")
@@ -77,8 +77,8 @@ def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: str, kernel: 
         rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
     source, results, sizes = Source((normal(rng, 1, 9, 10, 700),)), [], []
     for backend, given in (
-        (NumbaBackend(direct=True, weights=stored), weight),
-        (NumbaBackend(direct=True), rounded),
+        (NumbaBackend(direct=direct, weights=stored), weight),
+        (NumbaBackend(direct=direct), rounded),
     ):
         weights = backend.prepare_conv(given, None, padding=(kernel // 2,) * 4, size=(9, 10))
         out = backend.alloc((1, 9, 10, 40))
@@ -91,7 +91,7 @@ def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: str, kernel: 
 
 @pytest.mark.parametrize(("stored", "value"), [("float16", 7e4), ("bfloat16", 3.4e38)])
 def test_weights_too_large_for_16_bits_are_refused(stored: Any, value: float) -> None:
-    """They would be infinite. Winograd's transforms make weights larger: what they make is what counts."""
+    """They would be infinite."""
     weight = np.zeros((4, 8, 3, 3), np.float32)
     weight[1, 2, 2, 2] = value
     for direct in (True, False):
@@ -115,3 +115,24 @@ def test_an_output_that_is_read_only_or_in_pieces_is_refused() -> None:
         ):
             with pytest.raises(BackendError, match=why):
                 write()
+
+
+def test_winograds_weights_take_what_the_layer_has() -> None:
+    """Transformed they would take four times as much; and the same layout serves every size but a single tile's."""
+    backend = NumbaBackend(2)
+    weight = normal(np.random.default_rng(0), 2 * TARGET.panel, 48, 3, 3)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=(8, 8))
+    assert weights.whole_tiles and weights.packed.values.floats.nbytes == weight.nbytes
+    sizes = ((8, 8), (5, 4), (256, 512), None)
+    assert len({backend.conv_layout(weights.geometry, size) for size in sizes}) == 1
+
+
+@pytest.mark.parametrize("channels", [512, 1024])
+def test_sums_of_many_channels_are_as_close_to_the_formula(channels: int) -> None:
+    """Depth is summed in pieces: 1024 channels round hardly more than 130."""
+    rng = np.random.default_rng(0)
+    v, weight = normal(rng, 1, 8, 8, channels), normal(rng, 32, channels, 3, 3, std=(9 * channels) ** -0.5)
+    backend = NumbaBackend(2)
+    weights, out = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1)), backend.alloc((1, 8, 8, 32))
+    backend.conv2d(out, all_tiles(1, 8, 8), Source((v,)), weights)
+    check("conv2d", out, naive.conv2d(v, weight, padding=(1, 1, 1, 1)))

@@ -86,7 +86,7 @@ def assembly(target: str, triple: str, processor: str, rows: int | None = None) 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     floats, long = ir.FloatType().as_pointer(), ir.IntType(64)
-    kind = ir.FunctionType(ir.VoidType(), [floats, long, floats, floats, long, long, ir.IntType(1), long])
+    kind = ir.FunctionType(ir.VoidType(), [floats, long, floats, floats, long, long, long, long])
     code = ir.Module()
     code.triple = triple
     function = ir.Function(code, kind, "block")

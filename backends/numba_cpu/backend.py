@@ -36,15 +36,10 @@ from .launch import Launcher, available_cores, in_order
 from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
 from .target import TARGET
 
-Algorithm = Literal["winograd 4×4", "winograd 2×2", "direct", "depthwise"]
-_SIDES: dict[str, winograd.Side] = {"winograd 4×4": 6, "winograd 2×2": 4}
+Algorithm = Literal["winograd", "direct", "depthwise"]
 
 _CACHE = 1 << 18
 """Floats of scratch that a thread's own cache holds."""
-_SHARED = 3 << 20
-"""Floats of weights that the threads' common cache holds beside everything else."""
-_LARGE = 32 << 20
-"""Floats of weights that no cache holds: every run reads them all from main memory."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,7 @@ class NumbaBackend(Backend):
     weights
         How convolutions' weights are kept: "float16" and "bfloat16" take half the memory and half the time to read
         (which is what few tiles of low resolutions wait for), are widened as they are multiplied, and round every
-        weight to 11 or 8 bits: results move by about 2e-4 or 2e-3 of the largest value with `direct`, and by ten
-        times that without, because Winograd's transforms amplify what rounding does to transformed weights.
+        weight to 11 or 8 bits: results move by about 2e-4 or 2e-3 of the largest value.
 
     Raises
     ------
@@ -135,23 +129,22 @@ class NumbaBackend(Backend):
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
         algorithm = self.conv_layout(geometry, size)
-        if algorithm in _SIDES:
-            values = self._pack_winograd(weight, _SIDES[algorithm])
+        if algorithm == "winograd":
+            values = self._pack_winograd(weight)
         elif algorithm == "depthwise":
             values = direct.pack_depthwise(weight)
         else:
             values = direct.pack_direct(weight, groups)
         stored = "float32" if algorithm == "depthwise" else self.weights
         packed = _Packed(algorithm, store_as(values, stored))
-        return ConvWeights(geometry, packed, _whole(bias, geometry.outputs), algorithm in _SIDES)
+        return ConvWeights(geometry, packed, _whole(bias, geometry.outputs), algorithm == "winograd")
 
-    def _pack_winograd(self, weight: Host, side: winograd.Side) -> Host:
-        outputs, inputs = weight.shape[:2]
+    def _pack_winograd(self, weight: Host) -> Host:
+        outputs, depth = len(weight), weight[0].size
         panels = -(-outputs // PANEL)
-        packed = np.empty(side * side * panels * inputs * PANEL, np.float32)
-        work = np.zeros((panels, 9 + 3 * side, PANEL))
-        args = (readable(np.asarray(weight, np.float32)), winograd.matrix(side), work, packed)
-        self._launcher.run(winograd.transform_weights, panels, args, 0, 1e3 * weight.size)
+        packed = np.empty(panels * depth * PANEL, np.float32)
+        rows = readable(np.asarray(weight, np.float32).reshape(outputs, depth))
+        self._launcher.run(winograd.pack, panels, (rows, packed), 0, 16.0 * weight.size)
         return packed
 
     def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
@@ -161,13 +154,8 @@ class NumbaBackend(Backend):
             return "depthwise"
         if self.direct or g.kernel != (3, 3) or g.stride != 1 or g.groups != 1 or g.inputs < 8:
             return "direct"
-        # the fewer the tiles and the larger the weights, the more it counts how many floats must be read for them:
-        # as many as the layer has, 1.8 times or 4 times as many
-        tiles = 64 if size is None else -(-size[0] // TILE) * -(-size[1] // TILE)
-        if tiles == 1:
-            return "direct"
-        large = winograd.WINDOW**2 * g.inputs * g.outputs > _LARGE
-        return "winograd 2×2" if tiles <= 4 or large else "winograd 4×4"
+        # one tile's 16 pixels fill the products' rows as they are
+        return "direct" if size is not None and max(size) <= TILE else "winograd"
 
     def conv2d(
         self,
@@ -190,16 +178,15 @@ class NumbaBackend(Backend):
         depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
         geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
         args: tuple[Any, ...]
-        if packed.algorithm in _SIDES:
-            side = _SIDES[packed.algorithm]
-            work = 2.0 * side * side * winograd.rows_per_tile(side) * g.inputs * g.outputs
-            limit = 16 if side * side * g.inputs * g.outputs < _SHARED else 64
-            batch, splits = self._launcher.items(len(tiles), limit, panels, work)
-            floats = winograd.scratch_floats(batch, side, g.inputs, g.outputs, -(-panels // splits), added)
-            args = (batch, splits, side, tiles, read, g.padding[0], g.padding[2], packed.values, write)
-            self._launcher.run(
-                winograd.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
-            )
+        if packed.algorithm == "winograd":
+            work = 2.0 * winograd.PRODUCTS * g.inputs * g.outputs
+            batch, splits = self._launcher.items(len(tiles), winograd.BATCH, panels, work)
+            items = -(-len(tiles) // batch) * splits
+            kept = splits == 1 and items > self.threads
+            kept = kept and winograd.kept_floats(g.inputs, g.outputs) <= winograd.KEPT
+            floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added, kept)
+            args = (batch, splits, int(kept), tiles, read, g.padding[0], g.padding[2], packed.values, write)
+            self._launcher.run(winograd.convolve, items, args, floats, work * len(tiles))
         elif packed.algorithm == "depthwise":
             work = 2.0 * TILE * TILE * depth * g.outputs
             batch, _ = self._launcher.items(len(tiles), 8, 1, work)

@@ -3,8 +3,9 @@
     sums[m, j] = Σ_k inputs[m, k] · weights[k, j]          m < rows, j < panel
 
 The block's sums stay in registers while k runs; each step loads `columns` vectors of weights and multiplies them by
-one number of each row. A sum is one chain of multiply-adds in the order of k, whatever the number of rows and however
-the depth is cut in pieces: its bits depend on its row and its column alone.
+one number of each row. Depth is taken in pieces. Either a sum is one chain of multiply-adds in the order of k, however
+the pieces are cut; or each piece is a chain of its own and pieces, cut alike for all, are added in order, which rounds
+less. Whatever the number of rows, a sum's bits depend on its row and its column alone.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from numba.extending import intrinsic
 from ..interface import BackendError
 from .jit import inline
 from .simd import (
-    I32,
     I64,
     WIDTH,
-    ir_call,
     ir_constant,
     ir_fma,
     ir_load,
     ir_pointer,
+    ir_prefetch,
     ir_splat,
     ir_store,
     store,
@@ -38,6 +38,8 @@ from .target import TARGET, Target
 ROWS, PANEL = TARGET.rows, TARGET.panel
 LINE = 16
 """Floats in a cache line."""
+REPLACE, GO_ON, ADD = 0, 1, -1
+"""What a piece does to the sums that are there: nothing of them stays; its chains go on from them; it is added."""
 DEPTH = 128
 """Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, fills half of a first-level cache."""
 
@@ -57,8 +59,8 @@ def emit_block(
     """Emit the product of some rows with one panel, for any target.
 
     Pointers to each row of inputs, to the panel and to the first row of sums, whose rows are `sum_stride` floats apart;
-    `depth` ≥ 1 steps of k; `resume` (i1): go on from the sums that are there instead of from 0. At every step the
-    weights `ahead` floats on are fetched into the cache.
+    `depth` ≥ 1 steps of k; `resume`: REPLACE, GO_ON (any positive number) or ADD. At every step the weights `ahead`
+    floats on are fetched into the cache.
     """
     width, columns, rows = target.width, target.columns, len(input_rows)
     zero = ir_constant(0.0, width)
@@ -69,7 +71,7 @@ def emit_block(
 
     cells = [(m, j) for m in range(rows) for j in range(columns)]
     start = builder.block
-    with builder.if_then(resume):
+    with builder.if_then(builder.icmp_signed(">", resume, I64(0))):
         loaded = {(m, j): ir_load(builder, cell(m, j), width) for m, j in cells}
         resumed = builder.block
     before = builder.block
@@ -87,7 +89,7 @@ def emit_block(
     running = {at: builder.phi(zero.type) for at in cells}
     step = builder.gep(weights, [builder.mul(k, I64(target.panel))])
     vectors = [ir_load(builder, builder.gep(step, [I64(j * width)]), width) for j in range(columns)]
-    ir_call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.gep(step, [ahead]), I32(0), I32(2), I32(1))
+    ir_prefetch(builder, builder.gep(step, [ahead]))
     summed = {}
     for m in range(rows):
         number = ir_splat(builder, builder.load(builder.gep(input_rows[m], [k])), width)
@@ -100,8 +102,16 @@ def emit_block(
         running[at].add_incoming(summed[at], loop)
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
     builder.position_at_end(done)
-    for m, j in cells:
-        ir_store(builder, summed[m, j], cell(m, j))
+    with builder.if_then(builder.icmp_signed("<", resume, I64(0))):
+        added = {at: builder.fadd(ir_load(builder, cell(*at), width), summed[at]) for at in cells}
+        adding = builder.block
+    for at in cells:
+        final = builder.phi(zero.type)
+        final.add_incoming(summed[at], done)
+        final.add_incoming(added[at], adding)
+        summed[at] = final
+    for at in cells:
+        ir_store(builder, summed[at], cell(*at))
 
 
 def _block(rows: int) -> Any:
@@ -135,8 +145,7 @@ def _block(rows: int) -> Any:
             else:
                 offsets = [builder.mul(args[2], m) for m in numbers]
             pointers = [builder.gep(a, [offset]) for offset in offsets]
-            resumes = builder.icmp_signed("!=", args[10], I64(0))
-            emit_block(builder, pointers, b, c, args[8], args[9], resumes, args[11], target=TARGET)
+            emit_block(builder, pointers, b, c, *args[8:], target=TARGET)
             return context.get_dummy_value()
 
         i = types.intp
@@ -152,7 +161,7 @@ _HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
 
 
 @inline
-def _rows(
+def multiply_rows(
     inputs: Any,
     a: int,
     rows_at: Any,
@@ -165,7 +174,10 @@ def _rows(
     steps: int,
     resume: int,
 ) -> None:
-    """One panel's piece for all rows, as many at a time as there are blocks for."""
+    """`sums[rows, PANEL]`, as `resume` says, by `inputs[rows, steps] @ weights[steps, PANEL]`: a piece of one panel.
+
+    As many rows at a time as there are blocks for.
+    """
     m = 0
     while m < rows:
         left = rows - m
@@ -210,7 +222,7 @@ def multiply(
             steps = min(DEPTH, depth - first)
             w = weight_at + (panel * depth + first) * PANEL
             a, c = input_at + first, sum_at + panel * PANEL
-            _rows(inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first)
+            multiply_rows(inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first)
 
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
@@ -274,18 +286,18 @@ def multiply_piece(
     resume: int,
     spare: int,
 ) -> None:
-    """Some ≤ DEPTH steps of a product with one panel, however its weights are stored; `resume`: added to the sums.
+    """Some ≤ DEPTH steps of a product with one panel, however its weights are stored: `multiply_rows` by them.
 
     Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
     `sums[spare:]` takes WIDENED floats.
     """
     if weights.stored == FLOAT32:
         w = weights.floats
-        _rows(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
+        multiply_rows(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
     else:
         for i in range(0, steps * PANEL, WIDTH):
             store(sums, spare + i, widen(weights.halves, weight_at + i, weights.stored == BFLOAT16))
-        _rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)
+        multiply_rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)
 
 
 @inline

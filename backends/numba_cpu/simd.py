@@ -85,6 +85,12 @@ def ir_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=4)
 
 
+def ir_prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Have a cache line brought into the second-level cache; any address may be given."""
+    pointer = builder.bitcast(pointer, F32.as_pointer())
+    ir_call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+
+
 def ir_pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, index: ir.Value) -> ir.Value:
     """Address of an element of a flat Numba array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
@@ -107,6 +113,17 @@ def load(typing: Any, array: Any, index: Any) -> Any:
         return ir_load(builder, ir_pointer(context, builder, sig.args[0], *args))
 
     return vector(array, types.intp), emit
+
+
+@intrinsic
+def fetch(typing: Any, array: Any, index: Any) -> Any:
+    """`fetch(array, index)`: have the cache line of `array[index]` brought near; an index past the end does no harm."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        ir_prefetch(builder, ir_pointer(context, builder, sig.args[0], *args))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
 
 
 @intrinsic
