@@ -148,7 +148,9 @@ def main():
             entry["edits"].append({"file": f"{edit}.png", "caption": what, "area": area})
             print(f"{edit}: {100 * area:.1f} % of the area")
         listing.append(entry)
-    (FOLDER / "examples.json").write_text(json.dumps({"kind": "labels", "examples": listing}, indent=2) + "\n")
+    (FOLDER / "examples.json").write_text(
+        json.dumps({"kind": "labels", "examples": listing}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":
