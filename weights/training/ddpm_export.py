@@ -86,7 +86,7 @@ def sdedit(network, original, painted, level, *, seed=0, margin=2):
     return to_bytes(x)
 
 
-def sheet(network, seeds, path, *, levels=(400, 500), columns=1, fresh=0):
+def sheet(network, seeds, path, *, levels=(300, 400, 500), fresh=0):
     """Write original, strokes and SDEdit from each of ``levels`` for every seed; ``fresh``: rows made of noise only."""
     original = np.stack([unseen(seed) for seed in seeds])
     painted = np.stack([strokes(*pair) for pair in zip(original, seeds, strict=True)])
@@ -96,8 +96,7 @@ def sheet(network, seeds, path, *, levels=(400, 500), columns=1, fresh=0):
         blank = np.zeros((fresh * len(tiles), SIZE, SIZE, 3), np.uint8)
         samples = sdedit(network, blank, blank + 1, 1000, seed=1)
         rows += [np.hstack(samples[i::fresh]) for i in range(fresh)]
-    image = np.vstack([np.hstack(rows[i : i + columns]) for i in range(0, len(rows), columns)])
-    Image.fromarray(image).save(path, optimize=True)
+    Image.fromarray(np.vstack(rows)).save(path, optimize=True)
 
 
 def main():
@@ -110,7 +109,7 @@ def main():
     network = Model()
     network.load_state_dict(torch.load(args.source, weights_only=True))
     network.eval().to(memory_format=torch.channels_last)
-    sheet(network, range(UNSEEN, UNSEEN + 8), args.target, fresh=2)
+    sheet(network, range(UNSEEN, UNSEEN + 8), args.target)
 
 
 if __name__ == "__main__":
