@@ -54,7 +54,11 @@ def test_the_command_lines_run(folder: Path) -> None:
     assert {command.split()[0] for command in COMMANDS} == {"edit", "inspect", "convert", "backends"}
     for command in COMMANDS:
         assert main(command.split()) == 0, command
-    assert (folder / "out-2.png").exists() and (folder / "real-preview-25.png").exists() and (folder / "net.safetensors").exists()
+    assert (
+        (folder / "out-2.png").exists()
+        and (folder / "real-preview-25.png").exists()
+        and (folder / "net.safetensors").exists()
+    )
 
 
 def test_every_file_that_is_linked_exists() -> None:
