@@ -7,6 +7,8 @@ edit the same code: dense is "all tiles".
 Conventions, the same in every backend
 --------------------------------------
 * Canvases are float32 `[N, H, W, C]`, C-contiguous (channels last); index canvases are int32 `[N, H, W, P]`.
+  Kernels know no others; a float16 copy of a canvas, to be kept (C even), is for `read_tiles`, `write_tiles`,
+  `narrow_tiles` and `widen_tiles` alone.
 * `tiles` is int32 `[K, 3]` on the host: sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`;
   a tile that overhangs the bottom or right border is written only where it lies inside.
 * What a layer reads is a `Source`: canvases plus the pointwise work still pending on them (the *prologue*).
@@ -330,6 +332,21 @@ class Backend(ABC):
     def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
         """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
 
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+        """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values; whether all are finite.
+
+        Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity.
+        """
+        with np.errstate(over="ignore"):
+            values = self.read_tiles(canvas, tiles).astype("float16")
+        self.write_tiles(halves, tiles, values)
+        self.write_tiles(canvas, tiles, values.astype("float32"))
+        return bool(np.isfinite(values).all())
+
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+        """`canvas[tiles] = halves[tiles]`: float32 from float16, exactly."""
+        self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype("float32"))
+
     @abstractmethod
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         """Host bool `[N, H, W]`: where any channel of two canvases, float32 or int32, differs by more than `eps` ≥ 0.
@@ -349,5 +366,5 @@ class Backend(ABC):
     def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
         """Host float32 `[K]`: per tile the largest |canvas - values| over its pixels inside the image and channels.
 
-        `values` is `[K, TILE, TILE, C]` as `read_tiles` gives it. All values are finite.
+        `values` is `[K, TILE, TILE, C]` as `read_tiles` gives it (also of a float16 copy). All values are finite.
         """

@@ -15,7 +15,7 @@ layer; `models/` call their `layers`; each layer asks the `run` for its canvas a
 backend; the journal keeps what was there. Floors, none importing what stands above it:
 
     6  cli                              3  model · layers
-    5  loading · pipelines              2  run · memory · policies · masks · codebook
+    5  loading · pipelines              2  run · memory · halves · policies · masks · codebook
     4  models/ · session · profiling    1  backends/ · weights/ · tiles · pictures · store · schedules · samplers
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -443,7 +443,7 @@ class Attention(Layer):
 
         reads = [
             *q.reads(Window()),
-            *(Read(changed, Window(), everywhere=True) for changed in (*k.changed, *v.changed)),
+            *(replace(r, everywhere=True) for of in (k, v) for r in of.reads(Window())),
         ]
         macs = 2 * k.shape[1] * k.shape[2] * c
         return run.compute(self.path, (n, h, w, c), reads, attend, macs_per_pixel=macs)

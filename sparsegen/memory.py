@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sparsegen.backends.interface import Array, Backend, Host
 
 from .codebook import Codebook
 from .errors import ShapeError
+from .policies import Read
 from .store import Store
 from .tiles import TileSet
 
@@ -109,8 +110,13 @@ class Prepared:
 
 @dataclass
 class Memory:
-    """What outlives a run: canvases and measured statistics by layer path, weights as the backend lays them out."""
+    """What outlives a run: canvases and measured statistics by layer path, weights as the backend lays them out.
 
+    Kernels work in the canvases themselves; a subclass may keep them otherwise than kernels know them.
+    """
+
+    storage: ClassVar[str] = "float32"
+    """What float32 canvases are kept as."""
     backend: Backend
     prepared: Prepared = field(default_factory=Prepared)
     canvases: dict[str, Array] = field(default_factory=dict)
@@ -149,6 +155,23 @@ class Memory:
         elif tuple(canvas.shape) != shape:
             raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
         return canvas
+
+    def kept_as(self, path: str, shape: Sequence[int], dtype: str) -> str:
+        """The type that a canvas of `dtype` is kept as."""
+        return dtype
+
+    def begin(self) -> None:
+        """A run begins."""
+
+    def fetch(self, reads: Sequence[Read], active: TileSet) -> None:
+        """Have in place what the `active` tiles of a layer's output read."""
+
+    def keep(self, path: str, canvas: Array, tiles: Host) -> None:
+        """Keep what a layer wrote into `tiles` of the `canvas` that `self.canvas` gave. Raises SessionError."""
+
+    def whole(self, canvas: Array) -> Host:
+        """A host copy of all of a canvas that `self.canvas` gave."""
+        return self.backend.download(canvas)
 
     @property
     def nbytes(self) -> int:

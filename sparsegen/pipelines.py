@@ -25,6 +25,7 @@ from sparsegen.backends.registry import get_backend
 
 from . import samplers, schedules, session_file
 from .errors import InputError, SessionError, ShapeError
+from .halves import memory_kind
 from .masks import dilated
 from .memory import input_path
 from .models.unet import UNet
@@ -104,6 +105,8 @@ class CachePlan:
     disk_bytes: int
     disk_free: int
     """Bytes free on the disk of the cache's folder."""
+    shared_bytes: int = 0
+    """Canvases that all steps compute in, beside their own (float16 storage)."""
 
     @property
     def fits(self) -> bool:
@@ -111,8 +114,9 @@ class CachePlan:
         return self.disk_bytes <= self.disk_free
 
     def __str__(self) -> str:
+        shared = f" and {self.shared_bytes / 1e6:.1f} MB for all" if self.shared_bytes else ""
         return (
-            f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB: {self.ram_bytes / 1e9:.2f} GB in RAM, "
+            f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM, "
             f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free)"
         )
 
@@ -169,6 +173,9 @@ class SDEdit:
         RAM that the canvases of all steps may take, such as "4GB"; the rest goes into files. None: no limit.
     folder
         Where these files go; None: the system's folder for temporary files.
+    storage
+        "float32", or "float16": the caches take half, beside one step's in float32 that all steps compute in. Edits of
+        `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
 
     Raises
     ------
@@ -191,6 +198,7 @@ class SDEdit:
         backend: str | Backend | None = None,
         cache: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
+        storage: str = "float32",
     ) -> None:
         if not isinstance(model, UNet):
             raise InputError(
@@ -226,6 +234,8 @@ class SDEdit:
         self.settings = self.settings.plain()
         self.backend = get_backend(backend)
         self.store = Store(cache, folder)
+        memory_kind(storage)
+        self.storage = storage
         self._sessions: list[Session] = []
         self._picture: Host | None = None
         self._history: list[_Before] = []
@@ -239,17 +249,24 @@ class SDEdit:
         ------
         InputError, ShapeError
         """
-        each = self._step_bytes(self._encode(picture))
-        total = each * len(self.times)
+        each, shared = self._step_bytes(self._encode(picture))
+        total = each * len(self.times) + shared
         budget = self.store.budget
         in_ram = total if budget is None else min(total, budget)
-        return CachePlan(len(self.times), each, in_ram, total - in_ram, self.store.disk_free())
+        return CachePlan(len(self.times), each, in_ram, total - in_ram, self.store.disk_free(), shared)
 
-    def _step_bytes(self, x: Host) -> int:
+    def _step_bytes(self, x: Host) -> tuple[int, int]:
+        """Bytes that the canvases of one step take, and those that all steps share."""
         inputs = self.model.encode(x, **self._at(self.times[0]))
         full = TileSet.full(*inputs.shape)
-        dry = dry_run(self.model, inputs, Everything(), full).memory.canvases
-        return sum(-(-canvas.nbytes // PAGE) * PAGE for canvas in dry.values())
+        memory = memory_kind(self.storage)(self.backend)
+        each = shared = 0
+        for path, canvas in dry_run(self.model, inputs, Everything(), full).memory.canvases.items():
+            kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
+            each += -(-canvas.size * kept.itemsize // PAGE) * PAGE
+            if kept != canvas.dtype:
+                shared += -(-canvas.nbytes // PAGE) * PAGE
+        return each, shared
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -273,14 +290,15 @@ class SDEdit:
         start = time.perf_counter()
         x0 = self._encode(picture)
         if self._picture is None or self._picture.shape != x0.shape:
-            self.store.check_room(self._step_bytes(x0) * len(self.times), released=self._kept_bytes())
+            each, shared = self._step_bytes(x0)
+            self.store.check_room(each * len(self.times) + shared, released=self._kept_bytes())
             self._sessions.clear()
         self._picture, self._history = None, []
         x0.flags.writeable = False  # it is shown, and stays
         noise = samplers.noise(self.settings.seed, START, x0.shape)
         results = []
         while len(self._sessions) < len(self.times):
-            self._sessions.append(Session(self.model, self.backend, store=self.store))
+            self._sessions.append(Session(self.model, self.backend, store=self.store, storage=self.storage))
         ends: list[float | None] = [*self.times[1:], None]
         for i, (session, now, after) in enumerate(zip(self._sessions, self.times, ends, strict=True)):
             x = self.noise_schedule.noised(x0, noise, now)
@@ -349,6 +367,7 @@ class SDEdit:
     def dense(self, picture: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
         """What `edit` would give if every step ran the whole network: the yardstick. The session stays as it is.
 
+        It computes in float32, however the caches are kept.
         Its norms measure the edited picture; in an edit, they keep what they measured of the original.
         """
         start = time.perf_counter()
@@ -413,6 +432,7 @@ class SDEdit:
         described = {
             **dataclasses.asdict(self.settings),
             "margin": self.margin,
+            "storage": self.storage,
             "ran": [before.ran for before in self._history],
         }
         states = {_prefix(i): session.state for i, session in enumerate(self._sessions)}
@@ -441,8 +461,11 @@ class SDEdit:
         try:
             described = json.loads(loaded.metadata[_SETTINGS])
             ran, margin = described.pop("ran"), described.pop("margin")
+            storage = described.pop("storage", "float32")  # files of before do not say
             settings = Settings(**described)  # these names and no others
-            pipeline = cls(loaded.model, margin=margin, backend=backend, **dataclasses.asdict(settings))
+            pipeline = cls(
+                loaded.model, margin=margin, backend=backend, storage=storage, **dataclasses.asdict(settings)
+            )
             pictures = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
             pipeline._picture = loaded.tensors["picture"]
             pipeline._history = [
@@ -459,6 +482,7 @@ class SDEdit:
         for session, before in zip(pipeline._sessions, pipeline.times, strict=True):
             fits = (
                 session.memory.canvases[input_path("x")].shape == shape
+                and session.memory.storage == pipeline.storage
                 and session.edits == pipeline._ran
                 and list(session.state.conditions) == [pipeline.model.time]
                 and np.array_equal(
@@ -584,7 +608,7 @@ class SDEdit:
 
     def _kept_bytes(self) -> int:
         """What the store has back once the sessions are gone: no less than that."""
-        kept = 0
+        kept = self.store.shared_bytes
         for session in self._sessions:
             canvases = session.memory.canvases.items()
             kept += sum(int(canvas.nbytes) for path, canvas in canvases if path != input_path("x"))
@@ -621,7 +645,7 @@ class SDEdit:
             float(edited_area),
             tuple(record for result in results for record in result.stats.layers),
             (time.perf_counter() - start) * 1e3,
-            sum(session.memory.nbytes for session in self._sessions),
+            sum(session.memory.nbytes for session in self._sessions) + self.store.shared_bytes,
             journal_bytes=sum(result.stats.journal_bytes for result in results),
             ignored_pixels=ignored,
         )

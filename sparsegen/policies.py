@@ -10,12 +10,12 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Host
+from sparsegen.backends.interface import TILE, Array, Host
 
 from .errors import InputError, ShapeError
 from .masks import dilated, halvings, pyramid
@@ -30,6 +30,8 @@ class Read:
     window: Window
     everywhere: bool = False
     """Whether every pixel of the output reads every pixel of its sample (attention's keys and values)."""
+    canvas: Array | None = field(default=None, compare=False, repr=False)
+    """The canvas itself."""
 
 
 class Plan(ABC):

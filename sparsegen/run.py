@@ -64,6 +64,7 @@ class Run:
             tuple[int, int, int], tuple[tuple[Array, ...], tuple[TileSet, ...]]
         ] = {}  # parts, changed
         self._codebooks: dict[int, Codebook] = {}
+        memory.begin()
         self.on_layer: Callable[[LayerRecord], None] | None = None
 
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
@@ -119,12 +120,14 @@ class Run:
         if active.count:
             if self.journal is not None:
                 self.journal.keep(self.memory, path, active)
-                canvas = self.memory.canvases[path]
+                canvas = self.memory.canvas(path, shape, dtype)
+            self.memory.fetch(reads, active)
             kernel(canvas, active.tiles)
             self.check_finite(path, canvas, active.tiles)
+            self.memory.keep(path, canvas, active.tiles)
             if self.journal is not None and self.plan.tau is not None:
                 _, old = self.journal.kept(self.backend, path)
-                changed = self._settle(canvas, active, old, self.plan.tau)
+                changed = self._settle(path, canvas, active, old, self.plan.tau)
             self.backend.synchronize()
         elapsed = (time.perf_counter() - start) * 1e3
         if within is not None:
@@ -214,7 +217,7 @@ class Run:
         if self.on_layer is not None:
             self.on_layer(record)
 
-    def _settle(self, canvas: Array, active: TileSet, old: Array, tau: float) -> TileSet:
+    def _settle(self, path: str, canvas: Array, active: TileSet, old: Array, tau: float) -> TileSet:
         """The active tiles that moved by more than `tau` from their `old` values; whatever else did gets these back.
 
         That is the tiles that moved less, and in all tiles the pixels that nothing changed has reached: computed
@@ -228,6 +231,7 @@ class Run:
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
         tiles, new = active.tiles[mixed], backend.upload(new_pixels[mixed])[..., None]
         backend.write_tiles(canvas, tiles, np.where(new, backend.read_tiles(canvas, tiles), old[mixed]))
+        self.memory.keep(path, canvas, tiles)
         return TileSet.of_tiles(active.shape, active.tiles[moved], active.pixels[moved])
 
 
@@ -278,7 +282,10 @@ class Feature:
     def reads(self, window: Window) -> list[Read]:
         """What a layer that reads this feature through `window` depends on."""
         resampled = window if self.upsample == window.upsample else replace(window, upsample=self.upsample)
-        reads = [Read(changed, resampled) for changed in self.changed]
+        reads = [
+            Read(changed, resampled, canvas=part)
+            for changed, part in zip(self.changed, self.parts, strict=True)
+        ]
         return reads if self.modulation is None else reads + self.modulation.reads(window)
 
     def normalised(self, scale: Array, shift: Array) -> Feature:

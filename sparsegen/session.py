@@ -20,6 +20,7 @@ from sparsegen.backends.registry import get_backend
 
 from . import session_file
 from .errors import InputError, SessionError, ShapeError
+from .halves import memory_kind
 from .memory import Journal, Memory, input_path
 from .model import Inputs, Model
 from .policies import Everything, Policy, get_policy
@@ -63,19 +64,29 @@ class Session:
         Name of a backend (`sparsegen backends` lists them) or a `Backend`; None: the fastest that can run here.
     store
         Where canvases lie (a `Store` with a budget of RAM and files beyond it); None: wherever the backend puts them.
+    storage
+        "float32", or "float16": layers' values are rounded to that, and take half the memory. Such sessions of one
+        store share the canvases that they compute in: they run one after another. (A backend in main memory.)
 
     Raises
     ------
+    InputError
+        The storage is unknown.
     BackendError
         The backend is unknown or cannot run here.
     """
 
     def __init__(
-        self, model: Model, backend: str | Backend | None = None, *, store: Store | None = None
+        self,
+        model: Model,
+        backend: str | Backend | None = None,
+        *,
+        store: Store | None = None,
+        storage: str = "float32",
     ) -> None:
         self.model = model
         engine = get_backend(backend)
-        self.memory = Memory(engine, model.prepared_for(engine), store=store)
+        self.memory = memory_kind(storage)(engine, model.prepared_for(engine), store=store)
         self._state: State | None = None
         self._idle: tuple[LayerRecord, ...] = ()  # the record of an edit without change
 
@@ -111,7 +122,7 @@ class Session:
         same_size = all(c.shape[:3] == inputs.shape for c in _input_canvases(self.memory).values())
         self._state = None  # and its journals
         canvases = self.memory.canvases if same_size else {}
-        memory = Memory(
+        memory = type(self.memory)(
             backend,
             self.model.prepared_for(backend),
             canvases if record else {},
@@ -365,9 +376,9 @@ class Session:
 
     def _output(self, state: State) -> Feature:
         """The output as it stands, no tile of it repainted."""
-        canvas = self.memory.canvases[state.output_path]
-        n, h, w, _ = canvas.shape
-        return Feature(Run(self.memory, Everything()), (canvas,), (TileSet.empty(n, h, w),))
+        run, (n, h, w, c) = Run(self.memory, Everything()), self.memory.canvases[state.output_path].shape
+        canvas = self.memory.canvas(state.output_path, (n, h, w, c), "float32")
+        return Feature(run, (canvas,), (TileSet.empty(n, h, w),))
 
     def _result(
         self,
@@ -385,7 +396,7 @@ class Session:
         """`images` are those of before; all but the box around the `active` tiles still holds."""
         memory = state.memory
         memory.backend.synchronize()
-        values = memory.backend.download(output.parts[0])
+        values = memory.whole(output.parts[0])
         if images is None:
             images = self.model.picture(values)
         else:

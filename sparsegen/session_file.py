@@ -7,7 +7,7 @@ that a session may have any number of edits:
 
     steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
     steps.tiles   int32 [T, 3]   the tiles of all rows
-    steps.values  int32 [B]      their values, float32 or int32 as the canvas is
+    steps.values  int32 [B]      their values' bits, float32, float16 or int32 as the canvas is
     steps.books   int32 [B, 3]   edit, codebook (by its place among the sorted names), windows it knew before
     stale.counts  int32 [S + 1]  tiles of the stale set before each edit, and now; then stale.tiles, stale.pixels
 """
@@ -29,6 +29,7 @@ from sparsegen.weights import read_checkpoint, write_safetensors
 
 from .codebook import Codebook
 from .errors import SessionError, SparsegenError
+from .halves import memory_kind
 from .layers import LabelConv, Parameter
 from .memory import Journal, Memory, input_path
 from .model import Model
@@ -38,6 +39,7 @@ from .tiles import TileSet
 
 VERSION = "3"
 DIGEST = "sparsegen.digest"
+_KEPT = (np.float32, np.int32, np.float16)
 VALUES = "steps.values"
 
 
@@ -91,7 +93,11 @@ def save(
         "sparsegen.paper": json.dumps(asdict(model.paper)),
         "sparsegen.states": json.dumps(
             {
-                prefix: {"output": state.output_path, "coded": state.memory.coded}
+                prefix: {
+                    "output": state.output_path,
+                    "coded": state.memory.coded,
+                    "storage": state.memory.storage,
+                }
                 for prefix, state in states.items()
             }
         ),
@@ -163,7 +169,9 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = N
     digest = Digest(metadata)
     for name, tensor in sorted(checkpoint.tensors.items()):
         value = tensor.numpy()
-        if store is not None and value.dtype.itemsize == 4 and ("canvas/" in name or name.endswith(VALUES)):
+        if store is not None and value.dtype in _KEPT and ("canvas/" in name or name.endswith(VALUES)):
+            if value.dtype == np.float16 and value.ndim == 4:  # what edits compute in, before the RAM is full
+                store.shared(name.partition("canvas/")[2], value.shape)
             tensors[name] = store.allocate(value.shape, dtype=str(value.dtype))
             tensors[name][...] = value
         else:
@@ -191,7 +199,7 @@ def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
     if found != shapes or state.output_path not in shapes:
         raise SessionError(f"{path}: its canvases are not those of its network")
     if {key: str(c.dtype) for key, c in memory.canvases.items()} != {
-        key: str(c.dtype) for key, c in expected.canvases.items()
+        key: memory.kept_as(key, c.shape, str(c.dtype)) for key, c in expected.canvases.items()
     }:
         raise SessionError(f"{path}: its canvases are of other types than those of its network")
     reads = "int32" if any(isinstance(layer, LabelConv) for layer in state.model.layers()) else "float32"
@@ -326,7 +334,8 @@ def _loaded(
     model.load_parameters(_under(tensors, "parameter/"))
     states = {}
     for prefix, described in json.loads(metadata["sparsegen.states"]).items():
-        memory = Memory(backend, model.prepared_for(backend), store=store, coded=bool(described["coded"]))
+        keep = memory_kind(described.get("storage", "float32"))  # files of before do not say
+        memory = keep(backend, model.prepared_for(backend), store=store, coded=bool(described["coded"]))
         states[prefix] = _state(_under(tensors, prefix), model, memory, str(described["output"]))
     return Loaded(model, states, dict(metadata), _under(tensors, "beside/"))
 
@@ -364,7 +373,7 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
         key = keys[canvas_number]
         canvas = memory.canvases[key]
         shape = (count, TILE, TILE, int(canvas.shape[3]))
-        size = int(np.prod(shape))
+        size = int(np.prod(shape)) * canvas.dtype.itemsize // 4
         values = tensors[VALUES][word : word + size].view(canvas.dtype).reshape(shape)
         tiles = tensors["steps.tiles"][tile : tile + count]
         if tiles.dtype != np.int32 or tiles.shape != (count, 3):

@@ -136,6 +136,7 @@ class Store:
         """Size -> RAM that waits to serve again."""
         self._files: list[_File] = []
         self._local = threading.local()
+        self._shared: dict[str, Array] = {}
         self.ram_bytes = 0
         """RAM that blocks take, those that wait to serve again included."""
         self.file_bytes = 0
@@ -167,6 +168,21 @@ class Store:
         if found is None or len(found) < count:
             found = self._local.floats = np.empty(count, np.float32)
         return found[:count].reshape(tuple(shape))
+
+    def shared(self, name: str, shape: Sequence[int]) -> Array:
+        """The float32 array of that name, the same for all who ask; of another shape, a new one takes its place."""
+        with self._lock:
+            if name in self._shared and self._shared[name].shape != tuple(shape):
+                del self._shared[name]
+            if name not in self._shared:
+                self._shared[name] = self.allocate(shape)
+            return self._shared[name]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory that the shared arrays take."""
+        with self._lock:
+            return sum(int(array.nbytes) for array in self._shared.values())
 
     def adopt(self, values: Array) -> Array:
         """A copy of an array in this store, where it counts; the array itself where there is no limit."""
@@ -279,6 +295,7 @@ class Store:
         """Give nothing out any more; memory and disk are free as soon as the last array is gone."""
         with self._lock:
             self._closed = True
+            self._shared.clear()
             self._given_back.clear()
             self._free.clear()
             self._files.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -269,3 +269,28 @@ def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
     box, y = _readers(changed.box, 1, row * TILE, window, window.top, height)
     box, x = _readers(box, 2, column * TILE, window, window.left, width)
     return _close((changed.samples, height, width), box, (n, y // TILE, x // TILE))
+
+
+@lru_cache(maxsize=256)
+def _read_along(window: Window, before: int, size: int, outputs: int) -> Host:
+    """Along one axis, float32 `[tiles of size, tiles of outputs]`: 1 where an output tile reads of an input tile."""
+    first = np.arange(0, outputs, TILE)
+    last = np.minimum(first + TILE, outputs) - 1
+    low, high = first * window.stride - before, last * window.stride + window.kernel - 1 - before
+    low, high = (np.clip(r * window.step // window.upsample, 0, size - 1) // TILE for r in (low, high))
+    tile = np.arange(-(-size // TILE))[:, None]
+    return ((low <= tile) & (tile <= high)).astype(np.float32)
+
+
+def read_by(active: TileSet, window: Window, height: int, width: int) -> Host:
+    """The tiles, bool `[N, rows, columns]`, of an input of `height` × `width` that the `active` output tiles read.
+
+    `grow` the other way, by whole tiles; tiles between those that are read may be among them.
+    """
+    samples, rows, columns = active.held.shape
+    n, row, column = active.first
+    down = _read_along(window, window.top, height, active.height)[:, row : row + rows]
+    across = _read_along(window, window.left, width, active.width)[:, column : column + columns]
+    read = np.zeros((active.samples, len(down), len(across)), bool)
+    read[n : n + samples] = down @ active.held.astype(np.float32) @ across.T > 0
+    return read

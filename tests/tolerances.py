@@ -67,6 +67,10 @@ TOLERANCES = {
         "as before, and channels that hardly vary are divided by a deviation near 0 (measured 7e-5, and 3e-5 "
         "between two orders of one sum)",
     ),
+    "float16 caches": Tolerance(
+        3e-3,
+        "each of some thirty layers' values rounded to 11 bits, 5e-4 of them; three steps (measured 1.5e-3)",
+    ),
     "alphas_bar": Tolerance(
         1e-6, "diffusers rounds each of up to 1000 factors 1 - β to float32, 3e-8 of it (measured 5e-7)"
     ),

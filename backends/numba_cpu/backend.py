@@ -34,6 +34,7 @@ from .gemm import PANEL, STORED, Packed, store_as
 from .jit import CACHE_VARIABLE, compile_all
 from .launch import Launcher, available_cores, in_order
 from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
+from .simd import WIDTH
 from .target import TARGET
 
 Algorithm = Literal["winograd", "direct", "depthwise"]
@@ -48,6 +49,11 @@ class _Packed:
 
     algorithm: Algorithm
     values: Packed
+
+
+def _vectors_of_halves(canvas: Array) -> bool:
+    """Whether the kernels can narrow and widen a pixel: its channels are whole vectors, which one instruction turns."""
+    return TARGET.half and canvas.shape[3] % WIDTH == 0
 
 
 class NumbaBackend(Backend):
@@ -360,12 +366,29 @@ class NumbaBackend(Backend):
         self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
 
     def _copy(self, canvas: Array, tiles: Host, values: Array, into: int) -> None:
+        if canvas.dtype == np.float16 and not canvas.shape[3] % 2:  # two move as one
+            canvas, values = canvas.view(np.float32), values.view(np.float32)
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
             raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
         read, written = (values, canvas) if into else (canvas, values)
         arrays = [target(written).view(np.float32), flat(read).view(np.float32)]
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
         self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
+
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+        if not _vectors_of_halves(canvas):
+            return super().narrow_tiles(halves, canvas, tiles)
+        lost = np.zeros(len(tiles), np.uint8)
+        args = (canvas.shape[1:], target(canvas), target(halves).view(np.uint16), lost)
+        self._launcher.over_tiles(tile_kernels.narrow, canvas, tiles, args, scratch=False)
+        return not lost.any()
+
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+        if not _vectors_of_halves(canvas):
+            super().widen_tiles(canvas, halves, tiles)
+            return
+        args = (canvas.shape[1:], target(canvas), flat(halves).view(np.uint16))
+        self._launcher.over_tiles(tile_kernels.widen, canvas, tiles, args, scratch=False)
 
     def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
@@ -386,7 +409,8 @@ class NumbaBackend(Backend):
             change = np.abs(self.read_tiles(canvas, tiles) - values)
             return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
         changes = np.zeros(len(tiles), np.float32)
-        args = (canvas.shape[1:], flat(canvas), flat(values), changes)
+        before = flat(np.ascontiguousarray(values, np.float32))
+        args = (canvas.shape[1:], flat(canvas), before, changes)
         self._launcher.over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
         return changes
 

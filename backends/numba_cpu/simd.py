@@ -146,6 +146,20 @@ def widen(typing: Any, halves: Any, index: Any, bfloat: Any) -> Any:
 
 
 @intrinsic
+def narrow(typing: Any, halves: Any, index: Any, value: Any) -> Any:
+    """`narrow(halves, index, value)`: a vector rounded to float16, its bits to `halves[index]` on (not everywhere)."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        if TARGET.half:  # the backend computes it otherwise where this is no instruction
+            pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
+            value = builder.fptrunc(args[2], ir.VectorType(ir.HalfType(), WIDTH))
+            builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(halves, types.intp, vector), emit
+
+
+@intrinsic
 def load_first(typing: Any, array: Any, index: Any, count: Any) -> Any:
     """`load_first(array, index, count)`: the first `count` floats; the other lanes are 0 and not read."""
 

@@ -13,10 +13,23 @@ from numba import types
 from ..interface import TILE
 from .jit import inline, kernel
 from .reading import load_some
-from .simd import WIDTH, largest, load, magnitude, next_item, peak, splat, store, store_first, total
+from .simd import (
+    WIDTH,
+    largest,
+    load,
+    magnitude,
+    next_item,
+    peak,
+    splat,
+    store,
+    store_first,
+    total,
+)
+from .simd import narrow as store_halves
+from .simd import widen as load_halves
 
 _counter, _tiles, _shape = types.int64[::1], types.int32[:, ::1], types.UniTuple(types.int64, 3)
-_floats = types.float32[::1]
+_floats, _halves = types.float32[::1], types.uint16[::1]
 
 
 @inline
@@ -48,6 +61,47 @@ def copy(
                     _copy(values, kept, canvas, at, count)
                 else:
                     _copy(canvas, at, values, kept, count)
+
+
+@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves, types.uint8[::1]))
+def narrow(
+    counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any, lost: Any
+) -> None:
+    """Tiles of `canvas` rounded to float16, there and in `halves` (channels: whole vectors); `lost` `[K]`: where
+    one became infinite.
+    """
+    height, width, channels = shape
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
+            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            zero = splat(0.0)
+            for y in range(min(TILE, height - top)):
+                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
+                for c in range(at, at + min(TILE, width - left) * channels, WIDTH):
+                    store_halves(halves, c, load(canvas, c))
+                    v = load_halves(halves, c, False)
+                    store(canvas, c, v)
+                    zero = zero + (v - v)
+            lost[t] = total(zero) != 0.0
+
+
+@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves))
+def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any) -> None:
+    """Tiles of `canvas` out of `halves` (channels: whole vectors)."""
+    height, width, channels = shape
+    while True:
+        item = next_item(counter)
+        if item >= items:
+            return
+        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
+            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            for y in range(min(TILE, height - top)):
+                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
+                for c in range(at, at + min(TILE, width - left) * channels, WIDTH):
+                    store(canvas, c, load_halves(halves, c, False))
 
 
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _floats, _floats))
