@@ -325,8 +325,11 @@ class Backend(ABC):
     # -- tiles and masks ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
-        """A copy of tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border. What a journal keeps."""
+    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+        """A copy of tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border. What a journal keeps.
+
+        `out`: an array of that shape and of the canvas's type that takes it; None: a new one.
+        """
 
     @abstractmethod
     def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:

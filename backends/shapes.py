@@ -47,7 +47,7 @@ class ShapesBackend(Backend):
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return self.alloc((len(x), len(weight)))
 
-    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
         return self.alloc((len(tiles), TILE, TILE, canvas.shape[3]))
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from sparsegen.backends.interface import Array, Backend, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Host
 
 from .codebook import Codebook
 from .errors import ShapeError
@@ -44,8 +44,9 @@ class Journal:
             self.whole[path] = canvas
             memory.canvases[path] = memory.allocate(canvas.shape, dtype=str(canvas.dtype))
         else:
-            values = memory.backend.read_tiles(canvas, active.tiles)
-            self.tiles[path] = (active.tiles, values if memory.store is None else memory.store.adopt(values))
+            shape = (active.count, TILE, TILE, canvas.shape[3])
+            place = memory.allocate(shape, dtype=str(canvas.dtype))
+            self.tiles[path] = (active.tiles, memory.backend.read_tiles(canvas, active.tiles, place))
 
     def kept(self, backend: Backend, path: str) -> tuple[Host, Array]:
         """The tiles kept of a canvas and their values, as in `tiles`, however they are kept."""
@@ -129,10 +130,16 @@ class Memory:
     """Where arrays come from, if not from the backend; its arrays are in main memory."""
     recording: bool = True
     """Whether layers' canvases are kept after they have been read; what is not kept cannot be edited."""
+    least_size: int = 0
+    """Layers that read nothing with a shorter side of so many pixels are computed whole by every run: of their canvases
+    nothing has to be kept from one run to the next, and nothing put back.
+    """
     _scratch: dict[tuple[int, ...], Array] = field(default_factory=dict)
+    passed: dict[str, Array] = field(default_factory=dict)
+    """Path -> such a canvas, of a memory without a store."""
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """An array for a canvas that will be painted whole."""
+        """An array of no particular value, for a canvas that will be painted whole, or for tiles of one."""
         if self.store is None:
             return self.backend.alloc(shape, dtype=dtype)
         return self.store.allocate(shape, dtype=dtype)
@@ -156,6 +163,19 @@ class Memory:
             raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
         return canvas
 
+    def passes(self, reads: Sequence[Read], dtype: str) -> bool:
+        """Whether the canvas of a layer that reads these holds its values for one run only (see `least_size`)."""
+        small = self.recording and dtype == "float32" and bool(reads)
+        return small and all(min(read.size) < self.least_size for read in reads)
+
+    def passing(self, path: str, shape: tuple[int, int, int, int]) -> Array:
+        """Such a canvas, of no particular value; all memories of a store have the same."""
+        if self.store is not None:
+            return self.store.shared(path, shape)
+        if path not in self.passed or self.passed[path].shape != shape:
+            self.passed[path] = self.backend.alloc(shape)
+        return self.passed[path]
+
     def kept_as(self, path: str, shape: Sequence[int], dtype: str) -> str:
         """The type that a canvas of `dtype` is kept as."""
         return dtype
@@ -175,8 +195,9 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the canvases take."""
-        return sum(int(canvas.nbytes) for canvas in self.canvases.values())
+        """Memory that the canvases take, without those that all memories of a store have together."""
+        canvases = [*self.canvases.values(), *self.passed.values()]
+        return sum(int(canvas.nbytes) for canvas in canvases)
 
     @property
     def codebook_nbytes(self) -> int:

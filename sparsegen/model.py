@@ -45,6 +45,8 @@ class Model(Layer):
     registry: ClassVar[dict[str, type[Model]]] = {}
     """Family -> class; a class that names a `family` of its own registers itself."""
 
+    inputs: ClassVar[tuple[str, ...]]
+    """What the canvases of its `Inputs` are called."""
     paper: Paper
     """The family's own settings of the `paper` policy."""
     eps: float = 0.0
@@ -117,6 +119,10 @@ class Model(Layer):
             self._release()
             if progress is not None:
                 progress(done, len(parameters), path)
+
+    def least_size(self, height: int, width: int) -> int:
+        """The shorter side below which the family's `paper` policy computes an input's resolutions whole."""
+        return min(self.paper.least_size, height, width)
 
     def prepared_for(self, backend: Backend) -> Prepared:
         """The parameters as `backend` lays them out: one set for all sessions, gone with the model or the backend."""

@@ -34,7 +34,7 @@ from .profiling import check_mask, dry_run
 from .samplers import START, Step
 from .session import Result, Session
 from .stats import Stats
-from .store import PAGE, Store
+from .store import Store, block_bytes
 from .tiles import TileSet
 
 OnStep = Callable[[Step], None]
@@ -106,7 +106,9 @@ class CachePlan:
     disk_free: int
     """Bytes free on the disk of the cache's folder."""
     shared_bytes: int = 0
-    """Canvases that all steps compute in, beside their own (float16 storage)."""
+    """Canvases that all steps compute in, beside their own: of resolutions that every edit computes whole, and (float16
+    storage) of all others.
+    """
 
     @property
     def fits(self) -> bool:
@@ -249,23 +251,25 @@ class SDEdit:
         ------
         InputError, ShapeError
         """
-        each, shared = self._step_bytes(self._encode(picture))
-        total = each * len(self.times) + shared
-        budget = self.store.budget
-        in_ram = total if budget is None else min(total, budget)
-        return CachePlan(len(self.times), each, in_ram, total - in_ram, self.store.disk_free(), shared)
+        each, shared = self._blocks(self._encode(picture))
+        blocks = shared + each * len(self.times)
+        in_ram = self.store.ram_of(blocks)
+        return CachePlan(
+            len(self.times), sum(each), in_ram, sum(blocks) - in_ram, self.store.disk_free(), sum(shared)
+        )
 
-    def _step_bytes(self, x: Host) -> tuple[int, int]:
-        """Bytes that the canvases of one step take, and those that all steps share."""
+    def _blocks(self, x: Host) -> tuple[list[int], list[int]]:
+        """Bytes of the canvases that each step keeps, and of those that all steps share."""
         inputs = self.model.encode(x, **self._at(self.times[0]))
         full = TileSet.full(*inputs.shape)
         memory = memory_kind(self.storage)(self.backend)
-        each = shared = 0
-        for path, canvas in dry_run(self.model, inputs, Everything(), full).memory.canvases.items():
+        dry = dry_run(self.model, inputs, Everything(), full).memory
+        each, shared = [], [block_bytes(canvas.nbytes) for canvas in dry.passed.values()]
+        for path, canvas in dry.canvases.items():
             kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
-            each += -(-canvas.size * kept.itemsize // PAGE) * PAGE
+            each.append(block_bytes(canvas.size * kept.itemsize))
             if kept != canvas.dtype:
-                shared += -(-canvas.nbytes // PAGE) * PAGE
+                shared.append(block_bytes(canvas.nbytes))
         return each, shared
 
     # -- running -----------------------------------------------------------------------------------------
@@ -290,8 +294,8 @@ class SDEdit:
         start = time.perf_counter()
         x0 = self._encode(picture)
         if self._picture is None or self._picture.shape != x0.shape:
-            each, shared = self._step_bytes(x0)
-            self.store.check_room(each * len(self.times) + shared, released=self._kept_bytes())
+            each, shared = self._blocks(x0)
+            self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
             self._sessions.clear()
         self._picture, self._history = None, []
         x0.flags.writeable = False  # it is shown, and stays
@@ -461,7 +465,7 @@ class SDEdit:
         try:
             described = json.loads(loaded.metadata[_SETTINGS])
             ran, margin = described.pop("ran"), described.pop("margin")
-            storage = described.pop("storage", "float32")  # files of before do not say
+            storage = described.pop("storage")
             settings = Settings(**described)  # these names and no others
             pipeline = cls(
                 loaded.model, margin=margin, backend=backend, storage=storage, **dataclasses.asdict(settings)

@@ -33,6 +33,11 @@ class Read:
     canvas: Array | None = field(default=None, compare=False, repr=False)
     """The canvas itself."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the canvas as it is read."""
+        return self.window.resampled(self.changed.height, self.changed.width)
+
 
 class Plan(ABC):
     """Answers, for one run, which tiles of a layer's output are active."""
@@ -211,7 +216,7 @@ class _PaperPlan(Plan):
 
     def _through(self, height: int, width: int, window: Window, shape: tuple[int, int, int]) -> TileSet:
         # SIGE's masks live at the resolution that a layer reads, after any resampling
-        size = height * window.upsample // window.step, width * window.upsample // window.step
+        size = window.resampled(height, width)
         if size not in self._masks:
             known = ", ".join(f"{h}×{w}" for h, w in self._masks)
             raise ShapeError(

@@ -18,10 +18,25 @@ from .stats import Stats
 from .tiles import TileSet
 
 
-def dry_run(model: Model, inputs: Inputs, plan: Plan, changed: TileSet, *, coded: bool = False) -> Run:
-    """The model's forward pass on arrays without storage: its records and the shapes of its canvases."""
+def dry_run(
+    model: Model,
+    inputs: Inputs,
+    plan: Plan,
+    changed: TileSet,
+    *,
+    coded: bool = False,
+    least_size: int | None = None,
+) -> Run:
+    """The model's forward pass on arrays without storage: its records and the shapes of its canvases.
+
+    `least_size` is the memory's; None: what a session of this input has.
+    """
     canvases = {input_path(name): array for name, array in inputs.canvases.items()}
-    run = Run(Memory(ShapesBackend(), canvases=canvases, coded=coded), plan)
+    least = model.least_size(*inputs.shape[1:]) if least_size is None else least_size
+    memory = Memory(ShapesBackend(), canvases=canvases, coded=coded, least_size=least)
+    edited = np.zeros(changed.samples, bool)
+    edited[changed.tiles[:, 0]] = True
+    run = Run(memory, plan, edited=edited)
     features = {name: Feature(run, (array,), (changed,)) for name, array in inputs.canvases.items()}
     model.forward(features, inputs.conditions)
     return run

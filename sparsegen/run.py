@@ -54,12 +54,17 @@ class Part:
 class Run:
     """One execution of a model: dense when its plan is `Everything`, else an edit."""
 
-    def __init__(self, memory: Memory, plan: Plan, *, journal: Journal | None = None) -> None:
+    def __init__(
+        self, memory: Memory, plan: Plan, *, journal: Journal | None = None, edited: Host | None = None
+    ) -> None:
+        """`edited` bool `[N]`: the samples that an edit touches; None: all."""
         self.memory = memory
         self.backend = memory.backend
         self.plan = plan
         self.journal = journal
         self.records: list[LayerRecord] = []
+        self._edited = edited
+        self._whole: dict[tuple[int, int, int], TileSet] = {}
         self._numbered: dict[
             tuple[int, int, int], tuple[tuple[Array, ...], tuple[TileSet, ...]]
         ] = {}  # parts, changed
@@ -115,17 +120,22 @@ class Run:
         active = self.plan.active(reads, shape[:3])
         if whole_tiles and self.plan.whole_tiles:
             active = active.whole()
-        canvas = self.memory.canvas(path, shape, dtype)
-        start, changed = time.perf_counter(), active
+        changed = active
+        passing = self.memory.passes(reads, dtype)
+        if passing:
+            canvas, active = self.memory.passing(path, shape), self._everything(active)
+        else:
+            canvas = self.memory.canvas(path, shape, dtype)
+        start = time.perf_counter()
         if active.count:
-            if self.journal is not None:
+            if self.journal is not None and not passing:
                 self.journal.keep(self.memory, path, active)
                 canvas = self.memory.canvas(path, shape, dtype)
             self.memory.fetch(reads, active)
             kernel(canvas, active.tiles)
             self.check_finite(path, canvas, active.tiles)
             self.memory.keep(path, canvas, active.tiles)
-            if self.journal is not None and self.plan.tau is not None:
+            if self.journal is not None and self.plan.tau is not None and not passing:
                 _, old = self.journal.kept(self.backend, path)
                 changed = self._settle(path, canvas, active, old, self.plan.tau)
             self.backend.synchronize()
@@ -135,6 +145,13 @@ class Run:
             elapsed -= within.milliseconds
         self._record(path, active, macs_per_pixel, elapsed)
         return Feature(self, (canvas,), (changed,))
+
+    def _everything(self, active: TileSet) -> TileSet:
+        """All tiles of the edited samples; `active` itself where it has them."""
+        if active.shape not in self._whole:
+            self._whole[active.shape] = TileSet.full(*active.shape, only=self._edited)
+        whole = self._whole[active.shape]
+        return active if active.count == whole.count else whole
 
     def check_finite(self, path: str, canvas: Array, tiles: Host) -> None:
         """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""

@@ -64,9 +64,10 @@ class Session:
         Name of a backend (`sparsegen backends` lists them) or a `Backend`; None: the fastest that can run here.
     store
         Where canvases lie (a `Store` with a budget of RAM and files beyond it); None: wherever the backend puts them.
+        Sessions of one store share the canvases that every run paints anew: they run one after another.
     storage
-        "float32", or "float16": layers' values are rounded to that, and take half the memory. Such sessions of one
-        store share the canvases that they compute in: they run one after another. (A backend in main memory.)
+        "float32", or "float16": layers' values are rounded to that, and take half the memory. (A backend in main
+        memory.)
 
     Raises
     ------
@@ -129,6 +130,7 @@ class Session:
             coded=backend.codebooks,
             store=self.memory.store,
             recording=record,
+            least_size=self.model.least_size(*inputs.shape[1:]),
         )
         if same_size:
             memory.codebooks = self.memory.codebooks
@@ -202,7 +204,9 @@ class Session:
             images, state.images = state.images, None
             if spread.count:
                 plan = chosen.plan(spread.mask(), settled=not state.stale.count)
-                run = Run(self.memory, plan, journal=step.journal)
+                edited_samples = np.zeros(spread.samples, bool)
+                edited_samples[spread.tiles[:, 0]] = True
+                run = Run(self.memory, plan, journal=step.journal, edited=edited_samples)
                 self._take_over(edited, changed, step.journal)
                 output = self._forward(run, state.conditions, spread, progress)
                 records, active = tuple(run.records), output.changed[0]
@@ -293,8 +297,17 @@ class Session:
         session.memory, session._state = state.memory, state
         try:
             inputs = Inputs(_input_canvases(state.memory), state.conditions)
+            if set(inputs.canvases) != set(state.model.inputs):
+                raise ValueError(f"canvases of {', '.join(sorted(inputs.canvases))}")
             full = TileSet.full(*inputs.shape)
-            dry = dry_run(state.model, inputs, Everything(), full, coded=state.memory.coded)
+            dry = dry_run(
+                state.model,
+                inputs,
+                Everything(),
+                full,
+                coded=state.memory.coded,
+                least_size=state.memory.least_size,
+            )
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise SessionError(
                 f"{path}: what it says of its input does not fit its network ({error})"

@@ -37,7 +37,7 @@ from .policies import Paper
 from .store import Store
 from .tiles import TileSet
 
-VERSION = "3"
+VERSION = "4"
 DIGEST = "sparsegen.digest"
 _KEPT = (np.float32, np.int32, np.float16)
 VALUES = "steps.values"
@@ -97,6 +97,7 @@ def save(
                     "output": state.output_path,
                     "coded": state.memory.coded,
                     "storage": state.memory.storage,
+                    "least_size": state.memory.least_size,
                 }
                 for prefix, state in states.items()
             }
@@ -334,8 +335,14 @@ def _loaded(
     model.load_parameters(_under(tensors, "parameter/"))
     states = {}
     for prefix, described in json.loads(metadata["sparsegen.states"]).items():
-        keep = memory_kind(described.get("storage", "float32"))  # files of before do not say
-        memory = keep(backend, model.prepared_for(backend), store=store, coded=bool(described["coded"]))
+        keep = memory_kind(described["storage"])
+        memory = keep(
+            backend,
+            model.prepared_for(backend),
+            store=store,
+            coded=bool(described["coded"]),
+            least_size=int(described["least_size"]),
+        )
         states[prefix] = _state(_under(tensors, prefix), model, memory, str(described["output"]))
     return Loaded(model, states, dict(metadata), _under(tensors, "beside/"))
 

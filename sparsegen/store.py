@@ -33,6 +33,10 @@ PAGE = 4096
 """Blocks begin and end on multiples of this."""
 CHUNK = 1 << 28
 """Bytes of a file; a larger array has one of its own."""
+LARGE, LEFT = 1 << 22, 4
+"""Blocks of so many bytes leave a LEFT-th of the RAM to smaller ones: what an edit overwrites is kept in small blocks,
+and to fill fresh pages of a file takes several times as long as to fill RAM.
+"""
 
 _UNITS = {
     "": 1,
@@ -58,6 +62,11 @@ def parse_size(size: int | str | None) -> int | None:
     elif not isinstance(size, bool) and isinstance(size, int) and size >= 0:
         return size
     raise InputError(f"{size!r} is no amount of memory; write 4GB, 500MB, or a number of bytes")
+
+
+def block_bytes(size: int) -> int:
+    """What an array of `size` bytes takes of a store."""
+    return max(-(-size // PAGE) * PAGE, PAGE)
 
 
 class _Block:
@@ -153,7 +162,7 @@ class Store:
         """
         kind = np.dtype(dtype)
         count = math.prod(shape)
-        size = max(-(-count * kind.itemsize // PAGE) * PAGE, PAGE)
+        size = block_bytes(count * kind.itemsize)
         with self._lock:
             place, at = self._place(size)
         memory = (ctypes.c_char * size).from_buffer(place.mapping, at)
@@ -184,14 +193,6 @@ class Store:
         with self._lock:
             return sum(int(array.nbytes) for array in self._shared.values())
 
-    def adopt(self, values: Array) -> Array:
-        """A copy of an array in this store, where it counts; the array itself where there is no limit."""
-        if self.budget is None:
-            return values
-        kept = self.allocate(values.shape, dtype=str(values.dtype))
-        kept[...] = values
-        return kept
-
     def settle(self) -> None:
         """Let the system take the pages of files out of the process's memory, until they are read again."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -199,13 +200,22 @@ class Store:
                 for file in self._files:
                     file.mapping.madvise(mmap.MADV_DONTNEED)
 
-    def check_room(self, needed: int, *, released: int = 0) -> None:
-        """Raise SessionError if `needed` bytes more do not fit the budget and the disk, once `released` are let go."""
+    def ram_of(self, blocks: Sequence[int]) -> int:
+        """What of blocks of so many bytes goes into RAM, if nothing else is there. (At least that.)"""
+        if self.budget is None:
+            return sum(blocks)
+        small = sum(size for size in blocks if size < LARGE)
+        large = min(sum(blocks) - small, max(0, self._limit(LARGE) - small))
+        return min(small, self.budget) + large
+
+    def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
+        """Raise SessionError if so many bytes a block do not fit budget and disk, once `released` bytes are let go."""
         if self.budget is None:
             return
+        needed = sum(blocks)
         with self._lock:
             self._take_back()
-            ram = max(0, self.budget - self.ram_bytes + self._waiting)
+            ram = max(0, self.ram_of(blocks) - self.ram_bytes + self._waiting)
             free = self.disk_free() + sum(file.free for file in self._files)
         on_disk = max(0, needed - released - ram)
         if on_disk > free:
@@ -230,10 +240,11 @@ class Store:
             return waiting.pop(), 0
         used = self.ram_bytes - self._waiting
         # never more waits than is used
-        if self._waiting > used or (self.budget is not None and self.ram_bytes + size > self.budget):
+        limit = self._limit(size)
+        if self._waiting > used or self.ram_bytes + size > limit:
             self._free.clear()
             self.ram_bytes = used
-        if self.budget is None or self.ram_bytes + size <= self.budget:
+        if self.ram_bytes + size <= limit:
             block = _Block(size)
             self.ram_bytes += size
             return block, 0
@@ -244,6 +255,12 @@ class Store:
         file = self._file(size)
         self._files.append(file)
         return file, file.cut(size) or 0
+
+    def _limit(self, size: int) -> float:
+        """How much RAM may be taken once a block of `size` bytes is."""
+        if self.budget is None:
+            return math.inf
+        return self.budget - (self.budget // LEFT if size >= LARGE else 0)
 
     @property
     def _waiting(self) -> int:
@@ -275,7 +292,12 @@ class Store:
                 for _ in range(0, size, 1 << 20):
                     file.write(bytes(min(size, 1 << 20)))
                 file.flush()
-            return mmap.mmap(file.fileno(), size)
+            mapping = mmap.mmap(file.fileno(), size)
+        if hasattr(
+            mmap, "MADV_RANDOM"
+        ):  # an edit touches pages here and there; megabytes around each are not needed
+            mapping.madvise(mmap.MADV_RANDOM)
+        return mapping
 
     def _give_back(self, size: int, place: _Block | _File, at: int) -> None:
         # at any moment, in any thread, also while this one holds the lock: what comes back is only noted

@@ -223,6 +223,10 @@ class Window:
     step: int = 1
     upsample: int = 1
 
+    def resampled(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which a canvas of `height` × `width` is read."""
+        return height * self.upsample // self.step, width * self.upsample // self.step
+
 
 def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size: int) -> tuple[Host, int]:
     """Along one axis, rows say: which output rows (< `size`) read a True one of `box`, whose rows start at `begin`.

@@ -68,6 +68,10 @@ def test_read_tiles_copies_and_write_tiles_puts_back(backend: Backend, dtype: st
     assert before.dtype == np.dtype(dtype)
     assert_array_equal(before, expected)
 
+    place = backend.upload(np.full_like(expected, 5))
+    assert backend.read_tiles(canvas, tiles, place) is place
+    assert_array_equal(backend.download(place), expected, "it is filled in whole")
+
     backend.write_tiles(canvas, tiles, backend.upload(np.full_like(expected, 7)))
     covered = inside(tiles, host.shape)[..., None]
     assert_array_equal(backend.download(canvas), np.where(covered, 7, host))

@@ -198,6 +198,14 @@ def test_caches_in_files_give_the_same_picture_and_leave_nothing(files, capsys, 
     assert "0.00 GB in RAM" in capsys.readouterr().out.split("caches: ")[2]
 
 
+def test_caches_of_float16_take_half(files, capsys):
+    sizes = []
+    for storage in ("float32", "float16"):
+        assert edit("--steps", "3", "--cache-storage", storage) == 0
+        sizes.append(float(capsys.readouterr().out.partition("caches: 3 steps of ")[2].split()[0]))
+    assert sizes[1] < 0.75 * sizes[0]
+
+
 def test_grey_networks_take_pictures_as_grey(files):
     assert edit("--steps", "2", model="grey.safetensors") == 0
     grey = read("out.png")
@@ -269,6 +277,7 @@ MISTAKES = {
     "an amount that is none": (f"{TINY} --cache much", "'much' is no amount of memory"),
     "a folder without files": (f"{TINY} --cache-folder .", "--cache-folder"),
     "a folder that is missing": (f"{TINY} --cache 0 --cache-folder nowhere", "nowhere"),
+    "caches of bytes": (f"{TINY} --cache-storage int8", "storage is 'int8', expected float32 or float16"),
     "previews too seldom": (f"{TINY} --steps 4 --preview-every 5", "there are 4 steps"),
     "previews at no step": (f"{TINY} --preview-every 0", "--preview-every"),
     "a preview that is an input": (

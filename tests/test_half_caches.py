@@ -62,7 +62,8 @@ def test_caches_take_half_and_one_set_to_compute_in(backend, family, image):
     full, half = opened(backend, family, storage="float32"), opened(backend, family)
     for pipeline in (full, half):
         pipeline.run(image)
-    shared = half.store.shared_bytes
+    passing = full.store.shared_bytes  # what no step keeps is float32 in both
+    shared = half.store.shared_bytes - passing
     for a, b in zip(full._sessions, half._sessions, strict=True):
         small = 0
         for path, canvas in a.memory.canvases.items():
@@ -72,15 +73,16 @@ def test_caches_take_half_and_one_set_to_compute_in(backend, family, image):
         assert a.memory.nbytes == small + shared
         assert b.memory.nbytes == small + shared // 2
     plans = full.plan(image), half.plan(image)
-    assert plans[1].shared_bytes > 0 == plans[0].shared_bytes
+    assert plans[1].shared_bytes > plans[0].shared_bytes == passing > 0
     assert plans[1].bytes_per_step < 0.55 * plans[0].bytes_per_step
     for pipeline, plan in zip((full, half), plans, strict=True):
         inputs = sum(
             s.memory.canvases["input.x"].nbytes for s in pipeline._sessions
         )  # where the backend put them
         assert pipeline.store.ram_bytes == plan.ram_bytes - inputs
-    assert "for all" in str(plans[1]) and "for all" not in str(plans[0])
-    assert half.edit(image).stats.canvas_bytes == shared + sum(s.memory.nbytes for s in half._sessions)
+    assert half.edit(image).stats.canvas_bytes == passing + shared + sum(
+        s.memory.nbytes for s in half._sessions
+    )
 
 
 def test_other_storages_are_refused(image):
@@ -227,8 +229,6 @@ def test_a_saved_session_goes_on_with_the_same_bits(backend, family, image, tmp_
 
 def test_a_file_of_float16_says_so(tmp_path, image):
     """What a file says of its storage and the canvases in it must agree."""
-    from sparsegen import session_file
-
     pipeline = opened("reference")
     pipeline.run(image)
     for state in (session.state for session in pipeline._sessions):
@@ -236,7 +236,6 @@ def test_a_file_of_float16_says_so(tmp_path, image):
     pipeline.save(tmp_path / "lies")
     with pytest.raises(SessionError, match="other types than those of its network"):
         SDEdit.load(tmp_path / "lies", backend="reference")
-    assert session_file.VERSION == "3"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -300,7 +299,7 @@ def test_an_edit_of_many_steps_that_overflows_leaves_no_trace(image):
 
     def fails_late(halves, canvas, tiles):
         calls.append(1)
-        return narrow(halves, canvas, tiles) and len(calls) < 60
+        return narrow(halves, canvas, tiles) and len(calls) < 25
 
     pipeline.backend.narrow_tiles = fails_late
     try:
@@ -308,7 +307,7 @@ def test_an_edit_of_many_steps_that_overflows_leaves_no_trace(image):
             pipeline.edit(stroke(image, (20, 20)))
     finally:
         del pipeline.backend.narrow_tiles
-    assert len(calls) == 60
+    assert len(calls) == 25
     assert_all_same(kept(pipeline), before)
     assert pipeline.edits == 1
 

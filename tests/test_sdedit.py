@@ -331,10 +331,12 @@ def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, cache, monk
     assert plan.steps == 3 and plan.fits and plan.bytes_per_step % PAGE == 0
     layers = sum(len(session.memory.canvases) for session in cached._sessions)
     assert canvases <= plan.steps * plan.bytes_per_step <= canvases + PAGE * layers
-    assert plan.ram_bytes + plan.disk_bytes == plan.steps * plan.bytes_per_step
+    assert plan.shared_bytes == cached.store.shared_bytes > 0
+    total = plan.steps * plan.bytes_per_step + plan.shared_bytes
+    assert plan.ram_bytes + plan.disk_bytes == total
     assert cached.store.budget is None or cached.store.ram_bytes <= plan.ram_bytes <= cached.store.budget
     inputs = sum(-(-c.nbytes // PAGE) * PAGE for c in of(cached))  # these lie beside the caches
-    assert cached.store.ram_bytes + cached.store.file_bytes >= plan.steps * plan.bytes_per_step - inputs
+    assert cached.store.ram_bytes + cached.store.file_bytes >= total - inputs
     if cache in (0, "300KB"):
         assert cached.store.file_bytes >= plan.disk_bytes - inputs > 0
     else:
@@ -361,11 +363,12 @@ def test_a_plan_reads_well(rng, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "disk_free", lambda store: 10**9)
     original = picture(rng, SIZE)
     plan = opened(cache=10**5, folder=tmp_path).plan(original)
-    each = plan.bytes_per_step
-    total = 3 * each
+    each, shared = plan.bytes_per_step, plan.shared_bytes
+    total = 3 * each + shared
     assert (plan.ram_bytes, plan.disk_bytes, plan.fits) == (10**5, total - 10**5, True)
     assert str(plan) == (
-        f"3 steps of {each / 1e6:.1f} MB: 0.00 GB in RAM, {(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free)"
+        f"3 steps of {each / 1e6:.1f} MB and {shared / 1e6:.1f} MB for all: 0.00 GB in RAM, "
+        f"{(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free)"
     )
     monkeypatch.setattr(Store, "disk_free", lambda store: 5)
     assert not opened(cache=0, folder=tmp_path).plan(original).fits
@@ -413,7 +416,7 @@ def test_an_edit_that_fails_at_any_step_leaves_no_trace(rng, monkeypatch, how, s
     pipeline.edit(stroke(original, (20, 20)))
     before, edited = everything(pipeline), stroke(pipeline.image)
     mask = np.ones(SIZE, bool) if everywhere else None
-    session, kind = pipeline._sessions[step], type(pipeline.backend)
+    kind = type(pipeline.backend)
     on_step, error = None, Broken
     with monkeypatch.context() as patch:
         if how == "on_step":
@@ -427,11 +430,10 @@ def test_an_edit_that_fails_at_any_step_leaves_no_trace(rng, monkeypatch, how, s
 
             patch.setattr(pipeline, "_result", lambda *_, **__: no_picture(None, None))
         else:
-            last = session.memory.canvases["up.1.block.0.conv1"]
-            shape, calls, find = last.shape, [], kind.find_non_finite
+            calls, find = [], kind.find_non_finite
 
             def found(backend, canvas, tiles):
-                calls.append(canvas.shape == shape)
+                calls.append(1)
                 if len(calls) == 30 + 20 * step:
                     if how == "layer":
                         raise Broken
@@ -456,7 +458,7 @@ def test_an_edit_that_fails_at_any_step_leaves_no_trace(rng, monkeypatch, how, s
     assert_all_same(everything(pipeline), before)
 
 
-@pytest.mark.parametrize("at", [1, 5, 30, 60])
+@pytest.mark.parametrize("at", [1, 5, 20, 30])
 def test_an_undo_that_is_interrupted_is_an_undo(rng, monkeypatch, at):
     pipeline, original = opened(), picture(rng, SIZE)
     pipeline.run(original)

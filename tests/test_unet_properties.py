@@ -6,6 +6,7 @@ Dense here means with the original's statistics, which edits reuse. And what a s
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,9 +48,11 @@ EVERY_OPTION = {
 
 
 def network(family: str, seed: int) -> UNet:
-    """Of a DDPM, with and without what diffusers' options change."""
+    """Of a DDPM, with and without what diffusers' options change; most keep all canvases, some do not."""
     options = {name: value for i, (name, value) in enumerate(EVERY_OPTION.items()) if seed >> i & 1}
-    return FAMILIES[family](seed, **options if family == "ddpm" else {})
+    model = FAMILIES[family](seed, **options if family == "ddpm" else {})
+    model.paper = SPARSE if seed % 3 else model.paper
+    return model
 
 
 def started(backend: Backend, model: UNet, x: np.ndarray, **options: object) -> Session:
@@ -181,7 +184,7 @@ class Audit(Run):
     off: dict[str, float]
 
     def compute(self, path, shape, reads, kernel, **settings):
-        canvas, everywhere = self.memory.canvases[path], TileSet.full(*shape[:3])
+        canvas, everywhere = {**self.memory.canvases, **self.memory.passed}[path], TileSet.full(*shape[:3])
         anew = self.backend.alloc(shape)
         kernel(anew, everywhere.tiles)
         rounding = 5e-6 * np.abs(anew).max() if settings.get("whole_tiles") else 0.0
@@ -226,6 +229,56 @@ def test_pixels_outside_the_active_tiles_stay_untouched(backend, family, policy)
 
 
 # -- where canvases lie, and whether they are kept -------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", ["paper", SPARSE, "exact", "adaptive(0.1)"])
+def test_canvases_of_resolutions_that_are_computed_whole_are_not_kept(backend, family, policy):
+    rng = np.random.default_rng(12)
+    model, x = FAMILIES[family](), noisy(rng, (16, 16), 2)
+    model.paper = replace(model.paper, least_size=16)
+    session = started(backend, model, x)
+    kept, passed = session.memory.canvases, session.memory.passed
+    assert kept["conv_out"].shape[1] == 16 and all(canvas.shape[1] == 8 for canvas in passed.values())
+    # the way down reads 16×16, and is a way to compute some tiles alone: what it writes is kept
+    small = [path for path, canvas in kept.items() if canvas.shape[1] == 8]
+    assert small and all(path.startswith("down.0.downsample.") for path in small)
+    assert len(passed) > 10
+    before, taken = values(session), session.run(x, **at(model, 2)).stats.canvas_bytes
+    assert taken == sum(canvas.nbytes for canvas in (*kept.values(), *passed.values()))
+
+    edited = x.copy()
+    edited[1, 2:4, 3:6] -= 2
+    result = session.edit(edited, policy=policy)
+    assert not set(session.state.steps[0].journal.paths) & set(passed)
+    layers = {layer.path: layer for layer in result.stats.layers}
+    for path in passed:  # every tile of the sample that was edited
+        assert (layers[path].active, layers[path].total) == (4, 8)
+    # what they hold is for one run: whatever stands there, the next run and the next undo are the same
+    other = started(backend, model, x)
+    other.edit(edited, policy=policy)
+    for canvas in passed.values():
+        canvas[...] = np.nan
+    again = painted(rng, edited)
+    assert np.array_equal(session.edit(again, policy=policy).output, other.edit(again, policy=policy).output)
+    assert_same(values(session), values(other))
+    for canvas in passed.values():
+        canvas[...] = np.nan
+    for _ in range(2):
+        session.undo()
+    assert_same(values(session), before)
+
+
+def test_no_output_is_lost_where_the_picture_itself_is_computed_whole(backend):
+    rng = np.random.default_rng(13)
+    model, x = random_ddpm(), noisy(rng, (8, 8))
+    assert model.paper.least_size == 64
+    session = started(backend, model, x)
+    first = values(session)["conv_out"]
+    assert np.array_equal(session.edit(x).output, first)
+    edited = painted(rng, x)
+    assert np.array_equal(session.edit(edited).output, dense_with(session, edited)["conv_out"])
+    assert np.array_equal(session.undo().output, first)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

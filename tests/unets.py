@@ -71,7 +71,11 @@ def dense_with(base: Session, x: Host) -> dict[str, Host]:
     """What every layer makes of `x` with the statistics that `base` measured, by path."""
     backend, state = base.memory.backend, base.state
     memory = Memory(
-        backend, base.memory.prepared, {input_path("x"): backend.upload(x)}, dict(base.memory.measured)
+        backend,
+        base.memory.prepared,
+        {input_path("x"): backend.upload(x)},
+        dict(base.memory.measured),
+        least_size=base.memory.least_size,
     )
     run = Run(memory, Everything())
     everywhere = TileSet.full(*x.shape[:3])

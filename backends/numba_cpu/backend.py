@@ -355,12 +355,13 @@ class NumbaBackend(Backend):
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
-    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
-        inside = not (canvas.shape[1] % TILE or canvas.shape[2] % TILE)
-        make = np.empty if inside else np.zeros
-        values = make((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
-        self._copy(canvas, tiles, values, 0)
-        return values
+    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+        if out is None:
+            out = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
+        if canvas.shape[1] % TILE or canvas.shape[2] % TILE:
+            out[...] = 0
+        self._copy(canvas, tiles, out, 0)
+        return out
 
     def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
         self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)

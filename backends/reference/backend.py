@@ -204,9 +204,10 @@ class ReferenceBackend(Backend):
                 mixed = (weights @ v).transpose(0, 2, 1, 3)
                 scatter(out, batch, mixed.reshape(len(batch), TILE, TILE, channels))
 
-    def read_tiles(self, canvas: Array, tiles: Host) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
         inside, pixels = inside_pixels(canvas, tiles)
-        values = np.zeros((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
+        values = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype) if out is None else out
+        values[...] = 0
         values[inside] = canvas[pixels]
         return values
 

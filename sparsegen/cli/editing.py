@@ -152,6 +152,14 @@ def edit(
             show_default="the system's folder for temporary files",
         ),
     ] = None,
+    cache_storage: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-storage",
+            help="Diffusion: float32, or float16: half the memory, values rounded to 11 bits.",
+            show_default="float32",
+        ),
+    ] = None,
     preview_every: Annotated[
         int | None,
         typer.Option(
@@ -189,7 +197,16 @@ def edit(
     get_policy(policy, paper=engine.network.paper)
     job = Job(engine, model, original, tuple(edited), tuple(outputs), mask, seed)
     options = strokes.Options(
-        steps, noise_level, sampler, eta, schedule, margin, cache, cache_folder, preview_every
+        steps,
+        noise_level,
+        sampler,
+        eta,
+        schedule,
+        margin,
+        cache,
+        cache_folder,
+        cache_storage,
+        preview_every,
     )
     of_maps = {"instances": instances, "edited_instances": edited_instances}
     if isinstance(engine.network, UNet):

@@ -40,6 +40,7 @@ class Options:
     margin: int | None
     cache: str | None
     cache_folder: Path | None
+    cache_storage: str | None
     preview_every: int | None
 
 
@@ -153,6 +154,7 @@ def _session(job: Job, options: Options) -> SDEdit:
         backend=job.engine.backend,
         cache=options.cache,
         folder=options.cache_folder,
+        storage=options.cache_storage or "float32",
     )
     sampler = session.settings.sampler
     if options.eta is not None and sampler != "ddim":

@@ -130,6 +130,7 @@ class GauGAN(Model):
 
     family = "gaugan"
     config_type = GauGANConfig
+    inputs = ("labels",)
     paper = Paper(dilation=1, level_dilation=2, sparse_levels=5)
 
     def __init__(self, config: GauGANConfig) -> None:

@@ -265,6 +265,7 @@ class UNet(Model):
     Subclasses say how time is called and embedded, how resolutions are changed, and what the prediction means.
     """
 
+    inputs = ("x",)
     time: ClassVar[str]
     """What the condition that is embedded is called: `timestep`, `logsnr`."""
     predicts: ClassVar[Literal["noise", "picture"]]
