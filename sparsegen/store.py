@@ -205,7 +205,7 @@ class Store:
         if self.budget is None:
             return sum(blocks)
         small = sum(size for size in blocks if size < LARGE)
-        large = min(sum(blocks) - small, max(0, self._limit(LARGE) - small))
+        large = min(sum(blocks) - small, max(0, int(self._limit(LARGE)) - small))
         return min(small, self.budget) + large
 
     def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:

@@ -21,7 +21,13 @@ from llvmlite import ir  # noqa: E402  (comes with numba)
 
 from sparsegen.backends.numba_cpu import NumbaBackend  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.gemm import emit_block  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.simd import WIDTH, exponential, load, store  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.simd import (  # noqa: E402  (needs numba)
+    WIDTH,
+    emit_pause,
+    exponential,
+    load,
+    store,
+)
 from sparsegen.backends.numba_cpu.target import TARGETS, detect  # noqa: E402  (needs numba)
 
 HERE = Path(__file__).parent
@@ -96,6 +102,8 @@ def assembly(target: str, triple: str, processor: str, rows: int | None = None) 
         builder.gep(inputs, [builder.mul(stride, long(m))]) for m in range(rows or TARGETS[target].rows)
     ]
     emit_block(builder, pointers, *others, target=TARGETS[target])
+    emit_pause(builder, TARGETS[target])
+    emit_pause(builder, TARGETS[target])
     builder.ret_void()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
     compiled = llvm.parse_assembly(str(code))
@@ -125,6 +133,7 @@ def test_the_micro_kernel_becomes_vector_instructions(
     steps = max(len(re.findall(multiply_add, loop)) for loop in loops)
     assert steps == block, f"{steps} multiply-adds in the loop, the block has {block} sums"
     step = max(loops, key=lambda loop: len(re.findall(multiply_add, loop)))
+    assert len(re.findall(r"^\s+(?:pause|isb)\b", text, flags=re.M)) == (0 if target == "portable" else 2)
     assert "llvm" not in text and not re.search(r"\b(bl|call\w*)\s", text), "a call instead of an instruction"
     if moved is not None:
         assert not re.search(moved, step), "sums are spilt to memory inside the loop"

@@ -21,6 +21,7 @@ numba = pytest.importorskip("numba")
 from numba_work import worked  # noqa: E402  (needs numba)
 
 from sparsegen.backends.numba_cpu import NumbaBackend, launch  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.jit import compile_all  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
 
 
@@ -71,6 +72,76 @@ def test_every_thread_takes_part_and_has_scratch_of_its_own() -> None:
     for _ in range(3):
         pool.run(call, 1000, 99)
     assert len(seen) == 9 and len(set(seen)) == 3 and len({data for _, data in seen}) == 3
+
+
+@pytest.fixture
+def watchful() -> Pool:
+    """A pool whose helpers have looked out for a kernel before: they are awake."""
+    compile_all()
+    pool = Pool(3, watchful=True)
+    pool.count(lambda counter, scratch: None, 0, 3)
+    return pool
+
+
+def test_helpers_come_to_kernels_that_are_watched_and_to_others(watchful: Pool) -> None:
+    for i in range(300):
+        meet, taken = threading.Barrier(3), []
+
+        def call(counter: Host, scratch: Host, meet: Any = meet, taken: Any = taken) -> None:
+            assert counter.dtype == np.int64 and counter.shape == (1,)
+            counter[0] += 1  # as a kernel does with its first item
+            taken.append(threading.get_ident())
+            meet.wait(10)
+
+        if i % 5 == 4:
+            time.sleep(0.003)  # they sleep
+        if i % 7 == 6:
+            counter = np.zeros(1, np.int64)
+            watchful.run(lambda scratch, call=call, counter=counter: call(counter, scratch), 0, 3)
+        else:
+            watchful.count(call, 0, 3)
+        assert len(set(taken)) == 3
+
+
+def test_kernels_at_once_have_counters_of_their_own(watchful: Pool) -> None:
+    meet, seen = threading.Barrier(2), {}
+
+    def give(name: str) -> None:
+        def call(counter: Host, scratch: Host) -> None:
+            if threading.current_thread().name == name:
+                seen[name] = counter
+                meet.wait(10)  # both are under way
+
+        watchful.count(call, 0, 2)
+
+    threads = [threading.Thread(target=give, args=(name,), name=name) for name in ("one", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not np.shares_memory(seen["one"], seen["other"])
+
+
+def test_idle_helpers_sleep(watchful: Pool) -> None:
+    watchful.count(lambda counter, scratch: None, 0, 3)
+    time.sleep(0.05)  # they have looked long enough
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.1
+
+
+def test_a_failure_leaves_nothing_to_look_out_for(watchful: Pool) -> None:
+    def fail(counter: Host, scratch: Host) -> None:
+        counter[0] += 1
+        raise MemoryError("no room")
+
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            watchful.count(fail, 0, 1 + 2)
+        seen: list[Host] = []
+        watchful.count(lambda counter, scratch, seen=seen: seen.append(counter.copy()), 0, 3)
+        assert all(counter[0] == 0 for counter in seen) and seen
 
 
 def test_a_failure_in_any_thread_is_raised_where_the_work_was_given_and_leaves_the_pool_whole() -> None:

@@ -15,7 +15,7 @@ from ..interface import TILE, Array, Host
 from . import pointwise
 from .arrays import readable
 from .jit import compile_all
-from .threads import Pool, Scratch
+from .threads import Pool, Scratch, Words
 
 ALONE = 1e7
 """Floating-point operations below which waking another thread takes longer than it saves."""
@@ -38,7 +38,7 @@ class Launcher:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = Pool(threads)
+        self._pool = Pool(threads, watchful=threads <= available_cores())
 
     def items(self, tiles: int, limit: int, panels: int, work: float) -> tuple[int, int]:
         """How `tiles` tiles are cut: tiles in a batch (≤ `limit`), and shares of the output panels.
@@ -78,13 +78,12 @@ class Launcher:
     ) -> None:
         """Run `kernel(counter, items, *args, scratch)` in as many threads as its work is worth."""
         compile_all()
-        counter = np.zeros(1, np.int64)
 
-        def call(scratch: Scratch) -> None:
+        def call(counter: Words, scratch: Scratch) -> None:
             if floats:
                 kernel(counter, items, *args, scratch)
             else:
                 kernel(counter, items, *args)
 
         threads = 1 if work < ALONE else min(items, self.threads)
-        self._pool.run(call, floats, threads)
+        self._pool.count(call, floats, threads)

@@ -27,6 +27,8 @@ class Target:
     """Whether a multiply-add is one instruction; where it is not, it is a product and a sum."""
     half: bool
     """Whether float16 widens to float32 in one instruction."""
+    pause: tuple[str, ...] = ()
+    """LLVM's name of what lets a core rest between two looks at a word, and the number it takes, if any."""
 
     @property
     def panel(self) -> int:
@@ -37,9 +39,9 @@ class Target:
 # rows * columns sums, `columns` vectors of weights and one of inputs must fit the registers (32, 16, 32, 16), and
 # the sums must cover the multiply-add's latency times its rate (8 to 10)
 TARGETS: dict[str, Target] = {
-    "avx512": Target(width=16, rows=8, columns=2, fused=True, half=True),
-    "avx2": Target(width=8, rows=6, columns=2, fused=True, half=True),
-    "neon": Target(width=4, rows=6, columns=4, fused=True, half=True),
+    "avx512": Target(width=16, rows=8, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",)),
+    "avx2": Target(width=8, rows=6, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",)),
+    "neon": Target(width=4, rows=6, columns=4, fused=True, half=True, pause=("llvm.aarch64.isb", "15")),
     "portable": Target(width=4, rows=4, columns=2, fused=False, half=False),
 }
 

@@ -11,12 +11,16 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from . import waiting
+
 Scratch = np.ndarray[Any, np.dtype[np.float32]]
+Words = np.ndarray[Any, np.dtype[np.int64]]
 _LINE = 16
 """Floats of a cache line: where scratch memory begins."""
 
@@ -42,9 +46,13 @@ def scratch(count: int) -> Scratch:
 class _Job:
     """One kernel call that several threads make, until it is closed."""
 
-    def __init__(self, call: Callable[[Scratch], None], floats: int) -> None:
+    def __init__(self, call: Callable[[Scratch], None], floats: int, words: Words | None) -> None:
         self._call: Callable[[Scratch], None] | None = call
         self._floats = floats
+        self._words = words
+        """Of a kernel that is watched: what says who computes for it."""
+        self.number = 0 if words is None else int(words[waiting.NUMBER])
+        """Of all that were watched; 0: it is not."""
         self.failure: BaseException | None = None
         """What a helper failed with."""
         self._lock = threading.Lock()
@@ -52,13 +60,15 @@ class _Job:
         self._news: SimpleQueue[None] = SimpleQueue()
         """An entry after each helper that is done with it."""
 
-    def help(self) -> None:
-        """Take items until none is left, in a thread of the pool; nothing once the job is closed."""
+    def help(self, number: int) -> None:
+        """Take items until none is left, in the helper of that number; nothing once the job is closed."""
         with self._lock:
             call = self._call
             if self._closed or call is None:
                 return
             self._running += 1
+            if self._words is not None:
+                self._words[waiting.BUSY + number * waiting.LINE] = 1
         try:
             call(scratch(self._floats))
         except BaseException as error:  # a MemoryError, say: it is raised where the job was given
@@ -71,6 +81,8 @@ class _Job:
         """Let nobody begin any more, and wait for those who have; may be called again where it was interrupted."""
         with self._lock:
             self._closed = True
+        if self._words is not None and self._running:
+            waiting.await_helpers(self._words, _helpers(self._words), waiting.LOOKS)
         # whoever runs will put an entry after it is counted out, so this never waits for nobody
         while self._running:
             self._news.get()
@@ -79,19 +91,39 @@ class _Job:
         )
 
 
-def _work(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job.help()
+def _helpers(words: Words) -> int:
+    return (len(words) - waiting.BUSY) // waiting.LINE - 1
+
+
+def _work(jobs: SimpleQueue[_Job | None], words: Words, number: int) -> None:
+    """What a helper does all its life: look out for a watched kernel for a moment, then sleep until there is work."""
+    seen = 0
+    while True:
+        begun = waiting.await_kernel(words, number, seen, waiting.LOOKS) if words[waiting.READY] else -1
+        try:
+            job = jobs.get() if begun < 0 else jobs.get_nowait()
+        except Empty:  # that kernel needs no more helpers
+            seen = begun
+            continue
+        if job is None:
+            return
+        seen = max(seen, begun, job.number)
+        job.help(number)
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
-    """`threads` threads, the caller's among them; the others start with the first job that needs them."""
+    """`threads` threads, the caller's among them; the others start with the first job that needs them.
 
-    def __init__(self, threads: int) -> None:
+    With `watchful`, helpers look out for the next kernel for a moment before they sleep (`waiting.py`): for no more
+    threads than there are cores.
+    """
+
+    def __init__(self, threads: int, *, watchful: bool = False) -> None:
         self.threads = threads
+        self._watchful = watchful
         self._forget()
         _pools.add(self)
 
@@ -99,6 +131,9 @@ class Pool:
         """As new: no thread runs (what a forked child finds)."""
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._words = waiting.words(self.threads - 1)
+        self._watched = threading.Lock()
+        """Held while a kernel is watched: one at a time."""
         self._started = False
 
     def _start(self) -> None:
@@ -106,17 +141,38 @@ class Pool:
             if not self._started:
                 for number in range(1, self.threads):
                     name = f"sparsegen-{number}"
-                    threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+                    work = (self._jobs, self._words, number - 1)
+                    threading.Thread(target=_work, args=work, name=name, daemon=True).start()
                 weakref.finalize(self, _stop, self._jobs, self.threads - 1)
                 self._started = True
 
-    def run(self, call: Callable[[Scratch], None], floats: int, threads: int) -> None:
+    def count(self, call: Callable[[Words, Scratch], None], floats: int, threads: int) -> None:
+        """`run` a kernel, `call(counter, scratch)`, that takes the numbers of its items from an int64 counter."""
+        watched = self._watchful and min(threads, self.threads) > 1 and self._watched.acquire(blocking=False)
+        if not watched:
+            self.run(partial(call, np.zeros(1, np.int64)), floats, threads)
+            return
+        try:
+            words = self._words
+            words[waiting.COUNTER] = 0
+            words[waiting.NUMBER] += 1
+            words[waiting.READY] = 1
+            counter = words[waiting.COUNTER : waiting.COUNTER + 1]
+            self.run(partial(call, counter), floats, threads, words)
+        finally:
+            words[waiting.COUNTER] = 0  # over: nobody comes any more
+            self._watched.release()
+
+    def run(
+        self, call: Callable[[Scratch], None], floats: int, threads: int, words: Words | None = None
+    ) -> None:
         """`call(scratch)` in up to `threads` threads at once, each with `floats` floats of scratch; wait for all.
 
         The call shares a counter of items with its copies, so it does not matter how many there are. When the caller's
-        own returns, no item is left: a helper that another session keeps busy until then is not waited for.
+        own returns, no item is left: a helper that another session keeps busy until then is not waited for. `words`
+        are those by which helpers know of it.
         """
-        job = _Job(call, floats)
+        job = _Job(call, floats, words)
         failure: BaseException | None = None
         try:
             helpers = min(threads, self.threads) - 1
