@@ -148,8 +148,10 @@ class Pool:
 
     def count(self, call: Callable[[Words, Scratch], None], floats: int, threads: int) -> None:
         """`run` a kernel, `call(counter, scratch)`, that takes the numbers of its items from an int64 counter."""
-        watched = self._watchful and min(threads, self.threads) > 1 and self._watched.acquire(blocking=False)
-        if not watched:
+        if min(threads, self.threads) < 2:  # nobody to wait for
+            call(np.zeros(1, np.int64), scratch(floats))
+            return
+        if not (self._watchful and self._watched.acquire(blocking=False)):
             self.run(partial(call, np.zeros(1, np.int64)), floats, threads)
             return
         try:
