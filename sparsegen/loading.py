@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sparsegen.weights import (
@@ -25,7 +26,10 @@ from sparsegen.weights import (
 
 from .errors import InputError
 from .model import Model
+from .schedules import SCHEDULES
 
+SCHEDULE_KEY = "sparsegen.schedule"
+"""Name, in a file's metadata, of the noise schedule that the network was trained on."""
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, name)` after each tensor."""
 
@@ -90,6 +94,11 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
         convert(family, checkpoint, expected), release=checkpoint.release, progress=progress
     )
     network.name = str(model)
+    schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
+    if schedule is not None:
+        if schedule not in SCHEDULES:
+            raise CheckpointError(f"{path}: its noise schedule is {shown(schedule)}, none that is known")
+        network.sampling = MappingProxyType({"schedule": schedule})
     if known:
         network.defaults, network.sampling = known.defaults, known.sampling
         network.paper = dataclasses.replace(network.paper, **known.paper)
@@ -109,4 +118,6 @@ def save(
     """
     values = {name: parameter.value for name, parameter in model.parameters().items()}
     metadata = native_metadata(model.family, dataclasses.asdict(model.config))
+    if "schedule" in model.sampling:
+        metadata[SCHEDULE_KEY] = model.sampling["schedule"]
     write_safetensors(path, values, metadata, dtype=dtype, progress=progress)

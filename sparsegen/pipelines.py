@@ -38,7 +38,7 @@ from .store import Store, block_bytes
 from .tiles import TileSet
 
 OnStep = Callable[[Step], None]
-"""Called after every denoising step, with what there is: `step.x0` is a preview in [-1, 1]."""
+"""Called after every denoising step: `step.x` is a copy of what there is, `step.x0` a preview in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -527,7 +527,10 @@ class SDEdit:
 
     def _encode(self, picture: Any) -> Host:
         """A user's picture as float32 `[N, H, W, C]` in [-1, 1]."""
-        array = np.asarray(picture)
+        try:
+            array = np.asarray(picture)
+        except ValueError:
+            raise InputError("the picture is no array: its rows are not of one length") from None
         channels = self.model.config.in_channels
         if array.ndim == 3:
             array = array[None]
@@ -592,7 +595,7 @@ class SDEdit:
                 step.x[held] = self._held(step.index + 1)[held]
             x = step.x
             if on_step is not None:
-                on_step(step)
+                on_step(dataclasses.replace(step, x=x.copy()))
         return x
 
     def _held(self, i: int) -> Host:

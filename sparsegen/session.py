@@ -133,6 +133,7 @@ class Session:
             least_size=self.model.least_size(*inputs.shape[1:]),
         )
         if same_size:
+            memory.passed = self.memory.passed if record else {}
             memory.codebooks = self.memory.codebooks
             for codebook in memory.codebooks.values():
                 codebook.clear()
@@ -168,7 +169,8 @@ class Session:
             bool `[H, W]` or `[N, H, W]`: the pixels to take over and recompute. None: those that differ. Changes
             outside a mask are not applied; their number is in `stats.ignored_pixels`, and a warning says so.
         policy
-            "paper" (the family's own settings, the default), "exact", "adaptive(0.02)", or a `Policy`.
+            "paper" (the family's own settings, the default), "exact", "adaptive(0.02)", or a `Policy`. Resolutions
+            below the family's `least_size` are computed whole under any: their canvases are not kept.
         progress
             Called after every layer.
         conditions

@@ -34,7 +34,7 @@ from .layers import LabelConv, Parameter
 from .memory import Journal, Memory, input_path
 from .model import Model
 from .policies import Paper
-from .store import Store
+from .store import Store, block_bytes
 from .tiles import TileSet
 
 VERSION = "4"
@@ -168,9 +168,12 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = N
     tensors: dict[str, Host] = {}
     said = metadata.pop(DIGEST, "")
     digest = Digest(metadata)
+    if store is not None:
+        cached = [tensor for name, tensor in checkpoint.tensors.items() if _is_cached(name)]
+        store.check_room([block_bytes(tensor.nbytes) for tensor in cached])
     for name, tensor in sorted(checkpoint.tensors.items()):
         value = tensor.numpy()
-        if store is not None and value.dtype in _KEPT and ("canvas/" in name or name.endswith(VALUES)):
+        if store is not None and value.dtype in _KEPT and _is_cached(name):
             if value.dtype == np.float16 and value.ndim == 4:  # what edits compute in, before the RAM is full
                 store.shared(name.partition("canvas/")[2], value.shape)
             tensors[name] = store.allocate(value.shape, dtype=str(value.dtype))
@@ -187,6 +190,11 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = N
         return _loaded(tensors, metadata, backend, store)
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, SparsegenError) as error:
         raise SessionError(f"{path}: the file does not describe a session ({error})") from None
+
+
+def _is_cached(name: str) -> bool:
+    """Whether an array of that name is one that a store holds."""
+    return "canvas/" in name or name.endswith(VALUES)
 
 
 def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:

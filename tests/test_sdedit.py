@@ -304,6 +304,9 @@ def test_what_is_given_and_what_comes_out_may_be_painted_over(rng):
     assert_all_same(everything(pipeline), before)
     assert pipeline.edit(original).active.count == 0
     floats = original / np.float32(127.5) - 1
+    expected = pipeline.edit(stroke(original)).output
+    pipeline.undo()
+    assert np.array_equal(pipeline.edit(stroke(original), on_step=spoil).output, expected)
     pipeline.run(floats)
     floats[:] = 0
     result = pipeline.edit(stroke(original))

@@ -18,7 +18,7 @@ from sparsegen import InputError, Session, SessionError, session_file
 from sparsegen import store as store_module
 from sparsegen.backends import get_backend
 from sparsegen.pipelines import SDEdit
-from sparsegen.store import PAGE
+from sparsegen.store import PAGE, Store
 from sparsegen.weights import CheckpointError, read_checkpoint, write_safetensors
 
 ORIGINAL = picture(np.random.default_rng(23), (16, 16))
@@ -202,6 +202,11 @@ def test_caches_that_cannot_be_given_are_said(saved, tmp_path, monkeypatch):
     with pytest.raises(SessionError, match=r"no room for .* give more RAM or another folder"):
         loaded(path, cache="50KB", folder=tmp_path)
     assert os.listdir(tmp_path) == ["x.session"]
+    monkeypatch.undo()
+    monkeypatch.setattr(Store, "disk_free", lambda store: 5)
+    monkeypatch.setattr(Store, "allocate", None)  # said before any room is taken
+    with pytest.raises(SessionError, match=r"the caches need .* in RAM and .* where 0.0 MB are free"):
+        loaded(path, cache="50KB", folder=tmp_path)
 
 
 # -- files that somebody made ----------------------------------------------------------------------------

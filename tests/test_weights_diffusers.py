@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import sparsegen
+from sparsegen import loading
 from sparsegen.errors import InputError
 from sparsegen.models import DDPM, DDPMConfig
 from sparsegen.weights import CheckpointError, identify, read_checkpoint
@@ -396,6 +397,59 @@ def test_networks_that_predict_something_else_than_the_noise(tmp_path: Path) -> 
     folder = pipeline(tmp_path / "net")
     (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     refused(folder, r"scheduler_config\.json: prediction_type is v_prediction, supported: epsilon")
+
+
+@pytest.mark.parametrize(
+    ("said", "schedule"),
+    [
+        ({}, "linear"),
+        (
+            {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "trained_betas": None},
+            "linear",
+        ),
+        ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, "scaled_linear"),
+        ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.5}, "cosine"),
+    ],
+)
+def test_the_noise_that_a_pipeline_was_trained_on_is_kept(
+    said: dict[str, Any], schedule: str, tmp_path: Path
+) -> None:
+    folder = pipeline(tmp_path / "net")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    model = sparsegen.load(folder)
+    assert sparsegen.SDEdit(model, backend="reference").settings.schedule == schedule
+    assert sparsegen.SDEdit(model, backend="reference", schedule="linear").settings.schedule == "linear"
+    loading.save(model, tmp_path / "net.safetensors")
+    again = sparsegen.load(tmp_path / "net.safetensors")
+    assert again.sampling == model.sampling == {"schedule": schedule}
+    assert sparsegen.load(folder / "unet").sampling == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"beta_schedule": "sigmoid"},
+        {"beta_schedule": ["linear"]},
+        {"beta_schedule": "scaled_linear"},
+        {"beta_end": 0.03},
+        {"beta_start": None},
+        {"num_train_timesteps": 4000},
+        {"trained_betas": [0.1, 0.2]},
+    ],
+)
+def test_noise_that_no_schedule_here_gives(said: dict[str, Any], tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "net")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    refused(folder, r"scheduler_config\.json: its noise grows as no schedule here: .*give the unet folder")
+    assert holds(sparsegen.load(folder / "unet"))
+
+
+def test_a_file_with_a_schedule_that_is_none(tmp_path: Path) -> None:
+    model = sparsegen.load(pipeline(tmp_path / "net"))
+    model.sampling = {"schedule": "os.system"}
+    loading.save(model, tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match=r"its noise schedule is os\.system, none that is known"):
+        sparsegen.load(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ class Checkpoint:
         What `under` took off the names of the tensors.
     config : mapping of str to any, optional
         A diffusers folder's config.json as parsed: whoever takes a value out of it checks its type.
+    schedule : str, optional
+        The noise that a diffusion model was trained on (linear, scaled_linear, cosine), where the file says it.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Checkpoint:
     placeholders: tuple[str, ...] = ()
     prefix: str = ""
     config: Mapping[str, Any] | None = None
+    schedule: str | None = None
     _file: MappedFile | None = field(default=None, repr=False, compare=False)
 
     def under(self, prefix: str) -> Checkpoint:
@@ -139,6 +142,7 @@ def _open_folder(path: str | os.PathLike[str]) -> Checkpoint:
         path=os.fspath(path),
         format=f"diffusers folder, {weights.format}",
         config=MappingProxyType(found.config),
+        schedule=found.schedule,
     )
 
 

@@ -17,6 +17,14 @@ from .mapped import MappedFile
 
 UNET_CLASS = "UNet2DModel"
 
+_SCHEDULES = {
+    ("linear", 0.0001, 0.02): "linear",
+    ("scaled_linear", 0.00085, 0.012): "scaled_linear",
+    ("squaredcos_cap_v2", None, None): "cosine",
+}
+"""A scheduler's `beta_schedule`, `beta_start`, `beta_end` (None: has no say) -> the noise schedule of that kind."""
+_TIMESTEPS = 1000
+
 _LONGEST_JSON = 1 << 16
 """Bytes. A network's configuration takes about 1000."""
 
@@ -33,6 +41,8 @@ class UNetFolder:
 
     config: dict[str, Any]
     weights: Path
+    schedule: str | None
+    """The noise that the network was trained on, where the folder says it: linear, scaled_linear or cosine."""
 
 
 def find_unet(folder: str | os.PathLike[str]) -> UNetFolder:
@@ -46,13 +56,13 @@ def find_unet(folder: str | os.PathLike[str]) -> UNetFolder:
     """
     top = Path(folder)
     root = _root(top)
-    unet = top
+    unet, schedule = top, None
     if _there(top / "model_index.json"):
         _check_pipeline(_json(top / "model_index.json", root))
         unet = top / "unet"
         scheduler = top / "scheduler" / "scheduler_config.json"
         if _there(scheduler):
-            _check_scheduler(_json(scheduler, root), scheduler)
+            schedule = _schedule(_json(scheduler, root), scheduler)
     elif _there(top / "unet" / "config.json"):
         unet = top / "unet"
     elif not _there(top / "config.json"):
@@ -64,7 +74,7 @@ def find_unet(folder: str | os.PathLike[str]) -> UNetFolder:
     config = _json(unet / "config.json", root)
     for name in _WEIGHTS:
         if _there(unet / name):
-            return UNetFolder(config, _inside(unet / name, root))
+            return UNetFolder(config, _inside(unet / name, root), schedule)
     if any(_there(unet / f"{name}.index.json") for name in _WEIGHTS):
         raise CheckpointError(
             "has its weights cut into several files, which are not read",
@@ -94,12 +104,26 @@ def _check_pipeline(index: dict[str, Any]) -> None:
         )
 
 
-def _check_scheduler(config: dict[str, Any], path: Path) -> None:
+def _schedule(config: dict[str, Any], path: Path) -> str:
+    """The name of a scheduler's noise schedule; what it does not say is what diffusers takes then."""
     predicts = config.get("prediction_type", "epsilon")
     if predicts != "epsilon":
         raise CheckpointError(
             f"prediction_type is {shown(predicts)}, supported: epsilon (the noise)", path=str(path)
         )
+    kind = config.get("beta_schedule", "linear")
+    betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    said = (kind, None, None) if kind == "squaredcos_cap_v2" else (kind, *betas)
+    steps = config.get("num_train_timesteps", _TIMESTEPS)
+    found = next((name for known, name in _SCHEDULES.items() if known == said), None)
+    if found is None or steps != _TIMESTEPS or config.get("trained_betas") is not None:
+        raise CheckpointError(
+            f"its noise grows as no schedule here: beta_schedule {shown(kind)} from {shown(betas[0])} to "
+            f"{shown(betas[1])} in {shown(steps)} timesteps",
+            path=str(path),
+            advice="To load the network alone, give the unet folder",
+        )
+    return found
 
 
 def _root(folder: Path) -> Path:
