@@ -29,7 +29,7 @@ from .simd import narrow as store_halves
 from .simd import widen as load_halves
 
 _counter, _tiles, _shape = types.int64[::1], types.int32[:, ::1], types.UniTuple(types.int64, 3)
-_floats, _halves = types.float32[::1], types.uint16[::1]
+_floats, _halves, _integers = types.float32[::1], types.uint16[::1], types.int32[::1]
 
 
 @inline
@@ -155,51 +155,57 @@ def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, can
             found[t] = total(zero) != 0.0
 
 
+SPAN = 64
+"""Pixels that are compared together first: nearly all of them are the same."""
+
+
 @kernel(
     types.void(
-        _counter,
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        types.int32[:, ::1],
-        types.int64,
-        types.uint8[::1],
+        _counter, types.int64, types.int64, types.int64, _integers, _integers, types.int64, types.uint8[::1]
     )
 )
-def differ_int32(counter: Any, items: int, batch: int, a: Any, b: Any, eps: int, mask: Any) -> None:
+def differ_int32(
+    counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: int, mask: Any
+) -> None:
     """`mask[p]`: whether any value of pixel p differs by more than `eps`."""
-    channels = a.shape[1]
     while True:
         item = next_item(counter)
         if item >= items:
             return
-        for p in range(item * batch, min((item + 1) * batch, len(a))):
-            differs: Any = False
-            for c in range(channels):
-                differs |= abs(np.int64(a[p, c]) - np.int64(b[p, c])) > eps
-            mask[p] = differs
+        for first in range(item * batch, min((item + 1) * batch, len(mask)), SPAN):
+            last = min(first + SPAN, (item + 1) * batch, len(mask))
+            bits: Any = np.int32(0)
+            for i in range(first * channels, last * channels):
+                bits |= a[i] ^ b[i]
+            for p in range(first, last):
+                differs: Any = False
+                if bits != 0:
+                    for i in range(p * channels, (p + 1) * channels):
+                        differs |= abs(np.int64(a[i]) - np.int64(b[i])) > eps
+                mask[p] = differs
 
 
 @kernel(
     types.void(
-        _counter,
-        types.int64,
-        types.int64,
-        types.float32[:, ::1],
-        types.float32[:, ::1],
-        types.float32,
-        types.uint8[::1],
+        _counter, types.int64, types.int64, types.int64, _floats, _floats, types.float32, types.uint8[::1]
     )
 )
-def differ_float32(counter: Any, items: int, batch: int, a: Any, b: Any, eps: float, mask: Any) -> None:
+def differ_float32(
+    counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: float, mask: Any
+) -> None:
     """`mask[p]`: whether any value of pixel p differs by more than `eps`, or is NaN; equal infinities do not differ."""
-    channels = a.shape[1]
     while True:
         item = next_item(counter)
         if item >= items:
             return
-        for p in range(item * batch, min((item + 1) * batch, len(a))):
-            differs: Any = False
-            for c in range(channels):
-                differs |= (a[p, c] != b[p, c]) & (not (abs(a[p, c] - b[p, c]) <= eps))
-            mask[p] = differs
+        for first in range(item * batch, min((item + 1) * batch, len(mask)), SPAN):
+            last = min(first + SPAN, (item + 1) * batch, len(mask))
+            unequal: Any = np.int32(0)
+            for i in range(first * channels, last * channels):
+                unequal |= np.int32(a[i] != b[i])
+            for p in range(first, last):
+                differs: Any = False
+                if unequal != 0:
+                    for i in range(p * channels, (p + 1) * channels):
+                        differs |= (a[i] != b[i]) & (not (abs(a[i] - b[i]) <= eps))
+                mask[p] = differs
