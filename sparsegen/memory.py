@@ -44,8 +44,10 @@ class Journal:
             self.whole[path] = canvas
             memory.canvases[path] = memory.allocate(canvas.shape, dtype=str(canvas.dtype))
         else:
-            shape = (active.count, TILE, TILE, canvas.shape[3])
-            place = memory.allocate(shape, dtype=str(canvas.dtype))
+            place = None
+            if memory.store is not None and memory.store.budget is not None:  # where they count
+                shape = (active.count, TILE, TILE, canvas.shape[3])
+                place = memory.allocate(shape, dtype=str(canvas.dtype))
             self.tiles[path] = (active.tiles, memory.backend.read_tiles(canvas, active.tiles, place))
 
     def kept(self, backend: Backend, path: str) -> tuple[Host, Array]:
