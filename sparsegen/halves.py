@@ -63,9 +63,7 @@ class HalfMemory(Memory):
             if path is None or self._warm[path].all():
                 continue
             if read.everywhere:
-                of_sample = np.zeros((active.samples, 1, 1), bool)
-                of_sample[active.tiles[:, 0]] = True
-                self._bring(path, read.canvas, of_sample)
+                self._bring(path, read.canvas, active.edited[:, None, None])
             else:
                 height, width = read.changed.height, read.changed.width
                 self._bring(path, read.canvas, read_by(active, read.window, height, width))

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from sparsegen.weights import (
+    SCHEDULE_KEY,
     CheckpointError,
     builtin,
     convert,
@@ -28,8 +29,6 @@ from .errors import InputError
 from .model import Model
 from .schedules import SCHEDULES
 
-SCHEDULE_KEY = "sparsegen.schedule"
-"""Name, in a file's metadata, of the noise schedule that the network was trained on."""
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, name)` after each tensor."""
 

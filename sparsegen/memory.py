@@ -137,8 +137,8 @@ class Memory:
     nothing has to be kept from one run to the next, and nothing put back.
     """
     _scratch: dict[tuple[int, ...], Array] = field(default_factory=dict)
-    passed: dict[str, Array] = field(default_factory=dict)
-    """Path -> such a canvas, of a memory without a store."""
+    transients: dict[str, Array] = field(default_factory=dict)
+    """Path -> canvas that holds its values for one run only (see `least_size`), of a memory without a store."""
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """An array of no particular value, for a canvas that will be painted whole, or for tiles of one."""
@@ -165,18 +165,18 @@ class Memory:
             raise ShapeError(f"{path}: the canvas is {tuple(canvas.shape)}, this run needs {shape}")
         return canvas
 
-    def passes(self, reads: Sequence[Read], dtype: str) -> bool:
+    def is_transient(self, reads: Sequence[Read], dtype: str) -> bool:
         """Whether the canvas of a layer that reads these holds its values for one run only (see `least_size`)."""
         small = self.recording and dtype == "float32" and bool(reads)
         return small and all(min(read.size) < self.least_size for read in reads)
 
-    def passing(self, path: str, shape: tuple[int, int, int, int]) -> Array:
-        """Such a canvas, of no particular value; all memories of a store have the same."""
+    def transient(self, path: str, shape: tuple[int, int, int, int]) -> Array:
+        """A transient canvas, of no particular value; all memories of a store have the same."""
         if self.store is not None:
             return self.store.shared(path, shape)
-        if path not in self.passed or self.passed[path].shape != shape:
-            self.passed[path] = self.backend.alloc(shape)
-        return self.passed[path]
+        if path not in self.transients or self.transients[path].shape != shape:
+            self.transients[path] = self.backend.alloc(shape)
+        return self.transients[path]
 
     def kept_as(self, path: str, shape: Sequence[int], dtype: str) -> str:
         """The type that a canvas of `dtype` is kept as."""
@@ -198,7 +198,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Memory that the canvases take, without those that all memories of a store have together."""
-        canvases = [*self.canvases.values(), *self.passed.values()]
+        canvases = [*self.canvases.values(), *self.transients.values()]
         return sum(int(canvas.nbytes) for canvas in canvases)
 
     @property

@@ -264,7 +264,7 @@ class SDEdit:
         full = TileSet.full(*inputs.shape)
         memory = memory_kind(self.storage)(self.backend)
         dry = dry_run(self.model, inputs, Everything(), full).memory
-        each, shared = [], [block_bytes(canvas.nbytes) for canvas in dry.passed.values()]
+        each, shared = [], [block_bytes(canvas.nbytes) for canvas in dry.transients.values()]
         for path, canvas in dry.canvases.items():
             kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
             each.append(block_bytes(canvas.size * kept.itemsize))

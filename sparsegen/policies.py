@@ -141,9 +141,7 @@ class _ExactPlan(Plan):
         key = (shape, id(read.changed), read.window, read.everywhere)
         if key not in self._grown:
             if read.everywhere:
-                edited = np.zeros(shape[0], bool)
-                edited[read.changed.tiles[:, 0]] = True
-                grown = TileSet.full(*shape, only=edited)
+                grown = TileSet.full(*shape, only=read.changed.edited)
             else:
                 grown = grow(read.changed, read.window, *shape[1:])
             self._grown[key] = ([read], grown)
@@ -184,8 +182,7 @@ class Paper(Policy):
 class _PaperPlan(Plan):
     def __init__(self, policy: Paper, difference: Host) -> None:
         changed = TileSet.of_mask(difference)
-        edited = np.zeros(changed.samples, bool)
-        edited[changed.tiles[:, 0]] = True
+        edited = changed.edited
         n, row, column = changed.first
         at = (n, row * TILE, column * TILE)
         levels = pyramid(

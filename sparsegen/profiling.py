@@ -34,9 +34,7 @@ def dry_run(
     canvases = {input_path(name): array for name, array in inputs.canvases.items()}
     least = model.least_size(*inputs.shape[1:]) if least_size is None else least_size
     memory = Memory(ShapesBackend(), canvases=canvases, coded=coded, least_size=least)
-    edited = np.zeros(changed.samples, bool)
-    edited[changed.tiles[:, 0]] = True
-    run = Run(memory, plan, edited=edited)
+    run = Run(memory, plan, edited=changed.edited)
     features = {name: Feature(run, (array,), (changed,)) for name, array in inputs.canvases.items()}
     model.forward(features, inputs.conditions)
     return run

@@ -121,21 +121,21 @@ class Run:
         if whole_tiles and self.plan.whole_tiles:
             active = active.whole()
         changed = active
-        passing = self.memory.passes(reads, dtype)
-        if passing:
-            canvas, active = self.memory.passing(path, shape), self._everything(active)
+        transient = self.memory.is_transient(reads, dtype)
+        if transient:
+            canvas, active = self.memory.transient(path, shape), self._everything(active)
         else:
             canvas = self.memory.canvas(path, shape, dtype)
         start = time.perf_counter()
         if active.count:
-            if self.journal is not None and not passing:
+            if self.journal is not None and not transient:
                 self.journal.keep(self.memory, path, active)
                 canvas = self.memory.canvas(path, shape, dtype)
             self.memory.fetch(reads, active)
             kernel(canvas, active.tiles)
             self.check_finite(path, canvas, active.tiles)
             self.memory.keep(path, canvas, active.tiles)
-            if self.journal is not None and self.plan.tau is not None and not passing:
+            if self.journal is not None and self.plan.tau is not None and not transient:
                 _, old = self.journal.kept(self.backend, path)
                 changed = self._settle(path, canvas, active, old, self.plan.tau)
             self.backend.synchronize()

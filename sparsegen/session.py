@@ -133,7 +133,7 @@ class Session:
             least_size=self.model.least_size(*inputs.shape[1:]),
         )
         if same_size:
-            memory.passed = self.memory.passed if record else {}
+            memory.transients = self.memory.transients if record else {}
             memory.codebooks = self.memory.codebooks
             for codebook in memory.codebooks.values():
                 codebook.clear()
@@ -206,9 +206,7 @@ class Session:
             images, state.images = state.images, None
             if spread.count:
                 plan = chosen.plan(spread.mask(), settled=not state.stale.count)
-                edited_samples = np.zeros(spread.samples, bool)
-                edited_samples[spread.tiles[:, 0]] = True
-                run = Run(self.memory, plan, journal=step.journal, edited=edited_samples)
+                run = Run(self.memory, plan, journal=step.journal, edited=spread.edited)
                 self._take_over(edited, changed, step.journal)
                 output = self._forward(run, state.conditions, spread, progress)
                 records, active = tuple(run.records), output.changed[0]

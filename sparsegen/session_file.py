@@ -338,8 +338,7 @@ def _loaded(
     build: Any = kind
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
     model.name = metadata["sparsegen.model_name"]
-    if "sparsegen.paper" in metadata:  # files of before have their family's
-        model.paper = Paper(**json.loads(metadata["sparsegen.paper"]))
+    model.paper = Paper(**json.loads(metadata["sparsegen.paper"]))
     model.load_parameters(_under(tensors, "parameter/"))
     states = {}
     for prefix, described in json.loads(metadata["sparsegen.states"]).items():

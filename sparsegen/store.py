@@ -33,9 +33,11 @@ PAGE = 4096
 """Blocks begin and end on multiples of this."""
 CHUNK = 1 << 28
 """Bytes of a file; a larger array has one of its own."""
-LARGE, LEFT = 1 << 22, 4
-"""Blocks of so many bytes leave a LEFT-th of the RAM to smaller ones: what an edit overwrites is kept in small blocks,
-and to fill fresh pages of a file takes several times as long as to fill RAM.
+LARGE = 1 << 22
+"""Bytes of a block from which on it may not take the last `1 / RESERVED` of the RAM."""
+RESERVED = 4
+"""That part is for smaller blocks: what an edit overwrites is kept in them, and to fill fresh pages of a file takes
+several times as long as to fill RAM.
 """
 
 _UNITS = {
@@ -260,7 +262,7 @@ class Store:
         """How much RAM may be taken once a block of `size` bytes is."""
         if self.budget is None:
             return math.inf
-        return self.budget - (self.budget // LEFT if size >= LARGE else 0)
+        return self.budget - (self.budget // RESERVED if size >= LARGE else 0)
 
     @property
     def _waiting(self) -> int:

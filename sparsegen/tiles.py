@@ -118,6 +118,13 @@ class TileSet:
         return int(np.count_nonzero(self.held))
 
     @property
+    def edited(self) -> Host:
+        """bool `[N]`: the samples that have an active tile."""
+        edited = np.zeros(self.samples, bool)
+        edited[self.tiles[:, 0]] = True
+        return edited
+
+    @property
     def total(self) -> int:
         """Number of tiles of the canvas."""
         return self.samples * -(-self.height // TILE) * -(-self.width // TILE)

@@ -258,7 +258,7 @@ def test_an_interrupt_while_work_is_handed_out_waits_for_who_began() -> None:
         written.append(1)
 
     jobs = pool._jobs
-    pool._jobs = Interrupting(jobs)  # type: ignore[assignment]
+    pool._jobs = Interrupting(jobs)  # type: ignore[assignment]  # it quacks
     try:
         with pytest.raises(KeyboardInterrupt):
             pool.run(call, 0, 3)

@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 from tolerances import check  # noqa: E402  (keeps the order below the skip)
 
 from sparsegen.samplers import LAYOUT, START, get_sampler, noise  # noqa: E402  (keeps the order below the skip)
-from sparsegen.schedules import SCHEDULES, Picture, Schedule, schedule, timesteps  # noqa: E402
+from sparsegen.schedules import SCHEDULES, Picture, Schedule, schedule, timesteps  # noqa: E402  (as above)
 
 pytestmark = [
     pytest.mark.torch,

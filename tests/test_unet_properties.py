@@ -184,7 +184,10 @@ class Audit(Run):
     off: dict[str, float]
 
     def compute(self, path, shape, reads, kernel, **settings):
-        canvas, everywhere = {**self.memory.canvases, **self.memory.passed}[path], TileSet.full(*shape[:3])
+        canvas, everywhere = (
+            {**self.memory.canvases, **self.memory.transients}[path],
+            TileSet.full(*shape[:3]),
+        )
         anew = self.backend.alloc(shape)
         kernel(anew, everywhere.tiles)
         rounding = 5e-6 * np.abs(anew).max() if settings.get("whole_tiles") else 0.0
@@ -238,31 +241,31 @@ def test_canvases_of_resolutions_that_are_computed_whole_are_not_kept(backend, f
     model, x = FAMILIES[family](), noisy(rng, (16, 16), 2)
     model.paper = replace(model.paper, least_size=16)
     session = started(backend, model, x)
-    kept, passed = session.memory.canvases, session.memory.passed
-    assert kept["conv_out"].shape[1] == 16 and all(canvas.shape[1] == 8 for canvas in passed.values())
+    kept, transients = session.memory.canvases, session.memory.transients
+    assert kept["conv_out"].shape[1] == 16 and all(canvas.shape[1] == 8 for canvas in transients.values())
     # the way down reads 16×16, and is a way to compute some tiles alone: what it writes is kept
     small = [path for path, canvas in kept.items() if canvas.shape[1] == 8]
     assert small and all(path.startswith("down.0.downsample.") for path in small)
-    assert len(passed) > 10
+    assert len(transients) > 10
     before, taken = values(session), session.run(x, **at(model, 2)).stats.canvas_bytes
-    assert taken == sum(canvas.nbytes for canvas in (*kept.values(), *passed.values()))
+    assert taken == sum(canvas.nbytes for canvas in (*kept.values(), *transients.values()))
 
     edited = x.copy()
     edited[1, 2:4, 3:6] -= 2
     result = session.edit(edited, policy=policy)
-    assert not set(session.state.steps[0].journal.paths) & set(passed)
+    assert not set(session.state.steps[0].journal.paths) & set(transients)
     layers = {layer.path: layer for layer in result.stats.layers}
-    for path in passed:  # every tile of the sample that was edited
+    for path in transients:  # every tile of the sample that was edited
         assert (layers[path].active, layers[path].total) == (4, 8)
     # what they hold is for one run: whatever stands there, the next run and the next undo are the same
     other = started(backend, model, x)
     other.edit(edited, policy=policy)
-    for canvas in passed.values():
+    for canvas in transients.values():
         canvas[...] = np.nan
     again = painted(rng, edited)
     assert np.array_equal(session.edit(again, policy=policy).output, other.edit(again, policy=policy).output)
     assert_same(values(session), values(other))
-    for canvas in passed.values():
+    for canvas in transients.values():
         canvas[...] = np.nan
     for _ in range(2):
         session.undo()

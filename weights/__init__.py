@@ -14,13 +14,14 @@ of PyTorch share the pickle machine `unpickle` with its `allowlist`, `storages` 
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, shown
 from .families import FAMILIES, identify
-from .families.native import native_metadata
+from .families.native import SCHEDULE_KEY, native_metadata
 from .keymap import Family, Parameters, Rule, convert
 from .tensor import Tensor
 from .writer import write_safetensors
 
 __all__ = [
     "FAMILIES",
+    "SCHEDULE_KEY",
     "Checkpoint",
     "CheckpointError",
     "Family",

@@ -12,6 +12,17 @@ import numpy as np
 
 from ..interface import Array, BackendError
 
+CACHE_LINE = 64
+"""Bytes."""
+
+
+def aligned(count: int, dtype: str) -> Array:
+    """Zeros, one row that begins with a cache line."""
+    size = np.dtype(dtype).itemsize
+    raw = np.zeros(count + CACHE_LINE // size, dtype)
+    start = -(raw.ctypes.data // size) % (CACHE_LINE // size)
+    return raw[start : start + count]
+
 
 class _Alias:
     """What NumPy makes an array of that shares another's memory, and is not marked read-only."""

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from . import waiting
+from .arrays import aligned
 
 Scratch = np.ndarray[Any, np.dtype[np.float32]]
 Words = np.ndarray[Any, np.dtype[np.int64]]
-_LINE = 16
-"""Floats of a cache line: where scratch memory begins."""
 
 
 class _Local(threading.local):
@@ -37,9 +36,7 @@ _local = _Local()
 def scratch(count: int) -> Scratch:
     """At least `count` floats of this thread's own, of no particular value, from the start of a cache line."""
     if len(_local.floats) < count:
-        raw = np.empty(count + _LINE, np.float32)
-        start = -(raw.ctypes.data // raw.itemsize) % _LINE
-        _local.floats = raw[start : start + count]
+        _local.floats = aligned(count, "float32")
     return _local.floats
 
 
@@ -82,17 +79,12 @@ class _Job:
         with self._lock:
             self._closed = True
         if self._words is not None and self._running:
-            waiting.await_helpers(self._words, _helpers(self._words), waiting.LOOKS)
+            waiting.await_helpers(self._words, waiting.LOOKS)
         # whoever runs will put an entry after it is counted out, so this never waits for nobody
         while self._running:
             self._news.get()
-        self._call = (
-            None  # a helper that is busy elsewhere has this job in its queue, and needs no canvas for it
-        )
-
-
-def _helpers(words: Words) -> int:
-    return (len(words) - waiting.BUSY) // waiting.LINE - 1
+        # a helper that is busy elsewhere has this job in its queue, and needs no canvas for it
+        self._call = None
 
 
 def _work(jobs: SimpleQueue[_Job | None], words: Words, number: int) -> None:

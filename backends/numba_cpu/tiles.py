@@ -33,6 +33,21 @@ _floats, _halves, _integers = types.float32[::1], types.uint16[::1], types.int32
 
 
 @inline
+def _extent(tiles: Any, t: int, shape: Any) -> Any:
+    """Of tile t of a canvas of `shape` = (height, width, channels): rows inside the image, and floats of such a row."""
+    height, width, channels = shape
+    return min(TILE, height - tiles[t, 1] * TILE), min(TILE, width - tiles[t, 2] * TILE) * channels
+
+
+@inline
+def _row(tiles: Any, t: int, y: int, shape: Any) -> Any:
+    """Where row y of tile t begins in the canvas; the pixels of a tile's row lie side by side."""
+    height, width, channels = shape
+    pixel = (tiles[t, 0] * height + tiles[t, 1] * TILE + y) * width + tiles[t, 2] * TILE
+    return pixel * channels
+
+
+@inline
 def _copy(source: Any, at: int, target: Any, to: int, count: int) -> None:
     whole = count - count % WIDTH
     for c in range(0, whole, WIDTH):
@@ -46,17 +61,15 @@ def copy(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, into: int
 ) -> None:
     """Tiles of `canvas` (`shape` = height, width, channels) to `values` `[K, TILE, TILE, C]`, or back when `into`."""
-    height, width, channels = shape
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
-            count = min(TILE, width - left) * channels  # the pixels of a tile's row lie side by side
-            for y in range(min(TILE, height - top)):
-                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
-                kept = (t * TILE + y) * TILE * channels
+            rows, count = _extent(tiles, t, shape)
+            for y in range(rows):
+                at = _row(tiles, t, y, shape)
+                kept = (t * TILE + y) * TILE * shape[2]
                 if into:
                     _copy(values, kept, canvas, at, count)
                 else:
@@ -70,17 +83,16 @@ def narrow(
     """Tiles of `canvas` rounded to float16, there and in `halves` (channels: whole vectors); `lost` `[K]`: where
     one became infinite.
     """
-    height, width, channels = shape
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            rows, count = _extent(tiles, t, shape)
             zero = splat(0.0)
-            for y in range(min(TILE, height - top)):
-                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
-                for c in range(at, at + min(TILE, width - left) * channels, WIDTH):
+            for y in range(rows):
+                at = _row(tiles, t, y, shape)
+                for c in range(at, at + count, WIDTH):
                     store_halves(halves, c, load(canvas, c))
                     v = load_halves(halves, c, False)
                     store(canvas, c, v)
@@ -91,16 +103,15 @@ def narrow(
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves))
 def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any) -> None:
     """Tiles of `canvas` out of `halves` (channels: whole vectors)."""
-    height, width, channels = shape
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
-            for y in range(min(TILE, height - top)):
-                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
-                for c in range(at, at + min(TILE, width - left) * channels, WIDTH):
+            rows, count = _extent(tiles, t, shape)
+            for y in range(rows):
+                at = _row(tiles, t, y, shape)
+                for c in range(at, at + count, WIDTH):
                     store(canvas, c, load_halves(halves, c, False))
 
 
@@ -109,19 +120,17 @@ def change(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, changes: Any
 ) -> None:
     """The largest |canvas - values| of each tile, `changes` `[K]`."""
-    height, width, channels = shape
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
-            count = min(TILE, width - left) * channels
+            rows, count = _extent(tiles, t, shape)
             whole = count - count % WIDTH
             most = splat(0.0)
-            for y in range(min(TILE, height - top)):
-                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
-                kept = (t * TILE + y) * TILE * channels
+            for y in range(rows):
+                at = _row(tiles, t, y, shape)
+                kept = (t * TILE + y) * TILE * shape[2]
                 for c in range(0, whole, WIDTH):
                     most = largest(magnitude(load(canvas, at + c) - load(values, kept + c)), most)
                 if whole < count:
@@ -134,18 +143,16 @@ def change(
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, types.uint8[::1]))
 def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any) -> None:
     """Which tiles hold a NaN or an infinity, `found` `[K]`: v - v is 0 for every other value, and NaN for these."""
-    height, width, channels = shape
     while True:
         item = next_item(counter)
         if item >= items:
             return
         for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            top, left = tiles[t, 1] * TILE, tiles[t, 2] * TILE
-            count = min(TILE, width - left) * channels
+            rows, count = _extent(tiles, t, shape)
             whole = count - count % WIDTH
             zero = splat(0.0)
-            for y in range(min(TILE, height - top)):
-                at = ((tiles[t, 0] * height + top + y) * width + left) * channels
+            for y in range(rows):
+                at = _row(tiles, t, y, shape)
                 for c in range(0, whole, WIDTH):
                     v = load(canvas, at + c)
                     zero = zero + (v - v)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from .arrays import CACHE_LINE, aligned
 from .jit import kernel
 from .simd import pause, watched, word_set
 
-LINE = 8
+LINE = CACHE_LINE // 8
 """int64 words of a cache line: each of those below has one of its own."""
 COUNTER, NUMBER, READY, BUSY = 0, LINE, 2 * LINE, 3 * LINE
 """The watched kernel's counter of items; its number, of all that were watched; whether any was; from BUSY on, a line
@@ -27,9 +28,7 @@ LOOKS = 20000
 
 def words(helpers: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Words for so many helpers, from the start of a cache line."""
-    raw = np.zeros(BUSY + (helpers + 2) * LINE, np.int64)
-    start = -(raw.ctypes.data // raw.itemsize) % LINE
-    return raw[start : start + BUSY + (helpers + 1) * LINE]
+    return np.asarray(aligned(BUSY + helpers * LINE, "int64"))
 
 
 @kernel(types.int64(types.int64[::1], types.int64, types.int64, types.int64))
@@ -45,13 +44,13 @@ def await_kernel(shared: Any, helper: int, seen: int, looks: int) -> Any:
     return -1
 
 
-@kernel(types.void(types.int64[::1], types.int64, types.int64))
-def await_helpers(shared: Any, helpers: int, looks: int) -> None:
+@kernel(types.void(types.int64[::1], types.int64))
+def await_helpers(shared: Any, looks: int) -> None:
     """Return when no helper computes for the watched kernel, or after a while."""
-    helper = 0
+    busy = BUSY
     for _ in range(looks):
-        while helper < helpers and watched(shared, BUSY + helper * LINE) == 0:
-            helper += 1
-        if helper == helpers:
+        while busy < len(shared) and watched(shared, busy) == 0:
+            busy += LINE
+        if busy >= len(shared):
             return
         pause()

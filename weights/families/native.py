@@ -13,6 +13,8 @@ from ..keymap import Family, Rule
 MODEL_KEY = "sparsegen.family"
 CONFIG_KEY = "sparsegen.config"
 SESSION_KEY = "sparsegen.session"
+SCHEDULE_KEY = "sparsegen.schedule"
+"""The noise schedule that a diffusion model was trained on."""
 
 _LONGEST_CONFIG = 1 << 16
 
