@@ -295,9 +295,8 @@ class Store:
                     file.write(bytes(min(size, 1 << 20)))
                 file.flush()
             mapping = mmap.mmap(file.fileno(), size)
-        if hasattr(
-            mmap, "MADV_RANDOM"
-        ):  # an edit touches pages here and there; megabytes around each are not needed
+        if hasattr(mmap, "MADV_RANDOM"):
+            # an edit touches pages here and there; megabytes around each are not needed
             mapping.madvise(mmap.MADV_RANDOM)
         return mapping
 
