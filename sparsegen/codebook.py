@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sparsegen.backends.interface import Array, Backend, Book, Host
 
 
@@ -65,6 +67,15 @@ class Codebook:
         backend.forget_windows(self.book, count)
         for table in self.tables.values():
             table.count = min(table.count, count)
+
+    def restore(self, backend: Backend, count: int, keys: Host) -> None:
+        """Know the first `count` windows, and after them `keys` int32 `[R, width]`; done twice, it is done once.
+
+        The rows of `keys` are computed when a layer asks for them.
+        """
+        self.truncate(backend, count)
+        if len(keys):
+            self.book = Book(keys.shape[1], np.concatenate([self.book.keys, keys]))
 
     @property
     def nbytes(self) -> int:

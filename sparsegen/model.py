@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,14 +14,14 @@ from weakref import WeakKeyDictionary
 
 from sparsegen.backends.interface import Backend, Host
 
-from .errors import ShapeError
+from .errors import InputError, ShapeError
 from .layers import Layer
 from .memory import Prepared
 from .policies import Paper
 from .run import Feature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inputs:
     """What a user's input becomes: canvases that an edit may repaint, and conditions that it may not."""
 
@@ -57,6 +59,10 @@ class Model(Layer):
     """Conditions of a run that does not give them, by name."""
     sampling: Mapping[str, Any] = MappingProxyType({})
     """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
+
+    def __repr__(self) -> str:
+        count = sum(math.prod(parameter.shape) for parameter in self.parameters().values())
+        return f"<{type(self).__name__} {self.name!r}: {count / 1e6:.2f} M parameters>"
 
     def __init_subclass__(cls) -> None:
         if "family" in vars(cls):
@@ -131,3 +137,12 @@ class Model(Layer):
     def config_json(self) -> str:
         """The configuration as JSON, keys sorted."""
         return json.dumps(asdict(self.config), sort_keys=True)
+
+
+def checked_model(model: Any, needed: str) -> Model:
+    """`model`, if it is one. Raises InputError: "`needed`, …", where a name or a file was given, say."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        raise InputError(f"{needed}, not its name; give it sparsegen.load({os.fspath(model)!r})")
+    raise InputError(f"{needed}, as sparsegen.load gives it, not {type(model).__name__}")

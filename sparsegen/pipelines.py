@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -28,14 +28,16 @@ from .errors import InputError, SessionError, ShapeError
 from .halves import memory_kind
 from .masks import dilated
 from .memory import input_path
+from .model import checked_model
 from .models.unet import UNet
 from .policies import Everything, Paper, Plan, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .samplers import START, Step
-from .session import Result, Session
-from .stats import Stats
-from .store import Store, block_bytes
+from .session import NotCopied, Result, Session, undo_limit, warn_forgotten
+from .stats import Stats, megabytes
+from .store import Store, block_bytes, parse_size
 from .tiles import TileSet
+from .turn import Turn
 
 OnStep = Callable[[Step], None]
 """Called after every denoising step: `step.x` is a copy of what there is, `step.x0` a preview in [-1, 1]."""
@@ -56,7 +58,8 @@ class Settings:
     """How noise grows over the timesteps: linear, scaled_linear, cosine."""
     clip: float | None = 1.0
     """Predicted pictures are cut to ±clip; None: they are not."""
-    seed: int = 0
+    seed: samplers.Seed = 0
+    """Of the noise: a number for each picture of a batch; one number s stands for s, s + 1, …"""
 
     def plain(self) -> Settings:
         """The same in Python's own numbers, whatever kind was given: a file of text keeps them."""
@@ -67,7 +70,7 @@ class Settings:
             noise_level=int(self.noise_level),
             eta=float(self.eta),
             clip=clip,
-            seed=int(self.seed),
+            seed=samplers.checked_seed(self.seed),
         )
 
     def noise_schedule(self) -> schedules.NoiseSchedule:
@@ -127,6 +130,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
+_NO_PICTURE = "no picture to edit: call run(picture) first"
 _SETTINGS = "sparsegen.sdedit"
 """Name of the settings in a saved session's metadata."""
 
@@ -134,6 +138,11 @@ _SETTINGS = "sparsegen.sdedit"
 def _prefix(step: int) -> str:
     """What the names of a step's arrays begin with in a saved session."""
     return f"step.{step:05d}/"
+
+
+def _ran(sides: Sequence[_Side]) -> int:
+    """On how many of these ways every step's session has a step."""
+    return sum(side.ran for side in sides)
 
 
 class _PlannedOnce(Policy):
@@ -150,15 +159,15 @@ class _PlannedOnce(Policy):
 
 
 @dataclass(frozen=True, eq=False)
-class _Before:
-    """What an edit replaced."""
+class _Side:
+    """The other side of an edit: before it, or after it where it was undone."""
 
     picture: Host
     ran: bool
-    """Whether the steps' sessions have a step to undo."""
+    """Whether the steps' sessions have a step to undo or redo."""
 
 
-class SDEdit:
+class SDEdit(NotCopied):
     """An editing session of a picture with a diffusion model.
 
     Parameters
@@ -178,6 +187,10 @@ class SDEdit:
     storage
         "float32", or "float16": the caches take half, beside one step's in float32 that all steps compute in. Edits of
         `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
+    undo
+        As for `Session`, over all steps. With `cache`, journals too lie in RAM up to that budget, then in files.
+
+    Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
     Raises
     ------
@@ -195,17 +208,17 @@ class SDEdit:
         eta: float | None = None,
         schedule: str | None = None,
         clip: float | None = 1.0,
-        seed: int = 0,
+        seed: samplers.Seed = 0,
         margin: int | None = None,
         backend: str | Backend | None = None,
         cache: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
         storage: str = "float32",
+        undo: int | str | None = None,
     ) -> None:
-        if not isinstance(model, UNet):
-            raise InputError(
-                f"SDEdit needs a diffusion model, {getattr(model, 'family', model)!r} is none; use Session"
-            )
+        needed = "SDEdit needs a diffusion model"
+        if not isinstance(checked_model(model, needed), UNet):
+            raise InputError(f"{needed}, {model.family!r} is none; use Session")
         given: dict[str, Any] = {
             "steps": steps, "noise_level": noise_level, "sampler": sampler, "eta": eta, "schedule": schedule,
         }  # fmt: skip
@@ -232,15 +245,35 @@ class SDEdit:
         self.margin = int(chosen)
         self.times = self.settings.times()
         self.noise_schedule = self.settings.noise_schedule()
-        samplers.noise(seed, START, (1,))  # a seed that cannot be used is said now
         self.settings = self.settings.plain()
         self.backend = get_backend(backend)
         self.store = Store(cache, folder)
         memory_kind(storage)
         self.storage = storage
+        self._undo = parse_size(undo)
         self._sessions: list[Session] = []
         self._picture: Host | None = None
-        self._history: list[_Before] = []
+        self._complete = False
+        """Whether every step has run on the picture."""
+        self._history: list[_Side] = []
+        self._undone: list[_Side] = []
+        self._forgotten = 0
+        """Edits since the last run that can no longer be undone."""
+
+    @property
+    def _turn(self) -> Turn:
+        return self.store.turn
+
+    def __repr__(self) -> str:
+        s = self.settings
+        how = f"{s.sampler}, {len(self.times)} steps from noise level {s.noise_level}, seed {s.seed}"
+        lines = [f"<SDEdit of {self.model!r}", f"  on {self.backend!r}", f"  {how}"]
+        if self._picture is None:
+            return "\n".join([*lines, "  no picture yet: call run(picture)>"])
+        n, height, width, _ = self._picture.shape
+        lines.append(f"  {n} of {height}×{width}, caches {megabytes(self._cache_nbytes())}")
+        undoing = f"{len(self._history)} edits to undo, {len(self._undone)} to redo"
+        return "\n".join([*lines, f"  {undoing}, journals {megabytes(self._journal_nbytes())}>"])
 
     # -- what it takes -----------------------------------------------------------------------------------
 
@@ -291,26 +324,35 @@ class SDEdit:
         NonFiniteError
             A layer computed NaN or infinity; the session must `run` again.
         """
+        with self._turn.change("run"):
+            try:
+                return self._run(picture, on_step)
+            finally:
+                if not self._complete:
+                    self._picture = None
+
+    def _run(self, picture: Any, on_step: OnStep | None) -> Result:
         start = time.perf_counter()
         x0 = self._encode(picture)
+        noise = samplers.noise(self.settings.seed, START, x0.shape)
         if self._picture is None or self._picture.shape != x0.shape:
             each, shared = self._blocks(x0)
             self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
             self._sessions.clear()
-        self._picture, self._history = None, []
         x0.flags.writeable = False  # it is shown, and stays
-        noise = samplers.noise(self.settings.seed, START, x0.shape)
+        self._picture, self._complete = x0, False
+        self._history, self._undone, self._forgotten = [], [], 0
         results = []
         while len(self._sessions) < len(self.times):
             self._sessions.append(Session(self.model, self.backend, store=self.store, storage=self.storage))
         ends: list[float | None] = [*self.times[1:], None]
         for i, (session, now, after) in enumerate(zip(self._sessions, self.times, ends, strict=True)):
             x = self.noise_schedule.noised(x0, noise, now)
-            results.append(session.run(x, **self._at(now)))
+            results.append(session._paint(x, **self._at(now)))
             self.store.settle()
             if on_step is not None:
                 on_step(Step(i, len(self.times), now, after, x, x0))
-        self._picture = x0
+        self._complete = True
         return self._result(results, x0, start, TileSet.full(*x0.shape[:3]), edited_area=1.0)
 
     def edit(
@@ -342,6 +384,14 @@ class SDEdit:
         InputError, ShapeError, SessionError, NonFiniteError
             The session stays as it was, also when the edit is interrupted.
         """
+        with self._turn.change("edit"):
+            result = self._edit(picture, mask, policy, on_step)
+            forgotten, limit = self._forget()
+            if forgotten:
+                warn_forgotten(forgotten, limit)
+            return result.with_undo(len(self._history), self._journal_nbytes(), self._forgotten)
+
+    def _edit(self, picture: Any, mask: Any, policy: str | Policy | None, on_step: OnStep | None) -> Result:
         start = time.perf_counter()
         before, x0, difference, ignored = self._difference(picture, mask)
         chosen = get_policy(policy, paper=self.model.paper)
@@ -351,7 +401,7 @@ class SDEdit:
         results: list[Result] = []
 
         def compute(i: int, x: Host, now: float) -> Host:
-            results.append(self._sessions[i].edit(x, mask=region, policy=chosen))
+            results.append(self._sessions[i]._repaint(x, mask=region, policy=chosen))
             self.store.settle()
             return results[-1].output
 
@@ -362,25 +412,48 @@ class SDEdit:
                 results, painted, start, active, edited_area=difference.mean(), ignored=ignored
             )
         except BaseException:
-            self._take_back(self._ran)
+            self._align(drop=True)
             raise
-        self._history.append(_Before(before, ran=bool(results)))
+        self._history.append(_Side(before, ran=bool(results)))
         self._picture = painted
+        self._undone.clear()
+        for session in self._sessions:
+            session.state.undone.clear()
         return result
+
+    def _forget(self) -> tuple[int, int]:
+        """Let the oldest edits go whose journals do not fit: how many, and what all may take."""
+        limit, forgotten = undo_limit(self._undo, self._cache_nbytes()), 0
+        while self._journal_nbytes() > limit and len(self._history) > 1:
+            if self._history.pop(0).ran:
+                for session in self._sessions:
+                    del session.state.steps[0]
+            forgotten += 1
+        self._forgotten += forgotten
+        return forgotten, limit
 
     def dense(self, picture: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
         """What `edit` would give if every step ran the whole network: the yardstick. The session stays as it is.
 
         It computes in float32, however the caches are kept.
         Its norms measure the edited picture; in an edit, they keep what they measured of the original.
+
+        Raises
+        ------
+        InputError, ShapeError, SessionError, NonFiniteError
+            The session is untouched.
         """
+        with self._turn.change("dense"):
+            return self._dense(picture, mask, on_step)
+
+    def _dense(self, picture: Any, mask: Any, on_step: OnStep | None) -> Result:
         start = time.perf_counter()
         before, x0, difference, ignored = self._difference(picture, mask)
         scratch = Session(self.model, self.backend, store=Store())
         results = []
 
         def compute(i: int, x: Host, now: float) -> Host:
-            results.append(scratch.run(x, record=False, **self._at(now)))
+            results.append(scratch._paint(x, record=False, **self._at(now)))
             return results[-1].output
 
         painted = self._denoise(x0, before, self._region(difference), compute, on_step)
@@ -388,19 +461,59 @@ class SDEdit:
         return self._result(results, painted, start, full, edited_area=difference.mean(), ignored=ignored)
 
     def undo(self) -> Result:
-        """Put back the picture and all that the last edit overwrote, bit for bit. As often as there were edits.
+        """Put back the picture and all that the last edit overwrote, bit for bit. As often as `edits` says.
 
-        Interrupted, it first puts everything back.
+        An interrupt waits until it is done.
+
+        Raises
+        ------
+        SessionError
+            There is nothing to undo, or a callback of this session asked.
         """
-        start = time.perf_counter()
-        current = self._base()
-        if not self._history:
-            raise SessionError("nothing to undo: no edit since the last run")
-        last = self._history.pop()
-        self._picture = last.picture
-        self._take_back(self._ran)
-        changed = TileSet.of_mask((current != last.picture).any(-1))
-        return self._result([], last.picture, start, changed, edited_area=0.0)
+        with self._turn.change("undo"):
+            start, current = time.perf_counter(), self._ready()
+            if not self._history:
+                raise SessionError(
+                    "nothing to undo: "
+                    + ("older edits were forgotten" if self._forgotten else "no edit since the last run")
+                )
+            self._exchange(current, self._history, self._undone)
+            return self._exchanged(start, current)
+
+    def redo(self) -> Result:
+        """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
+
+        An interrupt waits until it is done.
+
+        Raises
+        ------
+        SessionError
+            There is nothing to redo, or a callback of this session asked.
+        """
+        with self._turn.change("redo"):
+            start, current = time.perf_counter(), self._ready()
+            if not self._undone:
+                raise SessionError("nothing to redo: no undo since the last edit or run")
+            try:
+                self._exchange(current, self._undone, self._history)
+            except (MemoryError, SessionError):  # no memory to keep what is overwritten
+                self._exchange(self._base(), self._history, self._undone)
+                raise
+            return self._exchanged(start, current)
+
+    def _exchange(self, current: Host, taken: list[_Side], given: list[_Side]) -> None:
+        """Go to the side that was last `taken`; where we come from is `given`."""
+        side = taken.pop()
+        given.append(_Side(current, side.ran))
+        self._picture = side.picture
+        self._align()
+
+    def _exchanged(self, start: float, before: Host) -> Result:
+        """The result of an undo or redo."""
+        picture = self._base()
+        changed = TileSet.of_mask((before != picture).any(-1))
+        result = self._result([], picture, start, changed, edited_area=0.0)
+        return result.with_undo(len(self._history), self._journal_nbytes(), self._forgotten)
 
     @property
     def edits(self) -> int:
@@ -408,9 +521,17 @@ class SDEdit:
         return len(self._history)
 
     @property
+    def undone(self) -> int:
+        """How many edits can be made again with `redo`."""
+        return len(self._undone)
+
+    @property
     def image(self) -> Host:
-        """The first picture as it stands, uint8 `[H, W, 3]`."""
-        return np.asarray(self.model.picture(self._base())[0])
+        """The first picture as it stands, uint8 `[H, W, 3]`; for a callback, as it was before. Raises SessionError."""
+        with self._turn.read():
+            if self._picture is None:
+                raise SessionError(_NO_PICTURE)
+            return np.asarray(self.model.picture(self._picture)[0])
 
     # -- files and the end -------------------------------------------------------------------------------
 
@@ -427,17 +548,20 @@ class SDEdit:
         Raises
         ------
         SessionError, CheckpointError
-            Nothing has run yet; the file could not be written.
+            Nothing has run yet; the file could not be written; a callback of this session asked.
         """
-        picture = self._base()
-        kept = {"picture": picture} | {
-            f"history.{i:05d}": before.picture for i, before in enumerate(self._history)
-        }
+        with self._turn.change("save"):
+            self._save(path, progress)
+
+    def _save(self, path: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> None:
+        picture, sides = self._ready(), [*self._history, *self._undone]
+        kept = {"picture": picture} | {f"history.{i:05d}": side.picture for i, side in enumerate(sides)}
         described = {
             **dataclasses.asdict(self.settings),
             "margin": self.margin,
             "storage": self.storage,
-            "ran": [before.ran for before in self._history],
+            "ran": [side.ran for side in sides],
+            "edits": len(self._history),
         }
         states = {_prefix(i): session.state for i, session in enumerate(self._sessions)}
         session_file.save(
@@ -452,8 +576,9 @@ class SDEdit:
         backend: str | Backend | None = None,
         cache: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
+        undo: int | str | None = None,
     ) -> SDEdit:
-        """Continue a saved session: the same bits, the same undo.
+        """Continue a saved session: the same bits, the same undo and redo.
 
         Raises
         ------
@@ -465,16 +590,22 @@ class SDEdit:
         try:
             described = json.loads(loaded.metadata[_SETTINGS])
             ran, margin = described.pop("ran"), described.pop("margin")
-            storage = described.pop("storage")
+            storage, edits = described.pop("storage"), described.pop("edits")
             settings = Settings(**described)  # these names and no others
             pipeline = cls(
-                loaded.model, margin=margin, backend=backend, storage=storage, **dataclasses.asdict(settings)
+                loaded.model,
+                margin=margin,
+                backend=backend,
+                storage=storage,
+                undo=undo,
+                **dataclasses.asdict(settings),
             )
             pictures = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
-            pipeline._picture = loaded.tensors["picture"]
-            pipeline._history = [
-                _Before(picture, bool(each)) for picture, each in zip(pictures, ran, strict=True)
-            ]
+            pipeline._picture, pipeline._complete = loaded.tensors["picture"], True
+            sides = [_Side(picture, bool(each)) for picture, each in zip(pictures, ran, strict=True)]
+            if not isinstance(edits, int) or not 0 <= edits <= len(sides):
+                raise ValueError(f"{edits} of {len(sides)} edits can be undone")
+            pipeline._history, pipeline._undone = sides[:edits], sides[edits:]
             states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
             if loaded.states:
                 raise ValueError(f"{len(loaded.states)} steps too many")
@@ -487,7 +618,8 @@ class SDEdit:
             fits = (
                 session.memory.canvases[input_path("x")].shape == shape
                 and session.memory.storage == pipeline.storage
-                and session.edits == pipeline._ran
+                and session.edits == _ran(pipeline._history)
+                and session.undone == _ran(pipeline._undone)
                 and list(session.state.conditions) == [pipeline.model.time]
                 and np.array_equal(
                     session.state.conditions[pipeline.model.time], np.array([before], np.float32)
@@ -501,9 +633,10 @@ class SDEdit:
 
     def close(self) -> None:
         """Forget everything; the caches' files are gone with it. (They also are when the process ends.)"""
-        self._picture, self._history = None, []
-        self._sessions.clear()
-        self.store.close()
+        with self._turn.change("close"):
+            self._picture, self._history, self._undone = None, [], []
+            self._sessions.clear()
+            self.store.close()
 
     def __enter__(self) -> SDEdit:
         return self
@@ -520,10 +653,15 @@ class SDEdit:
         return {self.model.time: time}
 
     def _base(self) -> Host:
-        if self._picture is None:
-            raise SessionError("no picture to edit: call run(picture) first")
-        self._take_back(self._ran)  # what an undo left that was interrupted
+        if self._picture is None or not self._complete:
+            raise SessionError(_NO_PICTURE)
         return self._picture
+
+    def _ready(self) -> Host:
+        """The picture, once every step's session is where the history is (an interrupt may have come between)."""
+        picture = self._base()
+        self._align()
+        return picture
 
     def _encode(self, picture: Any) -> Host:
         """A user's picture as float32 `[N, H, W, C]` in [-1, 1]."""
@@ -549,7 +687,7 @@ class SDEdit:
 
     def _difference(self, picture: Any, mask: Any) -> tuple[Host, Host, Host, int]:
         """(the current picture, the edited one, bool `[N, H, W]`: what to make anew, pixels that are left out)."""
-        before, x0 = self._base(), self._encode(picture)
+        before, x0 = self._ready(), self._encode(picture)
         if x0.shape != before.shape:
             raise ShapeError(f"the edited picture is {x0.shape[:3]}, the base {before.shape[:3]} (N, H, W)")
         difference = (np.abs(x0 - before) > self.model.eps).any(-1)
@@ -558,7 +696,7 @@ class SDEdit:
         given = check_mask(mask, before.shape[:3])
         ignored = int(np.count_nonzero(difference & ~given))
         if ignored:
-            warnings.warn(f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=3)
+            warnings.warn(f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=4)
         return before, np.where(given[..., None], x0, before), given, ignored
 
     def _region(self, difference: Host) -> Host:
@@ -621,22 +759,42 @@ class SDEdit:
             kept += sum(int(canvas.nbytes) for path, canvas in canvases if path != input_path("x"))
         return kept
 
-    @property
-    def _ran(self) -> int:
-        """How many edits every step's session has to undo."""
-        return sum(before.ran for before in self._history)
+    def _align(self, *, drop: bool = False) -> None:
+        """Undo or redo, at every step, until its session is where the history is; an interrupt waits for the end.
 
-    def _take_back(self, edits: int) -> None:
-        """Undo, at every step, what goes beyond `edits` edits, whatever comes."""
-        interrupt = None
+        With `drop`, what is undone is not kept.
+
+        Raises
+        ------
+        MemoryError, SessionError
+            There is no memory to keep what a redo overwrites.
+        """
+        interrupt: BaseException | None = None
+        edits = _ran(self._history)
         for session in self._sessions:
-            while session.edits > edits:
+            while session.edits != edits:
+                step = session._step_forward if session.edits < edits else session._step_back
                 try:
-                    session.take_back()
-                except KeyboardInterrupt as error:
+                    (session._take_back if drop else step)()
+                except (MemoryError, SessionError):
+                    raise
+                except BaseException as error:
                     interrupt = error
+        if self._undone and any(session.undone < _ran(self._undone) for session in self._sessions):
+            self._undone.clear()  # there was no memory to keep it
+            for session in self._sessions:
+                session.state.undone.clear()
         if interrupt is not None:
             raise interrupt
+
+    def _cache_nbytes(self) -> int:
+        """Memory of the canvases of all steps, in RAM and in files."""
+        return sum(session.memory.nbytes for session in self._sessions) + self.store.shared_bytes
+
+    def _journal_nbytes(self) -> int:
+        """Memory that undoing and redoing takes, at all steps."""
+        pictures = sum(int(side.picture.nbytes) for side in [*self._history, *self._undone])
+        return pictures + sum(session.journal_nbytes for session in self._sessions)
 
     def _result(
         self,
@@ -652,7 +810,7 @@ class SDEdit:
             float(edited_area),
             tuple(record for result in results for record in result.stats.layers),
             (time.perf_counter() - start) * 1e3,
-            sum(session.memory.nbytes for session in self._sessions) + self.store.shared_bytes,
+            self._cache_nbytes(),
             journal_bytes=sum(result.stats.journal_bytes for result in results),
             ignored_pixels=ignored,
         )

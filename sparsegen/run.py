@@ -174,7 +174,7 @@ class Run:
             if codebook is None:
                 codebook = self.memory.codebooks[path] = Codebook(Book(kernel * kernel * planes))
             if self.journal is not None:
-                self.journal.books[path] = len(codebook.book)
+                self.journal.add_book(path, len(codebook.book), codebook.book.keys[:0].copy())
 
             def number(codes: Array, tiles: Host) -> None:
                 self.backend.number_windows(codes, tiles, source, codebook.book, kernel=kernel, step=step)

@@ -56,13 +56,44 @@ class Step:
     """The clean picture as this step predicts it, for previews; read-only."""
 
 
-def noise(seed: int, index: int, shape: Sequence[int]) -> Picture:
-    """The standard normal noise of a seed's step `index` (or of `START`): float32 of `shape`, the same every time."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed is {seed!r}, expected a whole number, 0 or more")
+Seed: TypeAlias = int | Sequence[int]
+"""What decides noise: a number for each sample of a batch; one number s stands for s, s + 1, …"""
+
+
+def checked_seed(seed: Seed) -> int | tuple[int, ...]:
+    """`seed` in Python's own numbers. Raises InputError."""
+    each = seed if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes) else [seed]
+    if np.ndim(seed) > 1 or not len(each) or not all(_is_seed(one) for one in each):
+        raise InputError(
+            f"seed is {seed!r}, expected a whole number, 0 or more, or a list of them, one for each sample"
+        )
+    return int(seed) if np.ndim(seed) == 0 else tuple(int(one) for one in each)  # type: ignore[arg-type]
+
+
+def _is_seed(seed: object) -> bool:
+    return isinstance(seed, int | np.integer) and not isinstance(seed, bool) and seed >= 0
+
+
+def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
+    """The seed of each sample of a batch of `samples`. Raises InputError: there is another number of seeds."""
+    checked = checked_seed(seed)
+    if isinstance(checked, int):
+        return tuple(range(checked, checked + samples))
+    if len(checked) != samples:
+        raise InputError(
+            f"there are {len(checked)} seeds for {samples} pictures; give one for each, or one number"
+        )
+    return checked
+
+
+def noise(seed: Seed, index: int, shape: Sequence[int]) -> Picture:
+    """The standard normal noise of a seed's step `index` (or of `START`): float32 of `shape`, the same every time.
+
+    Each sample of a batch has that of its own seed: the bits that it has alone. Raises InputError.
+    """
     # the seed last: however large, its words then never read as another seed's step
-    generator = np.random.default_rng([index + 1, int(seed)])
-    return generator.standard_normal(tuple(shape), np.float32)
+    generators = (np.random.default_rng([index + 1, each]) for each in sample_seeds(seed, shape[0]))
+    return np.stack([generator.standard_normal(tuple(shape[1:]), np.float32) for generator in generators])
 
 
 @dataclass(frozen=True)
@@ -108,7 +139,7 @@ def ddpm(
     *,
     variance: str = "fixedsmall",
     clip: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Iterator[Step]:
     """Ancestral sampling: a step to the expected picture, then fresh noise (Ho et al., arXiv 2006.11239, algorithm 2).
 
@@ -140,7 +171,7 @@ def ddim(
     *,
     eta: float = 0.0,
     clip: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     stride: int | None = None,
 ) -> Iterator[Step]:
     """The predicted picture with the predicted noise put back, less of it (Song et al., arXiv 2010.02502, equation 12).
@@ -172,7 +203,7 @@ def dpm_solver_pp_2m(
     timesteps: Times,
     *,
     clip: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Iterator[Step]:
     """DPM-Solver++(2M): the predicted picture, led on from the one before (Lu et al., arXiv 2211.01095, algorithm 2).
 
@@ -206,7 +237,7 @@ def euler(
     timesteps: Times,
     *,
     clip: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Iterator[Step]:
     """Euler's method along the probability flow (Karras et al., arXiv 2206.00364, algorithm 1 without its correction).
 
@@ -232,7 +263,7 @@ def pd(
     timesteps: Times,
     *,
     clip: float | None = 1.0,
-    seed: int = 0,
+    seed: Seed = 0,
     predicts: str = "noise",
 ) -> Iterator[Step]:
     """Progressive distillation: DDIM by the noise that the clipped picture leaves (Salimans and Ho, arXiv 2202.00512).

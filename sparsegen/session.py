@@ -1,7 +1,8 @@
 """An editing session: an input comes in, a picture comes out; each edit recomputes only what it touches.
 
 The session owns the canvases. `run` paints them all, `edit` repaints tiles in place and keeps what was there in a
-journal, `undo` plays the journal back. An edit or an undo that fails half-way leaves no trace.
+journal, `undo` plays the journal back, and `redo` plays back what `undo` overwrote. An edit that fails half-way leaves
+no trace; an undo or redo that is interrupted is completed first.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from . import session_file
 from .errors import InputError, SessionError, ShapeError
 from .halves import memory_kind
 from .memory import Journal, Memory, input_path
-from .model import Inputs, Model
+from .model import Inputs, Model, checked_model
 from .policies import Everything, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .run import Feature, LayerRecord, Run
 from .session_file import State, Step
-from .stats import Stats
-from .store import Store
+from .stats import Stats, megabytes
+from .store import Store, parse_size
 from .tiles import TileSet, union
+from .turn import Turn
 
 Progress = Callable[[LayerRecord], None]
 """Called after every layer of a run, with its record."""
@@ -52,8 +54,56 @@ class Result:
         """The first (usually the only) picture, uint8 `[H, W, 3]`."""
         return np.asarray(self.images[0])
 
+    def with_undo(self, edits: int, nbytes: int, forgotten: int) -> Result:
+        """The same, its statistics saying what can be undone and redone."""
+        stats = replace(self.stats, undo_edits=edits, undo_bytes=nbytes, forgotten_edits=forgotten)
+        return replace(self, stats=stats)
 
-class Session:
+    def __repr__(self) -> str:
+        n, height, width = self.images.shape[:3]
+        return f"<Result: {n} of {height}×{width}; {self.stats.summary()}>"
+
+
+_TRIES = 100
+"""How often a journal is played back from its start, when it is interrupted: far oftener than anybody can."""
+LEAST_UNDO = 256 << 20
+"""What the journals of a session may take in bytes, if nothing was said and its canvases take less."""
+
+
+def undo_limit(limit: int | None, canvas_bytes: int) -> int:
+    """Bytes that all journals of a session may take: as many as was said (None: as its canvases take)."""
+    return max(canvas_bytes, LEAST_UNDO) if limit is None else limit
+
+
+def warn_forgotten(edits: int, limit: int) -> None:
+    """Tell whoever edits that the oldest edits went."""
+    warnings.warn(
+        f"the last edit's journal does not fit beside those before it: the oldest {edits} can no longer be undone "
+        f'(journals may take {megabytes(limit)}; give undo="4GB", say, for more)',
+        stacklevel=3,
+    )
+
+
+class NotCopied:
+    """What owns memory that it writes in place: a copy would share it, and undo would spoil both."""
+
+    def __copy__(self) -> Any:
+        raise self._refusal()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise self._refusal()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self._refusal()
+
+    def _refusal(self) -> SessionError:
+        name = type(self).__name__
+        return SessionError(
+            f"a {name} cannot be copied or pickled: save(path) it, and {name}.load(path) as often as you like"
+        )
+
+
+class Session(NotCopied):
     """A model, a backend, and the canvases of one input that is being edited.
 
     Parameters
@@ -68,11 +118,17 @@ class Session:
     storage
         "float32", or "float16": layers' values are rounded to that, and take half the memory. (A backend in main
         memory.)
+    undo
+        Memory that the journals of all edits may take, such as "500MB"; where a new one does not fit, the oldest edits
+        can no longer be undone (a warning and `stats.forgotten_edits` say so). The last edit always can. None: as much
+        as the canvases take, and no less than 256 MiB.
+
+    Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
     Raises
     ------
     InputError
-        The storage is unknown.
+        The model is none, the storage is unknown, or `undo` is no amount of memory.
     BackendError
         The backend is unknown or cannot run here.
     """
@@ -84,12 +140,32 @@ class Session:
         *,
         store: Store | None = None,
         storage: str = "float32",
+        undo: int | str | None = None,
     ) -> None:
-        self.model = model
+        self.model = checked_model(model, "Session needs a model")
+        self._undo = parse_size(undo)
         engine = get_backend(backend)
         self.memory = memory_kind(storage)(engine, model.prepared_for(engine), store=store)
         self._state: State | None = None
         self._idle: tuple[LayerRecord, ...] = ()  # the record of an edit without change
+        self._forgotten = 0
+        """Edits since the last run that can no longer be undone."""
+        self._own_turn = Turn()
+
+    @property
+    def _turn(self) -> Turn:
+        """That of the store, where there is one: its sessions share canvases."""
+        return self._own_turn if self.memory.store is None else self.memory.store.turn
+
+    def __repr__(self) -> str:
+        lines = [f"<Session of {self.model!r}", f"  on {self.memory.backend!r}"]
+        state = self._state
+        if state is None:
+            return "\n".join([*lines, "  nothing has run yet: call run(input)>"])
+        n, height, width, _ = state.memory.canvases[state.output_path].shape
+        lines.append(f"  {n} of {height}×{width}, canvases {megabytes(state.memory.nbytes)}")
+        undoing = f"{len(state.steps)} edits to undo, {len(state.undone)} to redo"
+        return "\n".join([*lines, f"  {undoing}, journals {megabytes(state.journal_nbytes)}>"])
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -116,12 +192,21 @@ class Session:
             that two never share the memory: interrupted, the session must `run` again.)
         NonFiniteError
             A layer computed NaN or infinity; the session must `run` again.
+        SessionError
+            A callback of this session asked.
         """
+        with self._turn.change("run"):
+            return self._paint(picture, record=record, progress=progress, **conditions)
+
+    def _paint(
+        self, picture: Any, *, record: bool = True, progress: Progress | None = None, **conditions: Any
+    ) -> Result:
+        """`run`, for a pipeline that has the turn."""
         start = time.perf_counter()
         inputs = self.model.encode(picture, **conditions)
         backend = self.memory.backend
         same_size = all(c.shape[:3] == inputs.shape for c in _input_canvases(self.memory).values())
-        self._state = None  # and its journals
+        self._state, self._forgotten = None, 0  # and its journals
         canvases = self.memory.canvases if same_size else {}
         memory = type(self.memory)(
             backend,
@@ -143,7 +228,7 @@ class Session:
         run = Run(memory, Everything())
         output = self._forward(run, inputs.conditions, TileSet.full(*inputs.shape), progress)
         state = State(
-            self.model, memory, inputs.conditions, [], TileSet.empty(*inputs.shape), run.records[-1].path
+            self.model, memory, inputs.conditions, TileSet.empty(*inputs.shape), run.records[-1].path
         )
         result = self._result(run.records, state, output, output.changed[0], start, edited_area=1.0)
         self._idle = tuple(map(_idle, run.records))
@@ -181,6 +266,29 @@ class Session:
         InputError, ShapeError, SessionError, NonFiniteError
             The session stays as it was, also when the edit is interrupted.
         """
+        with self._turn.change("edit"):
+            result = self._repaint(picture, mask=mask, policy=policy, progress=progress, **conditions)
+            state = self._base()
+            state.undone.clear()
+            limit, forgotten = undo_limit(self._undo, self.memory.nbytes), 0
+            while self.journal_nbytes > limit and len(state.steps) > 1:
+                del state.steps[0]
+                forgotten += 1
+            self._forgotten += forgotten
+            if forgotten:
+                warn_forgotten(forgotten, limit)
+            return result.with_undo(len(state.steps), self.journal_nbytes, self._forgotten)
+
+    def _repaint(
+        self,
+        picture: Any,
+        *,
+        mask: Any = None,
+        policy: str | Policy | None = None,
+        progress: Progress | None = None,
+        **conditions: Any,
+    ) -> Result:
+        """`edit`, for a pipeline that has the turn: nothing is forgotten, neither edits nor what `redo` needs."""
         start = time.perf_counter()
         state = self._base()
         chosen = get_policy(policy, paper=self.model.paper)
@@ -194,7 +302,7 @@ class Session:
             difference = given
             if ignored:
                 warnings.warn(
-                    f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=2
+                    f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=3
                 )
         # an exact edit also spreads what approximate edits before it left unspread
         changed = TileSet.of_mask(difference)
@@ -203,7 +311,6 @@ class Session:
         step = Step(Journal(), state.stale)
         area = np.count_nonzero(difference) / difference.size
         try:
-            images, state.images = state.images, None
             if spread.count:
                 plan = chosen.plan(spread.mask(), settled=not state.stale.count)
                 run = Run(self.memory, plan, journal=step.journal, edited=spread.edited)
@@ -214,45 +321,101 @@ class Session:
                 records, output = self._idle, self._output(state)
                 active = output.changed[0]
             result = self._result(
-                records, state, output, active, start, images, edited_area=area, ignored=ignored, step=step
+                records, state, output, active, start, edited_area=area, ignored=ignored, step=step
             )
         except BaseException:
-            self._roll_back(step)
+            state.images = None
+            self._put_back(step.journal)
             raise
         state.steps.append(step)
         state.stale = stale
         return result
 
     def undo(self) -> Result:
-        """Put back what the last edit overwrote, bit for bit. As often as there were edits.
+        """Put back what the last edit overwrote, bit for bit. As often as `edits` says.
 
-        Interrupted, it first puts everything back; the edit is forgotten with the next call.
+        Raises
+        ------
+        SessionError
+            There is nothing to undo, or a callback of this session asked.
         """
-        start = time.perf_counter()
+        with self._turn.change("undo"):
+            start, state = time.perf_counter(), self._base()
+            if not state.steps:
+                raise SessionError(
+                    "nothing to undo: "
+                    + ("older edits were forgotten" if self._forgotten else "no edit since the last run")
+                )
+            self._step_back()
+            return self._exchanged(start, state.undone[-1].journal if state.undone else None)
+
+    def redo(self) -> Result:
+        """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
+
+        Raises
+        ------
+        SessionError
+            There is nothing to redo, or a callback of this session asked.
+        """
+        with self._turn.change("redo"):
+            start, state = time.perf_counter(), self._base()
+            if not state.undone:
+                raise SessionError("nothing to redo: no undo since the last edit or run")
+            self._step_forward()
+            return self._exchanged(start, state.steps[-1].journal)
+
+    def _exchanged(self, start: float, journal: Journal | None) -> Result:
+        """The result of an undo or redo; its `journal` says what was repainted."""
         state = self._base()
-        if not state.steps:
-            raise SessionError("nothing to undo: no edit since the last run")
-        step = state.steps[-1]
-        images, state.images = state.images, None
-        self._roll_back(step)
         output = self._output(state)
         active = output.changed[0]
-        if state.output_path in step.journal.paths:
-            active = TileSet.of_tiles(
-                active.shape, step.journal.kept(self.memory.backend, state.output_path)[0]
-            )
-        result = self._result([], state, output, active, start, images, edited_area=0.0)
-        state.stale = step.stale_before
-        state.steps.pop()
-        return result
+        if journal is not None and state.output_path in journal.paths:
+            active = TileSet.of_tiles(active.shape, journal.kept_tiles(state.output_path))
+        result = self._result([], state, output, active, start, edited_area=0.0)
+        return result.with_undo(len(state.steps), self.journal_nbytes, self._forgotten)
 
-    def take_back(self) -> None:
-        """`undo` without a result: for a session that is one of several. Interrupted, as `undo`."""
+    def _step_back(self) -> None:
+        """`undo` without a result, for a pipeline that has the turn.
+
+        Where there is no memory to keep what is overwritten, it cannot be redone.
+        """
         state = self._base()
-        step, state.images = state.steps[-1], None
-        self._roll_back(step)
-        state.stale = step.stale_before
-        state.steps.pop()
+        step = state.steps[-1]
+        try:
+            forward = [Step(step.journal.inverse(self.memory), state.stale)]
+        except (MemoryError, SessionError):
+            state.undone.clear()
+            forward = []
+        self._exchange(step, state.steps, state.undone, forward)
+
+    def _step_forward(self) -> None:
+        """`redo` without a result, for a pipeline that has the turn.
+
+        Raises
+        ------
+        MemoryError, SessionError
+            There is no memory to keep what is overwritten; the session stays as it was.
+        """
+        state = self._base()
+        step = state.undone[-1]
+        back = Step(step.journal.inverse(self.memory), state.stale)
+        self._exchange(step, state.undone, state.steps, [back])
+
+    def _take_back(self) -> None:
+        """Undo an edit that is not to be kept, for a pipeline that has the turn: it cannot be redone."""
+        state = self._base()
+        self._exchange(state.steps[-1], state.steps, state.undone, [])
+
+    def _exchange(self, step: Step, taken: list[Step], given: list[Step], inverse: list[Step]) -> None:
+        """Put back a `step`, the last that was `taken`; its inverse is `given`. What interrupts waits for the end."""
+        state = self._base()
+        state.images = None
+        interrupt = self._put_back(step.journal)
+        state.stale = step.stale
+        taken.pop()
+        given.extend(inverse)
+        if interrupt is not None:
+            raise interrupt
 
     @property
     def state(self) -> State:
@@ -264,6 +427,25 @@ class Session:
         """How many edits can be undone."""
         return 0 if self._state is None else len(self._state.steps)
 
+    @property
+    def undone(self) -> int:
+        """How many edits can be made again with `redo`."""
+        return 0 if self._state is None else len(self._state.undone)
+
+    @property
+    def journal_nbytes(self) -> int:
+        """Memory that undoing and redoing takes."""
+        return 0 if self._state is None else self._state.journal_nbytes
+
+    @property
+    def image(self) -> Host:
+        """The first picture as it stands, uint8 `[H, W, 3]`; for a callback, as it was before. Raises SessionError."""
+        with self._turn.read():
+            state = self._base()
+            if state.images is None:
+                state.images = self.model.picture(self.memory.whole(self._output(state).parts[0]))
+            return np.array(state.images[0])
+
     # -- files -------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -272,9 +454,10 @@ class Session:
         Raises
         ------
         SessionError, CheckpointError
-            Nothing has run yet; the file could not be written.
+            Nothing has run yet; the file could not be written; a callback of this session asked.
         """
-        session_file.save(path, {"": self._base()})
+        with self._turn.change("save"):
+            session_file.save(path, {"": self._base()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Session:
@@ -375,17 +558,20 @@ class Session:
         ):  # of damaged weights; what comes of them is found in each layer, and named
             return self.model.forward(features, conditions)
 
-    def _roll_back(self, step: Step) -> None:
-        """Play the journal back, whatever comes: playing it again from the start gives the same."""
+    def _put_back(self, journal: Journal) -> BaseException | None:
+        """Play a journal back, whatever comes: playing it again from the start gives the same.
+
+        What came is returned, not raised: an interrupt, whatever a handler of signals raises.
+        """
         interrupt = None
-        while True:
+        for _ in range(_TRIES):
             try:
-                step.journal.undo(self.memory)
-                break
-            except KeyboardInterrupt as error:
+                journal.undo(self.memory)
+                return interrupt
+            except BaseException as error:
                 interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        assert interrupt is not None
+        raise interrupt
 
     def _output(self, state: State) -> Feature:
         """The output as it stands, no tile of it repainted."""
@@ -400,20 +586,21 @@ class Session:
         output: Feature,
         active: TileSet,
         start: float,
-        images: Host | None = None,
         *,
         edited_area: float,
         ignored: int = 0,
         step: Step | None = None,
     ) -> Result:
-        """`images` are those of before; all but the box around the `active` tiles still holds."""
+        """Of the state's images, all but the box around the `active` tiles still holds."""
         memory = state.memory
         memory.backend.synchronize()
         values = memory.whole(output.parts[0])
-        if images is None:
+        if state.images is None:
             images = self.model.picture(values)
         else:
-            images[active.place] = self.model.picture(values[active.place])
+            part = self.model.picture(values[active.place])
+            images, state.images = state.images, None  # until it is whole again
+            images[active.place] = part
         state.images, given = images, images.copy()
         journal = 0 if step is None else step.journal.nbytes
         elapsed = (time.perf_counter() - start) * 1e3

@@ -8,8 +8,11 @@ that a session may have any number of edits:
     steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
     steps.tiles   int32 [T, 3]   the tiles of all rows
     steps.values  int32 [B]      their values' bits, float32, float16 or int32 as the canvas is
-    steps.books   int32 [B, 3]   edit, codebook (by its place among the sorted names), windows it knew before
-    stale.counts  int32 [S + 1]  tiles of the stale set before each edit, and now; then stale.tiles, stale.pixels
+    steps.books   int32 [B, 4]   edit, codebook (by its place among the sorted names), windows that stay, that follow
+    steps.windows int32 [W]      the windows that follow, of all rows
+    stale.counts  int32 [S + 1]  tiles of the stale set beyond each edit, and now; then stale.tiles, stale.pixels
+
+Edits that were undone and can be redone are counted on after those that can be undone, the next one last.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -37,7 +40,7 @@ from .policies import Paper
 from .store import Store, block_bytes
 from .tiles import TileSet
 
-VERSION = "4"
+VERSION = "5"
 DIGEST = "sparsegen.digest"
 _KEPT = (np.float32, np.int32, np.float16)
 VALUES = "steps.values"
@@ -45,26 +48,34 @@ VALUES = "steps.values"
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One edit that can be undone."""
+    """The way to the other side of one edit: back before it, or forward again."""
 
     journal: Journal
-    stale_before: TileSet
-    """The session's stale pixels before the edit."""
+    stale: TileSet
+    """The session's stale pixels on the other side."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class State:
     """What makes a session, once it has run."""
 
     model: Model
     memory: Memory
     conditions: dict[str, Host]
-    steps: list[Step]
     stale: TileSet
     """Input pixels whose change has not spread everywhere: what edits under approximate policies touched."""
     output_path: str
+    steps: list[Step] = field(default_factory=list)
+    """Edits that can be undone, the last one last."""
+    undone: list[Step] = field(default_factory=list)
+    """Edits that can be made again, the next one last."""
     images: Host | None = None
-    """The output's pictures; None where they are not known, also while they change."""
+    """The output's pictures, of before an edit while it runs; None: not known."""
+
+    @property
+    def journal_nbytes(self) -> int:
+        """Memory that undoing and redoing takes."""
+        return sum(step.journal.nbytes for step in [*self.steps, *self.undone])
 
 
 def save(
@@ -98,6 +109,7 @@ def save(
                     "coded": state.memory.coded,
                     "storage": state.memory.storage,
                     "least_size": state.memory.least_size,
+                    "edits": len(state.steps),
                 }
                 for prefix, state in states.items()
             }
@@ -202,7 +214,7 @@ def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
 
     Kernels do not check what they index: every size, number of a label and number of a window is checked here.
     """
-    memory, backend = state.memory, state.memory.backend
+    memory = state.memory
     shapes = {key: tuple(canvas.shape) for key, canvas in expected.canvases.items()}
     found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}
     if found != shapes or state.output_path not in shapes:
@@ -223,38 +235,61 @@ def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
         raise SessionError(f"{path}: its statistics are not one for each sample")
     if set(memory.codebooks) != set(expected.codebooks):
         raise SessionError(f"{path}: its codebooks are not those of its network")
-    for key, (least, most) in _index_ranges(state).items():
-        kept = [step.journal.tiles[key][1] for step in state.steps if key in step.journal.tiles]
-        for values in (memory.canvases[key], *kept):
-            _within(path, key, backend.download(values), least, most)
     for key, codebook in memory.codebooks.items():
-        book, width = codebook.book, expected.codebooks[key].book.storage.shape[1]
-        if book.storage.shape[1] != width:
-            raise SessionError(f"{path}: {key} has windows of {book.storage.shape[1]} instead of {width}")
-        inner = key.rsplit(".", 2)[0]  # what its windows are made of: codes, or labels
-        known = memory.codebooks.get(inner)
-        _within(path, key, book.keys, -1, _labels(state) if known is None else len(known.book))
-    for step in state.steps:
+        width = expected.codebooks[key].book.storage.shape[1]
+        if codebook.book.storage.shape[1] != width:
+            raise SessionError(
+                f"{path}: {key} has windows of {codebook.book.storage.shape[1]} instead of {width}"
+            )
+    for step in [*state.steps, *state.undone]:
         for key, (tiles, _) in step.journal.tiles.items():
             samples, height, width, _ = state.memory.canvases[key].shape
             beyond = (samples, -(-height // TILE), -(-width // TILE))
             if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
                 raise SessionError(f"{path}: its journal has tiles outside {key}")
+    _check_indices(path, state, [])
+    _check_indices(path, state, state.steps)
+    _check_indices(path, state, state.undone)
+
+
+def _check_indices(path: str | os.PathLike[str], state: State, steps: Sequence[Step]) -> None:
+    """Hold every index, as it stands and after each of the `steps` from the last one back, against what it indexes."""
+    memory = state.memory
+    canvases = {
+        key: np.array(memory.backend.download(canvas))
+        for key, canvas in memory.canvases.items()
+        if np.issubdtype(canvas.dtype, np.integer)
+    }
+    windows = {key: codebook.book.keys for key, codebook in memory.codebooks.items()}
+    for step in [None, *reversed(steps)]:
+        if step is not None:
+            for key in canvases.keys() & step.journal.tiles.keys():
+                tiles, values = step.journal.tiles[key]
+                _paint(canvases[key], tiles, memory.backend.download(values))
+            for key, (count, keys) in step.journal.books.items():
+                if count > len(windows[key]) or (len(keys) and count != len(windows[key])):
+                    raise SessionError(f"{path}: a journal goes back to {count} windows of {key}")
+                windows[key] = np.concatenate([windows[key][:count], keys])
+        for key, canvas in canvases.items():
+            if key in windows:
+                _within(path, key, canvas, 0, len(windows[key]))
+            else:
+                _within(path, key, canvas, -1, _labels(state))
+        for key, known in windows.items():
+            inner = windows.get(key.rsplit(".", 2)[0])  # what its windows are made of: codes, or labels
+            _within(path, key, known, -1, _labels(state) if inner is None else len(inner))
+
+
+def _paint(canvas: Host, tiles: Host, values: Host) -> None:
+    """Write `values` `[K, TILE, TILE, C]` into the tiles of a canvas; what overhangs it is cut off."""
+    for (n, row, column), value in zip(tiles.tolist(), values, strict=True):
+        place = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+        place[...] = value[: place.shape[0], : place.shape[1]]
 
 
 def _labels(state: State) -> int:
     """How many labels the network's tables know."""
     return min(layer.weight.shape[1] for layer in state.model.layers() if isinstance(layer, LabelConv))
-
-
-def _index_ranges(state: State) -> dict[str, tuple[int, int]]:
-    """Every index canvas -> (least, most + 1) of what may stand in it: labels (-1: none), or codes."""
-    books = state.memory.codebooks
-    return {
-        key: (0, len(books[key].book)) if key in books else (-1, _labels(state))
-        for key, canvas in state.memory.canvases.items()
-        if np.issubdtype(canvas.dtype, np.integer)
-    }
 
 
 def _within(path: str | os.PathLike[str], key: str, values: Host, least: int, beyond: int) -> None:
@@ -280,31 +315,35 @@ def _parts(state: State) -> dict[str, Callable[[], Host]]:
             parts[f"measured/{key}/{i}"] = partial(backend.download, value)
     for key, value in state.conditions.items():
         parts[f"condition/{key}"] = partial(np.ascontiguousarray, value)
-    stale = _stale_sets([*(step.stale_before for step in state.steps), state.stale])
+    stale = _stale_sets([*(step.stale for step in _both(state)), state.stale])
     small = {**_journal_tables(state), **stale}
     parts |= {name: partial(np.asarray, value) for name, value in small.items()}
     parts[VALUES] = partial(_journal_values, state)
     return parts
 
 
+def _both(state: State) -> list[Step]:
+    """The steps that can be undone, and those that can be redone."""
+    return [*state.steps, *state.undone]
+
+
 def _journal_tables(state: State) -> dict[str, Host]:
     """What all journals keep, end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
-    table, tiles = [], []
-    for i, step in enumerate(state.steps):
+    book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
+    table, tiles, books, windows = [], [], [], []
+    for i, step in enumerate(_both(state)):
         for key in step.journal.paths:
             kept = step.journal.kept_tiles(key)
             table.append((i, number[key], len(kept)))
             tiles.append(kept)
-    book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
-    books = [
-        (i, book_number[key], count)
-        for i, step in enumerate(state.steps)
-        for key, count in step.journal.books.items()
-    ]
+        for key, (count, keys) in step.journal.books.items():
+            books.append((i, book_number[key], count, len(keys)))
+            windows.append(keys.reshape(-1))
     return {
         "steps.table": np.array(table, np.int32).reshape(-1, 3),
-        "steps.books": np.array(books, np.int32).reshape(-1, 3),
+        "steps.books": np.array(books, np.int32).reshape(-1, 4),
+        "steps.windows": np.concatenate([np.zeros(0, np.int32), *windows]),
         "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
     }
 
@@ -314,7 +353,7 @@ def _journal_values(state: State) -> Host:
     backend = state.memory.backend
     values = [
         np.ascontiguousarray(backend.download(step.journal.kept(backend, key)[1])).reshape(-1).view(np.int32)
-        for step in state.steps
+        for step in _both(state)
         for key in step.journal.paths
     ]
     return np.concatenate([np.zeros(0, np.int32), *values])
@@ -350,7 +389,9 @@ def _loaded(
             coded=bool(described["coded"]),
             least_size=int(described["least_size"]),
         )
-        states[prefix] = _state(_under(tensors, prefix), model, memory, str(described["output"]))
+        states[prefix] = _state(
+            _under(tensors, prefix), model, memory, str(described["output"]), described["edits"]
+        )
     return Loaded(model, states, dict(metadata), _under(tensors, "beside/"))
 
 
@@ -358,7 +399,7 @@ def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
     return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
-def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_path: str) -> State:
+def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_path: str, edits: int) -> State:
     backend = memory.backend
     take: Callable[[Host], Array] = backend.upload if memory.store is None else np.asarray
     memory.canvases = {key: take(value) for key, value in _under(tensors, "canvas/").items()}
@@ -380,8 +421,10 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
             strict=True,
         )
     ]
-    *before, stale = sets
-    steps = [Step(Journal(), s) for s in before]
+    *beyond, stale = sets
+    steps = [Step(Journal(), s) for s in beyond]
+    if not isinstance(edits, int) or not 0 <= edits <= len(steps):
+        raise ValueError(f"{edits} of {len(steps)} edits can be undone")
     keys, tile, word = sorted(memory.canvases), 0, 0
     for i, canvas_number, count in tensors["steps.table"].tolist():
         key = keys[canvas_number]
@@ -392,11 +435,16 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
         tiles = tensors["steps.tiles"][tile : tile + count]
         if tiles.dtype != np.int32 or tiles.shape != (count, 3):
             raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
-        steps[i].journal.tiles[key] = (tiles, take(values))
+        steps[i].journal.add(key, tiles, take(values))
         tile, word = tile + count, word + size
-    books = sorted(memory.codebooks)
-    for i, book, count in tensors["steps.books"].tolist():
-        if not 0 <= count <= len(memory.codebooks[books[book]].book):
+    books, at = sorted(memory.codebooks), 0
+    for i, book, count, follow in tensors["steps.books"].tolist():
+        codebook = memory.codebooks[books[book]]
+        width = codebook.book.storage.shape[1]
+        keys = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
+        if count < 0 or keys.dtype != np.int32:
             raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
-        steps[i].journal.books[books[book]] = count
-    return State(model, memory, _under(tensors, "condition/"), steps, stale, output_path)
+        steps[i].journal.add_book(books[book], count, keys)
+        at += follow * width
+    conditions = _under(tensors, "condition/")
+    return State(model, memory, conditions, stale, output_path, steps[:edits], steps[edits:])

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from .run import LayerRecord
 
 
-@dataclass(frozen=True)
+def megabytes(count: int) -> str:
+    """An amount of memory in bytes, as people read it."""
+    return f"{count / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True, repr=False)
 class Stats:
     """The cost of one run or edit, next to the dense run of the same input."""
 
@@ -26,6 +31,12 @@ class Stats:
     """Memory that undoing this edit takes."""
     ignored_pixels: int = 0
     """Pixels that changed outside the mask the user gave: not applied."""
+    undo_edits: int = 0
+    """Edits that can be undone after this one."""
+    undo_bytes: int = 0
+    """Memory that undoing all of them takes, and redoing what was undone."""
+    forgotten_edits: int = 0
+    """Edits since the last run that can no longer be undone: their journals did not fit."""
 
     @property
     def tiles(self) -> dict[tuple[int, int], tuple[int, int]]:
@@ -64,7 +75,20 @@ class Stats:
     def memory(self) -> Sequence[tuple[str, str]]:
         """The lines about what is kept."""
         kept = {"canvases": self.canvas_bytes, "codebooks": self.codebook_bytes}
-        return [(name, f"{count / 1e6:.1f} MB") for name, count in kept.items() if count]
+        rows = [(name, megabytes(count)) for name, count in kept.items() if count]
+        if self.undo_edits or self.undo_bytes or self.forgotten_edits:
+            gone = f" ({self.forgotten_edits} older ones forgotten)" if self.forgotten_edits else ""
+            rows.append(("undo", f"{self.undo_edits} edits{gone}, {megabytes(self.undo_bytes)}"))
+        return rows
+
+    def summary(self) -> str:
+        """The cost in half a line."""
+        share = self.macs / self.macs_dense if self.macs_dense else 0.0
+        macs = f"{self.macs / 1e9:.3f} G MACs ({share:.1%})"
+        return f"{self.edited_area:.2%} edited, {macs}, {self.milliseconds:.1f} ms"
+
+    def __repr__(self) -> str:
+        return f"<Stats: {self.summary()}>"
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<28}{value}" for name, value in self.lines())

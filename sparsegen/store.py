@@ -28,6 +28,7 @@ import numpy as np
 from sparsegen.backends.interface import Array, Host
 
 from .errors import InputError, SessionError
+from .turn import Turn
 
 PAGE = 4096
 """Blocks begin and end on multiples of this."""
@@ -153,6 +154,8 @@ class Store:
         self.file_bytes = 0
         """Disk that files take."""
         self._closed = False
+        self.turn = Turn()
+        """Of all sessions that share the canvases of `shared`."""
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """An array of `shape` and of no particular value.

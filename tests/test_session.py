@@ -69,8 +69,11 @@ def test_the_picture_is_that_of_the_whole_output_whatever_came_before(session, r
         patch.setattr(type(session.memory.backend), "download", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             session.undo()
-    for _ in range(4):
+    assert session.edits == 3
+    for _ in range(3):
         check(session.undo())
+    for _ in range(4):
+        check(session.redo())
     check(session.edit(labels))
 
 

@@ -40,9 +40,10 @@ def test_an_interrupted_edit_leaves_no_trace(session, rng, everywhere):
     assert np.array_equal(session.memory.canvases["conv_img"], Session(session.model).run(edited).output)
 
 
-def test_an_interrupted_undo_puts_everything_back(session, rng, monkeypatch):
+def test_an_undo_that_is_interrupted_is_an_undo(session, rng, monkeypatch):
     before = snapshot(session)
     session.edit(repaint(rng, current_labels(session)))
+    after = snapshot(session)
     backend, calls = session.memory.backend, []
     write = type(backend).write_tiles
 
@@ -56,9 +57,9 @@ def test_an_interrupted_undo_puts_everything_back(session, rng, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         session.undo()
     assert_unchanged(session, before)
-    session.undo()
-    assert session.edits == 0
-    assert_unchanged(session, before)
+    assert session.edits == 0 and session.undone == 1
+    session.redo()
+    assert_unchanged(session, after)
 
 
 @pytest.mark.parametrize("call", ["edit", "undo"])
@@ -74,9 +75,10 @@ def test_a_failure_after_the_last_layer_leaves_no_trace(session, rng, monkeypatc
         patch.setattr(type(session.model), "picture", fail)
         with pytest.raises(MemoryError):
             session.edit(again) if call == "edit" else session.undo()
-    assert session.edits == 1
-    if call == "edit":
-        assert_unchanged(session, before)
+    assert session.edits == (1 if call == "edit" else 0)
+    if call == "undo":  # it is done, there is no picture of it alone
+        session.redo()
+    assert_unchanged(session, before)
     session.undo()
     assert session.edits == 0
 

@@ -1,0 +1,88 @@
+"""One caller at a time: threads that want one session come in, and go on one after another.
+
+A session repaints its canvases in place, so two edits at once would spoil both. Threads wait for each other. A callback
+runs while its own session is being changed: it may read the session, and a change that it asks for is refused, since
+waiting for itself would never end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import SessionError
+
+
+class Turn:
+    """A lock with an owner, shared by all that must not change at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._lost = False
+        """Whether a process was forked while another thread had the turn: nobody will finish its change here."""
+        _turns.add(self)
+
+    @contextmanager
+    def change(self, call: str) -> Iterator[None]:
+        """Have the turn alone, once every other thread is done; `call` is what asks for it, for messages.
+
+        Raises
+        ------
+        SessionError
+            This thread has the turn already: a callback asked.
+        """
+        if self._mine:
+            raise SessionError(
+                f"{call}: the session is being changed, and this is a callback of that change; call {call} once it "
+                "has returned (reading is possible now)"
+            )
+        with self._lock:
+            self._check()
+            try:
+                self._owner = threading.get_ident()
+                yield
+            finally:
+                self._owner = None
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Look at what no other thread is changing; a callback sees what was there before the change it belongs to."""
+        if self._mine:
+            yield
+            return
+        with self._lock:
+            self._check()
+            yield
+
+    @property
+    def _mine(self) -> bool:
+        # a thread's identifier may be left behind by an interrupt, a lock that is not held says so
+        return self._lock.locked() and self._owner == threading.get_ident()
+
+    def _check(self) -> None:
+        if self._lost:
+            raise SessionError(
+                "another thread was changing this session when this process was forked from it; load a saved session, "
+                "or open a new one and run"
+            )
+
+    def _after_fork(self) -> None:
+        """In the child: whoever had the turn is not here, unless it is the thread that forked."""
+        if self._lock.locked() and self._owner != threading.get_ident():
+            self._lock, self._owner, self._lost = threading.Lock(), None, True
+
+
+_turns: weakref.WeakSet[Turn] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for turn in list(_turns):
+        turn._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
