@@ -180,6 +180,10 @@ class Backend(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     """What else the constructor takes, by keyword, each with a default; it raises BackendError for a wrong value."""
 
+    def __repr__(self) -> str:
+        threads = getattr(self, "threads", None)
+        return f"<backend {self.name}" + ("" if threads is None else f", {threads} threads") + ">"
+
     # -- memory ------------------------------------------------------------------------------------------
 
     @abstractmethod

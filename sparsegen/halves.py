@@ -25,7 +25,7 @@ LEAST_CHANNELS = 8
 """Canvases of fewer are kept as they are: they are small, and among them is what the user sees."""
 
 
-@dataclass
+@dataclass(repr=False)
 class HalfMemory(Memory):
     """A memory that keeps layers' canvases as float16. Those of one store take turns: one run after another."""
 

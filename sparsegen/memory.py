@@ -135,7 +135,7 @@ class Prepared:
         return made
 
 
-@dataclass
+@dataclass(repr=False)
 class Memory:
     """What outlives a run: canvases and measured statistics by layer path, weights as the backend lays them out.
 
@@ -163,6 +163,9 @@ class Memory:
     _scratch: dict[tuple[int, ...], Array] = field(default_factory=dict)
     transients: dict[str, Array] = field(default_factory=dict)
     """Path -> canvas that holds its values for one run only (see `least_size`), of a memory without a store."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self.canvases)} canvases, {self.nbytes} bytes>"
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """An array of no particular value, for a canvas that will be painted whole, or for tiles of one."""

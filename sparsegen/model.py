@@ -19,6 +19,7 @@ from .layers import Layer
 from .memory import Prepared
 from .policies import Paper
 from .run import Feature
+from .turn import NotCopied
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,8 +38,11 @@ class Inputs:
         return n, h, w
 
 
-class Model(Layer):
+class Model(NotCopied, Layer):
     """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
+
+    not_copied = "load it again (sessions of one model share its weights)"
+    refusal = InputError
 
     family: ClassVar[str]
     """The architecture's name in files and at the command line."""
@@ -62,7 +66,8 @@ class Model(Layer):
 
     def __repr__(self) -> str:
         count = sum(math.prod(parameter.shape) for parameter in self.parameters().values())
-        return f"<{type(self).__name__} {self.name!r}: {count / 1e6:.2f} M parameters>"
+        name = f" {self.name!r}" if self.name else ""
+        return f"<{type(self).__name__}{name}: {count / 1e6:.2f} M parameters>"
 
     def __init_subclass__(cls) -> None:
         if "family" in vars(cls):

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any
 
@@ -33,11 +34,11 @@ from .models.unet import UNet
 from .policies import Everything, Paper, Plan, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .samplers import START, Step
-from .session import NotCopied, Result, Session, undo_limit, warn_forgotten
+from .session import Result, Session, undo_limit, warn_forgotten
 from .stats import Stats, megabytes
 from .store import Store, block_bytes, parse_size
 from .tiles import TileSet
-from .turn import Turn
+from .turn import NotCopied, Turn
 
 OnStep = Callable[[Step], None]
 """Called after every denoising step: `step.x` is a copy of what there is, `step.x0` a preview in [-1, 1]."""
@@ -198,6 +199,8 @@ class SDEdit(NotCopied):
         An option cannot be used; says which and why.
     """
 
+    not_copied = "save(path) it, and SDEdit.load(path) as often as you like"
+
     def __init__(
         self,
         model: Any,
@@ -243,7 +246,16 @@ class SDEdit(NotCopied):
         if not _is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
             raise InputError(f"margin is {margin!r}, expected a number of pixels, 0 or more")
         self.margin = int(chosen)
-        self.times = self.settings.times()
+        try:
+            self.times = self.settings.times()
+        except schedules.TooManySteps as error:
+            if steps is not None:
+                raise
+            raise InputError(
+                f"the default of {self.settings.steps} steps is too many for noise level "
+                f"{self.settings.noise_level} with {self.settings.sampler}, which has room for {error.most}; "
+                f"give steps={error.most} or fewer, or a higher noise level"
+            ) from None
         self.noise_schedule = self.settings.noise_schedule()
         self.settings = self.settings.plain()
         self.backend = get_backend(backend)
@@ -494,19 +506,26 @@ class SDEdit(NotCopied):
             start, current = time.perf_counter(), self._ready()
             if not self._undone:
                 raise SessionError("nothing to redo: no undo since the last edit or run")
-            try:
-                self._exchange(current, self._undone, self._history)
-            except (MemoryError, SessionError):  # no memory to keep what is overwritten
-                self._exchange(self._base(), self._history, self._undone)
-                raise
+            inverses: list[session_file.Step] = []
+            if self._undone[
+                -1
+            ].ran:  # all of them before anything is touched: there may be no memory for them
+                inverses = [session._inverse(session.state.undone[-1]) for session in self._sessions]
+            self._exchange(current, self._undone, self._history, inverses)
             return self._exchanged(start, current)
 
-    def _exchange(self, current: Host, taken: list[_Side], given: list[_Side]) -> None:
+    def _exchange(
+        self,
+        current: Host,
+        taken: list[_Side],
+        given: list[_Side],
+        inverses: Sequence[session_file.Step] = (),
+    ) -> None:
         """Go to the side that was last `taken`; where we come from is `given`."""
         side = taken.pop()
         given.append(_Side(current, side.ran))
         self._picture = side.picture
-        self._align()
+        self._align(inverses)
 
     def _exchanged(self, start: float, before: Host) -> Result:
         """The result of an undo or redo."""
@@ -759,10 +778,11 @@ class SDEdit(NotCopied):
             kept += sum(int(canvas.nbytes) for path, canvas in canvases if path != input_path("x"))
         return kept
 
-    def _align(self, *, drop: bool = False) -> None:
-        """Undo or redo, at every step, until its session is where the history is; an interrupt waits for the end.
+    def _align(self, inverses: Sequence[session_file.Step] = (), *, drop: bool = False) -> None:
+        """Undo or redo, at every step, until its session is where the history is; what interrupts waits for the end.
 
-        With `drop`, what is undone is not kept.
+        `inverses` are those of every session's next step forward, where they are known. With `drop`, what is undone
+        is not kept.
 
         Raises
         ------
@@ -771,11 +791,15 @@ class SDEdit(NotCopied):
         """
         interrupt: BaseException | None = None
         edits = _ran(self._history)
-        for session in self._sessions:
+        for session, inverse in zip_longest(self._sessions, inverses):
             while session.edits != edits:
-                step = session._step_forward if session.edits < edits else session._step_back
                 try:
-                    (session._take_back if drop else step)()
+                    if drop:
+                        session._take_back()
+                    elif session.edits > edits:
+                        session._step_back()
+                    else:
+                        session._step_forward(inverse)
                 except (MemoryError, SessionError):
                     raise
                 except BaseException as error:

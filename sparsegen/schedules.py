@@ -145,6 +145,15 @@ def _from_betas(betas: np.ndarray[Any, np.dtype[Any]]) -> Schedule:
 # -- which timesteps to take -----------------------------------------------------------------------------
 
 
+class TooManySteps(InputError):
+    """There are more steps than timesteps to take."""
+
+    def __init__(self, steps: int, most: int) -> None:
+        super().__init__(f"steps is {steps}, expected a whole number from 1 to {most}")
+        self.most = most
+        """How many there may be."""
+
+
 def timesteps(
     schedule_length: int,
     steps: int,
@@ -174,9 +183,11 @@ def timesteps(
     """
     _whole("schedule_length", schedule_length, 1, 1_000_000)
     length = schedule_length
-    if noise_level is not None:
-        length = _whole("noise_level", noise_level, 1, schedule_length)
     extra = 1 if drop_last and spacing != "trailing" else 0
+    if noise_level is not None:
+        length = _whole("noise_level", noise_level, 1 + extra, schedule_length)
+    if isinstance(steps, int | np.integer) and steps > length - extra:
+        raise TooManySteps(steps, length - extra)
     _whole("steps", steps, 1, length - extra)
     _whole("offset", offset, 0, schedule_length)
     laid: Times

@@ -31,13 +31,13 @@ from .session_file import State, Step
 from .stats import Stats, megabytes
 from .store import Store, parse_size
 from .tiles import TileSet, union
-from .turn import Turn
+from .turn import NotCopied, Turn
 
 Progress = Callable[[LayerRecord], None]
 """Called after every layer of a run, with its record."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a run or an edit gives."""
 
@@ -84,25 +84,6 @@ def warn_forgotten(edits: int, limit: int) -> None:
     )
 
 
-class NotCopied:
-    """What owns memory that it writes in place: a copy would share it, and undo would spoil both."""
-
-    def __copy__(self) -> Any:
-        raise self._refusal()
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise self._refusal()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise self._refusal()
-
-    def _refusal(self) -> SessionError:
-        name = type(self).__name__
-        return SessionError(
-            f"a {name} cannot be copied or pickled: save(path) it, and {name}.load(path) as often as you like"
-        )
-
-
 class Session(NotCopied):
     """A model, a backend, and the canvases of one input that is being edited.
 
@@ -132,6 +113,8 @@ class Session(NotCopied):
     BackendError
         The backend is unknown or cannot run here.
     """
+
+    not_copied = "save(path) it, and Session.load(path) as often as you like"
 
     def __init__(
         self,
@@ -380,16 +363,15 @@ class Session(NotCopied):
         Where there is no memory to keep what is overwritten, it cannot be redone.
         """
         state = self._base()
-        step = state.steps[-1]
         try:
-            forward = [Step(step.journal.inverse(self.memory), state.stale)]
+            forward = [self._inverse(state.steps[-1])]
         except (MemoryError, SessionError):
             state.undone.clear()
             forward = []
-        self._exchange(step, state.steps, state.undone, forward)
+        self._exchange(state.steps, state.undone, forward)
 
-    def _step_forward(self) -> None:
-        """`redo` without a result, for a pipeline that has the turn.
+    def _step_forward(self, inverse: Step | None = None) -> None:
+        """`redo` without a result, for a pipeline that has the turn; `inverse` is that of the step, where it is known.
 
         Raises
         ------
@@ -397,18 +379,20 @@ class Session(NotCopied):
             There is no memory to keep what is overwritten; the session stays as it was.
         """
         state = self._base()
-        step = state.undone[-1]
-        back = Step(step.journal.inverse(self.memory), state.stale)
-        self._exchange(step, state.undone, state.steps, [back])
+        self._exchange(state.undone, state.steps, [inverse or self._inverse(state.undone[-1])])
 
     def _take_back(self) -> None:
         """Undo an edit that is not to be kept, for a pipeline that has the turn: it cannot be redone."""
         state = self._base()
-        self._exchange(state.steps[-1], state.steps, state.undone, [])
+        self._exchange(state.steps, state.undone, [])
 
-    def _exchange(self, step: Step, taken: list[Step], given: list[Step], inverse: list[Step]) -> None:
-        """Put back a `step`, the last that was `taken`; its inverse is `given`. What interrupts waits for the end."""
-        state = self._base()
+    def _inverse(self, step: Step) -> Step:
+        """The way back from the other side of a step that is about to be taken."""
+        return Step(step.journal.inverse(self.memory), self._base().stale)
+
+    def _exchange(self, taken: list[Step], given: list[Step], inverse: list[Step]) -> None:
+        """Take the last step of `taken`; its inverse is `given`. What interrupts waits for the end."""
+        state, step = self._base(), taken[-1]
         state.images = None
         interrupt = self._put_back(step.journal)
         state.stale = step.stale

@@ -157,7 +157,7 @@ class Digest:
         return self._digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loaded:
     """What a file holds."""
 

@@ -28,7 +28,7 @@ import numpy as np
 from sparsegen.backends.interface import Array, Host
 
 from .errors import InputError, SessionError
-from .turn import Turn
+from .turn import NotCopied, Turn
 
 PAGE = 4096
 """Blocks begin and end on multiples of this."""
@@ -118,7 +118,7 @@ class _File:
         self.spans = joined
 
 
-class Store:
+class Store(NotCopied):
     """Gives out arrays in RAM up to `budget` bytes, then in files in `folder`; may be used from several threads.
 
     Parameters
@@ -133,6 +133,8 @@ class Store:
     InputError
         The budget is no amount of memory, or the folder cannot be written to.
     """
+
+    not_copied = "make another, Store(budget, folder)"
 
     def __init__(self, budget: int | str | None = None, folder: str | os.PathLike[str] | None = None) -> None:
         self.budget = parse_size(budget)
@@ -156,6 +158,10 @@ class Store:
         self._closed = False
         self.turn = Turn()
         """Of all sessions that share the canvases of `shared`."""
+
+    def __repr__(self) -> str:
+        budget = "no budget" if self.budget is None else f"a budget of {_shown(self.budget)}"
+        return f"<Store with {budget}: {_shown(self.ram_bytes)} in RAM, {_shown(self.file_bytes)} in files>"
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """An array of `shape` and of no particular value.

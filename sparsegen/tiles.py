@@ -19,7 +19,7 @@ _WORD = np.dtype(f"u{TILE}")
 """A row of a tile's pixels as one number."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TileSet:
     """The active tiles of a canvas of `samples` × `height` × `width` pixels."""
 
@@ -32,6 +32,9 @@ class TileSet:
     """bool `[n, r, c]`: which tiles of the box are active; some in each of its outermost rows and columns."""
     box: Host
     """bool `[n, r * TILE, c * TILE]`: which pixels of the box may have changed (all inside the image)."""
+
+    def __repr__(self) -> str:
+        return f"<TileSet: {self.count} of {self.total} tiles of {self.samples} × {self.height}×{self.width}>"
 
     @classmethod
     def empty(cls, samples: int, height: int, width: int) -> TileSet:

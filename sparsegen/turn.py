@@ -1,4 +1,4 @@
-"""One caller at a time: threads that want one session come in, and go on one after another.
+"""Whose turn it is: threads that want one session come in, and go on one after another; no copy gets past them.
 
 A session repaints its canvases in place, so two edits at once would spoil both. Threads wait for each other. A callback
 runs while its own session is being changed: it may read the session, and a change that it asks for is refused, since
@@ -12,8 +12,9 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, ClassVar
 
-from .errors import SessionError
+from .errors import SessionError, SparsegenError
 
 
 class Turn:
@@ -74,6 +75,26 @@ class Turn:
         """In the child: whoever had the turn is not here, unless it is the thread that forked."""
         if self._lock.locked() and self._owner != threading.get_ident():
             self._lock, self._owner, self._lost = threading.Lock(), None, True
+
+
+class NotCopied:
+    """What owns memory that is written in place: a copy would share it, and either would spoil the other's."""
+
+    not_copied: ClassVar[str]
+    """What to do instead of a copy."""
+    refusal: ClassVar[type[SparsegenError]] = SessionError
+
+    def __copy__(self) -> Any:
+        raise self._refused()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise self._refused()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self._refused()
+
+    def _refused(self) -> SparsegenError:
+        return self.refusal(f"a {type(self).__name__} cannot be copied or pickled: {self.not_copied}")
 
 
 _turns: weakref.WeakSet[Turn] = weakref.WeakSet()

@@ -257,6 +257,37 @@ def test_pictures_of_a_batch_are_edited_apart(backend, rng):
     assert not np.array_equal(result.images[1], pictures[1])
 
 
+@pytest.mark.parametrize("seed", [7, [3, 11, 3]], ids=str)
+def test_a_sample_of_a_batch_is_the_batch_of_one_of_its_seed(backend, rng, way, seed):
+    """One number means seed, seed + 1, …; whichever picture of a batch was liked can be made again alone."""
+    originals = picture(rng, SIZE, samples=3)
+    edited, way = stroke(originals), (way[0], {**way[1], "seed": seed})
+    batch = opened(way, backend)
+    batch.run(originals)
+    first, second = batch.edit(edited, policy=SPARSE), batch.edit(stroke(batch.edit(edited).images, (20, 4)))
+    dense = batch.dense(stroke(second.images, (2, 2)))
+    for i, own in enumerate([7, 8, 9] if seed == 7 else seed):
+        alone = opened((way[0], {**way[1], "seed": own}), backend)
+        alone.run(originals[i])
+        one, two = (
+            alone.edit(edited[i], policy=SPARSE),
+            alone.edit(stroke(alone.edit(edited[i]).image, (20, 4))),
+        )
+        assert np.array_equal(one.output[0], first.output[i])
+        assert np.array_equal(two.output[0], second.output[i])
+        assert np.array_equal(alone.dense(stroke(two.image, (2, 2))).output[0], dense.output[i])
+    assert len({first.images[i].tobytes() for i in range(3)}) == 3
+
+
+@pytest.mark.parametrize("seed", [[], [1, 2], [[1], [2]], "12", [1, -2], [1.5], ["1"], [True]], ids=str)
+def test_seeds_that_do_not_fit_the_batch_are_said(seed):
+    originals = picture(np.random.default_rng(0), SIZE, samples=3)
+    with pytest.raises(
+        InputError, match=r"seed is .*, expected|there are 2 seeds for 3 pictures; give one for each"
+    ):
+        opened(seed=seed).run(originals)
+
+
 def test_a_mask_says_what_is_made_anew(rng):
     pipeline, original = opened(margin=1), picture(rng, SIZE)
     pipeline.run(original)
@@ -596,6 +627,15 @@ OPTIONS = [
 def test_an_option_that_cannot_be_used_is_said(options, message):
     with pytest.raises(InputError, match=message):
         SDEdit(DDPM, backend="reference", **options)
+
+
+@pytest.mark.parametrize(("sampler", "most"), [("ddpm", 7), ("ddim", 7), ("euler", 7), ("dpm++2m", 6)])
+def test_a_noise_level_too_low_for_the_default_steps_says_how_many_there_may_be(sampler, most):
+    with pytest.raises(InputError, match=rf"default of 25 steps is too many .* give steps={most} or fewer"):
+        SDEdit(DDPM, sampler=sampler, noise_level=7)
+    assert len(SDEdit(DDPM, sampler=sampler, noise_level=7, steps=most).times) == most
+    with pytest.raises(InputError, match=f"steps is {most + 1}, expected a whole number from 1 to {most}"):
+        SDEdit(DDPM, sampler=sampler, noise_level=7, steps=most + 1)
 
 
 def test_networks_that_do_not_go_with_it_are_said():

@@ -111,6 +111,13 @@ def test_batches_come_back(tmp_path):
     assert_all_same(everything(loaded(tmp_path / "x")), everything(pipeline))
 
 
+def test_seeds_come_back(tmp_path):
+    pipeline = SDEdit(random_ddpm(1), steps=2, seed=np.array([5, 2]))
+    pipeline.run(picture(np.random.default_rng(0), (16, 16), samples=2))
+    pipeline.save(tmp_path / "saved.session")
+    assert SDEdit.load(tmp_path / "saved.session").settings.seed == (5, 2)
+
+
 def test_a_session_without_edits_comes_back_into_files(tmp_path):
     pipeline = SDEdit(random_ddpm(2), **OPTIONS)
     pipeline.run(ORIGINAL)
