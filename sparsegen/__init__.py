@@ -14,9 +14,10 @@ How an edit travels, one stair down and back: `session` makes the mask; a `polic
 layer; `models/` call their `layers`; each layer asks the `run` for its canvas and its tiles and hands both to the
 backend; the journal keeps what was there. Floors, none importing what stands above it:
 
-    6  cli                              3  model · layers
-    5  loading · pipelines              2  run · memory · halves · policies · masks · codebook
-    4  models/ · session · profiling    1  backends/ · weights/ · tiles · pictures · store · schedules · samplers
+    6  cli                                      3  model · layers
+    5  loading · pipelines · sampling           2  run · memory · halves · policies · masks · codebook
+    4  models/ · session · profiling ·          1  backends/ · weights/ · tiles · pictures · store · turn ·
+       denoising                                   schedules · samplers
 """
 
 from sparsegen.backends.interface import BackendError
@@ -29,6 +30,7 @@ from .model import Model
 from .pipelines import SDEdit
 from .policies import Adaptive, Exact, Paper
 from .profiling import profile
+from .sampling import sample
 from .session import Result, Session
 from .stats import Stats
 
@@ -52,4 +54,5 @@ __all__ = [
     "Stats",
     "load",
     "profile",
+    "sample",
 ]

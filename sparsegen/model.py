@@ -63,6 +63,8 @@ class Model(NotCopied, Layer):
     """Conditions of a run that does not give them, by name."""
     sampling: Mapping[str, Any] = MappingProxyType({})
     """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
+    size: tuple[int, int] | None = None
+    """(height, width) that a diffusion model was trained on, where that is known."""
 
     def __repr__(self) -> str:
         count = sum(math.prod(parameter.shape) for parameter in self.parameters().values())

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from types import TracebackType
@@ -24,7 +24,8 @@ import numpy as np
 from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
-from . import samplers, schedules, session_file
+from . import samplers, session_file
+from .denoising import OnStep, Settings, denoised, is_number, settings_for
 from .errors import InputError, SessionError, ShapeError
 from .halves import memory_kind
 from .masks import dilated
@@ -39,63 +40,6 @@ from .stats import Stats, megabytes
 from .store import Store, block_bytes, parse_size
 from .tiles import TileSet
 from .turn import NotCopied, Turn
-
-OnStep = Callable[[Step], None]
-"""Called after every denoising step: `step.x` is a copy of what there is, `step.x0` a preview in [-1, 1]."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an SDEdit denoises; what a family's `sampling` gives is the default."""
-
-    steps: int
-    """Denoising steps. (Progressive distillation: those of the whole way from noise; `noise_level` are taken.)"""
-    noise_level: int
-    """Where the edited picture enters: as noisy as after so many of the 1000 timesteps (of the `steps`)."""
-    sampler: str
-    eta: float = 0.0
-    """DDIM's share of fresh noise in each step, 0 to 1."""
-    schedule: str = "linear"
-    """How noise grows over the timesteps: linear, scaled_linear, cosine."""
-    clip: float | None = 1.0
-    """Predicted pictures are cut to ±clip; None: they are not."""
-    seed: samplers.Seed = 0
-    """Of the noise: a number for each picture of a batch; one number s stands for s, s + 1, …"""
-
-    def plain(self) -> Settings:
-        """The same in Python's own numbers, whatever kind was given: a file of text keeps them."""
-        clip = None if self.clip is None else float(self.clip)
-        return dataclasses.replace(
-            self,
-            steps=int(self.steps),
-            noise_level=int(self.noise_level),
-            eta=float(self.eta),
-            clip=clip,
-            seed=samplers.checked_seed(self.seed),
-        )
-
-    def noise_schedule(self) -> schedules.NoiseSchedule:
-        """The schedule by its name."""
-        if self.sampler == "pd":
-            return schedules.CosineLogSNR()
-        return schedules.schedule(self.schedule)
-
-    def times(self) -> list[float]:
-        """The time at which the network is asked in each step. Raises InputError: steps or noise level out of range."""
-        scheme = self.noise_schedule()
-        if isinstance(scheme, schedules.CosineLogSNR):
-            return [float(t) for t in scheme.times(self.steps, self.noise_level)]
-        assert isinstance(scheme, schedules.Schedule)
-        layout: Mapping[str, Any] = samplers.LAYOUT.get(self.sampler, {})
-        times = schedules.timesteps(len(scheme), self.steps, noise_level=self.noise_level, **layout)
-        return [float(t) for t in times]
-
-
-DEFAULTS = {
-    "ddpm": Settings(steps=25, noise_level=500, sampler="ddim"),
-    "pd": Settings(steps=8, noise_level=5, sampler="pd"),
-}
-"""Family -> SIGE's settings: DDIM, every 20th of 500 timesteps; five of progressive distillation's eight steps."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +69,6 @@ class CachePlan:
             f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM, "
             f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free)"
         )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 _NO_PICTURE = "no picture to edit: call run(picture) first"
@@ -222,42 +162,23 @@ class SDEdit(NotCopied):
         needed = "SDEdit needs a diffusion model"
         if not isinstance(checked_model(model, needed), UNet):
             raise InputError(f"{needed}, {model.family!r} is none; use Session")
-        given: dict[str, Any] = {
-            "steps": steps, "noise_level": noise_level, "sampler": sampler, "eta": eta, "schedule": schedule,
-        }  # fmt: skip
         self.model = model
-        self.settings = dataclasses.replace(
-            DEFAULTS[model.family],
+        self.settings = settings_for(
+            model,
+            steps=steps,
+            noise_level=noise_level,
+            sampler=sampler,
+            eta=eta,
+            schedule=schedule,
             clip=clip,
             seed=seed,
-            **{**model.sampling, **{name: value for name, value in given.items() if value is not None}},
         )
-        samplers.get_sampler(self.settings.sampler)
-        if not _is_number(self.settings.eta) or not 0 <= self.settings.eta <= 1:
-            raise InputError(f"eta is {self.settings.eta!r}, expected a number from 0 to 1")
-        if clip is not None and (not _is_number(clip) or not clip > 0):
-            raise InputError(f"clip is {clip!r}, expected None or a number above 0, such as 1")
-        if (self.settings.sampler == "pd") != (model.family == "pd"):
-            raise InputError(
-                f"sampler {self.settings.sampler!r} does not go with a {model.family} network; "
-                f"choose {'pd' if model.family == 'pd' else 'one of ddim, ddpm, dpm++2m, euler'}"
-            )
         chosen = model.paper.dilation if margin is None else margin
-        if not _is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
+        if not is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
             raise InputError(f"margin is {margin!r}, expected a number of pixels, 0 or more")
         self.margin = int(chosen)
-        try:
-            self.times = self.settings.times()
-        except schedules.TooManySteps as error:
-            if steps is not None:
-                raise
-            raise InputError(
-                f"the default of {self.settings.steps} steps is too many for noise level "
-                f"{self.settings.noise_level} with {self.settings.sampler}, which has room for {error.most}; "
-                f"give steps={error.most} or fewer, or a higher noise level"
-            ) from None
+        self.times = self.settings.times()
         self.noise_schedule = self.settings.noise_schedule()
-        self.settings = self.settings.plain()
         self.backend = get_backend(backend)
         self.store = Store(cache, folder)
         memory_kind(storage)
@@ -741,10 +662,7 @@ class SDEdit(NotCopied):
         noise = samplers.noise(self.settings.seed, START, x0.shape)
         x[region] = self.noise_schedule.noised(x0, noise, self.times[0])[region]
 
-        def predict(x: Host, i: int, now: float) -> Host:
-            return self.model.prediction(compute(i, x, now), x, now)
-
-        for step in self._steps(predict, x):
+        for step in denoised(self.model, self.settings, compute, x):
             if step.next_timestep is None:
                 np.clip(step.x, -1, 1, out=step.x)
                 step.x[held] = before[held]
@@ -759,16 +677,6 @@ class SDEdit(NotCopied):
         """A copy of what the network reads at step i."""
         session = self._sessions[i]
         return session.memory.backend.download(session.memory.canvases[input_path("x")])
-
-    def _steps(self, predict: samplers.Predictor, x: Host) -> Iterator[Step]:
-        s = self.settings
-        options: dict[str, Any] = {"clip": s.clip, "seed": s.seed}
-        if s.sampler == "ddim":
-            options["eta"] = s.eta
-        if s.sampler == "pd":
-            options["predicts"] = self.model.predicts
-        sampler = samplers.get_sampler(s.sampler)
-        return sampler(predict, x, self.noise_schedule, np.asarray(self.times), **options)
 
     def _kept_bytes(self) -> int:
         """What the store has back once the sessions are gone: no less than that."""

@@ -23,10 +23,12 @@ FLOORS = {
     "cli": 6,
     "loading": 5,
     "pipelines": 5,
+    "sampling": 5,
     "models": 4,
     "session": 4,
     "session_file": 4,
     "profiling": 4,
+    "denoising": 4,
     "model": 3,
     "layers": 3,
     "stats": 3,
@@ -43,6 +45,7 @@ FLOORS = {
     "schedules": 1,
     "samplers": 1,
     "store": 1,
+    "turn": 1,
     "errors": 0,
 }
 # room -> rooms of the same floor that it may import
@@ -56,7 +59,7 @@ NEIGHBOURS = {
     "tiles": {"backends"},
     "pictures": {"backends", "tiles"},
     "samplers": {"schedules"},
-    "store": {"backends"},
+    "store": {"backends", "turn"},
 }
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}

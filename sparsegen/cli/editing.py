@@ -10,11 +10,11 @@ import typer
 from sparsegen.weights import builtin
 
 from .. import pictures
+from ..denoising import DEFAULTS
 from ..errors import InputError
 from ..loading import load
 from ..model import Model
 from ..models.unet import UNet
-from ..pipelines import DEFAULTS
 from ..policies import get_policy
 from ..samplers import SAMPLERS
 from ..schedules import SCHEDULES

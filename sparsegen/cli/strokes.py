@@ -16,9 +16,10 @@ from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
 from .. import pictures
+from ..denoising import OnStep
 from ..errors import InputError, ShapeError
 from ..model import Model
-from ..pipelines import CachePlan, OnStep, SDEdit
+from ..pipelines import CachePlan, SDEdit
 from ..profiling import check_mask
 from ..samplers import Step
 from .console import check_writable, err, numbered, out, print_table, progress_bars

@@ -1,0 +1,112 @@
+"""Pictures out of noise alone: a diffusion model and a size come in, pictures that nobody painted come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import Backend, Host
+
+from . import samplers
+from .denoising import DEFAULTS, OnStep, Settings, denoised, is_number, settings_for
+from .errors import InputError
+from .model import Model, checked_model
+from .models.unet import UNet
+from .samplers import START
+from .session import Result, Session
+from .stats import Stats
+from .store import Store
+from .tiles import TileSet
+
+STEPS, TIMESTEPS = 50, 1000
+"""Denoising steps where nothing is said, and timesteps, of a network that counts timesteps."""
+
+
+def whole_way(model: Model, *, steps: int | None = None, **given: Any) -> Settings:
+    """The settings of a way from pure noise. Raises InputError."""
+    if model.family == "pd":
+        steps = DEFAULTS["pd"].steps if steps is None else steps
+        return settings_for(model, steps=steps, noise_level=steps, **given)
+    return settings_for(model, steps=STEPS if steps is None else steps, noise_level=TIMESTEPS, **given)
+
+
+def sample(
+    model: Any,
+    *,
+    size: tuple[int, int] | None = None,
+    count: int = 1,
+    steps: int | None = None,
+    sampler: str | None = None,
+    eta: float | None = None,
+    schedule: str | None = None,
+    clip: float | None = 1.0,
+    seed: samplers.Seed = 0,
+    backend: str | Backend | None = None,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Unconditional pictures of a diffusion model: noise is denoised all the way.
+
+    Parameters
+    ----------
+    model
+        A network of `sparsegen.models`: DDPM or ProgressiveDistillation.
+    size
+        (height, width); None: those that the network was trained on, where that is known.
+    count
+        Pictures, computed as one batch: memory grows with it.
+    steps
+        Denoising steps; None: 50, of progressive distillation the family's own.
+    sampler, eta, schedule, clip
+        As for `SDEdit`.
+    seed
+        A number for each picture; one number s means s, s + 1, … Each picture has the bits that it has alone.
+    backend
+        As for `Session`.
+    on_step
+        Called after every step.
+
+    Raises
+    ------
+    InputError, ShapeError, BackendError
+        An option cannot be used; says which and why.
+    NonFiniteError
+        A layer computed NaN or infinity.
+    """
+    start = time.perf_counter()
+    needed = "sample needs a diffusion model"
+    if not isinstance(checked_model(model, needed), UNet):
+        raise InputError(f"{needed}, {model.family!r} is none")
+    size = size or model.size
+    if size is None:
+        raise InputError(
+            "the file does not say which size the network was trained on; give size=(height, width)"
+        )
+    if (
+        not isinstance(size, tuple | list)
+        or len(size) != 2
+        or not all(isinstance(side, int) for side in size)
+    ):
+        raise InputError(f"size is {size!r}, expected (height, width) in pixels")
+    if not is_number(count) or count != int(count) or count < 1:
+        raise InputError(f"count is {count!r}, expected a number of pictures, 1 or more")
+    model.check_size(*size)
+    settings = whole_way(
+        model, steps=steps, sampler=sampler, eta=eta, schedule=schedule, clip=clip, seed=seed
+    )
+    x = samplers.noise(seed, START, (int(count), *size, model.config.in_channels))
+    session, results = Session(model, backend, store=Store()), []
+
+    def compute(i: int, x: Host, now: float) -> Host:
+        results.append(session.run(x, record=False, **{model.time: now}))
+        return results[-1].output
+
+    for step in denoised(model, settings, compute, x):
+        x = np.clip(step.x, -1, 1) if step.next_timestep is None else step.x
+        if on_step is not None:
+            on_step(dataclasses.replace(step, x=x.copy()))
+    records = tuple(record for result in results for record in result.stats.layers)
+    stats = Stats(1.0, records, (time.perf_counter() - start) * 1e3, session.memory.nbytes)
+    return Result(model.picture(x), x, stats, TileSet.full(*x.shape[:3]))
