@@ -57,6 +57,8 @@ class CachePlan:
     """Canvases that all steps compute in, beside their own: of resolutions that every edit computes whole, and (float16
     storage) of all others.
     """
+    undo_bytes: int = 0
+    """What journals may take beside them, at most."""
 
     @property
     def fits(self) -> bool:
@@ -67,7 +69,8 @@ class CachePlan:
         shared = f" and {self.shared_bytes / 1e6:.1f} MB for all" if self.shared_bytes else ""
         return (
             f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM, "
-            f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free)"
+            f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free); to undo, up to "
+            f"{self.undo_bytes / 1e9:.2f} GB"
         )
 
 
@@ -192,6 +195,8 @@ class SDEdit(NotCopied):
         self._undone: list[_Side] = []
         self._forgotten = 0
         """Edits since the last run that can no longer be undone."""
+        self.notes: session_file.Notes = {}
+        """What else `save` is to keep for the user, by name: text and arrays."""
 
     @property
     def _turn(self) -> Turn:
@@ -221,7 +226,13 @@ class SDEdit(NotCopied):
         blocks = shared + each * len(self.times)
         in_ram = self.store.ram_of(blocks)
         return CachePlan(
-            len(self.times), sum(each), in_ram, sum(blocks) - in_ram, self.store.disk_free(), sum(shared)
+            len(self.times),
+            sum(each),
+            in_ram,
+            sum(blocks) - in_ram,
+            self.store.disk_free(),
+            sum(shared),
+            undo_limit(self._undo, sum(blocks)),
         )
 
     def _blocks(self, x: Host) -> tuple[list[int], list[int]]:
@@ -505,7 +516,12 @@ class SDEdit(NotCopied):
         }
         states = {_prefix(i): session.state for i, session in enumerate(self._sessions)}
         session_file.save(
-            path, states, metadata={_SETTINGS: json.dumps(described)}, tensors=kept, progress=progress
+            path,
+            states,
+            metadata={_SETTINGS: json.dumps(described)},
+            tensors=kept,
+            notes=self.notes,
+            progress=progress,
         )
 
     @classmethod
@@ -551,7 +567,7 @@ class SDEdit(NotCopied):
                 raise ValueError(f"{len(loaded.states)} steps too many")
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
-        pipeline.store = store
+        pipeline.store, pipeline.notes = store, loaded.notes
         pipeline._sessions = [Session.of_state(state, path) for state in states]
         shape = pipeline._picture.shape
         for session, before in zip(pipeline._sessions, pipeline.times, strict=True):

@@ -27,7 +27,7 @@ from .model import Inputs, Model, checked_model
 from .policies import Everything, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .run import Feature, LayerRecord, Run
-from .session_file import State, Step
+from .session_file import Notes, State, Step
 from .stats import Stats, megabytes
 from .store import Store, parse_size
 from .tiles import TileSet, union
@@ -67,12 +67,12 @@ class Result:
 _TRIES = 100
 """How often a journal is played back from its start, when it is interrupted: far oftener than anybody can."""
 LEAST_UNDO = 256 << 20
-"""What the journals of a session may take in bytes, if nothing was said and its canvases take less."""
+"""Bytes that the journals of a session may take, if nothing was said and its canvases take less than twice that."""
 
 
 def undo_limit(limit: int | None, canvas_bytes: int) -> int:
-    """Bytes that all journals of a session may take: as many as was said (None: as its canvases take)."""
-    return max(canvas_bytes, LEAST_UNDO) if limit is None else limit
+    """Bytes that all journals of a session may take: as many as was said (None: half of what its canvases take)."""
+    return max(canvas_bytes // 2, LEAST_UNDO) if limit is None else limit
 
 
 def warn_forgotten(edits: int, limit: int) -> None:
@@ -101,8 +101,8 @@ class Session(NotCopied):
         memory.)
     undo
         Memory that the journals of all edits may take, such as "500MB"; where a new one does not fit, the oldest edits
-        can no longer be undone (a warning and `stats.forgotten_edits` say so). The last edit always can. None: as much
-        as the canvases take, and no less than 256 MiB.
+        can no longer be undone (a warning and `stats.forgotten_edits` say so). The last edit always can. None: half of
+        what the canvases take, and no less than 256 MiB.
 
     Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
@@ -134,6 +134,8 @@ class Session(NotCopied):
         self._forgotten = 0
         """Edits since the last run that can no longer be undone."""
         self._own_turn = Turn()
+        self.notes: Notes = {}
+        """What else `save` is to keep for the user, by name: text and arrays."""
 
     @property
     def _turn(self) -> Turn:
@@ -441,11 +443,17 @@ class Session(NotCopied):
             Nothing has run yet; the file could not be written; a callback of this session asked.
         """
         with self._turn.change("save"):
-            session_file.save(path, {"": self._base()})
+            session_file.save(path, {"": self._base()}, notes=self.notes)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Session:
-        """Continue a saved session: the same bits, the same undo.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: str | Backend | None = None,
+        *,
+        undo: int | str | None = None,
+    ) -> Session:
+        """Continue a saved session: the same bits, the same undo and redo.
 
         Raises
         ------
@@ -455,7 +463,9 @@ class Session(NotCopied):
         loaded = session_file.load(path, get_backend(backend))
         if list(loaded.states) != [""]:
             raise SessionError(f"{path}: a session of several steps; open it with sparsegen.SDEdit.load")
-        return cls.of_state(loaded.states[""], path)
+        session = cls.of_state(loaded.states[""], path)
+        session._undo, session.notes = parse_size(undo), loaded.notes
+        return session
 
     @classmethod
     def of_state(cls, state: State, path: str | os.PathLike[str]) -> Session:

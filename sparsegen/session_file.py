@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -44,6 +44,8 @@ VERSION = "5"
 DIGEST = "sparsegen.digest"
 _KEPT = (np.float32, np.int32, np.float16)
 VALUES = "steps.values"
+Notes: TypeAlias = "dict[str, str | Host]"
+"""What a user keeps in a session's file: text and arrays by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +86,13 @@ def save(
     *,
     metadata: Mapping[str, str] | None = None,
     tensors: Mapping[str, Host] | None = None,
+    notes: Notes | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
     """Write `states` of one model, by their prefixes, to `path`; on failure (CheckpointError) the old file stays whole.
 
-    `metadata` and `tensors` are kept beside them. An array is copied as it is written: no more than one at a time.
+    `metadata`, `tensors` and the user's `notes` are kept beside them. An array is copied as it is written: no more than
+    one at a time.
     """
     model = next(iter(states.values())).model
     written: dict[str, Callable[[], Host]] = {
@@ -96,6 +100,10 @@ def save(
     }
     for name, value in (tensors or {}).items():
         written[f"beside/{name}"] = partial(np.ascontiguousarray, value)
+    texts = {name: value for name, value in (notes or {}).items() if isinstance(value, str)}
+    for name, value in (notes or {}).items():
+        if not isinstance(value, str):
+            written[f"notes/{name}"] = partial(np.ascontiguousarray, value)
     described = {
         "sparsegen.session": VERSION,
         "sparsegen.family": model.family,
@@ -114,6 +122,7 @@ def save(
                 for prefix, state in states.items()
             }
         ),
+        "sparsegen.notes": json.dumps(texts),
         **(metadata or {}),
     }
     for prefix, state in states.items():
@@ -165,6 +174,7 @@ class Loaded:
     states: dict[str, State]
     metadata: dict[str, str]
     tensors: dict[str, Host]
+    notes: Notes
 
 
 def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = None) -> Loaded:
@@ -392,7 +402,9 @@ def _loaded(
         states[prefix] = _state(
             _under(tensors, prefix), model, memory, str(described["output"]), described["edits"]
         )
-    return Loaded(model, states, dict(metadata), _under(tensors, "beside/"))
+    notes: Notes = {str(name): str(text) for name, text in json.loads(metadata["sparsegen.notes"]).items()}
+    notes |= _under(tensors, "notes/")
+    return Loaded(model, states, dict(metadata), _under(tensors, "beside/"), notes)
 
 
 def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:

@@ -402,7 +402,7 @@ def test_a_plan_reads_well(rng, tmp_path, monkeypatch):
     assert (plan.ram_bytes, plan.disk_bytes, plan.fits) == (10**5, total - 10**5, True)
     assert str(plan) == (
         f"3 steps of {each / 1e6:.1f} MB and {shared / 1e6:.1f} MB for all: 0.00 GB in RAM, "
-        f"{(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free)"
+        f"{(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free); to undo, up to 0.27 GB"
     )
     monkeypatch.setattr(Store, "disk_free", lambda store: 5)
     assert not opened(cache=0, folder=tmp_path).plan(original).fits

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from unets import picture, random_ddpm
 
 import sparsegen
-from sparsegen import Paper, Session, SessionError
+from sparsegen import Paper, SDEdit, Session, SessionError
 from sparsegen.weights import CheckpointError
 
 
@@ -150,6 +151,17 @@ def test_a_failed_save_leaves_the_old_file_whole(session, rng, tmp_path, monkeyp
     with pytest.raises(CheckpointError, match="No space"):
         session.save(path)
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_keeps_what_the_user_adds(session, tmp_path):
+    pipeline = SDEdit(random_ddpm(1), steps=2)
+    pipeline.run(picture(np.random.default_rng(0), (16, 16)))
+    for kept in (session, pipeline):
+        kept.notes = {"title": "Ω → lake", "steps.values": np.arange(5, dtype=np.uint8), "empty": ""}
+        kept.save(tmp_path / "saved.session")
+        loaded = type(kept).load(tmp_path / "saved.session")
+        assert loaded.notes.keys() == kept.notes.keys() and loaded.notes["title"] == "Ω → lake"
+        assert np.array_equal(loaded.notes["steps.values"], np.arange(5)) and loaded.notes["empty"] == ""
 
 
 def test_saving_needs_a_run(tmp_path):

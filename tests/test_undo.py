@@ -284,7 +284,7 @@ def test_journals_of_all_steps_have_one_budget(rng, cache):
     assert kept == [0, 0, 0]
 
 
-def test_without_a_word_journals_may_take_what_the_canvases_take(rng, monkeypatch):
+def test_without_a_word_journals_may_take_half_of_what_the_canvases_take(rng, monkeypatch):
     monkeypatch.setattr(session_module, "LEAST_UNDO", 0)
     session = Session(random_gaugan())
     session.run(random_labels(rng, (32, 64)))
