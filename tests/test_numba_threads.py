@@ -20,7 +20,7 @@ numba = pytest.importorskip("numba")
 
 from numba_work import worked  # noqa: E402  (needs numba)
 
-from sparsegen.backends.numba_cpu import NumbaBackend, launch  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import NumbaBackend, cores, launch  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.jit import compile_all  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
 
@@ -40,7 +40,7 @@ def test_threads_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SPARSEGEN_THREADS", "2")
     assert get_backend("numba") is get_backend("numba", threads=2)
     monkeypatch.delenv("SPARSEGEN_THREADS")
-    assert NumbaBackend().threads == launch.available_cores() >= 1
+    assert NumbaBackend().threads == cores.available_cores() >= 1
 
 
 def test_threads_start_with_the_first_work_for_them_and_end_with_their_backend(eager: None) -> None:

@@ -30,10 +30,11 @@ from . import tiles as tile_kernels
 from . import windows as window_kernels
 from .arrays import flat, readable, target
 from .cache import CACHE_VARIABLE
+from .cores import available_cores
 from .epilogue import Writing
 from .gemm import PANEL, STORED, Packed, store_as
 from .jit import compile_all
-from .launch import Launcher, available_cores, in_order
+from .launch import Launcher, in_order
 from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
 from .simd import WIDTH
 from .target import TARGET
@@ -63,7 +64,7 @@ class NumbaBackend(Backend):
     Parameters
     ----------
     threads
-        How many threads compute; None: one for each core that this process may use.
+        How many threads compute; None: one for each core that this process may use (`cores.py`).
     direct
         Compute every convolution as it is defined, without Winograd's transforms: closest to other engines' results.
     weights
