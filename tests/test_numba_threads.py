@@ -60,6 +60,33 @@ def test_threads_start_with_the_first_work_for_them_and_end_with_their_backend(e
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_where_no_more_threads_can_start_those_that_run_do_the_work(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """As under `ulimit -u` or `ulimit -v`: Python raises RuntimeError."""
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == room:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    pool = Pool(4, watchful=True)
+    for _ in range(3):
+        meet, seen = threading.Barrier(room + 1), []
+
+        def call(counter: Host, scratch: Host, meet: Any = meet, seen: Any = seen) -> None:
+            meet.wait(10)
+            seen.append(threading.get_ident())
+
+        pool.count(call, 0, 4)
+        assert len(set(seen)) == room + 1
+    assert len(started) == room and pool._jobs.empty(), "a job waits for a thread that does not exist"
+
+
 def test_every_thread_takes_part_and_has_scratch_of_its_own() -> None:
     pool, meet = Pool(3), threading.Barrier(3)
     seen = []
