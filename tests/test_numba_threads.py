@@ -20,7 +20,7 @@ numba = pytest.importorskip("numba")
 
 from numba_work import worked  # noqa: E402  (needs numba)
 
-from sparsegen.backends.numba_cpu import NumbaBackend, launch  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import NumbaBackend, cores, launch  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.jit import compile_all  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
 
@@ -40,7 +40,7 @@ def test_threads_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SPARSEGEN_THREADS", "2")
     assert get_backend("numba") is get_backend("numba", threads=2)
     monkeypatch.delenv("SPARSEGEN_THREADS")
-    assert NumbaBackend().threads == launch.available_cores() >= 1
+    assert NumbaBackend().threads == cores.available_cores() >= 1
 
 
 def test_threads_start_with_the_first_work_for_them_and_end_with_their_backend(eager: None) -> None:
@@ -58,6 +58,33 @@ def test_threads_start_with_the_first_work_for_them_and_end_with_their_backend(e
     for thread in started:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_where_no_more_threads_can_start_those_that_run_do_the_work(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """As under `ulimit -u` or `ulimit -v`: Python raises RuntimeError."""
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) == room:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    pool = Pool(4, watchful=True)
+    for _ in range(3):
+        meet, seen = threading.Barrier(room + 1), []
+
+        def call(counter: Host, scratch: Host, meet: Any = meet, seen: Any = seen) -> None:
+            meet.wait(10)
+            seen.append(threading.get_ident())
+
+        pool.count(call, 0, 4)
+        assert len(set(seen)) == room + 1
+    assert len(started) == room and pool._jobs.empty(), "a job waits for a thread that does not exist"
 
 
 def test_every_thread_takes_part_and_has_scratch_of_its_own() -> None:

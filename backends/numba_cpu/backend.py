@@ -29,10 +29,12 @@ from . import attention, direct, pointwise, winograd
 from . import tiles as tile_kernels
 from . import windows as window_kernels
 from .arrays import flat, readable, target
+from .cache import CACHE_VARIABLE
+from .cores import available_cores
 from .epilogue import Writing
 from .gemm import PANEL, STORED, Packed, store_as
-from .jit import CACHE_VARIABLE, compile_all
-from .launch import Launcher, available_cores, in_order
+from .jit import compile_all
+from .launch import Launcher, in_order
 from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
 from .simd import WIDTH
 from .target import TARGET
@@ -62,7 +64,7 @@ class NumbaBackend(Backend):
     Parameters
     ----------
     threads
-        How many threads compute; None: one for each core that this process may use.
+        How many threads compute; None: one for each core that this process may use (`cores.py`).
     direct
         Compute every convolution as it is defined, without Winograd's transforms: closest to other engines' results.
     weights
@@ -107,7 +109,9 @@ class NumbaBackend(Backend):
                 f"the kernels were compiled, but the next process must compile them again: {ready.lost}; "
                 f"name a folder that can be written in {CACHE_VARIABLE}"
             )
-        return f"kernels for this processor in {ready.folder}"
+        where = " and ".join(map(str, ready.folders))
+        because = "" if ready.why is None else f", until the system clears it, because {ready.why}"
+        return f"kernels for this processor in {where}{because}"
 
     # -- memory ------------------------------------------------------------------------------------------
 

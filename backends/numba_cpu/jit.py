@@ -2,23 +2,16 @@
 
 `inline` marks a piece of a kernel, `kernel` one that is called from Python. Nothing is compiled before
 `compile_all`, which takes some seconds once for a machine and a version of this package, says so on stderr whenever it
-does, and keeps the result in a folder of the user's; the next process loads it from there in a moment. (Numba files
-machine code by the place of its source too: another environment with the same files compiles them once more.)
-
-The folder holds machine code as Numba pickles it: whoever can write there can run code as this user. So it is made
-for this user alone, and one that somebody else owns or may write to is not used.
+does, and keeps the machine code in files (`cache.py`); the next process loads it from there in a moment.
 """
 
 from __future__ import annotations
 
-import atexit
+import functools
 import hashlib
-import os
+import pickle
 import platform
-import shutil
-import stat
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,14 +22,18 @@ from typing import Any, TypeVar
 import llvmlite.binding as llvm
 import numba
 from numba.core import event
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from .cache import KernelFiles, choose
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, so Numba compiles nothing; unset it")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # No reference counts: kernels allocate nothing, and counting every access to an array takes longer than the access.
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
-
-CACHE_VARIABLE = "SPARSEGEN_CACHE_DIR"
-"""Environment variable: where compiled kernels are kept, instead of the user's cache folder."""
 
 
 def _version() -> str:
@@ -52,58 +49,56 @@ def _version() -> str:
     return digest.hexdigest()[:16]
 
 
-def user_folder() -> Path:
-    """Where compiled kernels belong on this system: `SPARSEGEN_CACHE_DIR`, or the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "sparsegen"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "sparsegen"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsegen"
+@functools.cache
+def kernel_files() -> KernelFiles:
+    """The files of this version's compiled kernels."""
+    return KernelFiles(choose(f"kernels-{_version()}"))
 
 
-def _ours(folder: Path) -> bool:
-    """Whether `folder` belongs to this user and nobody else may write there (not asked on Windows)."""
-    if sys.platform == "win32":
-        return True
-    state = folder.stat()
-    return state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _usable(folder: Path) -> tuple[Path, str | None]:
-    """`folder`, made and writable, and None; or where that cannot be, one for this process alone, and why.
-
-    That one has a copy of what is there.
-    """
+@functools.cache
+def _source(path: str) -> str:
+    """A digest of a source file; of one that is not there, nothing."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _ours(folder):
-            tempfile.TemporaryFile(dir=folder).close()
-            return folder, None
-        why = f"{folder} belongs to somebody else, or others may write there"
-    except OSError as error:  # no room, no right, no folder
-        why = f"{folder} cannot be used: {error}"
-    private = Path(tempfile.mkdtemp(prefix="sparsegen-"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
-    try:
-        if _trusted(folder):
-            shutil.copytree(folder, private, dirs_exist_ok=True)
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
-        pass  # what could not be copied is compiled again
-    return private, why
+        return ""
 
 
-def _trusted(folder: Path) -> bool:
-    """Whether code in a folder that is not used itself may be run: ours or the administrator's, and nobody else's."""
-    if sys.platform == "win32":
-        return folder.is_dir()
-    state = folder.stat()
-    return state.st_uid in (0, os.getuid()) and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+class _Cache:
+    """What Numba asks for a kernel's machine code and hands it to: `kernel_files`, not files that Numba looks after.
+
+    Numba's own (`numba.core.caching.Cache`, whose methods these are) trust what they find, which may be damaged, and
+    cannot read a folder that they cannot write.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        code = function.__code__
+        self._name = f"{function.__module__}.{function.__qualname__}-{code.co_firstlineno}"
+        self._source = _source(code.co_filename)
+        self.cache_path = None
+
+    def _key(self, signature: Any, codegen: Any) -> str:
+        return repr((self._source, signature, codegen.magic_tuple()))
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The kernel, ready to be called; None: it must be compiled."""
+        target.refresh()
+        content = kernel_files().load(self._name, self._key(signature, target.codegen()))
+        if content is None:
+            return None
+        try:
+            return CompileResult._rebuild(target, *pickle.loads(content))
+        except MemoryError:
+            raise
+        except Exception:  # what this Numba cannot rebuild, it compiles again
+            return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keep what was compiled."""
+        key = self._key(signature, compiled.codegen)
+        kernel_files().save(self._name, key, dumps(compiled._reduce()))
 
 
-_folder: tuple[Path, str | None] | None = None
 _declared: list[tuple[Any, Any]] = []
 _lock = threading.Lock()
 _ready: Ready | None = None
@@ -115,23 +110,12 @@ class Ready:
 
     compiled: int
     """Kernels that this process compiled; it loaded the others."""
-    folder: Path
-    """Where they come from and are kept."""
+    folders: tuple[Path, ...]
+    """Where they were loaded from or are kept."""
     lost: str | None
     """Why some that were compiled could not be kept; None when the next process will find all of them."""
-
-
-def _chosen() -> tuple[Path, str | None]:
-    """`_usable` of this version's folder."""
-    global _folder
-    if _folder is None:
-        _folder = _usable(user_folder() / f"kernels-{_version()}")
-    return _folder
-
-
-def cache_folder() -> Path:
-    """The folder of this version's compiled kernels."""
-    return _chosen()[0]
+    why: str | None
+    """Why some of them are not in the user's cache folder; None when all of them are."""
 
 
 def inline(function: F) -> F:
@@ -141,15 +125,11 @@ def inline(function: F) -> F:
 
 
 def kernel(signature: Any) -> Callable[[F], F]:
-    """A kernel of that signature: it runs without the GIL, and the next process loads it from `cache_folder`."""
+    """A kernel of that signature: it runs without the GIL, and the next process loads it from `kernel_files`."""
 
     def declare(function: F) -> F:
-        # Numba asks for its folder while a function is declared; nobody else's functions are to land in ours
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
-        try:
-            compiled: F = numba.njit(nogil=True, cache=True, **_OPTIONS)(function)
-        finally:
-            numba.config.CACHE_DIR = before
+        compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
+        compiled._cache = _Cache(function)
         _declared.append((compiled, signature))
         return compiled
 
@@ -157,12 +137,12 @@ def kernel(signature: Any) -> Callable[[F], F]:
 
 
 def compile_all() -> Ready:
-    """Make every declared kernel ready: from the cache folder, or by compiling it (which is said on stderr)."""
+    """Make every declared kernel ready: from `kernel_files`, or by compiling it (which is said on stderr)."""
     global _ready
     if _ready is None:  # asked without the lock, which another thread may hold while the process forks
         with _lock:
             if _ready is None:
-                _ready = _make_ready(_declared, *_chosen())
+                _ready = _make_ready(_declared)
     return _ready
 
 
@@ -175,10 +155,8 @@ class _Progress(event.Listener):
         self._said = False
 
     def on_start(self, of: Any) -> None:
-        number = self._numbers.get(
-            id(of.data["dispatcher"])
-        )  # None: somebody else's function, in another thread
-        if number is not None:
+        number = self._numbers.get(id(of.data["dispatcher"]))
+        if number is not None:  # else somebody else's function, in another thread
             self.compiled += 1
             text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
             _say(text, number, len(self._numbers), first=not self._said)
@@ -188,27 +166,22 @@ class _Progress(event.Listener):
         pass
 
 
-def _make_ready(declared: list[tuple[Any, Any]], folder: Path, lost: str | None) -> Ready:
-    """Load or compile kernels, which are kept in `folder` unless `lost` says why not."""
-    start, progress = time.perf_counter(), _Progress([compiled for compiled, _ in declared])
+def _make_ready(declared: list[tuple[Any, Any]]) -> Ready:
+    """Load kernels from `kernel_files`, or compile and keep them there."""
+    start, files = time.perf_counter(), kernel_files()
+    progress = _Progress([compiled for compiled, _ in declared])
     with event.install_listener("numba:compile", progress):
         for compiled, signature in declared:
-            if compiled.signatures:  # an attempt before this one was interrupted
-                continue
-            try:
+            if not compiled.signatures:  # else an attempt before this one was interrupted
                 compiled.compile(signature.args)
-            except OSError as error:  # it is compiled, but could not be kept: a full disk
-                if not compiled.signatures:
-                    raise
-                lost = lost or str(error)
-            compiled.disable_compile()
-    if not progress.compiled:
-        lost = None  # there was nothing to keep
-    else:
-        seconds = time.perf_counter() - start
-        kept = f"kept in {folder}" if lost is None else f"but not kept ({lost})"
-        _say(f"compiled in {seconds:.0f} s; {kept}")
-    return Ready(progress.compiled, folder, lost)
+                compiled.disable_compile()
+    if progress.compiled:
+        folders = files.folders
+        because = "" if folders.why is None else f" ({folders.why})"
+        kept = f"kept in {folders.keep}{because}" if files.lost is None else f"but not kept ({files.lost})"
+        _say(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
+    why = files.folders.why if files.folders.private in files.used else None
+    return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)
 
 
 def _say(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:

@@ -5,7 +5,6 @@ No bit of a result depends on what is decided here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +13,12 @@ import numpy as np
 from ..interface import TILE, Array, Host
 from . import pointwise
 from .arrays import readable
+from .cores import available_cores
 from .jit import compile_all
 from .threads import Pool, Scratch, Words
 
 ALONE = 1e7
 """Floating-point operations below which waking another thread takes longer than it saves."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def in_order(tiles: Host) -> Host:

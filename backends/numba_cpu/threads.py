@@ -107,7 +107,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
-    """`threads` threads, the caller's among them; the others start with the first job that needs them.
+    """Up to `threads` threads, the caller's among them; the others start with the first job that needs them.
 
     With `watchful`, helpers look out for the next kernel for a moment before they sleep (`waiting.py`): for no more
     threads than there are cores.
@@ -126,17 +126,26 @@ class Pool:
         self._words = waiting.words(self.threads - 1)
         self._watched = threading.Lock()
         """Held while a kernel is watched: one at a time."""
-        self._started = False
+        self._helpers: int | None = None
+        """Threads that were started."""
 
-    def _start(self) -> None:
+    def _start(self) -> int:
+        """How many helpers there are; those that the system has no room for are done without."""
         with self._lock:
-            if not self._started:
+            if self._helpers is None:
+                self._helpers = 0
                 for number in range(1, self.threads):
-                    name = f"sparsegen-{number}"
                     work = (self._jobs, self._words, number - 1)
-                    threading.Thread(target=_work, args=work, name=name, daemon=True).start()
-                weakref.finalize(self, _stop, self._jobs, self.threads - 1)
-                self._started = True
+                    thread = threading.Thread(
+                        target=_work, args=work, name=f"sparsegen-{number}", daemon=True
+                    )
+                    try:
+                        thread.start()
+                    except RuntimeError:  # a limit on threads or memory: those that run do all the work
+                        break
+                    self._helpers = number
+                weakref.finalize(self, _stop, self._jobs, self._helpers)
+            return self._helpers
 
     def count(self, call: Callable[[Words, Scratch], None], floats: int, threads: int) -> None:
         """`run` a kernel, `call(counter, scratch)`, that takes the numbers of its items from an int64 counter."""
@@ -171,8 +180,7 @@ class Pool:
         try:
             helpers = min(threads, self.threads) - 1
             if helpers > 0:
-                self._start()
-                for _ in range(helpers):
+                for _ in range(min(helpers, self._start())):
                     self._jobs.put(job)
             call(scratch(floats))
         except BaseException as error:

@@ -28,7 +28,7 @@ ThreadsOption = Annotated[
     typer.Option(
         "--threads",
         help="How many threads compute.",
-        show_default="SPARSEGEN_THREADS, else as many as there are cores",
+        show_default="SPARSEGEN_THREADS, else one for each core that may be used",
     ),
 ]
 DirectOption = Annotated[

@@ -1,0 +1,195 @@
+"""Files of compiled kernels: machine code is written to a file for each kernel, and a later process reads it back.
+
+A file begins with a digest of its content and of what the kernel was compiled from. So a file that is missing, empty,
+damaged or another kernel's is a miss: nothing of it is unpickled, and the kernel's next save overwrites it.
+
+The content is a pickle: whoever can write such a file can run code as this user. So a file or folder is used only if it
+belongs to this user (or the administrator, who may provide kernels) and nobody else may write to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE_VARIABLE = "SPARSEGEN_CACHE_DIR"
+"""Environment variable: where compiled kernels are kept, instead of the user's cache folder."""
+
+
+def user_folder() -> Path:
+    """Where compiled kernels belong on this system: `SPARSEGEN_CACHE_DIR`, or the user's cache folder.
+
+    Raises RuntimeError where this user has no home folder.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sparsegen"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sparsegen"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsegen"
+
+
+def private_folder() -> Path:
+    """This user's folder among temporary files: for kernels that cannot be kept in `user_folder`.
+
+    Raises OSError where there is no folder for temporary files.
+    """
+    user = (
+        "" if sys.platform == "win32" else f"-{os.getuid()}"
+    )  # Windows: temporary files are each user's own
+    return Path(tempfile.gettempdir()) / f"sparsegen{user}"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where kernels are looked for, and where new ones are kept."""
+
+    read: tuple[Path, ...]
+    """In this order; they need not exist."""
+    keep: Path | None
+    """None: nowhere."""
+    why: str | None
+    """Why `keep` does not lie in the user's cache folder; None: it does."""
+
+    @property
+    def private(self) -> Path | None:
+        """`keep` where it is the one among temporary files."""
+        return None if self.why is None else self.keep
+
+
+def choose(name: str) -> Folders:
+    """The folder `name` in `user_folder`, made; where it cannot be written, the one in `private_folder`, not yet made.
+
+    A folder that cannot be written is read all the same where it can be trusted.
+    """
+    read: tuple[Path, ...] = ()
+    try:
+        folder = user_folder() / name
+    except RuntimeError:
+        why: str | None = "this user has no home folder"
+    else:
+        read = (folder,)
+        try:
+            # others may read it: an image may compile kernels as root and run as another user
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            why = _objection(folder)
+            if why is None:
+                tempfile.TemporaryFile(dir=folder).close()
+                return Folders(read, folder, None)
+        except OSError as error:  # no room, no right, no folder
+            why = f"{folder} cannot be written: {error.strerror or error}"
+    try:
+        private = private_folder()
+        objection = _private_objection(private) if os.path.lexists(private) else None
+    except OSError as error:
+        objection = error.strerror or str(error)
+    if objection is not None:
+        return Folders(read, None, f"{why}; {objection}")
+    return Folders((*read, private / name), private / name, why)
+
+
+def _objection(folder: Path) -> str | None:
+    """Why kernels must not be kept in a folder; None: it is this user's, and nobody else may write there."""
+    if sys.platform == "win32":
+        return None
+    state = folder.stat()
+    if state.st_uid != os.getuid():
+        return f"{folder} belongs to another user"
+    return f"others may write to {folder}" if _open_to_others(state) else None
+
+
+def _private_objection(folder: Path) -> str | None:
+    """The same for a folder where everybody may leave a link to another place."""
+    return f"{folder} is a link" if folder.is_symlink() else _objection(folder)
+
+
+def _trusted(state: os.stat_result) -> bool:
+    """Whether code there may be run: it is this user's or the administrator's, and nobody else may write there."""
+    return sys.platform == "win32" or (state.st_uid in (0, os.getuid()) and not _open_to_others(state))
+
+
+def _open_to_others(state: os.stat_result) -> bool:
+    return bool(state.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+class KernelFiles:
+    """A file for each kernel, in folders that this user can trust."""
+
+    def __init__(self, folders: Folders) -> None:
+        self.folders = folders
+        self.used: set[Path] = set()
+        """Folders that a kernel was loaded from or saved to."""
+        self.lost: str | None = None
+        """Why a kernel could not be saved."""
+
+    def load(self, name: str, key: str) -> bytes | None:
+        """What was saved under that name and key; None: nothing, or it is damaged or cannot be trusted."""
+        for folder in self.folders.read:
+            with contextlib.suppress(OSError):  # no such file, or none that can be read
+                content = _unsealed(_read(folder / f"{name}.nbc"), key)
+                if content is not None:
+                    self.used.add(folder)
+                    return content
+        return None
+
+    def save(self, name: str, key: str, content: bytes) -> None:
+        """Write a kernel's file over whatever has its name; where that fails, `lost` says why."""
+        folder = self.folders.keep
+        if folder is None:
+            self.lost = self.folders.why
+            return
+        try:
+            if folder == self.folders.private:
+                folder.parent.mkdir(mode=0o700, exist_ok=True)
+                objection = _private_objection(folder.parent)
+                if objection is not None:
+                    raise PermissionError(objection)
+            folder.mkdir(mode=0o755, exist_ok=True)
+            _write(folder / f"{name}.nbc", _digest(content, key) + content)
+            self.used.add(folder)
+        except OSError as error:  # no room, no right
+            self.lost = str(error)
+
+
+def _digest(content: bytes, key: str) -> bytes:
+    return hashlib.sha256(hashlib.sha256(key.encode()).digest() + content).digest()
+
+
+def _unsealed(sealed: bytes, key: str) -> bytes | None:
+    """The content behind its digest; None: it is not what was written."""
+    size = hashlib.sha256().digest_size
+    digest, content = sealed[:size], sealed[size:]
+    return content if digest == _digest(content, key) else None
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a regular file in a trusted folder; empty where either is none."""
+    if not (_trusted(path.parent.stat()) and path.is_file()):  # to open a pipe would wait for its writer
+        return b""
+    with path.open("rb") as file:
+        return file.read() if _trusted(os.fstat(file.fileno())) else b""
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: another process may read it at any moment."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}")
+    try:
+        # for others to read, for this user alone to write, whatever the process's mask is
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
+            file.write(content)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
