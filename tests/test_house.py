@@ -65,7 +65,7 @@ WEIGHTS_ROOMS = {"builtin"}
 # the longest path that matches -> third parties that may be imported there, anywhere in the file
 THIRD_PARTIES = {
     "sparsegen": {"numpy"},
-    "sparsegen/pictures.py": {"numpy", "PIL"},
+    "sparsegen/pictures": {"numpy", "PIL"},
     "sparsegen/cli": {"numpy", "typer", "rich"},
     "backends": {"numpy"},
     "backends/numba_cpu": {"numpy", "numba", "llvmlite"},
