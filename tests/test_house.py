@@ -43,6 +43,7 @@ FLOORS = {
     "schedules": 1,
     "samplers": 1,
     "store": 1,
+    "checks": 1,
     "errors": 0,
 }
 # room -> rooms of the same floor that it may import
@@ -57,6 +58,7 @@ NEIGHBOURS = {
     "pictures": {"backends", "tiles"},
     "samplers": {"schedules"},
     "store": {"backends"},
+    "checks": {"backends"},
 }
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}

@@ -197,7 +197,9 @@ def _decode(path: str, file: BinaryIO) -> ImageFile:
     with Image.open(file) as image:
         kind = image.format or ""
         if kind not in FORMATS:
-            raise InputError(f"{path}: a {kind} file, which is not read; save the picture as PNG")
+            raise InputError(
+                f"{path}: a file of the format {kind}, which is not read; save the picture as PNG"
+            )
         if kind in _SEQUENCES and getattr(image, "is_animated", False):
             count = getattr(image, "n_frames", "several")
             raise InputError(
