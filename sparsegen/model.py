@@ -154,10 +154,10 @@ def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> 
 
 def multiples_near(unit: int, height: int, width: int) -> list[tuple[int, int]]:
     """`nearest_sizes` of those whose sides are multiples of `unit`: each side shrunk or grown to the next one."""
-    sides = [
+    rows, columns = (
         sorted({max(side // unit, 1) * unit, max(-(-side // unit), 1) * unit}) for side in (height, width)
-    ]
-    return nearest_sizes(product(*sides), height, width)
+    )
+    return nearest_sizes(product(rows, columns), height, width)
 
 
 def named_sizes(sizes: Iterable[tuple[int, int]]) -> str:

@@ -6,7 +6,7 @@ writes PNG. `labels` makes label maps of it, `masks` masks, `colours` pictures; 
 """
 
 from .colours import read_picture
-from .files import Palette, is_lossy, read_size, write_png
+from .files import Palette, lossy_format, read_size, write_png
 from .frames import Frame, Size
 from .labels import ColourError, read_labels
 from .masks import read_mask
@@ -19,7 +19,7 @@ __all__ = [
     "Size",
     "colourise",
     "enlarge",
-    "is_lossy",
+    "lossy_format",
     "overlay_tiles",
     "psnr",
     "read_labels",

@@ -82,10 +82,12 @@ class ImageFile:
     def samples(self) -> Host:
         """The numbers of a grey picture as the file has them, int64 `[H, W]`: 0 to `levels`."""
         image = self.image.getchannel(0) if self.image.mode == "LA" else self.image
-        values = np.asarray(image).astype(np.int64)
+        values: Host = np.asarray(image).astype(np.int64)
         # where a file has fewer bits, Pillow has spread its values over the range of its mode
         spread = {"L": 255, "I": 65535}.get(image.mode, self.levels)
-        return values if self.levels in (0, spread) else (values * self.levels + spread // 2) // spread
+        if self.levels not in (0, spread):
+            values = (values * self.levels + spread // 2) // spread
+        return values
 
     def palette(self) -> Host:
         """The colours of an indexed picture, int32 `[256, 4]` (RGBA); -1 where the file has no entry."""
@@ -107,7 +109,8 @@ class ImageFile:
             grey = (self.samples() * 255 // self.levels).astype(np.uint8)
             return grey[..., None].repeat(3, -1)
         if self.image.mode == "P":
-            return np.maximum(self.palette()[..., :3], 0).astype(np.uint8)[np.asarray(self.image)]
+            entries = np.maximum(self.palette()[:, :3], 0).astype(np.uint8)
+            return np.asarray(entries[np.asarray(self.image)])
         if self.image.mode not in CONVERTED:
             raise InputError(
                 f"{self.path}: a {self.image.mode} picture, expected RGB or grey; save it as one of these"
@@ -124,21 +127,22 @@ class ImageFile:
 
     def alpha(self) -> Host | None:
         """How opaque each pixel is, uint8 `[H, W]`; None where the file cannot say that."""
-        image, clear = self.image, self.image.info.get("transparency")
+        image, key = self.image, self.image.info.get("transparency")
         if image.mode in ("LA", "RGBA"):
             return np.asarray(image.getchannel("A"))
         if image.mode == "P":
-            return np.maximum(self.palette()[..., 3], 0).astype(np.uint8)[np.asarray(image)]
-        if clear is None:
+            entries = np.maximum(self.palette()[:, 3], 0).astype(np.uint8)
+            return np.asarray(entries[np.asarray(image)])
+        if key is None or not (self.is_grey or image.mode == "RGB"):
             return None
         if image.mode == "RGB":
             # of 16 bits a channel, Pillow decodes the upper 8
-            key = [part >> 8 if self.levels == 65535 else part for part in clear]
-            return np.where((np.asarray(image) == key).all(-1), 0, 255).astype(np.uint8)
-        if self.is_grey:
-            key = min(clear, 1) if image.mode == "1" else clear
-            return np.where(self.samples() == key, 0, 255).astype(np.uint8)
-        return None
+            clear = (np.asarray(image) == [part >> 8 if self.levels == 65535 else part for part in key]).all(
+                -1
+            )
+        else:
+            clear = self.samples() == (min(key, 1) if image.mode == "1" else key)
+        return np.where(clear, 0, 255).astype(np.uint8)
 
 
 def read_file(path: str | os.PathLike[str]) -> ImageFile:
@@ -188,9 +192,9 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return read_file(path).size
 
 
-def is_lossy(path: str | os.PathLike[str]) -> bool:
-    """Whether a picture's format changed its pixels when it was saved: its content says so. Raises InputError."""
-    return bool(read_file(path).lossy)
+def lossy_format(path: str | os.PathLike[str]) -> str:
+    """The lossy format that a picture's content shows, such as JPEG; "": saved without loss. Raises InputError."""
+    return read_file(path).lossy
 
 
 def _decode(path: str, file: BinaryIO) -> ImageFile:
@@ -237,7 +241,8 @@ def _first_webp_image(file: BinaryIO) -> bytes:
 
 def _levels(image: Image.Image, kind: str) -> int:
     """`ImageFile.levels`, off Pillow's word for how the file's bytes are laid out, before they are decoded."""
-    args = image.tile[0][3] if image.tile else ()
+    tiles = getattr(image, "tile", ())
+    args = tiles[0][3] if tiles else ()
     words = args if isinstance(args, tuple) else (args,)
     raw = next((word for word in words if isinstance(word, str)), "")
     if kind == "PPM" and isinstance(words[-1], int) and len(words) == 2:

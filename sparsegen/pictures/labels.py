@@ -65,11 +65,12 @@ def read_labels(
         The file cannot be read, was saved with loss, or has another depth than `like`; another size than the frame's.
     """
     file = _read(path)
+    numbering = None
     if palette is not None:
         numbering = _of_palette(palette, has_unknown=unknown_label is not None)
-    else:
-        numbering = None if like is None else _of_file(_read(like))
-    labels = _labels(file, numbering).astype(np.int32)
+    elif like is not None:
+        numbering = _of_file(_read(like))
+    labels: Host = _labels(file, numbering).astype(np.int32)
     if unknown_label is not None:
         labels[labels == UNKNOWN] = unknown_label
     return labels if frame is None else frame.nearest(labels, path)
@@ -226,15 +227,15 @@ def _of_indexed(file: ImageFile, numbering: _Numbering | None) -> Host:
     own = _own_labels(colours, levels)
     is_grey_picture = levels == 255 and np.array_equal(own, np.arange(256))
     if numbering is None or (is_grey_picture and not numbering.levels):
-        return own[indices]
+        return np.asarray(own[indices])
     found = numbering.of_indices(used, colours[used])
     if levels and not numbering.levels and (found < 0).any():
-        return own[indices]
+        return np.asarray(own[indices])
     if numbering.has_unknown and used[-1] == UNKNOWN and found[-1] == _NONE:
         found[-1] = UNKNOWN
     lut = np.zeros(256, np.int64)
     lut[used] = found
-    labels = lut[indices]
+    labels = np.asarray(lut[indices])
     _check(file, labels, numbering)
     return labels
 
