@@ -183,7 +183,7 @@ def read_file(path: str | os.PathLike[str]) -> ImageFile:
             ) from None
     for warning in caught:
         if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
-            warnings.warn(f"{name}: {warning.message}", stacklevel=3)
+            warnings.warn(f"{name}: {' '.join(str(warning.message).split())}", stacklevel=3)
     return found
 
 

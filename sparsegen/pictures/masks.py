@@ -13,7 +13,7 @@ from ..errors import InputError
 from .files import ImageFile, read_file
 from .frames import Frame
 
-NEARLY_ALL = 0.95
+NEARLY_ALL = 0.9
 """Share of a mask from which on it was probably meant otherwise."""
 
 
@@ -23,7 +23,7 @@ def read_mask(path: str | os.PathLike[str], *, frame: Frame | None = None) -> Ho
     A pixel is masked where its brightest channel is at least half of the format's range: 128 of 255, 32768 of 65535,
     white of 1 bit, the colour (not the index) of a palette. Where some pixels are at least half opaque and others are
     not, the opaque ones must be all bright or all dark: then the alpha channel is the mask, whatever the colour of its
-    strokes. `frame` crops and resizes the mask (nearest neighbour). A UserWarning says when 95 % or more is masked.
+    strokes. `frame` crops and resizes the mask (nearest neighbour). A UserWarning says when 90 % or more is masked.
 
     Raises
     ------
