@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice, product
 from types import MappingProxyType
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -93,6 +94,14 @@ class Model(NotCopied, Layer):
         """
         raise NotImplementedError
 
+    def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes (height, width) that the network can take, the nearest first; the given one alone where it can."""
+        raise NotImplementedError
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ShapeError, which names the nearest sizes: the network cannot take inputs of that size."""
+        raise NotImplementedError
+
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
         """The network: input features in, the output feature out."""
         raise NotImplementedError
@@ -153,3 +162,25 @@ def checked_model(model: Any, needed: str) -> Model:
     if isinstance(model, str | os.PathLike):
         raise InputError(f"{needed}, not its name; give it sparsegen.load({os.fspath(model)!r})")
     raise InputError(f"{needed}, as sparsegen.load gives it, not {type(model).__name__}")
+
+
+def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> list[tuple[int, int]]:
+    """`sizes` (height, width), the least stretched from the given one first: by the logarithm of both factors."""
+
+    def stretch(size: tuple[int, int]) -> float:
+        return math.log(size[0] / max(height, 1)) ** 2 + math.log(size[1] / max(width, 1)) ** 2
+
+    return sorted(sizes, key=stretch)
+
+
+def multiples_near(unit: int, height: int, width: int) -> list[tuple[int, int]]:
+    """`nearest_sizes` of those whose sides are multiples of `unit`: each side shrunk or grown to the next one."""
+    rows, columns = (
+        sorted({max(side // unit, 1) * unit, max(-(-side // unit), 1) * unit}) for side in (height, width)
+    )
+    return nearest_sizes(product(rows, columns), height, width)
+
+
+def named_sizes(sizes: Iterable[tuple[int, int]]) -> str:
+    """The first few of some sizes, for a message."""
+    return ", ".join(f"{height}×{width}" for height, width in islice(sizes, 3)) + " (height × width)"

@@ -25,6 +25,7 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from . import samplers, session_file
+from .checks import warn_of_unit_range
 from .denoising import OnStep, Settings, denoised, is_number, settings_for
 from .errors import InputError, SessionError, ShapeError
 from .halves import memory_kind
@@ -639,6 +640,7 @@ class SDEdit(NotCopied):
             raise InputError(f"the picture is {array.dtype}, expected uint8, or floats in [-1, 1]")
         if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
             raise InputError("the picture holds values outside [-1, 1]")
+        warn_of_unit_range(array, stacklevel=3)
         return np.asarray(np.clip(array, -1, 1), np.float32, order="C")
 
     def _difference(self, picture: Any, mask: Any) -> tuple[Host, Host, Host, int]:

@@ -227,7 +227,10 @@ MISTAKES = {
     "a missing checkpoint": ("inspect nowhere.pth", "nowhere.pth"),
     "a folder that is missing": ("demo -o no/where.png", "no/where.png"),
     "a folder as output": (f"{TINY} --edited b.png -o .", "folder"),
-    "a mask of another size": (f"{TINY} --edited b.png --mask wide.png -o o.png", "the mask is (32, 96)"),
+    "a mask of another size": (
+        f"{TINY} --edited b.png --mask wide.png -o o.png",
+        "wide.png: 32×96, but a.png is 32×64",
+    ),
     "a seed without a latent": (f"{TINY} --edited b.png --seed 3 -o o.png", "latent"),
     "instances without edges": (f"{TINY} --edited b.png --instances a.png -o o.png", "edge"),
     "too few instance maps": (

@@ -286,12 +286,12 @@ MISTAKES = {
         "out-preview-02.png: is also an input",
     ),
     "a size that does not halve": (TINY.replace("photo", "odd").replace("first", "odd"), "odd.png: "),
-    "another size": (TINY.replace("first", "wide"), "wide.png: 32×64, but the picture before it is 32×32"),
+    "another size": (TINY.replace("first", "wide"), "wide.png: 32×64, but photo.png is 32×32"),
     "another size after a good one": (f"{TINY} --edited wide.png", "wide.png: 32×64"),
     "a picture that is none": (TINY.replace("first", "text"), "text.png"),
     "a picture that is missing": (TINY.replace("photo", "nowhere"), "nowhere.png: no such file"),
     "an original that is transparent": (TINY.replace("photo", "layer"), "layer.png: has transparent pixels"),
-    "a mask of another size": (f"{TINY} --mask wide.png", "the mask is (32, 64)"),
+    "a mask of another size": (f"{TINY} --mask wide.png", "wide.png: 32×64, but photo.png is 32×32"),
     "a network of latents": (TINY.replace("net.", "latents."), "takes 4 channels"),
     "an output that is an input": (TINY.replace("o.png", "first.png"), "also an input"),
     "an output in no folder": (TINY.replace("o.png", "no/o.png"), "no/o.png"),
@@ -476,35 +476,6 @@ def test_the_demo_says_what_is_wrong_before_it_works(files, built_in, monkeypatc
     for words in ("--policy magic", "-o no/demo.png", "-o demo.jpg", "--backend abacus"):
         assert main(["demo", "--model", "tiny-ddpm", *words.split()]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-# -- reading pictures ------------------------------------------------------------------------------------
-
-
-def test_pictures_of_every_kind_become_rgb(tmp_path):
-    rng = np.random.default_rng(5)
-    colours = picture(rng, (8, 12))
-    grey = colours[..., 0]
-    Image.fromarray(colours).save(tmp_path / "rgb.png")
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    Image.fromarray(colours).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
-    Image.fromarray(np.dstack([colours, np.full((8, 12), 255, np.uint8)])).save(tmp_path / "opaque.png")
-    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
-    turned = Image.fromarray(colours)
-    exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was held upright
-    turned.save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(pictures.read_picture(tmp_path / "rgb.png"), colours)
-    assert np.array_equal(pictures.read_picture(tmp_path / "opaque.png"), colours)
-    for name in ("grey", "deep"):
-        found = pictures.read_picture(tmp_path / f"{name}.png")
-        assert np.array_equal(found, np.repeat(grey[..., None], 3, -1)), name
-        assert np.array_equal(pictures.read_picture(tmp_path / f"{name}.png", channels=1), grey[..., None])
-    assert pictures.read_picture(tmp_path / "palette.png").shape == (8, 12, 3)
-    assert np.array_equal(pictures.read_picture(tmp_path / "turned.png"), np.rot90(colours, -1))
-    with pytest.raises(InputError, match="a F picture"):
-        pictures.read_picture(tmp_path / "float.tiff")
 
 
 def test_the_pictures_of_the_built_in_model_are_small_edits_of_its_size():

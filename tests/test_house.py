@@ -46,6 +46,7 @@ FLOORS = {
     "samplers": 1,
     "store": 1,
     "turn": 1,
+    "checks": 1,
     "errors": 0,
 }
 # room -> rooms of the same floor that it may import
@@ -60,6 +61,7 @@ NEIGHBOURS = {
     "pictures": {"backends", "tiles"},
     "samplers": {"schedules"},
     "store": {"backends", "turn"},
+    "checks": {"backends"},
 }
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}
@@ -68,7 +70,7 @@ WEIGHTS_ROOMS = {"builtin"}
 # the longest path that matches -> third parties that may be imported there, anywhere in the file
 THIRD_PARTIES = {
     "sparsegen": {"numpy"},
-    "sparsegen/pictures.py": {"numpy", "PIL"},
+    "sparsegen/pictures": {"numpy", "PIL"},
     "sparsegen/cli": {"numpy", "typer", "rich"},
     "backends": {"numpy"},
     "backends/numba_cpu": {"numpy", "numba", "llvmlite"},

@@ -32,6 +32,7 @@ from .options import (
     open_backend,
     parse_settings,
 )
+from .reading import Fit
 
 
 def _own(name: str) -> str:
@@ -84,7 +85,30 @@ def edit(
     ],
     model: ModelOption = "landscape",
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="Recompute where this picture is not black.")
+        Path | None,
+        typer.Option(
+            "--mask",
+            help="Recompute where this picture is white: at least half as bright. Painted on a transparent layer, "
+            "in whatever colour: where it is opaque.",
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            "--crop",
+            metavar="HEIGHTxWIDTH",
+            help="Keep the middle of every file, such as 256x512 (height first), or auto: the most that the network "
+            "can take.",
+        ),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            "--resize",
+            metavar="HEIGHTxWIDTH",
+            help="Resize every file, after --crop, such as to 256x512 (height first), or auto: the nearest size that "
+            "the network can take.",
+        ),
     ] = None,
     policy: PolicyOption = "paper",
     backend: BackendOption = None,
@@ -178,6 +202,14 @@ def edit(
         list[Path] | None,
         typer.Option("--edited-instances", help="Label maps: instance map of each edited one."),
     ] = None,
+    unknown_label: Annotated[
+        int | None,
+        typer.Option(
+            "--unknown-label",
+            help="Label maps: the label that 255 ('unknown') becomes.",
+            show_default="an error",
+        ),
+    ] = None,
     settings: SetOption = None,
 ) -> None:
     """Paint the original, then recompute only what each edited copy changes.
@@ -188,6 +220,7 @@ def edit(
     """
     # everything that can be wrong is looked at before the work begins
     outputs = [output] if len(edited) == 1 else [numbered(output, str(i + 1)) for i in range(len(edited))]
+    fit = Fit.parse(crop, resize)
     given = [original, *edited, *(edited_instances or ()), *(path for path in (mask, instances) if path)]
     for path in outputs:
         check_writable(path, suffix=".png", inputs=given)
@@ -195,7 +228,7 @@ def edit(
         load(model, **parse_settings(settings)), open_backend(backend, threads, direct, weights), policy
     )
     get_policy(policy, paper=engine.network.paper)
-    job = Job(engine, model, original, tuple(edited), tuple(outputs), mask, seed)
+    job = Job(engine, model, original, tuple(edited), tuple(outputs), mask, seed, fit)
     options = strokes.Options(
         steps,
         noise_level,
@@ -208,13 +241,17 @@ def edit(
         cache_storage,
         preview_every,
     )
-    of_maps = {"instances": instances, "edited_instances": edited_instances}
+    of_maps = {
+        "instances": instances,
+        "edited_instances": edited_instances,
+        "unknown_label": unknown_label,
+    }
     if isinstance(engine.network, UNet):
         _refuse(of_maps, f"{model} is a diffusion model ({engine.network.family}), which takes pictures")
         strokes.edit(job, options)
     else:
         _refuse(vars(options), f"{model} is no diffusion model ({engine.network.family})")
-        labels.edit(job, instances, edited_instances or [])
+        labels.edit(job, instances, edited_instances or [], unknown_label)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:

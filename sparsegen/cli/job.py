@@ -10,6 +10,7 @@ from sparsegen.backends.interface import Backend
 
 from .. import __version__
 from ..model import Model
+from .reading import Fit
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Job:
     """One for each of `edited`."""
     mask: Path | None
     seed: int | None
+    fit: Fit
+    """What is done with files of a size that the network cannot take."""
 
     @property
     def inputs(self) -> tuple[Path, ...]:

@@ -16,37 +16,49 @@ from sparsegen.weights import builtin
 from .. import pictures
 from ..errors import InputError
 from ..model import Model
-from ..profiling import check_mask, profile
+from ..models.gaugan import GauGAN
+from ..profiling import profile
 from ..run import LayerRecord
 from ..session import Session
 from .console import out, print_table, progress_bars
 from .job import Engine, Job
+from .reading import naming, notes
 
 
-def edit(job: Job, instances: Path | None, edited_instances: list[Path]) -> None:
+def edit(
+    job: Job, instances: Path | None, edited_instances: list[Path], unknown_label: int | None = None
+) -> None:
     """Paint the original label map, then what each edited one changes."""
     network = job.engine.network
+    assert isinstance(network, GauGAN)  # the one kind that takes label maps
     if edited_instances and (instances is None or len(edited_instances) != len(job.edited)):
         raise InputError(
             f"{len(job.edited)} edited label maps have {len(edited_instances)} --edited-instances; "
             "give one for each, and --instances for the original"
         )
-    first, *later = [_read(path, job.model) for path in (job.original, *job.edited)]
+    if unknown_label is not None and not 0 <= unknown_label < network.labels:
+        raise InputError(
+            f"--unknown-label {unknown_label}: this network has labels 0 to {network.labels - 1}"
+        )
     conditions: dict[str, Any] = {} if job.seed is None else {"z": latent(network, job.seed)}
-    if instances is not None:
-        conditions["instances"] = pictures.read_labels(instances)
-    base = network.encode(first, **conditions)
-    changes: list[dict[str, Any]] = [
-        {} if not edited_instances else {"instances": pictures.read_labels(edited_instances[i])}
-        for i in range(len(later))
-    ]
-    for path, labels, change in zip(job.edited, later, changes, strict=True):
-        shape = network.encode(labels, **change).shape
-        if shape != base.shape:
-            raise InputError(
-                f"{path}: {shape[1]}×{shape[2]}, but {job.original} is {base.shape[1]}×{base.shape[2]}"
-            )
-    mask = None if job.mask is None else check_mask(pictures.read_mask(job.mask), base.shape)
+    with notes():
+        maps = [_read(path, job, network, unknown_label) for path in (job.original, *job.edited)]
+        frame = job.fit.frame(network, job.original)
+        first, *later = [
+            frame.nearest(labels, path)
+            for labels, path in zip(maps, (job.original, *job.edited), strict=True)
+        ]
+        if instances is not None:
+            conditions["instances"] = pictures.read_labels(instances, frame=frame)
+        changes: list[dict[str, Any]] = [
+            {"instances": pictures.read_labels(path, frame=frame)} for path in edited_instances
+        ] or [{} for _ in later]
+        mask = None if job.mask is None else pictures.read_mask(job.mask, frame=frame)
+    with naming(instances or job.original):
+        network.encode(first, **conditions)
+    for path, labels, change in zip(edited_instances or job.edited, later, changes, strict=True):
+        with naming(path):
+            network.encode(labels, **change)
 
     session = Session(network, job.engine.backend)
     with layer_bars(network, first, **conditions) as bar, warnings.catch_warnings():
@@ -123,13 +135,16 @@ def layer_bars(
         yield bar
 
 
-def _read(path: Path, model: str) -> Host:
-    """A label map, or in its own colours one of a built-in model."""
-    known = builtin.get(model)
+def _read(path: Path, job: Job, network: GauGAN, unknown_label: int | None) -> Host:
+    """A label map; of a built-in model, by its colours, else as the original numbers them."""
+    known = builtin.get(job.model)
     palette = known.labels.palette if known and known.labels else None
     try:
-        return pictures.read_labels(path, palette)
+        labels = pictures.read_labels(path, palette, like=job.original, unknown_label=unknown_label)
     except pictures.ColourError as error:
         raise InputError(
-            f"{error}; {model} paints label maps (for pictures, give --model a diffusion model)"
+            f"{error}; {job.model} paints label maps (for pictures, give --model a diffusion model)"
         ) from None
+    with naming(path):
+        network.check_labels(labels)
+    return labels

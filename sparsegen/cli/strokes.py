@@ -17,16 +17,13 @@ from sparsegen.weights import builtin
 
 from .. import pictures
 from ..denoising import OnStep
-from ..errors import InputError, ShapeError
+from ..errors import InputError
 from ..model import Model
 from ..pipelines import CachePlan, SDEdit
-from ..profiling import check_mask
 from ..samplers import Step
 from .console import check_writable, err, numbered, out, print_table, progress_bars
 from .job import Engine, Job
-
-LOSSY = {".jpg", ".jpeg", ".webp"}
-"""Pictures that change a little everywhere when they are saved."""
+from .reading import notes
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,12 @@ def edit(job: Job, options: Options) -> None:
     with _session(job, options) as session:
         of = len(session.times)
         previews = _previews(job, of, options.preview_every)
-        first, *strokes = _pictures(job)
-        plan = _plan(session, first, job.original)
-        mask = None if job.mask is None else _mask(job.mask, first)
+        with notes():
+            channels = _channels(job.engine.network)
+            frame = job.fit.frame(job.engine.network, job.original)
+            first, *strokes = _pictures(job, channels, frame)
+            mask = None if job.mask is None else pictures.read_mask(job.mask, frame=frame)
+        plan = _plan(session, first)
         _notice(job, first, strokes)
         out.print(f"caches: {plan}", soft_wrap=True)
         text = job.text(**asdict(session.settings), margin=session.margin)
@@ -96,7 +96,7 @@ def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
     original = pictures.read_picture(example.original)
     painted = pictures.read_picture(change.path, below=original)
     with SDEdit(engine.network, backend=engine.backend) as session, step_bars(len(session.times)) as bar:
-        plan = _plan(session, original, example.original)
+        plan = _plan(session, original)
         session.run(original, on_step=bar("original, kept for edits"))
         dense = session.dense(painted, on_step=bar("dense edit"))
         sparse = session.edit(painted, policy=engine.policy, on_step=bar("sparse edit"))
@@ -183,12 +183,11 @@ def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int],
     return found
 
 
-def _pictures(job: Job) -> list[Host]:
+def _pictures(job: Job, channels: int, frame: pictures.Frame) -> list[Host]:
     """The original and the edited pictures, uint8 `[H, W, C]`; where one is transparent, it shows the one before."""
-    channels = _channels(job.engine.network)
-    found = [pictures.read_picture(job.original, channels=channels)]
+    found = [pictures.read_picture(job.original, channels=channels, frame=frame)]
     for path in job.edited:
-        found.append(pictures.read_picture(path, channels=channels, below=found[-1]))
+        found.append(pictures.read_picture(path, channels=channels, below=found[-1], frame=frame))
     return found
 
 
@@ -199,12 +198,9 @@ def _channels(network: Model) -> int:
     return channels
 
 
-def _plan(session: SDEdit, picture: Host, path: Path) -> CachePlan:
+def _plan(session: SDEdit, picture: Host) -> CachePlan:
     """What the caches will take, once it is seen that they fit."""
-    try:
-        plan = session.plan(picture)
-    except ShapeError as error:
-        raise InputError(f"{path}: {error}") from None
+    plan = session.plan(picture)
     if not plan.fits:
         raise InputError(f"{plan}: too little disk; name another folder, give more RAM or fewer steps")
     ram = _ram()
@@ -227,19 +223,24 @@ def _ram() -> int | None:
     return min((size for size in found if size > 0), default=None)
 
 
-def _mask(path: Path, picture: Host) -> Host:
-    return check_mask(pictures.read_mask(path), (1, *picture.shape[:2]))
-
-
 def _notice(job: Job, first: Host, strokes: list[Host]) -> None:
-    """Say when a lossy file will have everything made anew."""
-    before = first
+    """Say which lossy file will have nearly everything made anew, and what to do."""
+    known, before = job.original, first
     for path, painted in zip(job.edited, strokes, strict=True):
         share = (painted != before).any(-1).mean()
-        if job.mask is None and share > 0.5 and LOSSY & {path.suffix.lower(), job.original.suffix.lower()}:
-            err.print(
-                f"note: {path}: {share:.0%} of its pixels are not those before; {path.suffix} changes them everywhere. "
-                "Save edited pictures as PNG, or give a --mask",
-                soft_wrap=True,
-            )
-        before = painted
+        if job.mask is None and share > 0.5:
+            if kind := pictures.lossy_format(path):
+                why = f"it is saved as {kind}, which changes pixels everywhere. Save edited pictures as PNG"
+            elif kind := pictures.lossy_format(known):
+                why = (
+                    f"{known} is saved as {kind}, which programs decode differently. Save it as PNG, paint on that, "
+                    "and give the PNG as the original"
+                )
+            else:
+                why = ""
+            if why:
+                err.print(
+                    f"note: {path}: {share:.0%} of its pixels are not those of {known}; {why}, or give a --mask",
+                    soft_wrap=True,
+                )
+        known, before = path, painted

@@ -16,7 +16,7 @@ from sparsegen.backends.interface import Host
 
 from ..errors import InputError, ShapeError
 from ..layers import BatchNorm, Conv2d, InstanceNorm, LabelConv, LatentStart, Layer
-from ..model import Inputs, Model
+from ..model import Inputs, Model, multiples_near, named_sizes, nearest_sizes
 from ..policies import Paper
 from ..run import Feature, leaky_relu, upsample
 
@@ -173,20 +173,55 @@ class GauGAN(Model):
         return self.fc(z, labels, size=size)
 
     def start_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the lowest resolution for a label map of `height` × `width`."""
-        unit = 2 ** _HALVINGS[self.config.num_upsampling_layers]
+        """Rows and columns of the lowest resolution for a label map of `height` × `width`. Raises ShapeError."""
+        self.check_size(height, width)
+        return height // self._unit, width // self._unit
+
+    def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes that the network can take, the nearest first: multiples of what it doubles; with z, of one area."""
+        unit, cells = self._unit, self.config.start_cells
+        if not self.config.z_dim:
+            return multiples_near(unit, height, width)
+        sizes = [(rows * unit, cells // rows * unit) for rows in range(1, cells + 1) if cells % rows == 0]
+        found = nearest_sizes(sizes, height, width)
+        return found[:1] if found[0] == (height, width) else found
+
+    def check_size(self, height: int, width: int) -> None:
+        """Whether the network can take a label map of that size. Raises ShapeError, which names the nearest sizes."""
+        unit = self._unit
         if height % unit or width % unit or not height or not width:
-            raise ShapeError(
-                f"the label map is {height}×{width}; this network ({self.config.num_upsampling_layers}) needs "
-                f"multiples of {unit}"
+            need = f"needs multiples of {unit}"
+        elif self.config.z_dim and height * width != self.config.start_cells * unit * unit:
+            area = self.config.start_cells * unit * unit
+            need = f"has a fixed size of {area} pixels with sides in multiples of {unit}"
+        else:
+            return
+        raise ShapeError(
+            f"the label map is {height}×{width}; this network ({self.config.num_upsampling_layers}) {need}, "
+            f"the nearest are {named_sizes(self.sizes_near(height, width))}"
+        )
+
+    @property
+    def labels(self) -> int:
+        """How many labels a map can have: 0 to that minus 1."""
+        return int(self.config.semantic_nc - self.config.edge_channel)
+
+    def check_labels(self, labels: Host) -> None:
+        """Raises InputError, which says where: a map `[H, W]` or `[N, H, W]` holds a label that the network has not."""
+        if not labels.size or (labels.min() >= 0 and labels.max() < self.labels):
+            return
+        *sample, row, column = np.argwhere((labels < 0) | (labels >= self.labels))[0]
+        label = labels[(*sample, row, column)]
+        raise InputError(
+            f"label {label} at row {row}, column {column}"
+            + (f" of sample {sample[0]}" if sample and len(labels) > 1 else "")
+            + f": this network has labels 0 to {self.labels - 1}"
+            + (
+                " (255 is 'unknown': read_labels(…, unknown_label=N), or --unknown-label N, makes it label N)"
+                if label == 255
+                else ""
             )
-        size = height // unit, width // unit
-        if self.config.z_dim and size[0] * size[1] != self.config.start_cells:
-            raise ShapeError(
-                f"the label map is {height}×{width}; this network has a fixed size of "
-                f"{self.config.start_cells * unit * unit} pixels with sides in multiples of {unit}"
-            )
-        return size
+        )
 
     def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """Check a label map and make the canvas of one-hot channel numbers.
@@ -209,16 +244,8 @@ class GauGAN(Model):
         if unknown:
             raise InputError(f"gaugan takes labels, instances and z, not {', '.join(sorted(unknown))}")
         labels = _index_map(picture, "the label map")
-        classes = self.config.semantic_nc - self.config.edge_channel
-        if labels.size and (labels.min() < 0 or labels.max() >= classes):
-            n, y, x = np.argwhere((labels < 0) | (labels >= classes))[0]
-            raise InputError(
-                f"label {labels[n, y, x]} at row {y}, column {x}"
-                + (f" of sample {n}" if len(labels) > 1 else "")
-                + f": this network knows labels 0 to {classes - 1}"
-                + (" (255, 'unknown', must be made one of them)" if labels[n, y, x] == 255 else "")
-            )
-        self.start_size(*labels.shape[1:])
+        self.check_labels(labels)
+        self.check_size(*labels.shape[1:])
         planes = [labels]
         if self.config.edge_channel:
             planes.append(self._edges(labels, conditions.get("instances"), base))
@@ -244,6 +271,11 @@ class GauGAN(Model):
         v *= 127.5  # in place from here
         np.rint(v, out=v)
         return np.clip(v, 0, 255, out=v).astype(np.uint8)
+
+    @property
+    def _unit(self) -> int:
+        """What the sides of a label map are multiples of."""
+        return int(2 ** _HALVINGS[self.config.num_upsampling_layers])
 
     def _up_blocks(self) -> Iterator[SPADEResnetBlock]:
         yield from (self.up_0, self.up_1, self.up_2, self.up_3)

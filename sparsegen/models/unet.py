@@ -17,7 +17,7 @@ from sparsegen.backends.interface import Array, Backend, Host
 
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
-from ..model import Inputs, Model
+from ..model import Inputs, Model, multiples_near, named_sizes
 from ..run import Feature, Run, concat, silu, upsample
 
 _MOST = 65536
@@ -403,13 +403,22 @@ class UNet(Model):
             return Inputs({"x": x}, base.conditions)
         return Inputs({"x": x}, {self.time: self._time(given, len(x))})
 
+    def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes that the network can take, the nearest first: multiples of what its levels halve."""
+        return multiples_near(self._unit, height, width)
+
     def check_size(self, height: int, width: int) -> None:
-        """Whether the network can take a picture of that size. Raises ShapeError."""
-        unit = 2 ** (len(self.config.levels) - 1)
-        if height % unit or width % unit or not height or not width:
+        """Whether the network can take a picture of that size. Raises ShapeError, which names the nearest sizes."""
+        if height % self._unit or width % self._unit or not height or not width:
             raise ShapeError(
-                f"the picture is {height}×{width}; this network needs sides in multiples of {unit}"
+                f"the picture is {height}×{width}; this network needs sides in multiples of {self._unit}, "
+                f"the nearest are {named_sizes(self.sizes_near(height, width))}"
             )
+
+    @property
+    def _unit(self) -> int:
+        """What the sides of a picture are multiples of."""
+        return int(2 ** (len(self.config.levels) - 1))
 
     def _time(self, given: Any, samples: int) -> Host:
         try:

@@ -1,0 +1,97 @@
+"""Files of an edit: paths and options come in, the size that files are brought to, errors and notes go out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import InputError, ShapeError
+from ..model import Model
+from ..pictures import Frame, Size, read_size
+from .console import err
+
+Wanted = Size | Literal["auto"] | None
+"""A size that an option gives; "auto": one that the network can take; None: as the files are."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the files of an edit are made to fit the network: cropped, then resized."""
+
+    crop: Wanted = None
+    resize: Wanted = None
+
+    @classmethod
+    def parse(cls, crop: str | None, resize: str | None) -> Fit:
+        """What `--crop` and `--resize` say. Raises InputError."""
+        if crop == "auto" and resize is not None:
+            raise InputError("--crop auto: not beside --resize, which fits any crop; give --crop a size")
+        return cls(_size("--crop", crop), _size("--resize", resize))
+
+    def frame(self, network: Model, original: Path) -> Frame:
+        """What becomes of every file that has the original's size. Raises InputError: the network cannot take it."""
+        source = read_size(original)
+        crop = source if self.crop is None else self.crop
+        if crop == "auto":
+            inside = [
+                size for size in network.sizes_near(*source) if size[0] <= source[0] and size[1] <= source[1]
+            ]
+            if not inside:
+                raise InputError(
+                    f"--crop auto: {original} is {_named(source)}, too small; give --resize auto"
+                )
+            crop = inside[0]
+        size = crop if self.resize is None else self.resize
+        if size == "auto":
+            size = network.sizes_near(*crop)[0]
+        try:
+            network.check_size(*size)
+        except ShapeError as error:
+            if self.resize is not None:
+                raise InputError(f"--resize {_named(size)}: {error}") from None
+            if self.crop is not None:
+                raise InputError(f"--crop {_named(size)}: {error}") from None
+            raise InputError(
+                f"{original}: {error}; --resize auto or --crop auto makes the files one of these"
+            ) from None
+        try:
+            return Frame(source, crop, size, str(original))
+        except InputError as error:
+            raise InputError(f"--crop: {error}") from None
+
+
+def _size(option: str, text: str | None) -> Wanted:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    found = re.fullmatch(r"([1-9][0-9]{0,5})[x×]([1-9][0-9]{0,5})", text)
+    if found is None:
+        raise InputError(f"{option} {text}: expected HEIGHTxWIDTH in pixels, such as 256x512, or auto")
+    return int(found[1]), int(found[2])
+
+
+def _named(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about what was read from a file name the file."""
+    try:
+        yield
+    except (InputError, ShapeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Warnings of reading files become notes on stderr, after all of them were read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        err.print(f"note: {warning.message}", soft_wrap=True)

@@ -1,0 +1,50 @@
+"""Pictures: a file comes in as uint8 colours or greys, over what lay below where it is transparent."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from sparsegen.backends.interface import Host
+
+from ..errors import InputError
+from .files import read_file
+from .frames import Frame, named
+
+
+def read_picture(
+    path: str | os.PathLike[str], *, channels: int = 3, below: Host | None = None, frame: Frame | None = None
+) -> Host:
+    """A picture, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
+
+    16 bits a channel become 8. Where it is transparent, the picture `below` shows, of the same shape; `frame` crops and
+    resizes it before. Colour profiles are not applied.
+
+    Raises
+    ------
+    InputError, ShapeError
+        It cannot be read (damaged, several frames, LAB or 32 bits a channel); is transparent over nothing; has another
+        size than what lies below or than the frame's files.
+    """
+    file = read_file(path)
+    picture, alpha = Image.fromarray(file.rgb()), file.alpha()
+    if alpha is not None and below is None and alpha.min() != 255:
+        raise InputError(
+            f"{file.path}: has transparent pixels; only an edited picture may, over what was before"
+        )
+    if alpha is not None and below is not None:
+        picture.putalpha(Image.fromarray(alpha))
+    if frame is not None:
+        picture = frame.filtered(picture, path)
+    size = picture.height, picture.width
+    if below is not None and size != below.shape[:2]:
+        raise InputError(
+            f"{file.path}: {named(size)}, but the picture before it is {named(below.shape[:2])} (height × width)"
+        )
+    if picture.mode == "RGBA" and below is not None:
+        ground = Image.fromarray(below[..., 0] if channels == 1 else below).convert("RGBA")
+        picture = Image.alpha_composite(ground, picture)
+    pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
