@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -25,7 +24,7 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from . import samplers, session_file
-from .checks import warn_of_unit_range
+from .checks import warn, warn_of_unit_range
 from .denoising import OnStep, Settings, denoised, is_number, settings_for
 from .errors import InputError, SessionError, ShapeError
 from .halves import memory_kind
@@ -640,7 +639,7 @@ class SDEdit(NotCopied):
             raise InputError(f"the picture is {array.dtype}, expected uint8, or floats in [-1, 1]")
         if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
             raise InputError("the picture holds values outside [-1, 1]")
-        warn_of_unit_range(array, stacklevel=3)
+        warn_of_unit_range(array)
         return np.asarray(np.clip(array, -1, 1), np.float32, order="C")
 
     def _difference(self, picture: Any, mask: Any) -> tuple[Host, Host, Host, int]:
@@ -654,7 +653,7 @@ class SDEdit(NotCopied):
         given = check_mask(mask, before.shape[:3])
         ignored = int(np.count_nonzero(difference & ~given))
         if ignored:
-            warnings.warn(f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=4)
+            warn(f"{ignored} changed pixels lie outside the mask and are not applied")
         return before, np.where(given[..., None], x0, before), given, ignored
 
     def _region(self, difference: Host) -> Host:

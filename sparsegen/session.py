@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from sparsegen.backends.interface import Array, Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from . import session_file
+from .checks import warn
 from .errors import InputError, SessionError, ShapeError
 from .halves import memory_kind
 from .memory import Journal, Memory, input_path
@@ -77,10 +77,9 @@ def undo_limit(limit: int | None, canvas_bytes: int) -> int:
 
 def warn_forgotten(edits: int, limit: int) -> None:
     """Tell whoever edits that the oldest edits went."""
-    warnings.warn(
+    warn(
         f"the last edit's journal does not fit beside those before it: the oldest {edits} can no longer be undone "
-        f'(journals may take {megabytes(limit)}; give undo="4GB", say, for more)',
-        stacklevel=3,
+        f'(journals may take {megabytes(limit)}; give undo="4GB", say, for more)'
     )
 
 
@@ -286,9 +285,7 @@ class Session(NotCopied):
             ignored = int(np.count_nonzero(difference & ~given))
             difference = given
             if ignored:
-                warnings.warn(
-                    f"{ignored} changed pixels lie outside the mask and are not applied", stacklevel=3
-                )
+                warn(f"{ignored} changed pixels lie outside the mask and are not applied")
         # an exact edit also spreads what approximate edits before it left unspread
         changed = TileSet.of_mask(difference)
         spread = union([changed, state.stale]) if chosen.exact else changed
