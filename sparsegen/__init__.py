@@ -27,7 +27,7 @@ from . import models as models
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import load
 from .model import Model
-from .pipelines import SDEdit
+from .pipelines import SDEdit, open_session
 from .policies import Adaptive, Exact, Paper
 from .profiling import profile
 from .sampling import sample
@@ -53,6 +53,7 @@ __all__ = [
     "SparsegenError",
     "Stats",
     "load",
+    "open_session",
     "profile",
     "sample",
 ]

@@ -22,6 +22,7 @@ import numpy as np
 
 from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
+from sparsegen.weights import read_checkpoint
 
 from . import samplers, session_file
 from .checks import warn, warn_of_unit_range
@@ -764,3 +765,25 @@ class SDEdit(NotCopied):
             ignored_pixels=ignored,
         )
         return Result(self.model.picture(picture), picture.copy(), stats, active)
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    backend: str | Backend | None = None,
+    *,
+    cache: int | str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    undo: int | str | None = None,
+) -> Session | SDEdit:
+    """Continue a saved session of either kind; `cache` and `folder` are for one of several steps.
+
+    Raises
+    ------
+    SessionError, CheckpointError, InputError
+        As `Session.load` and `SDEdit.load`; the file is no session at all.
+    """
+    with read_checkpoint(path) as file:
+        several = _SETTINGS in file.metadata
+    if several:
+        return SDEdit.load(path, backend=backend, cache=cache, folder=folder, undo=undo)
+    return Session.load(path, backend, undo=undo)

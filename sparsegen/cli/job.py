@@ -1,7 +1,9 @@
-"""What `sparsegen edit` and `sparsegen demo` were told, whatever kind of model it is for."""
+"""What `sparsegen edit`, `demo` and `sample` were told, whatever kind of model it is for."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from sparsegen.backends.interface import Backend
 
 from .. import __version__
 from ..model import Model
+from ..stats import Stats
+from .console import numbered, out, print_table
+from .kept import Kept
 from .reading import Fit
 
 
@@ -19,7 +24,8 @@ class Engine:
 
     network: Model
     backend: Backend
-    policy: str
+    policy: str | None
+    """None: it does not edit."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +37,70 @@ class Job:
     """As the user called it."""
     original: Path
     edited: tuple[Path, ...]
-    outputs: tuple[Path, ...]
-    """One for each of `edited`."""
+    output: Path
     mask: Path | None
     seed: int | None
+    """None: not given."""
+    count: int
+    """Variations, of this seed and those that follow it."""
     fit: Fit
     """What is done with files of a size that the network cannot take."""
+    kept: Kept | None = None
+    """The file that the session is opened from, if there is one, and saved in."""
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """The seed of each variation; one that was not given is 0, where there are several."""
+        return [self.seed] if self.count == 1 else [(self.seed or 0) + i for i in range(self.count)]
+
+    def outputs(self, seed: int | None) -> list[Path]:
+        """The PNG of each of `edited` in the variation of that seed."""
+        return output_paths(self.output, len(self.edited), None if self.count == 1 else seed)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Every file that is read."""
         return (self.original, *self.edited, *((self.mask,) if self.mask else ()))
 
-    def text(self, **settings: Any) -> dict[str, str]:
-        """What a written PNG says of how it was made; `settings` say more, or better."""
-        said = {
-            "model": self.model,
-            "policy": self.engine.policy,
-            "backend": self.engine.backend.name,
-            "seed": self.seed,
-            **settings,
-        }
-        return {"sparsegen": " ".join([__version__, *(f"{name}={value}" for name, value in said.items())])}
+
+def output_paths(output: Path, edits: int, seed: int | None) -> list[Path]:
+    """`out.png`; of several variations `out-seed3.png`; of several edits `out-1.png`, `out-2.png`, …"""
+    named = output if seed is None else numbered(output, f"seed{seed}")
+    return [named] if edits == 1 else [numbered(named, str(i + 1)) for i in range(edits)]
+
+
+def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
+    """What is really used, given or not, for a table."""
+    network, backend = engine.network, engine.backend
+    count = sum(math.prod(parameter.shape) for parameter in network.parameters().values())
+    threads = getattr(backend, "threads", None)
+    rows = [
+        ("network", f"{network.name}: {network.family}, {count / 1e6:.2f} M parameters"),
+        ("backend", backend.name + ("" if threads is None else f", {threads} threads")),
+        ("policy", engine.policy),
+        *((name.replace("_", " "), _shown(value)) for name, value in settings.items()),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:
+    """What an edit cost, and what of it was left out."""
+    print_table(f"{path} → {target}", stats.lines())
+    if stats.ignored_pixels:
+        out.print(
+            f"{stats.ignored_pixels} changed pixels lie outside {job.mask} and were not applied",
+            soft_wrap=True,
+        )
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "×".join(map(str, value))
+    return None if value is None else str(value)
+
+
+def written_by(model: str, engine: Engine, **settings: Any) -> dict[str, str]:
+    """What a written PNG says of how it was made."""
+    said = {"model": model, "policy": engine.policy, "backend": engine.backend.name, **settings}
+    words = [f"{name}={value}" for name, value in said.items() if value is not None]
+    return {"sparsegen": " ".join([__version__, *words])}

@@ -20,18 +20,20 @@ from ..models.gaugan import GauGAN
 from ..profiling import profile
 from ..run import LayerRecord
 from ..session import Session
-from .console import out, print_table, progress_bars
-from .job import Engine, Job
+from .console import print_table, progress_bars
+from .job import Engine, Job, print_result, settings_rows, written_by
+from .kept import ORIGINAL, keeping, note_change
 from .reading import naming, notes
 
 
 def edit(
     job: Job, instances: Path | None, edited_instances: list[Path], unknown_label: int | None = None
 ) -> None:
-    """Paint the original label map, then what each edited one changes."""
-    network = job.engine.network
+    """Paint the original label map, then what each edited one changes; in variations, of as many latent vectors."""
+    network, kept = job.engine.network, job.kept
     assert isinstance(network, GauGAN)  # the one kind that takes label maps
-    if edited_instances and (instances is None or len(edited_instances) != len(job.edited)):
+    goes_on = kept is not None and kept.goes_on
+    if edited_instances and ((instances is None and not goes_on) or len(edited_instances) != len(job.edited)):
         raise InputError(
             f"{len(job.edited)} edited label maps have {len(edited_instances)} --edited-instances; "
             "give one for each, and --instances for the original"
@@ -40,7 +42,8 @@ def edit(
         raise InputError(
             f"--unknown-label {unknown_label}: this network has labels 0 to {network.labels - 1}"
         )
-    conditions: dict[str, Any] = {} if job.seed is None else {"z": latent(network, job.seed)}
+    latents = {seed: {} if seed is None else {"z": latent(network, seed, job.count)} for seed in job.seeds}
+    conditions: dict[str, Any] = {}
     with notes():
         maps = [_read(path, job, network, unknown_label) for path in (job.original, *job.edited)]
         frame = job.fit.frame(network, job.original)
@@ -60,20 +63,36 @@ def edit(
         with naming(path):
             network.encode(labels, **change)
 
-    session = Session(network, job.engine.backend)
-    with layer_bars(network, first, **conditions) as bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # pixels outside the mask: said below, in our words
-        session.run(first, progress=bar("dense run of the original"), **conditions)
-        for path, target, labels, change in zip(job.edited, job.outputs, later, changes, strict=True):
-            result = session.edit(
-                labels, mask=mask, policy=job.engine.policy, progress=bar(path.name), **change
-            )
-            pictures.write_png(target, result.image, text=job.text())
-            print_table(f"{path} → {target}", result.stats.lines())
-            if result.stats.ignored_pixels:
-                out.print(
-                    f"{result.stats.ignored_pixels} changed pixels lie outside {job.mask} and were not applied"
+    print_table("settings", settings_rows(job.engine, size=first.shape, seed=job.seeds[0]))
+    session = kept.session if kept is not None and kept.goes_on else Session(network, job.engine.backend)
+    assert isinstance(session, Session)
+    if kept is not None:
+        kept.begin(session, seed=job.seed)
+        kept.check_file(ORIGINAL, job.original, first)
+        if instances is not None:
+            kept.check_file("instances", instances, conditions["instances"])
+    with (
+        keeping(kept),
+        layer_bars(network, first, **conditions) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # what is left out or forgotten: said below, in our words
+        for seed, z in latents.items():
+            if not goes_on:
+                session.run(first, progress=bar("dense run of the original"), **conditions, **z)
+                note_change(kept)
+            for path, target, labels, change in zip(
+                job.edited, job.outputs(seed), later, changes, strict=True
+            ):
+                result = session.edit(
+                    labels, mask=mask, policy=job.engine.policy, progress=bar(path.name), **change
                 )
+                note_change(kept)
+                text = written_by(job.model, job.engine, seed=seed)
+                pictures.write_png(target, result.image, text=text)
+                print_result(job, path, target, result.stats)
 
 
 def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tuple[Host, str, list[Any]]:
@@ -106,11 +125,12 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
     return pictures.sheet(panels, columns=3), change.caption, rows
 
 
-def latent(network: Model, seed: int) -> Host:
+def latent(network: Model, seed: int, count: int = 1) -> Host:
     """z from a standard normal; InputError where the network has none."""
     length = getattr(network.config, "z_dim", 0)
     if not length:
-        raise InputError("--seed: this network starts from the label map; it has no latent z")
+        option = "--seed" if count == 1 else "--count"
+        raise InputError(f"{option}: this network starts from the label map; it has no latent z to vary")
     return np.random.default_rng(seed).standard_normal(length).astype(np.float32)
 
 

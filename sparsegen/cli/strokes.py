@@ -22,7 +22,8 @@ from ..model import Model
 from ..pipelines import CachePlan, SDEdit
 from ..samplers import Step
 from .console import check_writable, err, numbered, out, print_table, progress_bars
-from .job import Engine, Job
+from .job import Engine, Job, print_result, settings_rows, written_by
+from .kept import ORIGINAL, PAINTED, keeping, note_change
 from .reading import notes
 
 
@@ -40,53 +41,82 @@ class Options:
     cache_folder: Path | None
     cache_storage: str | None
     preview_every: int | None
+    undo: str | None = None
 
 
 def edit(job: Job, options: Options) -> None:
-    """Run the original through every step, then make real what each edited picture changes."""
-    with _session(job, options) as session:
-        of = len(session.times)
-        previews = _previews(job, of, options.preview_every)
+    """Run the original through every step, then make real what each edited picture changes; in variations, each so."""
+    network, kept = job.engine.network, job.kept
+    with _session(job, options, job.seeds[0]) as session:
+        previews = _previews(job, len(session.times), options.preview_every)
         with notes():
-            channels = _channels(job.engine.network)
-            frame = job.fit.frame(job.engine.network, job.original)
+            channels = _channels(network)
+            frame = job.fit.frame(network, job.original)
             first, *strokes = _pictures(job, channels, frame)
             mask = None if job.mask is None else pictures.read_mask(job.mask, frame=frame)
-        plan = _plan(session, first)
+        if kept is not None:
+            kept.check_file(ORIGINAL, job.original, first)
         _notice(job, first, strokes)
-        out.print(f"caches: {plan}", soft_wrap=True)
-        text = job.text(**asdict(session.settings), margin=session.margin)
+        print_table("settings", settings_rows(job.engine, size=first.shape[:2], **_used(session)))
+        out.print(f"caches: {_plan(session, first)}", soft_wrap=True)
+        _edit(job, session, first, strokes, mask, previews, job.seeds[0])
+    for seed in job.seeds[1:]:
+        with _session(job, options, seed) as session:
+            _edit(job, session, first, strokes, mask, previews, seed)
 
-        def on_step(target: Path, go: OnStep) -> OnStep:
-            def after(step: Step) -> None:
-                go(step)
-                if (target, step.index) in previews:
-                    image = job.engine.network.picture(step.x0)[0]
-                    pictures.write_png(previews[target, step.index], image, text=text)
 
-            return after
+def _edit(
+    job: Job,
+    session: SDEdit,
+    first: Host,
+    strokes: list[Host],
+    mask: Host | None,
+    previews: dict[tuple[Path, int], Path],
+    seed: int | None,
+) -> None:
+    """One variation: the original, if it has not run yet, then every edit."""
+    kept, network, of = job.kept, job.engine.network, len(session.times)
+    text = written_by(job.model, job.engine, **_used(session))
 
-        with step_bars(of) as bar, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # pixels outside the mask: said below, in our words
+    def on_step(target: Path, go: OnStep) -> OnStep:
+        def after(step: Step) -> None:
+            go(step)
+            if (target, step.index) in previews:
+                image = network.picture(step.x0)[0]
+                pictures.write_png(previews[target, step.index], image, text=text)
+
+        return after
+
+    with keeping(kept), step_bars(of) as bar, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # what is left out or forgotten: said below, in our words
+        before = first
+        if kept is not None and kept.goes_on:
+            painted = session.notes.get(PAINTED)
+            before = painted if isinstance(painted, np.ndarray) else session.image[..., : first.shape[-1]]
+        else:
             result = session.run(first, on_step=bar("original"))
+            note_change(kept)
             out.print(f"original: {of} steps in {result.stats.milliseconds / 1e3:.1f} s, kept for the edits")
-            before = first
-            for path, target, painted in zip(job.edited, job.outputs, strokes, strict=True):
-                # what was painted since the file before goes over the picture as it stands: strokes that are
-                # real by now are not made anew, whether this file was painted over them or over the result
-                new = (painted != before).any(-1, keepdims=True)
-                picture = np.where(new, painted, session.image[..., : first.shape[-1]])
-                result = session.edit(
-                    picture, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
-                )
-                pictures.write_png(target, result.image, text=text)
-                print_table(f"{path} → {target}", result.stats.lines())
-                if result.stats.ignored_pixels:
-                    out.print(
-                        f"{result.stats.ignored_pixels} changed pixels lie outside {job.mask} "
-                        "and were not applied"
-                    )
-                before = painted
+        for path, target, painted in zip(job.edited, job.outputs(seed), strokes, strict=True):
+            # what was painted since the file before goes over the picture as it stands: strokes that are
+            # real by now are not made anew, whether this file was painted over them or over the result
+            new = (painted != before).any(-1, keepdims=True)
+            picture = np.where(new, painted, session.image[..., : first.shape[-1]])
+            result = session.edit(
+                picture, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
+            )
+            session.notes[PAINTED] = painted
+            note_change(kept)
+            pictures.write_png(target, result.image, text=text)
+            print_result(job, path, target, result.stats)
+            before = painted
+
+
+def _used(session: SDEdit) -> dict[str, Any]:
+    """The settings that a session really has."""
+    return {**asdict(session.settings), "margin": session.margin, "cache_storage": session.storage}
 
 
 def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
@@ -139,24 +169,36 @@ def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
 # -- looked at before the work begins --------------------------------------------------------------------
 
 
-def _session(job: Job, options: Options) -> SDEdit:
+def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
     """The session that the options describe; an option that would have no effect is a mistake."""
+    kept = job.kept
     if options.cache_folder is not None and options.cache is None:
         raise InputError("--cache-folder: no file goes there unless --cache says how much RAM there is")
-    session = SDEdit(
-        job.engine.network,
-        steps=options.steps,
-        noise_level=options.noise_level,
-        sampler=options.sampler,
-        eta=options.eta,
-        schedule=options.schedule,
-        seed=job.seed or 0,
-        margin=options.margin,
-        backend=job.engine.backend,
-        cache=options.cache,
-        folder=options.cache_folder,
-        storage=options.cache_storage or "float32",
-    )
+    given = {
+        "steps": options.steps,
+        "noise_level": options.noise_level,
+        "sampler": options.sampler,
+        "eta": options.eta,
+        "schedule": options.schedule,
+        "margin": options.margin,
+    }
+    if kept is not None and kept.goes_on:
+        session = kept.session
+        assert isinstance(session, SDEdit)
+        kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, _used(session))
+    else:
+        session = SDEdit(
+            job.engine.network,
+            **given,  # type: ignore[arg-type]  # each by its name
+            seed=seed or 0,
+            backend=job.engine.backend,
+            cache=options.cache,
+            folder=options.cache_folder,
+            storage=options.cache_storage or "float32",
+            undo=options.undo,
+        )
+        if kept is not None:
+            kept.begin(session)
     sampler = session.settings.sampler
     if options.eta is not None and sampler != "ddim":
         raise InputError(f"--eta: for the sampler ddim; this is {sampler}")
@@ -175,7 +217,8 @@ def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int],
         raise InputError(f"--preview-every {every}: there are {steps} steps")
     found = {
         (target, done - 1): numbered(target, f"preview-{done:02d}")
-        for target in job.outputs
+        for seed in job.seeds
+        for target in job.outputs(seed)
         for done in range(every, steps + 1, every)
     }
     for path in found.values():

@@ -1,0 +1,62 @@
+"""Commands that walk through a saved session: its file comes in, the picture of another moment goes out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsegen.backends import get_backend
+
+from .. import pictures
+from ..errors import SessionError
+from .console import check_writable, out, print_table
+from .kept import PAINTED, Kept
+from .options import CacheFolderOption, CacheOption
+
+SessionFile = Annotated[Path, typer.Option("--session", help="The session's file; it is saved again.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Write the picture as it is then, as PNG.")
+]
+
+
+def undo(
+    session: SessionFile,
+    output: Output = None,
+    cache: CacheOption = None,
+    cache_folder: CacheFolderOption = None,
+) -> None:
+    """Take back the last edit of a saved session."""
+    _walk("undo", session, output, cache, cache_folder)
+
+
+def redo(
+    session: SessionFile,
+    output: Output = None,
+    cache: CacheOption = None,
+    cache_folder: CacheFolderOption = None,
+) -> None:
+    """Make again the last edit of a saved session that was taken back."""
+    _walk("redo", session, output, cache, cache_folder)
+
+
+def _walk(call: str, path: Path, output: Path | None, cache: str | None, folder: Path | None) -> None:
+    if not path.exists():
+        raise SessionError(f"{path}: no such file; sparsegen edit --session {path} makes it")
+    check_writable(path)
+    if output is not None:
+        check_writable(output, suffix=".png", inputs=[path])
+    kept = Kept.open(path, get_backend(None), cache, folder)
+    session = kept.session
+    assert session is not None
+    with warnings.catch_warnings():
+        result = session.undo() if call == "undo" else session.redo()
+    session.notes.pop(PAINTED, None)  # the picture itself is what comes next to be painted over
+    if output is not None:
+        pictures.write_png(output, result.image)
+        out.print(f"picture written to {output}", soft_wrap=True)
+    tiles = f"{result.active.count} of {result.active.total}"
+    print_table(f"{call} {path}", [("tiles put back", tiles), *result.stats.memory()])
+    kept.save()

@@ -1,0 +1,88 @@
+"""The command that samples: a diffusion model and a number come in, that many pictures of nothing given go out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import pictures
+from ..errors import InputError
+from ..loading import load
+from ..models.unet import UNet
+from ..sampling import sample as drawn
+from ..sampling import whole_way
+from .console import check_writable, numbered, out, print_table
+from .job import Engine, settings_rows, written_by
+from .options import (
+    BackendOption,
+    DirectOption,
+    EtaOption,
+    SamplerOption,
+    ScheduleOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    WeightsOption,
+    open_backend,
+    parse_settings,
+)
+from .reading import parse_size
+from .strokes import step_bars
+
+
+def sample(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The PNG to write; several get -seed0, -seed1, …")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="A diffusion model: built in, a file or a diffusers folder.")
+    ] = "landscape-ddpm",
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="How many pictures, each of its own seed.")
+    ] = 1,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", help="HEIGHTxWIDTH in pixels.", show_default="what the network was trained on"
+        ),
+    ] = None,
+    seed: SeedOption = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Denoising steps.", show_default="ddpm 50, pd 8")
+    ] = None,
+    sampler: SamplerOption = None,
+    eta: EtaOption = None,
+    schedule: ScheduleOption = None,
+    backend: BackendOption = None,
+    threads: ThreadsOption = None,
+    direct: DirectOption = False,
+    weights: WeightsOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Make pictures out of noise alone, with a diffusion model."""
+    first = seed or 0
+    targets = {
+        one: output if count == 1 else numbered(output, f"seed{one}") for one in range(first, first + count)
+    }
+    for path in targets.values():
+        check_writable(path, suffix=".png", inputs=[Path(model)] if Path(model).exists() else [])
+    wanted = None if size is None else parse_size("--size", size)
+    network = load(model, **parse_settings(settings))
+    if not isinstance(network, UNet):
+        raise InputError(f"--model {model}: no diffusion model ({network.family}); sample needs one")
+    if wanted is None and network.size is None:
+        raise InputError(f"{model}: does not say which size it was trained on; give --size, such as 256x256")
+    engine = Engine(network, open_backend(backend, threads, direct, weights), None)
+    chosen = {"steps": steps, "sampler": sampler, "eta": eta, "schedule": schedule}
+    used = {**asdict(whole_way(network, **chosen, seed=first)), "size": wanted or network.size}
+    print_table("settings", settings_rows(engine, **used))
+    with step_bars(used["steps"]) as bar:
+        for one, path in targets.items():
+            result = drawn(
+                network, size=wanted, seed=one, backend=engine.backend, on_step=bar(f"seed {one}"), **chosen
+            )
+            pictures.write_png(path, result.image, text=written_by(model, engine, **{**used, "seed": one}))
+            out.print(f"{path}: seed {one}, {result.stats.milliseconds / 1e3:.1f} s", soft_wrap=True)
