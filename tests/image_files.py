@@ -21,9 +21,12 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def png(
     pixels: np.ndarray, depth: int, colour: int, *, palette: bytes = b"", transparent: Sequence[int] = ()
 ) -> bytes:
-    """A PNG of samples `[H, W]` or `[H, W, C]` of 8 or 16 bits; `transparent` is the value of tRNS."""
+    """A PNG of samples `[H, W]` or `[H, W, C]` of `depth` bits; `transparent` is the value of tRNS."""
     height, width = pixels.shape[:2]
     rows = np.ascontiguousarray(pixels, ">u2" if depth == 16 else "u1")
+    if depth < 8:
+        bits = np.unpackbits(rows[..., None], -1)[..., -depth:]
+        rows = np.packbits(bits.reshape(height, -1), -1)
     data = b"".join(b"\0" + row.tobytes() for row in rows)
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     colours = chunk(b"PLTE", palette) if palette else b""
