@@ -37,7 +37,7 @@ from .policies import Everything, Paper, Plan, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .samplers import START, Step
 from .session import Result, Session, undo_limit, warn_forgotten
-from .stats import Stats, megabytes
+from .stats import Stats, counted, megabytes
 from .store import Store, block_bytes, parse_size
 from .tiles import TileSet
 from .turn import NotCopied, Turn
@@ -211,7 +211,7 @@ class SDEdit(NotCopied):
             return "\n".join([*lines, "  no picture yet: call run(picture)>"])
         n, height, width, _ = self._picture.shape
         lines.append(f"  {n} of {height}×{width}, caches {megabytes(self._cache_nbytes())}")
-        undoing = f"{len(self._history)} edits to undo, {len(self._undone)} to redo"
+        undoing = f"{counted(len(self._history), 'edit')} to undo, {len(self._undone)} to redo"
         return "\n".join([*lines, f"  {undoing}, journals {megabytes(self._journal_nbytes())}>"])
 
     # -- what it takes -----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .policies import Everything, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .run import Feature, LayerRecord, Run
 from .session_file import Notes, State, Step
-from .stats import Stats, megabytes
+from .stats import Stats, counted, megabytes
 from .store import Store, parse_size
 from .tiles import TileSet, union
 from .turn import NotCopied, Turn
@@ -148,7 +148,7 @@ class Session(NotCopied):
             return "\n".join([*lines, "  nothing has run yet: call run(input)>"])
         n, height, width, _ = state.memory.canvases[state.output_path].shape
         lines.append(f"  {n} of {height}×{width}, canvases {megabytes(state.memory.nbytes)}")
-        undoing = f"{len(state.steps)} edits to undo, {len(state.undone)} to redo"
+        undoing = f"{counted(len(state.steps), 'edit')} to undo, {len(state.undone)} to redo"
         return "\n".join([*lines, f"  {undoing}, journals {megabytes(state.journal_nbytes)}>"])
 
     # -- running -----------------------------------------------------------------------------------------

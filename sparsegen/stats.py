@@ -13,6 +13,11 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 edit, 2 edits."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 @dataclass(frozen=True, repr=False)
 class Stats:
     """The cost of one run or edit, next to the dense run of the same input."""
@@ -77,8 +82,8 @@ class Stats:
         kept = {"canvases": self.canvas_bytes, "codebooks": self.codebook_bytes}
         rows = [(name, megabytes(count)) for name, count in kept.items() if count]
         if self.undo_edits or self.undo_bytes or self.forgotten_edits:
-            gone = f" ({self.forgotten_edits} older ones forgotten)" if self.forgotten_edits else ""
-            rows.append(("undo", f"{self.undo_edits} edits{gone}, {megabytes(self.undo_bytes)}"))
+            gone = f" ({self.forgotten_edits} older forgotten)" if self.forgotten_edits else ""
+            rows.append(("undo", f"{counted(self.undo_edits, 'edit')}{gone}, {megabytes(self.undo_bytes)}"))
         return rows
 
     def summary(self) -> str:

@@ -325,6 +325,6 @@ def test_what_is_printed_is_short_and_says_what_matters(session, rng):
         assert 1 <= len(text.splitlines()) <= 5 and len(text) < 600, text
     assert "call run(input)" in fresh[0] and "call run(picture)" in fresh[1]
     assert "0.10 M parameters" in repr(session.model)
-    assert "64×128" in repr(session) and "1 edits to undo" in repr(session)
+    assert "64×128" in repr(session) and "1 edit to undo" in repr(session)
     assert "ddim, 3 steps from noise level 500, seed 3" in repr(pipeline)
     assert "MACs" in repr(results[0]) and "1 of 64×128" in repr(results[0])

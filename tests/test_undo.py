@@ -14,6 +14,7 @@ from sparsegen import session as session_module
 from sparsegen.backends.interface import Host
 from sparsegen.memory import Journal
 from sparsegen.session import LEAST_UNDO
+from sparsegen.stats import counted
 
 DDPM = random_ddpm(1)
 SIZE = (32, 32)
@@ -247,7 +248,7 @@ def all_edits(session: Session | SDEdit, pictures: list[np.ndarray], limit: int,
             assert caught[0].filename == __file__
         assert len(told) == (stats.forgotten_edits > forgotten)
         forgotten = stats.forgotten_edits
-    row = f"{session.edits} edits" + (f" ({forgotten} older ones forgotten)" if forgotten else "")
+    row = counted(session.edits, "edit") + (f" ({forgotten} older forgotten)" if forgotten else "")
     assert row in str(stats)
     for expected in states[-2 : forgotten - 1 if forgotten else None : -1]:
         session.undo()

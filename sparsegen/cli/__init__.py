@@ -20,10 +20,12 @@ from ..errors import SparsegenError
 from .checkpoints import convert, inspect
 from .console import err, out
 from .editing import demo, edit
+from .history import redo, undo
 from .machine import backends, warmup
+from .sampling import sample
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-for command in (demo, edit, inspect, convert, backends, warmup):
+for command in (demo, edit, undo, redo, sample, inspect, convert, backends, warmup):
     app.command()(command)
 
 

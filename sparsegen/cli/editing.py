@@ -16,28 +16,33 @@ from ..loading import load
 from ..model import Model
 from ..models.unet import UNet
 from ..policies import get_policy
-from ..samplers import SAMPLERS
-from ..schedules import SCHEDULES
+from ..store import parse_size
 from . import labels, strokes
-from .console import check_writable, numbered, out, print_table
-from .job import Engine, Job
+from .console import check_writable, out, print_table
+from .job import Engine, Job, output_paths
+from .kept import Kept
 from .options import (
+    MODEL_HELP,
     BackendOption,
+    CacheFolderOption,
+    CacheOption,
     DirectOption,
+    EtaOption,
     ModelOption,
     PolicyOption,
+    SamplerOption,
+    ScheduleOption,
+    SeedOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
     open_backend,
+    own_settings,
     parse_settings,
 )
 from .reading import Fit
 
-
-def _own(name: str) -> str:
-    """What an option of sampling is where it is not given."""
-    return ", ".join(f"{family} {getattr(settings, name)}" for family, settings in DEFAULTS.items())
+DEFAULT_MODEL = "landscape"
 
 
 def _margins() -> str:
@@ -70,9 +75,6 @@ def demo(
 
 
 def edit(
-    original: Annotated[
-        Path, typer.Option("--original", help="What is there at first: a picture, or a label map (PNG).")
-    ],
     edited: Annotated[
         list[Path],
         typer.Option(
@@ -81,9 +83,33 @@ def edit(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The PNG to write; several edits get -1, -2, …")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The PNG to write; several edits get -1, -2, …, variations -seed0, -seed1, …",
+        ),
     ],
-    model: ModelOption = "landscape",
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--original",
+            help="What is there at first: a picture, or a label map (PNG).",
+            show_default="that of the --session",
+        ),
+    ] = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            "--session",
+            help="A file to keep the session in. Where it is there, the edits go on from it, and the original does "
+            "not run again; 'sparsegen undo' and 'redo' walk through it.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help=MODEL_HELP, show_default="landscape, or that of the --session"),
+    ] = None,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -115,17 +141,14 @@ def edit(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            help="Draw the noise of a diffusion model, or the latent z of a GauGAN that has one.",
-            show_default="0; a fixed z",
-        ),
-    ] = None,
+    seed: SeedOption = None,
+    count: Annotated[
+        int,
+        typer.Option("--count", min=1, help="Variations: of the --seed, and of those that follow it."),
+    ] = 1,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Diffusion: denoising steps.", show_default=_own("steps"))
+        int | None,
+        typer.Option("--steps", help="Diffusion: denoising steps.", show_default=own_settings("steps")),
     ] = None,
     noise_level: Annotated[
         int | None,
@@ -133,25 +156,12 @@ def edit(
             "--noise-level",
             help="Diffusion: how much noise goes over the strokes, in timesteps of 1000 (pd: in steps). "
             "More: freer; less: closer to what was painted.",
-            show_default=_own("noise_level"),
+            show_default=own_settings("noise_level"),
         ),
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option("--sampler", help=f"Diffusion: {', '.join(SAMPLERS)}.", show_default=_own("sampler")),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option("--eta", help="Diffusion: ddim's share of fresh noise, 0 to 1.", show_default="0.0"),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            "--schedule",
-            help=f"Diffusion: the noise that the network was trained on: {', '.join(SCHEDULES)}.",
-            show_default=DEFAULTS["ddpm"].schedule,
-        ),
-    ] = None,
+    sampler: SamplerOption = None,
+    eta: EtaOption = None,
+    schedule: ScheduleOption = None,
     margin: Annotated[
         int | None,
         typer.Option(
@@ -160,28 +170,22 @@ def edit(
             show_default=_margins(),
         ),
     ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            "--cache",
-            help="Diffusion: RAM for what every step keeps, such as 4GB; the rest goes into files.",
-            show_default="no limit",
-        ),
-    ] = None,
-    cache_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache-folder",
-            help="Diffusion: where these files go; they vanish in the end.",
-            show_default="the system's folder for temporary files",
-        ),
-    ] = None,
+    cache: CacheOption = None,
+    cache_folder: CacheFolderOption = None,
     cache_storage: Annotated[
         str | None,
         typer.Option(
             "--cache-storage",
             help="Diffusion: float32, or float16: half the memory, values rounded to 11 bits.",
             show_default="float32",
+        ),
+    ] = None,
+    undo: Annotated[
+        str | None,
+        typer.Option(
+            "--undo",
+            help="Memory for undoing edits, such as 1GB; the oldest go first.",
+            show_default="half of what the canvases take",
         ),
     ] = None,
     preview_every: Annotated[
@@ -219,16 +223,34 @@ def edit(
     for that kind alone; their defaults are the model family's, or those that a built-in model says.
     """
     # everything that can be wrong is looked at before the work begins
-    outputs = [output] if len(edited) == 1 else [numbered(output, str(i + 1)) for i in range(len(edited))]
     fit = Fit.parse(crop, resize)
-    given = [original, *edited, *(edited_instances or ()), *(path for path in (mask, instances) if path)]
-    for path in outputs:
-        check_writable(path, suffix=".png", inputs=given)
-    engine = Engine(
-        load(model, **parse_settings(settings)), open_backend(backend, threads, direct, weights), policy
-    )
-    get_policy(policy, paper=engine.network.paper)
-    job = Job(engine, model, original, tuple(edited), tuple(outputs), mask, seed, fit)
+    files = (original, *edited, mask, instances, *(edited_instances or ()))
+    given = [path for path in files if path is not None]
+    seeds = [None] if count == 1 else [(seed or 0) + i for i in range(count)]
+    for path in (path for one in seeds for path in output_paths(output, len(edited), one)):
+        check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
+    parse_size(undo)
+    engine_backend = open_backend(backend, threads, direct, weights)
+    kept = None
+    if session is not None:
+        if count > 1:
+            raise InputError("--count: variations are several sessions, one --session cannot keep them")
+        check_writable(session, inputs=given)
+        kept = Kept.open(session, engine_backend, cache, cache_folder, undo)
+    if kept is not None and kept.session is not None:
+        kept.refuse({"set": settings}, "has its network already")
+        kept.check_same({"model": model}, {"model": kept.session.model.name})
+        network = kept.session.model
+    else:
+        network = load(model or DEFAULT_MODEL, **parse_settings(settings))
+    if original is None and kept is None:
+        raise InputError("--original: missing; it may be left out only where a --session goes on")
+    named = original if kept is None else kept.original(original)
+    assert named is not None
+    engine = Engine(network, engine_backend, policy)
+    get_policy(policy, paper=network.paper)
+    called = network.name
+    job = Job(engine, called, named, tuple(edited), output, mask, seed, count, fit, undo=undo, kept=kept)
     options = strokes.Options(
         steps,
         noise_level,
@@ -246,11 +268,11 @@ def edit(
         "edited_instances": edited_instances,
         "unknown_label": unknown_label,
     }
-    if isinstance(engine.network, UNet):
-        _refuse(of_maps, f"{model} is a diffusion model ({engine.network.family}), which takes pictures")
+    if isinstance(network, UNet):
+        _refuse(of_maps, f"{called} is a diffusion model ({network.family}), which takes pictures")
         strokes.edit(job, options)
     else:
-        _refuse(vars(options), f"{model} is no diffusion model ({engine.network.family})")
+        _refuse(vars(options), f"{called} is no diffusion model ({network.family})")
         labels.edit(job, instances, edited_instances or [], unknown_label)
 
 

@@ -45,6 +45,8 @@ class Job:
     """Variations, of this seed and those that follow it."""
     fit: Fit
     """What is done with files of a size that the network cannot take."""
+    undo: str | None = None
+    """Memory for undoing edits; None: the session's own choice."""
     kept: Kept | None = None
     """The file that the session is opened from, if there is one, and saved in."""
 

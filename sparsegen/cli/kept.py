@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 
 from ..errors import InputError
-from ..model import Model
 from ..pipelines import SDEdit, open_session
 from ..session import Session
+from ..stats import counted, megabytes
 from .console import out, progress_bars
 
 ORIGINAL, PAINTED = "original", "painted"
@@ -38,13 +38,15 @@ class Kept:
         """Whether the session was in the file: its original has run."""
 
     @classmethod
-    def open(cls, path: Path, backend: Backend, cache: str | None, folder: Path | None) -> Kept:
+    def open(
+        cls, path: Path, backend: Backend, cache: str | None, folder: Path | None, undo: str | None = None
+    ) -> Kept:
         """Look whether there is such a file, and load it. Raises SessionError, CheckpointError, InputError."""
         if not path.exists():
             return cls(path)
         with progress_bars() as start:
             start(f"loading {path}", None)
-            session = open_session(path, backend, cache=cache, folder=folder)
+            session = open_session(path, backend, cache=cache, folder=folder, undo=undo)
         return cls(path, session)
 
     def original(self, given: Path | None) -> Path:
@@ -89,17 +91,15 @@ class Kept:
             f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [], False)
         ]
         if named:
-            raise InputError(
-                f"{', '.join(named)}: {self.path} {why}; omit it, or give another --session"
-            )
+            raise InputError(f"{', '.join(named)}: {self.path} {why}; omit it, or give another --session")
 
     def check_same(self, given: dict[str, Any], kept: dict[str, Any]) -> None:
         """Raise InputError where an option says otherwise than the session in the file."""
         for name, value in given.items():
             if value is not None and value != kept[name]:
                 raise InputError(
-                    f"--{name.replace('_', '-')} {value}: the session in {self.path} has {kept[name]}; omit it, or give "
-                    "another --session"
+                    f"--{name.replace('_', '-')} {value}: the session in {self.path} has {kept[name]}; omit it, or "
+                    "give another --session"
                 )
 
     def save(self) -> None:
@@ -113,8 +113,8 @@ class Kept:
                 self.session.save(self.path)
         size = self.path.stat().st_size
         out.print(
-            f"session saved in {self.path}, {size / 1e6:.1f} MB: {self.session.edits} edits to undo, "
-            f"{self.session.undone} to redo",
+            f"session saved in {self.path}, {megabytes(size)}: {counted(self.session.edits, 'edit')} to "
+            f"undo, {self.session.undone} to redo",
             soft_wrap=True,
         )
 
@@ -130,14 +130,6 @@ def keeping(kept: Kept | None) -> Iterator[None]:
         raise
     if kept is not None:
         kept.save()
-
-
-def network_of(kept: Kept, model: str | None, load: Callable[[], Model]) -> Model:
-    """The network of a session that goes on, or of a new one. Raises InputError: another is named."""
-    if kept.session is None:
-        return load()
-    kept.check_same({"model": model}, {"model": kept.session.model.name})
-    return kept.session.model
 
 
 def note_change(kept: Kept | None) -> None:

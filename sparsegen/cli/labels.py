@@ -64,7 +64,11 @@ def edit(
             network.encode(labels, **change)
 
     print_table("settings", settings_rows(job.engine, size=first.shape, seed=job.seeds[0]))
-    session = kept.session if kept is not None and kept.goes_on else Session(network, job.engine.backend)
+    session = (
+        kept.session
+        if kept is not None and kept.goes_on
+        else Session(network, job.engine.backend, undo=job.undo)
+    )
     assert isinstance(session, Session)
     if kept is not None:
         kept.begin(session, seed=job.seed)

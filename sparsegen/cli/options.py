@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,13 +11,14 @@ import typer
 from sparsegen.backends import get_backend
 from sparsegen.backends.interface import Backend
 
+from ..denoising import DEFAULTS
 from ..errors import InputError
 from ..policies import POLICIES
+from ..samplers import SAMPLERS
+from ..schedules import SCHEDULES
 
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", help="A built-in model's name, a checkpoint file or a diffusers folder."),
-]
+MODEL_HELP = "A built-in model's name, a checkpoint file or a diffusers folder."
+ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 BackendOption = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +56,56 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", help="Say what a checkpoint cannot: name=value, such as num_upsampling_layers=more."
+    ),
+]
+
+
+def own_settings(name: str) -> str:
+    """What a setting of denoising is where it is not given."""
+    return ", ".join(f"{family} {getattr(settings, name)}" for family, settings in DEFAULTS.items())
+
+
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        help="Draw the noise of a diffusion model, or the latent z of a GauGAN that has one.",
+        show_default="0; a fixed z",
+    ),
+]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler", help=f"Diffusion: {', '.join(SAMPLERS)}.", show_default=own_settings("sampler")
+    ),
+]
+EtaOption = Annotated[
+    float | None,
+    typer.Option("--eta", help="Diffusion: ddim's share of fresh noise, 0 to 1.", show_default="0.0"),
+]
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help=f"Diffusion: the noise that the network was trained on: {', '.join(SCHEDULES)}.",
+        show_default=DEFAULTS["ddpm"].schedule,
+    ),
+]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="Diffusion: RAM for what every step keeps, such as 4GB; the rest goes into files.",
+        show_default="no limit",
+    ),
+]
+CacheFolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-folder",
+        help="Diffusion: where these files go; they vanish in the end.",
+        show_default="the system's folder for temporary files",
     ),
 ]
 

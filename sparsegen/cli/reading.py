@@ -31,7 +31,7 @@ class Fit:
         """What `--crop` and `--resize` say. Raises InputError."""
         if crop == "auto" and resize is not None:
             raise InputError("--crop auto: not beside --resize, which fits any crop; give --crop a size")
-        return cls(_size("--crop", crop), _size("--resize", resize))
+        return cls(_wanted("--crop", crop), _wanted("--resize", resize))
 
     def frame(self, network: Model, original: Path) -> Frame:
         """What becomes of every file that has the original's size. Raises InputError: the network cannot take it."""
@@ -65,12 +65,17 @@ class Fit:
             raise InputError(f"--crop: {error}") from None
 
 
-def _size(option: str, text: str | None) -> Wanted:
+def _wanted(option: str, text: str | None) -> Wanted:
     if text is None or text == "auto":
         return text  # type: ignore[return-value]
+    return parse_size(option, text, " or auto")
+
+
+def parse_size(option: str, text: str, otherwise: str = "") -> Size:
+    """(height, width) of an option such as 256x512. Raises InputError."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})[x×]([1-9][0-9]{0,5})", text)
     if found is None:
-        raise InputError(f"{option} {text}: expected HEIGHTxWIDTH in pixels, such as 256x512, or auto")
+        raise InputError(f"{option} {text}: expected HEIGHTxWIDTH in pixels, such as 256x512{otherwise}")
     return int(found[1]), int(found[2])
 
 

@@ -41,7 +41,6 @@ class Options:
     cache_folder: Path | None
     cache_storage: str | None
     preview_every: int | None
-    undo: str | None = None
 
 
 def edit(job: Job, options: Options) -> None:
@@ -195,7 +194,7 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
             cache=options.cache,
             folder=options.cache_folder,
             storage=options.cache_storage or "float32",
-            undo=options.undo,
+            undo=job.undo,
         )
         if kept is not None:
             kept.begin(session)
