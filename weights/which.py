@@ -12,9 +12,9 @@ Which = Literal["ema", "model"]
 
 # ema, model_ema, state_dict_ema, netG_ema, shadow_params, average_model_state …
 _AVERAGE = {"ema", "emas", "average", "averaged", "avg", "shadow", "swa"}
-# What the last weights are called where the average has the plain name: ema-pytorch's online_model, Lightning's
-# current_model_state.
-_LAST = {"online", "current", "nonema", "noema"}
+# What the last weights are called beside an average: ema-pytorch's online_model, Lightning's current_model_state,
+# torch_ema's collected_params.
+_LAST = {"online", "current", "collected", "backup", "nonema", "noema"}
 _NOT = {"non", "no", "not", "without"}
 
 T = TypeVar("T")

@@ -96,7 +96,7 @@ def convert(
 
 def _which(settings: dict[str, Any]) -> Which | None:
     """The one setting that says what is read of a file."""
-    which = settings.pop("weights", None)
+    which: Which | None = settings.pop("weights", None)
     if settings or which not in (None, "ema", "model"):
         raise InputError("inspect: expected --set weights=ema or --set weights=model, and no other setting")
     return which

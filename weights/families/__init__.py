@@ -92,7 +92,14 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
         without a word which is meant, and for averaged or last weights that are asked for and not there.
     """
     if checkpoint.chosen is not None:
-        weights = None  # its folder held both, and one was opened
+        # Its folder held both, and one was opened.
+        if weights is not None and checkpoint.chosen.averaged is not (weights == "ema"):
+            raise CheckpointError(
+                f"was opened for its {checkpoint.chosen}",
+                path=checkpoint.path,
+                advice=f'Open it with read_checkpoint(path, weights="{weights}")',
+            )
+        weights = None
     places = _places(checkpoint)
     nameless = _nameless(checkpoint, places)
     found = [_recognised(checkpoint, place, (*places, *nameless)) for place in places]
@@ -117,7 +124,7 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
     chosen = checkpoint.chosen or Chosen(
         _said(taken.place),
         taken in usable if usable or unusable else None,
-        tuple(_said(each.place) for each in (*usable, *others) if each is not taken),
+        tuple(_said(each.place) or "the top level" for each in (*usable, *others) if each is not taken),
         tuple(unusable),
     )
     return replace(taken.family, chosen=chosen), dict(taken.config)
@@ -150,10 +157,10 @@ def _nameless(checkpoint: Checkpoint, places: Sequence[str]) -> dict[str, list[s
         words = key.split(".")
         if key.startswith(within) or (words.pop() in _COUNTERS and math.prod(tensor.shape) == 1):
             continue
-        while words and not is_average(words[-1]):
+        while words and is_average(words[-1]) is None:
             words.pop()
         at = ".".join([*words, ""])
-        if words and not any(place.startswith(at) for place in places):
+        if words and is_average(words[-1]) and not any(place.startswith(at) for place in places):
             found.setdefault(at, []).append(key)
     return found
 
