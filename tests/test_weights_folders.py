@@ -430,3 +430,37 @@ def test_two_keys_of_one_name_are_refused(tmp_path: Path) -> None:
     ) as caught:
         sparsegen.load(write(tmp_path / "net", state=state))
     assert "mid_block._orig_mod.resnets.0.conv1.bias" in str(caught.value)
+
+
+# What diffusers itself writes.
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_shards_that_diffusers_saved(safe: bool, variant: str | None, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel.from_config(CONFIG)
+    network.save_pretrained(tmp_path, max_shard_size="300KB", safe_serialization=safe, variant=variant)
+    assert len([path for path in tmp_path.iterdir() if "-of-" in path.name]) > 1
+    found = sparsegen.load(tmp_path).parameters()
+    assert np.array_equal(found["conv_in.weight"].value, network.conv_in.weight.detach().numpy())
+    assert np.array_equal(found["conv_out.weight"].value, network.conv_out.weight.detach().numpy())
+
+
+@pytest.mark.torch
+def test_an_average_that_diffusers_saved(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    training = pytest.importorskip("diffusers.training_utils")
+    network = diffusers.UNet2DModel.from_config(CONFIG)
+    average = training.EMAModel(
+        network.parameters(), model_cls=diffusers.UNet2DModel, model_config=network.config
+    )
+    weight = network.conv_in.weight.detach().numpy().copy()
+    average.shadow_params = [value * 0.5 for value in average.shadow_params]
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    average.save_pretrained(tmp_path / "unet_ema")
+    for weights, factor in ((None, 0.5), ("ema", 0.5), ("model", 1)):
+        model = sparsegen.load(tmp_path, weights=weights)
+        assert np.array_equal(model.parameters()["conv_in.weight"].value, factor * weight)
+        assert model.sampling == {"schedule": "linear"}
