@@ -222,12 +222,12 @@ def saved(path: Path, **parts: Any) -> Path:
 
 
 def shadows(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {
-        "decay": 0.9999,
-        "num_updates": 70001,
+    """As torch_ema and score_sde save it; while they evaluate, the last weights are put aside in another list."""
+    kept = {
         "shadow_params": list(state.values()),
-        "collected_params": None,
+        "collected_params": [value + 1 for value in state.values()],
     }
+    return {"decay": 0.9999, "num_updates": 70001, **kept}
 
 
 @pytest.mark.torch
@@ -316,6 +316,20 @@ def test_names_that_do_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     squashed = {"a": np.ones((3, 3), np.float32), "b": np.ones(3, np.float32)}
     path = write(tmp_path / "other.safetensors", under("model.", LAST) | under("ema.", squashed))
     refused(path, r"ema \(their names are not those of the network\)", caplog)
+
+
+@pytest.mark.parametrize("absent", ["temb.dense.0.weight", "conv_in.weight", "up.0.block.1.conv2.bias"])
+def test_an_average_without_the_layers_that_were_frozen(
+    absent: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learnt = {name: value for name, value in AVERAGE.items() if name != absent}
+    path = write(tmp_path / "net.safetensors", under("model.", LAST) | under("ema.module.", learnt))
+    named = r"\w+(\.\w+)* is missing|such as " + re.escape(absent)
+    refused(
+        path, rf"ema(\.module)? \(.*({named}|{re.escape(absent)}, which tells a size, is missing)", caplog
+    )
+    path = write(tmp_path / "lit.safetensors", under("model.", LAST) | squeezed("model_ema.", "", learnt))
+    refused(path, rf"model_ema \(1 of the {len(LAST)} tensors .* such as {re.escape(absent)}\)", caplog)
 
 
 def test_an_average_of_another_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

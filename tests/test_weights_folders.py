@@ -106,6 +106,7 @@ def test_pickled_weights_at_the_root_beside_what_trainers_leave(tmp_path: Path) 
         (folder / name).write_bytes(b"never looked at")
     write(folder / "vae", {"_class_name": "AutoencoderKL"})
     write(folder / "discriminator", {"_class_name": "Other"})
+    write(folder / "vae_ema", {"_class_name": "AutoencoderKL"})
     assert holds(sparsegen.load(folder))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .checkpoint import Checkpoint, without_wrappers
 from .errors import shown
+from .which import is_average
 
 # What state_dict() holds beside the parameters, of every module that our families have.
 _BUFFER = re.compile(r"(?:.*\.)?(?:running_mean|running_var|num_batches_tracked|weight_[uv]|_[uv])", re.ASCII)
@@ -53,14 +54,13 @@ def name_average(
     short = {key[len(at) :]: key for key in keys}
     if all(word.isdecimal() for word in short):
         listed = sorted(short.items(), key=lambda item: int(item[0]))
-        return _by_order(checkpoint, [key for _, key in listed], network, prefix, at)
-    if any("." in word for word in short):
-        raise UnnamedError("their names are not those of the network")
-    return _by_letters(short, network, prefix)
+        return _by_order(checkpoint, [key for _, key in listed], network, prefix)
+    whole = {name: key for word, key in short.items() if (name := without_wrappers(word)) in network}
+    return whole or _by_letters(short, network, prefix)
 
 
 def _by_order(
-    checkpoint: Checkpoint, listed: list[str], network: Mapping[str, str], prefix: str, at: str
+    checkpoint: Checkpoint, listed: list[str], network: Mapping[str, str], prefix: str
 ) -> dict[str, str]:
     """A list in the order of the parameters, of the network or of a module that it is part of."""
     if "safetensors" in checkpoint.format:
@@ -73,7 +73,9 @@ def _by_order(
         keys = [
             key
             for key in checkpoint.tensors
-            if key.startswith(module) and not key.startswith(at) and not _BUFFER.fullmatch(key)
+            if key.startswith(module)
+            and is_average(key[len(module) :].rpartition(".")[0]) is None
+            and not _BUFFER.fullmatch(key)
         ]
         if [checkpoint.tensors[key].shape for key in keys] == shapes:
             return {names[key]: value for key, value in zip(keys, listed, strict=True) if key in names}

@@ -144,8 +144,16 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _averages(top: Path) -> list[str]:
-    """The folders of averaged networks in this one: unet_ema."""
-    return [name for name in _names(top) if is_average(name) and _there(top / name / "config.json")]
+    """The folders of averaged UNets in this one: unet_ema."""
+    return [name for name in _names(top) if is_average(name) and _is_unet(top / name)]
+
+
+def _is_unet(folder: Path) -> bool:
+    """Whether it has the configuration of a UNet, or one that cannot be read: who opens it says why."""
+    try:
+        return _there(folder / "config.json") and _config(folder).get("_class_name", UNET_CLASS) == UNET_CLASS
+    except CheckpointError:
+        return True
 
 
 def _names(folder: Path) -> list[str]:

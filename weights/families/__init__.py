@@ -51,7 +51,7 @@ _USUAL = (
 _COUNTERS = {"decay", "num_updates", "initted", "step", "steps", "n_averaged", "optimization_step"}
 
 # A hostile file could hold any number of networks; each place costs a look at every name.
-_MOST_PLACES = 12
+_MOST_PLACES = 32
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,14 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
         weights = None
     places = _places(checkpoint)
     nameless = _nameless(checkpoint, places)
-    found = [_recognised(checkpoint, place, (*places, *nameless)) for place in places]
+    found = [_recognised(checkpoint, place, places) for place in places]
     networks = [network for network in found if network is not None]
     averages = averages_of(networks, [_marked(checkpoint, network.place) for network in networks])
     others = [network for network in networks if network not in averages]
     last = _first(checkpoint, others)
     usable, unusable = _judged(checkpoint, sorted(averages, key=_rank), nameless, last)
+    if last is not None and last.error is not None and not usable:
+        raise last.error
     if weights == "ema" and unusable and not usable:
         raise CheckpointError(
             f"its averaged weights cannot be taken: {'; '.join(unusable)}",
@@ -166,7 +168,7 @@ def _nameless(checkpoint: Checkpoint, places: Sequence[str]) -> dict[str, list[s
 
 
 def _recognised(checkpoint: Checkpoint, place: str, places: Iterable[str]) -> _Network | None:
-    """The network at one of the places, without what is at places inside of it."""
+    """The network at one of the places, without the other places and the averages inside of it."""
     inner = tuple(other for other in places if other.startswith(place) and other != place)
     try:
         under = checkpoint.under(place)
@@ -178,7 +180,7 @@ def _recognised(checkpoint: Checkpoint, place: str, places: Iterable[str]) -> _N
                 keys = {
                     name: key
                     for name, key in checkpoint.keys_under(place).items()
-                    if not (inner and key.startswith(inner))
+                    if not key.startswith(inner) and is_average(key[len(place) :].rpartition(".")[0]) is None
                 }
                 return _Network(
                     place, replace(family, prefix=place, model=named, rules=rules, keys=keys), config
