@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from .errors import listed
+
 Which = Literal["ema", "model"]
 """The weights that a checkpoint holds twice: a moving average over the training, or the last ones."""
 
@@ -73,7 +75,7 @@ class Chosen:
         kind = {True: "averaged weights", False: "last weights", None: "the only weights"}[self.averaged]
         text = f"{kind} ({self.place})" if self.place else kind
         if self.beside:
-            text += f"; beside them: {', '.join(self.beside)}"
+            text += f"; beside them: {listed(list(self.beside))}"
         if self.unusable:
-            text += f"; averaged weights not taken: {'; '.join(self.unusable)}"
+            text += f"; averaged weights not taken: {listed(list(self.unusable), 3)}"
         return text

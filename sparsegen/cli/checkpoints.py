@@ -51,8 +51,8 @@ def inspect(
         described = [("family", family.name), ("network", shown(family.model))]
         described += [(shown(key), shown(value)) for key, value in config.items()]
         described += [("weights taken", f"{kind} ({chosen.place})" if chosen.place else kind)]
-        described += [("beside them", ", ".join(chosen.beside))] if chosen.beside else []
-        described += [("not taken", reason) for reason in chosen.unusable]
+        described += [("beside them", listed(list(chosen.beside)))] if chosen.beside else []
+        described += [("not taken", reason) for reason in chosen.unusable[:8]]
     schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
     described += [("noise schedule", shown(schedule))] if schedule is not None else []
     if checkpoint.placeholders:

@@ -112,7 +112,7 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
         raise last.error
     if weights == "ema" and unusable and not usable:
         raise CheckpointError(
-            f"its averaged weights cannot be taken: {'; '.join(unusable)}",
+            f"its averaged weights cannot be taken: {listed(unusable, 3)}",
             path=checkpoint.path,
             advice="Omit `weights=` to take the last weights"
             if last
@@ -295,13 +295,13 @@ def _said(place: str) -> str:
 
 
 def _nothing(
-    checkpoint: Checkpoint, weights: Which | None, known: bool, unusable: Sequence[str]
+    checkpoint: Checkpoint, weights: Which | None, known: bool, unusable: list[str]
 ) -> CheckpointError:
     if known:
         missing = "averaged weights (ema)" if weights == "ema" else "weights beside the averaged ones"
         return CheckpointError(f"holds no {missing}", path=checkpoint.path, advice="Omit `weights=`")
     names = [shown(name, 60) for name in list(checkpoint.tensors)[:200]]
-    averages = f"; averaged weights that cannot be taken: {'; '.join(unusable)}" if unusable else ""
+    averages = f"; averaged weights that cannot be taken: {listed(unusable, 3)}" if unusable else ""
     return CheckpointError(
         f"is of no known family (known: {', '.join(family.name for family in FAMILIES)});"
         f" its tensors: {listed(names, 5) if names else 'none'}{averages}",
