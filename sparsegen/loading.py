@@ -7,6 +7,7 @@ has them in a configuration); no PyTorch.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from .errors import InputError
 from .model import Model
 from .schedules import SCHEDULES
 
+logger = logging.getLogger("sparsegen")
+
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, name)` after each tensor."""
 
@@ -45,8 +48,9 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     settings
         Overrides of what was recognised, by the names of the family's configuration, for what a checkpoint
         cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`; progressive distillation: `head_channels`).
-        `weights` "ema" or "model": which to take of a file that holds a moving average beside the last weights; by
-        default of diffusion models the average.
+        `weights` "ema" or "model": which to take of a file or folder that holds a moving average beside the last
+        weights. By default the average, where it is a whole network (with batch norm: with statistics of its own).
+        The model's `source` and the log (logger "sparsegen") say which were taken.
     progress
         Called after each parameter.
 
@@ -66,11 +70,15 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     which = settings.pop("weights", None)
     if which not in (None, "ema", "model"):
         raise InputError(f"weights is {which!r}, expected ema or model")
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, weights=which)
     family, config = identify(checkpoint, weights=which)
     kind: Any = Model.registry.get(family.model)
     if kind is None:
-        raise CheckpointError(f"{path}: holds a {family.model!r} network, which this version cannot build")
+        raise CheckpointError(
+            f"holds a network of the kind {shown(family.model)!r}, which this version of sparsegen does not have",
+            path=str(path),
+            advice=f"It has: {', '.join(sorted(Model.registry))}. Update sparsegen, or convert the original file again",
+        )
     fields = [field.name for field in dataclasses.fields(kind.config_type)]
     unknown = set(settings) - set(fields)
     if unknown:
@@ -80,23 +88,34 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     foreign = [shown(name) for name in sorted(set(config) - set(fields))]
     if foreign:
         raise CheckpointError(
-            f"{path}: its configuration has {', '.join(foreign[:5])}; no {family.model} has that"
+            f"its configuration has settings that {family.model} does not have: {', '.join(foreign[:5])}",
+            path=str(path),
+            advice="Update sparsegen, or convert the original file again",
         )
     try:
         network: Model = kind(kind.config_type(**{**config, **settings}))
     except InputError as error:
         if settings:
             raise
-        raise CheckpointError(f"{path}: its configuration is wrong: {error}") from None
+        raise CheckpointError(f"its configuration is wrong: {error}", path=str(path)) from None
     expected = {name: parameter.shape for name, parameter in network.parameters().items()}
     network.load_parameters(
         convert(family, checkpoint, expected), release=checkpoint.release, progress=progress
     )
     network.name = str(model)
+    network.source = str(family.chosen)
+    level = (
+        logging.WARNING
+        if which is None and family.chosen.unusable and not family.chosen.averaged
+        else logging.INFO
+    )
+    logger.log(level, "%s: took %s", path, network.source)
     schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
     if schedule is not None:
         if schedule not in SCHEDULES:
-            raise CheckpointError(f"{path}: its noise schedule is {shown(schedule)}, none that is known")
+            raise CheckpointError(
+                f"unknown noise schedule {shown(schedule)}; known: {', '.join(SCHEDULES)}", path=str(path)
+            )
         network.sampling = MappingProxyType({"schedule": schedule})
     if known:
         network.defaults, network.sampling = known.defaults, known.sampling

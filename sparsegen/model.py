@@ -60,6 +60,8 @@ class Model(NotCopied, Layer):
     """Inputs that differ by no more than this count as equal."""
     name: str = ""
     """What the user called it: a built-in name or a file. For messages only."""
+    source: str = ""
+    """Which weights of its file it has: "averaged weights (ema); beside them: model". For messages only."""
     defaults: Mapping[str, Any] = MappingProxyType({})
     """Conditions of a run that does not give them, by name."""
     sampling: Mapping[str, Any] = MappingProxyType({})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import hostile
 import numpy as np
 import pytest
+from diffusers_folders import CONFIG, MADE, OURS, as_diffusers, holds, pipeline, refused, write
 from safetensors.numpy import save_file
 
 import sparsegen
@@ -21,109 +20,6 @@ from sparsegen import loading
 from sparsegen.errors import InputError
 from sparsegen.models import DDPM, DDPMConfig
 from sparsegen.weights import CheckpointError, identify, read_checkpoint
-
-State = dict[str, np.ndarray]
-
-CONFIG: dict[str, Any] = {
-    "_class_name": "UNet2DModel",
-    "_diffusers_version": "0.35.1",
-    "sample_size": 32,
-    "block_out_channels": [32, 64, 96],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 1,
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "dropout": 0.1,
-}
-OURS = DDPMConfig(
-    channels=32, levels=(32, 64, 96), attention=(False, True, False), blocks=1, time_channels=128
-)
-
-
-def parameters(config: DDPMConfig = OURS) -> State:
-    rng = np.random.default_rng(0)
-    return {
-        name: rng.standard_normal(parameter.shape).astype(np.float32)
-        for name, parameter in DDPM(config).parameters().items()
-    }
-
-
-def as_diffusers(made: Mapping[str, np.ndarray], levels: int = 3, *, old: bool = False) -> State:
-    """Our parameters under diffusers' names; of old, those before 0.17 for attention and before 0.2 for `op`."""
-    names = ("query", "key", "value", "proj_attn") if old else ("to_q", "to_k", "to_v", "to_out.0")
-    attention = dict(zip(("q", "k", "v", "proj_out"), names, strict=True), norm="group_norm")
-    layers = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}
-    state = {}
-    for name, value in made.items():
-        for ours, theirs in (
-            (r"temb\.dense\.0", "time_embedding.linear_1"),
-            (r"temb\.dense\.1", "time_embedding.linear_2"),
-            (r"norm_out", "conv_norm_out"),
-            (r"mid\.block_1", "mid_block.resnets.0"),
-            (r"mid\.block_2", "mid_block.resnets.1"),
-            (r"mid\.attn_1", "mid_block.attentions.0"),
-            (r"down\.(\d+)\.downsample(\.conv(?=\.))?", r"down_blocks.\1.downsamplers.0\2"),
-            (r"up\.(\d+)\.upsample", r"up_blocks.\1.upsamplers.0"),
-            (r"(down|up)\.(\d+)\.block", r"\1_blocks.\2.resnets"),
-            (r"(down|up)\.(\d+)\.attn", r"\1_blocks.\2.attentions"),
-        ):
-            name = re.sub(f"^{ours}", theirs, name)
-        name = re.sub(r"^up_blocks\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
-        head, layer, kind = name.rsplit(".", 2) if name.count(".") > 1 else ("", *name.split("."))
-        if "attentions" in head:
-            layer = attention[layer]
-            if kind == "weight" and layer != "group_norm":
-                value = value[:, :, 0, 0]
-        elif old and "downsamplers" in head and layer == "conv":
-            layer = "op"
-        layer = layers.get(layer, layer)
-        state[f"{head}.{layer}.{kind}".lstrip(".")] = np.ascontiguousarray(value)
-    return state
-
-
-MADE = parameters()
-
-
-def write(folder: Path, config: Mapping[str, Any] | str = CONFIG, state: State | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = config if isinstance(config, str) else json.dumps(config)
-    (folder / "config.json").write_text(text, "utf-8")
-    save_file(as_diffusers(MADE) if state is None else state, folder / "diffusion_pytorch_model.safetensors")
-    return folder
-
-
-def pipeline(folder: Path, index: Mapping[str, Any] | None = None) -> Path:
-    write(folder / "unet")
-    parts = {
-        "_class_name": "DDPMPipeline",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "safety_checker": [None, None],
-        **(index or {}),
-    }
-    (folder / "model_index.json").write_text(json.dumps(parts), "utf-8")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}', "utf-8")
-    return folder
-
-
-def holds(model: sparsegen.Model, wanted: Mapping[str, np.ndarray] = MADE) -> bool:
-    found = model.parameters()
-    assert found.keys() == wanted.keys()
-    return all(np.array_equal(found[name].value, value) for name, value in wanted.items())
-
-
-def refused(folder: Path, message: str) -> None:
-    """That loading fails with one sentence, which says where."""
-    with pytest.raises(CheckpointError, match=message) as caught:
-        sparsegen.load(folder)
-    assert str(caught.value).startswith(str(folder))
-    assert "\n" not in str(caught.value)
-
 
 # Where the network lies.
 
@@ -362,8 +258,6 @@ def test_folders_without_a_network(tmp_path: Path) -> None:
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.rename(folder / "diffusion_flax_model.msgpack")
     refused(folder, r"has none of the files diffusion_pytorch_model\.safetensors, ")
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    refused(folder, "has its weights cut into several files, .*max_shard_size")
     pipeline(tmp_path / "whole")
     shutil.rmtree(tmp_path / "whole" / "unet")
     refused(tmp_path / "whole", r"unet.config\.json: cannot be opened: No such file")
@@ -371,8 +265,19 @@ def test_folders_without_a_network(tmp_path: Path) -> None:
 
 def test_a_weights_file_alone_does_not_say_how_it_is_used(tmp_path: Path) -> None:
     path = write(tmp_path) / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(CheckpointError, match=r"weights file of a diffusers UNet.*Give the folder"):
+    with pytest.raises(
+        CheckpointError, match=rf"weights file of a diffusers UNet.*Give the folder {tmp_path}, which"
+    ):
         sparsegen.load(path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"weights file of a diffusers UNet.*Give the folder that it lies in"
+    ):
+        sparsegen.load(path)
+    state = {name: value for name, value in as_diffusers(MADE).items() if name.startswith("up_blocks.1")}
+    save_file(state, tmp_path / "shard.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights file of a diffusers UNet"):
+        sparsegen.load(tmp_path / "shard.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -448,7 +353,7 @@ def test_a_file_with_a_schedule_that_is_none(tmp_path: Path) -> None:
     model = sparsegen.load(pipeline(tmp_path / "net"))
     model.sampling = {"schedule": "os.system"}
     loading.save(model, tmp_path / "net.safetensors")
-    with pytest.raises(CheckpointError, match=r"its noise schedule is os\.system, none that is known"):
+    with pytest.raises(CheckpointError, match=r"unknown noise schedule os\.system; known: linear, "):
         sparsegen.load(tmp_path / "net.safetensors")
 
 
@@ -470,26 +375,35 @@ def test_a_configuration_of_megabytes_is_not_read(tmp_path: Path) -> None:
     refused(folder, r"config\.json: has \d+ bytes, at most 65536 are read")
 
 
-def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
-    secret = write(tmp_path / "elsewhere")
+def test_links_are_followed_wherever_they_lead(tmp_path: Path) -> None:
+    """As `local_dir` of the hub's downloader lays folders out."""
+    elsewhere = write(tmp_path / "elsewhere")
+    folder = write(tmp_path / "net")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(elsewhere / name)
+        assert holds(sparsegen.load(folder))
+    folder = pipeline(tmp_path / "whole")
+    shutil.rmtree(folder / "unet")
+    (folder / "unet").symlink_to(elsewhere)
+    assert holds(sparsegen.load(folder))
+    (tmp_path / "name of it").symlink_to(folder)
+    assert holds(sparsegen.load(tmp_path / "name of it"))
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         folder = write(tmp_path / f"net {name}")
         (folder / name).unlink()
-        (folder / name).symlink_to(secret / name)
-        refused(folder, "is a link out of its folder, which is not followed")
+        (folder / name).symlink_to("../blobs/1f")
+        refused(folder, rf"{name}: is a link to \.\./blobs/1f, which does not exist")
     folder = pipeline(tmp_path / "whole")
     shutil.rmtree(folder / "unet")
-    (folder / "unet").symlink_to(secret)
-    refused(folder, "is a link out of its folder")
-    (folder / "unet").unlink()
-    write(folder / "v1")
-    (folder / "unet").symlink_to("v1")  # a link inside is nobody's harm
-    assert holds(sparsegen.load(folder))
-    (tmp_path / "name of it").symlink_to(folder)  # nor is one to the folder itself, which the user gave
-    assert holds(sparsegen.load(tmp_path / "name of it"))
+    (folder / "unet").symlink_to("gone")
+    refused(folder, "unet: is a link to gone, which does not exist")
     (folder / "unet").unlink()
     (folder / "unet").symlink_to("unet")
-    refused(folder, "cannot be opened")
+    refused(folder, "unet: is a link to unet, which does not exist")
 
 
 def test_the_hubs_cache_is_all_links(tmp_path: Path) -> None:
@@ -504,9 +418,6 @@ def test_the_hubs_cache_is_all_links(tmp_path: Path) -> None:
         (unet / name).symlink_to(Path("../../../blobs") / str(i))
     for folder in (unet, unet.parent):
         assert holds(sparsegen.load(folder))
-    (unet / "config.json").unlink()
-    (unet / "config.json").symlink_to(write(tmp_path / "elsewhere") / "config.json")
-    refused(unet.parent, "is a link out of its folder")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -515,6 +426,16 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     refused(folder, "config.json: is not a regular file")
+    weights = write(tmp_path / "other") / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    refused(weights.parent, "diffusion_pytorch_model.safetensors: is not a regular file")
+    weights.unlink()
+    weights.symlink_to(folder / "config.json")
+    refused(weights.parent, "diffusion_pytorch_model.safetensors: is not a regular file")
+    weights.unlink()
+    weights.mkdir()
+    refused(weights.parent, "diffusion_pytorch_model.safetensors: is a folder")
 
 
 def test_pickles_in_a_folder_are_read_as_anywhere(tmp_path: Path) -> None:

@@ -384,6 +384,40 @@ def test_wrapped_state_dicts_are_found(prefix, opened):
     assert checkpoint.under(prefix).prefix == prefix
 
 
+@pytest.mark.parametrize(
+    ("part", "wrapped"),
+    [
+        ("", "_orig_mod."),
+        ("", "state_dict.module._orig_mod."),
+        ("head_0.", "head_0._orig_mod."),
+        ("head_0.norm_0.", "head_0.module.norm_0._orig_mod."),
+        ("up_3.conv_0.", "up_3._orig_mod.conv_0.module."),
+        ("conv_img.", "conv_img._orig_mod."),
+    ],
+)
+def test_wrappers_in_front_of_a_network_or_a_block_are_passed_over(part, wrapped, opened):
+    """torch.compile and DataParallel, of the whole network or of one block."""
+    made = parameters()
+    checkpoint = opened(
+        {
+            wrapped + name[len(part) :] if name.startswith(part) else name: value
+            for name, value in as_sige(made).items()
+        }
+    )
+    family, config = identify(checkpoint)
+    assert (family.name, config) == ("sige-spade", CONFIG)
+    same(convert(family, checkpoint, parameter_shapes(config)), made)
+
+
+def test_two_keys_of_one_tensor_are_refused(opened):
+    state = as_sige(parameters())
+    state["conv_img._orig_mod.bias"] = state["conv_img.bias"] + 1
+    with pytest.raises(
+        CheckpointError, match=r"conv_img\.bias and conv_img\._orig_mod\.bias|which are one tensor"
+    ):
+        identify(opened(state))
+
+
 def test_what_lies_beside_a_wrapped_state_dict_is_set_aside(opened):
     made = parameters()
     state = {"netG." + name: value for name, value in as_fused(made).items()}

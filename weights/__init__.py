@@ -6,17 +6,19 @@
 
 Reading: `checkpoint` finds the format and asks `pytorch_zip`, `pytorch_legacy` or `safetensors_file`; the two
 of PyTorch share the pickle machine `unpickle` with its `allowlist`, `storages` and `flatten`. All give
-`tensor.Tensor`s that look into a `mapped` file; `diffusers_folder` says which file of a folder that is. Naming:
-`keymap` with `transforms`, one table per family in `families`. Writing: `writer`. Everything wrong with a file is a
+`tensor.Tensor`s that look into a `mapped` file; `diffusers_folder` says which files of a folder these are. Naming:
+`keymap` with `transforms`, one table per family in `families`; `which` and `averages` tell averaged weights from the
+last ones. Writing: `writer`. Everything wrong with a file is a
 `CheckpointError`.
 """
 
 from .checkpoint import Checkpoint, read_checkpoint
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, listed, shown
 from .families import FAMILIES, identify
 from .families.native import SCHEDULE_KEY, native_metadata
 from .keymap import Family, Parameters, Rule, convert
 from .tensor import Tensor
+from .which import Chosen, Which
 from .writer import write_safetensors
 
 __all__ = [
@@ -24,12 +26,15 @@ __all__ = [
     "SCHEDULE_KEY",
     "Checkpoint",
     "CheckpointError",
+    "Chosen",
     "Family",
     "Parameters",
     "Rule",
     "Tensor",
+    "Which",
     "convert",
     "identify",
+    "listed",
     "native_metadata",
     "read_checkpoint",
     "shown",

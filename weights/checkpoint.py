@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from .diffusers_folder import find_unet
-from .errors import CheckpointError
+from .diffusers_folder import UNetFolder, find_unet
+from .errors import CheckpointError, listed, shown
 from .flatten import Flat, Scalar
 from .mapped import MappedFile
 from .pytorch_legacy import MAGIC_BYTES, read_legacy
 from .pytorch_zip import SIGNATURE, read_zip
 from .safetensors_file import header_bytes, read_safetensors
 from .tensor import Tensor
+from .which import Chosen, Which
+
+WRAPPERS = frozenset({"module", "_orig_mod"})
+"""What DataParallel and torch.compile put into names, in front of a network or of one block of it."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The tensors of one file, by dotted name; their numbers are read from the mapped file when asked for.
 
-    Of a diffusers folder, those of its weights file, with the configuration beside it.
+    Of a diffusers folder, those of its weights file or of all its shards, with the configuration beside them.
 
     Attributes
     ----------
@@ -42,6 +47,8 @@ class Checkpoint:
         A diffusers folder's config.json as parsed: whoever takes a value out of it checks its type.
     schedule : str, optional
         The noise that a diffusion model was trained on (linear, scaled_linear, cosine), where the file says it.
+    chosen : Chosen, optional
+        Which of a diffusers folder's weights these are, where it holds averaged ones.
     """
 
     path: str
@@ -52,27 +59,49 @@ class Checkpoint:
     prefix: str = ""
     config: Mapping[str, Any] | None = None
     schedule: str | None = None
-    _file: MappedFile | None = field(default=None, repr=False, compare=False)
+    chosen: Chosen | None = None
+    _files: tuple[MappedFile, ...] = field(default=(), repr=False, compare=False)
+
+    def keys_under(self, prefix: str) -> dict[str, str]:
+        """Name -> key of the tensors whose keys begin with `prefix`.
+
+        The name is the rest of the key without `module.` of DataParallel and `_orig_mod.` of torch.compile, wherever
+        they stand in it.
+
+        Raises
+        ------
+        CheckpointError
+            Where two keys have the same name.
+        """
+        keys: dict[str, str] = {}
+        for key in self.tensors:
+            if key.startswith(prefix):
+                name = without_wrappers(key[len(prefix) :])
+                if keys.setdefault(name, key) != key:
+                    raise CheckpointError(
+                        f"holds {shown(keys[name])} and {shown(key)}, which are one tensor of a network",
+                        path=self.path,
+                        advice="Save the state dict of the network itself, without DataParallel and torch.compile",
+                    )
+        return keys
 
     def under(self, prefix: str) -> Checkpoint:
-        """The tensors whose names begin with `prefix`, named without it; the rest is set aside.
+        """The tensors whose keys begin with `prefix`, named as by `keys_under`; the rest is set aside.
 
         The file stays shared: closing either closes both.
         """
-        if not prefix:
-            return self
-        kept = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+        kept = {name: self.tensors[key] for name, key in self.keys_under(prefix).items()}
         return replace(self, tensors=MappingProxyType(kept), prefix=self.prefix + prefix)
 
     def release(self) -> None:
         """Let go of the memory that reading took; arrays that were read stay good, and more may be read."""
-        if self._file is not None:
-            self._file.release()
+        for file in self._files:
+            file.release()
 
     def close(self) -> None:
-        """Let go of the file. Arrays that were read keep what they look into."""
-        if self._file is not None:
-            self._file.close()
+        """Let go of the files. Arrays that were read keep what they look into."""
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -83,7 +112,12 @@ class Checkpoint:
         self.close()
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def without_wrappers(name: str) -> str:
+    """`name` without its segments `module` and `_orig_mod`."""
+    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = None) -> Checkpoint:
     """Open a checkpoint of torch.save (zip or legacy) or safetensors; its content tells which, not its name.
 
     Only the file's structure is read; it is memory-mapped, and nothing in it is ever executed.
@@ -92,6 +126,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     ----------
     path : path
         The file, or the folder of a diffusers pipeline or UNet.
+    weights : {"ema", "model"}, optional
+        Which to read of a folder that holds averaged weights beside the last ones (`unet_ema/` beside `unet/`). If not
+        given: the averaged ones. Of a file that holds both, `identify` takes the same choice.
 
     Returns
     -------
@@ -104,7 +141,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         For everything that is wrong with the file: which file, what, where in it, and what to do.
     """
     try:
-        return open_checkpoint(path)
+        return open_checkpoint(path, weights=weights)
     except CheckpointError:
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError, MemoryError, RecursionError) as error:
@@ -116,10 +153,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ) from error
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = None) -> Checkpoint:
     """`read_checkpoint` without its net: what the fuzz tests call."""
-    if os.path.isdir(path):
-        return _open_folder(path)
+    return _open_folder(path, weights) if os.path.isdir(path) else _open_file(path)
+
+
+def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
     file = MappedFile(path)
     try:
         return _open(file)
@@ -130,20 +169,72 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise
 
 
-def _open_folder(path: str | os.PathLike[str]) -> Checkpoint:
+def _open_folder(path: str | os.PathLike[str], weights: Which | None) -> Checkpoint:
     try:
-        found = find_unet(path)
+        found = find_unet(path, weights)
     except CheckpointError as error:
         error.path = error.path or os.fspath(path)
         raise
-    weights = open_checkpoint(found.weights)
+    shards = _open_all(found.weights)
+    try:
+        tensors = _joined(found, shards)
+    except CheckpointError:
+        for shard in shards:
+            shard.close()
+        raise
+    count = f" in {len(shards)} shards" if len(shards) > 1 else ""
     return replace(
-        weights,
+        shards[0],
         path=os.fspath(path),
-        format=f"diffusers folder, {weights.format}",
+        format=f"diffusers folder, {shards[0].format}{count}",
+        tensors=MappingProxyType(tensors),
+        metadata=MappingProxyType(
+            {name: value for shard in shards for name, value in shard.metadata.items()}
+        ),
+        placeholders=tuple(dict.fromkeys(name for shard in shards for name in shard.placeholders)),
         config=MappingProxyType(found.config),
         schedule=found.schedule,
+        chosen=found.chosen,
+        _files=tuple(file for shard in shards for file in shard._files),
     )
+
+
+def _open_all(paths: Sequence[Path]) -> list[Checkpoint]:
+    """All of them, or none."""
+    opened: list[Checkpoint] = []
+    try:
+        for path in paths:
+            opened.append(_open_file(path))
+    except BaseException:
+        for checkpoint in opened:
+            checkpoint.close()
+        raise
+    return opened
+
+
+def _joined(found: UNetFolder, shards: Sequence[Checkpoint]) -> dict[str, Tensor]:
+    """The tensors of all shards, each of them where the index says it is and nowhere else."""
+    held = [
+        (key, path.name) for path, shard in zip(found.weights, shards, strict=True) for key in shard.tensors
+    ]
+    if found.index is not None:
+        there = set(held)
+        lists = {
+            "missing": [f"{key} of {name}" for key, name in found.index.items() if (key, name) not in there],
+            "not in the index": [f"{key} of {name}" for key, name in held if found.index.get(key) != name],
+        }
+        faults = [
+            f"{what} ({len(items)}): {listed([shown(item) for item in items], 4)}"
+            for what, items in lists.items()
+            if items
+        ]
+        if faults:
+            raise CheckpointError(
+                f"its shards do not hold what their index says; {'; '.join(faults)}",
+                path=os.path.dirname(found.weights[0]),
+                advice="The shards are of different downloads or damaged: get all of them again",
+            )
+    return {key: tensor for shard in shards for key, tensor in shard.tensors.items()}
 
 
 def _open(file: MappedFile) -> Checkpoint:
@@ -169,7 +260,7 @@ def _open(file: MappedFile) -> Checkpoint:
         tensors=MappingProxyType(tensors),
         metadata=MappingProxyType(dict(metadata)),
         placeholders=tuple(flat.placeholders) if flat else (),
-        _file=file,
+        _files=(file,),
     )
 
 

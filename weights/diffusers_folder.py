@@ -1,19 +1,25 @@
-"""A folder in; the config.json and the weights file of the diffusers UNet in it out.
+"""A folder in; the config.json, the weights files and the noise schedule of the diffusers UNet in it out.
 
-A pipeline's folder (`model_index.json`, the network in `unet/`) or the network's own. Nothing in it is run; only files
-of known names are opened, and none that a link leads out of the folder for.
+A pipeline's folder (`model_index.json`, the network in `unet/` or, of old, beside it), a training checkpoint's (`unet/`
+and `unet_ema/`) or the network's own. Nothing in it is run, and only files of known names are opened. Links are
+followed: the hub's downloader makes folders of them.
+
+Source: github.com/huggingface/diffusers (models/modeling_utils.py and training_utils.py) for the names of files.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, listed, shown
 from .mapped import MappedFile
+from .which import Chosen, Which, averages_of, is_average
 
 UNET_CLASS = "UNet2DModel"
 
@@ -27,12 +33,19 @@ _TIMESTEPS = 1000
 
 _LONGEST_JSON = 1 << 16
 """Bytes. A network's configuration takes about 1000."""
+_LONGEST_INDEX = 4 << 20
+"""Bytes of a list of shards: 100 for each of 40,000 tensors."""
+_MOST_SHARDS = 200
 
-_WEIGHTS = tuple(
-    f"diffusion_pytorch_model{variant}.{suffix}"
-    for variant in ("", ".fp16")
-    for suffix in ("safetensors", "bin")
+_STEM = "diffusion_pytorch_model"
+# A variant is any word. In the names of shards it stands in front of their number or, of old, behind it.
+_NUMBER = r"-\d{5}-of-\d{5}"
+_WHOLE = re.compile(rf"{_STEM}(?:\.(?P<variant>[^.]+))?\.(?P<suffix>safetensors|bin)")
+_INDEX = re.compile(
+    rf"{_STEM}(?:\.(?P<a>[^.]+))?\.(?P<suffix>safetensors|bin)(?:\.(?P<b>[^.]+))?\.index(?:\.(?P<c>[^.]+))?\.json"
 )
+_SHARD = re.compile(rf"{_STEM}(?:\.[^.]+)?{_NUMBER}(?:\.[^.]+)?\.(?:safetensors|bin)")
+_PLAIN_NAME = re.compile(r"\w[\w.+-]{0,250}\.(?:safetensors|bin)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,48 +53,207 @@ class UNetFolder:
     """What was found: the parsed config.json, not yet judged, and where the tensors are."""
 
     config: dict[str, Any]
-    weights: Path
+    weights: tuple[Path, ...]
+    """One file, or all shards."""
+    index: Mapping[str, str] | None
+    """Of shards: a tensor's key -> the name of the file that holds it."""
     schedule: str | None
     """The noise that the network was trained on, where the folder says it: linear, scaled_linear or cosine."""
+    chosen: Chosen | None
+    """Which weights these are, where the folder has averaged ones."""
 
 
-def find_unet(folder: str | os.PathLike[str]) -> UNetFolder:
+@dataclass(frozen=True)
+class _Candidate:
+    """Weights that could be taken: one variant in a folder with a config.json."""
+
+    folder: Path
+    variant: str
+    place: str
+    averaged: bool | None
+    file: Path
+    """The file that holds them, or the index of their shards."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the variant is none, or says no more than whether this is an average."""
+        return not self.variant or is_average(self.variant) is not None
+
+
+def find_unet(folder: str | os.PathLike[str], weights: Which | None = None) -> UNetFolder:
     """Look into a folder.
+
+    Parameters
+    ----------
+    folder : path
+        A pipeline's, a training checkpoint's or a network's own.
+    weights : {"ema", "model"}, optional
+        Which to take where there are averaged weights beside the last ones: by default the averaged ones.
 
     Raises
     ------
     CheckpointError
-        For a folder that is not a diffusers pipeline's or network's, or whose pipeline is more than one network of
-        pixels.
+        For a folder that is not a diffusers pipeline's or network's, whose pipeline is more than one network of
+        pixels, or that does not say which of its weights are meant.
     """
     top = Path(folder)
-    root = _root(top)
-    unet, schedule = top, None
-    if _there(top / "model_index.json"):
-        _check_pipeline(_json(top / "model_index.json", root))
-        unet = top / "unet"
-        scheduler = top / "scheduler" / "scheduler_config.json"
-        if _there(scheduler):
-            schedule = _schedule(_json(scheduler, root), scheduler)
-    elif _there(top / "unet" / "config.json"):
-        unet = top / "unet"
-    elif not _there(top / "config.json"):
+    unet = _network(top)
+    folders = {name: top / name for name in _averages(top)}
+    if unet is not None:
+        folders["" if unet == top else unet.name] = unet
+    elif not folders:
         raise CheckpointError(
             "is a folder without model_index.json, unet/config.json or config.json",
             path=str(top),
             advice="Give the path of one checkpoint file, or the folder of a diffusers pipeline or UNet",
         )
-    config = _json(unet / "config.json", root)
-    for name in _WEIGHTS:
-        if _there(unet / name):
-            return UNetFolder(config, _inside(unet / name, root), schedule)
-    if any(_there(unet / f"{name}.index.json") for name in _WEIGHTS):
-        raise CheckpointError(
-            "has its weights cut into several files, which are not read",
-            path=str(unet),
-            advice='Save it in one with diffusers: save_pretrained(folder, max_shard_size="100GB")',
+    config = {} if unet is None else _config(unet)
+    # what diffusers' EMAModel writes into the configuration of the network that it saves
+    averaged = {"decay", "optimization_step"} <= config.keys() or None
+    found = {name: _candidates(path, name, averaged or is_average(name)) for name, path in folders.items()}
+    unusable = tuple(
+        f"{name} (has no weights file)" for name in folders if is_average(name) and not found[name]
+    )
+    taken, chosen = _choose([each for name in found for each in found[name]], weights, unusable)
+    if taken is None:
+        raise _none_found(top, list(folders.values())[-1], unusable)
+    index = None if _WHOLE.fullmatch(taken.file.name) else _index(taken.file)
+    names = [taken.file.name] if index is None else sorted(set(index.values()))
+    return UNetFolder(
+        config if taken.folder == unet else _config(taken.folder),
+        tuple(_followed(taken.folder / name) for name in names),
+        index,
+        _find_schedule(top, alone=taken.folder != top),
+        chosen,
+    )
+
+
+def _network(top: Path) -> Path | None:
+    """The folder of the network's config.json, its pipeline judged; None where only an average can be there."""
+    unet = top / "unet"
+    if _there(top / "model_index.json"):
+        _check_pipeline(_json(top / "model_index.json", _LONGEST_JSON))
+        if not _there(unet) and _there(top / "config.json"):
+            return top  # pipelines of old: everything in one folder
+        return None if not _there(unet) and _averages(top) else unet
+    return unet if _there(unet / "config.json") else top if _there(top / "config.json") else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return _json(folder / "config.json", _LONGEST_JSON)
+
+
+def _averages(top: Path) -> list[str]:
+    """The folders of averaged UNets in this one: unet_ema."""
+    return [name for name in _names(top) if is_average(name) and _is_unet(top / name)]
+
+
+def _is_unet(folder: Path) -> bool:
+    """Whether it has the configuration of a UNet, or one that cannot be read: who opens it says why."""
+    try:
+        return _there(folder / "config.json") and _config(folder).get("_class_name", UNET_CLASS) == UNET_CLASS
+    except CheckpointError:
+        return True
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot be opened: {error.strerror or error}", path=str(folder)) from error
+
+
+def _candidates(folder: Path, place: str, averaged: bool | None) -> list[_Candidate]:
+    """The variants of the weights in a folder, each in its best form: safetensors before pickles, whole before cut."""
+    files: dict[str, tuple[int, str]] = {}
+    for name in _names(folder):
+        whole, index = _WHOLE.fullmatch(name), _INDEX.fullmatch(name)
+        match = whole or index
+        if match is None or _SHARD.fullmatch(name):
+            continue
+        variant = next(
+            (each for each in (match.groupdict().get(key) for key in ("variant", *"abc")) if each), ""
         )
-    raise CheckpointError(f"has none of the files {', '.join(_WEIGHTS)}", path=str(unet))
+        rank = 2 * (match["suffix"] == "bin") + (whole is None)
+        files[variant] = min(files.get(variant, (rank, name)), (rank, name))
+    found = []
+    for variant, (_, name) in sorted(files.items()):
+        kind = is_average(variant)
+        file = f"{_STEM}.{variant}" if variant else "" if place else _STEM
+        said = "/".join(filter(None, (place, file)))
+        found.append(_Candidate(folder, variant, said, averaged if kind is None else kind, folder / name))
+    return found
+
+
+def _choose(
+    candidates: list[_Candidate], weights: Which | None, unusable: tuple[str, ...]
+) -> tuple[_Candidate | None, Chosen | None]:
+    """The weights to take, and in words which they are; (None, None) where there are none to take."""
+    averages = averages_of(candidates, [each.averaged for each in candidates])
+    others = [each for each in candidates if each not in averages]
+    if weights == "model" and averages and not others:
+        raise CheckpointError("holds no weights beside the averaged ones", advice="Omit `weights=`")
+    if weights == "ema" and unusable and not averages:
+        raise CheckpointError(
+            f"its averaged weights cannot be taken: {', '.join(unusable)}",
+            advice="Omit `weights=` to take the last weights",
+        )
+    of_kind = averages if averages and weights != "model" else others
+    if not of_kind:
+        return None, None
+    plain = [each for each in of_kind if each.plain]
+    if not plain and len({each.variant for each in of_kind}) > 1:
+        raise CheckpointError(
+            f"has its weights in several variants ({listed([shown(each.variant) for each in of_kind])})"
+            f" and none is {_STEM}.safetensors or .bin",
+            path=str(of_kind[0].folder),
+            advice="Give a folder with config.json and one of them",
+        )
+    taken = (plain or of_kind)[0]
+    if not averages and not unusable:
+        return taken, None
+    beside = tuple(shown(each.place) for each in candidates if each is not taken and each.plain)
+    return taken, Chosen(shown(taken.place), taken in averages, beside, unusable)
+
+
+def _none_found(top: Path, folder: Path, unusable: tuple[str, ...]) -> CheckpointError:
+    if any(_SHARD.fullmatch(name) for name in _names(folder)):
+        return CheckpointError(
+            f"has shards of weights without their index ({_STEM}.safetensors.index.json or .bin.index.json)",
+            path=str(folder),
+            advice="Download the whole folder again",
+        )
+    return CheckpointError(
+        f"has none of the files {_STEM}.safetensors, {_STEM}.bin, with or without a variant in the name",
+        path=str(folder),
+        advice="Download the whole folder again",
+    )
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Key of a tensor -> name of its shard, all of them there."""
+    weight_map = _json(path, _LONGEST_INDEX).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in weight_map.values())
+    ):
+        raise CheckpointError(
+            "its weight_map is no table from tensors to names of files in the same folder",
+            path=str(path),
+            advice="Download it again",
+        )
+    shards = sorted(set(weight_map.values()))
+    if len(shards) > _MOST_SHARDS:
+        raise CheckpointError(f"names {len(shards)} shards, at most {_MOST_SHARDS} are read", path=str(path))
+    missing = [name for name in shards if not _there(path.parent / name)]
+    if missing:
+        raise CheckpointError(
+            f"lacks {len(missing)} of the {len(shards)} shards that its index names: {listed(missing, 4)}",
+            path=str(path.parent),
+            advice="Download the whole folder again",
+        )
+    return weight_map
 
 
 def _check_pipeline(index: dict[str, Any]) -> None:
@@ -104,8 +276,16 @@ def _check_pipeline(index: dict[str, Any]) -> None:
         )
 
 
-def _schedule(config: dict[str, Any], path: Path) -> str:
-    """The name of a scheduler's noise schedule; what it does not say is what diffusers takes then."""
+def _find_schedule(top: Path, *, alone: bool) -> str | None:
+    """The noise schedule beside a network, which lies in a folder of its own (`alone`) or not."""
+    for path in (top / "scheduler" / "scheduler_config.json", top / "scheduler_config.json"):
+        if _there(path):
+            return _schedule(_json(path, _LONGEST_JSON), path, alone)
+    return None
+
+
+def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
+    """The name of a scheduler's noise schedule; options that it leaves out have diffusers' defaults."""
     predicts = config.get("prediction_type", "epsilon")
     if predicts != "epsilon":
         raise CheckpointError(
@@ -121,37 +301,34 @@ def _schedule(config: dict[str, Any], path: Path) -> str:
             f"its noise grows as no schedule here: beta_schedule {shown(kind)} from {shown(betas[0])} to "
             f"{shown(betas[1])} in {shown(steps)} timesteps",
             path=str(path),
-            advice="To load the network alone, give the unet folder",
+            advice="To load the network alone, give the unet folder"
+            if alone
+            else "To load the network alone, give a folder with its config.json and weights only",
         )
     return found
-
-
-def _root(folder: Path) -> Path:
-    """The folder that links may not lead out of: this one, or the model's in the hub's cache, which is all links."""
-    real = Path(os.path.realpath(folder))
-    for parent in (real, *real.parents):
-        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            return parent.parent
-    return real
 
 
 def _there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _inside(path: Path, root: Path) -> Path:
-    if not Path(os.path.realpath(path)).is_relative_to(root):
-        raise CheckpointError(
-            "is a link out of its folder, which is not followed", path=str(path), advice="Copy the file there"
-        )
+def _followed(path: Path) -> Path:
+    """`path`, once no link on the way to it leads nowhere."""
+    for link in (path.parent, path):
+        if link.is_symlink() and not os.path.exists(os.path.realpath(link)):
+            raise CheckpointError(
+                f"is a link to {shown(os.readlink(link))}, which does not exist",
+                path=str(link),
+                advice="Download or copy the folder again",
+            )
     return path
 
 
-def _json(path: Path, root: Path) -> dict[str, Any]:
-    file = MappedFile(_inside(path, root))
+def _json(path: Path, longest: int) -> dict[str, Any]:
+    file = MappedFile(_followed(path))
     try:
-        if file.size > _LONGEST_JSON:
-            raise CheckpointError(f"has {file.size} bytes, at most {_LONGEST_JSON} are read", path=str(path))
+        if file.size > longest:
+            raise CheckpointError(f"has {file.size} bytes, at most {longest} are read", path=str(path))
         try:
             found = json.loads(file.bytes[:].decode("utf-8"))
         except (ValueError, RecursionError):

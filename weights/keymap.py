@@ -20,6 +20,7 @@ from .dtypes import FLOATING
 from .errors import CheckpointError, listed, shown
 from .tensor import Tensor
 from .transforms import TRANSFORMS, ShapeMismatch
+from .which import Chosen
 
 Shape = tuple[int, ...]
 
@@ -79,22 +80,37 @@ class Family:
         Its table.
     recognise : callable
         From a checkpoint to the network's configuration, read off keys and shapes; None for another family.
-    prefix : str
-        What stands before every key of the table in this file: "state_dict.".
     rules_for : callable, optional
         From the configuration to the table, where that depends on the network's sizes.
-    averages : bool
-        Whether parameters are all that such a network has: a moving average of them, kept beside the last ones, is
-        then a network too, and the better one.
+    prefix : str
+        Of a family that `identify` found: what stands before the network's keys in this file, such as "state_dict.".
+    keys : mapping of str to str, optional
+        The same: names that the table knows -> keys of the file. If not given: all keys behind the prefix.
+    chosen : Chosen
+        The same: which of the file's weights these are.
     """
 
     name: str
     model: str
     rules: tuple[Rule, ...]
     recognise: Callable[[Checkpoint], dict[str, Any] | None]
-    prefix: str = ""
     rules_for: Callable[[Mapping[str, Any]], tuple[Rule, ...]] | None = None
-    averages: bool = False
+    prefix: str = ""
+    keys: Mapping[str, str] | None = None
+    chosen: Chosen = field(default_factory=Chosen)
+
+    def tensors(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The network's tensors in a checkpoint, by the names that the table knows."""
+        keys = checkpoint.keys_under(self.prefix) if self.keys is None else self.keys
+        return {name: checkpoint.tensors[key] for name, key in keys.items()}
+
+    def needs(self, names: Mapping[str, object]) -> list[str]:
+        """Those of the names whose tensors become parameters, or a part of one."""
+        return [
+            name
+            for name in names
+            if any(rule.targets and rule.match(name, names) is not None for rule in self.rules)
+        ]
 
 
 @dataclass
@@ -163,7 +179,7 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
     CheckpointError
         One for everything that does not fit: missing, unexpected, mis-shaped, filled twice.
     """
-    tensors = checkpoint.under(family.prefix).tensors
+    tensors = family.tensors(checkpoint)
     recipes: dict[str, _Recipe] = {}
     faults = _Faults()
     for key, tensor in tensors.items():

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
 
-from sparsegen.weights import CheckpointError, identify, read_checkpoint, shown
+from sparsegen.weights import (
+    SCHEDULE_KEY,
+    CheckpointError,
+    Which,
+    identify,
+    listed,
+    read_checkpoint,
+    shown,
+)
 
+from ..errors import InputError
 from ..loading import load, save
 from .console import check_writable, out, print_table, progress_bars
 from .options import SetOption, parse_settings
@@ -25,15 +34,29 @@ def inspect(
             help="A checkpoint: a PyTorch file (zip, legacy), a safetensors file or a diffusers folder."
         ),
     ],
+    settings: SetOption = None,
 ) -> None:
-    """Say what a checkpoint is: format, family, sizes, tensors. Nothing in it is executed."""
-    checkpoint = read_checkpoint(file)
+    """Say what a checkpoint is: format, family, sizes, which weights are taken, tensors. Nothing in it is executed."""
+    which = _which(parse_settings(settings))
+    checkpoint = read_checkpoint(file, weights=which)
     try:
-        family, config = identify(checkpoint)
+        family, config = identify(checkpoint, weights=which)
+    except CheckpointError as error:
+        if which is not None:
+            raise
+        described = [("family", f"not recognised: {error}")]
+    else:
+        chosen = family.chosen
+        kind = {True: "averaged", False: "last", None: "the only ones"}[chosen.averaged]
         described = [("family", family.name), ("network", shown(family.model))]
         described += [(shown(key), shown(value)) for key, value in config.items()]
-    except CheckpointError as error:
-        described = [("family", f"not recognised: {error}")]
+        described += [("weights taken", f"{kind} ({chosen.place})" if chosen.place else kind)]
+        described += [("beside them", listed(list(chosen.beside)))] if chosen.beside else []
+        described += [("not taken", reason) for reason in chosen.unusable[:8]]
+    schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
+    described += [("noise schedule", shown(schedule))] if schedule is not None else []
+    if checkpoint.placeholders:
+        described += [("not read", f"objects of {listed([shown(name) for name in checkpoint.placeholders])}")]
     size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     tensors = [("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB")]
     print_table(str(file), [("format", checkpoint.format), *described, *tensors])
@@ -68,3 +91,12 @@ def convert(
         f"{file} → {output}: {network.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype}",
         soft_wrap=True,
     )
+    out.print(f"written: {network.source}", soft_wrap=True)
+
+
+def _which(settings: dict[str, Any]) -> Which | None:
+    """The one setting that says what is read of a file."""
+    which: Which | None = settings.pop("weights", None)
+    if settings or which not in (None, "ema", "model"):
+        raise InputError("inspect: expected --set weights=ema or --set weights=model, and no other setting")
+    return which

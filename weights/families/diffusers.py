@@ -6,6 +6,8 @@ their defaults. What an option asks for and the engine does not compute is refus
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,19 +84,23 @@ _UP = {
     "ResnetUpsampleBlock2D": (False, "resnet"),
 }
 
+_BLOCKS = re.compile(r"(?:down|up)_blocks\.\d+\.(?:resnets|attentions)\.\d+\.", re.ASCII)
+
 _WHERE = "config.json"
 _KIND = r"(?P<kind>weight|bias)"
 
 
 def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
     config = checkpoint.config
-    if checkpoint.prefix:
-        return None
     if config is None:
-        if "down_blocks.0.resnets.0.conv1.weight" in checkpoint.tensors:
+        if any(map(_BLOCKS.match, checkpoint.tensors)):
+            folder = os.path.dirname(checkpoint.path)
+            there = os.path.isfile(os.path.join(folder, "config.json"))
             raise CheckpointError(
                 "is the weights file of a diffusers UNet, which does not say how they are used",
-                advice="Give the folder that it lies in, with its config.json",
+                advice=f"Give the folder {folder or '.'}, which has its config.json"
+                if there
+                else "Give the folder that it lies in, with its config.json",
             )
         return None
     name = config.get("_class_name", CLASS)

@@ -119,9 +119,6 @@ PESSER_DDPM = Family(
     "ddpm",
     _COMMON + _OWN_TIME + _SEPARATE_ATTENTION + _TRAINING,
     _plain,
-    averages=True,
 )
-SIGE_FUSED_DDPM = Family(
-    "sige-fused-ddpm", "ddpm", _COMMON + _FUSED_TIME + _FUSED_ATTENTION, _fused, averages=True
-)
-SIGE_PD = Family("sige-pd", "pd", _COMMON + _OWN_TIME + _FUSED_ATTENTION, _distilled, averages=True)
+SIGE_FUSED_DDPM = Family("sige-fused-ddpm", "ddpm", _COMMON + _FUSED_TIME + _FUSED_ATTENTION, _fused)
+SIGE_PD = Family("sige-pd", "pd", _COMMON + _OWN_TIME + _FUSED_ATTENTION, _distilled)
