@@ -6,7 +6,9 @@ has them in a configuration); no PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from typing import Any, Literal
 
 from sparsegen.weights import (
     SCHEDULE_KEY,
+    SIZE_KEY,
+    Checkpoint,
     CheckpointError,
     builtin,
     convert,
@@ -117,10 +121,27 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
                 f"unknown noise schedule {shown(schedule)}; known: {', '.join(SCHEDULES)}", path=str(path)
             )
         network.sampling = MappingProxyType({"schedule": schedule})
+    network.size = _trained_size(checkpoint)
     if known:
-        network.defaults, network.sampling = known.defaults, known.sampling
+        network.defaults, network.sampling, network.size = known.defaults, known.sampling, known.size
         network.paper = dataclasses.replace(network.paper, **known.paper)
     return network
+
+
+def _trained_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """The (height, width) that a file says its network was trained on (diffusers: `sample_size`), or None."""
+    said: Any = (checkpoint.config or {}).get("sample_size")
+    noted = checkpoint.metadata.get(SIZE_KEY)
+    if isinstance(noted, str) and len(noted) < 100:
+        with contextlib.suppress(ValueError):
+            said = json.loads(noted)
+    sides = [said, said] if type(said) is int else said
+    if not isinstance(sides, list) or len(sides) != 2:
+        return None
+    height, width = sides
+    if type(height) is not int or type(width) is not int or not 0 < min(sides) <= max(sides) <= 1 << 16:
+        return None
+    return height, width
 
 
 def save(
@@ -138,4 +159,6 @@ def save(
     metadata = native_metadata(model.family, dataclasses.asdict(model.config))
     if "schedule" in model.sampling:
         metadata[SCHEDULE_KEY] = model.sampling["schedule"]
+    if model.size is not None:
+        metadata[SIZE_KEY] = json.dumps(model.size)
     write_safetensors(path, values, metadata, dtype=dtype, progress=progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from unets import random_ddpm, random_pd
@@ -94,3 +96,29 @@ def test_sizes_and_networks_that_do_not_go_are_said():
         sparsegen.sample(other)
     with pytest.raises(InputError, match="not its name"):
         sparsegen.sample("landscape-ddpm")
+
+
+def test_the_size_of_the_training_is_found_and_kept(tmp_path):
+    model = sparsegen.load("landscape-ddpm")
+    assert model.size == (128, 128)
+    assert sparsegen.sample(model, steps=1).image.shape == (128, 128, 3)
+    sparsegen.loading.save(model, tmp_path / "net.safetensors", dtype="float16")
+    assert sparsegen.load(tmp_path / "net.safetensors").size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        (32, (32, 32)),
+        ([32, 64], (32, 64)),
+        (None, None),
+        (True, None),
+        ([32], None),
+        (-1, None),
+        ("32", None),
+    ],
+    ids=str,
+)
+def test_a_diffusers_folder_says_its_size(said, size):
+    checkpoint = SimpleNamespace(config={"sample_size": said}, metadata={})
+    assert sparsegen.loading._trained_size(checkpoint) == size

@@ -15,7 +15,7 @@ last ones. Writing: `writer`. Everything wrong with a file is a
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, listed, shown
 from .families import FAMILIES, identify
-from .families.native import SCHEDULE_KEY, native_metadata
+from .families.native import SCHEDULE_KEY, SIZE_KEY, native_metadata
 from .keymap import Family, Parameters, Rule, convert
 from .tensor import Tensor
 from .which import Chosen, Which
@@ -24,6 +24,7 @@ from .writer import write_safetensors
 __all__ = [
     "FAMILIES",
     "SCHEDULE_KEY",
+    "SIZE_KEY",
     "Checkpoint",
     "CheckpointError",
     "Chosen",

@@ -52,6 +52,8 @@ class BuiltIn:
     """What the network is given where the user says nothing: `z`."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Of a model that takes pictures: its own `steps`, `noise_level`, `sampler`, `eta`, `schedule`."""
+    size: tuple[int, int] | None = None
+    """Of a model that takes pictures: the (height, width) that it was trained on."""
     paper: dict[str, int] = field(default_factory=dict)
     """What is its own of the `paper` policy: a small network may want another `least_size`."""
 
@@ -78,7 +80,8 @@ def get(name: str) -> BuiltIn | None:
     known = BuiltIn(name, FOLDER / f"{name}.safetensors", examples)
     if described["kind"] == "strokes":
         settings = _read(folder / "settings.json")
-        return replace(known, sampling=settings["sampling"], paper=settings["paper"])
+        height, width = settings["size"]
+        return replace(known, sampling=settings["sampling"], paper=settings["paper"], size=(height, width))
     maps = _read(FOLDER / "labels.json")
     palette = tuple((r, g, b) for r, g, b in maps["palette"])
     return replace(

@@ -15,6 +15,8 @@ CONFIG_KEY = "sparsegen.config"
 SESSION_KEY = "sparsegen.session"
 SCHEDULE_KEY = "sparsegen.schedule"
 """The noise schedule that a diffusion model was trained on."""
+SIZE_KEY = "sparsegen.size"
+"""The height and width that a diffusion model was trained on, a JSON list."""
 
 _LONGEST_CONFIG = 1 << 16
 
