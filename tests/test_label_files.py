@@ -250,8 +250,11 @@ def test_a_colour_painted_over_greys_is_refused(tmp_path, labels):
 def test_greys_of_another_depth_may_be_scaled_and_are_refused(tmp_path, labels, first, second):
     for name, bits in (("original", first), ("edited", second)):
         (tmp_path / f"{name}.png").write_bytes(png(labels, bits, GREY))
-    with pytest.raises(InputError, match=r"edited.png: its samples go up to .* save both maps with the same"):
-        read_labels(tmp_path / "edited.png", like=tmp_path / "original.png")
+    for given in ({}, {"palette": COLOURS}):
+        with pytest.raises(
+            InputError, match=r"edited.png: its samples go up to .* save both maps with the same"
+        ):
+            read_labels(tmp_path / "edited.png", like=tmp_path / "original.png", **given)
 
 
 def test_a_value_that_a_png_calls_transparent_is_no_label(tmp_path, labels):

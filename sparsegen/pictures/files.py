@@ -22,24 +22,9 @@ from ..errors import InputError
 Palette = Sequence[tuple[int, int, int]]
 
 FORMATS = {
-    *(
-        "AVIF",
-        "BMP",
-        "DIB",
-        "GIF",
-        "HEIF",
-        "ICO",
-        "JPEG",
-        "JPEG2000",
-        "MPO",
-        "PCX",
-        "PNG",
-        "PPM",
-        "PSD",
-        "QOI",
-    ),
-    *("SGI", "TGA", "TIFF", "WEBP"),
-}
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO",
+    "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+}  # fmt: skip
 """What is read. Pillow knows more: some start another program (EPS runs Ghostscript), others hold no picture."""
 
 LOSSY_FORMATS = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO"}
@@ -136,10 +121,9 @@ class ImageFile:
         if key is None or not (self.is_grey or image.mode == "RGB"):
             return None
         if image.mode == "RGB":
-            # of 16 bits a channel, Pillow decodes the upper 8
-            clear = (np.asarray(image) == [part >> 8 if self.levels == 65535 else part for part in key]).all(
-                -1
-            )
+            if self.levels == 65535:
+                key = [part >> 8 for part in key]  # Pillow decodes the upper 8 bits
+            clear = (np.asarray(image) == key).all(-1)
         else:
             clear = self.samples() == (min(key, 1) if image.mode == "1" else key)
         return np.where(clear, 0, 255).astype(np.uint8)

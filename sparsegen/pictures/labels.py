@@ -65,11 +65,14 @@ def read_labels(
         The file cannot be read, was saved with loss, or has another depth than `like`; another size than the frame's.
     """
     file = _read(path)
+    original = None if like is None else _read(like)
     numbering = None
     if palette is not None:
         numbering = _of_palette(palette, has_unknown=unknown_label is not None)
-    elif like is not None:
-        numbering = _of_file(_read(like))
+    elif original is not None:
+        numbering = _of_file(original)
+    if original is not None:
+        _check_depth(file, original)
     labels: Host = _labels(file, numbering).astype(np.int32)
     if unknown_label is not None:
         labels[labels == UNKNOWN] = unknown_label
@@ -165,6 +168,18 @@ def _of_file(file: ImageFile) -> _Numbering:
     )
 
 
+def _check_depth(file: ImageFile, original: ImageFile) -> None:
+    """Raise InputError where one of two grey pictures may hold the other's labels scaled to another depth."""
+    levels = original.levels if original.is_grey else 0
+    if original.image.mode == "P":
+        levels = _grey_levels(original.palette(), np.unique(np.asarray(original.image)))
+    if file.is_grey and levels not in (0, file.levels):
+        raise InputError(
+            f"{file.path}: its samples go up to {file.levels or 'what 32 bits hold'}, those of {original.path} to "
+            f"{levels}: a program may have scaled the labels; save both maps with the same number of bits"
+        )
+
+
 def _own_labels(colours: Host, levels: int) -> Host:
     """The labels of a palette's entries, int64 `[256]`: their greys, else their indices."""
     return colours[:, 0].astype(np.int64) * levels // 255 if levels else np.arange(256)
@@ -191,7 +206,7 @@ def _labels(file: ImageFile, numbering: _Numbering | None) -> Host:
     if image.mode == "P":
         return _of_indexed(file, numbering)
     if file.is_grey:
-        return _of_grey(file, numbering)
+        return _of_grey(file)
     if image.mode not in ("RGB", "RGBA") or numbering is None or not len(numbering.colours):
         raise ColourError(f"{file.path}: a {image.mode} picture; give label maps as palette or grey PNG")
     alpha = file.alpha()
@@ -204,13 +219,8 @@ def _labels(file: ImageFile, numbering: _Numbering | None) -> Host:
     return labels
 
 
-def _of_grey(file: ImageFile, numbering: _Numbering | None) -> Host:
+def _of_grey(file: ImageFile) -> Host:
     """The samples themselves."""
-    if numbering is not None and numbering.levels not in (0, file.levels):
-        raise InputError(
-            f"{file.path}: its samples go up to {file.levels or 'what 32 bits hold'}, {numbering.whose} to "
-            f"{numbering.levels}: a program may have scaled the labels; save both maps with the same number of bits"
-        )
     alpha = file.alpha()
     if alpha is not None and (alpha < 255).any():
         y, x = np.argwhere(alpha < 255)[0]
