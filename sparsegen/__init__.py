@@ -16,8 +16,8 @@ backend; the journal keeps what was there. Floors, none importing what stands ab
 
     6  cli                                      3  model · layers
     5  loading · pipelines · sampling           2  run · memory · halves · policies · masks · codebook
-    4  models/ · session · profiling ·          1  backends/ · weights/ · tiles · pictures · store · turn ·
-       denoising                                   schedules · samplers
+    4  models/ · session · profiling ·          1  backends/ · weights/ · tiles · pictures/ · store · turn ·
+       denoising                                   checks · schedules · samplers
 """
 
 from sparsegen.backends.interface import BackendError

@@ -12,7 +12,8 @@ import numpy as np
 from . import samplers, schedules
 from .errors import InputError
 from .model import Model
-from .samplers import Picture, Step
+from .samplers import Step
+from .schedules import Picture
 
 OnStep = Callable[[Step], None]
 """Called after every denoising step: `step.x` is a copy of what there is, `step.x0` a preview in [-1, 1]."""

@@ -71,7 +71,7 @@ def checked_seed(seed: Seed) -> int | tuple[int, ...]:
 
 
 def _is_seed(seed: object) -> bool:
-    return isinstance(seed, int | np.integer) and not isinstance(seed, bool) and seed >= 0
+    return isinstance(seed, int | np.integer) and not isinstance(seed, bool) and bool(seed >= 0)
 
 
 def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:

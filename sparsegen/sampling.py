@@ -100,7 +100,8 @@ def sample(
     session, results = Session(model, backend, store=Store()), []
 
     def compute(i: int, x: Host, now: float) -> Host:
-        results.append(session.run(x, record=False, **{model.time: now}))
+        conditions: dict[str, Any] = {model.time: now}
+        results.append(session.run(x, record=False, **conditions))
         return results[-1].output
 
     for step in denoised(model, settings, compute, x):

@@ -100,10 +100,10 @@ def save(
     }
     for name, value in (tensors or {}).items():
         written[f"beside/{name}"] = partial(np.ascontiguousarray, value)
-    texts = {name: value for name, value in (notes or {}).items() if isinstance(value, str)}
-    for name, value in (notes or {}).items():
-        if not isinstance(value, str):
-            written[f"notes/{name}"] = partial(np.ascontiguousarray, value)
+    texts = {name: note for name, note in (notes or {}).items() if isinstance(note, str)}
+    for name, note in (notes or {}).items():
+        if not isinstance(note, str):
+            written[f"notes/{name}"] = partial(np.ascontiguousarray, note)
     described = {
         "sparsegen.session": VERSION,
         "sparsegen.family": model.family,
@@ -453,10 +453,10 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
     for i, book, count, follow in tensors["steps.books"].tolist():
         codebook = memory.codebooks[books[book]]
         width = codebook.book.storage.shape[1]
-        keys = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
-        if count < 0 or keys.dtype != np.int32:
+        windows = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
+        if count < 0 or windows.dtype != np.int32:
             raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
-        steps[i].journal.add_book(books[book], count, keys)
+        steps[i].journal.add_book(books[book], count, windows)
         at += follow * width
     conditions = _under(tensors, "condition/")
     return State(model, memory, conditions, stale, output_path, steps[:edits], steps[edits:])

@@ -58,7 +58,7 @@ NEIGHBOURS = {
     "memory": {"codebook", "policies"},
     "policies": {"masks"},
     "tiles": {"backends"},
-    "pictures": {"backends", "tiles"},
+    "pictures": {"backends", "checks", "tiles"},
     "samplers": {"schedules"},
     "store": {"backends", "turn"},
     "checks": {"backends"},

@@ -78,6 +78,7 @@ def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
     threads = getattr(backend, "threads", None)
     rows = [
         ("network", f"{network.name}: {network.family}, {count / 1e6:.2f} M parameters"),
+        ("weights", network.source or None),
         ("backend", backend.name + ("" if threads is None else f", {threads} threads")),
         ("policy", engine.policy),
         *((name.replace("_", " "), _shown(value)) for name, value in settings.items()),

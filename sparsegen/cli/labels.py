@@ -42,6 +42,7 @@ def edit(
         raise InputError(
             f"--unknown-label {unknown_label}: this network has labels 0 to {network.labels - 1}"
         )
+    latents: dict[int | None, dict[str, Any]]
     latents = {seed: {} if seed is None else {"z": latent(network, seed, job.count)} for seed in job.seeds}
     conditions: dict[str, Any] = {}
     with notes():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,7 +76,7 @@ def sample(
     if wanted is None and network.size is None:
         raise InputError(f"{model}: does not say which size it was trained on; give --size, such as 256x256")
     engine = Engine(network, open_backend(backend, threads, direct, weights), None)
-    chosen = {"steps": steps, "sampler": sampler, "eta": eta, "schedule": schedule}
+    chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "eta": eta, "schedule": schedule}
     used = {**asdict(whole_way(network, **chosen, seed=first)), "size": wanted or network.size}
     print_table("settings", settings_rows(engine, **used))
     with step_bars(used["steps"]) as bar:

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sparsegen.backends.interface import Host
 
+from ..checks import warn
 from ..errors import InputError
 
 Palette = Sequence[tuple[int, int, int]]
@@ -167,7 +168,7 @@ def read_file(path: str | os.PathLike[str]) -> ImageFile:
             ) from None
     for warning in caught:
         if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
-            warnings.warn(f"{name}: {' '.join(str(warning.message).split())}", stacklevel=3)
+            warn(f"{name}: {' '.join(str(warning.message).split())}")
     return found
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..checks import warn
 from ..errors import InputError
 from .files import ImageFile, read_file
 from .frames import Frame
@@ -42,10 +42,9 @@ def read_mask(path: str | os.PathLike[str], *, frame: Frame | None = None) -> Ho
             "white on black (a mask of 0 and 1 must be saved as 0 and 255)"
         )
     if share >= NEARLY_ALL:
-        warnings.warn(
+        warn(
             f"{file.path}: {share:.1%} of the pixels are masked, nearly everything is computed anew; "
-            "a mask is white (or opaque) where to compute and black elsewhere",
-            stacklevel=2,
+            "a mask is white (or opaque) where to compute and black elsewhere"
         )
     return mask
 
