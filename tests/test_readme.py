@@ -20,7 +20,9 @@ BLOCKS = [
     for block in re.findall(r"```python\n(.*?)```", README, re.S)
     if "import sparsegen" in block or "sparsegen." in block
 ]
-COMMANDS = re.findall(r"^sparsegen ((?:demo|edit|inspect|convert|backends)\b.*)$", README, re.M)
+COMMANDS = re.findall(
+    r"^sparsegen ((?:demo|edit|undo|redo|sample|inspect|convert|backends)\b.*)$", README, re.M
+)
 
 
 @pytest.fixture
@@ -51,7 +53,14 @@ def test_the_python_blocks_run(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_command_lines_run(folder: Path) -> None:
-    assert {command.split()[0] for command in COMMANDS} == {"edit", "inspect", "convert", "backends"}
+    assert {command.split()[0] for command in COMMANDS} == {
+        "edit",
+        "undo",
+        "sample",
+        "inspect",
+        "convert",
+        "backends",
+    }
     for command in COMMANDS:
         assert main(command.split()) == 0, command
     assert (
