@@ -112,6 +112,19 @@ class _Side:
     """Whether the steps' sessions have a step to undo or redo."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Past:
+    """Where a session stands among its edits; one value, so that it is never between two."""
+
+    picture: Host
+    edits: tuple[_Side, ...] = ()
+    """Those that can be undone, the last one last."""
+    undone: tuple[_Side, ...] = ()
+    """Those that can be made again, the next one last."""
+    complete: bool = True
+    """Whether every step has run on the picture."""
+
+
 class SDEdit(NotCopied):
     """An editing session of a picture with a diffusion model.
 
@@ -189,11 +202,7 @@ class SDEdit(NotCopied):
         self.storage = storage
         self._undo = parse_size(undo)
         self._sessions: list[Session] = []
-        self._picture: Host | None = None
-        self._complete = False
-        """Whether every step has run on the picture."""
-        self._history: list[_Side] = []
-        self._undone: list[_Side] = []
+        self._past: _Past | None = None
         self._forgotten = 0
         """Edits since the last run that can no longer be undone."""
         self.notes: session_file.Notes = {}
@@ -207,11 +216,11 @@ class SDEdit(NotCopied):
         s = self.settings
         how = f"{s.sampler}, {len(self.times)} steps from noise level {s.noise_level}, seed {s.seed}"
         lines = [f"<SDEdit of {self.model!r}", f"  on {self.backend!r}", f"  {how}"]
-        if self._picture is None:
+        if self._past is None:
             return "\n".join([*lines, "  no picture yet: call run(picture)>"])
-        n, height, width, _ = self._picture.shape
+        n, height, width, _ = self._past.picture.shape
         lines.append(f"  {n} of {height}×{width}, caches {megabytes(self._cache_nbytes())}")
-        undoing = f"{counted(len(self._history), 'edit')} to undo, {len(self._undone)} to redo"
+        undoing = f"{counted(self.edits, 'edit')} to undo, {self.undone} to redo"
         return "\n".join([*lines, f"  {undoing}, journals {megabytes(self._journal_nbytes())}>"])
 
     # -- what it takes -----------------------------------------------------------------------------------
@@ -273,20 +282,19 @@ class SDEdit(NotCopied):
             try:
                 return self._run(picture, on_step)
             finally:
-                if not self._complete:
-                    self._picture = None
+                if self._past is not None and not self._past.complete:
+                    self._past = None
 
     def _run(self, picture: Any, on_step: OnStep | None) -> Result:
         start = time.perf_counter()
         x0 = self._encode(picture)
         noise = samplers.noise(self.settings.seed, START, x0.shape)
-        if self._picture is None or self._picture.shape != x0.shape:
+        if self._past is None or self._past.picture.shape != x0.shape:
             each, shared = self._blocks(x0)
             self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
             self._sessions.clear()
         x0.flags.writeable = False  # it is shown, and stays
-        self._picture, self._complete = x0, False
-        self._history, self._undone, self._forgotten = [], [], 0
+        self._past, self._forgotten = _Past(x0, complete=False), 0
         results = []
         while len(self._sessions) < len(self.times):
             self._sessions.append(Session(self.model, self.backend, store=self.store, storage=self.storage))
@@ -297,7 +305,7 @@ class SDEdit(NotCopied):
             self.store.settle()
             if on_step is not None:
                 on_step(Step(i, len(self.times), now, after, x, x0))
-        self._complete = True
+        self._past = _Past(x0)
         return self._result(results, x0, start, TileSet.full(*x0.shape[:3]), edited_area=1.0)
 
     def edit(
@@ -334,7 +342,7 @@ class SDEdit(NotCopied):
             forgotten, limit = self._forget()
             if forgotten:
                 warn_forgotten(forgotten, limit)
-            return result.with_undo(len(self._history), self._journal_nbytes(), self._forgotten)
+            return result.with_undo(self.edits, self._journal_nbytes(), self._forgotten)
 
     def _edit(self, picture: Any, mask: Any, policy: str | Policy | None, on_step: OnStep | None) -> Result:
         start = time.perf_counter()
@@ -346,33 +354,32 @@ class SDEdit(NotCopied):
         results: list[Result] = []
 
         def compute(i: int, x: Host, now: float) -> Host:
-            results.append(self._sessions[i]._repaint(x, mask=region, policy=chosen))
+            results.append(self._sessions[i]._repaint(x, mask=region, policy=chosen, keep_undone=True))
             self.store.settle()
             return results[-1].output
 
+        past = self._ready()
         try:
             painted = self._denoise(x0, before, region, compute, on_step) if region.any() else before
             active = results[-1].active if results else TileSet.empty(*x0.shape[:3])
             result = self._result(
                 results, painted, start, active, edited_area=difference.mean(), ignored=ignored
             )
+            self._past = _Past(painted, (*past.edits, _Side(before, ran=bool(results))))
+            self._align()
+            return result
         except BaseException:
+            self._past = past
             self._align(drop=True)
             raise
-        self._history.append(_Side(before, ran=bool(results)))
-        self._picture = painted
-        self._undone.clear()
-        for session in self._sessions:
-            session.state.undone.clear()
-        return result
 
     def _forget(self) -> tuple[int, int]:
         """Let the oldest edits go whose journals do not fit: how many, and what all may take."""
         limit, forgotten = undo_limit(self._undo, self._cache_nbytes()), 0
-        while self._journal_nbytes() > limit and len(self._history) > 1:
-            if self._history.pop(0).ran:
-                for session in self._sessions:
-                    del session.state.steps[0]
+        while self._journal_nbytes() > limit and self.edits > 1:
+            past = self._ready()
+            self._past = dataclasses.replace(past, edits=past.edits[1:])
+            self._align()
             forgotten += 1
         self._forgotten += forgotten
         return forgotten, limit
@@ -416,14 +423,17 @@ class SDEdit(NotCopied):
             There is nothing to undo, or a callback of this session asked.
         """
         with self._turn.change("undo"):
-            start, current = time.perf_counter(), self._ready()
-            if not self._history:
+            start, past = time.perf_counter(), self._ready()
+            if not past.edits:
                 raise SessionError(
                     "nothing to undo: "
                     + ("older edits were forgotten" if self._forgotten else "no edit since the last run")
                 )
-            self._exchange(current, self._history, self._undone)
-            return self._exchanged(start, current)
+            *edits, side = past.edits
+            undone = (*past.undone, _Side(past.picture, side.ran))
+            self._past = _Past(side.picture, tuple(edits), undone)
+            self._align()
+            return self._exchanged(start, past.picture)
 
     def redo(self) -> Result:
         """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
@@ -436,54 +446,42 @@ class SDEdit(NotCopied):
             There is nothing to redo, or a callback of this session asked.
         """
         with self._turn.change("redo"):
-            start, current = time.perf_counter(), self._ready()
-            if not self._undone:
+            start, past = time.perf_counter(), self._ready()
+            if not past.undone:
                 raise SessionError("nothing to redo: no undo since the last edit or run")
+            *undone, side = past.undone
             inverses: list[session_file.Step] = []
-            if self._undone[
-                -1
-            ].ran:  # all of them before anything is touched: there may be no memory for them
+            if side.ran:  # all of them before anything is touched: there may be no memory for them
                 inverses = [session._inverse(session.state.undone[-1]) for session in self._sessions]
-            self._exchange(current, self._undone, self._history, inverses)
-            return self._exchanged(start, current)
-
-    def _exchange(
-        self,
-        current: Host,
-        taken: list[_Side],
-        given: list[_Side],
-        inverses: Sequence[session_file.Step] = (),
-    ) -> None:
-        """Go to the side that was last `taken`; where we come from is `given`."""
-        side = taken.pop()
-        given.append(_Side(current, side.ran))
-        self._picture = side.picture
-        self._align(inverses)
+            edits = (*past.edits, _Side(past.picture, side.ran))
+            self._past = _Past(side.picture, edits, tuple(undone))
+            self._align(inverses)
+            return self._exchanged(start, past.picture)
 
     def _exchanged(self, start: float, before: Host) -> Result:
         """The result of an undo or redo."""
         picture = self._base()
         changed = TileSet.of_mask((before != picture).any(-1))
         result = self._result([], picture, start, changed, edited_area=0.0)
-        return result.with_undo(len(self._history), self._journal_nbytes(), self._forgotten)
+        return result.with_undo(self.edits, self._journal_nbytes(), self._forgotten)
 
     @property
     def edits(self) -> int:
         """How many edits can be undone."""
-        return len(self._history)
+        return 0 if self._past is None else len(self._past.edits)
 
     @property
     def undone(self) -> int:
         """How many edits can be made again with `redo`."""
-        return len(self._undone)
+        return 0 if self._past is None else len(self._past.undone)
 
     @property
     def image(self) -> Host:
         """The first picture as it stands, uint8 `[H, W, 3]`; for a callback, as it was before. Raises SessionError."""
         with self._turn.read():
-            if self._picture is None:
+            if self._past is None:
                 raise SessionError(_NO_PICTURE)
-            return np.asarray(self.model.picture(self._picture)[0])
+            return np.asarray(self.model.picture(self._past.picture)[0])
 
     # -- files and the end -------------------------------------------------------------------------------
 
@@ -506,14 +504,15 @@ class SDEdit(NotCopied):
             self._save(path, progress)
 
     def _save(self, path: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> None:
-        picture, sides = self._ready(), [*self._history, *self._undone]
-        kept = {"picture": picture} | {f"history.{i:05d}": side.picture for i, side in enumerate(sides)}
+        past = self._ready()
+        sides = [*past.edits, *past.undone]
+        kept = {"picture": past.picture} | {f"history.{i:05d}": side.picture for i, side in enumerate(sides)}
         described = {
             **dataclasses.asdict(self.settings),
             "margin": self.margin,
             "storage": self.storage,
             "ran": [side.ran for side in sides],
-            "edits": len(self._history),
+            "edits": len(past.edits),
         }
         states = {_prefix(i): session.state for i, session in enumerate(self._sessions)}
         session_file.save(
@@ -558,11 +557,11 @@ class SDEdit(NotCopied):
                 **dataclasses.asdict(settings),
             )
             pictures = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
-            pipeline._picture, pipeline._complete = loaded.tensors["picture"], True
-            sides = [_Side(picture, bool(each)) for picture, each in zip(pictures, ran, strict=True)]
+            picture = loaded.tensors["picture"]
+            sides = tuple(_Side(each, bool(moved)) for each, moved in zip(pictures, ran, strict=True))
             if not isinstance(edits, int) or not 0 <= edits <= len(sides):
                 raise ValueError(f"{edits} of {len(sides)} edits can be undone")
-            pipeline._history, pipeline._undone = sides[:edits], sides[edits:]
+            past = pipeline._past = _Past(picture, sides[:edits], sides[edits:])
             states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
             if loaded.states:
                 raise ValueError(f"{len(loaded.states)} steps too many")
@@ -570,13 +569,13 @@ class SDEdit(NotCopied):
             raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
         pipeline.store, pipeline.notes = store, loaded.notes
         pipeline._sessions = [Session.of_state(state, path) for state in states]
-        shape = pipeline._picture.shape
+        shape = picture.shape
         for session, before in zip(pipeline._sessions, pipeline.times, strict=True):
             fits = (
                 session.memory.canvases[input_path("x")].shape == shape
                 and session.memory.storage == pipeline.storage
-                and session.edits == _ran(pipeline._history)
-                and session.undone == _ran(pipeline._undone)
+                and session.edits == _ran(past.edits)
+                and session.undone == _ran(past.undone)
                 and list(session.state.conditions) == [pipeline.model.time]
                 and np.array_equal(
                     session.state.conditions[pipeline.model.time], np.array([before], np.float32)
@@ -584,14 +583,14 @@ class SDEdit(NotCopied):
             )
             if not fits:
                 raise SessionError(f"{path}: its steps do not belong together")
-        if any(p.shape != shape or p.dtype != np.float32 for p in (pipeline._picture, *pictures)):
+        if any(p.shape != shape or p.dtype != np.float32 for p in (picture, *pictures)):
             raise SessionError(f"{path}: its pictures are not of one shape")
         return pipeline
 
     def close(self) -> None:
         """Forget everything; the caches' files are gone with it. (They also are when the process ends.)"""
         with self._turn.change("close"):
-            self._picture, self._history, self._undone = None, [], []
+            self._past = None
             self._sessions.clear()
             self.store.close()
 
@@ -610,15 +609,18 @@ class SDEdit(NotCopied):
         return {self.model.time: time}
 
     def _base(self) -> Host:
-        if self._picture is None or not self._complete:
-            raise SessionError(_NO_PICTURE)
-        return self._picture
+        return self._known().picture
 
-    def _ready(self) -> Host:
-        """The picture, once every step's session is where the history is (an interrupt may have come between)."""
-        picture = self._base()
+    def _known(self) -> _Past:
+        if self._past is None or not self._past.complete:
+            raise SessionError(_NO_PICTURE)
+        return self._past
+
+    def _ready(self) -> _Past:
+        """Where we stand, once every step's session stands there too (an interrupt may have come between)."""
+        past = self._known()
         self._align()
-        return picture
+        return past
 
     def _encode(self, picture: Any) -> Host:
         """A user's picture as float32 `[N, H, W, C]` in [-1, 1]."""
@@ -645,7 +647,7 @@ class SDEdit(NotCopied):
 
     def _difference(self, picture: Any, mask: Any) -> tuple[Host, Host, Host, int]:
         """(the current picture, the edited one, bool `[N, H, W]`: what to make anew, pixels that are left out)."""
-        before, x0 = self._ready(), self._encode(picture)
+        before, x0 = self._ready().picture, self._encode(picture)
         if x0.shape != before.shape:
             raise ShapeError(f"the edited picture is {x0.shape[:3]}, the base {before.shape[:3]} (N, H, W)")
         difference = (np.abs(x0 - before) > self.model.eps).any(-1)
@@ -705,23 +707,28 @@ class SDEdit(NotCopied):
         return kept
 
     def _align(self, inverses: Sequence[session_file.Step] = (), *, drop: bool = False) -> None:
-        """Undo or redo, at every step, until its session is where the history is; what interrupts waits for the end.
+        """Bring every step's session to where the past stands; what interrupts waits for the end.
 
         `inverses` are those of every session's next step forward, where they are known. With `drop`, what is undone
-        is not kept.
+        is an edit that is not to be kept.
 
         Raises
         ------
         MemoryError, SessionError
             There is no memory to keep what a redo overwrites.
         """
+        past = self._known()
+        edits, undone = _ran(past.edits), _ran(past.undone)
         interrupt: BaseException | None = None
-        edits = _ran(self._history)
         for session, inverse in zip_longest(self._sessions, inverses):
-            while session.edits != edits:
+            while session.edits != edits or session.undone > undone:
                 try:
-                    if drop:
+                    if drop and session.edits > edits:
                         session._take_back()
+                    elif session.undone > undone and session.edits == edits:
+                        session._keep_undone(undone)
+                    elif session.edits + session.undone > edits + undone:
+                        session._forget_oldest(session.edits + session.undone - edits - undone)
                     elif session.edits > edits:
                         session._step_back()
                     else:
@@ -730,10 +737,10 @@ class SDEdit(NotCopied):
                     raise
                 except BaseException as error:
                     interrupt = error
-        if self._undone and any(session.undone < _ran(self._undone) for session in self._sessions):
-            self._undone.clear()  # there was no memory to keep it
+        if any(session.undone < undone for session in self._sessions):  # there was no memory to keep it
+            self._past = dataclasses.replace(past, undone=())
             for session in self._sessions:
-                session.state.undone.clear()
+                session._keep_undone(0)
         if interrupt is not None:
             raise interrupt
 
@@ -743,7 +750,8 @@ class SDEdit(NotCopied):
 
     def _journal_nbytes(self) -> int:
         """Memory that undoing and redoing takes, at all steps."""
-        pictures = sum(int(side.picture.nbytes) for side in [*self._history, *self._undone])
+        sides = () if self._past is None else (*self._past.edits, *self._past.undone)
+        pictures = sum(int(side.picture.nbytes) for side in sides)
         return pictures + sum(session.journal_nbytes for session in self._sessions)
 
     def _result(

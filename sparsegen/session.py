@@ -27,11 +27,11 @@ from .model import Inputs, Model, checked_model
 from .policies import Everything, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .run import Feature, LayerRecord, Run
-from .session_file import Notes, State, Step
+from .session_file import History, Notes, State, Step
 from .stats import Stats, counted, megabytes
 from .store import Store, parse_size
 from .tiles import TileSet, union
-from .turn import NotCopied, Turn
+from .turn import NotCopied, Turn, completed
 
 Progress = Callable[[LayerRecord], None]
 """Called after every layer of a run, with its record."""
@@ -64,8 +64,6 @@ class Result:
         return f"<Result: {n} of {height}×{width}; {self.stats.summary()}>"
 
 
-_TRIES = 100
-"""How often a journal is played back from its start, when it is interrupted: far oftener than anybody can."""
 LEAST_UNDO = 256 << 20
 """Bytes that the journals of a session may take, if nothing was said and its canvases take less than twice that."""
 
@@ -149,7 +147,7 @@ class Session(NotCopied):
         n, height, width, _ = state.memory.canvases[state.output_path].shape
         lines.append(f"  {n} of {height}×{width}, canvases {megabytes(state.memory.nbytes)}")
         undoing = f"{counted(len(state.steps), 'edit')} to undo, {len(state.undone)} to redo"
-        return "\n".join([*lines, f"  {undoing}, journals {megabytes(state.journal_nbytes)}>"])
+        return "\n".join([*lines, f"  {undoing}, journals {megabytes(state.history.nbytes)}>"])
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -212,7 +210,11 @@ class Session(NotCopied):
         run = Run(memory, Everything())
         output = self._forward(run, inputs.conditions, TileSet.full(*inputs.shape), progress)
         state = State(
-            self.model, memory, inputs.conditions, TileSet.empty(*inputs.shape), run.records[-1].path
+            self.model,
+            memory,
+            inputs.conditions,
+            run.records[-1].path,
+            History(TileSet.empty(*inputs.shape)),
         )
         result = self._result(run.records, state, output, output.changed[0], start, edited_area=1.0)
         self._idle = tuple(map(_idle, run.records))
@@ -252,11 +254,10 @@ class Session(NotCopied):
         """
         with self._turn.change("edit"):
             result = self._repaint(picture, mask=mask, policy=policy, progress=progress, **conditions)
-            state = self._base()
-            state.undone.clear()
-            limit, forgotten = undo_limit(self._undo, self.memory.nbytes), 0
+            state, limit = self._base(), undo_limit(self._undo, self.memory.nbytes)
+            forgotten = 0
             while self.journal_nbytes > limit and len(state.steps) > 1:
-                del state.steps[0]
+                self._forget_oldest(1)
                 forgotten += 1
             self._forgotten += forgotten
             if forgotten:
@@ -270,11 +271,13 @@ class Session(NotCopied):
         mask: Any = None,
         policy: str | Policy | None = None,
         progress: Progress | None = None,
+        keep_undone: bool = False,
         **conditions: Any,
     ) -> Result:
-        """`edit`, for a pipeline that has the turn: nothing is forgotten, neither edits nor what `redo` needs."""
+        """`edit`, for a pipeline that has the turn: no edit is forgotten; with `keep_undone`, none that was undone."""
         start = time.perf_counter()
         state = self._base()
+        before = state.history
         chosen = get_policy(policy, paper=self.model.paper)
         inputs = self._encode_edit(state, picture, conditions)
         edited = {name: self.memory.backend.upload(array) for name, array in inputs.canvases.items()}
@@ -288,13 +291,15 @@ class Session(NotCopied):
                 warn(f"{ignored} changed pixels lie outside the mask and are not applied")
         # an exact edit also spreads what approximate edits before it left unspread
         changed = TileSet.of_mask(difference)
-        spread = union([changed, state.stale]) if chosen.exact else changed
-        stale = TileSet.empty(*inputs.shape) if chosen.exact else union([state.stale, changed])
-        step = Step(Journal(), state.stale)
+        spread = union([changed, before.stale]) if chosen.exact else changed
+        stale = TileSet.empty(*inputs.shape) if chosen.exact else union([before.stale, changed])
+        step = Step(Journal(), before.stale)
         area = np.count_nonzero(difference) / difference.size
+        if state.images is None:  # a callback may ask for them
+            state.images = self.model.picture(self.memory.whole(self._output(state).parts[0]))
         try:
             if spread.count:
-                plan = chosen.plan(spread.mask(), settled=not state.stale.count)
+                plan = chosen.plan(spread.mask(), settled=not before.stale.count)
                 run = Run(self.memory, plan, journal=step.journal, edited=spread.edited)
                 self._take_over(edited, changed, step.journal)
                 output = self._forward(run, state.conditions, spread, progress)
@@ -305,13 +310,11 @@ class Session(NotCopied):
             result = self._result(
                 records, state, output, active, start, edited_area=area, ignored=ignored, step=step
             )
+            state.history = History(stale, (*before.steps, step), before.undone if keep_undone else ())
+            return result
         except BaseException:
-            state.images = None
-            self._put_back(step.journal)
+            self._go(step.journal, before)
             raise
-        state.steps.append(step)
-        state.stale = stale
-        return result
 
     def undo(self) -> Result:
         """Put back what the last edit overwrote, bit for bit. As often as `edits` says.
@@ -361,13 +364,12 @@ class Session(NotCopied):
 
         Where there is no memory to keep what is overwritten, it cannot be redone.
         """
-        state = self._base()
+        *steps, step = self._base().history.steps
         try:
-            forward = [self._inverse(state.steps[-1])]
+            undone = (*self._base().history.undone, self._inverse(step))
         except (MemoryError, SessionError):
-            state.undone.clear()
-            forward = []
-        self._exchange(state.steps, state.undone, forward)
+            undone = ()
+        _raise(self._go(step.journal, History(step.stale, tuple(steps), undone)))
 
     def _step_forward(self, inverse: Step | None = None) -> None:
         """`redo` without a result, for a pipeline that has the turn; `inverse` is that of the step, where it is known.
@@ -377,28 +379,42 @@ class Session(NotCopied):
         MemoryError, SessionError
             There is no memory to keep what is overwritten; the session stays as it was.
         """
-        state = self._base()
-        self._exchange(state.undone, state.steps, [inverse or self._inverse(state.undone[-1])])
+        history = self._base().history
+        *undone, step = history.undone
+        steps = (*history.steps, inverse or self._inverse(step))
+        _raise(self._go(step.journal, History(step.stale, steps, tuple(undone))))
 
     def _take_back(self) -> None:
         """Undo an edit that is not to be kept, for a pipeline that has the turn: it cannot be redone."""
+        history = self._base().history
+        *steps, step = history.steps
+        _raise(self._go(step.journal, History(step.stale, tuple(steps), history.undone)))
+
+    def _forget_oldest(self, count: int) -> None:
+        """So many of the oldest edits can no longer be undone."""
         state = self._base()
-        self._exchange(state.steps, state.undone, [])
+        state.history = replace(state.history, steps=state.history.steps[count:])
+
+    def _keep_undone(self, count: int) -> None:
+        """Only so many edits can be made again."""
+        state = self._base()
+        undone = state.history.undone
+        state.history = replace(state.history, undone=undone[len(undone) - count :])
 
     def _inverse(self, step: Step) -> Step:
         """The way back from the other side of a step that is about to be taken."""
-        return Step(step.journal.inverse(self.memory), self._base().stale)
+        return Step(step.journal.inverse(self.memory), self._base().history.stale)
 
-    def _exchange(self, taken: list[Step], given: list[Step], inverse: list[Step]) -> None:
-        """Take the last step of `taken`; its inverse is `given`. What interrupts waits for the end."""
-        state, step = self._base(), taken[-1]
-        state.images = None
-        interrupt = self._put_back(step.journal)
-        state.stale = step.stale
-        taken.pop()
-        given.extend(inverse)
-        if interrupt is not None:
-            raise interrupt
+    def _go(self, journal: Journal, history: History) -> BaseException | None:
+        """Play a journal back, and stand at `history`, whatever comes; what came is returned."""
+        state = self._base()
+
+        def go() -> None:
+            state.images = None
+            journal.undo(self.memory)
+            state.history = history
+
+        return completed(go)
 
     @property
     def state(self) -> State:
@@ -418,7 +434,7 @@ class Session(NotCopied):
     @property
     def journal_nbytes(self) -> int:
         """Memory that undoing and redoing takes."""
-        return 0 if self._state is None else self._state.journal_nbytes
+        return 0 if self._state is None else self._state.history.nbytes
 
     @property
     def image(self) -> Host:
@@ -549,21 +565,6 @@ class Session(NotCopied):
         ):  # of damaged weights; what comes of them is found in each layer, and named
             return self.model.forward(features, conditions)
 
-    def _put_back(self, journal: Journal) -> BaseException | None:
-        """Play a journal back, whatever comes: playing it again from the start gives the same.
-
-        What came is returned, not raised: an interrupt, whatever a handler of signals raises.
-        """
-        interrupt = None
-        for _ in range(_TRIES):
-            try:
-                journal.undo(self.memory)
-                return interrupt
-            except BaseException as error:
-                interrupt = error
-        assert interrupt is not None
-        raise interrupt
-
     def _output(self, state: State) -> Feature:
         """The output as it stands, no tile of it repainted."""
         run, (n, h, w, c) = Run(self.memory, Everything()), self.memory.canvases[state.output_path].shape
@@ -599,6 +600,12 @@ class Session(NotCopied):
             edited_area, tuple(records), elapsed, memory.nbytes, memory.codebook_nbytes, journal, ignored
         )
         return Result(given, values, stats, active)
+
+
+def _raise(interrupt: BaseException | None) -> None:
+    """Raise what came while something was completed."""
+    if interrupt is not None:
+        raise interrupt
 
 
 def _idle(record: LayerRecord) -> LayerRecord:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -57,6 +57,23 @@ class Step:
     """The session's stale pixels on the other side."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class History:
+    """Where a session stands among its edits; one value, so that a session is never between two."""
+
+    stale: TileSet
+    """Input pixels whose change has not spread everywhere: what edits under approximate policies touched."""
+    steps: tuple[Step, ...] = ()
+    """Edits that can be undone, the last one last."""
+    undone: tuple[Step, ...] = ()
+    """Edits that can be made again, the next one last."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that undoing and redoing takes."""
+        return sum(step.journal.nbytes for step in (*self.steps, *self.undone))
+
+
 @dataclass(eq=False, repr=False)
 class State:
     """What makes a session, once it has run."""
@@ -64,20 +81,20 @@ class State:
     model: Model
     memory: Memory
     conditions: dict[str, Host]
-    stale: TileSet
-    """Input pixels whose change has not spread everywhere: what edits under approximate policies touched."""
     output_path: str
-    steps: list[Step] = field(default_factory=list)
-    """Edits that can be undone, the last one last."""
-    undone: list[Step] = field(default_factory=list)
-    """Edits that can be made again, the next one last."""
+    history: History
     images: Host | None = None
     """The output's pictures, of before an edit while it runs; None: not known."""
 
     @property
-    def journal_nbytes(self) -> int:
-        """Memory that undoing and redoing takes."""
-        return sum(step.journal.nbytes for step in [*self.steps, *self.undone])
+    def steps(self) -> tuple[Step, ...]:
+        """Those of the history."""
+        return self.history.steps
+
+    @property
+    def undone(self) -> tuple[Step, ...]:
+        """Those of the history."""
+        return self.history.undone
 
 
 def save(
@@ -325,7 +342,7 @@ def _parts(state: State) -> dict[str, Callable[[], Host]]:
             parts[f"measured/{key}/{i}"] = partial(backend.download, value)
     for key, value in state.conditions.items():
         parts[f"condition/{key}"] = partial(np.ascontiguousarray, value)
-    stale = _stale_sets([*(step.stale for step in _both(state)), state.stale])
+    stale = _stale_sets([*(step.stale for step in _both(state)), state.history.stale])
     small = {**_journal_tables(state), **stale}
     parts |= {name: partial(np.asarray, value) for name, value in small.items()}
     parts[VALUES] = partial(_journal_values, state)
@@ -459,4 +476,5 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
         steps[i].journal.add_book(books[book], count, windows)
         at += follow * width
     conditions = _under(tensors, "condition/")
-    return State(model, memory, conditions, stale, output_path, steps[:edits], steps[edits:])
+    history = History(stale, tuple(steps[:edits]), tuple(steps[edits:]))
+    return State(model, memory, conditions, output_path, history)

@@ -1,4 +1,4 @@
-"""Whose turn it is: threads that want one session come in, and go on one after another; no copy gets past them.
+"""Whose turn it is: threads that want one session come in, and go on one after another; what they began is completed.
 
 A session repaints its canvases in place, so two edits at once would spoil both. Threads wait for each other. A callback
 runs while its own session is being changed: it may read the session, and a change that it asks for is refused, since
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -75,6 +75,26 @@ class Turn:
         """In the child: whoever had the turn is not here, unless it is the thread that forked."""
         if self._lock.locked() and self._owner != threading.get_ident():
             self._lock, self._owner, self._lost = threading.Lock(), None, True
+
+
+_TRIES = 100
+"""How often something is begun again that is interrupted: far oftener than anybody can interrupt it."""
+
+
+def completed(action: Callable[[], None]) -> BaseException | None:
+    """Do what must not be left half done, whatever comes; begun again, or done twice, it must be as done once.
+
+    What came is returned, not raised: an interrupt, or whatever a handler of a signal raises.
+    """
+    interrupt = None
+    for _ in range(_TRIES):
+        try:
+            action()
+            return interrupt
+        except BaseException as error:
+            interrupt = error
+    assert interrupt is not None
+    raise interrupt
 
 
 class NotCopied:

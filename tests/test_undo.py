@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +34,7 @@ def state(session: Session) -> dict[str, Host]:
     memory = session.memory
     found = {path: memory.backend.download(canvas) for path, canvas in memory.canvases.items()}
     found |= {f"{path} keys": book.book.keys.copy() for path, book in memory.codebooks.items()}
-    return found | {"stale": session.state.stale.mask()}
+    return found | {"stale": session.state.history.stale.mask()}
 
 
 def edited(session: Session, rng: np.random.Generator, edits: int) -> list[dict[str, Host]]:
@@ -229,6 +232,91 @@ def test_without_memory_for_redo_an_undo_is_an_undo_and_a_redo_leaves_no_trace(r
     assert_all_same(everything(pipeline), states[1])
 
 
+WATCHED = {"session.py", "pipelines.py", "memory.py", "turn.py", "session_file.py"}
+
+
+def interrupted(call: Callable[[], object], at: int) -> bool:
+    """Make a call with a KeyboardInterrupt at that line of the modules that are watched; whether it came so far."""
+    left = at
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if Path(frame.f_code.co_filename).name not in WATCHED or "sparsegen" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["edit", "undo", "redo"])
+@pytest.mark.parametrize("kind", ["maps", "strokes"])
+def test_wherever_an_interrupt_comes_the_session_is_before_or_after_the_call(rng, kind, call):
+    """At every line of ours, in turn: all canvases and both histories are those of one moment, and nothing is lost."""
+    if kind == "maps":
+        session, whole = Session(random_gaugan(1), undo="1GB"), lambda session: [state(session)]
+        inputs = [random_labels(rng, (32, 32))]
+        inputs += [repaint(rng, inputs[0]) for _ in range(3)]
+    else:
+        session, whole = SDEdit(DDPM, steps=2, margin=1, undo="1GB"), everything
+        inputs = [picture(rng, (16, 16))]
+        inputs += [stroke(inputs[0], (3 * i, 4)) for i in range(3)]
+    session.run(inputs[0])
+    states = [whole(session)]
+    for each in inputs[1:]:
+        session.edit(each, policy=SPARSE)
+        states.append(whole(session))
+    session.undo()  # at 2, with 1 to redo
+    calls = {
+        "edit": lambda: session.edit(inputs[1], policy=SPARSE),
+        "undo": session.undo,
+        "redo": session.redo,
+    }
+    after = {"edit": (3, 0), "undo": (1, 2), "redo": (3, 0)}[call]
+    calls[call]()
+    expected = whole(session)
+    for _ in range(session.edits - 2):
+        session.undo()
+    if call == "edit":  # the one that could be made again is gone with it
+        session.edit(inputs[3], policy=SPARSE)
+        states[3] = whole(session)
+    if call != "redo":
+        session.undo() if call == "edit" else session.redo()
+    lines, came = 1, True
+    while came:
+        assert (session.edits, session.undone) == (2, 1)
+        came = interrupted(calls[call], lines)
+        lines += 1 if lines < 30 else 7
+        found = (session.edits, session.undone)
+        assert found in ((2, 1), after)
+        assert_all_same(whole(session), states[2] if found == (2, 1) else expected)
+        if found == after and call == "edit":
+            session.undo()
+            session.edit(inputs[3], policy=SPARSE)
+            session.undo()
+        elif found == after:
+            session.redo() if call == "undo" else session.undo()
+        # both ways are whole
+        session.redo()
+        assert_all_same(whole(session), states[3])
+        session.undo()
+        assert_all_same(whole(session), states[2])
+    assert lines > 100
+
+
 # -- the budget ------------------------------------------------------------------------------------------
 
 
@@ -290,7 +378,7 @@ def test_without_a_word_journals_may_take_half_of_what_the_canvases_take(rng, mo
     session = Session(random_gaugan())
     session.run(random_labels(rng, (32, 64)))
     session.edit((current_labels(session) + 1) % 4)  # everything: a journal as large as the canvases
-    assert session.state.journal_nbytes >= session.memory.nbytes
+    assert session.journal_nbytes >= session.memory.nbytes
     with pytest.warns(UserWarning, match="the oldest 1 can no longer be undone"):
         session.edit((current_labels(session) + 1) % 4)
 
