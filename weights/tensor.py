@@ -17,7 +17,7 @@ _WIDEST = 16
 """Bytes of the widest element type."""
 
 
-UNREADABLE_ADVICE = "Save it with its numbers, as float16, bfloat16 or float32"
+UNREADABLE_ADVICE = "Save them with their numbers, as float16, bfloat16 or float32"
 
 
 @dataclass(eq=False)
