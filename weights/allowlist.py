@@ -7,6 +7,7 @@ Nothing is imported and nothing of the named modules is run. A name on the list 
 from __future__ import annotations
 
 import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 
 from . import rebuild
@@ -24,7 +25,7 @@ _INERT = (
     r"(?:pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf)(?:\.\w+)*\._?[A-Z]\w*",
     r"torch\.torch_version\.TorchVersion|torch\._C\.Generator|torch\._utils\.torch\.(?:channels_last(?:_3d)?"
     r"|contiguous_format|preserve_format)",
-    r"torch\.optim(?:\.\w+)*\.[A-Z]\w*|torch(?:\.cuda)?\.amp\.grad_scaler\.(?:GradScaler|OptState)",
+    r"torch\.optim(?:\.\w+)*\.[A-Z]\w*|torch(?:\.cuda)?\.amp\.grad_scaler\.\w+",
     r"torch\.nn\.parameter\.Uninitialized(?:Parameter|Buffer)",
     # Python's own.
     r"builtins\.(?:slice|range|complex|Ellipsis|NotImplemented)",
@@ -49,20 +50,17 @@ _INERT_NAME = re.compile("|".join(_INERT), re.ASCII)
 _NAMED = (
     r"builtins\.(?:int|float|str|bool|object|list|dict|tuple|long|unicode)",
     r"typing\.Any",
-    r"torch\.nn\.functional\.\w+",
+    r"torch\.nn\.functional\.\w+|torch\._C\._nn\.\w+",
     r"torch\.nn\.modules\.(?:activation|loss|normalization|batchnorm|instancenorm)\.[A-Z]\w*",
 )
 _NAMED_ONLY = re.compile("|".join(_NAMED), re.ASCII)
 
-# What Python 2 called them, and older versions of PyTorch and NumPy.
+# What older versions of PyTorch and NumPy called them; for Python's own names, pickle has a table.
 _OLD_MODULES = {
-    "__builtin__": "builtins",
-    "copy_reg": "copyreg",
     "torch.tensor": "torch._tensor",
     "numpy.core.multiarray": "numpy._core.multiarray",
     "numpy.core.numeric": "numpy._core.numeric",
 }
-_OLD_NAMES = {"builtins.xrange": "builtins.range"}
 
 
 def _mapping(args: Arguments) -> object:
@@ -240,8 +238,9 @@ _TABLE = _table()
 
 def resolve(module: str, name: str) -> Global:
     """The stand-in for `module.name`, or CheckpointError naming it."""
+    # Up to protocol 2, which torch.save writes, Python 3 names things as Python 2 did.
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     full = f"{_OLD_MODULES.get(module, module)}.{name}"
-    full = _OLD_NAMES.get(full, full)
     known = _TABLE.get(full)
     if known is not None:
         return known

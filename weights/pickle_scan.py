@@ -22,12 +22,13 @@ def _codes(*names: str) -> bytes:
 
 
 # Opcodes with operands of fixed length, a thousand at a time: a pattern without bound would take memory for each.
+# Frames begin anywhere between others.
 _NUMBERS = (
     rb"(?:[" + _codes("NONE", "NEWTRUE", "NEWFALSE") + rb"]"
     rb"|" + _codes("BININT1") + rb"."
     rb"|" + _codes("BININT2") + rb".."
     rb"|" + _codes("BININT") + rb".{4}"
-    rb"|" + _codes("BINFLOAT") + rb".{8})"
+    rb"|[" + _codes("BINFLOAT", "FRAME") + rb"].{8})"
 )
 _MORE_NUMBERS = re.compile(_NUMBERS + rb"{0,1000}", re.DOTALL)
 _MANY_NUMBERS = re.compile(_NUMBERS + b"{%d}" % (KEPT_VALUES + 1), re.DOTALL)

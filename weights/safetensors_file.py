@@ -73,7 +73,9 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
 
 def _check_metadata(header: dict[str, object]) -> dict[str, str]:
     """The header's metadata: text by name."""
-    metadata = header.get("__metadata__", {})
+    metadata = header.get("__metadata__")
+    if metadata is None:
+        return {}
     if not isinstance(metadata, dict):
         raise CheckpointError(
             f"is {_json_kind(metadata)}, expected an object of texts",

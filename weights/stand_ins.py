@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .errors import CheckpointError
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Global:
     """The stand-in for a name. `call` is what REDUCE and NEWOBJ do with it; without one they are refused.
 
@@ -27,14 +27,14 @@ class Global:
     narrow: bool = False
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Placeholder:
     """An object of a foreign class: it holds nothing and does nothing; its presence is noted."""
 
     name: str
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, slots=True)
 class Skipped:
     """Values that were passed over: a long text, or many plain values in a row."""
 
@@ -45,7 +45,7 @@ LONG_TEXT = Skipped("a long text or array")
 MANY_VALUES = Skipped("a long list of plain values")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TupleKey:
     """A tuple as the key of a dict, by its text: Python's hash of a tuple of numbers can be chosen by a file."""
 

@@ -28,7 +28,7 @@ from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, tuple_key
 from .tensor import Layout, Storage
 
 # What things cost in memory, rounded up: a stack slot with a small number in it, and what others take beyond.
-_SLOT, _CONTAINER, _ENTRY, _MEMO, _OBJECT, _MARK = 48, 72, 104, 104, 256, 112
+_SLOT, _CONTAINER, _ENTRY, _MEMO, _OBJECT, _MARK, _NAME = 48, 72, 104, 104, 256, 112, 1024
 
 # What making the stand-in of a tuple key takes, in copies of a value.
 _TUPLE_KEY = 16
@@ -290,7 +290,7 @@ class Unpickler(Operands):
     def _name(self, module: str, name: str) -> None:
         known = self.globals.get((module, name))
         if known is None:
-            self.budget.take(_OBJECT + 4 * (len(module) + len(name)))
+            self.budget.take(_NAME + 8 * (len(module) + len(name)))
             known = self.globals[module, name] = resolve(module, name)
             self.held += 1
         if known.narrow:
