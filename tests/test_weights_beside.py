@@ -210,6 +210,8 @@ def test_tuples_and_objects_as_keys(save):
         (): torch.tensor([5.0]),
         datetime.date(2024, 1, 2): torch.tensor([6.0]),
         datetime.date(2024, 1, 3): torch.tensor([7.0]),
+        "a" * 5000: torch.tensor([8.0]),
+        "b" * 5000: torch.tensor([9.0]),
         frozenset({1}): 8,
         "(0, 2)": 9,
     }
@@ -223,6 +225,8 @@ def test_tuples_and_objects_as_keys(save):
         "keyed.()": 5,
         "keyed.datetime.date": 6,
         "keyed.datetime.date[2]": 7,
+        "keyed.a long text or array": 8,
+        "keyed.a long text or array[2]": 9,
     }
     assert {name: found[name].item() for name in names} == names
     assert metadata["keyed.(0, 2)"] == 9
@@ -241,6 +245,7 @@ HISTORIES = {
     "a frozen set": lambda: frozenset(range(LONG)),
     "a deque": lambda: collections.deque(float(i) for i in range(LONG)),
     "by step": lambda: {step: step / 7 for step in range(LONG)},
+    "by time": lambda: {1_700_000_000_000_000_000 + step: step / 7 for step in range(LONG)},
     "by name": lambda: {f"step {step}": step / 7 for step in range(LONG)},
     "by pair": lambda: {(step, "loss"): step / 7 for step in range(LONG)},
     "a counter": lambda: collections.Counter(range(LONG)),

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from . import rebuild
 from .dtypes import DTYPES, TORCH_STORAGES
 from .errors import CheckpointError, shown
-from .limits import LONGEST_TEXT
 from .rebuild import Arguments, taken
 from .refused_names import refusal
-from .stand_ins import LONG_TEXT, Global, Placeholder, Skipped
+from .stand_ins import Global, Placeholder, Skipped
 
 # Classes, and the functions that pickle makes their objects with, that training scripts leave beside the weights. What
 # the file says of their contents is dropped. None of them would run anything of the file's choice.
@@ -39,7 +38,7 @@ _INERT = (
     r"numpy\.(?:ndarray|matrix|recarray|record)",
     r"numpy\.random\._pickle\.__(?:randomstate|generator|bit_generator)_ctor",
     r"numpy\.random\.(?:mtrand\.RandomState|_generator\.Generator|_\w+\.(?:MT19937|PCG64|PCG64DXSM|Philox|SFC64))",
-    r"numpy\.random\.bit_generator\.(?:__pyx_unpickle_)?SeedSequence",
+    r"numpy\.random\.__RandomState_ctor|numpy\.random\.bit_generator\.(?:__pyx_unpickle_)?SeedSequence",
     r"numpy\.(?:u?int|float|complex|bool|str|bytes|object|void|datetime|timedelta|longdouble|clongdouble)[0-9_]*",
     r"numpy\.dtypes\.\w+DType",
 )
@@ -86,14 +85,12 @@ def _mapping(args: Arguments) -> object:
 def check_key(key: object) -> None:
     """That `key` may be the key of a dict; of a tuple, `tuple_key` judges the parts.
 
-    Integers over 60 bits may not: they can be chosen to share one hash and make a dict quadratic.
+    Integers over 64 bits may not: they can be chosen to share one hash and make a dict quadratic.
     """
     kind = type(key)
-    if kind is int and not -(1 << 60) < key < 1 << 60:  # type: ignore[operator]  # an int, by its kind
-        raise CheckpointError("a dict has a key of more than 60 bits")
-    if isinstance(key, Skipped):
-        raise CheckpointError(f"a dict has {key.name} as key, of more than {LONGEST_TEXT} bytes")
-    if kind not in (str, int, bytes, bool, float, type(None), tuple, Global, Placeholder):
+    if kind is int and not -(1 << 64) < key < 1 << 64:  # type: ignore[operator]  # an int, by its kind
+        raise CheckpointError("a dict has a key of more than 64 bits")
+    if kind not in (str, int, bytes, bool, float, type(None), tuple, Global, Placeholder, Skipped):
         raise CheckpointError(f"a dict has a {kind.__name__} as key, expected a string or a number")
 
 
@@ -133,7 +130,7 @@ def _encode(args: Arguments) -> object:
     text, encoding = taken(args, 2, 2, "_codecs.encode")
     if type(encoding) is not str or encoding not in ("latin1", "latin-1"):
         raise CheckpointError("_codecs.encode is asked for more than latin1 bytes")
-    if text is LONG_TEXT:
+    if isinstance(text, Skipped):
         return text
     if type(text) is not str:
         raise CheckpointError(f"_codecs.encode is given a {type(text).__name__}, expected text")
@@ -148,7 +145,7 @@ def _bytes(args: Arguments) -> object:
     if len(args) == 2:
         return _encode(args)
     (given,) = taken(args, 0, 2, "bytes") or (b"",)
-    if type(given) is not bytes and given is not LONG_TEXT:
+    if type(given) not in (bytes, Skipped):
         raise CheckpointError(f"bytes are built from a {type(given).__name__}")
     return given
 

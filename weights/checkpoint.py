@@ -37,9 +37,10 @@ class Checkpoint:
     tensors : mapping of str to Tensor
         Nested dicts and lists are flattened: `{"model": {"x": ...}}` is "model.x".
     metadata : mapping of str to str, int, float, bool or None
-        Plain values found beside the tensors, or the metadata of a safetensors file.
+        Plain values found beside the tensors (short lists and texts alone), or the metadata of a safetensors file.
     placeholders : tuple of str
-        Classes of training frameworks whose objects the file holds: seen, and neither built nor read.
+        What the file holds beside them that was seen, and neither built nor read: objects, by their classes; long
+        lists; long texts.
     prefix : str
         What `under` took off the names of the tensors.
     config : mapping of str to any, optional

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .errors import CheckpointError, shown
 from .limits import MAX_DEPTH, MAX_ENTRIES, Budget
 from .refused_names import PLAIN, WHOLE
-from .stand_ins import Global, Placeholder, Skipped, TupleKey
+from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, TupleKey
 from .tensor import Layout
 
 Scalar = str | int | float | bool | None
@@ -67,11 +67,11 @@ class Flat:
             alike: dict[str, int] = {}
             for key, value in container.items():
                 word = _word(key)
-                if isinstance(key, (Global, Placeholder)):
+                if isinstance(key, (Global, Placeholder, Skipped)):
                     # Two objects of one class are two keys, and have two names.
                     count = alike[word] = alike.get(word, 0) + 1
                     word += f"[{count}]" if count > 1 else ""
-                self._visit(prefix + word, value if not isinstance(key, Skipped) else key)
+                self._visit(prefix + word, key if key is MANY_VALUES else value)
         else:
             for index, value in enumerate(container):
                 self._visit(f"{prefix}{index}", value)

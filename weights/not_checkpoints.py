@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
 from .errors import CheckpointError, listed, shown
@@ -33,6 +34,9 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
 
 _PACK_AGAIN = "or pack its whole folder again without compression: zip -0 -r checkpoint.pth FOLDER"
 _SCRIPT_ADVICE = "Save the weights alone: torch.save(torch.jit.load(path).state_dict(), other_path)"
+
+_MOST_LOOKED_AT = 1000
+"""Entries of a folder."""
 
 _CHECKPOINT = re.compile(
     r"(?:.*/)?[^/]+\.(?:pth|pt|ckpt|bin|safetensors|pkl|th|tar)", re.IGNORECASE | re.DOTALL
@@ -119,10 +123,12 @@ def refuse_other_archives(names: list[str], method: int) -> None:
 def refuse_unpacked(folder: str | os.PathLike[str]) -> None:
     """Raise CheckpointError for a folder that a checkpoint was unpacked into, or that PyTorch sharded one into."""
     try:
-        inside = sorted(Path(folder).iterdir())[:_MOST_LOOKED_AT]
+        inside = sorted(islice(Path(folder).iterdir(), _MOST_LOOKED_AT))
         folders = [Path(folder), *(path for path in inside if path.is_dir())]
         unpacked = any((path / "data.pkl").is_file() and (path / "data").is_dir() for path in folders)
         sharded = any(path.suffix == ".distcp" for path in inside)
+        if any(path.name in ("model_index.json", "config.json") for path in inside):
+            return
     except OSError as error:
         raise CheckpointError(f"cannot be opened: {error.strerror or error}") from error
     if unpacked:
@@ -135,6 +141,3 @@ def refuse_unpacked(folder: str | os.PathLike[str]) -> None:
             "is a distributed checkpoint of PyTorch (.distcp)",
             advice="Make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE",
         )
-
-
-_MOST_LOOKED_AT = 1000

@@ -72,7 +72,8 @@ def _tensor_v2(args: Arguments) -> Layout:
     name = "_rebuild_tensor_v2"
     storage, offset, size, stride, requires_grad, hooks, *metadata = taken(args, 6, 7, name)
     _check_gradient(requires_grad, hooks, name)
-    return _marked(checked_layout(storage, None, offset, size, stride), *metadata or (None,), name)
+    layout = checked_layout(storage, None, offset, size, stride)
+    return _marked(layout, metadata[0] if metadata else None, name)
 
 
 def _tensor_v3(args: Arguments) -> Layout:
@@ -81,7 +82,7 @@ def _tensor_v3(args: Arguments) -> Layout:
     storage, offset, size, stride, requires_grad, hooks, dtype, *metadata = taken(args, 7, 8, name)
     _check_gradient(requires_grad, hooks, name)
     layout = checked_layout(storage, _dtype(dtype, name), offset, size, stride)
-    return _marked(layout, *metadata or (None,), name)
+    return _marked(layout, metadata[0] if metadata else None, name)
 
 
 def _meta_tensor(args: Arguments) -> Layout:
@@ -101,7 +102,7 @@ def _data(value: object) -> Layout:
 def new_parameter(args: Arguments) -> Layout:
     """Parameter(data[, requires_grad]): the data."""
     data, *requires_grad = taken(args, 1, 2, "Parameter")
-    _check_gradient(*requires_grad or (True,), None, "Parameter")
+    _check_gradient(requires_grad[0] if requires_grad else True, None, "Parameter")
     return _data(data)
 
 

@@ -97,7 +97,9 @@ def _json_kind(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, (int, float)):
         return f"the number {shown(value)}"
-    return {dict: "an object", list: "a list"}.get(type(value), "text")
+    if isinstance(value, str):
+        return "text"
+    return "a list" if isinstance(value, list) else "an object"
 
 
 def _header(raw: bytes) -> dict[str, object]:

@@ -36,12 +36,11 @@ class Placeholder:
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Skipped:
-    """Values that were passed over: a long text, or many plain values in a row."""
+    """Values that were passed over: a long text (each its own stand-in), or many plain values in a row."""
 
-    name: str
+    name: str = "a long text or array"
 
 
-LONG_TEXT = Skipped("a long text or array")
 MANY_VALUES = Skipped("a long list of plain values")
 
 
@@ -77,9 +76,7 @@ def tuple_key(key: tuple[object, ...]) -> TupleKey:
             return f"({inner},)" if len(item) == 1 else f"({inner})"
         if isinstance(item, (str, bytes)) and len(item) <= _LONGEST_PART:
             return ascii(item)
-        if isinstance(item, int) and -(1 << 60) < item < 1 << 60:
-            return repr(item)
-        if item is None or isinstance(item, float):
+        if item is None or isinstance(item, (int, float)):
             return repr(item)
         raise CheckpointError(
             f"a dict has a tuple as key that holds a {type(item).__name__}, expected short strings and numbers"

@@ -25,14 +25,14 @@ _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 0x1 | 0x40
 _STORED = 0
 _IN_ZIP64 = 0xFFFFFFFF
-_ENTRY_COST = 512
+_ENTRY_COST = 640
 _LONGEST_NAME = 512
 
 _CUT_SHORT = "The file is cut short or damaged: download or copy it again"
 _REFUSED = "torch.save does not write such archives: get the file from its source again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """The bytes of one entry: `file[start:start + size]`."""
 
@@ -109,7 +109,7 @@ def _check_path(name: str) -> None:
         raise CheckpointError(f"an entry's name is no plain path: {shown(name)}", advice=_REFUSED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Listed:
     """One entry as the directory lists it, believed so far as the directory itself is whole."""
 
