@@ -227,6 +227,34 @@ def test_spectral_norm_of_both_generations_is_what_pytorch_computes(generation, 
             assert np.array_equal(found[name], state[name.replace("shared.", "shared.0.")].numpy())
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("trained", [False, True])
+def test_spectral_norm_as_a_parametrization_is_what_pytorch_computes(trained, tmp_path):
+    """torch.nn.utils.parametrizations.spectral_norm, which has names of its own."""
+    torch = pytest.importorskip("torch")
+    from torch_spade import SPADEGenerator
+
+    torch.manual_seed(6)
+    network = SPADEGenerator(ngf=NGF, semantic_nc=LABELS, nhidden=HIDDEN, spectral=False)
+    names = [name for name, _ in network.named_modules() if re.search(r"\.conv_[01s]$", name)]
+    for name in names:
+        torch.nn.utils.parametrizations.spectral_norm(network.get_submodule(name))
+    if trained:
+        with torch.no_grad():
+            network.train()(torch.rand(1, LABELS, 32, 64))
+    network.eval()
+    torch.save(network.state_dict(), tmp_path / "latest_net_G.pth")
+    with read_checkpoint(tmp_path / "latest_net_G.pth") as checkpoint:
+        assert "up_0.conv_0.parametrizations.weight.0._u" in checkpoint.tensors
+        family, config = identify(checkpoint)
+        assert (family.name, config) == ("nvlabs-spade", CONFIG)
+        found = convert(family, checkpoint, parameter_shapes(config))
+        for name in names:
+            wanted = network.get_submodule(name).weight.detach().numpy()
+            # Sigma is summed in another order than PyTorch's: a few units in the last place of float32.
+            np.testing.assert_allclose(found[f"{name}.weight"], wanted, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.float64])
 def test_other_precisions_become_float32(kind, opened):
     made = {name: value.astype(kind) for name, value in parameters().items()}
@@ -358,6 +386,10 @@ def test_tables_match_every_key_once_and_say_why_they_ignore(family):
     fused = set(as_fused(parameters({**CONFIG, "num_upsampling_layers": "most"})))
     convolutions = {name for name in plain if re.search(r"\.conv_[01s]\.weight", name)}
     spectral = {name + part for name in convolutions for part in ("_orig", "_u", "_v")}
+    parts = (".original", ".0._u", ".0._v")
+    spectral |= {
+        name.replace(".weight", ".parametrizations.weight") + part for name in convolutions for part in parts
+    }
     own = fused if family is SIGE_FUSED_SPADE else plain
     if family is NVLABS_SPADE:
         own = own | spectral

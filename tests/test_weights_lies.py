@@ -26,7 +26,6 @@ TENSOR_LIES = {
     "one row too many": one_tensor((3, 3)),
     "one step too far": one_tensor((2, 3), (4, 1)),
     "a huge shape": one_tensor((HUGE, HUGE), (1, 1)),
-    "a huge shape without steps": one_tensor((HUGE,), (0,)),
     "a huge shape that is empty": one_tensor((0, HUGE, HUGE), (1, 1, 1)),
     "a huge stride": one_tensor((2, 3), (HUGE, 1)),
     "a stride that overflows": one_tensor((2, 3), ((1 << 63) - 1, 1)),
@@ -37,7 +36,6 @@ TENSOR_LIES = {
     "a negative size": one_tensor((-2, 3)),
     "sizes and strides of two lengths": one_tensor((2, 3), (1,)),
     "more axes than NumPy has": one_tensor((1,) * 65, (1,) * 65),
-    "repeated elements beyond the file": one_tensor((1 << 20,), (0,)),
     "a size that is a string": raw_tensor(ST, b"K\x00", text("ab"), b"K\x01\x85", b"\x89", b"N"),
     "sizes that are strings": raw_tensor(ST, b"K\x00", text("a") + b"\x85", b"K\x01\x85", b"\x89", b"N"),
     "a size that is a bool": raw_tensor(ST, b"K\x00", b"\x88\x85", b"K\x01\x85", b"\x89", b"N"),
@@ -79,6 +77,30 @@ def test_lying_tensors(lie, tmp_path):
     refused(tmp_path / "zip.pth", hostile.torch_zip(TENSOR_LIES[lie], hostile.small_storages()))
     data = hostile.small_storages()["0"]
     refused(tmp_path / "legacy.pth", hostile.torch_legacy(TENSOR_LIES[lie], [("0", 6, data)]))
+
+
+# A view of any size over one element lies about nothing, but no memory holds it.
+
+REPEATED = {
+    "repeated elements beyond the file": one_tensor((1 << 20,), (0,)),
+    "a huge shape without steps": one_tensor((HUGE,), (0,)),
+    "rows repeated": one_tensor((HUGE, 6), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeated_elements_beyond_the_file_are_refused_when_they_are_read(name, tmp_path):
+    data = hostile.small_storages()["0"]
+    for raw in (
+        hostile.torch_zip(REPEATED[name], hostile.small_storages()),
+        hostile.torch_legacy(REPEATED[name], [("0", 6, data)]),
+    ):
+        (tmp_path / "x.pth").write_bytes(raw)
+        with open_checkpoint(tmp_path / "x.pth") as checkpoint:
+            tensor = checkpoint.tensors["x"]
+            assert "repeating elements" in tensor.fault
+            with pytest.raises(CheckpointError, match=r"x\.pth: x: claims \d+ bytes by repeating elements"):
+                tensor.numpy()
 
 
 # Lies about the legacy container.
@@ -231,8 +253,9 @@ def test_truncation_at_every_byte(seed, tmp_path):
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path):
-    evil = "\x1b[2J\x1b]0;owned\x07" + "a" * 5000
-    lied = table({evil: tensor(ST, (1 << 20,), (0,))})
+    evil = "\x1b[2J\x1b]0;owned\x07" + "a" * 4000
+    one = tensor(ST, (1,), (1,))
+    lied = table({"a": table({evil: one}), "a." + evil: one})
     message = refused(tmp_path / "x.pth", hostile.torch_zip(lied, {"0": DATA}))
     assert "\\x1b[2J" in message
     assert "\x1b" not in message

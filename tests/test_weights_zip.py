@@ -74,7 +74,27 @@ ZIP_LIES = {
     "a drive": (hostile.archive(GOOD, root="c:/archive/"), "no plain path"),
     "a dot": (hostile.archive([*GOOD, ("./data.pkl", b"x")]), "no plain path"),
     "an empty part": (hostile.archive([*GOOD, ("data//0", b"x")]), "no plain path"),
-    "a folder entry": (hostile.archive([*GOOD, ("data/", b"")]), "no plain path"),
+    "a folder entry with bytes": (hostile.archive([*GOOD, ("data/", b"x")]), "folder that holds bytes"),
+    "a root folder with bytes": (hostile.archive([*GOOD, ("", b"x")]), "folder that holds bytes"),
+    "a folder entry twice": (hostile.archive([*GOOD, ("data//", b"")]), "no plain path"),
+    "a folder entry of another root": (
+        hostile.archive([("a/" + n, d) for n, d in GOOD] + [("b/", b"")], root=""),
+        "two roots",
+    ),
+    "a folder entry over data": (
+        hostile.archive([*GOOD, ("data/", b"")], lie={"data/": {"offset": 0}}),
+        "another entry",
+    ),
+    "a folder entry that is compressed": (
+        hostile.archive([*GOOD, ("data/", b"")], lie={"data/": {"method": 8}}),
+        "compressed",
+    ),
+    "a folder entry that is encrypted": (
+        hostile.archive([*GOOD, ("data/", b"")], lie={"data/": {"flags": 1}}),
+        "encrypted",
+    ),
+    "data.pkl below another folder": (hostile.archive(GOOD, root="backup/archive/"), "one folder"),
+    "data.pkl as a folder": (hostile.archive([("data.pkl/", b""), GOOD[1]]), "without data.pkl"),
     "a zero byte": (hostile.archive([*GOOD, ("data/0\0.png", b"x")]), "no plain path"),
     "a name that is not UTF-8": (hostile.archive([*GOOD, ("\udcff", b"x")]), "not UTF-8"),
     "a name of many bytes": (hostile.archive([*GOOD, ("x" * 60000, b"x")]), "bytes"),

@@ -5,8 +5,9 @@
         parameters = convert(family, checkpoint, expected)       # renamed, folded, checked
 
 Reading: `checkpoint` finds the format and asks `pytorch_zip`, `pytorch_legacy` or `safetensors_file`; the two
-of PyTorch share the pickle machine `unpickle` with its `allowlist`, `storages` and `flatten`. All give
-`tensor.Tensor`s that look into a `mapped` file; `diffusers_folder` says which files of a folder these are. Naming:
+of PyTorch share the pickle machine `unpickle` (on `pickle_operands` and `pickle_scan`) with its `allowlist`,
+`refused_names`, `stand_ins`, `rebuild`, `storages` and `flatten`. All give `tensor.Tensor`s that look into a `mapped`
+file; `diffusers_folder` says which files of a folder these are, `not_checkpoints` what a file is that is none. Naming:
 `keymap` with `transforms`, one table per family in `families`; `which` and `averages` tell averaged weights from the
 last ones. Writing: `writer`. Everything wrong with a file is a
 `CheckpointError`.

@@ -13,6 +13,7 @@ from .diffusers_folder import UNetFolder, find_unet
 from .errors import CheckpointError, listed, shown
 from .flatten import Flat, Scalar
 from .mapped import MappedFile
+from .not_checkpoints import refuse_unpacked, unknown_file
 from .pytorch_legacy import MAGIC_BYTES, read_legacy
 from .pytorch_zip import SIGNATURE, read_zip
 from .safetensors_file import header_bytes, read_safetensors
@@ -21,6 +22,9 @@ from .which import Chosen, Which
 
 WRAPPERS = frozenset({"module", "_orig_mod"})
 """What DataParallel and torch.compile put into names, in front of a network or of one block of it."""
+
+_HEAD = 1 << 16
+"""Bytes that tell what a file is that no reader takes."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,10 @@ class Checkpoint:
     tensors : mapping of str to Tensor
         Nested dicts and lists are flattened: `{"model": {"x": ...}}` is "model.x".
     metadata : mapping of str to str, int, float, bool or None
-        Plain values found beside the tensors, or the metadata of a safetensors file.
+        Plain values found beside the tensors (short lists and texts alone), or the metadata of a safetensors file.
     placeholders : tuple of str
-        Classes of training frameworks whose objects the file holds: seen, and neither built nor read.
+        What the file holds beside them that was seen, and neither built nor read: objects, by their classes; long
+        lists; long texts.
     prefix : str
         What `under` took off the names of the tensors.
     config : mapping of str to any, optional
@@ -171,6 +176,7 @@ def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _open_folder(path: str | os.PathLike[str], weights: Which | None) -> Checkpoint:
     try:
+        refuse_unpacked(path)
         found = find_unet(path, weights)
     except CheckpointError as error:
         error.path = error.path or os.fspath(path)
@@ -251,7 +257,7 @@ def _open(file: MappedFile) -> Checkpoint:
         kind = "safetensors"
         tensors, metadata = read_safetensors(file)
     else:
-        raise _unknown(head)
+        raise unknown_file(file.bytes[:_HEAD])
     if flat is not None:
         metadata = flat.values
     return Checkpoint(
@@ -261,40 +267,4 @@ def _open(file: MappedFile) -> Checkpoint:
         metadata=MappingProxyType(dict(metadata)),
         placeholders=tuple(flat.placeholders) if flat else (),
         _files=(file,),
-    )
-
-
-# What people have in hand when it is no checkpoint, by how it begins.
-_OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself", "Run: git lfs pull"),
-    (b"\x1f\x8b", "is compressed with gzip", "Unpack it first"),
-    (b"BZh", "is compressed with bzip2", "Unpack it first"),
-    (b"\xfd7zXZ", "is compressed with xz", "Unpack it first"),
-    (b"7z\xbc\xaf", "is a 7-Zip archive", "Unpack it first"),
-    (b"GGUF", "is a GGUF file", "Get the model's safetensors or PyTorch file instead"),
-    (b"\x89HDF", "is an HDF5 file", "Get the model's safetensors or PyTorch file instead"),
-    (b"\x93NUMPY", "is a NumPy array", "Get the model's safetensors or PyTorch file instead"),
-    (b"PK\x05\x06", "is an empty zip archive", "Download or copy it again"),
-)
-
-
-def _unknown(head: bytes) -> CheckpointError:
-    for beginning, what, advice in _OTHERS:
-        if head.startswith(beginning):
-            return CheckpointError(what, advice=advice)
-    if head.lstrip()[:1] == b"<":
-        return CheckpointError("is a web page", advice="The download failed: open its address in a browser")
-    if head[257:262] == b"ustar":
-        return CheckpointError(
-            "is a tar archive: a PyTorch file from before 0.4, or a packed folder",
-            advice="Unpack it, or load and save it again with a PyTorch from 0.4 on",
-        )
-    if head.startswith(b"\x80"):
-        return CheckpointError(
-            "is a plain pickle, without torch.save's magic number",
-            advice="Pickles run code when they are loaded: ask its author for a safetensors file",
-        )
-    return CheckpointError(
-        "is in no known format: neither torch.save's (zip or legacy) nor safetensors",
-        advice="The file is cut short or damaged, or no checkpoint: download or copy it again",
     )

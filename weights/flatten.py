@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .allowlist import Global, Placeholder
 from .errors import CheckpointError, shown
 from .limits import MAX_DEPTH, MAX_ENTRIES, Budget
+from .refused_names import PLAIN, WHOLE
+from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, TupleKey
 from .tensor import Layout
 
 Scalar = str | int | float | bool | None
@@ -13,7 +14,10 @@ _VISIT_COST = 160
 
 
 class Flat:
-    """The leaves of a checkpoint: tensors, the plain values beside them, and what was seen but not read."""
+    """The leaves of a checkpoint: tensors, the plain values beside them, and what was seen but not read.
+
+    Raises CheckpointError for a root that is no dict and holds no tensors: an object pickled whole, or a text.
+    """
 
     def __init__(self, root: object, budget: Budget) -> None:
         self.tensors: dict[str, Layout] = {}
@@ -26,6 +30,12 @@ class Flat:
             self.tensors["tensor"] = root
         else:
             self._visit("", root)
+        if not self.tensors and type(root) is not dict:
+            foreign = isinstance(root, (Global, Placeholder))
+            raise CheckpointError(
+                f"holds {_what(root)} and no tensors, expected a dict of tensors",
+                advice=WHOLE if foreign else PLAIN,
+            )
 
     def _visit(self, name: str, value: object) -> None:
         self._visits += 1
@@ -41,8 +51,8 @@ class Flat:
             self._enter(name, value)
         elif kind in (str, int, float, bool, type(None)):
             self.values[name] = value  # type: ignore[assignment]  # told apart by kind
-        elif kind is Placeholder or kind is Global:
-            self.placeholders[value.name] = None  # type: ignore[attr-defined]  # a Placeholder, by its kind
+        elif kind is Placeholder or kind is Global or kind is Skipped:
+            self.placeholders[value.name] = None  # type: ignore[attr-defined]  # a stand-in, by its kind
         # Bytes and bare storages have no name among tensors and no meaning among plain values.
 
     def _enter(self, name: str, container: object) -> None:
@@ -54,15 +64,30 @@ class Flat:
         self._open.add(id(container))
         prefix = name + "." if name else ""
         if isinstance(container, dict):
+            alike: dict[str, int] = {}
             for key, value in container.items():
-                self._visit(prefix + _key(key), value)
+                word = _word(key)
+                if isinstance(key, (Global, Placeholder, Skipped)):
+                    # Two objects of one class are two keys, and have two names.
+                    count = alike[word] = alike.get(word, 0) + 1
+                    word += f"[{count}]" if count > 1 else ""
+                self._visit(prefix + word, key if key is MANY_VALUES else value)
         else:
             for index, value in enumerate(container):
                 self._visit(f"{prefix}{index}", value)
         self._open.discard(id(container))
 
 
-def _key(key: object) -> str:
-    if isinstance(key, (Global, Placeholder)):
+def _word(key: object) -> str:
+    if isinstance(key, (Global, Placeholder, Skipped)):
         return key.name
+    if isinstance(key, TupleKey):
+        return key.text
     return key.decode("latin-1") if isinstance(key, bytes) else str(key)
+
+
+def _what(root: object) -> str:
+    """What a root is, for an error."""
+    if isinstance(root, (Global, Placeholder, Skipped)):
+        return shown(root.name)
+    return f"a {type(root).__name__}"

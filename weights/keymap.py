@@ -18,11 +18,16 @@ from numpy.typing import NDArray
 from .checkpoint import Checkpoint
 from .dtypes import FLOATING
 from .errors import CheckpointError, listed, shown
-from .tensor import Tensor
+from .tensor import UNREADABLE_ADVICE, Tensor
 from .transforms import TRANSFORMS, ShapeMismatch
 from .which import Chosen
 
 Shape = tuple[int, ...]
+
+_FIT_ADVICE = (
+    "Check that the file is whole and holds this model; settings that a file cannot tell"
+    " can be given when it is loaded"
+)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,8 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
     Raises
     ------
     CheckpointError
-        One for everything that does not fit: missing, unexpected, mis-shaped, filled twice.
+        One for everything that does not fit: missing, unexpected, mis-shaped, unreadable (float8, without
+        numbers), filled twice.
     """
     tensors = family.tensors(checkpoint)
     recipes: dict[str, _Recipe] = {}
@@ -193,8 +199,7 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
         raise CheckpointError(
             f"does not fit the model ({family.model}, read as {family.name}):{faults.text()}",
             path=checkpoint.path,
-            advice="Check that the file is whole and holds this model; settings that a file cannot tell"
-            " can be given when it is loaded",
+            advice=UNREADABLE_ADVICE if faults.unreadable else _FIT_ADVICE,
         )
     return Parameters(recipes, list(expected), checkpoint.path)
 
@@ -204,16 +209,18 @@ class _Faults:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misshaped: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshaped or self.twice)
+        return bool(self.missing or self.unexpected or self.misshaped or self.unreadable or self.twice)
 
     def text(self) -> str:
         lists = (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("mis-shaped", self.misshaped),
+            ("unreadable", self.unreadable),
             ("given twice", self.twice),
         )
         return "".join(f"\n  {what} ({len(items)}): {listed(items)}" for what, items in lists if items)
@@ -271,6 +278,10 @@ def _check(name: str, shape: Shape, recipe: _Recipe | None, faults: _Faults) -> 
         faults.missing.append(
             f"{name} {list(shape)} (there is {recipe.sources()}, but no {', '.join(absent)})"
         )
+        return
+    closed = [tensor for tensor in recipe.parts.values() if tensor.fault]
+    if closed:
+        faults.unreadable.append(f"{shown(closed[0].name)} ({closed[0].fault})")
         return
     wrong = [tensor for tensor in recipe.parts.values() if tensor.dtype not in FLOATING]
     if wrong:

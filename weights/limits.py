@@ -1,8 +1,8 @@
-"""How much a file's structure may cost before it is refused: memory, steps, nesting.
+"""How much a file's structure may cost before it is refused: memory, copies, nesting.
 
 A pickle byte can ask for a hundred bytes of Python objects, and a reference for a copy of all that came
 before. So each reader pays for what it builds out of one `Budget`, and the bill is bounded by the file's own
-size.
+size. What is skipped (long lists of plain values, long texts, arrays) is not built, and its cost is given back.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from .errors import CheckpointError
 BASE_BYTES = 16 << 20
 """What any file's structure may take, however small the file."""
 
-MAX_STEPS = 2_000_000
-"""Pickle opcodes in one file. A tensor takes about 40: this is 50,000 tensors, in about a second."""
+MAX_COPIES = 2_000_000
+"""Elements that calls may copy out of containers, which a pickle can refer to again and again."""
+
+KEPT_VALUES = 256
+"""Plain values (keys and values, of a dict) that are kept of one list; of more, none."""
+
+LONGEST_TEXT = 4096
+"""Bytes of a string that is read. A longer one is a log, or an array spelled as text."""
 
 MAX_ENTRIES = 100_000
 """Names that flattening may visit: a list that holds one list many times multiplies without growing."""
@@ -27,24 +33,26 @@ MAX_DEPTH = 32
 MAX_DIMENSIONS = 32
 """Axes of one tensor: what every NumPy can hold."""
 
+_ADVICE = "If the file is whole, save the weights alone: torch.save(model.state_dict(), path)"
+
 
 class Budget:
-    """The bytes of Python objects that reading one file may still build, and the steps it may still take."""
+    """The bytes of Python objects that reading one file may still build, and the copies it may still make."""
 
-    __slots__ = ("bytes_left", "bytes_total", "steps_left")
+    __slots__ = ("bytes_left", "bytes_total", "copies_left")
 
     def __init__(self, file_bytes: int) -> None:
         self.bytes_total = BASE_BYTES + file_bytes
         self.bytes_left = self.bytes_total
-        self.steps_left = MAX_STEPS
+        self.copies_left = MAX_COPIES
 
-    def step(self, count: int) -> None:
-        """Spend `count` steps, or raise CheckpointError when they are not left."""
-        self.steps_left -= count
-        if self.steps_left < 0:
+    def copy(self, count: int) -> None:
+        """Spend `count` copies, or raise CheckpointError when they are not left."""
+        self.copies_left -= count
+        if self.copies_left < 0:
             raise CheckpointError(
-                f"its pickle takes more than {MAX_STEPS} steps, far more than a checkpoint needs",
-                advice="Treat the file as damaged or hostile",
+                f"its pickle copies more than {MAX_COPIES} values, far more than a checkpoint needs",
+                advice=_ADVICE,
             )
 
     def take(self, cost: int) -> None:
@@ -54,5 +62,5 @@ class Budget:
             raise CheckpointError(
                 f"its structure would take more than {self.bytes_total >> 20} MiB to build,"
                 " far more than a file of this size needs",
-                advice="Treat the file as damaged or hostile",
+                advice=_ADVICE,
             )

@@ -13,6 +13,7 @@ from .errors import CheckpointError, shown
 from .flatten import Flat
 from .limits import Budget
 from .mapped import MappedFile
+from .stand_ins import Global
 from .storages import StorageTable
 from .tensor import Tensor
 from .unpickle import Unpickler
@@ -35,7 +36,7 @@ def read_legacy(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
     """
     budget = Budget(file.size)
     storages = StorageTable(fields=6)
-    machine = Unpickler(file.bytes, 0, file.size, where="header", budget=budget)
+    machine = Unpickler(file.bytes, 0, file.size, where="header", budget=budget, whole=True)
     magic, protocol, system = machine.load(), machine.load(), machine.load()
     if type(magic) is not int or magic != MAGIC or type(protocol) is not int or protocol != PROTOCOL:
         raise CheckpointError("has another magic number or protocol than torch.save writes", where="header")
@@ -43,9 +44,18 @@ def read_legacy(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
         raise CheckpointError(
             "was written on a big-endian machine", where="header", advice="Save it again with a new PyTorch"
         )
-    machine.where, machine.persistent = "the object's pickle", storages.find
+
+    def find(identity: object) -> object:
+        # A class of a layer comes with its source text, which is not looked at: ("module", class, file, source).
+        if type(identity) is tuple and len(identity) == 4 and identity[0] == "module":
+            kind = identity[1]
+            if isinstance(kind, Global) and kind.call is None:
+                return kind
+        return storages.find(identity)
+
+    machine.where, machine.persistent, machine.whole = "the object's pickle", find, False
     root = machine.load()
-    machine.where, machine.persistent = "the list of storages", None
+    machine.where, machine.persistent, machine.whole = "the list of storages", None, True
     keys = machine.load()
     _place(file, machine.position, keys, storages)
     flat = Flat(root, budget)

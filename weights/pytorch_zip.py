@@ -24,17 +24,7 @@ def read_zip(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
     """
     budget = Budget(file.size)
     entries = read_directory(file.bytes, file.size, budget)
-    if "constants.pkl" in entries or any(name.startswith("code/") for name in entries):
-        raise CheckpointError(
-            "is a TorchScript archive: a program with its weights",
-            advice="Save the weights alone: torch.save(torch.jit.load(path).state_dict(), other_path)",
-        )
-    pickle = entries.get("data.pkl")
-    if pickle is None:
-        raise CheckpointError(
-            "is a zip archive without data.pkl, so not from torch.save",
-            advice="If it holds a checkpoint file, unpack it and give that file",
-        )
+    pickle = entries["data.pkl"]
     storages = StorageTable(fields=5)
 
     def find(identity: object) -> Storage:

@@ -19,6 +19,9 @@ from .mapped import MappedFile
 from .tensor import Storage, Tensor, checked_layout, contiguous_strides
 
 _ADVICE = "The file is cut short or damaged: download or copy it again"
+_METADATA_ADVICE = (
+    "Save the file again with metadata of strings: save_file(tensors, path, metadata={'epoch': '3'})"
+)
 
 # A header of a thousand tensors has 120 KB. As Python objects a header takes some 20 times its bytes.
 _HEADER_BASE, _HEADER_MOST = 1 << 20, 16 << 20
@@ -52,17 +55,51 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
         raise CheckpointError(
             f"has {length} bytes, far more than a file of {file.size} bytes needs", where="header"
         )
+    raw = file.bytes[8 : 8 + length]
     try:
         with safe_open(file.path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
+        _check_metadata(_header(raw))  # in the file's terms, where that is the reason
         raise CheckpointError(shown(str(error), 200), where="header", advice=_ADVICE) from None
-    header = _header(file.bytes[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
+    header = _header(raw)
+    metadata = _check_metadata(header)
+    header.pop("__metadata__", None)
     if len(header) > MAX_STORAGES:
         raise CheckpointError(f"names {len(header)} tensors, at most {MAX_STORAGES} are read", where="header")
     tensors = {name: _tensor(name, info, 8 + length, file) for name, info in header.items()}
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    return tensors, metadata
+
+
+def _check_metadata(header: dict[str, object]) -> dict[str, str]:
+    """The header's metadata: text by name."""
+    metadata = header.get("__metadata__")
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(
+            f"is {_json_kind(metadata)}, expected an object of texts",
+            where="__metadata__",
+            advice=_METADATA_ADVICE,
+        )
+    for name, value in metadata.items():
+        if not isinstance(value, str):
+            raise CheckpointError(
+                f"holds {_json_kind(value)} as {shown(name)!r}, expected text",
+                where="__metadata__",
+                advice=_METADATA_ADVICE,
+            )
+    return metadata
+
+
+def _json_kind(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
+        return f"the number {shown(value)}"
+    if isinstance(value, str):
+        return "text"
+    return "a list" if isinstance(value, list) else "an object"
 
 
 def _header(raw: bytes) -> dict[str, object]:

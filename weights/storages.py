@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .allowlist import Global
 from .dtypes import DTYPES
 from .errors import CheckpointError, shown
+from .stand_ins import Global
 from .tensor import Storage
 
 _LARGEST = 1 << 62
@@ -34,9 +34,13 @@ class StorageTable:
             raise CheckpointError(f"a persistent id is a {shown(kind)}, expected a storage")
         if len(identity) not in (5, self.fields):
             raise CheckpointError(f"a storage's id has {len(identity)} fields, expected {self.fields}")
-        kind, key, _, numel = identity[1:5]
+        kind, key, location, numel = identity[1:5]
         if type(kind) is not Global or kind.storage is None:
             raise CheckpointError("a storage has a type that is none")
+        if type(location) is not str or location == "meta":
+            raise CheckpointError(
+                f"a storage lies on the device {shown(location)}, expected one with numbers: cpu, cuda:0"
+            )
         if type(key) is int:
             key = str(key)
         if type(key) is not str or type(numel) is not int or not 0 <= numel < _LARGEST:

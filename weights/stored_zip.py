@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from .errors import CheckpointError, shown
 from .limits import MAX_STORAGES, Budget
+from .not_checkpoints import refuse_other_archives
 
 _END = struct.Struct("<4sHHHHIIH")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
@@ -24,14 +25,14 @@ _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 0x1 | 0x40
 _STORED = 0
 _IN_ZIP64 = 0xFFFFFFFF
-_ENTRY_COST = 512
+_ENTRY_COST = 640
 _LONGEST_NAME = 512
 
 _CUT_SHORT = "The file is cut short or damaged: download or copy it again"
 _REFUSED = "torch.save does not write such archives: get the file from its source again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """The bytes of one entry: `file[start:start + size]`."""
 
@@ -99,25 +100,67 @@ def _zip64_fields(extra: bytes, values: list[int], name: str) -> list[int]:
     return values
 
 
-def _checked_name(raw: bytes) -> str:
-    try:
-        name = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _damaged(f"an entry's name is not UTF-8: {shown(raw)}") from None
-    parts = name.split("/")
-    # The folder is named after the file that torch.save wrote to: a colon may be in it, but no drive.
+def _check_path(name: str) -> None:
+    """That a name is a plain path; a folder's ends with a slash."""
+    parts = name.removesuffix("/").split("/")
+    # The root folder is named after the file that torch.save wrote to: a colon may be in it, but no drive.
     drive = len(parts[0]) == 2 and parts[0][1] == ":"
     if drive or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise CheckpointError(f"an entry's name is no plain path: {shown(name)}", advice=_REFUSED)
-    if len(parts) < 2:
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """One entry as the directory lists it, believed so far as the directory itself is whole."""
+
+    raw_name: bytes
+    flags: int
+    method: int
+    packed: int
+    unpacked: int
+    offset: int
+    extra: bytes
+
+    @property
+    def name(self) -> str:
+        """Its path; as far as it is UTF-8, which is judged once the archive is known to be torch.save's."""
+        return self.raw_name.decode("utf-8", "replace")
+
+
+def _list(data: mmap.mmap, size: int, budget: Budget) -> tuple[list[_Listed], int]:
+    """The directory's entries, and where it begins."""
+    start, length, count = _directory(data, size)
+    if count > MAX_STORAGES:
         raise CheckpointError(
-            f"an entry lies outside the archive's one folder: {shown(name)}", advice=_REFUSED
+            f"the archive has {count} entries, at most {MAX_STORAGES} are read", advice=_REFUSED
         )
-    return name
+    at, end = start, start + length
+    found: list[_Listed] = []
+    for _ in range(count):
+        if at + _CENTRAL.size > end:
+            raise _damaged("the directory ends in the middle of an entry")
+        fields = _CENTRAL.unpack_from(data, at)
+        signature, flags, method, packed, unpacked = (fields[i] for i in (0, 3, 4, 8, 9))
+        name_bytes, extra_bytes, comment_bytes = fields[10:13]
+        if signature != b"PK\x01\x02":
+            raise _damaged(f"there is no entry at byte {at}")
+        names_at = at + _CENTRAL.size
+        extra_at = names_at + name_bytes
+        at = extra_at + extra_bytes + comment_bytes
+        if at > end:
+            raise _damaged("an entry is longer than the directory")
+        if name_bytes > _LONGEST_NAME:
+            raise _damaged(f"an entry's name has {name_bytes} bytes")
+        budget.take(_ENTRY_COST + 2 * name_bytes + extra_bytes)
+        extra = data[extra_at : extra_at + extra_bytes]
+        found.append(_Listed(data[names_at:extra_at], flags, method, packed, unpacked, fields[16], extra))
+    if at != end:
+        raise _damaged(f"the directory has {end - at} bytes more than its {count} entries")
+    return found, start
 
 
 def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entry]:
-    """Where the entries of a stored zip archive lie.
+    """Where the entries of an archive of torch.save lie.
 
     Parameters
     ----------
@@ -131,63 +174,40 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
     Returns
     -------
     dict of str to Entry
-        By name without the root folder: "data.pkl", "data/0".
+        By name without the root folder: "data.pkl", which is always there, "data/0". Folders, which tools that pack
+        again list as entries, are left out.
 
     Raises
     ------
     CheckpointError
-        For compressed or encrypted entries, sizes and places outside the file, overlaps, names that are no
-        plain paths, come twice, or lie under more than one root.
+        For another program's archive (TorchScript, NumPy, a zip around a checkpoint, a compressed one); for encrypted
+        entries, sizes and places outside the file, overlaps, names that are no plain paths, come twice, or lie under
+        more than one root.
     """
-    start, length, count = _directory(data, size)
-    if count > MAX_STORAGES:
-        raise CheckpointError(
-            f"the archive has {count} entries, at most {MAX_STORAGES} are read", advice=_REFUSED
-        )
-    at, end = start, start + length
+    found, start = _list(data, size, budget)
+    # First what the archive is, so that its owner hears of that, and not of its compression.
+    for each in found:
+        _check_path(each.name)
+    method = next((each.method for each in found if each.method != _STORED), _STORED)
+    refuse_other_archives([each.name for each in found], method)
     entries: dict[str, Entry] = {}
     spans: list[tuple[int, int]] = []
     root = ""
-    for _ in range(count):
-        if at + _CENTRAL.size > end:
-            raise _damaged("the directory ends in the middle of an entry")
-        (
-            signature,
-            _,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            _,
-            packed,
-            unpacked,
-            name_bytes,
-            extra_bytes,
-            comment_bytes,
-        ) = _CENTRAL.unpack_from(data, at)[:13]
-        offset = _CENTRAL.unpack_from(data, at)[16]
-        if signature != b"PK\x01\x02":
-            raise _damaged(f"there is no entry at byte {at}")
-        names_at = at + _CENTRAL.size
-        at = names_at + name_bytes + extra_bytes + comment_bytes
-        if at > end:
-            raise _damaged("an entry is longer than the directory")
-        if name_bytes > _LONGEST_NAME:
-            raise _damaged(f"an entry's name has {name_bytes} bytes")
-        budget.take(_ENTRY_COST + 2 * name_bytes)
-        raw_name = data[names_at : names_at + name_bytes]
-        full = _checked_name(raw_name)
+    for each in found:
+        full = each.name
+        if full.encode("utf-8", "replace") != each.raw_name:
+            raise _damaged(f"an entry's name is not UTF-8: {shown(each.raw_name)}")
+        if "/" not in full:
+            raise CheckpointError(
+                f"an entry lies outside the archive's one folder: {shown(full)}", advice=_REFUSED
+            )
         where = f"entry {shown(full)}"
-        if flags & _ENCRYPTED:
+        if each.flags & _ENCRYPTED:
             raise CheckpointError("is encrypted", where=where, advice=_REFUSED)
-        if method != _STORED:
-            raise CheckpointError(f"is compressed (method {method})", where=where, advice=_REFUSED)
-        extra = data[names_at + name_bytes : names_at + name_bytes + extra_bytes]
-        unpacked, packed, offset = _zip64_fields(extra, [unpacked, packed, offset], full)
+        unpacked, packed, offset = _zip64_fields(each.extra, [each.unpacked, each.packed, each.offset], full)
         if packed != unpacked:
             raise _damaged(f"is stored, yet {packed} bytes hold {unpacked}", where)
-        entry = _local(data, offset, packed, raw_name, start, where)
+        entry = _local(data, offset, packed, each.raw_name, start, where)
         spans.append((offset, entry.start + entry.size))
         folder, _, name = full.partition("/")
         if root and folder != root:
@@ -197,9 +217,11 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
         root = folder
         if name in entries:
             raise CheckpointError("comes twice in the archive", where=where, advice=_REFUSED)
-        entries[name] = entry
-    if at != end:
-        raise _damaged(f"the directory has {end - at} bytes more than its {count} entries")
+        if not name or name.endswith("/"):
+            if entry.size:
+                raise CheckpointError("is a folder that holds bytes", where=where, advice=_REFUSED)
+        else:
+            entries[name] = entry
     spans.sort()
     for (_, before), (after, _) in pairwise(spans):
         if after < before:

@@ -13,6 +13,11 @@ from .limits import MAX_DIMENSIONS
 from .mapped import MappedFile
 
 _LARGEST = 1 << 62
+_WIDEST = 16
+"""Bytes of the widest element type."""
+
+
+UNREADABLE_ADVICE = "Save them with their numbers, as float16, bfloat16 or float32"
 
 
 @dataclass(eq=False)
@@ -27,13 +32,19 @@ class Storage:
 
 @dataclass(eq=False, frozen=True)
 class Layout:
-    """A tensor as a file describes it, checked against its storage. Strides and offset in elements."""
+    """A tensor as a file describes it, checked against its storage. Strides and offset in elements.
 
-    storage: Storage
+    A tensor of PyTorch's meta device has no storage. `negative` and `conjugate` are PyTorch's bits: the values are
+    those of the storage, negated or conjugated.
+    """
+
+    storage: Storage | None
     dtype: str
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    negative: bool = False
+    conjugate: bool = False
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -57,6 +68,21 @@ def _whole(values: object, what: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _geometry(size: object, stride: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    shape, strides = _whole(size, "size"), _whole(stride, "stride")
+    if len(shape) != len(strides):
+        raise CheckpointError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+    if math.prod(n for n in shape if n) * _WIDEST >= _LARGEST:
+        raise CheckpointError(f"a tensor claims the impossible shape {list(shape)}")
+    return shape, strides
+
+
+def meta_layout(dtype: str, size: object, stride: object) -> Layout:
+    """A tensor without numbers, as PyTorch's meta device has them; arguments as of `checked_layout`."""
+    shape, strides = _geometry(size, stride)
+    return Layout(None, dtype, 0, shape, strides)
+
+
 def checked_layout(
     storage: object, dtype: str | None, offset: object, size: object, stride: object
 ) -> Layout:
@@ -73,16 +99,12 @@ def checked_layout(
     """
     if not isinstance(storage, Storage):
         raise CheckpointError(f"a tensor is built over a {type(storage).__name__}, expected a storage")
-    shape, strides = _whole(size, "size"), _whole(stride, "stride")
-    if len(shape) != len(strides):
-        raise CheckpointError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+    shape, strides = _geometry(size, stride)
     if type(offset) is not int or not 0 <= offset < _LARGEST:
         raise CheckpointError(f"a tensor's offset is {shown(offset)}, expected a count of 0 or more")
     name = dtype or storage.dtype
     itemsize = DTYPES[name].itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(n for n in shape if n) * itemsize >= _LARGEST:
-        raise CheckpointError(f"a tensor claims the impossible shape {list(shape)}")
     if 0 not in shape and (last + 1) * itemsize > storage.nbytes:
         raise CheckpointError(
             f"a tensor of shape {list(shape)}, strides {list(strides)}, offset {offset} reaches"
@@ -103,10 +125,15 @@ class Tensor:
     dtype : str
         Its element type as stored: "float16", "bfloat16", "float32", "int64", "bool", ...
     nbytes : int
-        The bytes of its elements as stored.
+        The bytes of its elements, each counted as often as the shape repeats it.
+    fault : str
+        Why its numbers cannot be read; empty where they can.
     """
 
-    __slots__ = ("_big_endian", "_file", "_start", "_strides", "dtype", "name", "nbytes", "shape")
+    __slots__ = (
+        *("_big_endian", "_conjugate", "_file", "_negative", "_start", "_strides"),
+        *("dtype", "fault", "name", "nbytes", "shape"),
+    )
 
     def __init__(self, name: str, layout: Layout, file: MappedFile, *, big_endian: bool = False) -> None:
         itemsize = DTYPES[layout.dtype].itemsize
@@ -115,14 +142,19 @@ class Tensor:
         self.shape = layout.shape
         self.nbytes = math.prod(layout.shape) * itemsize
         self._strides = tuple(step * itemsize for step in layout.strides)
-        self._start = layout.storage.start + layout.offset * itemsize
+        self._start = layout.storage.start + layout.offset * itemsize if layout.storage else -1
+        self._negative, self._conjugate = layout.negative, layout.conjugate
         self._file = file
         self._big_endian = big_endian
-        # Strides of 0 make a view of any size over one element: harmless to look at, fatal to copy.
-        if self.nbytes > file.size:
-            raise CheckpointError(
-                f"claims {self.nbytes} bytes by repeating elements, more than the whole file's {file.size}",
-                where=shown(name),
+        self.fault = ""
+        if layout.storage is None:
+            self.fault = "is a tensor of the meta device, saved without numbers"
+        elif not DTYPES[layout.dtype].stored:
+            self.fault = f"has the element type {layout.dtype}, which is not converted"
+        elif self.nbytes > file.size:
+            # Strides of 0 make a view of any size over one element: harmless to look at, fatal to copy.
+            self.fault = (
+                f"claims {self.nbytes} bytes by repeating elements, more than the whole file's {file.size}"
             )
 
     def __repr__(self) -> str:
@@ -132,22 +164,19 @@ class Tensor:
         """The numbers, as a read-only array of `shape`.
 
         A view into the mapped file, without a copy, wherever NumPy has the type and the file the alignment.
-        bfloat16 is widened to float32 (exact); bool and misaligned elements are copied.
+        bfloat16 is widened to float32 (exact); bool, negated, conjugated and misaligned elements are copied.
 
         Raises
         ------
         CheckpointError
-            After the checkpoint was closed, or for float8.
+            After the checkpoint was closed, or for a tensor with a `fault`: float8, without numbers (of the meta
+            device), or larger than the file by repeating elements.
         """
-        dtype = DTYPES[self.dtype]
-        if not dtype.stored:
+        if self.fault:
             raise CheckpointError(
-                f"has the element type {self.dtype}, which is not converted",
-                path=self._file.path,
-                where=shown(self.name),
-                advice="Save it as float16, bfloat16 or float32",
+                self.fault, path=self._file.path, where=shown(self.name), advice=UNREADABLE_ADVICE
             )
-        stored = np.dtype((">" if self._big_endian else "<") + dtype.stored)
+        stored = np.dtype((">" if self._big_endian else "<") + DTYPES[self.dtype].stored)
         source = self._file.bytes
         if 0 in self.shape:
             array = np.zeros(self.shape, stored)
@@ -164,5 +193,9 @@ class Tensor:
             array = np.asarray(array != 0)
         elif not array.flags.aligned or not stored.isnative:
             array = array.astype(stored.newbyteorder("="))
+        if self._conjugate:
+            array = np.asarray(np.conjugate(array))
+        if self._negative:
+            array = np.asarray(np.negative(array))
         array.flags.writeable = False
         return array

@@ -5,6 +5,9 @@ resolve to the stand-ins of `allowlist` or are refused, calls reach only the few
 extension codes and the text opcodes of protocol 0 are refused, and every length is checked against the bytes
 that are left before a byte is copied. Objects are paid for from a `Budget`: one byte of pickle can ask for a
 hundred of memory.
+
+What nobody needs is not built: a long text is passed over, and so is a long list of plain values, whose cost is given
+back. A group of values is plain where nothing in it is `held`: no tensor, and nothing that the pickle refers to again.
 """
 
 from __future__ import annotations
@@ -14,16 +17,23 @@ import pickle
 import struct
 from collections.abc import Callable
 
-from .allowlist import Global, Placeholder, checked_key, resolve
+from .allowlist import check_key, resolve
 from .errors import CheckpointError, shown
-from .limits import Budget
-from .tensor import Layout
+from .limits import KEPT_VALUES, Budget
+from .pickle_operands import CUT_SHORT, DAMAGED, Operands, decoded
+from .pickle_scan import end_of_numbers, referenced_places
+from .rebuild import check_state
+from .refused_names import WHOLE, refusal
+from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, tuple_key
+from .tensor import Layout, Storage
 
 # What things cost in memory, rounded up: a stack slot with a small number in it, and what others take beyond.
-_SLOT, _CONTAINER, _ENTRY, _MEMO, _OBJECT, _TEXT = 48, 72, 104, 104, 256, 64
+_SLOT, _CONTAINER, _ENTRY, _MEMO, _OBJECT, _MARK, _NAME = 48, 72, 104, 104, 256, 112, 1024
+
+# What making the stand-in of a tuple key takes, in copies of a value.
+_TUPLE_KEY = 16
 
 _LONGEST_NAME = 512
-_LONGEST_INTEGER = 64
 
 _OPCODE_NAMES = {
     value[0]: name
@@ -37,7 +47,7 @@ def _op(name: str) -> int:
     return code[0]
 
 
-class Unpickler:
+class Unpickler(Operands):
     """Reads one pickle after another from `buffer[start:end]`.
 
     Parameters
@@ -52,6 +62,8 @@ class Unpickler:
         What building the objects may cost.
     persistent : callable, optional
         From a persistent id, as found, to its storage; without it such ids are refused.
+    whole : bool
+        Whether to build every value, long lists too.
     """
 
     def __init__(
@@ -63,47 +75,56 @@ class Unpickler:
         where: str,
         budget: Budget,
         persistent: Callable[[object], object] | None = None,
+        whole: bool = False,
     ) -> None:
-        self.buffer = buffer
+        super().__init__(buffer, start, end, budget)
         self.start = start
-        self.position = start
-        self.end = end
         self.where = where
-        self.budget = budget
         self.persistent = persistent
-        self.stack: list[object] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, object] = {}
+        self.whole = whole
         self.globals: dict[tuple[str, str], Global] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.stack: list[object] = []
+        # Of each open group: where it begins on the stack; the bytes left, and the count of held values, at that time.
+        self.marks: list[tuple[int, int, int]] = []
+        self.memo: dict[int, object] = {}
+        self.memoized = 0
+        self.numbered = False
+        self.references: set[int] = set()
+        self.held = 0
+        # Names that are harmless in one call only, and were not called yet.
+        self.unused: set[str] = set()
 
     def load(self) -> object:
         """The object that the next pickle describes; `position` is then just behind it."""
-        self.stack, self.marks, self.memo = [], [], {}
+        self._begin()
         opcode_at = self.position
         budget, buffer, actions = self.budget, self.buffer, _ACTIONS
         try:
+            self.references = referenced_places(buffer, self.position, self.end, budget)
             while True:
                 opcode_at = self.position
                 if opcode_at >= self.end:
-                    raise CheckpointError("the pickle ends without its STOP", advice=_CUT_SHORT)
+                    raise CheckpointError("the pickle ends without its STOP", advice=CUT_SHORT)
                 opcode = buffer[opcode_at]
                 self.position = opcode_at + 1
-                budget.steps_left -= 1
-                if budget.steps_left < 0:
-                    budget.step(0)
                 budget.bytes_left -= _SLOT
                 if budget.bytes_left < 0:
                     budget.take(0)
                 if opcode == _STOP:
                     result = self._pop()
                     if self.stack:
-                        raise CheckpointError("the pickle leaves values behind", advice=_DAMAGED)
+                        raise CheckpointError("the pickle leaves values behind", advice=DAMAGED)
+                    if self.unused:
+                        raise refusal(min(self.unused))
                     return result
                 action = actions[opcode]
                 if action is None:
                     name = _OPCODE_NAMES.get(opcode, f"0x{opcode:02x}")
                     raise CheckpointError(
-                        f"the pickle opcode {name} is not used by torch.save", advice=_DAMAGED
+                        f"the pickle opcode {name} is not used by torch.save", advice=DAMAGED
                     )
                 action(self)
         except CheckpointError as error:
@@ -111,111 +132,51 @@ class Unpickler:
                 error.where = f"{self.where}, byte {opcode_at - self.start}"
             raise
 
-    # Bytes: never more than are there.
-
-    def _need(self, count: int) -> None:
-        left = self.end - self.position
-        if count > left:
-            raise CheckpointError(
-                f"the pickle announces {count} bytes where {left} are left", advice=_CUT_SHORT
-            )
-
-    def _take(self, count: int) -> bytes:
-        self._need(count)
-        start = self.position
-        self.position += count
-        return self.buffer[start : self.position]
-
-    def _count(self, layout: struct.Struct) -> int:
-        value: int = layout.unpack(self._take(layout.size))[0]
-        return value
-
-    def _line(self, longest: int) -> bytes:
-        stop = self.buffer.find(b"\n", self.position, min(self.end, self.position + longest + 1))
-        if stop < 0:
-            raise CheckpointError(f"a name goes on for more than {longest} bytes", advice=_DAMAGED)
-        line = self.buffer[self.position : stop]
-        self.position = stop + 1
-        return line
-
-    def _decode(self, raw: bytes) -> str:
-        try:
-            return raw.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise CheckpointError("a string is not UTF-8", advice=_DAMAGED) from None
-
     # The stack: a value below the last mark belongs to someone else.
 
     def _pop(self) -> object:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise CheckpointError("the pickle takes a value from an empty stack", advice=_DAMAGED)
+        if len(self.stack) <= (self.marks[-1][0] if self.marks else 0):
+            raise CheckpointError("the pickle takes a value from an empty stack", advice=DAMAGED)
         return self.stack.pop()
 
     def _top(self) -> object:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise CheckpointError("the pickle looks at an empty stack", advice=_DAMAGED)
+        if len(self.stack) <= (self.marks[-1][0] if self.marks else 0):
+            raise CheckpointError("the pickle looks at an empty stack", advice=DAMAGED)
         return self.stack[-1]
 
     def _pop_mark(self) -> list[object]:
         if not self.marks:
-            raise CheckpointError("the pickle closes a group that it never opened", advice=_DAMAGED)
-        mark = self.marks.pop()
+            raise CheckpointError("the pickle closes a group that it never opened", advice=DAMAGED)
+        mark = self.marks.pop()[0]
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
 
+    def _pop_group(self) -> tuple[list[object], bool]:
+        """The items of a group that goes into a container, and whether they are skipped: plain, and too many to keep.
+
+        The bytes that skipped items took are given back.
+        """
+        _, bytes_left, held = self.marks[-1] if self.marks else (0, 0, 0)
+        items = self._pop_mark()
+        skipped = held == self.held and (
+            (len(items) > KEPT_VALUES and not self.whole) or type(self._top()) is Placeholder
+        )
+        if skipped:
+            self.budget.bytes_left = bytes_left
+        return items, skipped
+
     # Opcodes, by what they leave on the stack.
 
-    def _constant(self, value: object) -> None:
+    def _push(self, value: object) -> None:
         self.stack.append(value)
 
-    def _integer(self, layout: struct.Struct) -> None:
-        self.stack.append(layout.unpack(self._take(layout.size))[0])
-
-    def _long(self, layout: struct.Struct) -> None:
-        count = self._count(layout)
-        if not 0 <= count <= _LONGEST_INTEGER:
-            raise CheckpointError(f"the pickle holds an integer of {count} bytes", advice=_DAMAGED)
-        self.stack.append(int.from_bytes(self._take(count), "little", signed=True))
-
-    def _text_integer(self) -> None:
-        # Python 2 spelled integers over 32 bits, and bools, in decimal.
-        line = self._line(_LONGEST_INTEGER)
-        if line in (b"00", b"01"):
-            self.stack.append(line == b"01")
-            return
-        digits = line[1:] if line[:1] == b"-" else line
-        if not digits.isdigit():
-            raise CheckpointError("the pickle holds an integer that is none", advice=_DAMAGED)
-        self.stack.append(int(line))
-
-    def _string(self, layout: struct.Struct) -> None:
-        count = self._count(layout)
-        self._need(count)
-        self.budget.take(_TEXT + 4 * count)  # One character outside ASCII makes all of them wide.
-        self.stack.append(self._decode(self._take(count)))
-
-    def _old_string(self, layout: struct.Struct) -> None:
-        # Python 2's str: text in every name that matters, bytes in a few values beside them.
-        count = self._count(layout)
-        if count < 0:
-            raise CheckpointError("the pickle announces a string of negative length", advice=_DAMAGED)
-        self._need(count)
-        self.budget.take(_TEXT + 4 * count)
-        raw = self._take(count)
-        try:
-            self.stack.append(raw.decode("utf-8"))
-        except UnicodeDecodeError:
-            self.stack.append(raw)
-
-    def _bytes(self, layout: struct.Struct) -> None:
-        count = self._count(layout)
-        self._need(count)
-        self.budget.take(_TEXT + count)
-        self.stack.append(self._take(count))
-
     def _mark(self) -> None:
-        self.marks.append(len(self.stack))
+        self.budget.take(_MARK)
+        self.marks.append((len(self.stack), self.budget.bytes_left, self.held))
+        if not self.whole and (end := end_of_numbers(self.buffer, self.position, self.end)):
+            self.position = end
+            self.stack.append(MANY_VALUES)
 
     def _new_list(self) -> None:
         self.budget.take(_CONTAINER)
@@ -235,7 +196,7 @@ class Unpickler:
 
     def _pop_or_mark(self) -> None:
         # Python's own rule: POP right behind a MARK takes the mark.
-        if self.marks and len(self.stack) == self.marks[-1]:
+        if self.marks and len(self.stack) == self.marks[-1][0]:
             self.marks.pop()
         else:
             self._pop()
@@ -243,20 +204,45 @@ class Unpickler:
     def _duplicate(self) -> None:
         self.stack.append(self._top())
 
-    # The memo.
+    # The memo. What nothing refers to is not remembered.
 
     def _put(self, index: int) -> None:
-        self.budget.take(_MEMO)
-        self.memo[index] = self._top()
+        if self.memoized:
+            raise CheckpointError("the pickle numbers its objects in two ways", advice=DAMAGED)
+        self.numbered = True
+        self._remember(index)
+
+    def _memoize(self) -> None:
+        if self.numbered:
+            raise CheckpointError("the pickle numbers its objects in two ways", advice=DAMAGED)
+        self._remember(self.memoized)
+        self.memoized += 1
+
+    def _remember(self, index: int) -> None:
+        value = self._top()
+        if index in self.references:
+            self.budget.take(_MEMO)
+            self.held += 1
+            self.memo[index] = value
 
     def _get(self, index: int) -> None:
         if index not in self.memo:
             raise CheckpointError(
-                f"the pickle refers back to object {index}, which is not there", advice=_DAMAGED
+                f"the pickle refers back to object {index}, which is not there", advice=DAMAGED
             )
-        self.stack.append(self.memo[index])
+        value = self.memo[index]
+        if type(value) in _WEIGHTY:
+            self.held += 1
+        self.stack.append(value)
 
     # Filling containers. A placeholder swallows what it is given.
+
+    def _append(self) -> None:
+        self._extend([self._pop()])
+
+    def _appends(self) -> None:
+        items, skipped = self._pop_group()
+        self._extend([MANY_VALUES] if skipped else items)
 
     def _extend(self, items: list[object]) -> None:
         target = self._top()
@@ -264,22 +250,37 @@ class Unpickler:
             self.budget.take(16 * len(items))
             target.extend(items)
         elif type(target) is not Placeholder:
-            raise CheckpointError(f"the pickle appends to a {_kind(target)}", advice=_DAMAGED)
-
-    def _set_items(self, items: list[object]) -> None:
-        target = self._top()
-        if len(items) % 2:
-            raise CheckpointError("the pickle sets a key without a value", advice=_DAMAGED)
-        if type(target) is dict:
-            self.budget.take(_ENTRY * (len(items) // 2))
-            for index in range(0, len(items), 2):
-                target[checked_key(items[index])] = items[index + 1]
-        elif type(target) is not Placeholder:
-            raise CheckpointError(f"the pickle sets an item of a {_kind(target)}", advice=_DAMAGED)
+            raise CheckpointError(f"the pickle appends to a {_kind(target)}", advice=DAMAGED)
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()
-        self._set_items([key, value])
+        self._set_items([key, value], skipped=False)
+
+    def _set_group(self) -> None:
+        items, skipped = self._pop_group()
+        self._set_items(items, skipped=skipped)
+
+    def _set_items(self, items: list[object], *, skipped: bool) -> None:
+        target = self._top()
+        if len(items) % 2:
+            raise CheckpointError("the pickle sets a key without a value", advice=DAMAGED)
+        if type(target) is dict:
+            for key in items[::2]:
+                check_key(key)
+            if skipped:
+                items = [MANY_VALUES, None]
+            self.budget.take(_ENTRY * (len(items) // 2))
+            for index in range(0, len(items), 2):
+                target[self._key(items[index])] = items[index + 1]
+        elif type(target) is not Placeholder:
+            raise CheckpointError(f"the pickle sets an item of a {_kind(target)}", advice=DAMAGED)
+
+    def _key(self, key: object) -> object:
+        if type(key) is not tuple:
+            return key
+        self.budget.copy(_TUPLE_KEY)
+        self.budget.take(_OBJECT)
+        return tuple_key(key)
 
     def _frozen_set(self) -> None:
         self._tuple(self._pop_mark())
@@ -289,76 +290,85 @@ class Unpickler:
     def _name(self, module: str, name: str) -> None:
         known = self.globals.get((module, name))
         if known is None:
-            self.budget.take(_OBJECT + 4 * (len(module) + len(name)))
+            self.budget.take(_NAME + 8 * (len(module) + len(name)))
             known = self.globals[module, name] = resolve(module, name)
+            self.held += 1
+        if known.narrow:
+            self.unused.add(known.name)
         self.stack.append(known)
 
     def _global(self) -> None:
-        module = self._decode(self._line(_LONGEST_NAME))
-        self._name(module, self._decode(self._line(_LONGEST_NAME)))
+        module = decoded(self.line(_LONGEST_NAME))
+        self._name(module, decoded(self.line(_LONGEST_NAME)))
 
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
-            raise CheckpointError("the pickle names something by values that are no strings", advice=_DAMAGED)
+            raise CheckpointError("the pickle names something by values that are no strings", advice=DAMAGED)
         if max(len(name), len(module)) > _LONGEST_NAME:
-            raise CheckpointError(f"a name goes on for more than {_LONGEST_NAME} characters", advice=_DAMAGED)
+            raise CheckpointError(f"a name goes on for more than {_LONGEST_NAME} characters", advice=DAMAGED)
         self._name(module, name)
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         if type(arguments) is not tuple:
-            raise CheckpointError(f"the pickle calls with a {_kind(arguments)} as arguments", advice=_DAMAGED)
+            raise CheckpointError(f"the pickle calls with a {_kind(arguments)} as arguments", advice=DAMAGED)
         if type(function) is not Global or function.call is None:
+            whole = type(function) is Global and function.name.startswith("torch.nn.")
             raise CheckpointError(
-                f"the pickle calls {_kind(function)}, which is nothing to call", advice=_ATTACK
+                f"the pickle calls {_kind(function)}, which is nothing to call",
+                advice=WHOLE if whole else DAMAGED,
             )
-        # The result may copy its arguments (a dict from pairs, bytes from text), as often as they are referred to.
-        size = len(arguments)
-        if size and type(arguments[0]) in (list, tuple, dict):
-            size += len(arguments[0])
-        elif size and type(arguments[0]) in (str, bytes):
-            size += len(arguments[0]) // 64
-        self.budget.step(size)
-        self.budget.take(_OBJECT + _ENTRY * size)
-        self.stack.append(function.call(arguments))
+        # The result may copy what a container holds (a dict from pairs), or a text, as often as they are referred to.
+        first = arguments[0] if arguments else None
+        copies = len(first) if isinstance(first, (list, tuple, dict)) else 0
+        text = len(first) if isinstance(first, (str, bytes)) else 0
+        self.budget.copy(copies + text // 1024)
+        self.budget.take(_OBJECT + _ENTRY * copies + text)
+        result = function.call(arguments)
+        self.unused.discard(function.name)
+        if type(result) is Layout:
+            self.held += 1
+        self.stack.append(result)
 
     def _new_object_with_keywords(self) -> None:
         keywords = self._pop()
         if type(keywords) is not dict:
-            raise CheckpointError("the pickle gives keywords that are no dict", advice=_DAMAGED)
+            raise CheckpointError("the pickle gives keywords that are no dict", advice=DAMAGED)
         self._reduce()
         if keywords and type(self.stack[-1]) is not Placeholder:
-            raise CheckpointError("the pickle gives keywords to a plain object", advice=_DAMAGED)
+            raise CheckpointError("the pickle gives keywords to a plain object", advice=DAMAGED)
 
     def _build(self) -> None:
-        """Attributes for an object: dropped. Nothing that is kept here has attributes that matter."""
-        self._pop()
+        """Attributes for an object: dropped, once they are seen to leave a tensor's values alone."""
+        state = self._pop()
         target = self._top()
-        if type(target) not in (dict, Layout, Placeholder):
-            raise CheckpointError(f"the pickle sets attributes of a {_kind(target)}", advice=_ATTACK)
+        if type(target) is Layout:
+            check_state(state)
+        elif type(target) not in (dict, Placeholder):
+            raise CheckpointError(f"the pickle sets attributes of a {_kind(target)}", advice=DAMAGED)
 
     def _persistent(self) -> None:
         identity = self._pop()
         if self.persistent is None:
-            raise CheckpointError("the pickle refers to a storage where none belongs", advice=_DAMAGED)
+            raise CheckpointError("the pickle refers to a storage where none belongs", advice=DAMAGED)
         self.budget.take(_OBJECT)
+        self.held += 1
         self.stack.append(self.persistent(identity))
 
     def _frame(self) -> None:
-        self._need(self._count(_U64))
+        self.need(self.count(_U64))
 
     def _protocol(self) -> None:
-        version = self._take(1)[0]
+        version = self.take(1)[0]
         if not 2 <= version <= 5:
             raise CheckpointError(
-                f"the pickle is of protocol {version}, torch.save writes 2 to 5", advice=_DAMAGED
+                f"the pickle is of protocol {version}, torch.save writes 2 to 5", advice=DAMAGED
             )
 
 
-_CUT_SHORT = "The file is cut short or damaged: download or copy it again"
-_DAMAGED = "The file is damaged, or no checkpoint of torch.save: download or copy it again"
-_ATTACK = "It may be an attack: do not open it with torch.load either"
+# Values that a tensor may lie in.
+_WEIGHTY = (list, dict, tuple, Layout, Storage)
 
 _U8, _U16, _I32, _U32, _U64 = (struct.Struct("<" + code) for code in "BHiIQ")
 _DOUBLE = struct.Struct(">d")
@@ -367,7 +377,7 @@ _STOP = _op("STOP")
 
 def _kind(value: object) -> str:
     """What a value is called in an error, whatever it holds."""
-    if isinstance(value, (Global, Placeholder)):
+    if isinstance(value, (Global, Placeholder, Skipped)):
         return shown(value.name)
     return "tensor" if isinstance(value, Layout) else type(value).__name__
 
@@ -375,32 +385,32 @@ def _kind(value: object) -> str:
 _BY_NAME: dict[str, Callable[[Unpickler], object]] = {
     "PROTO": Unpickler._protocol,
     "FRAME": Unpickler._frame,
-    "NONE": lambda m: m._constant(None),
-    "NEWTRUE": lambda m: m._constant(True),
-    "NEWFALSE": lambda m: m._constant(False),
-    "BININT": lambda m: m._integer(_I32),
-    "BININT1": lambda m: m._integer(_U8),
-    "BININT2": lambda m: m._integer(_U16),
-    "LONG1": lambda m: m._long(_U8),
-    "LONG4": lambda m: m._long(_I32),
-    "INT": Unpickler._text_integer,
-    "BINFLOAT": lambda m: m._integer(_DOUBLE),
-    "SHORT_BINUNICODE": lambda m: m._string(_U8),
-    "BINUNICODE": lambda m: m._string(_U32),
-    "BINUNICODE8": lambda m: m._string(_U64),
-    "SHORT_BINSTRING": lambda m: m._old_string(_U8),
-    "BINSTRING": lambda m: m._old_string(_I32),
-    "SHORT_BINBYTES": lambda m: m._bytes(_U8),
-    "BINBYTES": lambda m: m._bytes(_U32),
-    "BINBYTES8": lambda m: m._bytes(_U64),
-    "BYTEARRAY8": lambda m: m._bytes(_U64),
+    "NONE": lambda m: m._push(None),
+    "NEWTRUE": lambda m: m._push(True),
+    "NEWFALSE": lambda m: m._push(False),
+    "BININT": lambda m: m._push(m.count(_I32)),
+    "BININT1": lambda m: m._push(m.count(_U8)),
+    "BININT2": lambda m: m._push(m.count(_U16)),
+    "LONG1": lambda m: m._push(m.long(_U8)),
+    "LONG4": lambda m: m._push(m.long(_I32)),
+    "INT": lambda m: m._push(m.decimal()),
+    "BINFLOAT": lambda m: m._push(m.count(_DOUBLE)),
+    "SHORT_BINUNICODE": lambda m: m._push(m.text_of(_U8)),
+    "BINUNICODE": lambda m: m._push(m.text_of(_U32)),
+    "BINUNICODE8": lambda m: m._push(m.text_of(_U64)),
+    "SHORT_BINSTRING": lambda m: m._push(m.old_text_of(_U8)),
+    "BINSTRING": lambda m: m._push(m.old_text_of(_I32)),
+    "SHORT_BINBYTES": lambda m: m._push(m.bytes_of(_U8)),
+    "BINBYTES": lambda m: m._push(m.bytes_of(_U32)),
+    "BINBYTES8": lambda m: m._push(m.bytes_of(_U64)),
+    "BYTEARRAY8": lambda m: m._push(m.bytes_of(_U64)),
     "MARK": Unpickler._mark,
     "POP": Unpickler._pop_or_mark,
     "POP_MARK": Unpickler._pop_mark,
     "DUP": Unpickler._duplicate,
     "EMPTY_LIST": Unpickler._new_list,
     "EMPTY_DICT": Unpickler._new_dict,
-    "EMPTY_TUPLE": lambda m: m._constant(()),
+    "EMPTY_TUPLE": lambda m: m._push(()),
     # Sets are kept as lists: no value out of a file needs hashing.
     "EMPTY_SET": Unpickler._new_list,
     "FROZENSET": Unpickler._frozen_set,
@@ -408,16 +418,16 @@ _BY_NAME: dict[str, Callable[[Unpickler], object]] = {
     "TUPLE1": lambda m: m._short_tuple(1),
     "TUPLE2": lambda m: m._short_tuple(2),
     "TUPLE3": lambda m: m._short_tuple(3),
-    "APPEND": lambda m: m._extend([m._pop()]),
-    "APPENDS": lambda m: m._extend(m._pop_mark()),
-    "ADDITEMS": lambda m: m._extend(m._pop_mark()),
+    "APPEND": Unpickler._append,
+    "APPENDS": Unpickler._appends,
+    "ADDITEMS": Unpickler._appends,
     "SETITEM": Unpickler._set_item,
-    "SETITEMS": lambda m: m._set_items(m._pop_mark()),
-    "BINPUT": lambda m: m._put(m._count(_U8)),
-    "LONG_BINPUT": lambda m: m._put(m._count(_U32)),
-    "MEMOIZE": lambda m: m._put(len(m.memo)),
-    "BINGET": lambda m: m._get(m._count(_U8)),
-    "LONG_BINGET": lambda m: m._get(m._count(_U32)),
+    "SETITEMS": Unpickler._set_group,
+    "BINPUT": lambda m: m._put(m.count(_U8)),
+    "LONG_BINPUT": lambda m: m._put(m.count(_U32)),
+    "MEMOIZE": Unpickler._memoize,
+    "BINGET": lambda m: m._get(m.count(_U8)),
+    "LONG_BINGET": lambda m: m._get(m.count(_U32)),
     "GLOBAL": Unpickler._global,
     "STACK_GLOBAL": Unpickler._stack_global,
     "REDUCE": Unpickler._reduce,

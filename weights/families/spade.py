@@ -34,8 +34,12 @@ _PLAIN_CONVOLUTIONS = (Rule(rf"{_CONV}\.weight", ("{conv}.weight",)),)
 
 # torch.nn.utils.spectral_norm has saved two things in its life. Since PyTorch 0.4.1: weight_orig, weight_u
 # and weight_v, from which the weight is computed. Before: weight_orig, weight_u and the computed weight
-# itself.
+# itself. torch.nn.utils.parametrizations.spectral_norm has names of its own for the three.
+_PARAMETRIZED = r"\.parametrizations\.weight\."
 _SPECTRAL_CONVOLUTIONS = (
+    Rule(rf"{_CONV}{_PARAMETRIZED}original", ("{conv}.weight",), "spectral", "orig"),
+    Rule(rf"{_CONV}{_PARAMETRIZED}0\._u", ("{conv}.weight",), "spectral", "u"),
+    Rule(rf"{_CONV}{_PARAMETRIZED}0\._v", ("{conv}.weight",), "spectral", "v"),
     Rule(rf"{_CONV}\.weight_orig", ("{conv}.weight",), "spectral", "orig", when="{conv}.weight_v"),
     Rule(rf"{_CONV}\.weight_u", ("{conv}.weight",), "spectral", "u", when="{conv}.weight_v"),
     Rule(rf"{_CONV}\.weight_v", ("{conv}.weight",), "spectral", "v"),
@@ -80,10 +84,31 @@ _WITH_EDGES = (_CITYSCAPES, 184)
 
 
 def _spectral(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    conv = re.compile(rf"{_CONV}\.weight_(?:orig|u|v|bar)")
+    conv = re.compile(rf"{_CONV}(?:\.weight_(?:orig|u|v|bar)|{_PARAMETRIZED}(?:original|0\._[uv]))")
     if not any(conv.fullmatch(name) for name in checkpoint.tensors):
+        _refuse_companions(checkpoint.tensors)
         return None
     return _separate(checkpoint)
+
+
+# The networks that are trained beside the generator (models/networks/encoder.py, discriminator.py; pix2pixHD's too).
+_COMPANIONS = (
+    ("encoder", "E", r"layer[1-6]\.(?:0\.)?.+", r"fc_(?:mu|var)\.(?:weight|bias)"),
+    ("discriminator", "D", r"discriminator_\d+\.model\d+\.(?:0\.){1,2}.+", r"discriminator_0\..+"),
+    ("discriminator", "D", r"scale\d+_layer\d+\.\d+\..+", r"scale0_layer0\..+"),
+)
+
+
+def _refuse_companions(tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for the encoder or discriminator of a GAN, whose files lie beside the generator's."""
+    for network, letter, every, some in _COMPANIONS:
+        each = re.compile(f"{every}|{some}")
+        one = re.compile(some)
+        if any(map(one.fullmatch, tensors)) and all(map(each.fullmatch, tensors)):
+            raise CheckpointError(
+                f"holds the {network} of a SPADE model (net_{letter}), expected its generator",
+                advice="Give the file of the generator instead: latest_net_G.pth",
+            )
 
 
 def _plain(checkpoint: Checkpoint) -> dict[str, Any] | None:
