@@ -504,6 +504,26 @@ def test_warming_up_in_vain_is_an_error(
     assert str(tmp_path) in NumbaBackend().warm_up()
 
 
+def test_without_memory_for_it_nothing_is_compiled_and_the_process_lives(
+    declare: Declare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """LLVM would end the process."""
+    (tmp_path / "tiny.py").write_text(TINY)
+
+    def full(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jit.mmap, "mmap", full)
+        with pytest.raises(MemoryError, match="compiling kernels takes 268 MB"):
+            jit._make_ready(declare(tmp_path / "tiny.py"))
+        assert capfd.readouterr().err == ""
+    assert jit._make_ready(declare(tmp_path / "tiny.py")).compiled == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(jit.mmap, "mmap", full)
+        assert jit._make_ready(declare(tmp_path / "tiny.py")).compiled == 0, "to load takes less"
+
+
 def test_an_interrupted_start_can_be_taken_up_again(
     declare: Declare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
