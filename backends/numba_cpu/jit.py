@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
 import numba
@@ -135,7 +135,7 @@ def kernel(signature: Any) -> Callable[[F], F]:
         compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
         compiled._cache = _Cache(function)
         _declared.append((compiled, signature))
-        return compiled
+        return cast(F, compiled)
 
     return declare
 
