@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import math
 import mmap
 import os
@@ -55,16 +56,19 @@ _UNITS = {
 
 
 def parse_size(size: int | str | None) -> int | None:
-    """Bytes of "4GB", "500 MB", "2GiB", 4000000000; None: no limit. Raises InputError."""
+    """Bytes of "4GB", "500 MB", "2GiB", 4000000000; None: no limit. Raises InputError, also of "4", without a unit."""
     if size is None:
         return None
     if isinstance(size, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?b?\s*", size.lower())
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?(b?)\s*", size.lower())
         if found is not None:
-            return int(Fraction(found[1]) * _UNITS[found[2] or ""])
+            number, unit, byte = found[1], found[2] or "", found[3]
+            if not (unit or byte) and Fraction(number):
+                raise InputError(f"{size!r} has no unit; write 4GB, 500MB, or {number}B for bytes")
+            return int(Fraction(number) * _UNITS[unit])
     elif not isinstance(size, bool) and isinstance(size, int) and size >= 0:
         return size
-    raise InputError(f"{size!r} is no amount of memory; write 4GB, 500MB, or a number of bytes")
+    raise InputError(f"{size!r} is no amount of memory; write 4GB or 500MB")
 
 
 def block_bytes(size: int) -> int:
@@ -287,6 +291,8 @@ class Store(NotCopied):
             try:
                 mapping = self._mapped(length)
             except OSError as error:
+                if error.errno == errno.ENOMEM:  # a limit of the process, and not of the disk
+                    raise
                 why = error.strerror or str(error)
                 continue
             self.file_bytes += length

@@ -41,7 +41,8 @@ def filled(store: Store, pages: int, value: float) -> np.ndarray:
         (0, 0),
         (4_000_000_000, 4_000_000_000),
         ("0", 0),
-        ("123", 123),
+        ("0.0", 0),
+        ("123b", 123),
         ("4GB", 4 * 10**9),
         ("4 gb", 4 * 10**9),
         ("4G", 4 * 10**9),
@@ -51,7 +52,7 @@ def filled(store: Store, pages: int, value: float) -> np.ndarray:
         ("0.5Ki", 512),
         ("1.TB", 10**12),
         ("7b", 7),
-        ("9" * 400, int("9" * 400)),
+        ("9" * 400 + "B", int("9" * 400)),
     ],
 )
 def test_sizes_are_read_as_people_write_them(text, size):
@@ -80,6 +81,14 @@ def test_sizes_are_read_as_people_write_them(text, size):
 )
 def test_what_is_no_size_is_said(text):
     with pytest.raises(InputError, match="no amount of memory; write 4GB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["4", " 4 ", "0.5", "4000000000"])
+def test_a_number_in_text_needs_a_unit(text):
+    with pytest.raises(
+        InputError, match=f"'{text}' has no unit; write 4GB, 500MB, or {text.strip()}B for bytes"
+    ):
         parse_size(text)
 
 

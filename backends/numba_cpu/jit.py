@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import mmap
 import pickle
 import platform
 import sys
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
 import numba
@@ -34,6 +35,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # No reference counts: kernels allocate nothing, and counting every access to an array takes longer than the access.
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
+
+COMPILING = 1 << 28
+"""Bytes that compiling takes at most, beside what a process has that loads the kernels."""
 
 
 def _version() -> str:
@@ -131,7 +135,7 @@ def kernel(signature: Any) -> Callable[[F], F]:
         compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
         compiled._cache = _Cache(function)
         _declared.append((compiled, signature))
-        return compiled
+        return cast(F, compiled)
 
     return declare
 
@@ -157,6 +161,8 @@ class _Progress(event.Listener):
     def on_start(self, of: Any) -> None:
         number = self._numbers.get(id(of.data["dispatcher"]))
         if number is not None:  # else somebody else's function, in another thread
+            if not self._said:
+                _check_room()
             self.compiled += 1
             text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
             _say(text, number, len(self._numbers), first=not self._said)
@@ -182,6 +188,14 @@ def _make_ready(declared: list[tuple[Any, Any]]) -> Ready:
         _say(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
     why = files.folders.why if files.folders.private in files.used else None
     return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)
+
+
+def _check_room() -> None:
+    """Raise MemoryError before LLVM, which ends the process where it gets no memory."""
+    try:
+        mmap.mmap(-1, COMPILING).close()
+    except OSError:
+        raise MemoryError(f"compiling kernels takes {COMPILING / 1e6:.0f} MB") from None
 
 
 def _say(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:

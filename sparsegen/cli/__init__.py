@@ -1,65 +1,101 @@
 """The command line: arguments and files come in, pictures and tables go out; a mistake is one line and exit code 2.
 
-`editing` has demo and edit, which `labels` and `strokes` do for the two kinds of models; `checkpoints` has inspect and
-convert, `machine` backends and warmup; `options` and `console` are what they share.
+`editing` has demo and edit, which `labels` and `strokes` do for the two kinds of models; `kept` are sessions in files,
+through which undo and redo walk in `history`; `sampling` has sample, `checkpoints` inspect and convert, `machine` backends,
+warmup and the version. `options`, `reading`, `job` and `console` are what they share. `messages` puts errors into words,
+`streams` outlives its readers, `help` is laid out for narrow terminals.
 """
 
 from __future__ import annotations
 
-import io
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
-from sparsegen.backends import BackendError
-from sparsegen.weights import CheckpointError
-
-from .. import __version__
-from ..errors import SparsegenError
 from .checkpoints import convert, inspect
-from .console import err, out
+from .console import err
 from .editing import demo, edit
+from .help import first_sentence, make_readable
 from .history import redo, undo
-from .machine import backends, warmup
+from .machine import backends, print_version, warmup
+from .messages import check_command, message_of
 from .sampling import sample
+from .streams import lasting_streams
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-for command in (demo, edit, undo, redo, sample, inspect, convert, backends, warmup):
-    app.command()(command)
+_ALL = (demo, edit, undo, redo, sample, inspect, convert, backends, warmup)
+COMMANDS = {function.__name__: function for function in _ALL}
+REPORTS = {"inspect", "backends"}
+"""Commands whose work is what they print."""
+
+app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+for command in COMMANDS.values():
+    app.command(short_help=first_sentence(command))(command)
 
 
 @app.callback(invoke_without_command=True)
-def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, Python and the default backend, and exit.")
+    ] = False,
 ) -> None:
     """Edit a picture with a generative model and recompute only what the edit touches."""
-    if show:
-        out.print(__version__)
+    if version:
+        print_version()
         raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console without × shows ?, and the work is not lost
-    words = sys.argv[1:] if arguments is None else arguments
+    """Run the command line and return its exit code.
+
+    0: done, even if standard output was closed or full meanwhile; 1: it was full, and printing was all there was to do;
+    2: a user's mistake, or no memory or disk for it; 130: interrupted.
+    """
+    words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with lasting_streams() as out, warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        code = _run(words)
+        if out is not None:
+            out.flush()
+            if out.failure is not None:
+                code = code or int(_prints_alone(words))
+                kind = "error" if code else "note"
+                _print_line(kind, f"standard output: {out.failure.strerror}; what was printed is cut off")
+    return code
+
+
+def _run(words: list[str]) -> int:
+    group: Any = typer.main.get_command(app)
+    make_readable(group, root)
+    for name, function in COMMANDS.items():
+        make_readable(group.commands[name], function)
     try:
-        return int(app(words or ["--help"], standalone_mode=False) or 0)
-    except (SparsegenError, CheckpointError, BackendError) as error:
-        message = str(error)
+        if not words[0].startswith("-"):
+            check_command(words[0], list(COMMANDS))
+        return int(group.main(words, prog_name="sparsegen", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except MemoryError:
-        message = "not enough memory for this input; give a smaller one"
     except Exception as error:
-        # what the command-line library raises for wrong words; its class differs between its versions
-        describe = getattr(error, "format_message", None)
-        if describe is None:
+        # some versions of the command-line library raise an exception of their own for it
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return 130
+        message = message_of(error, group.commands.get(words[0]))
+        if message is None:
             raise
-        message = f"{describe()} (see 'sparsegen --help')"
-    err.print(f"error: {' '.join(message.split())}", soft_wrap=True)
-    return 2
+        _print_line("error", message)
+        return 2
+
+
+def _prints_alone(words: list[str]) -> bool:
+    """Whether what these words ask for is printed, and nothing else is done."""
+    return words[0].startswith("-") or words[0] in REPORTS or not {"-h", "--help"}.isdisjoint(words)
+
+
+def _print_line(kind: str, message: str) -> None:
+    err.print(f"{kind}: {' '.join(message.split())}", soft_wrap=True)
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """As a note, without the line of code that Python shows."""
+    _print_line("note", str(message))

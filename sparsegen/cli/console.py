@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from sparsegen.weights import shown
 
 from ..errors import InputError
 
@@ -25,33 +28,58 @@ class Bar(Protocol):
     def __call__(self, done: int, doing: str, total: int | None = None) -> None: ...
 
 
+VALUE = 20
+"""Columns that a table's values need beside their names; in a narrower terminal they stand in lines of their own."""
+FIRST, EVERY = 2.0, 5.0
+"""Seconds until progress is first reported in a line, and between such lines."""
+
+
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Two columns under a title."""
+    """Two columns under a title. No value is ever cut off; into a pipe or file, each row is one line."""
+    rows = list(rows)
     out.print(title, style="bold", soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    out.print(table)
+    width = max((len(name) for name, _ in rows), default=0)
+    if out.is_terminal and out.width >= width + VALUE:
+        table = Table(show_header=False, box=None)
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(name, value)
+        out.print(table)
+    else:
+        for name, value in rows:
+            out.print(
+                f" {name}:\n   {value}" if out.is_terminal else f" {name:<{width}}  {value}", soft_wrap=True
+            )
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
-    """A maker of bars on stderr, `start(description, total)`, which vanish in the end; shown on terminals alone."""
+    """A maker of bars on stderr, `start(description, total)`, which vanish in the end.
+
+    Where that is no terminal but a log, a line is written every few seconds instead, and none of work that takes less.
+    """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[doing]}"),
+        TextColumn("{task.fields[doing]}", markup=False),
     )
+    begun = time.monotonic()
+    due = begun + FIRST
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
 
         def start(description: str, total: int | None) -> Bar:
             task = bars.add_task(description, total=total, doing="")
 
             def bar(done: int, doing: str, total: int | None = total) -> None:
-                bars.update(task, completed=done, doing=doing, total=total)
+                nonlocal due
+                bars.update(task, completed=done, doing=shown(doing), total=total)
+                now = time.monotonic()
+                if not err.is_terminal and now >= due:
+                    due = now + EVERY
+                    share = f"{done / total:.0%}, " if total else ""
+                    err.print(f"{description}: {shown(doing)} ({share}{now - begun:.0f} s)", soft_wrap=True)
 
             return bar
 

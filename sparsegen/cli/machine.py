@@ -1,13 +1,17 @@
-"""Commands about this machine: which backends can run here, and their kernels made ready."""
+"""Commands about this machine: which backends can run here, their kernels made ready, and the version."""
 
 from __future__ import annotations
 
+import platform
 import time
+from typing import Annotated
+
+import typer
 
 from sparsegen.backends import backend_status, default_backend, get_backend
 
+from .. import __version__
 from .console import out, print_table
-from .options import BackendOption
 
 
 def backends() -> None:
@@ -17,8 +21,25 @@ def backends() -> None:
     print_table("backends", [(name, why or available[name]) for name, why in backend_status().items()])
 
 
-def warmup(backend: BackendOption = None) -> None:
-    """Compile a backend's kernels now, for images and installers, so that the first edit need not wait for them."""
+def warmup(
+    backend: Annotated[str, typer.Option("--backend", help="Whose kernels.")] = "numba",
+) -> None:
+    """Compile a backend's kernels now, for images and installers, so that the first edit need not wait for them.
+
+    Says in which folder they are kept (the user's cache folder, or SPARSEGEN_CACHE_DIR; where that cannot be written,
+    one of the user's among temporary files), and fails where the next process would not find them.
+    """
     engine, start = get_backend(backend), time.perf_counter()
     ready = engine.warm_up()
     out.print(f"{engine.name}: {ready} ({time.perf_counter() - start:.1f} s)", soft_wrap=True)
+
+
+def print_version() -> None:
+    """The version, Python's, and what computes where nothing else is asked for."""
+    name = default_backend()
+    count: int | None = getattr(get_backend(name), "threads", None)
+    threads = "" if count is None else f", {count} thread{'s' * (count != 1)}"
+    out.print(
+        f"sparsegen {__version__} (Python {platform.python_version()}, backend {name}{threads})",
+        soft_wrap=True,
+    )

@@ -1,0 +1,71 @@
+"""How `--help` reads: a command comes in, and goes out with types by name and columns that fit the terminal."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+TYPES = {str: "TEXT", Path: "PATH", int: "INTEGER", float: "FLOAT"}
+"""What a value is called."""
+WIDTHS = 20, 100
+"""Columns: the least that are written for, and the most that read well."""
+BESIDE = 30
+"""Columns that a description needs to stand beside its option; with less it stands below."""
+
+
+def first_sentence(command: Callable[..., None]) -> str:
+    """What the list of commands says of one."""
+    return inspect.getdoc(command).partition("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]  # each has one
+
+
+def type_name(hint: Any) -> str:
+    """`Path | None`, `list[Path]` → PATH; a Literal → its choices."""
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    inner = [each for each in get_args(hint) if each is not type(None)]
+    return type_name(inner[0]) if inner else TYPES[hint]
+
+
+def make_readable(command: Any, function: Callable[..., Any]) -> None:
+    """Name the types of a command's values, and lay its help out for narrow terminals too.
+
+    The command-line library does the first in another way in each version, and the second not at all.
+    """
+    hints = get_type_hints(function)
+    for parameter in command.params:
+        hint = hints.get(parameter.name)
+        if parameter.param_type_name == "argument":
+            parameter.metavar = parameter.name.upper()
+        elif hint is not None and hint is not bool:
+            parameter.metavar = type_name(hint)
+    context = command.context_class
+    columns = type("Columns", (_Columns, context.formatter_class), {})
+    command.context_class = type("Context", (context,), {"formatter_class": columns})
+
+
+class _Columns:
+    """Over the library's own formatter: as wide as the terminal, and one column where two would be too narrow."""
+
+    width: int
+    current_indent: int
+    write: Callable[[str], None]
+    write_text: Callable[[str], None]
+    indentation: Callable[[], Any]
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        least, most = WIDTHS
+        self.width = min(max(shutil.get_terminal_size().columns, least), most) - 2
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], *given: Any, **named: Any) -> None:
+        """Options or commands, and what they are."""
+        if self.width - max(len(first) for first, _ in rows) - 4 >= BESIDE:
+            super().write_dl(rows, *given, **named)  # type: ignore[misc]  # the library's formatter
+            return
+        for first, second in rows:
+            self.write(f"{'':>{self.current_indent}}{first}\n")
+            with self.indentation(), self.indentation():
+                self.write_text(second)
