@@ -366,12 +366,12 @@ class SDEdit(NotCopied):
                 results, painted, start, active, edited_area=difference.mean(), ignored=ignored
             )
             self._past = _Past(painted, (*past.edits, _Side(before, ran=bool(results))))
-            self._align()
-            return result
         except BaseException:
             self._past = past
             self._align(drop=True)
             raise
+        self._align()
+        return result
 
     def _forget(self) -> tuple[int, int]:
         """Let the oldest edits go whose journals do not fit: how many, and what all may take."""
