@@ -36,7 +36,7 @@ from .models.unet import UNet
 from .policies import Everything, Paper, Plan, Policy, get_policy
 from .profiling import check_mask, dry_run
 from .samplers import START, Step
-from .session import Result, Session, undo_limit, warn_forgotten
+from .session import NOTHING_TO_REDO, Result, Session, nothing_to_undo, undo_limit, warn_forgotten
 from .stats import Stats, counted, megabytes
 from .store import Store, block_bytes, parse_size
 from .tiles import TileSet
@@ -425,10 +425,7 @@ class SDEdit(NotCopied):
         with self._turn.change("undo"):
             start, past = time.perf_counter(), self._ready()
             if not past.edits:
-                raise SessionError(
-                    "nothing to undo: "
-                    + ("older edits were forgotten" if self._forgotten else "no edit since the last run")
-                )
+                raise nothing_to_undo(self._forgotten)
             *edits, side = past.edits
             undone = (*past.undone, _Side(past.picture, side.ran))
             self._past = _Past(side.picture, tuple(edits), undone)
@@ -448,7 +445,7 @@ class SDEdit(NotCopied):
         with self._turn.change("redo"):
             start, past = time.perf_counter(), self._ready()
             if not past.undone:
-                raise SessionError("nothing to redo: no undo since the last edit or run")
+                raise SessionError(NOTHING_TO_REDO)
             *undone, side = past.undone
             inverses: list[session_file.Step] = []
             if side.ran:  # all of them before anything is touched: there may be no memory for them

@@ -81,6 +81,16 @@ def warn_forgotten(edits: int, limit: int) -> None:
     )
 
 
+NOTHING_TO_REDO = "nothing to redo: no undo since the last edit or run"
+
+
+def nothing_to_undo(forgotten: int) -> SessionError:
+    """What to say where no edit can be undone, of which so many were `forgotten`."""
+    return SessionError(
+        "nothing to undo: " + ("older edits were forgotten" if forgotten else "no edit since the last run")
+    )
+
+
 class Session(NotCopied):
     """A model, a backend, and the canvases of one input that is being edited.
 
@@ -327,10 +337,7 @@ class Session(NotCopied):
         with self._turn.change("undo"):
             start, state = time.perf_counter(), self._base()
             if not state.steps:
-                raise SessionError(
-                    "nothing to undo: "
-                    + ("older edits were forgotten" if self._forgotten else "no edit since the last run")
-                )
+                raise nothing_to_undo(self._forgotten)
             self._step_back()
             return self._exchanged(start, state.undone[-1].journal if state.undone else None)
 
@@ -345,7 +352,7 @@ class Session(NotCopied):
         with self._turn.change("redo"):
             start, state = time.perf_counter(), self._base()
             if not state.undone:
-                raise SessionError("nothing to redo: no undo since the last edit or run")
+                raise SessionError(NOTHING_TO_REDO)
             self._step_forward()
             return self._exchanged(start, state.steps[-1].journal)
 

@@ -183,7 +183,10 @@ def test_options_are_shown_with_the_names_of_their_types(
         ("--versio", "(see 'sparsegen --help')"),
         ("edt", "did you mean 'edit'? (see 'sparsegen --help')"),
         ("insepct net.safetensors", "did you mean 'inspect'?"),
-        ("fly", "there are demo, edit, inspect"),
+        ("fly", "there are demo, edit, undo, redo, sample, inspect"),
+        ("sample --count many", "(see 'sparsegen sample --help')"),
+        ("undo", "(see 'sparsegen undo --help')"),
+        ("redoo --session x", "did you mean 'redo'?"),
     ],
 )
 def test_wrong_words_point_to_their_commands_help(

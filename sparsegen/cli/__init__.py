@@ -1,9 +1,9 @@
 """The command line: arguments and files come in, pictures and tables go out; a mistake is one line and exit code 2.
 
 `editing` has demo and edit, which `labels` and `strokes` do for the two kinds of models; `kept` are sessions in files,
-through which undo and redo walk in `history`; `sampling` has sample, `checkpoints` inspect and convert, `machine` backends,
-warmup and the version. `options`, `reading`, `job` and `console` are what they share. `messages` puts errors into words,
-`streams` outlives its readers, `help` is laid out for narrow terminals.
+`history` undo and redo, which walk through them; `sampling` has sample, `checkpoints` inspect and convert, `machine`
+backends, warmup and the version. `options`, `reading`, `job` and `console` are what they share. `messages` puts errors
+into words, `streams` outlives its readers, `help` is laid out for narrow terminals.
 """
 
 from __future__ import annotations
