@@ -171,9 +171,10 @@ def test_rare_modes_hold_what_common_ones_do(tmp_path, colours):
     plain, tag = (tmp_path / "rare.tif").read_bytes(), struct.pack("<HHI", 338, 3, 1)
     assert plain.count(tag + b"\2") == 1  # the alpha channel is as it is; 1: it is multiplied in
     (tmp_path / "rare.tif").write_bytes(plain.replace(tag + b"\2", tag + b"\1"))
-    file = read_file(tmp_path / "rare.tif")
-    grey[2, 3] = 64 * 255 // 128
-    assert np.array_equal(file.alpha(), alpha) and np.array_equal(file.samples(), grey)
+    if any(mode == "La" for mode, _ in TiffImagePlugin.OPEN_INFO.values()):  # older Pillows do not read it
+        file = read_file(tmp_path / "rare.tif")
+        grey[2, 3] = 64 * 255 // 128
+        assert np.array_equal(file.alpha(), alpha) and np.array_equal(file.samples(), grey)
     few = indexed(colours[..., 0] // 64, [(9, 8, 7), (80, 2, 1), (0, 9, 200), (250, 251, 252)])
     few.convert("PA").save(tmp_path / "rare.tif")
     assert np.array_equal(read_picture(tmp_path / "rare.tif"), np.asarray(few.convert("RGB")))

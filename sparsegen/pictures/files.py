@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sparsegen.backends.interface import Host
@@ -139,6 +139,8 @@ def read_file(source: Source) -> ImageFile:
         raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not a picture that can be read{error}; save it as PNG") from None
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except MemoryError:
@@ -146,7 +148,7 @@ def read_file(source: Source) -> ImageFile:
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # a decoder that meets damage raises whatever it stumbles over
-        if "MAX_TEXT" in str(error) or "text chunks" in str(error):
+        if any(word in str(error).lower() for word in ("decompressed data too large", "text chunks")):
             raise InputError(
                 f"{name}: holds a colour profile or texts of more than Pillow reads (1 MB); save it without metadata"
             ) from None
@@ -157,13 +159,10 @@ def read_file(source: Source) -> ImageFile:
 
 def _decode(path: str, file: BinaryIO) -> ImageFile:
     head = file.read(formats.HEAD)
-    image = formats.open_image(file)
-    if image is None:
-        raise InputError(f"{path}: not a picture that can be read; save it as PNG")
-    with image:
+    with formats.open_image(file) as image:
+        count = formats.turn_to_page(image)
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
             raise _too_large(path)
-        count = formats.turn_to_page(image)
         if count > 1:
             raise InputError(
                 f"{path}: holds {count} pictures (frames or pages), expected one; save that one as PNG"

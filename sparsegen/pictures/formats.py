@@ -8,7 +8,7 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparsegen.backends.interface import Host
 
@@ -33,33 +33,35 @@ _BITS_PER_SAMPLE, _SUBFILE_TYPE, _REDUCED = 258, 254, 1
 """Tags of TIFF, and the bit that says that a page is another one's thumbnail."""
 
 
-def open_image(file: BinaryIO) -> Image.Image | None:
-    """The picture of an open file, not yet decoded; None: the file has none of `FORMATS`.
+def open_image(file: BinaryIO) -> Image.Image:
+    """The picture of an open file, not yet decoded. Raises UnidentifiedImageError: it has none of `FORMATS`.
 
     Does what `Image.open` does, without its warnings about size: to hold these back, the filters of warnings would have
     to be changed, which all threads share.
     """
     file.seek(0)
-    prefix, tried = file.read(16), set()
+    prefix, why = file.read(16), ""
+    tried: set[str] = set()
     for load in (Image.preinit, Image.init):  # the common formats, then all
         load()
         for kind in [kind for kind in Image.ID if kind in FORMATS and kind not in tried]:
             tried.add(kind)
             factory, accepts = Image.OPEN[kind]
-            # (a text says that this Pillow was built without the format)
-            if accepts is not None and (not (found := accepts(prefix)) or isinstance(found, str)):
-                continue
-            file.seek(0)
-            try:
-                return factory(file, "")
-            except (
-                SyntaxError,
-                IndexError,
-                TypeError,
-                struct.error,
-            ):  # what plugins raise: it is another format
-                continue
-    return None
+            found = accepts is None or accepts(prefix)
+            if isinstance(found, str):  # this Pillow was built without the format
+                why += f"; {found}"
+            elif found:
+                file.seek(0)
+                try:
+                    return factory(file, "")
+                except (
+                    SyntaxError,
+                    IndexError,
+                    TypeError,
+                    struct.error,
+                ):  # so plugins say that it is another
+                    continue
+    raise UnidentifiedImageError(why)
 
 
 def turn_to_page(image: Image.Image) -> int:
@@ -143,6 +145,5 @@ def of_deep_png(image: Image.Image, file: BinaryIO, head: bytes) -> tuple[Image.
 def _decoded_as(file: BinaryIO, layout: str) -> Host:
     """The upright bytes of a picture whose pixels are taken to be laid out so."""
     image = open_image(file)
-    assert image is not None  # it was one before
     image.tile = [(*tile[:3], layout) for tile in image.tile]  # type: ignore[attr-defined]  # of a file's picture
     return np.asarray(ImageOps.exif_transpose(image))
