@@ -121,6 +121,46 @@ def test_strokes_over_the_result_or_over_the_strokes_are_the_same_edit(files):
     assert np.array_equal(read("b.png"), read("c.png"))
 
 
+def test_a_transparent_layer_lies_over_what_was_painted_before(files):
+    """In one invocation or in several, after a stroke or after an undo."""
+    layer = np.zeros((32, 32, 4), np.uint8)
+    layer[20:26, 20:26] = (20, 250, 20, 255)
+    Image.fromarray(layer).save("layer.png")
+    begin = [*STROKES, "--original", "photo.png", "--edited", "first.png"]
+    assert edit(*begin, "--edited", "layer.png", "--edited", "second.png", "-o", "once.png") == 0
+    assert edit(*begin, "-o", "a.png", "--session", "s") == 0
+    Path("t").write_bytes(Path("s").read_bytes())
+    assert edit("--edited", "layer.png", "-o", "b.png", "--session", "s") == 0
+    assert edit("--edited", "second.png", "-o", "c.png", "--session", "s") == 0
+    for name, expected in (("a", "once-1"), ("b", "once-2"), ("c", "once-3")):
+        assert np.array_equal(read(f"{name}.png"), read(f"{expected}.png")), name
+    # taken back, the picture itself is what lies below
+    assert main(["undo", "--session", "t"]) == 0
+    assert edit("--edited", "layer.png", "-o", "d.png", "--session", "t") == 0
+    assert edit(*STROKES, "--original", "photo.png", "--edited", "layer.png", "-o", "e.png") == 0
+    assert np.array_equal(read("d.png"), read("e.png"))
+
+
+def test_a_session_keeps_the_label_of_unknown_pixels(files, capsys):
+    unknown = read("labels.png").copy()
+    unknown[3, 7:9] = 255
+    Image.fromarray(unknown).save("unknown.png")
+    words = ["-o", "a.png", "--session", "s"]
+    assert (
+        edit(*MAPS, "--original", "unknown.png", "--edited", "house.png", *words, "--unknown-label", "1") == 0
+    )
+    assert edit("--edited", "tree.png", *words) == 0
+    assert edit("--edited", "tree.png", *words, "--unknown-label", "1") == 0
+    capsys.readouterr()
+    assert edit("--edited", "tree.png", *words, "--unknown-label", "2") == 2
+    assert "--unknown-label 2: the session in s has 1; omit it" in capsys.readouterr().err
+    # where the original has none, an edit may have some
+    assert (
+        edit(*MAPS, "--original", "labels.png", "--edited", "house.png", "-o", "b.png", "--session", "t") == 0
+    )
+    assert edit("--edited", "unknown.png", "-o", "b.png", "--session", "t", "--unknown-label", "2") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
+import struct
+import subprocess
+import sys
 import threading
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from image_files import GREY, GREY_ALPHA, RGB, chunk, empty_png, indexed, png, turned
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from sparsegen import InputError, ShapeError
-from sparsegen.pictures import Frame, lossy_format, read_labels, read_mask, read_picture, read_size
+from sparsegen.pictures import Frame, read_file, read_labels, read_mask, read_picture
 
 READERS = [read_picture, read_labels, read_mask]
 
@@ -108,7 +114,7 @@ def test_pictures_are_upright(tmp_path, colours, orientation, turns, suffix):
     exif[0x0112] = orientation
     image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     assert np.array_equal(read_picture(path), np.rot90(colours, turns))
-    assert read_size(path) == np.rot90(colours, turns).shape[:2]
+    assert read_file(path).size == np.rot90(colours, turns).shape[:2]
 
 
 def test_a_photo_with_a_second_picture_is_its_first(tmp_path, colours):
@@ -117,7 +123,7 @@ def test_a_photo_with_a_second_picture_is_its_first(tmp_path, colours):
     first, second = Image.fromarray(colours), Image.fromarray(colours[::-1])
     first.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[second], quality=95)
     assert np.array_equal(read_picture(tmp_path / "two.jpg"), read_picture(tmp_path / "one.jpg"))
-    assert lossy_format(tmp_path / "two.jpg") == "JPEG"
+    assert read_file(tmp_path / "two.jpg").lossy == "JPEG"
 
 
 def test_loss_is_told_by_content(tmp_path, colours):
@@ -133,7 +139,93 @@ def test_loss_is_told_by_content(tmp_path, colours):
         ("BMP", {}, ""),
     ):
         image.save(tmp_path / "named.png", kind, **options)
-        assert lossy_format(tmp_path / "named.png") == lossy, kind
+        assert read_file(tmp_path / "named.png").lossy == lossy, kind
+
+
+def test_every_bit_of_16_counts_where_a_colour_is_transparent(tmp_path, colours):
+    """Pillow decodes the upper 8: a colour that differs in the lower ones is opaque."""
+    deep = np.full((8, 12, 3), 0x0105, np.uint16)
+    deep[0, 1] = 0x0100
+    (tmp_path / "key.png").write_bytes(png(deep, 16, RGB, transparent=[0x0100] * 3))
+    found = read_picture(tmp_path / "key.png", below=np.full_like(colours, 200))
+    assert (found[0, 1] == 200).all() and np.count_nonzero(found == 1) == 95 * 3
+
+
+def test_greys_of_16_bits_of_any_format(tmp_path):
+    ramp = np.linspace(0, 65535, 96).astype(np.uint16).reshape(8, 12)
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("JPEG2000", {})):
+        try:
+            Image.fromarray(ramp).save(tmp_path / "deep", kind, **options)
+        except (OSError, KeyError):
+            continue  # this Pillow does not write it
+        file = read_file(tmp_path / "deep")
+        assert file.levels == 65535 and np.array_equal(file.samples(), ramp), kind
+        assert np.array_equal(file.rgb()[..., 0], ramp.astype(int) * 255 // 65535), kind
+
+
+def test_rare_modes_hold_what_common_ones_do(tmp_path, colours):
+    """TIFF has grey with premultiplied alpha, indexed colours with an alpha channel, RGB with a channel of padding."""
+    grey, alpha = colours[..., 0] // 2, np.full((8, 12), 255, np.uint8)
+    grey[2, 3:5], alpha[2, 3:5] = (64, 0), (128, 0)
+    Image.fromarray(np.dstack([grey, alpha])).save(tmp_path / "rare.tif")
+    plain, tag = (tmp_path / "rare.tif").read_bytes(), struct.pack("<HHI", 338, 3, 1)
+    assert plain.count(tag + b"\2") == 1  # the alpha channel is as it is; 1: it is multiplied in
+    (tmp_path / "rare.tif").write_bytes(plain.replace(tag + b"\2", tag + b"\1"))
+    if any(mode == "La" for mode, _ in TiffImagePlugin.OPEN_INFO.values()):  # older Pillows do not read it
+        file = read_file(tmp_path / "rare.tif")
+        grey[2, 3] = 64 * 255 // 128
+        assert np.array_equal(file.alpha(), alpha) and np.array_equal(file.samples(), grey)
+    few = indexed(colours[..., 0] // 64, [(9, 8, 7), (80, 2, 1), (0, 9, 200), (250, 251, 252)])
+    few.convert("PA").save(tmp_path / "rare.tif")
+    assert np.array_equal(read_picture(tmp_path / "rare.tif"), np.asarray(few.convert("RGB")))
+    Image.fromarray(colours).convert("RGBX").save(tmp_path / "rare.tif")
+    assert np.array_equal(read_picture(tmp_path / "rare.tif"), colours)
+
+
+def test_a_thumbnail_beside_a_picture_is_no_second_one(tmp_path, colours):
+    """Scanners and cameras put a reduced page before or after it into a TIFF."""
+    image, small = Image.fromarray(colours), Image.fromarray(colours[::2, ::2])
+    for pages in ([image, small], [small, image], [small, image, small]):
+        with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "scan.tif"), True) as file:
+            for page in pages:
+                tags = TiffImagePlugin.ImageFileDirectory_v2()
+                tags[254] = int(page is small)
+                page.save(file, "TIFF", tiffinfo=tags)
+                file.newFrame()
+        assert np.array_equal(read_picture(tmp_path / "scan.tif"), colours)
+
+
+def moving_webp(path: Path, image: Image.Image, **options: object) -> None:
+    """An animation of one frame."""
+    image.save(path, "WEBP", **options)
+    still = path.read_bytes()
+
+    def part(name: bytes, body: bytes) -> bytes:
+        return name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in image.size)
+    frame = part(b"ANMF", bytes(6) + sides + bytes([100, 0, 0, 0]) + still[12:])
+    body = b"WEBP" + part(b"VP8X", bytes([2, 0, 0, 0]) + sides) + part(b"ANIM", bytes(6)) + frame
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
+def test_an_animation_of_one_frame_is_lossy_as_its_frame_is(tmp_path, colours):
+    moving_webp(tmp_path / "one.webp", Image.fromarray(colours), lossless=True)
+    assert read_file(tmp_path / "one.webp").lossy == ""
+    assert np.array_equal(read_picture(tmp_path / "one.webp"), colours)
+    moving_webp(tmp_path / "one.webp", Image.fromarray(colours))
+    assert read_file(tmp_path / "one.webp").lossy == "lossy WebP"
+
+
+def test_a_file_that_was_read_is_not_read_again(tmp_path, colours):
+    Image.fromarray(colours).save(tmp_path / "picture.png")
+    Image.fromarray(colours[..., 0]).save(tmp_path / "grey.png")
+    picture, grey = read_file(tmp_path / "picture.png"), read_file(tmp_path / "grey.png")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert np.array_equal(read_picture(picture), colours)
+    assert np.array_equal(read_labels(grey, like=grey), colours[..., 0])
+    assert np.array_equal(read_mask(grey), colours[..., 0] >= 128)
 
 
 # -- what is refused -------------------------------------------------------------------------------------
@@ -200,6 +292,21 @@ def test_every_byte_of_a_file_may_be_wrong(tmp_path, colours, kind):
     assert refused > 20
 
 
+def test_metadata_beyond_the_limit_are_named(tmp_path, colours):
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 1_500_000, zip=True)
+    for options in ({"icc_profile": bytes(1_500_000)}, {"pnginfo": text}):
+        Image.fromarray(colours).save(tmp_path / "picture.png", **options)
+        with pytest.raises(InputError, match=r"picture.png: holds a colour profile or texts .* metadata"):
+            read_picture(tmp_path / "picture.png")
+
+
+def test_a_deep_sgi_file_is_refused(tmp_path, colours):
+    Image.fromarray(colours[..., 0]).save(tmp_path / "map.sgi", bpc=2)
+    with pytest.raises(InputError, match=r"map.sgi: an SGI file of 16 bits"):
+        read_labels(tmp_path / "map.sgi")
+
+
 def test_what_is_no_file(tmp_path):
     for reader in READERS:
         with pytest.raises(InputError, match=r"nowhere.png: no such file"):
@@ -223,31 +330,69 @@ def test_sizes_are_limited_without_a_word_from_pillow(tmp_path, colours, monkeyp
     monkeypatch.undo()
     (tmp_path / "large.png").write_bytes(empty_png(14000, 14000))
     with pytest.raises(InputError, match=r"large.png: has more than 178,956,970 pixels"):
-        read_size(tmp_path / "large.png")
+        read_file(tmp_path / "large.png")
 
 
-def test_what_pillow_warns_of_names_the_file_and_the_caller(tmp_path, colours):
+def test_what_pillow_warns_of_is_its_own_warning(tmp_path, colours):
     broken = b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12"
     Image.fromarray(colours).save(tmp_path / "photo.jpg", exif=broken)
-    with pytest.warns(UserWarning, match=r"photo.jpg: Corrupt EXIF data") as caught:
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
         assert read_picture(tmp_path / "photo.jpg").shape == colours.shape
-    assert {warning.filename for warning in caught} == {__file__}
+    with pytest.raises(InputError, match=r"photo.jpg: .*Corrupt EXIF data"):  # where warnings are errors
+        read_picture(tmp_path / "photo.jpg")
 
 
-def test_threads_that_read_leave_the_warnings_of_the_process_alone(tmp_path, colours):
-    Image.fromarray(colours).save(tmp_path / "picture.png")
-    before = list(warnings.filters), warnings.showwarning
+def test_threads_that_read_leave_the_warnings_of_others_alone(tmp_path, colours):
+    """A warning of another thread obeys the filters of the process, whatever is read meanwhile."""
+    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "picture.png")
+    reading, stop = threading.Event(), threading.Event()
 
     def read() -> None:
-        for _ in range(30):
+        while not stop.is_set():
             read_picture(tmp_path / "picture.png")
+            reading.set()
 
-    threads = [threading.Thread(target=read) for _ in range(4)]
+    before = list(warnings.filters), warnings.showwarning
+    threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        assert reading.wait(60)
+        for i in range(200):
+            time.sleep(0.001)
+            with pytest.raises(UserWarning, match=f"mine {i}"):
+                warnings.warn(f"mine {i}", UserWarning, stacklevel=1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert (list(warnings.filters), warnings.showwarning) == before
+
+
+FORKING = """
+import os, signal, sys, threading
+from sparsegen.pictures import read_picture
+read_picture(sys.argv[1])
+def loop():
+    while True:
+        read_picture(sys.argv[1])
+threading.Thread(target=loop, daemon=True).start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        read_picture(sys.argv[1])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "a child hangs"
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_of_a_process_that_reads_can_read(tmp_path, colours):
+    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "picture.png")
+    words = [sys.executable, "-W", "ignore", "-c", FORKING, str(tmp_path / "picture.png")]
+    subprocess.run(words, check=True, timeout=300)
 
 
 # -- frames ----------------------------------------------------------------------------------------------
@@ -276,6 +421,17 @@ def test_a_file_of_the_wanted_size_is_taken_as_it_is(tmp_path, colours):
     )
     with pytest.raises(ShapeError, match=r"picture.png: 8×12, but lake.png is 80×99 \(height × width\)"):
         read_picture(tmp_path / "picture.png", frame=Frame((80, 99), (80, 99), (9, 12), "lake.png"))
+
+
+def test_a_crop_may_be_resized_to_the_size_of_its_file(tmp_path, colours):
+    """A zoom: the file has the wanted size, but not yet what is wanted."""
+    frame = Frame((8, 12), (4, 6), (8, 12))
+    Image.fromarray(colours).save(tmp_path / "picture.png")
+    Image.fromarray(colours[..., 0]).save(tmp_path / "map.png")
+    labels = read_labels(tmp_path / "map.png", frame=frame)
+    assert np.array_equal(labels, colours[2:6, 3:9, 0].repeat(2, 0).repeat(2, 1))
+    middle = Image.fromarray(colours[2:6, 3:9]).resize((12, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(read_picture(tmp_path / "picture.png", frame=frame), np.asarray(middle))
 
 
 def test_a_transparent_layer_is_resized_before_it_lies_over_what_is_below(tmp_path, colours):

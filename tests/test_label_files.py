@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import GREY, INDEXED, indexed, png, turned
+from image_files import GREY, GREY_ALPHA, INDEXED, indexed, png, turned
 from PIL import Image
 
 from sparsegen import InputError
@@ -113,9 +114,11 @@ def test_a_colour_that_was_appended_is_no_label(tmp_path, labels, original):
 def test_rgb_without_a_palette_is_refused(tmp_path, labels, original):
     reordered(labels).convert("RGB").save(tmp_path / "edited.png")
     Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "grey.png")
-    for given in ({}, {"like": tmp_path / "grey.png"}, {"like": tmp_path / "edited.png"}):
+    for given in ({}, {"like": tmp_path / "edited.png"}):
         with pytest.raises(ColourError, match="give label maps as palette or grey PNG"):
             read_labels(tmp_path / "edited.png", **given)
+    with pytest.raises(ColourError, match=r"edited.png: the colour .* is none of the greys of .*grey.png"):
+        read_labels(tmp_path / "edited.png", like=tmp_path / "grey.png")
     with pytest.raises(ColourError, match="give label maps as palette or grey PNG"):
         read_labels(original, like=tmp_path / "edited.png")
 
@@ -152,6 +155,24 @@ def test_an_entry_may_be_transparent_where_nothing_moved(tmp_path, labels, origi
     assert np.array_equal(read_labels(original, like=tmp_path / "clear.png"), labels)
     reordered(labels).save(tmp_path / "moved.png", transparency=int(INDEX[0]))
     assert np.array_equal(read_labels(tmp_path / "moved.png", like=tmp_path / "clear.png"), labels)
+
+
+def test_a_half_transparent_colour_is_another_than_the_opaque_one(tmp_path, labels, original):
+    """A soft brush: it has a label only where the original has it as transparent."""
+    alphas = bytes([255, 255, 255, 128, 255, 255])
+    reordered(labels).save(tmp_path / "soft.png", transparency=alphas)
+    for given in ({"palette": COLOURS}, {"like": original}):
+        with pytest.raises(ColourError, match=r"\(index 3\) .* is transparent"):
+            read_labels(tmp_path / "soft.png", **given)
+    there = np.full(6, 255)
+    there[ORDER[3]] = 128
+    indexed(labels, COLOURS).save(tmp_path / "original.png", transparency=bytes(there.tolist()))
+    assert np.array_equal(read_labels(tmp_path / "soft.png", like=tmp_path / "original.png"), labels)
+    layer = np.asarray(reordered(labels).convert("RGBA")).copy()
+    layer[4, 5, 3] = 254
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    with pytest.raises(ColourError, match="at row 4, column 5 is transparent"):
+        read_labels(tmp_path / "layer.png", palette=COLOURS)
 
 
 def test_what_was_erased_has_no_label(tmp_path, labels, original):
@@ -224,14 +245,127 @@ def test_a_grey_ramp_in_any_order_holds_its_greys(tmp_path, labels):
     assert np.array_equal(read_labels(tmp_path / "rgb.png", like=tmp_path / "ramp.png"), labels)
 
 
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+def scale(bits: int) -> list[tuple[int, int, int]]:
+    return [(255 // (2**bits - 1) * i,) * 3 for i in range(2**bits)]
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_a_palette_of_all_greys_in_order_is_a_grey_picture(tmp_path, labels, bits):
-    fewer, step = labels % 2**bits, 255 // (2**bits - 1)
-    scale = [(step * i,) * 3 for i in range(2**bits)]
-    indexed(fewer, scale).save(tmp_path / "map.png")
-    assert np.array_equal(read_labels(tmp_path / "map.png"), fewer)
-    indexed(2**bits - 1 - fewer, scale[::-1]).save(tmp_path / "turned.png")
-    assert np.array_equal(read_labels(tmp_path / "turned.png", like=tmp_path / "map.png"), fewer)
+def test_a_palette_of_all_greys_of_few_bits_is_a_grey_picture(tmp_path, labels, bits):
+    """In order, filled up by a program, or cut off at the last that occurs."""
+    fewer, whole = labels % 2**bits, scale(bits)
+    for colours in (whole, [*whole, *[BLACK] * 100], [*whole, *[WHITE] * 100], whole[: fewer.max() + 1]):
+        indexed(fewer, colours).save(tmp_path / "map.png")
+        for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "map.png"}):
+            assert np.array_equal(read_labels(tmp_path / "map.png", **given), fewer)
+        (tmp_path / "grey.png").write_bytes(png(fewer, bits, GREY))
+        for one, other in (("map", "grey"), ("grey", "map")):
+            assert np.array_equal(read_labels(tmp_path / f"{one}.png", like=tmp_path / f"{other}.png"), fewer)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_all_greys_of_few_bits_are_labels_in_any_order(tmp_path, labels, bits):
+    """White first, say: the greys are meant, and a warning says so where nothing else decides."""
+    most = 2**bits - 1
+    fewer = labels % 2**bits
+    (tmp_path / "grey.png").write_bytes(png(fewer, bits, GREY))
+    indexed(fewer, scale(bits)).save(tmp_path / "map.png")
+    for more in ([], [BLACK] * 50, [WHITE] * 50):
+        indexed(most - fewer, [*scale(bits)[::-1], *more]).save(tmp_path / "turned.png")
+        for like in ("map.png", "grey.png"):
+            assert np.array_equal(read_labels(tmp_path / "turned.png", like=tmp_path / like), fewer)
+        for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "turned.png"}):
+            with pytest.warns(
+                UserWarning, match=rf"greys of a {bits}-bit picture, .* white {most}"
+            ) as caught:
+                assert np.array_equal(read_labels(tmp_path / "turned.png", **given), fewer)
+            assert len(caught) == 1
+        indexed(most - (fewer + 1) % 2**bits, scale(bits)[::-1]).save(tmp_path / "edited.png")
+        found = read_labels(tmp_path / "edited.png", like=tmp_path / "turned.png")
+        assert np.array_equal(found, (fewer + 1) % 2**bits)
+
+
+@pytest.mark.parametrize("more", [0, 100])
+@pytest.mark.parametrize("filling", [BLACK, WHITE])
+def test_small_greys_in_another_order_are_those_of_8_bits(tmp_path, labels, more, filling):
+    fewer = np.where(labels == 4, 2, labels)  # one that does not occur is in the palette
+    indexed(INDEX[fewer], [*((i, i, i) for i in ORDER.tolist()), *[filling] * more]).save(
+        tmp_path / "map.png"
+    )
+    for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "map.png"}):
+        assert np.array_equal(read_labels(tmp_path / "map.png", **given), fewer)
+
+
+UNCERTAIN = {
+    "greys to be seen": [0, 10, 20, 30, 40, 50],
+    "of the whole range": [0, 51, 102, 153, 204, 255],
+    "some labels": [0, 1, 2, 4, 8, 9],
+    "another order of some": [51, 0, 85, 17, 34, 170],
+}
+
+
+@pytest.mark.parametrize("name", UNCERTAIN)
+def test_other_greys_may_be_labels_or_not_and_are_refused(tmp_path, labels, name):
+    values = np.array(UNCERTAIN[name])
+    indexed(labels, [(i, i, i) for i in values.tolist()]).save(tmp_path / "map.png")
+    for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "map.png"}):
+        with pytest.raises(ColourError, match=r"map.png: an indexed picture in the greys .* either could be"):
+            read_labels(tmp_path / "map.png", **given)
+    # a grey original decides, and the model's palette
+    Image.fromarray(values[labels.T].astype(np.uint8)).save(tmp_path / "grey.png")
+    for given in ({}, {"palette": COLOURS}):
+        found = read_labels(tmp_path / "map.png", like=tmp_path / "grey.png", **given)
+        assert np.array_equal(found, values[labels])
+    palette = [(i, i, i) for i in values[::-1].tolist()]
+    assert np.array_equal(read_labels(tmp_path / "map.png", palette), 5 - labels)
+
+
+def test_a_grey_original_says_that_two_greys_are_labels_0_and_255(tmp_path, labels):
+    """A program that makes files small turns a grey picture of two values into an indexed one of 1 bit."""
+    indexed(labels > 4, [BLACK, WHITE]).save(tmp_path / "small.png")
+    Image.fromarray(np.where(labels > 2, 255, 0).astype(np.uint8)).save(tmp_path / "grey.png")
+    expected = np.where(labels > 4, 255, 0)
+    for given in ({}, {"palette": COLOURS}):
+        assert np.array_equal(
+            read_labels(tmp_path / "small.png", like=tmp_path / "grey.png", **given), expected
+        )
+    assert np.array_equal(read_labels(tmp_path / "small.png"), labels > 4)
+
+
+def test_a_ramp_of_all_256_greys_is_a_grey_picture_whatever_its_greys_stand_for(tmp_path, labels):
+    """Also where the model, or the original, has these greys among its colours."""
+    indexed(labels, [(i, i, i) for i in range(256)]).save(tmp_path / "ramp.png")
+    others = [(i, i, i) for i in ORDER.tolist()]
+    indexed(labels, [*others, (9, 0, 0)]).save(tmp_path / "original.png")
+    for given in ({"palette": others}, {"like": tmp_path / "original.png"}):
+        assert np.array_equal(read_labels(tmp_path / "ramp.png", **given), labels)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_copy_in_rgb_of_a_grey_map_has_its_greys(tmp_path, labels, bits):
+    """Lossless WebP has no grey pictures, and many programs save none."""
+    fewer = labels % 2**bits
+    (tmp_path / "grey.png").write_bytes(png(fewer, bits, GREY))
+    shown = Image.fromarray((fewer * (255 // (2**bits - 1))).astype(np.uint8)).convert("RGB")
+    for name, options in (("copy.png", {}), ("copy.webp", {"lossless": True})):
+        shown.save(tmp_path / name, **options)
+        for given in ({}, {"palette": COLOURS}):
+            found = read_labels(tmp_path / name, like=tmp_path / "grey.png", **given)
+            assert np.array_equal(found, fewer)
+    strange = np.asarray(shown).copy()
+    strange[3, 4] = 7, 7, 8
+    Image.fromarray(strange).save(tmp_path / "copy.png")
+    with pytest.raises(
+        ColourError, match=r"\(7, 7, 8\) at row 3, column 4 is none of the greys of .*grey.png"
+    ):
+        read_labels(tmp_path / "copy.png", like=tmp_path / "grey.png")
+    # 8 bits cannot hold what 16 do
+    (tmp_path / "deep.png").write_bytes(png(fewer, 16, GREY))
+    shown.save(tmp_path / "copy.png")
+    with pytest.raises(ColourError, match=r"copy.png: the colour"):
+        read_labels(tmp_path / "copy.png", like=tmp_path / "deep.png")
 
 
 def test_a_palette_without_colours_says_nothing(tmp_path, labels):
@@ -246,15 +380,42 @@ def test_a_colour_painted_over_greys_is_refused(tmp_path, labels):
         read_labels(tmp_path / "edited.png", like=tmp_path / "grey.png")
 
 
-@pytest.mark.parametrize(("first", "second"), [(4, 8), (8, 4), (8, 16), (16, 8)])
-def test_greys_of_another_depth_may_be_scaled_and_are_refused(tmp_path, labels, first, second):
-    for name, bits in (("original", first), ("edited", second)):
-        (tmp_path / f"{name}.png").write_bytes(png(labels, bits, GREY))
+@pytest.mark.parametrize(("first", "second"), [(2, 8), (4, 8), (8, 2), (8, 4), (8, 16), (16, 8), (4, 16)])
+def test_greys_of_another_depth_are_refused_where_they_may_be_scaled(tmp_path, labels, first, second):
+    """All multiples of the ratio: the labels as they are would not be."""
+    labels = labels % 4
+    ratio = (2 ** max(first, second) - 1) // (2 ** min(first, second) - 1)
+
+    def write(name: str, values: np.ndarray, bits: int) -> Path:
+        (tmp_path / name).write_bytes(png(values, bits, GREY))
+        return tmp_path / name
+
+    original = write("original.png", labels * (ratio if first > second else 1), first)
+    edited = write("edited.png", labels.T.reshape(8, 12) * (ratio if second > first else 1), second)
     for given in ({}, {"palette": COLOURS}):
-        with pytest.raises(
-            InputError, match=r"edited.png: its samples go up to .* save both maps with the same"
-        ):
-            read_labels(tmp_path / "edited.png", like=tmp_path / "original.png", **given)
+        with pytest.raises(InputError, match=r"edited.png: its samples go up to .* with the same number of"):
+            read_labels(edited, like=original, **given)
+    # what no program scaled is as it is, and 0 is 0
+    original = write("original.png", labels, first)
+    for values in (labels.T.reshape(8, 12), labels * 0):
+        assert np.array_equal(read_labels(write("edited.png", values, second), like=original), values)
+
+
+def test_labels_that_were_rounded_to_fewer_bits_are_refused(tmp_path, labels):
+    for name, values, bits in (("original", labels * 300, 16), ("edited", labels * 300 // 256, 8)):
+        (tmp_path / f"{name}.png").write_bytes(png(values, bits, GREY))
+    with pytest.raises(InputError, match=r"edited.png: its samples go up to 255"):
+        read_labels(tmp_path / "edited.png", like=tmp_path / "original.png")
+
+
+def test_grey_maps_of_16_bits_may_have_an_alpha_channel(tmp_path, labels):
+    both = np.dstack([labels * 700, np.full_like(labels, 65535)])
+    (tmp_path / "map.png").write_bytes(png(both, 16, GREY_ALPHA))
+    assert np.array_equal(read_labels(tmp_path / "map.png"), labels * 700)
+    both[1, 2, 1] = 0
+    (tmp_path / "map.png").write_bytes(png(both, 16, GREY_ALPHA))
+    with pytest.raises(ColourError, match="transparent at row 1, column 2"):
+        read_labels(tmp_path / "map.png")
 
 
 def test_a_value_that_a_png_calls_transparent_is_no_label(tmp_path, labels):
@@ -319,8 +480,24 @@ def test_unknown_becomes_a_label(tmp_path, labels):
     for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "indexed.png"}):
         found = read_labels(tmp_path / "indexed.png", unknown_label=4, **given)
         assert np.array_equal(found, expected)
-    with pytest.raises(ColourError, match=r"index 255, 'unknown': map it with unknown_label"):
-        read_labels(tmp_path / "indexed.png", COLOURS)
+    indexed(labels % 255, COLOURS).save(tmp_path / "original.png")  # which has no entry 255
+    for colours in (many, [*COLOURS, *[(0, 0, 0)] * 250]):
+        indexed(labels, colours).save(tmp_path / "indexed.png")
+        found = read_labels(tmp_path / "indexed.png", like=tmp_path / "original.png", unknown_label=4)
+        assert np.array_equal(found, expected)
+    for given in ({"palette": COLOURS}, {"like": tmp_path / "original.png"}):
+        with pytest.raises(ColourError, match=r"index 255, 'unknown': map it with .*--unknown-label"):
+            read_labels(tmp_path / "indexed.png", **given)
+
+
+def test_a_photo_is_refused_at_once(tmp_path):
+    """It has as many colours as pixels, none of which is looked for alone."""
+    pixels = np.random.default_rng(3).integers(0, 256, (1000, 1000, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.bmp")
+    begun = time.process_time()
+    with pytest.raises(ColourError, match=r"photo.bmp: the colour .* at row 0, column 0"):
+        read_labels(tmp_path / "photo.bmp", COLOURS)
+    assert time.process_time() - begun < 4  # one by one, it took 9 s
 
 
 def test_a_frame_takes_the_nearest_label(tmp_path, labels, original):

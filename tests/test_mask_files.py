@@ -132,6 +132,22 @@ def test_a_mask_of_nearly_everything_is_warned_of(tmp_path):
         read_mask(save(tmp_path / "mask.png", half))
 
 
+def test_a_hole_in_an_opaque_layer_is_warned_of(tmp_path):
+    """Inpainting tools mean the hole; here what is opaque is masked."""
+    for colour in ((0, 0, 0), (255, 255, 255)):
+        with pytest.warns(UserWarning, match=r"its alpha channel is the mask, and 91.4% .* opaque") as caught:
+            found = read_mask(save(tmp_path / "mask.png", layer(colour, grey(0, 255))))
+        assert np.array_equal(found, ~MASK) and len(caught) == 1
+    wide = np.zeros(MASK.shape, bool)
+    wide[:, :8] = True
+    with pytest.warns(UserWarning, match=r"57.1% of the pixels are opaque"):
+        read_mask(save(tmp_path / "mask.png", layer((0, 0, 0), wide * 255)))
+    wide[:, 7:] = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_mask(save(tmp_path / "mask.png", layer((0, 0, 0), wide * 255)))
+
+
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_masks_are_upright(tmp_path, orientation, turns):
     turned(Image.fromarray(grey(255, 0)), orientation, tmp_path / "mask.png")
@@ -143,7 +159,7 @@ def test_a_frame_crops_and_resizes_a_mask(tmp_path):
     assert np.array_equal(read_mask(path, frame=Frame((10, 14), (6, 8), (6, 8))), MASK[2:8, 3:11])
     larger = read_mask(path, frame=Frame((10, 14), (10, 14), (20, 14)))
     assert np.array_equal(larger, MASK.repeat(2, 0))
-    with pytest.raises(InputError, match="the mask is empty"):
+    with pytest.raises(InputError, match=r"corner.png: no masked pixel is left of the middle 2×2 of 10×14"):
         read_mask(
             save(tmp_path / "corner.png", np.roll(grey(255, 0), -2, 0)), frame=Frame((10, 14), (2, 2), (4, 4))
         )

@@ -28,6 +28,11 @@ class Bar(Protocol):
     def __call__(self, done: int, doing: str, total: int | None = None) -> None: ...
 
 
+def print_line(kind: str, message: str) -> None:
+    """One line on stderr: an error, or a note."""
+    err.print(f"{kind}: {' '.join(message.split())}", soft_wrap=True)
+
+
 VALUE = 20
 """Columns that a table's values need beside their names; in a narrower terminal they stand in lines of their own."""
 FIRST, EVERY = 2.0, 5.0

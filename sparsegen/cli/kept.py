@@ -80,10 +80,18 @@ class Kept:
         digest, notes = _digest(read), self.session.notes
         if notes.setdefault(f"{name}.sha256", digest) != digest:
             raise InputError(
-                f"{path}: is not the {name} that the session {self.path} was made of (or --crop and --resize are not "
-                "as they were); give that, or another --session"
+                f"{path}: is not the {name} that the session {self.path} was made of (or --crop, --resize and "
+                "--unknown-label are not as they were); give that, or another --session"
             )
         notes[name] = str(path.resolve())
+
+    def noted_number(self, name: str, given: int | None) -> int | None:
+        """An option that the original was read with: as given, or as the session's file notes it. Raises InputError."""
+        noted = None if self.session is None else self.session.notes.get(name)
+        if isinstance(noted, str) and noted.isdecimal():
+            self.check_same({name: given}, {name: int(noted)})
+            return int(noted)
+        return given
 
     def refuse(self, given: dict[str, Any], why: str) -> None:
         """Raise InputError if one of these options is given: it is decided when a session is made."""

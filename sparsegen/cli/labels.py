@@ -17,13 +17,14 @@ from .. import pictures
 from ..errors import InputError
 from ..model import Model
 from ..models.gaugan import GauGAN
+from ..pictures import ImageFile
 from ..profiling import profile
 from ..run import LayerRecord
 from ..session import Session
 from .console import print_table, progress_bars
 from .job import Engine, Job, print_result, settings_rows, written_by
 from .kept import ORIGINAL, keeping, note_change
-from .reading import naming, notes
+from .reading import decoded, naming
 
 
 def edit(
@@ -45,19 +46,21 @@ def edit(
     latents: dict[int | None, dict[str, Any]]
     latents = {seed: {} if seed is None else {"z": latent(network, seed, job.count)} for seed in job.seeds}
     conditions: dict[str, Any] = {}
-    with notes():
-        maps = [_read(path, job, network, unknown_label) for path in (job.original, *job.edited)]
-        frame = job.fit.frame(network, job.original)
-        first, *later = [
-            frame.nearest(labels, path)
-            for labels, path in zip(maps, (job.original, *job.edited), strict=True)
-        ]
-        if instances is not None:
-            conditions["instances"] = pictures.read_labels(instances, frame=frame)
-        changes: list[dict[str, Any]] = [
-            {"instances": pictures.read_labels(path, frame=frame)} for path in edited_instances
-        ] or [{} for _ in later]
-        mask = None if job.mask is None else pictures.read_mask(job.mask, frame=frame)
+    if kept is not None:
+        unknown_label = kept.noted_number("unknown_label", unknown_label)
+    files = decoded([*job.inputs, *([instances] if instances else []), *edited_instances])
+    original = files[job.original]
+    maps = [_read(files[path], original, job, network, unknown_label) for path in (job.original, *job.edited)]
+    frame = job.fit.frame(network, original)
+    first, *later = [
+        frame.nearest(labels, path) for labels, path in zip(maps, (job.original, *job.edited), strict=True)
+    ]
+    if instances is not None:
+        conditions["instances"] = pictures.read_labels(files[instances], frame=frame)
+    changes: list[dict[str, Any]] = [
+        {"instances": pictures.read_labels(files[path], frame=frame)} for path in edited_instances
+    ] or [{} for _ in later]
+    mask = None if job.mask is None else pictures.read_mask(files[job.mask], frame=frame)
     with naming(instances or job.original):
         network.encode(first, **conditions)
     for path, labels, change in zip(edited_instances or job.edited, later, changes, strict=True):
@@ -73,6 +76,8 @@ def edit(
     assert isinstance(session, Session)
     if kept is not None:
         kept.begin(session, seed=job.seed)
+        if unknown_label is not None and not kept.goes_on:
+            session.notes["unknown_label"] = str(unknown_label)
         kept.check_file(ORIGINAL, job.original, first)
         if instances is not None:
             kept.check_file("instances", instances, conditions["instances"])
@@ -160,16 +165,16 @@ def layer_bars(
         yield bar
 
 
-def _read(path: Path, job: Job, network: GauGAN, unknown_label: int | None) -> Host:
+def _read(file: ImageFile, original: ImageFile, job: Job, network: GauGAN, unknown_label: int | None) -> Host:
     """A label map; of a built-in model, by its colours, else as the original numbers them."""
     known = builtin.get(job.model)
     palette = known.labels.palette if known and known.labels else None
     try:
-        labels = pictures.read_labels(path, palette, like=job.original, unknown_label=unknown_label)
+        labels = pictures.read_labels(file, palette, like=original, unknown_label=unknown_label)
     except pictures.ColourError as error:
         raise InputError(
             f"{error}; {job.model} paints label maps (for pictures, give --model a diffusion model)"
         ) from None
-    with naming(path):
+    with naming(file.path):
         network.check_labels(labels)
     return labels

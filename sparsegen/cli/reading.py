@@ -1,19 +1,20 @@
-"""Files of an edit: paths and options come in, the size that files are brought to, errors and notes go out."""
+"""Files of an edit: paths and options come in; decoded files, the size that they get, errors and notes go out."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import InputError, ShapeError
 from ..model import Model
-from ..pictures import Frame, Size, read_size
-from .console import err
+from ..pictures import Frame, ImageFile, Size, read_file
+from .console import print_line
 
 Wanted = Size | Literal["auto"] | None
 """A size that an option gives; "auto": one that the network can take; None: as the files are."""
@@ -33,9 +34,9 @@ class Fit:
             raise InputError("--crop auto: not beside --resize, which fits any crop; give --crop a size")
         return cls(_wanted("--crop", crop), _wanted("--resize", resize))
 
-    def frame(self, network: Model, original: Path) -> Frame:
+    def frame(self, network: Model, original: ImageFile) -> Frame:
         """What becomes of every file that has the original's size. Raises InputError: the network cannot take it."""
-        source = read_size(original)
+        source = original.size
         crop = source if self.crop is None else self.crop
         if crop == "auto":
             inside = [
@@ -43,7 +44,7 @@ class Fit:
             ]
             if not inside:
                 raise InputError(
-                    f"--crop auto: {original} is {_named(source)}, too small; give --resize auto"
+                    f"--crop auto: {original.path} is {_named(source)}, too small; give --resize auto"
                 )
             crop = inside[0]
         size = crop if self.resize is None else self.resize
@@ -57,10 +58,10 @@ class Fit:
             if self.crop is not None:
                 raise InputError(f"--crop {_named(size)}: {error}") from None
             raise InputError(
-                f"{original}: {error}; --resize auto or --crop auto makes the files one of these"
+                f"{original.path}: {error}; --resize auto or --crop auto makes the files one of these"
             ) from None
         try:
-            return Frame(source, crop, size, str(original))
+            return Frame(source, crop, size, original.path)
         except InputError as error:
             raise InputError(f"--crop: {error}") from None
 
@@ -84,7 +85,7 @@ def _named(size: Size) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path | str) -> Iterator[None]:
     """Errors about what was read from a file name the file."""
     try:
         yield
@@ -92,11 +93,17 @@ def naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from None
 
 
-@contextmanager
-def notes() -> Iterator[None]:
-    """Warnings of reading files become notes on stderr, after all of them were read."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        err.print(f"note: {warning.message}", soft_wrap=True)
+def decoded(paths: Iterable[Path]) -> dict[Path, ImageFile]:
+    """Each file, decoded once. Notes say what Pillow warns of in it, except its size. Raises InputError."""
+    found: dict[Path, ImageFile] = {}
+    for path in dict.fromkeys(paths):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # its word on size
+            warnings.showwarning = partial(_note, path)
+            found[path] = read_file(path)
+    return found
+
+
+def _note(path: Path, message: Warning | str, *_: Any, **__: Any) -> None:
+    print_line("note", f"{path}: {message}")

@@ -18,13 +18,14 @@ from sparsegen.weights import builtin
 from .. import pictures
 from ..denoising import OnStep
 from ..errors import InputError
+from ..masks import dilate
 from ..model import Model
 from ..pipelines import CachePlan, SDEdit
 from ..samplers import Step
-from .console import check_writable, err, numbered, out, print_table, progress_bars
+from .console import check_writable, numbered, out, print_line, print_table, progress_bars
 from .job import Engine, Job, print_result, settings_rows, written_by
 from .kept import ORIGINAL, PAINTED, keeping, note_change
-from .reading import notes
+from .reading import decoded
 
 
 @dataclass(frozen=True)
@@ -48,32 +49,36 @@ def edit(job: Job, options: Options) -> None:
     network, kept = job.engine.network, job.kept
     with _session(job, options, job.seeds[0]) as session:
         previews = _previews(job, len(session.times), options.preview_every)
-        with notes():
-            channels = _channels(network)
-            frame = job.fit.frame(network, job.original)
-            first, *strokes = _pictures(job, channels, frame)
-            mask = None if job.mask is None else pictures.read_mask(job.mask, frame=frame)
+        channels = _channels(network)
+        files = decoded(job.inputs)
+        frame = job.fit.frame(network, files[job.original])
+        first = pictures.read_picture(files[job.original], channels=channels, frame=frame)
         if kept is not None:
             kept.check_file(ORIGINAL, job.original, first)
-        _notice(job, first, strokes)
+        before = _before(job, session, first)
+        strokes = _strokes(job, files, before, frame)
+        mask = None if job.mask is None else pictures.read_mask(files[job.mask], frame=frame)
+        if job.mask is None:
+            _notice(job, session, files, before, strokes)
         print_table("settings", settings_rows(job.engine, size=first.shape[:2], **_used(session)))
         out.print(f"caches: {_plan(session, first)}", soft_wrap=True)
-        _edit(job, session, first, strokes, mask, previews, job.seeds[0])
+        _edit(job, session, first, before, strokes, mask, previews, job.seeds[0])
     for seed in job.seeds[1:]:
         with _session(job, options, seed) as session:
-            _edit(job, session, first, strokes, mask, previews, seed)
+            _edit(job, session, first, before, strokes, mask, previews, seed)
 
 
 def _edit(
     job: Job,
     session: SDEdit,
     first: Host,
+    before: Host,
     strokes: list[Host],
     mask: Host | None,
     previews: dict[tuple[Path, int], Path],
     seed: int | None,
 ) -> None:
-    """One variation: the original, if it has not run yet, then every edit."""
+    """One variation: the original, if it has not run yet, then every edit; the first one was painted over `before`."""
     kept, network, of = job.kept, job.engine.network, len(session.times)
     text = written_by(job.model, job.engine, **_used(session))
 
@@ -90,11 +95,7 @@ def _edit(
         warnings.simplefilter(
             "ignore", UserWarning
         )  # what is left out or forgotten: said below, in our words
-        before = first
-        if kept is not None and kept.goes_on:
-            painted = session.notes.get(PAINTED)
-            before = painted if isinstance(painted, np.ndarray) else session.image[..., : first.shape[-1]]
-        else:
+        if kept is None or not kept.goes_on:
             result = session.run(first, on_step=bar("original"))
             note_change(kept)
             out.print(f"original: {of} steps in {result.stats.milliseconds / 1e3:.1f} s, kept for the edits")
@@ -225,12 +226,26 @@ def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int],
     return found
 
 
-def _pictures(job: Job, channels: int, frame: pictures.Frame) -> list[Host]:
-    """The original and the edited pictures, uint8 `[H, W, C]`; where one is transparent, it shows the one before."""
-    found = [pictures.read_picture(job.original, channels=channels, frame=frame)]
+def _before(job: Job, session: SDEdit, first: Host) -> Host:
+    """What the first edit is painted over: the original, or the last strokes of a session that goes on."""
+    if job.kept is None or not job.kept.goes_on:
+        return first
+    painted = session.notes.get(PAINTED)
+    if isinstance(painted, np.ndarray) and (painted.dtype, painted.shape) == (first.dtype, first.shape):
+        return painted
+    return session.image[..., : first.shape[-1]]
+
+
+def _strokes(
+    job: Job, files: dict[Path, pictures.ImageFile], before: Host, frame: pictures.Frame
+) -> list[Host]:
+    """The edited pictures, uint8 `[H, W, C]`; where one is transparent, it shows the one before."""
+    found = [before]
     for path in job.edited:
-        found.append(pictures.read_picture(path, channels=channels, below=found[-1], frame=frame))
-    return found
+        found.append(
+            pictures.read_picture(files[path], channels=before.shape[-1], below=found[-1], frame=frame)
+        )
+    return found[1:]
 
 
 def _channels(network: Model) -> int:
@@ -265,24 +280,37 @@ def _ram() -> int | None:
     return min((size for size in found if size > 0), default=None)
 
 
-def _notice(job: Job, first: Host, strokes: list[Host]) -> None:
-    """Say which lossy file will have nearly everything made anew, and what to do."""
-    known, before = job.original, first
+def _notice(
+    job: Job, session: SDEdit, files: dict[Path, pictures.ImageFile], before: Host, strokes: list[Host]
+) -> None:
+    """Say which lossy file will have more than half of the picture made anew, and what to do."""
+    known, lossy = job.original, files[job.original].lossy
+    if job.kept is not None and job.kept.goes_on:
+        known, lossy = job.kept.path, ""
     for path, painted in zip(job.edited, strokes, strict=True):
-        share = (painted != before).any(-1).mean()
-        if job.mask is None and share > 0.5:
-            if kind := pictures.lossy_format(path):
-                why = f"it is saved as {kind}, which changes pixels everywhere. Save edited pictures as PNG"
-            elif kind := pictures.lossy_format(known):
-                why = (
-                    f"{known} is saved as {kind}, which programs decode differently. Save it as PNG, paint on that, "
-                    "and give the PNG as the original"
-                )
-            else:
-                why = ""
-            if why:
-                err.print(
-                    f"note: {path}: {share:.0%} of its pixels are not those of {known}; {why}, or give a --mask",
-                    soft_wrap=True,
-                )
-        known, before = path, painted
+        share = _share(session, before, painted)
+        why = ""
+        if kind := files[path].lossy:
+            why = f"it is saved as {kind}, which changes pixels everywhere. Save edited pictures as PNG"
+        elif lossy:
+            why = (
+                f"{known} is saved as {lossy}, which programs decode differently. Save it as PNG, paint on that, "
+                "and give the PNG as the original"
+            )
+        if why and share > 0.5:
+            print_line(
+                "note",
+                f"{path}: {share:.0%} of it is made anew, where its pixels are not those of {known}; {why}, or give a "
+                "--mask",
+            )
+        known, lossy, before = path, files[path].lossy, painted
+
+
+def _share(session: SDEdit, before: Host, painted: Host) -> float:
+    """How much of a picture an edit makes anew: pixels that moved by more than the family ignores, and their margin.
+
+    A margin that is wider than the family's own is the user's wish, and no sign of loss.
+    """
+    # pixels are -1 to 1 to the network
+    moved = np.abs(painted.astype(np.int16) - before) > session.model.eps * 127.5
+    return float(dilate(moved.any(-1), min(session.margin, session.model.paper.dilation)).mean())

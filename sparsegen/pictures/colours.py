@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from PIL import Image
 
 from sparsegen.backends.interface import Host
 
 from ..errors import InputError
-from .files import read_file
+from .files import Source, read_file
 from .frames import Frame, named
 
 
 def read_picture(
-    path: str | os.PathLike[str], *, channels: int = 3, below: Host | None = None, frame: Frame | None = None
+    source: Source, *, channels: int = 3, below: Host | None = None, frame: Frame | None = None
 ) -> Host:
     """A picture, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
 
@@ -28,7 +26,7 @@ def read_picture(
         It cannot be read (damaged, several frames, LAB or 32 bits a channel); is transparent over nothing; has another
         size than what lies below or than the frame's files.
     """
-    file = read_file(path)
+    file = read_file(source)
     picture, alpha = Image.fromarray(file.rgb()), file.alpha()
     if alpha is not None and below is None and alpha.min() != 255:
         raise InputError(
@@ -37,7 +35,7 @@ def read_picture(
     if alpha is not None and below is not None:
         picture.putalpha(Image.fromarray(alpha))
     if frame is not None:
-        picture = frame.filtered(picture, path)
+        picture = frame.filtered(picture, file.path)
     size = picture.height, picture.width
     if below is not None and size != below.shape[:2]:
         raise InputError(

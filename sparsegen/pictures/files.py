@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,30 +14,16 @@ from PIL.PngImagePlugin import PngInfo
 
 from sparsegen.backends.interface import Host
 
-from ..checks import warn
 from ..errors import InputError
+from . import formats
 
 Palette = Sequence[tuple[int, int, int]]
-
-FORMATS = {
-    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO",
-    "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP",
-}  # fmt: skip
-"""What is read. Pillow knows more: some start another program (EPS runs Ghostscript), others hold no picture."""
-
-LOSSY_FORMATS = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO"}
-"""Formats that change pixels when they are saved. (Some can do without, which their files do not say reliably.)"""
 
 CONVERTED = {"RGB", "RGBA", "CMYK", "YCbCr", "HSV"}
 """Pillow's modes that it turns into RGB. (CMYK by the plain formula: colour profiles are not applied.)"""
 
-_LOSSY_TIFFS = {"jpeg", "tiff_jpeg", "webp"}
-
-_SEQUENCES = {"AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP"}
-"""Formats whose further pictures are frames or pages. (MPO: a preview or depth; PSD: layers; ICO: other sizes.)"""
-
-# `warnings.catch_warnings` replaces state of the whole process: two threads that left it crosswise would lose it
-_recording = threading.Lock()
+_PLAIN = {"La": "LA", "PA": "RGBA", "RGBX": "RGB"}
+"""Rare modes, and the mode that holds the same."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +37,8 @@ class ImageFile:
     """The name of its lossy format, such as JPEG; "" where it was saved without loss."""
     levels: int
     """The largest value that a sample can have in the file: 1, 3, 15, 255, 65535; a PGM says it. 0: none is known."""
+    opacity: Host | None = None
+    """uint8 `[H, W]`: how opaque each pixel is, where the image's mode cannot hold it."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,6 +99,8 @@ class ImageFile:
     def alpha(self) -> Host | None:
         """How opaque each pixel is, uint8 `[H, W]`; None where the file cannot say that."""
         image, key = self.image, self.image.info.get("transparency")
+        if self.opacity is not None:
+            return self.opacity
         if image.mode in ("LA", "RGBA"):
             return np.asarray(image.getchannel("A"))
         if image.mode == "P":
@@ -122,122 +109,79 @@ class ImageFile:
         if key is None or not (self.is_grey or image.mode == "RGB"):
             return None
         if image.mode == "RGB":
-            if self.levels == 65535:
-                key = [part >> 8 for part in key]  # Pillow decodes the upper 8 bits
             clear = (np.asarray(image) == key).all(-1)
         else:
             clear = self.samples() == (min(key, 1) if image.mode == "1" else key)
         return np.where(clear, 0, 255).astype(np.uint8)
 
 
-def read_file(path: str | os.PathLike[str]) -> ImageFile:
-    """Decode a file of one picture and turn it upright, as its camera says.
+Source = Union[str, os.PathLike[str], ImageFile]  # noqa: UP007  # evaluated
+"""A path, or a file that was read already."""
 
-    What it is, its content says, not its name. What Pillow warns of is a UserWarning that names the file.
+
+def read_file(source: Source) -> ImageFile:
+    """Decode a file of one picture and turn it upright, as its camera says; what was read already is returned.
+
+    What it is, its content says, not its name. Pillow's warnings, such as of damaged EXIF data, are left to it.
 
     Raises
     ------
     InputError
         There is no such file; it is damaged, no picture, too large, or holds several; it cannot be read.
     """
-    name = os.fsdecode(path)
-    with _recording, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with open(path, "rb") as file:
-                found = _decode(name, file)
-        except InputError:
-            raise
-        except Image.DecompressionBombError:
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    if isinstance(source, ImageFile):
+        return source
+    name = os.fsdecode(source)
+    try:
+        with open(source, "rb") as file:
+            return _decode(name, file)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not a picture that can be read{error}; save it as PNG") from None
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except MemoryError:
+        raise InputError(f"{name}: not enough memory to decode it; scale it down") from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # a decoder that meets damage raises whatever it stumbles over
+        if any(word in str(error).lower() for word in ("decompressed data too large", "text chunks")):
             raise InputError(
-                f"{name}: has more than {most:,} pixels, the most that is read; scale it down"
+                f"{name}: holds a colour profile or texts of more than Pillow reads (1 MB); save it without metadata"
             ) from None
-        except UnidentifiedImageError:
-            why = "".join(f"; {warning.message}" for warning in caught)
-            raise InputError(f"{name}: not a picture that can be read{why}; save it as PNG") from None
-        except FileNotFoundError:
-            raise InputError(f"{name}: no such file") from None
-        except MemoryError:
-            raise InputError(f"{name}: not enough memory to decode it; scale it down") from None
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
-        except Exception as error:  # a decoder that meets damage raises whatever it stumbles over
-            raise InputError(
-                f"{name}: a damaged picture ({error or type(error).__name__}); save it again"
-            ) from None
-    for warning in caught:
-        if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
-            warn(f"{name}: {' '.join(str(warning.message).split())}")
-    return found
-
-
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of a picture that is upright. Raises InputError, as `read_file`."""
-    return read_file(path).size
-
-
-def lossy_format(path: str | os.PathLike[str]) -> str:
-    """The lossy format that a picture's content shows, such as JPEG; "": saved without loss. Raises InputError."""
-    return read_file(path).lossy
+        raise InputError(
+            f"{name}: a damaged picture ({error or type(error).__name__}); save it again"
+        ) from None
 
 
 def _decode(path: str, file: BinaryIO) -> ImageFile:
-    with Image.open(file) as image:
-        kind = image.format or ""
-        if kind not in FORMATS:
-            raise InputError(
-                f"{path}: a file of the format {kind}, which is not read; save the picture as PNG"
-            )
-        if kind in _SEQUENCES and getattr(image, "is_animated", False):
-            count = getattr(image, "n_frames", "several")
+    head = file.read(formats.HEAD)
+    with formats.open_image(file) as image:
+        count = formats.turn_to_page(image)
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
+            raise _too_large(path)
+        if count > 1:
             raise InputError(
                 f"{path}: holds {count} pictures (frames or pages), expected one; save that one as PNG"
             )
-        lossy, levels = _loss(image, kind, file), _levels(image, kind)
+        if image.format == "SGI" and head[3] == 2:
+            raise InputError(f"{path}: an SGI file of 16 bits, of which 8 would be lost; save it as PNG")
+        lossy, levels = formats.loss(image, file), formats.levels(image, head)
+        deep = formats.of_deep_png(image, file, head)
+        if deep is not None:
+            return ImageFile(path, deep[0], lossy, levels, deep[1])
         image.load()
         upright = ImageOps.exif_transpose(image)
-    # premultiplied and rare modes become the mode that holds the same
-    plain = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA", "RGBX": "RGB"}.get(upright.mode)
+    plain = _PLAIN.get(upright.mode)
     return ImageFile(path, upright.convert(plain) if plain else upright, lossy, levels)
 
 
-def _loss(image: Image.Image, kind: str, file: BinaryIO) -> str:
-    """The lossy format's name, or ""."""
-    if kind in LOSSY_FORMATS:
-        return "JPEG" if kind == "MPO" else kind
-    if kind == "TIFF" and image.info.get("compression") in _LOSSY_TIFFS:
-        return "TIFF with lossy compression"
-    if kind == "WEBP":
-        return "lossy WebP" if _first_webp_image(file) != b"VP8L" else ""
-    return ""
-
-
-def _first_webp_image(file: BinaryIO) -> bytes:
-    """The name of the chunk that holds a WebP file's picture: `VP8L` without loss, `VP8 ` with."""
-    file.seek(12)
-    while len(head := file.read(8)) == 8:
-        if head[:4] in (b"VP8 ", b"VP8L"):
-            return head[:4]
-        size = int.from_bytes(head[4:], "little")
-        file.seek(size + size % 2, os.SEEK_CUR)
-    return b""
-
-
-def _levels(image: Image.Image, kind: str) -> int:
-    """`ImageFile.levels`, off Pillow's word for how the file's bytes are laid out, before they are decoded."""
-    tiles = getattr(image, "tile", ())
-    args = tiles[0][3] if tiles else ()
-    words = args if isinstance(args, tuple) else (args,)
-    raw = next((word for word in words if isinstance(word, str)), "")
-    if kind == "PPM" and isinstance(words[-1], int) and len(words) == 2:
-        return words[-1]
-    bits = re.search(r";(\d+)", raw)
-    if bits is not None and image.mode != "P":
-        return 2 ** min(int(bits[1]), 32) - 1 if image.mode != "I" or int(bits[1]) == 16 else 0
-    if image.mode == "1":
-        return 1
-    return 0 if image.mode in ("I", "F") else 255
+def _too_large(path: str) -> InputError:
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return InputError(f"{path}: has more than {most:,} pixels, the most that is read; scale it down")
 
 
 def write_png(

@@ -20,7 +20,8 @@ Size = tuple[int, int]
 class Frame:
     """What becomes of every file of an edit: `crop` of its `source` size at the centre, resized to `size`.
 
-    A file that has `size` already is taken as it is: a picture that was painted over a result, say.
+    A file of another size than the source's that has `size` already is taken as it is: a picture that was painted over
+    a result, say.
     Raises InputError: a side below 1, a crop that is larger than the source.
     """
 
@@ -56,7 +57,8 @@ class Frame:
         if self._is_done((image.height, image.width), path):
             return image
         y, x = self._start
-        cropped = image.crop((x, y, x + self.crop[1], y + self.crop[0]))
+        # (`Image.crop` would warn of a large one)
+        cropped = Image.fromarray(np.asarray(image)[y : y + self.crop[0], x : x + self.crop[1]])
         if self.size == self.crop:
             return cropped
         return cropped.resize((self.size[1], self.size[0]), Image.Resampling.LANCZOS)
@@ -66,15 +68,15 @@ class Frame:
         return (self.source[0] - self.crop[0]) // 2, (self.source[1] - self.crop[1]) // 2
 
     def _is_done(self, shape: tuple[int, ...], path: str | os.PathLike[str]) -> bool:
-        """Whether a file has the wanted size already. Raises ShapeError: it has neither that nor the source's."""
+        """Whether a file has the wanted size, not the source's. Raises ShapeError: it has neither."""
+        if shape == self.source:
+            return False
         if shape == self.size:
             return True
-        if shape != self.source:
-            raise ShapeError(
-                f"{os.fsdecode(path)}: {named(shape)}, but {self.whose} is {named(self.source)} (height × width); "
-                "give files of one size"
-            )
-        return False
+        raise ShapeError(
+            f"{os.fsdecode(path)}: {named(shape)}, but {self.whose} is {named(self.source)} (height × width); "
+            "give files of one size"
+        )
 
 
 def named(size: tuple[int, ...]) -> str:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from sparsegen.backends.interface import Host
 
 from ..checks import warn
 from ..errors import InputError
-from .files import ImageFile, read_file
-from .frames import Frame
+from .files import ImageFile, Source, read_file
+from .frames import Frame, named
 
-NEARLY_ALL = 0.9
-"""Share of a mask from which on it was probably meant otherwise."""
+NEARLY_ALL, MOST = 0.9, 0.5
+"""Shares of a mask from which on it was probably meant otherwise: by brightness, by what is opaque."""
 
 
-def read_mask(path: str | os.PathLike[str], *, frame: Frame | None = None) -> Host:
+def read_mask(source: Source, *, frame: Frame | None = None) -> Host:
     """A mask, bool `[H, W]`, upright as its camera says.
 
     A pixel is masked where its brightest channel is at least half of the format's range: 128 of 255, 32768 of 65535,
     white of 1 bit, the colour (not the index) of a palette. Where some pixels are at least half opaque and others are
     not, the opaque ones must be all bright or all dark: then the alpha channel is the mask, whatever the colour of its
-    strokes. `frame` crops and resizes the mask (nearest neighbour). A UserWarning says when 90 % or more is masked.
+    strokes, and what is opaque is masked. (Some inpainting tools mean what is transparent.) `frame` crops and resizes
+    the mask (nearest neighbour). A UserWarning says when 90 % or more is masked, of an alpha channel more than half.
 
     Raises
     ------
@@ -31,17 +30,27 @@ def read_mask(path: str | os.PathLike[str], *, frame: Frame | None = None) -> Ho
         Nothing is masked, or nothing is opaque; colour and alpha channel both look like the mask; the file cannot be
         read; it has another size than the frame's files.
     """
-    file = read_file(path)
-    mask = _masked(file)
-    if frame is not None:
-        mask = frame.nearest(mask, path)
-    share = float(mask.mean())
-    if not share:
+    file = read_file(source)
+    mask, is_alpha = _masked(file)
+    if not mask.any():
         raise InputError(
             f"{file.path}: the mask is empty, no pixel is at least half as bright as white; paint what to compute anew "
             "white on black (a mask of 0 and 1 must be saved as 0 and 255)"
         )
-    if share >= NEARLY_ALL:
+    if frame is not None:
+        mask = frame.nearest(mask, file.path)
+    share = float(mask.mean())
+    if frame is not None and not share:
+        raise InputError(
+            f"{file.path}: no masked pixel is left of the middle {named(frame.crop)} of {named(frame.source)}, resized "
+            f"to {named(frame.size)}; paint the mask there, or crop less"
+        )
+    if is_alpha and share > MOST:
+        warn(
+            f"{file.path}: its alpha channel is the mask, and {share:.1%} of the pixels are opaque, so computed anew; "
+            "if the transparent part was meant, paint that white on black"
+        )
+    elif share >= NEARLY_ALL:
         warn(
             f"{file.path}: {share:.1%} of the pixels are masked, nearly everything is computed anew; "
             "a mask is white (or opaque) where to compute and black elsewhere"
@@ -49,13 +58,14 @@ def read_mask(path: str | os.PathLike[str], *, frame: Frame | None = None) -> Ho
     return mask
 
 
-def _masked(file: ImageFile) -> Host:
+def _masked(file: ImageFile) -> tuple[Host, bool]:
+    """(the mask, whether it is the alpha channel)"""
     bright, alpha = _bright(file), file.alpha()
     if alpha is None:
-        return bright
+        return bright, False
     opaque = alpha >= 128
     if opaque.all():
-        return bright
+        return bright, False
     if not opaque.any():
         raise InputError(
             f"{file.path}: the mask is transparent everywhere; paint what to compute anew white on black"
@@ -66,7 +76,7 @@ def _masked(file: ImageFile) -> Host:
             f"{file.path}: colour and transparency both vary, either could be the mask; save white on black without "
             "transparency"
         )
-    return opaque
+    return opaque, True
 
 
 def _bright(file: ImageFile) -> Host:
