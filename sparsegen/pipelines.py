@@ -75,7 +75,7 @@ class CachePlan:
         )
 
 
-_NO_PICTURE = "no picture to edit: call run(picture) first"
+_NO_PICTURE = "no picture yet: call run(picture) first, and let it end"
 _SETTINGS = "sparsegen.sdedit"
 """Name of the settings in a saved session's metadata."""
 
@@ -88,6 +88,10 @@ def _prefix(step: int) -> str:
 def _ran(sides: Sequence[_Side]) -> int:
     """On how many of these ways every step's session has a step."""
     return sum(side.ran for side in sides)
+
+
+_MOST_TRIES = 1000
+"""Steps that a session takes at most to come to where the past stands, those included that were interrupted."""
 
 
 class _PlannedOnce(Policy):
@@ -121,8 +125,12 @@ class _Past:
     """Those that can be undone, the last one last."""
     undone: tuple[_Side, ...] = ()
     """Those that can be made again, the next one last."""
+    forgotten: int = 0
+    """Edits since the last run that can no longer be undone."""
     complete: bool = True
     """Whether every step has run on the picture."""
+    editing: bool = False
+    """Whether an edit is under way, which is to be taken back where it does not end."""
 
 
 class SDEdit(NotCopied):
@@ -203,8 +211,6 @@ class SDEdit(NotCopied):
         self._undo = parse_size(undo)
         self._sessions: list[Session] = []
         self._past: _Past | None = None
-        self._forgotten = 0
-        """Edits since the last run that can no longer be undone."""
         self.notes: session_file.Notes = {}
         """What else `save` is to keep for the user, by name: text and arrays."""
 
@@ -220,8 +226,9 @@ class SDEdit(NotCopied):
             return "\n".join([*lines, "  no picture yet: call run(picture)>"])
         n, height, width, _ = self._past.picture.shape
         lines.append(f"  {n} of {height}×{width}, caches {megabytes(self._cache_nbytes())}")
+        journals = sum(session.journal_nbytes for session in list(self._sessions))
         undoing = f"{counted(self.edits, 'edit')} to undo, {self.undone} to redo"
-        return "\n".join([*lines, f"  {undoing}, journals {megabytes(self._journal_nbytes())}>"])
+        return "\n".join([*lines, f"  {undoing}, journals {megabytes(journals)}>"])
 
     # -- what it takes -----------------------------------------------------------------------------------
 
@@ -294,7 +301,7 @@ class SDEdit(NotCopied):
             self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
             self._sessions.clear()
         x0.flags.writeable = False  # it is shown, and stays
-        self._past, self._forgotten = _Past(x0, complete=False), 0
+        self._past = _Past(x0, complete=False)
         results = []
         while len(self._sessions) < len(self.times):
             self._sessions.append(Session(self.model, self.backend, store=self.store, storage=self.storage))
@@ -306,7 +313,7 @@ class SDEdit(NotCopied):
             if on_step is not None:
                 on_step(Step(i, len(self.times), now, after, x, x0))
         self._past = _Past(x0)
-        return self._result(results, x0, start, TileSet.full(*x0.shape[:3]), edited_area=1.0)
+        return self._result(results, x0, start, TileSet.full(*x0.shape[:3]), self._past, edited_area=1.0)
 
     def edit(
         self,
@@ -335,14 +342,10 @@ class SDEdit(NotCopied):
         Raises
         ------
         InputError, ShapeError, SessionError, NonFiniteError
-            The session stays as it was, also when the edit is interrupted.
+            The session stays as it was, also when the edit is interrupted before it is done.
         """
         with self._turn.change("edit"):
-            result = self._edit(picture, mask, policy, on_step)
-            forgotten, limit = self._forget()
-            if forgotten:
-                warn_forgotten(forgotten, limit)
-            return result.with_undo(self.edits, self._journal_nbytes(), self._forgotten)
+            return self._edit(picture, mask, policy, on_step)
 
     def _edit(self, picture: Any, mask: Any, policy: str | Policy | None, on_step: OnStep | None) -> Result:
         start = time.perf_counter()
@@ -354,35 +357,36 @@ class SDEdit(NotCopied):
         results: list[Result] = []
 
         def compute(i: int, x: Host, now: float) -> Host:
-            results.append(self._sessions[i]._repaint(x, mask=region, policy=chosen, keep_undone=True))
+            results.append(self._sessions[i]._repaint(x, mask=region, policy=chosen, keep_history=True))
             self.store.settle()
             return results[-1].output
 
         past = self._ready()
+        self._past = dataclasses.replace(past, editing=True)
         try:
             painted = self._denoise(x0, before, region, compute, on_step) if region.any() else before
             active = results[-1].active if results else TileSet.empty(*x0.shape[:3])
+            edits = (*past.edits, _Side(before, ran=bool(results)))
+            after = self._within_budget(_Past(painted, edits, forgotten=past.forgotten))
             result = self._result(
-                results, painted, start, active, edited_area=difference.mean(), ignored=ignored
+                results, painted, start, active, after, edited_area=difference.mean(), ignored=ignored
             )
-            self._past = _Past(painted, (*past.edits, _Side(before, ran=bool(results))))
+            self._past = after
         except BaseException:
-            self._past = past
-            self._align(drop=True)
+            self._align()
             raise
         self._align()
         return result
 
-    def _forget(self) -> tuple[int, int]:
-        """Let the oldest edits go whose journals do not fit: how many, and what all may take."""
+    def _within_budget(self, past: _Past) -> _Past:
+        """The past without its oldest edits, as many as do not fit; whoever edits is told."""
         limit, forgotten = undo_limit(self._undo, self._cache_nbytes()), 0
-        while self._journal_nbytes() > limit and self.edits > 1:
-            past = self._ready()
-            self._past = dataclasses.replace(past, edits=past.edits[1:])
-            self._align()
+        while self._journal_nbytes(past) > limit and len(past.edits) > 1:
+            past = dataclasses.replace(past, edits=past.edits[1:], forgotten=past.forgotten + 1)
             forgotten += 1
-        self._forgotten += forgotten
-        return forgotten, limit
+        if forgotten:
+            warn_forgotten(forgotten, limit)
+        return past
 
     def dense(self, picture: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
         """What `edit` would give if every step ran the whole network: the yardstick. The session stays as it is.
@@ -410,7 +414,9 @@ class SDEdit(NotCopied):
 
         painted = self._denoise(x0, before, self._region(difference), compute, on_step)
         full = TileSet.full(*x0.shape[:3])
-        return self._result(results, painted, start, full, edited_area=difference.mean(), ignored=ignored)
+        return self._result(
+            results, painted, start, full, self._known(), edited_area=difference.mean(), ignored=ignored
+        )
 
     def undo(self) -> Result:
         """Put back the picture and all that the last edit overwrote, bit for bit. As often as `edits` says.
@@ -425,10 +431,10 @@ class SDEdit(NotCopied):
         with self._turn.change("undo"):
             start, past = time.perf_counter(), self._ready()
             if not past.edits:
-                raise nothing_to_undo(self._forgotten)
+                raise nothing_to_undo(past.forgotten)
             *edits, side = past.edits
             undone = (*past.undone, _Side(past.picture, side.ran))
-            self._past = _Past(side.picture, tuple(edits), undone)
+            self._past = _Past(side.picture, tuple(edits), undone, past.forgotten)
             self._align()
             return self._exchanged(start, past.picture)
 
@@ -451,16 +457,15 @@ class SDEdit(NotCopied):
             if side.ran:  # all of them before anything is touched: there may be no memory for them
                 inverses = [session._inverse(session.state.undone[-1]) for session in self._sessions]
             edits = (*past.edits, _Side(past.picture, side.ran))
-            self._past = _Past(side.picture, edits, tuple(undone))
+            self._past = _Past(side.picture, edits, tuple(undone), past.forgotten)
             self._align(inverses)
             return self._exchanged(start, past.picture)
 
     def _exchanged(self, start: float, before: Host) -> Result:
         """The result of an undo or redo."""
-        picture = self._base()
-        changed = TileSet.of_mask((before != picture).any(-1))
-        result = self._result([], picture, start, changed, edited_area=0.0)
-        return result.with_undo(self.edits, self._journal_nbytes(), self._forgotten)
+        past = self._known()
+        changed = TileSet.of_mask((before != past.picture).any(-1))
+        return self._result([], past.picture, start, changed, past, edited_area=0.0)
 
     @property
     def edits(self) -> int:
@@ -474,11 +479,14 @@ class SDEdit(NotCopied):
 
     @property
     def image(self) -> Host:
-        """The first picture as it stands, uint8 `[H, W, 3]`; for a callback, as it was before. Raises SessionError."""
-        with self._turn.read():
-            if self._past is None:
-                raise SessionError(_NO_PICTURE)
-            return np.asarray(self.model.picture(self._past.picture)[0])
+        """The first picture as it stands, uint8 `[H, W, 3]`; while something changes, as it was before. Nobody waits.
+
+        Raises SessionError: nothing has run yet.
+        """
+        past = self._past
+        if past is None:
+            raise SessionError(_NO_PICTURE)
+        return np.asarray(self.model.picture(past.picture)[0])
 
     # -- files and the end -------------------------------------------------------------------------------
 
@@ -510,6 +518,7 @@ class SDEdit(NotCopied):
             "storage": self.storage,
             "ran": [side.ran for side in sides],
             "edits": len(past.edits),
+            "forgotten": past.forgotten,
         }
         states = {_prefix(i): session.state for i, session in enumerate(self._sessions)}
         session_file.save(
@@ -544,6 +553,7 @@ class SDEdit(NotCopied):
             described = json.loads(loaded.metadata[_SETTINGS])
             ran, margin = described.pop("ran"), described.pop("margin")
             storage, edits = described.pop("storage"), described.pop("edits")
+            forgotten = int(described.pop("forgotten"))
             settings = Settings(**described)  # these names and no others
             pipeline = cls(
                 loaded.model,
@@ -558,7 +568,7 @@ class SDEdit(NotCopied):
             sides = tuple(_Side(each, bool(moved)) for each, moved in zip(pictures, ran, strict=True))
             if not isinstance(edits, int) or not 0 <= edits <= len(sides):
                 raise ValueError(f"{edits} of {len(sides)} edits can be undone")
-            past = pipeline._past = _Past(picture, sides[:edits], sides[edits:])
+            past = pipeline._past = _Past(picture, sides[:edits], sides[edits:], max(forgotten, 0))
             states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
             if loaded.states:
                 raise ValueError(f"{len(loaded.states)} steps too many")
@@ -703,11 +713,10 @@ class SDEdit(NotCopied):
             kept += sum(int(canvas.nbytes) for path, canvas in canvases if path != input_path("x"))
         return kept
 
-    def _align(self, inverses: Sequence[session_file.Step] = (), *, drop: bool = False) -> None:
+    def _align(self, inverses: Sequence[session_file.Step] = ()) -> None:
         """Bring every step's session to where the past stands; what interrupts waits for the end.
 
-        `inverses` are those of every session's next step forward, where they are known. With `drop`, what is undone
-        is an edit that is not to be kept.
+        `inverses` are those of every session's next step forward, where they are known.
 
         Raises
         ------
@@ -718,24 +727,32 @@ class SDEdit(NotCopied):
         edits, undone = _ran(past.edits), _ran(past.undone)
         interrupt: BaseException | None = None
         for session, inverse in zip_longest(self._sessions, inverses):
-            while session.edits != edits or session.undone > undone:
+            for _ in range(_MOST_TRIES):
                 try:
-                    if drop and session.edits > edits:
+                    session._settled()
+                    excess = session.edits + session.undone - edits - undone
+                    if past.editing and session.edits > edits:
                         session._take_back()
-                    elif session.undone > undone and session.edits == edits:
+                    elif excess > 0 and session.undone > undone:
                         session._keep_undone(undone)
-                    elif session.edits + session.undone > edits + undone:
-                        session._forget_oldest(session.edits + session.undone - edits - undone)
+                    elif excess > 0:
+                        session._forget_oldest(excess)
                     elif session.edits > edits:
                         session._step_back()
-                    else:
+                    elif session.edits < edits:
                         session._step_forward(inverse)
+                    else:
+                        break
                 except (MemoryError, SessionError):
                     raise
                 except BaseException as error:
                     interrupt = error
-        if any(session.undone < undone for session in self._sessions):  # there was no memory to keep it
-            self._past = dataclasses.replace(past, undone=())
+            else:
+                raise interrupt or AssertionError("a step's session does not come to where the past stands")
+        kept = all(session.undone == undone for session in self._sessions)  # there was memory to keep it
+        if past.editing or not kept:
+            self._past = dataclasses.replace(past, editing=False, undone=past.undone if kept else ())
+        if not kept:
             for session in self._sessions:
                 session._keep_undone(0)
         if interrupt is not None:
@@ -745,11 +762,17 @@ class SDEdit(NotCopied):
         """Memory of the canvases of all steps, in RAM and in files."""
         return sum(session.memory.nbytes for session in self._sessions) + self.store.shared_bytes
 
-    def _journal_nbytes(self) -> int:
-        """Memory that undoing and redoing takes, at all steps."""
-        sides = () if self._past is None else (*self._past.edits, *self._past.undone)
-        pictures = sum(int(side.picture.nbytes) for side in sides)
-        return pictures + sum(session.journal_nbytes for session in self._sessions)
+    def _journal_nbytes(self, past: _Past) -> int:
+        """Memory that undoing and redoing what is in the `past` takes, at all steps (which may still have more)."""
+        pictures = sum(int(side.picture.nbytes) for side in (*past.edits, *past.undone))
+        edits, undone = _ran(past.edits), _ran(past.undone)
+        journals = 0
+        for session in self._sessions:
+            history = session.state.history
+            first, next_one = max(len(history.steps) - edits, 0), max(len(history.undone) - undone, 0)
+            steps = (*history.steps[first:], *history.undone[next_one:])
+            journals += sum(step.journal.nbytes for step in steps)
+        return pictures + journals
 
     def _result(
         self,
@@ -757,10 +780,12 @@ class SDEdit(NotCopied):
         picture: Host,
         start: float,
         active: TileSet,
+        past: _Past,
         *,
         edited_area: float,
         ignored: int = 0,
     ) -> Result:
+        """What a change gives that ends at `past`."""
         stats = Stats(
             float(edited_area),
             tuple(record for result in results for record in result.stats.layers),
@@ -768,6 +793,9 @@ class SDEdit(NotCopied):
             self._cache_nbytes(),
             journal_bytes=sum(result.stats.journal_bytes for result in results),
             ignored_pixels=ignored,
+            undo_edits=len(past.edits),
+            undo_bytes=self._journal_nbytes(past),
+            forgotten_edits=past.forgotten,
         )
         return Result(self.model.picture(picture), picture.copy(), stats, active)
 

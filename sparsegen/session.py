@@ -54,11 +54,6 @@ class Result:
         """The first (usually the only) picture, uint8 `[H, W, 3]`."""
         return np.asarray(self.images[0])
 
-    def with_undo(self, edits: int, nbytes: int, forgotten: int) -> Result:
-        """The same, its statistics saying what can be undone and redone."""
-        stats = replace(self.stats, undo_edits=edits, undo_bytes=nbytes, forgotten_edits=forgotten)
-        return replace(self, stats=stats)
-
     def __repr__(self) -> str:
         n, height, width = self.images.shape[:3]
         return f"<Result: {n} of {height}×{width}; {self.stats.summary()}>"
@@ -138,8 +133,6 @@ class Session(NotCopied):
         self.memory = memory_kind(storage)(engine, model.prepared_for(engine), store=store)
         self._state: State | None = None
         self._idle: tuple[LayerRecord, ...] = ()  # the record of an edit without change
-        self._forgotten = 0
-        """Edits since the last run that can no longer be undone."""
         self._own_turn = Turn()
         self.notes: Notes = {}
         """What else `save` is to keep for the user, by name: text and arrays."""
@@ -198,7 +191,7 @@ class Session(NotCopied):
         inputs = self.model.encode(picture, **conditions)
         backend = self.memory.backend
         same_size = all(c.shape[:3] == inputs.shape for c in _input_canvases(self.memory).values())
-        self._state, self._forgotten = None, 0  # and its journals
+        self._state = None  # and its journals
         canvases = self.memory.canvases if same_size else {}
         memory = type(self.memory)(
             backend,
@@ -226,7 +219,10 @@ class Session(NotCopied):
             run.records[-1].path,
             History(TileSet.empty(*inputs.shape)),
         )
-        result = self._result(run.records, state, output, output.changed[0], start, edited_area=1.0)
+        result = self._result(
+            run.records, state, output, output.changed[0], start, state.history, edited_area=1.0
+        )
+        state.images = np.array(result.images)
         self._idle = tuple(map(_idle, run.records))
         self._state = state if record else None
         return result
@@ -260,19 +256,10 @@ class Session(NotCopied):
         Raises
         ------
         InputError, ShapeError, SessionError, NonFiniteError
-            The session stays as it was, also when the edit is interrupted.
+            The session stays as it was, also when the edit is interrupted before it is done.
         """
         with self._turn.change("edit"):
-            result = self._repaint(picture, mask=mask, policy=policy, progress=progress, **conditions)
-            state, limit = self._base(), undo_limit(self._undo, self.memory.nbytes)
-            forgotten = 0
-            while self.journal_nbytes > limit and len(state.steps) > 1:
-                self._forget_oldest(1)
-                forgotten += 1
-            self._forgotten += forgotten
-            if forgotten:
-                warn_forgotten(forgotten, limit)
-            return result.with_undo(len(state.steps), self.journal_nbytes, self._forgotten)
+            return self._repaint(picture, mask=mask, policy=policy, progress=progress, **conditions)
 
     def _repaint(
         self,
@@ -281,12 +268,12 @@ class Session(NotCopied):
         mask: Any = None,
         policy: str | Policy | None = None,
         progress: Progress | None = None,
-        keep_undone: bool = False,
+        keep_history: bool = False,
         **conditions: Any,
     ) -> Result:
-        """`edit`, for a pipeline that has the turn: no edit is forgotten; with `keep_undone`, none that was undone."""
+        """`edit`, for a pipeline that has the turn; with `keep_history`, no edit is forgotten, old or undone."""
         start = time.perf_counter()
-        state = self._base()
+        state = self._settled()
         before = state.history
         chosen = get_policy(policy, paper=self.model.paper)
         inputs = self._encode_edit(state, picture, conditions)
@@ -306,7 +293,8 @@ class Session(NotCopied):
         step = Step(Journal(), before.stale)
         area = np.count_nonzero(difference) / difference.size
         if state.images is None:  # a callback may ask for them
-            state.images = self.model.picture(self.memory.whole(self._output(state).parts[0]))
+            state.images = self._pictures(state)
+        state.history = replace(before, going=(step.journal, before))
         try:
             if spread.count:
                 plan = chosen.plan(spread.mask(), settled=not before.stale.count)
@@ -317,14 +305,27 @@ class Session(NotCopied):
             else:
                 records, output = self._idle, self._output(state)
                 active = output.changed[0]
+            after = replace(before, stale=stale, steps=(*before.steps, step))
+            if not keep_history:
+                after = self._within_budget(replace(after, undone=()))
             result = self._result(
-                records, state, output, active, start, edited_area=area, ignored=ignored, step=step
+                records, state, output, active, start, after, edited_area=area, ignored=ignored, step=step
             )
-            state.history = History(stale, (*before.steps, step), before.undone if keep_undone else ())
+            state.images, state.history = np.array(result.images), after
             return result
         except BaseException:
-            self._go(step.journal, before)
+            completed(self._arrive)
             raise
+
+    def _within_budget(self, history: History) -> History:
+        """The history without its oldest edits, as many as do not fit; whoever edits is told."""
+        limit, forgotten = undo_limit(self._undo, self.memory.nbytes), 0
+        while history.nbytes > limit and len(history.steps) > 1:
+            history = replace(history, steps=history.steps[1:], forgotten=history.forgotten + 1)
+            forgotten += 1
+        if forgotten:
+            warn_forgotten(forgotten, limit)
+        return history
 
     def undo(self) -> Result:
         """Put back what the last edit overwrote, bit for bit. As often as `edits` says.
@@ -335,11 +336,12 @@ class Session(NotCopied):
             There is nothing to undo, or a callback of this session asked.
         """
         with self._turn.change("undo"):
-            start, state = time.perf_counter(), self._base()
+            start, state = time.perf_counter(), self._settled()
             if not state.steps:
-                raise nothing_to_undo(self._forgotten)
+                raise nothing_to_undo(state.history.forgotten)
+            journal = state.steps[-1].journal
             self._step_back()
-            return self._exchanged(start, state.undone[-1].journal if state.undone else None)
+            return self._exchanged(start, journal)
 
     def redo(self) -> Result:
         """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
@@ -350,33 +352,36 @@ class Session(NotCopied):
             There is nothing to redo, or a callback of this session asked.
         """
         with self._turn.change("redo"):
-            start, state = time.perf_counter(), self._base()
+            start, state = time.perf_counter(), self._settled()
             if not state.undone:
                 raise SessionError(NOTHING_TO_REDO)
+            journal = state.undone[-1].journal
             self._step_forward()
-            return self._exchanged(start, state.steps[-1].journal)
+            return self._exchanged(start, journal)
 
-    def _exchanged(self, start: float, journal: Journal | None) -> Result:
-        """The result of an undo or redo; its `journal` says what was repainted."""
+    def _exchanged(self, start: float, journal: Journal) -> Result:
+        """The result of an undo or redo, which played that journal back."""
         state = self._base()
         output = self._output(state)
         active = output.changed[0]
-        if journal is not None and state.output_path in journal.paths:
+        if state.output_path in journal.paths:
             active = TileSet.of_tiles(active.shape, journal.kept_tiles(state.output_path))
-        result = self._result([], state, output, active, start, edited_area=0.0)
-        return result.with_undo(len(state.steps), self.journal_nbytes, self._forgotten)
+        result = self._result([], state, output, active, start, state.history, edited_area=0.0)
+        state.images = np.array(result.images)
+        return result
 
     def _step_back(self) -> None:
         """`undo` without a result, for a pipeline that has the turn.
 
         Where there is no memory to keep what is overwritten, it cannot be redone.
         """
-        *steps, step = self._base().history.steps
+        history = self._settled().history
+        *steps, step = history.steps
         try:
-            undone = (*self._base().history.undone, self._inverse(step))
+            undone = (*history.undone, self._inverse(step))
         except (MemoryError, SessionError):
             undone = ()
-        _raise(self._go(step.journal, History(step.stale, tuple(steps), undone)))
+        self._go(step.journal, replace(history, stale=step.stale, steps=tuple(steps), undone=undone))
 
     def _step_forward(self, inverse: Step | None = None) -> None:
         """`redo` without a result, for a pipeline that has the turn; `inverse` is that of the step, where it is known.
@@ -386,16 +391,16 @@ class Session(NotCopied):
         MemoryError, SessionError
             There is no memory to keep what is overwritten; the session stays as it was.
         """
-        history = self._base().history
+        history = self._settled().history
         *undone, step = history.undone
         steps = (*history.steps, inverse or self._inverse(step))
-        _raise(self._go(step.journal, History(step.stale, steps, tuple(undone))))
+        self._go(step.journal, replace(history, stale=step.stale, steps=steps, undone=tuple(undone)))
 
     def _take_back(self) -> None:
         """Undo an edit that is not to be kept, for a pipeline that has the turn: it cannot be redone."""
-        history = self._base().history
+        history = self._settled().history
         *steps, step = history.steps
-        _raise(self._go(step.journal, History(step.stale, tuple(steps), history.undone)))
+        self._go(step.journal, replace(history, stale=step.stale, steps=tuple(steps)))
 
     def _forget_oldest(self, count: int) -> None:
         """So many of the oldest edits can no longer be undone."""
@@ -412,16 +417,32 @@ class Session(NotCopied):
         """The way back from the other side of a step that is about to be taken."""
         return Step(step.journal.inverse(self.memory), self._base().history.stale)
 
-    def _go(self, journal: Journal, history: History) -> BaseException | None:
-        """Play a journal back, and stand at `history`, whatever comes; what came is returned."""
+    def _go(self, journal: Journal, history: History) -> None:
+        """Play a journal back and stand at `history`. What interrupts is raised in the end."""
         state = self._base()
+        state.history = replace(state.history, going=(journal, history))
+        interrupt = completed(self._arrive)
+        if interrupt is not None:
+            raise interrupt
 
-        def go() -> None:
-            state.images = None
+    def _arrive(self) -> None:
+        """Play back the journal that is `going`, if there is one; an edit's where it failed."""
+        state = self._base()
+        if state.history.going is not None:
+            journal, history = state.history.going
             journal.undo(self.memory)
+            if (
+                history.steps != state.history.steps
+            ):  # (after an edit that failed the pictures are those of before)
+                state.images = None
             state.history = history
 
-        return completed(go)
+    def _settled(self) -> State:
+        """The state, once it is where its history says: an interrupt may have come between two of our lines."""
+        interrupt = completed(self._arrive)
+        if interrupt is not None:
+            raise interrupt
+        return self._base()
 
     @property
     def state(self) -> State:
@@ -445,12 +466,22 @@ class Session(NotCopied):
 
     @property
     def image(self) -> Host:
-        """The first picture as it stands, uint8 `[H, W, 3]`; for a callback, as it was before. Raises SessionError."""
-        with self._turn.read():
-            state = self._base()
-            if state.images is None:
-                state.images = self.model.picture(self.memory.whole(self._output(state).parts[0]))
-            return np.array(state.images[0])
+        """The first picture as it stands, uint8 `[H, W, 3]`; while something changes, as it was before. Nobody waits.
+
+        Raises SessionError: nothing has run yet.
+        """
+        state = self._state
+        if state is None:
+            raise SessionError("no picture yet: a run must end first")
+        images = state.images
+        if images is None:
+            with self._turn.change("image"):
+                images = state.images = self._pictures(state)
+        return np.array(images[0])
+
+    def _pictures(self, state: State) -> Host:
+        """The output's pictures as they stand."""
+        return self.model.picture(self.memory.whole(self._output(state).parts[0]))
 
     # -- files -------------------------------------------------------------------------------------------
 
@@ -463,7 +494,7 @@ class Session(NotCopied):
             Nothing has run yet; the file could not be written; a callback of this session asked.
         """
         with self._turn.change("save"):
-            session_file.save(path, {"": self._base()}, notes=self.notes)
+            session_file.save(path, {"": self._settled()}, notes=self.notes)
 
     @classmethod
     def load(
@@ -585,34 +616,36 @@ class Session(NotCopied):
         output: Feature,
         active: TileSet,
         start: float,
+        history: History,
         *,
         edited_area: float,
         ignored: int = 0,
         step: Step | None = None,
     ) -> Result:
-        """Of the state's images, all but the box around the `active` tiles still holds."""
+        """Of the state's images, all but the box around the `active` tiles still holds. It will stand at `history`."""
         memory = state.memory
         memory.backend.synchronize()
         values = memory.whole(output.parts[0])
         if state.images is None:
             images = self.model.picture(values)
         else:
-            part = self.model.picture(values[active.place])
-            images, state.images = state.images, None  # until it is whole again
-            images[active.place] = part
-        state.images, given = images, images.copy()
+            images = np.array(state.images)
+            images[active.place] = self.model.picture(values[active.place])
         journal = 0 if step is None else step.journal.nbytes
         elapsed = (time.perf_counter() - start) * 1e3
         stats = Stats(
-            edited_area, tuple(records), elapsed, memory.nbytes, memory.codebook_nbytes, journal, ignored
+            edited_area,
+            tuple(records),
+            elapsed,
+            memory.nbytes,
+            memory.codebook_nbytes,
+            journal,
+            ignored,
+            len(history.steps),
+            history.nbytes,
+            history.forgotten,
         )
-        return Result(given, values, stats, active)
-
-
-def _raise(interrupt: BaseException | None) -> None:
-    """Raise what came while something was completed."""
-    if interrupt is not None:
-        raise interrupt
+        return Result(images, values, stats, active)
 
 
 def _idle(record: LayerRecord) -> LayerRecord:

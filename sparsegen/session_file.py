@@ -67,6 +67,10 @@ class History:
     """Edits that can be undone, the last one last."""
     undone: tuple[Step, ...] = ()
     """Edits that can be made again, the next one last."""
+    forgotten: int = 0
+    """Edits since the last run that can no longer be undone."""
+    going: tuple[Journal, History] | None = None
+    """A journal that is being written or played back, and where the session stands once it has been played back."""
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +88,7 @@ class State:
     output_path: str
     history: History
     images: Host | None = None
-    """The output's pictures, of before an edit while it runs; None: not known."""
+    """The output's pictures, of before an edit while it runs, never written into; None: not known."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -135,6 +139,7 @@ def save(
                     "storage": state.memory.storage,
                     "least_size": state.memory.least_size,
                     "edits": len(state.steps),
+                    "forgotten": state.history.forgotten,
                 }
                 for prefix, state in states.items()
             }
@@ -417,7 +422,12 @@ def _loaded(
             least_size=int(described["least_size"]),
         )
         states[prefix] = _state(
-            _under(tensors, prefix), model, memory, str(described["output"]), described["edits"]
+            _under(tensors, prefix),
+            model,
+            memory,
+            str(described["output"]),
+            described["edits"],
+            int(described["forgotten"]),
         )
     notes: Notes = {str(name): str(text) for name, text in json.loads(metadata["sparsegen.notes"]).items()}
     notes |= _under(tensors, "notes/")
@@ -428,7 +438,14 @@ def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
     return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
-def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_path: str, edits: int) -> State:
+def _state(
+    tensors: Mapping[str, Host],
+    model: Model,
+    memory: Memory,
+    output_path: str,
+    edits: int,
+    forgotten: int,
+) -> State:
     backend = memory.backend
     take: Callable[[Host], Array] = backend.upload if memory.store is None else np.asarray
     memory.canvases = {key: take(value) for key, value in _under(tensors, "canvas/").items()}
@@ -476,5 +493,5 @@ def _state(tensors: Mapping[str, Host], model: Model, memory: Memory, output_pat
         steps[i].journal.add_book(books[book], count, windows)
         at += follow * width
     conditions = _under(tensors, "condition/")
-    history = History(stale, tuple(steps[:edits]), tuple(steps[edits:]))
+    history = History(stale, tuple(steps[:edits]), tuple(steps[edits:]), max(forgotten, 0))
     return State(model, memory, conditions, output_path, history)

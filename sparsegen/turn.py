@@ -18,7 +18,11 @@ from .errors import SessionError, SparsegenError
 
 
 class Turn:
-    """A lock with an owner, shared by all that must not change at once."""
+    """A lock with an owner, shared by all that must not change at once.
+
+    Reading needs no turn: what can be read is replaced when a change is done, and never written into. (Two threads
+    whose callbacks each change the other's session would wait for each other.)
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,8 +42,8 @@ class Turn:
         """
         if self._mine:
             raise SessionError(
-                f"{call}: the session is being changed, and this is a callback of that change; call {call} once it "
-                "has returned (reading is possible now)"
+                f"{call}: the session is being changed, or one of the same store, and this is a callback of that "
+                f"change; call {call} once it has returned (reading is possible now)"
             )
         with self._lock:
             self._check()
@@ -48,16 +52,6 @@ class Turn:
                 yield
             finally:
                 self._owner = None
-
-    @contextmanager
-    def read(self) -> Iterator[None]:
-        """Look at what no other thread is changing; a callback sees what was there before the change it belongs to."""
-        if self._mine:
-            yield
-            return
-        with self._lock:
-            self._check()
-            yield
 
     @property
     def _mine(self) -> bool:
