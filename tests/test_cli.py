@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Path:
     mask = np.zeros((32, 64), np.uint8)
     mask[4:12, 8:30] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "rgb.png")
+    Image.new("RGB", (64, 32), (9, 0, 0)).save(tmp_path / "rgb.png")
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.pth").write_bytes(b"")
     return tmp_path
@@ -223,7 +223,7 @@ MISTAKES = {
     "a setting of a wrong value": (f"{TINY} --edited b.png -o o.png --set ngf=wide", "ngf is 'wide'"),
     "a setting that does not fit": (f"{TINY} --edited b.png -o o.png --set ngf=4", "fc.weight (expected"),
     "a label out of range": (f"{TINY} --edited high.png -o o.png", "labels 0 to 3"),
-    "colours instead of labels": (f"{TINY} --edited rgb.png -o o.png", "palette"),
+    "colours instead of labels": (f"{TINY} --edited rgb.png -o o.png", "none of the greys of a.png"),
     "no picture": (f"{TINY} --edited text.png -o o.png", "text.png"),
     "an empty checkpoint": ("inspect empty.pth", "empty.pth"),
     "a checkpoint that is a picture": ("convert a.png -o o.safetensors", "a.png"),

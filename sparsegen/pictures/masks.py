@@ -31,14 +31,13 @@ def read_mask(source: Source, *, frame: Frame | None = None) -> Host:
         read; it has another size than the frame's files.
     """
     file = read_file(source)
-    mask, is_alpha = _masked(file)
-    if not mask.any():
+    whole, is_alpha = _masked(file)
+    mask = whole if frame is None else frame.nearest(whole, file.path)
+    if not whole.any():
         raise InputError(
             f"{file.path}: the mask is empty, no pixel is at least half as bright as white; paint what to compute anew "
             "white on black (a mask of 0 and 1 must be saved as 0 and 255)"
         )
-    if frame is not None:
-        mask = frame.nearest(mask, file.path)
     share = float(mask.mean())
     if frame is not None and not share:
         raise InputError(
