@@ -94,6 +94,15 @@ def settings_for(model: Model, **given: Any) -> Settings:
             f"sampler {settings.sampler!r} does not go with a {model.family} network; "
             f"choose {'pd' if model.family == 'pd' else 'one of ddim, ddpm, dpm++2m, euler'}"
         )
+    if (
+        given.get("noise_level") is None
+        and model.family == "pd"
+        and settings.noise_level > settings.steps > 0
+    ):
+        raise InputError(
+            f"the default noise level of {settings.noise_level} steps is too high for {settings.steps}; give a noise "
+            f"level of {settings.steps} or lower, or more steps"
+        )
     try:
         settings.times()
     except schedules.TooManySteps as error:
@@ -101,8 +110,7 @@ def settings_for(model: Model, **given: Any) -> Settings:
             raise
         raise InputError(
             f"the default of {settings.steps} steps is too many for noise level {settings.noise_level} with "
-            f"{settings.sampler}, which has room for {error.most}; give steps={error.most} or fewer, or a higher "
-            "noise level"
+            f"{settings.sampler}; give {error.most} steps or fewer, or a higher noise level"
         ) from None
     return settings.plain()
 

@@ -152,6 +152,29 @@ class Model(NotCopied, Layer):
         """The parameters as `backend` lays them out: one set for all sessions, gone with the model or the backend."""
         return self._prepared.setdefault(backend, Prepared(self._release))
 
+    def described(self) -> dict[str, Any]:
+        """What the model is beside its configuration and parameters, in plain values that JSON can keep."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "defaults": {name: list(value) for name, value in self.defaults.items()},
+            "sampling": dict(self.sampling),
+            "size": self.size,
+        }
+
+    def describe(self, described: Mapping[str, Any]) -> None:
+        """Take what `described` gave. Raises ValueError, TypeError, LookupError: it is something else."""
+        self.name, self.source = str(described["name"]), str(described["source"])
+        defaults = {str(name): tuple(map(float, value)) for name, value in described["defaults"].items()}
+        sampling = dict(described["sampling"])
+        if not set(sampling) <= {"steps", "noise_level", "sampler", "eta", "schedule"}:
+            raise ValueError(f"its sampling is {', '.join(map(str, sampling))}")
+        self.defaults, self.sampling = MappingProxyType(defaults), MappingProxyType(sampling)
+        size = described["size"]
+        if size is not None:
+            height, width = map(int, size)
+            self.size = height, width
+
     def config_json(self) -> str:
         """The configuration as JSON, keys sorted."""
         return json.dumps(asdict(self.config), sort_keys=True)

@@ -62,12 +62,22 @@ Seed: TypeAlias = int | Sequence[int]
 
 def checked_seed(seed: Seed) -> int | tuple[int, ...]:
     """`seed` in Python's own numbers. Raises InputError."""
-    each = seed if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes) else [seed]
-    if np.ndim(seed) > 1 or not len(each) or not all(_is_seed(one) for one in each):
+    if _is_seed(seed):
+        return int(seed)  # type: ignore[arg-type]  # one number
+    listed = (
+        seed
+        if isinstance(seed, list | tuple | range)
+        else seed.tolist()
+        if isinstance(seed, np.ndarray)
+        else None
+    )
+    if _is_seed(listed):  # an array of no dimension
+        return int(listed)
+    if not isinstance(listed, Sequence) or not len(listed) or not all(map(_is_seed, listed)):
         raise InputError(
             f"seed is {seed!r}, expected a whole number, 0 or more, or a list of them, one for each sample"
         )
-    return int(seed) if np.ndim(seed) == 0 else tuple(int(one) for one in each)  # type: ignore[arg-type]
+    return tuple(map(int, listed))
 
 
 def _is_seed(seed: object) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 
 from . import samplers
-from .denoising import DEFAULTS, OnStep, Settings, denoised, is_number, settings_for
+from .denoising import DEFAULTS, OnStep, Settings, denoised, settings_for
 from .errors import InputError
 from .model import Model, checked_model
 from .models.unet import UNet
@@ -79,35 +79,43 @@ def sample(
     needed = "sample needs a diffusion model"
     if not isinstance(checked_model(model, needed), UNet):
         raise InputError(f"{needed}, {model.family!r} is none")
-    size = size or model.size
-    if size is None:
-        raise InputError(
-            "the file does not say which size the network was trained on; give size=(height, width)"
-        )
-    if (
-        not isinstance(size, tuple | list)
-        or len(size) != 2
-        or not all(isinstance(side, int) for side in size)
-    ):
-        raise InputError(f"size is {size!r}, expected (height, width) in pixels")
-    if not is_number(count) or count != int(count) or count < 1:
+    height, width = _checked_size(model.size if size is None else size)
+    model.check_size(height, width)
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
         raise InputError(f"count is {count!r}, expected a number of pictures, 1 or more")
-    model.check_size(*size)
     settings = whole_way(
         model, steps=steps, sampler=sampler, eta=eta, schedule=schedule, clip=clip, seed=seed
     )
-    x = samplers.noise(seed, START, (int(count), *size, model.config.in_channels))
-    session, results = Session(model, backend, store=Store()), []
+    x = samplers.noise(seed, START, (int(count), height, width, model.config.in_channels))
+    session, records = Session(model, backend, store=Store()), []
 
     def compute(i: int, x: Host, now: float) -> Host:
         conditions: dict[str, Any] = {model.time: now}
-        results.append(session.run(x, record=False, **conditions))
-        return results[-1].output
+        result = session.run(x, record=False, **conditions)
+        records.extend(result.stats.layers)
+        return result.output
 
     for step in denoised(model, settings, compute, x):
         x = np.clip(step.x, -1, 1) if step.next_timestep is None else step.x
         if on_step is not None:
             on_step(dataclasses.replace(step, x=x.copy()))
-    records = tuple(record for result in results for record in result.stats.layers)
-    stats = Stats(1.0, records, (time.perf_counter() - start) * 1e3, session.memory.nbytes)
+    stats = Stats(1.0, tuple(records), (time.perf_counter() - start) * 1e3, session.memory.nbytes)
     return Result(model.picture(x), x, stats, TileSet.full(*x.shape[:3]))
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    """(height, width). Raises InputError."""
+    if size is None:
+        raise InputError(
+            "the file does not say which size the network was trained on; give size=(height, width)"
+        )
+    sides = size.tolist() if isinstance(size, np.ndarray) else size
+    if (
+        not isinstance(sides, tuple | list)
+        or len(sides) != 2
+        or not all(
+            isinstance(side, int | np.integer) and not isinstance(side, bool) and side > 0 for side in sides
+        )
+    ):
+        raise InputError(f"size is {size!r}, expected (height, width) in pixels")
+    return int(sides[0]), int(sides[1])

@@ -185,7 +185,9 @@ def timesteps(
     length = schedule_length
     extra = 1 if drop_last and spacing != "trailing" else 0
     if noise_level is not None:
-        length = _whole("noise_level", noise_level, 1 + extra, schedule_length)
+        length = _whole("noise_level", noise_level, 1, schedule_length)
+        if length == extra:
+            raise InputError("noise_level is 1, which leaves this sampler no timestep; give 2 or more")
     if isinstance(steps, int | np.integer) and steps > length - extra:
         raise TooManySteps(steps, length - extra)
     _whole("steps", steps, 1, length - extra)

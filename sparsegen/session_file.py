@@ -129,7 +129,7 @@ def save(
         "sparsegen.session": VERSION,
         "sparsegen.family": model.family,
         "sparsegen.config": model.config_json(),
-        "sparsegen.model_name": model.name,
+        "sparsegen.model": json.dumps(model.described()),
         "sparsegen.paper": json.dumps(asdict(model.paper)),
         "sparsegen.states": json.dumps(
             {
@@ -408,7 +408,7 @@ def _loaded(
         raise ValueError(f"unknown network {metadata['sparsegen.family']!r}")
     build: Any = kind
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
-    model.name = metadata["sparsegen.model_name"]
+    model.describe(json.loads(metadata["sparsegen.model"]))
     model.paper = Paper(**json.loads(metadata["sparsegen.paper"]))
     model.load_parameters(_under(tensors, "parameter/"))
     states = {}

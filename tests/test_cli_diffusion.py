@@ -107,6 +107,7 @@ def test_edit_writes_what_the_library_computes(files, capsys):
         "schedule": "linear",
         "clip": "1.0",
         "margin": "3",
+        "cache_storage": "float32",
     }
     shown = capsys.readouterr()
     assert "caches: 4 steps of" in shown.out and "edited area" in shown.out and "MACs" in shown.out

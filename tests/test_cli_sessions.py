@@ -116,7 +116,10 @@ def test_strokes_over_the_result_or_over_the_strokes_are_the_same_edit(files):
     Path("t").write_bytes(Path("s").read_bytes())
     assert edit("--edited", "second.png", "-o", "b.png", "--session", "s") == 0
     assert main(["undo", "--session", "t"]) == 0
-    assert main(["redo", "--session", "t"]) == 0  # after that, the picture itself is what comes before
+    assert main(["redo", "--session", "t"]) == 0  # there and back is nothing
+    Path("u").write_bytes(Path("t").read_bytes())
+    assert edit("--edited", "second.png", "-o", "d.png", "--session", "u") == 0
+    assert np.array_equal(read("b.png"), read("d.png"))
     assert edit("--edited", "over.png", "-o", "c.png", "--session", "t") == 0
     assert np.array_equal(read("b.png"), read("c.png"))
 
@@ -210,8 +213,8 @@ def test_what_a_session_has_already_is_not_said_otherwise(files, capsys, words, 
     ("words", "message"),
     [
         (["--session", "photo.png"], "photo.png: is also an input"),
-        (["--session", "first.session"], "--original"),
-        (["--session", "text"], "text"),
+        (["--session", "first.session"], "a new session, which begins with a picture: give --original"),
+        (["--session", "text"], "text: is in no known format"),
         (["--session", "nowhere/kept"], "the folder nowhere does not exist"),
         ([], "--original: missing"),
     ],
@@ -223,6 +226,91 @@ def test_a_session_that_cannot_begin_is_said(files, capsys, words, message):
     assert edit(*STROKES, *original, "--edited", "first.png", "-o", "a.png", *words) == 2
     assert message in capsys.readouterr().err
     assert not Path("a.png").exists() and Path("text").read_text() == "no session at all"
+
+
+def test_no_output_takes_the_place_of_what_a_session_needs(files, capsys):
+    Image.fromarray(read("photo.png")).save("mine.png")
+    begin = [*STROKES, "--original", "mine.png", "--edited", "first.png"]
+    assert edit(*begin, "-o", "same.png", "--session", "same.png") == 2
+    assert "is also an output" in capsys.readouterr().err and not Path("same.png").exists()
+    assert edit(*begin, "-o", "a.png", "--session", "s") == 0
+    before = Path("mine.png").read_bytes()
+    for words in (
+        ["edit", "--edited", "second.png", "-o", "mine.png", "--session", "s"],
+        ["undo", "-o", "mine.png", "--session", "s"],
+        ["undo", "-o", "s", "--session", "s"],
+    ):
+        assert main(words) == 2
+    assert Path("mine.png").read_bytes() == before and sparsegen.open_session("s").edits == 1
+    assert capsys.readouterr().err.count("is also an input") == 2
+
+
+def test_a_session_that_python_saved_goes_on(files, capsys):
+    """Without our notes: its original must be given, and must be of its size."""
+    session = SDEdit(sparsegen.load("ddpm.safetensors"), steps=2)
+    session.run(picture(np.random.default_rng(0), (16, 16)))
+    session.notes = {"painted": "mine"}
+    session.save("python.session")
+    words = ["--edited", "first.png", "-o", "a.png", "--session", "python.session"]
+    assert edit(*words) == 2
+    assert "does not say what its original is; give --original" in capsys.readouterr().err
+    assert edit(*words, "--original", "photo.png") == 2
+    assert "photo.png: is 32×32, the session's picture is 16×16" in capsys.readouterr().err
+    maps = Session(sparsegen.load("gaugan.safetensors"))
+    maps.run(random_labels(np.random.default_rng(0), (64, 64)))
+    maps.save("maps.session")
+    words = ["--edited", "house.png", "-o", "a.png", "--session", "maps.session", "--original", "labels.png"]
+    assert edit(*words) == 2
+    assert "labels.png: is 32×64, the session's maps are 64×64" in capsys.readouterr().err
+    assert not Path("a.png").exists()
+
+
+def test_a_session_undone_in_python_is_painted_as_it_stands(files):
+    assert (
+        edit(*STROKES, "--original", "photo.png", "--edited", "first.png", "-o", "a.png", "--session", "s")
+        == 0
+    )
+    session = sparsegen.open_session("s")
+    session.undo()
+    session.save("s")
+    assert edit("--edited", "first.png", "-o", "b.png", "--session", "s") == 0
+    assert np.array_equal(read("a.png"), read("b.png"))
+
+
+def test_a_session_keeps_what_its_original_was_read_with(files, capsys):
+    begin = [*STROKES, "--original", "photo.png", "--edited", "first.png", "-o", "a.png", "--session", "s"]
+    assert edit(*begin, "--crop", "16x24", "--resize", "32x48") == 0
+    go_on = ["--edited", "second.png", "-o", "b.png", "--session", "s"]
+    assert edit(*go_on) == 0
+    assert read("b.png").shape == (32, 48, 3)
+    capsys.readouterr()
+    assert edit(*go_on, "--resize", "16x24") == 2
+    assert "--resize 16x24: the session in s has 32x48; omit it" in capsys.readouterr().err
+    assert edit(*go_on, "--crop", "16x24") == 0
+
+
+def test_instances_of_a_session_without_are_said(files, capsys):
+    assert (
+        edit(*MAPS, "--original", "labels.png", "--edited", "house.png", "-o", "a.png", "--session", "s") == 0
+    )
+    words = ["--edited", "tree.png", "-o", "b.png", "--session", "s", "--instances", "house.png"]
+    assert edit(*words) == 2
+    assert not Path("b.png").exists()
+
+
+def test_an_interrupted_edit_saves_what_was_done_before(files, monkeypatch):
+    real, calls = SDEdit.edit, []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(SDEdit, "edit", interrupted)
+    chain = ["--original", "photo.png", "--edited", "first.png", "--edited", "second.png"]
+    assert edit(*STROKES, *chain, "-o", "a.png", "--session", "kept.session") == 130
+    assert sparsegen.open_session("kept.session").edits == 1
 
 
 def test_an_original_that_is_gone_is_said(files, capsys):

@@ -80,12 +80,21 @@ def test_each_picture_of_a_batch_is_that_of_its_seed(backend, way):
         ({"size": SIZE, "sampler": "pd"}, "does not go with a ddpm network"),
         ({"size": (16, 16, 3)}, r"size is \(16, 16, 3\), expected \(height, width\)"),
         ({"size": 16}, r"size is 16, expected \(height, width\)"),
+        ({"size": (-8, 8)}, r"size is \(-8, 8\), expected"),
+        ({"size": np.array([8.0, 8.0])}, r"size is array.* expected"),
+        ({"size": SIZE, "count": float("nan")}, "count is nan"),
+        ({"size": SIZE, "count": float("inf")}, "count is inf"),
     ],
     ids=str,
 )
 def test_what_cannot_be_sampled_is_said(options, message):
     with pytest.raises(InputError, match=message):
         sparsegen.sample(DDPM, **options)
+
+
+def test_sizes_may_be_numpys():
+    for size in ((np.int64(8), 8), np.array([8, 8]), [8, 8]):
+        assert sparsegen.sample(DDPM, size=size, steps=1).image.shape == (8, 8, 3)
 
 
 def test_sizes_and_networks_that_do_not_go_are_said():

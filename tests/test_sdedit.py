@@ -21,7 +21,7 @@ from unets import (
     stroke,
 )
 
-from sparsegen import InputError, NonFiniteError, Paper, SessionError, ShapeError
+from sparsegen import InputError, NonFiniteError, Paper, SessionError, ShapeError, samplers
 from sparsegen import store as store_module
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.pipelines import SDEdit
@@ -257,6 +257,13 @@ def test_pictures_of_a_batch_are_edited_apart(backend, rng):
     assert not np.array_equal(result.images[1], pictures[1])
 
 
+@pytest.mark.parametrize(
+    "seed", [np.array(7), np.int64(7), np.uint8(7), range(7, 10), (7, 8, 9), np.arange(7, 10)], ids=repr
+)
+def test_seeds_may_be_of_every_kind_of_number_and_list(seed):
+    assert samplers.sample_seeds(seed, 3) == (7, 8, 9)
+
+
 @pytest.mark.parametrize("seed", [7, [3, 11, 3]], ids=str)
 def test_a_sample_of_a_batch_is_the_batch_of_one_of_its_seed(backend, rng, way, seed):
     """One number means seed, seed + 1, …; whichever picture of a batch was liked can be made again alone."""
@@ -279,7 +286,11 @@ def test_a_sample_of_a_batch_is_the_batch_of_one_of_its_seed(backend, rng, way, 
     assert len({first.images[i].tobytes() for i in range(3)}) == 3
 
 
-@pytest.mark.parametrize("seed", [[], [1, 2], [[1], [2]], "12", [1, -2], [1.5], ["1"], [True]], ids=str)
+@pytest.mark.parametrize(
+    "seed",
+    [[], [1, 2], [[1], [2]], [[1], [1, 2]], "12", b"1", {1, 2}, [1, -2], [1.5], ["1"], [True], 1j],
+    ids=str,
+)
 def test_seeds_that_do_not_fit_the_batch_are_said(seed):
     originals = picture(np.random.default_rng(0), SIZE, samples=3)
     with pytest.raises(
@@ -631,11 +642,22 @@ def test_an_option_that_cannot_be_used_is_said(options, message):
 
 @pytest.mark.parametrize(("sampler", "most"), [("ddpm", 7), ("ddim", 7), ("euler", 7), ("dpm++2m", 6)])
 def test_a_noise_level_too_low_for_the_default_steps_says_how_many_there_may_be(sampler, most):
-    with pytest.raises(InputError, match=rf"default of 25 steps is too many .* give steps={most} or fewer"):
+    with pytest.raises(InputError, match=rf"default of 25 steps is too many .* give {most} steps or fewer"):
         SDEdit(DDPM, sampler=sampler, noise_level=7)
     assert len(SDEdit(DDPM, sampler=sampler, noise_level=7, steps=most).times) == most
     with pytest.raises(InputError, match=f"steps is {most + 1}, expected a whole number from 1 to {most}"):
         SDEdit(DDPM, sampler=sampler, noise_level=7, steps=most + 1)
+
+
+def test_noise_levels_that_leave_no_step_are_said():
+    with pytest.raises(InputError, match="leaves this sampler no timestep; give 2 or more"):
+        SDEdit(DDPM, sampler="dpm++2m", noise_level=1)
+    for sampler in ("ddpm", "ddim", "euler"):
+        assert len(SDEdit(DDPM, sampler=sampler, noise_level=1, steps=1).times) == 1
+    with pytest.raises(
+        InputError, match="default noise level of 5 steps is too high for 3; give a noise level of 3"
+    ):
+        SDEdit(PD, steps=3)
 
 
 def test_networks_that_do_not_go_with_it_are_said():

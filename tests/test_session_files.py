@@ -164,6 +164,26 @@ def test_a_file_keeps_what_the_user_adds(session, tmp_path):
         assert np.array_equal(loaded.notes["steps.values"], np.arange(5)) and loaded.notes["empty"] == ""
 
 
+def test_a_file_keeps_the_models_own_settings(tmp_path):
+    for name in ("landscape", "landscape-ddpm"):
+        model = sparsegen.load(name)
+        if name == "landscape":
+            session = Session(model)
+            labels = random_labels(np.random.default_rng(0), (256, 512))
+            first = session.run(labels)
+        else:
+            session = SDEdit(model, steps=1)
+            session.run(np.zeros((128, 128, 3), np.uint8))
+        session.save(tmp_path / "saved.session")
+        loaded = type(session).load(tmp_path / "saved.session")
+        kept = loaded.model
+        assert (kept.name, kept.size, dict(kept.sampling)) == (name, model.size, dict(model.sampling))
+        if name == "landscape":  # its own style, where none is given
+            assert np.array_equal(loaded.run(labels).output, first.output)
+        else:
+            assert SDEdit(kept).settings == SDEdit(model).settings
+
+
 def test_saving_needs_a_run(tmp_path):
     with pytest.raises(SessionError, match="run"):
         Session(random_gaugan()).save(tmp_path / "s.safetensors")

@@ -236,6 +236,50 @@ def test_a_policy_of_the_users_does_not_change_the_session_it_plans_for(session,
     assert session.edits == 1
 
 
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_reading_changes_nothing_whatever_came_before(rng, tmp_path, storage):
+    """After a file, or after an edit that failed, the picture is not at hand: a reader must not disturb the edit."""
+    x, new = (picture(rng, SIZE).astype(np.float32) / 127.5 - 1 for _ in range(2))
+    session = Session(DDPM, storage=storage)
+    before = session.run(x, timestep=10).image
+    session.save(tmp_path / "saved.session")
+    expected = session.edit(new, policy="exact")
+    for _ in range(2):
+        loaded, seen = Session.load(tmp_path / "saved.session"), []
+
+        def look(record, of=loaded, seen=seen) -> None:
+            seen.append(of.image)
+
+        result = loaded.edit(new, policy="exact", progress=look)
+        assert np.array_equal(result.output, expected.output)
+        assert all(np.array_equal(each, before) for each in seen) and len(seen) > 5
+    with pytest.raises(SessionError, match="no picture yet: a run must end first"):
+        fresh = Session(DDPM)
+        fresh.run(x, timestep=10, progress=lambda record: fresh.image)
+
+
+def test_reading_waits_for_nobody(session, rng):
+    """Not for the change that it is in, nor for another thread's: each callback reads the other's picture."""
+    other = Session(session.model)
+    other.run(random_labels(rng, (64, 128)))
+    sessions, barrier = (session, other), threading.Barrier(2)
+    labels = [repaint(rng, current_labels(each)) for each in sessions]
+
+    def work(i: int) -> Callable[[], None]:
+        def progress(record) -> None:
+            if record.path == "up_1.conv_0":
+                barrier.wait(timeout=60)
+                reader = threading.Thread(target=lambda: (sessions[0].image, sessions[1].image))
+                reader.start()
+                reader.join(timeout=60)
+                assert not reader.is_alive()
+                barrier.wait(timeout=60)
+
+        return lambda: sessions[i].edit(labels[i], progress=progress)
+
+    at_once(work(0), work(1))
+
+
 def test_a_callback_may_use_another_session(session, rng):
     other, labels = Session(session.model), repaint(rng, current_labels(session))
     seen = []

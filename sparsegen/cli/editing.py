@@ -223,11 +223,11 @@ def edit(
     for that kind alone; their defaults are the model family's, or those that a built-in model says.
     """
     # everything that can be wrong is looked at before the work begins
-    fit = Fit.parse(crop, resize)
     files = (original, *edited, mask, instances, *(edited_instances or ()))
     given = [path for path in files if path is not None]
     seeds = [None] if count == 1 else [(seed or 0) + i for i in range(count)]
-    for path in (path for one in seeds for path in output_paths(output, len(edited), one)):
+    targets = [path for one in seeds for path in output_paths(output, len(edited), one)]
+    for path in targets:
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
     parse_size(undo)
     engine_backend = open_backend(backend, threads, direct, weights)
@@ -235,11 +235,23 @@ def edit(
     if session is not None:
         if count > 1:
             raise InputError("--count: variations are several sessions, one --session cannot keep them")
+        if session.resolve() in {path.resolve() for path in targets}:
+            raise InputError(f"--session {session}: is also an output; give another name")
         check_writable(session, inputs=given)
         kept = Kept.open(session, engine_backend, cache, cache_folder, undo)
+        crop, resize = kept.option("crop", crop), kept.option("resize", resize)
+    fit = Fit.parse(crop, resize)
     if kept is not None and kept.session is not None:
         kept.refuse({"set": settings}, "has its network already")
-        kept.check_same({"model": model}, {"model": kept.session.model.name})
+        known = kept.session.model.name
+        if (
+            model is not None
+            and Path(model).exists()
+            and Path(known).exists()
+            and Path(model).samefile(known)
+        ):
+            model = known  # by another way to the same file
+        kept.check_same({"model": model}, {"model": known})
         network = kept.session.model
     else:
         network = load(model or DEFAULT_MODEL, **parse_settings(settings))
@@ -247,6 +259,8 @@ def edit(
         raise InputError("--original: missing; it may be left out only where a --session goes on")
     named = original if kept is None else kept.original(original)
     assert named is not None
+    for path in targets:
+        check_writable(path, inputs=[named])
     engine = Engine(network, engine_backend, policy)
     get_policy(policy, paper=network.paper)
     called = network.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from sparsegen.backends import get_backend
 from .. import pictures
 from ..errors import SessionError
 from .console import check_writable, out, print_table
-from .kept import PAINTED, Kept
+from .kept import ORIGINAL, Kept
 from .options import CacheFolderOption, CacheOption
 
 SessionFile = Annotated[Path, typer.Option("--session", help="The session's file; it is saved again.")]
@@ -49,11 +48,11 @@ def _walk(call: str, path: Path, output: Path | None, cache: str | None, folder:
     if output is not None:
         check_writable(output, suffix=".png", inputs=[path])
     kept = Kept.open(path, get_backend(None), cache, folder)
-    session = kept.session
+    session, original = kept.session, kept.note(ORIGINAL)
     assert session is not None
-    with warnings.catch_warnings():
-        result = session.undo() if call == "undo" else session.redo()
-    session.notes.pop(PAINTED, None)  # the picture itself is what comes next to be painted over
+    if output is not None and isinstance(original, str):
+        check_writable(output, inputs=[Path(original)])
+    result = session.undo() if call == "undo" else session.redo()
     if output is not None:
         pictures.write_png(output, result.image)
         out.print(f"picture written to {output}", soft_wrap=True)

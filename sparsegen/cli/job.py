@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsegen.backends.interface import Backend
 
 from .. import __version__
+from ..denoising import Settings
 from ..model import Model
 from ..stats import Stats
 from .console import numbered, out, print_table
@@ -71,6 +72,16 @@ def output_paths(output: Path, edits: int, seed: int | None) -> list[Path]:
     return [named] if edits == 1 else [numbered(named, str(i + 1)) for i in range(edits)]
 
 
+def used_settings(settings: Settings) -> dict[str, Any]:
+    """Those of the settings that the sampler uses."""
+    used = asdict(settings)
+    if settings.sampler != "ddim":
+        del used["eta"]
+    if settings.sampler == "pd":
+        del used["schedule"]
+    return used
+
+
 def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
     """What is really used, given or not, for a table."""
     network, backend = engine.network, engine.backend
@@ -81,7 +92,7 @@ def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
         ("weights", network.source or None),
         ("backend", backend.name + ("" if threads is None else f", {threads} threads")),
         ("policy", engine.policy),
-        *((name.replace("_", " "), _shown(value)) for name, value in settings.items()),
+        *((name.replace("_", " "), shown(value)) for name, value in settings.items()),
     ]
     return [(name, value) for name, value in rows if value is not None]
 
@@ -96,7 +107,8 @@ def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:
         )
 
 
-def _shown(value: Any) -> str | None:
+def shown(value: Any) -> str | None:
+    """A setting for people: a size as 128×128; None: there is nothing to say."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "×".join(map(str, value))
     return None if value is None else str(value)
@@ -105,5 +117,5 @@ def _shown(value: Any) -> str | None:
 def written_by(model: str, engine: Engine, **settings: Any) -> dict[str, str]:
     """What a written PNG says of how it was made."""
     said = {"model": model, "policy": engine.policy, "backend": engine.backend.name, **settings}
-    words = [f"{name}={value}" for name, value in said.items() if value is not None]
+    words = [f"{name}={text}" for name, value in said.items() if (text := shown(value)) is not None]
     return {"sparsegen": " ".join([__version__, *words])}

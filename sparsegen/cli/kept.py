@@ -19,8 +19,10 @@ from ..session import Session
 from ..stats import counted, megabytes
 from .console import out, progress_bars
 
+_NOTES = "cli."
+"""What the names of our notes in a session's file begin with."""
 ORIGINAL, PAINTED = "original", "painted"
-"""What a session's file notes: the path of its original, and the last edited picture, whose strokes are no news."""
+"""Notes: the path of the original; the last edited picture, whose strokes are no news."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Kept:
     """None: there is no such file yet."""
     changed: bool = field(default=False, init=False)
     """Whether there is something to save."""
+    options: dict[str, str] = field(default_factory=dict, init=False)
+    """Options that a new session is made with."""
 
     def __post_init__(self) -> None:
         self.goes_on = self.session is not None
@@ -55,43 +59,57 @@ class Kept:
             return given
         if self.session is None:
             raise InputError(f"{self.path}: a new session, which begins with a picture: give --original")
-        noted = self.session.notes.get(ORIGINAL)
+        noted = self.note(ORIGINAL)
         if not isinstance(noted, str):
             raise InputError(f"{self.path}: does not say what its original is; give --original")
         if not Path(noted).is_file():
             raise InputError(f"{self.path}: its original was {noted}, which is gone; give --original")
         return Path(noted)
 
-    def begin(self, session: Session | SDEdit, *, seed: int | None = None) -> None:
-        """Take a new session to save, or see that the one in the file is of this seed. Raises InputError."""
-        if self.session is None:
-            self.session = session
-            if seed is not None:
-                session.notes["seed"] = str(seed)
-        elif seed is not None:
-            self.check_same({"seed": str(seed)}, {"seed": session.notes.get("seed", "no --seed")})
+    def note(self, name: str) -> str | Host | None:
+        """A note in the session's file."""
+        return None if self.session is None else self.session.notes.get(_NOTES + name)
+
+    def write_note(self, name: str, note: str | Host) -> None:
+        """Note something in the session's file."""
+        assert self.session is not None
+        self.session.notes[_NOTES + name] = note
+
+    def option(self, name: str, given: str | int | None, *, later: bool = False) -> str | None:
+        """An option that the original was read or run with: as given, or as the session was made with.
+
+        Raises InputError: it is given otherwise; `later`: unless the session was made without.
+        """
+        said, noted = None if given is None else str(given), self.note(name)
+        if self.goes_on and (isinstance(noted, str) or not later):
+            self.check_same({name: said}, {name: noted or "none"})
+            return noted if isinstance(noted, str) else None
+        if said is not None:
+            self.options[name] = said
+        return said
+
+    def begin(self, session: Session | SDEdit) -> None:
+        """A new session is made."""
+        self.session = session
+        for name, value in self.options.items():
+            self.write_note(name, value)
 
     def check_file(self, name: str, path: Path, read: Host) -> None:
         """Note what was read of a file of the original; where the session goes on, see that it is the same.
 
         Raises InputError.
         """
-        assert self.session is not None
-        digest, notes = _digest(read), self.session.notes
-        if notes.setdefault(f"{name}.sha256", digest) != digest:
+        digest, noted = digest_of(read), self.note(f"{name}.sha256")
+        if self.goes_on and noted is None and name != ORIGINAL:
             raise InputError(
-                f"{path}: is not the {name} that the session {self.path} was made of (or --crop, --resize and "
-                "--unknown-label are not as they were); give that, or another --session"
+                f"{path}: the session {self.path} was made without {name}; omit it, or make another"
             )
-        notes[name] = str(path.resolve())
-
-    def noted_number(self, name: str, given: int | None) -> int | None:
-        """An option that the original was read with: as given, or as the session's file notes it. Raises InputError."""
-        noted = None if self.session is None else self.session.notes.get(name)
-        if isinstance(noted, str) and noted.isdecimal():
-            self.check_same({name: given}, {name: int(noted)})
-            return int(noted)
-        return given
+        if noted is not None and noted != digest:
+            raise InputError(
+                f"{path}: is not the {name} that the session {self.path} was made of; give that, or another --session"
+            )
+        self.write_note(f"{name}.sha256", digest)
+        self.write_note(name, str(path.resolve()))
 
     def refuse(self, given: dict[str, Any], why: str) -> None:
         """Raise InputError if one of these options is given: it is decided when a session is made."""
@@ -132,7 +150,7 @@ def keeping(kept: Kept | None) -> Iterator[None]:
     """Save the session at the end; also what was done before something failed."""
     try:
         yield
-    except Exception:
+    except BaseException:  # also when it is interrupted: it may have taken long
         if kept is not None and kept.changed:
             kept.save()
         raise
@@ -146,7 +164,8 @@ def note_change(kept: Kept | None) -> None:
         kept.changed = True
 
 
-def _digest(read: Host) -> str:
+def digest_of(read: Host) -> str:
+    """SHA-256 of an array: its type, shape and values."""
     digest = hashlib.sha256(f"{read.dtype.str} {read.shape}\n".encode())
     digest.update(np.ascontiguousarray(read).data)
     return digest.hexdigest()

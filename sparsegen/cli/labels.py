@@ -46,8 +46,12 @@ def edit(
     latents: dict[int | None, dict[str, Any]]
     latents = {seed: {} if seed is None else {"z": latent(network, seed, job.count)} for seed in job.seeds}
     conditions: dict[str, Any] = {}
+    seed = job.seeds[0]
     if kept is not None:
-        unknown_label = kept.noted_number("unknown_label", unknown_label)
+        said = kept.option("unknown_label", unknown_label, later=True)
+        unknown_label = None if said is None else int(said)
+        said = kept.option("seed", seed)
+        seed = None if said is None else int(said)
     files = decoded([*job.inputs, *([instances] if instances else []), *edited_instances])
     original = files[job.original]
     maps = [_read(files[path], original, job, network, unknown_label) for path in (job.original, *job.edited)]
@@ -67,7 +71,7 @@ def edit(
         with naming(path):
             network.encode(labels, **change)
 
-    print_table("settings", settings_rows(job.engine, size=first.shape, seed=job.seeds[0]))
+    print_table("settings", settings_rows(job.engine, size=first.shape, seed=seed))
     session = (
         kept.session
         if kept is not None and kept.goes_on
@@ -75,9 +79,12 @@ def edit(
     )
     assert isinstance(session, Session)
     if kept is not None:
-        kept.begin(session, seed=job.seed)
-        if unknown_label is not None and not kept.goes_on:
-            session.notes["unknown_label"] = str(unknown_label)
+        if not kept.goes_on:
+            kept.begin(session)
+        elif (shape := tuple(session.state.memory.canvases["input.labels"].shape[1:3])) != first.shape:
+            raise InputError(
+                f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's maps are {shape[0]}×{shape[1]}"
+            )
         kept.check_file(ORIGINAL, job.original, first)
         if instances is not None:
             kept.check_file("instances", instances, conditions["instances"])
@@ -89,18 +96,18 @@ def edit(
         warnings.simplefilter(
             "ignore", UserWarning
         )  # what is left out or forgotten: said below, in our words
-        for seed, z in latents.items():
+        for one, z in latents.items():
             if not goes_on:
                 session.run(first, progress=bar("dense run of the original"), **conditions, **z)
                 note_change(kept)
             for path, target, labels, change in zip(
-                job.edited, job.outputs(seed), later, changes, strict=True
+                job.edited, job.outputs(one), later, changes, strict=True
             ):
                 result = session.edit(
                     labels, mask=mask, policy=job.engine.policy, progress=bar(path.name), **change
                 )
                 note_change(kept)
-                text = written_by(job.model, job.engine, seed=seed)
+                text = written_by(job.model, job.engine, seed=seed if goes_on else one)
                 pictures.write_png(target, result.image, text=text)
                 print_result(job, path, target, result.stats)
 

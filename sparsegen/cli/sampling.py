@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from ..models.unet import UNet
 from ..sampling import sample as drawn
 from ..sampling import whole_way
 from .console import check_writable, numbered, out, print_table
-from .job import Engine, settings_rows, written_by
+from .job import Engine, settings_rows, used_settings, written_by
 from .options import (
     BackendOption,
     DirectOption,
@@ -77,7 +76,7 @@ def sample(
         raise InputError(f"{model}: does not say which size it was trained on; give --size, such as 256x256")
     engine = Engine(network, open_backend(backend, threads, direct, weights), None)
     chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "eta": eta, "schedule": schedule}
-    used = {**asdict(whole_way(network, **chosen, seed=first)), "size": wanted or network.size}
+    used = {**used_settings(whole_way(network, **chosen, seed=first)), "size": wanted or network.size}
     print_table("settings", settings_rows(engine, **used))
     with step_bars(used["steps"]) as bar:
         for one, path in targets.items():

@@ -23,8 +23,8 @@ from ..model import Model
 from ..pipelines import CachePlan, SDEdit
 from ..samplers import Step
 from .console import check_writable, numbered, out, print_line, print_table, progress_bars
-from .job import Engine, Job, print_result, settings_rows, written_by
-from .kept import ORIGINAL, PAINTED, keeping, note_change
+from .job import Engine, Job, print_result, settings_rows, used_settings, written_by
+from .kept import ORIGINAL, PAINTED, digest_of, keeping, note_change
 from .reading import decoded
 
 
@@ -107,7 +107,9 @@ def _edit(
             result = session.edit(
                 picture, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
             )
-            session.notes[PAINTED] = painted
+            if kept is not None:
+                kept.write_note(PAINTED, painted)
+                kept.write_note(f"{PAINTED}.result", digest_of(session.image))
             note_change(kept)
             pictures.write_png(target, result.image, text=text)
             print_result(job, path, target, result.stats)
@@ -116,7 +118,7 @@ def _edit(
 
 def _used(session: SDEdit) -> dict[str, Any]:
     """The settings that a session really has."""
-    return {**asdict(session.settings), "margin": session.margin, "cache_storage": session.storage}
+    return {**used_settings(session.settings), "margin": session.margin, "cache_storage": session.storage}
 
 
 def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
@@ -185,7 +187,8 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
     if kept is not None and kept.goes_on:
         session = kept.session
         assert isinstance(session, SDEdit)
-        kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, _used(session))
+        has = {**asdict(session.settings), "margin": session.margin, "cache_storage": session.storage}
+        kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, has)
     else:
         session = SDEdit(
             job.engine.network,
@@ -228,12 +231,19 @@ def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int],
 
 def _before(job: Job, session: SDEdit, first: Host) -> Host:
     """What the first edit is painted over: the original, or the last strokes of a session that goes on."""
-    if job.kept is None or not job.kept.goes_on:
+    kept = job.kept
+    if kept is None or not kept.goes_on:
         return first
-    painted = session.notes.get(PAINTED)
-    if isinstance(painted, np.ndarray) and (painted.dtype, painted.shape) == (first.dtype, first.shape):
+    image, painted = session.image, kept.note(PAINTED)
+    if image.shape[:2] != first.shape[:2]:
+        raise InputError(
+            f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's picture is "
+            f"{image.shape[0]}×{image.shape[1]}"
+        )
+    # (after an undo the picture is no longer what those strokes became)
+    if isinstance(painted, np.ndarray) and kept.note(f"{PAINTED}.result") == digest_of(image):
         return painted
-    return session.image[..., : first.shape[-1]]
+    return image[..., : first.shape[-1]]
 
 
 def _strokes(

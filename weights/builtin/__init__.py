@@ -80,8 +80,8 @@ def get(name: str) -> BuiltIn | None:
     known = BuiltIn(name, FOLDER / f"{name}.safetensors", examples)
     if described["kind"] == "strokes":
         settings = _read(folder / "settings.json")
-        height, width = settings["size"]
-        return replace(known, sampling=settings["sampling"], paper=settings["paper"], size=(height, width))
+        size = tuple(settings["size"]) if "size" in settings else None
+        return replace(known, sampling=settings["sampling"], paper=settings["paper"], size=size)
     maps = _read(FOLDER / "labels.json")
     palette = tuple((r, g, b) for r, g, b in maps["palette"])
     return replace(
