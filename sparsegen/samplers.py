@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -62,20 +62,13 @@ Seed: TypeAlias = int | Sequence[int]
 
 def checked_seed(seed: Seed) -> int | tuple[int, ...]:
     """`seed` in Python's own numbers. Raises InputError."""
-    if _is_seed(seed):
-        return int(seed)  # type: ignore[arg-type]  # one number
-    listed = (
-        seed
-        if isinstance(seed, list | tuple | range)
-        else seed.tolist()
-        if isinstance(seed, np.ndarray)
-        else None
-    )
-    if _is_seed(listed):  # an array of no dimension
+    given: Any = seed
+    listed: Any = given.tolist() if isinstance(given, np.ndarray) else given
+    if _is_seed(listed):
         return int(listed)
-    if not isinstance(listed, Sequence) or not len(listed) or not all(map(_is_seed, listed)):
+    if not isinstance(listed, list | tuple | range) or not len(listed) or not all(map(_is_seed, listed)):
         raise InputError(
-            f"seed is {seed!r}, expected a whole number, 0 or more, or a list of them, one for each sample"
+            f"seed is {given!r}, expected a whole number, 0 or more, or a list of them, one for each sample"
         )
     return tuple(map(int, listed))
 

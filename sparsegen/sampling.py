@@ -15,6 +15,7 @@ from .denoising import DEFAULTS, OnStep, Settings, denoised, settings_for
 from .errors import InputError
 from .model import Model, checked_model
 from .models.unet import UNet
+from .run import LayerRecord
 from .samplers import START
 from .session import Result, Session
 from .stats import Stats
@@ -87,7 +88,8 @@ def sample(
         model, steps=steps, sampler=sampler, eta=eta, schedule=schedule, clip=clip, seed=seed
     )
     x = samplers.noise(seed, START, (int(count), height, width, model.config.in_channels))
-    session, records = Session(model, backend, store=Store()), []
+    session = Session(model, backend, store=Store())
+    records: list[LayerRecord] = []
 
     def compute(i: int, x: Host, now: float) -> Host:
         conditions: dict[str, Any] = {model.time: now}
