@@ -344,9 +344,9 @@ def test_an_input_repainted_without_change_stops_at_the_first_layers() -> None:
 def test_what_an_adaptive_edit_held_back_is_stale_until_an_exact_edit() -> None:
     session, labels = edited_session()
     session.edit(labels, policy=Adaptive(0.3))
-    assert np.array_equal(session._base().stale.mask()[0], labels > 0)
+    assert np.array_equal(session._base().history.stale.mask()[0], labels > 0)
     session.edit(labels, policy=Adaptive(0))
-    assert session._base().stale.count == 0
+    assert session._base().history.stale.count == 0
     assert_array_equal(
         session.memory.canvases["conv_img"], Session(session.model, "reference").run(labels).output
     )
