@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import re
 import subprocess
@@ -18,8 +19,9 @@ from networks import random_gaugan, random_labels, repaint
 from PIL import Image
 
 from sparsegen import loading
-from sparsegen.cli import COMMANDS, console, editing, main, messages
+from sparsegen.cli import COMMANDS, checkpoints, console, editing, history, machine, main, messages, sampling
 from sparsegen.cli.streams import Stream
+from sparsegen.weights import checkpoint
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="shells and their pipes, as POSIX has them")
 
@@ -370,6 +372,73 @@ def test_no_memory_is_said_with_the_budget_that_can_be_given(
     (line,) = capsys.readouterr().err.splitlines()
     assert "--cache" not in line, "demo takes none"
     assert "(ulimit -v leaves this process 0.60 GB)" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("undo --session s", "give the process more memory; for diffusion, a budget such as --cache 500MB"),
+        ("redo --session s", "give the process more memory; for diffusion, a budget such as --cache 500MB"),
+        ("sample -o s.png", "give a smaller --size, or the process more memory"),
+        ("warmup", "give the process more memory"),
+        ("inspect net.safetensors", "give the process more memory"),
+        ("convert net.safetensors -o out.safetensors", "give the process more memory"),
+    ],
+)
+def test_without_memory_only_options_of_the_command_are_advised(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    advice: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.chdir(files)
+    (files / "s").touch()
+    for module in (history, sampling, machine, checkpoints):
+        for name in ("get_backend", "open_backend", "load", "read_checkpoint"):
+            monkeypatch.setattr(module, name, fail, raising=False)
+    monkeypatch.setattr(messages, "_limit", lambda: None)
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == f"error: not enough memory; {advice}\n"
+
+
+def test_without_memory_no_file_is_called_damaged(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by the map of a file, nor by the list of a folder, nor by what is read there."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    def nothing(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    (files / "folder").mkdir()
+    for target, name, failing in (
+        (mmap, "mmap", fail),
+        (checkpoint, "_open", nothing),
+        (Path, "iterdir", fail),
+        (os, "listdir", fail),
+    ):
+        given = "folder" if failing is fail and target is not mmap else "net.safetensors"
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, failing)
+            assert main(["inspect", str(files / given)]) == 2
+        assert capsys.readouterr().err.startswith("error: not enough memory")
+
+
+def test_without_docstrings_the_command_line_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "sparsegen", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "inspect" in done.stdout and not done.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v bounds a process on Linux alone")

@@ -17,8 +17,8 @@ BESIDE = 30
 
 
 def first_sentence(command: Callable[..., None]) -> str:
-    """What the list of commands says of one."""
-    return inspect.getdoc(command).partition("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]  # each has one
+    """What the list of commands says of one; nothing under `python -OO`, which drops docstrings."""
+    return (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def type_name(hint: Any) -> str:
