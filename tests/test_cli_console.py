@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def shell(folder: Path, line: str) -> tuple[str, str]:
     done = subprocess.run(
         ["/bin/sh", "-c", line.replace("sparsegen", f"'{sys.executable}' -m sparsegen")],
         cwd=folder,
+        # unbuffered, a full disk is met by the first write already
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -167,6 +170,8 @@ def test_options_are_shown_with_the_names_of_their_types(
         "--eta FLOAT",
         "--cache TEXT",
         "--weights float32|float16|bfloat16",
+        "--crop HEIGHTxWIDTH",
+        "--resize HEIGHTxWIDTH",
     ):
         assert re.search(rf"^  {re.escape(option)}( |$)", shown, flags=re.M)
 
@@ -221,6 +226,17 @@ def test_completion_can_be_shown_installed_and_completes(tmp_path: Path) -> None
     source = run(_SPARSEGEN_COMPLETE="source_bash")
     assert "_SPARSEGEN_COMPLETE=complete_bash" in source
     assert main(["--show-completion", "-h"]) == 0 and main(["--install-completion", "-h"]) == 0
+    detection = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # else the shell around these tests
+    assert "_SPARSEGEN_COMPLETE=complete_bash" in run("--show-completion", "bash", **detection)
+    assert not list(tmp_path.iterdir())
+    assert "installed" in run("--install-completion", "bash", **detection)
+    assert "sparsegen" in (tmp_path / ".bashrc").read_text()
+
+
+@full
+def test_a_completion_that_is_cut_off_has_failed(tmp_path: Path) -> None:
+    line = "export _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1; sparsegen --show-completion bash >/dev/full; echo $?"
+    assert shell(tmp_path, line) == ("1\n", f"error: {CUT}\n")
 
 
 # -- tables, progress, warnings --------------------------------------------------------------------------
@@ -295,6 +311,61 @@ def test_short_work_has_no_lines_of_progress(clock: list[float], capsys: pytest.
             clock[0] += 0.019
             bar(step, "a layer")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_has_lines_of_progress(
+    kind: str, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr(console, "err", terminal(stream, 80))
+    with console.progress_bars() as start:
+        bar = start("original", 20)
+        clock[0] += 3
+        bar(3, "step 3 of 20")
+    assert stream.getvalue() == "original: step 3 of 20 (15%, 3 s)\n"
+
+
+def test_lines_stand_above_the_bars_of_the_same_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins where the bars were cleared, on stdout as on stderr."""
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    for name in ("out", "err"):
+        monkeypatch.setattr(console, name, terminal(stream, 80))
+    with console.progress_bars() as start:
+        bar = start("original", 20)
+        bar(3, "step 3 of 20")
+        console.out.print("a result", soft_wrap=True)
+        console.print_line("note", "a note")
+        console.print_table("a table", [("a row", "its value")])
+        bar(4, "step 4 of 20")
+    for line in ("a result", "note: a note", "a table", "a row"):
+        before, _, after = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).partition(line)
+        assert re.search(r"(^|\n|\r|\x1b\[2K) *$", before), line
+        assert re.match(r" *(its value *)?\n", after), line
+    assert "step 4 of 20" in stream.getvalue()
+
+
+def test_work_that_cannot_say_how_far_it_is_has_lines_in_a_log(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "FIRST", 0.01)
+    reported = threading.Event()
+    shown = console.shown
+    monkeypatch.setattr(console, "shown", lambda text: (reported.set(), shown(text))[1])
+    with console.bar_without_steps("loading s"):
+        clock[0] += 9
+        assert reported.wait(30)
+    assert "loading s: still at it (9 s)" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("columns", ["0", "00"])
+@posix
+def test_a_terminal_that_says_it_has_no_columns_loses_no_line(columns: str, tmp_path: Path) -> None:
+    line = f"export COLUMNS={columns}; sparsegen backends; sparsegen edt"
+    printed, said = shell(tmp_path, line)
+    assert "numba" in printed and said.startswith("error: no command 'edt'")
 
 
 @pytest.mark.parametrize("name", ["[red]x[/nope]", "\x1b[2Jgone", "line\nbreak"])
@@ -468,6 +539,26 @@ sys.exit(main(["edit", "--model", "landscape-ddpm", "--original", sys.argv[1], "
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: not enough memory") and "--cache" in line and "ulimit -v" in line
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v bounds a process on Linux alone")
+@pytest.mark.parametrize("spare", [5, 150, 300, 370, 420])
+def test_at_any_limit_a_process_computes_or_ends_with_one_line(tmp_path: Path, spare: int) -> None:
+    """MB beside the command line itself: LLVM ends a process, or hangs, where it gets no memory."""
+    pytest.importorskip("numba")
+    code = """
+import resource, sys
+from sparsegen.cli import main
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, ((size << 10) + (int(sys.argv[1]) << 20),) * 2)
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(spare)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory")
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 

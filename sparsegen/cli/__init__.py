@@ -76,6 +76,8 @@ def _run(words: list[str]) -> int:
         return int(group.main(words, prog_name="sparsegen", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 130
+    except SystemExit as ended:  # how the command-line library ends --show-completion
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
         # some versions of the command-line library raise an exception of their own for it
         if isinstance(error.__cause__, KeyboardInterrupt):

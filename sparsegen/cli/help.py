@@ -37,6 +37,8 @@ def make_readable(command: Any, function: Callable[..., Any]) -> None:
     hints = get_type_hints(function)
     for parameter in command.params:
         hint = hints.get(parameter.name)
+        if parameter.metavar is not None:  # given with the option
+            continue
         if parameter.param_type_name == "argument":
             parameter.metavar = parameter.name.upper()
         elif hint is not None and hint is not bool:

@@ -45,7 +45,10 @@ def sample(
     size: Annotated[
         str | None,
         typer.Option(
-            "--size", help="HEIGHTxWIDTH in pixels.", show_default="what the network was trained on"
+            "--size",
+            metavar="HEIGHTxWIDTH",
+            help="In pixels, such as 256x512.",
+            show_default="what the network was trained on",
         ),
     ] = None,
     seed: SeedOption = None,
