@@ -157,6 +157,14 @@ def test_help_fits_the_terminal_and_names_types(
         assert max(map(len, shown.splitlines())) <= min(columns, 100)
 
 
+@pytest.mark.parametrize("words", [[], ["--"]])
+def test_without_a_command_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    expected = capsys.readouterr().out
+    assert main(words) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_options_are_shown_with_the_names_of_their_types(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +198,9 @@ def test_options_are_shown_with_the_names_of_their_types(
         ("--versio", "(see 'sparsegen --help')"),
         ("edt", "did you mean 'edit'? (see 'sparsegen --help')"),
         ("insepct net.safetensors", "did you mean 'inspect'?"),
+        ("EDIT", "did you mean 'edit'?"),
+        ("edit --edited a -o b.png --cache 4", "--cache: '4' has no unit; write 4GB"),
+        ("edit --edited a -o b.png --undo much", "--undo: 'much' is no amount of memory"),
         ("fly", "there are demo, edit, undo, redo, sample, inspect"),
         ("sample --count many", "(see 'sparsegen sample --help')"),
         ("undo", "(see 'sparsegen undo --help')"),

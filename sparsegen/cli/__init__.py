@@ -36,6 +36,7 @@ for command in COMMANDS.values():
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version, Python and the default backend, and exit.")
     ] = False,
@@ -44,6 +45,8 @@ def root(
     if version:
         print_version()
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -48,7 +48,7 @@ def message_of(error: Exception, command: Any) -> str | None:
 def check_command(word: str, known: list[str]) -> None:
     """Raise InputError for a command that there is none of; it names the nearest."""
     if word not in known:
-        near = get_close_matches(word, known, n=1)
+        near = get_close_matches(word.lower(), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
         raise InputError(f"no command '{word}'; {hint} (see 'sparsegen --help')")
 
