@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from .checkpoints import convert, inspect
-from .console import err
+from .console import print_line
 from .editing import demo, edit
 from .help import first_sentence, make_readable
 from .history import redo, undo
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with lasting_streams() as out, warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)  # a note, whatever the environment says of warnings
         warnings.showwarning = _print_warning
         code = _run(words)
         if out is not None:
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             if out.failure is not None:
                 code = code or int(_prints_alone(words))
                 kind = "error" if code else "note"
-                _print_line(kind, f"standard output: {out.failure.strerror}; what was printed is cut off")
+                print_line(kind, f"standard output: {out.failure.strerror}; what was printed is cut off")
     return code
 
 
@@ -88,7 +89,7 @@ def _run(words: list[str]) -> int:
         message = message_of(error, group.commands.get(words[0]))
         if message is None:
             raise
-        _print_line("error", message)
+        print_line("error", message)
         return 2
 
 
@@ -97,10 +98,6 @@ def _prints_alone(words: list[str]) -> bool:
     return words[0].startswith("-") or words[0] in REPORTS or not {"-h", "--help"}.isdisjoint(words)
 
 
-def _print_line(kind: str, message: str) -> None:
-    err.print(f"{kind}: {' '.join(message.split())}", soft_wrap=True)
-
-
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """As a note, without the line of code that Python shows."""
-    _print_line("note", str(message))
+    print_line("note", str(message))
