@@ -69,9 +69,11 @@ def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _
 
 
 def _why_not(point: EntryPoint, threads: int | None) -> str | None:
-    """None when the backend can run here, else why not (one line)."""
+    """None when the backend can run here, else why not (one line). Raises MemoryError."""
     try:
         _open(point, threads)
+    except MemoryError:  # the next try may have more; a slower backend would need no less for the work itself
+        raise
     except (Exception, SystemExit) as error:  # a third party's import may fail in any way, not take us along
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

@@ -60,7 +60,7 @@ def parse_size(size: int | str | None) -> int | None:
     if size is None:
         return None
     if isinstance(size, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]i?)?(b?)\s*", size.lower())
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]i?)?(b?)\s*", size.lower())
         if found is not None:
             number, unit, byte = found[1], found[2] or "", found[3]
             if not (unit or byte) and Fraction(number):

@@ -24,6 +24,12 @@ def put_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def put_anothers(path: Path) -> None:
+    """The file of the next kernel, which may have the same signature and source."""
+    later = sorted(other for other in path.parent.glob("*.nbc") if other > path)
+    path.write_bytes(later[0].read_bytes())
+
+
 def flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
@@ -31,6 +37,7 @@ def flip(path: Path, at: int) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "another kernel's": put_anothers,
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "shorter than its digest": lambda path: path.write_bytes(path.read_bytes()[:20]),
@@ -39,6 +46,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "without its last byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "with a byte more": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "far too large": lambda path: os.truncate(path, 40 << 30),
     "noise": lambda path: path.write_bytes(os.urandom(5000)),
     "a bit of the digest": lambda path: flip(path, 3),
     "a bit of the code": lambda path: flip(path, path.stat().st_size // 2),

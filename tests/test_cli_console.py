@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import re
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from networks import random_gaugan, random_labels, repaint
 from PIL import Image
 
 from sparsegen import loading
-from sparsegen.cli import COMMANDS, console, editing, main, messages
+from sparsegen.cli import COMMANDS, checkpoints, console, editing, history, machine, main, messages, sampling
 from sparsegen.cli.streams import Stream
+from sparsegen.weights import checkpoint
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="shells and their pipes, as POSIX has them")
 
@@ -47,6 +50,8 @@ def shell(folder: Path, line: str) -> tuple[str, str]:
     done = subprocess.run(
         ["/bin/sh", "-c", line.replace("sparsegen", f"'{sys.executable}' -m sparsegen")],
         cwd=folder,
+        # unbuffered, a full disk is met by the first write already
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -152,6 +157,14 @@ def test_help_fits_the_terminal_and_names_types(
         assert max(map(len, shown.splitlines())) <= min(columns, 100)
 
 
+@pytest.mark.parametrize("words", [[], ["--"]])
+def test_without_a_command_help_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    expected = capsys.readouterr().out
+    assert main(words) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_options_are_shown_with_the_names_of_their_types(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +178,8 @@ def test_options_are_shown_with_the_names_of_their_types(
         "--eta FLOAT",
         "--cache TEXT",
         "--weights float32|float16|bfloat16",
+        "--crop HEIGHTxWIDTH",
+        "--resize HEIGHTxWIDTH",
     ):
         assert re.search(rf"^  {re.escape(option)}( |$)", shown, flags=re.M)
 
@@ -183,6 +198,9 @@ def test_options_are_shown_with_the_names_of_their_types(
         ("--versio", "(see 'sparsegen --help')"),
         ("edt", "did you mean 'edit'? (see 'sparsegen --help')"),
         ("insepct net.safetensors", "did you mean 'inspect'?"),
+        ("EDIT", "did you mean 'edit'?"),
+        ("edit --edited a -o b.png --cache 4", "--cache: '4' has no unit; write 4GB"),
+        ("edit --edited a -o b.png --undo much", "--undo: 'much' is no amount of memory"),
         ("fly", "there are demo, edit, undo, redo, sample, inspect"),
         ("sample --count many", "(see 'sparsegen sample --help')"),
         ("undo", "(see 'sparsegen undo --help')"),
@@ -219,6 +237,17 @@ def test_completion_can_be_shown_installed_and_completes(tmp_path: Path) -> None
     source = run(_SPARSEGEN_COMPLETE="source_bash")
     assert "_SPARSEGEN_COMPLETE=complete_bash" in source
     assert main(["--show-completion", "-h"]) == 0 and main(["--install-completion", "-h"]) == 0
+    detection = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # else the shell around these tests
+    assert "_SPARSEGEN_COMPLETE=complete_bash" in run("--show-completion", "bash", **detection)
+    assert not list(tmp_path.iterdir())
+    assert "installed" in run("--install-completion", "bash", **detection)
+    assert "sparsegen" in (tmp_path / ".bashrc").read_text()
+
+
+@full
+def test_a_completion_that_is_cut_off_has_failed(tmp_path: Path) -> None:
+    line = "export _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1; sparsegen --show-completion bash >/dev/full; echo $?"
+    assert shell(tmp_path, line) == ("1\n", f"error: {CUT}\n")
 
 
 # -- tables, progress, warnings --------------------------------------------------------------------------
@@ -293,6 +322,61 @@ def test_short_work_has_no_lines_of_progress(clock: list[float], capsys: pytest.
             clock[0] += 0.019
             bar(step, "a layer")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_has_lines_of_progress(
+    kind: str, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setattr(console, "err", terminal(stream, 80))
+    with console.progress_bars() as start:
+        bar = start("original", 20)
+        clock[0] += 3
+        bar(3, "step 3 of 20")
+    assert stream.getvalue() == "original: step 3 of 20 (15%, 3 s)\n"
+
+
+def test_lines_stand_above_the_bars_of_the_same_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each begins where the bars were cleared, on stdout as on stderr."""
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    for name in ("out", "err"):
+        monkeypatch.setattr(console, name, terminal(stream, 80))
+    with console.progress_bars() as start:
+        bar = start("original", 20)
+        bar(3, "step 3 of 20")
+        console.out.print("a result", soft_wrap=True)
+        console.print_line("note", "a note")
+        console.print_table("a table", [("a row", "its value")])
+        bar(4, "step 4 of 20")
+    for line in ("a result", "note: a note", "a table", "a row"):
+        before, _, after = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).partition(line)
+        assert re.search(r"(^|\n|\r|\x1b\[2K) *$", before), line
+        assert re.match(r" *(its value *)?\n", after), line
+    assert "step 4 of 20" in stream.getvalue()
+
+
+def test_work_that_cannot_say_how_far_it_is_has_lines_in_a_log(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "FIRST", 0.01)
+    reported = threading.Event()
+    shown = console.shown
+    monkeypatch.setattr(console, "shown", lambda text: (reported.set(), shown(text))[1])
+    with console.bar_without_steps("loading s"):
+        clock[0] += 9
+        assert reported.wait(30)
+    assert "loading s: still at it (9 s)" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("columns", ["0", "00"])
+@posix
+def test_a_terminal_that_says_it_has_no_columns_loses_no_line(columns: str, tmp_path: Path) -> None:
+    line = f"export COLUMNS={columns}; sparsegen backends; sparsegen edt"
+    printed, said = shell(tmp_path, line)
+    assert "numba" in printed and said.startswith("error: no command 'edt'")
 
 
 @pytest.mark.parametrize("name", ["[red]x[/nope]", "\x1b[2Jgone", "line\nbreak"])
@@ -372,6 +456,73 @@ def test_no_memory_is_said_with_the_budget_that_can_be_given(
     assert "(ulimit -v leaves this process 0.60 GB)" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("undo --session s", "give the process more memory; for diffusion, a budget such as --cache 500MB"),
+        ("redo --session s", "give the process more memory; for diffusion, a budget such as --cache 500MB"),
+        ("sample -o s.png", "give a smaller --size, or the process more memory"),
+        ("warmup", "give the process more memory"),
+        ("inspect net.safetensors", "give the process more memory"),
+        ("convert net.safetensors -o out.safetensors", "give the process more memory"),
+    ],
+)
+def test_without_memory_only_options_of_the_command_are_advised(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    advice: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.chdir(files)
+    (files / "s").touch()
+    for module in (history, sampling, machine, checkpoints):
+        for name in ("get_backend", "open_backend", "load", "read_checkpoint"):
+            monkeypatch.setattr(module, name, fail, raising=False)
+    monkeypatch.setattr(messages, "_limit", lambda: None)
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == f"error: not enough memory; {advice}\n"
+
+
+def test_without_memory_no_file_is_called_damaged(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by the map of a file, nor by the list of a folder, nor by what is read there."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    def nothing(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    (files / "folder").mkdir()
+    for target, name, failing in (
+        (mmap, "mmap", fail),
+        (checkpoint, "_open", nothing),
+        (Path, "iterdir", fail),
+        (os, "listdir", fail),
+    ):
+        given = "folder" if failing is fail and target is not mmap else "net.safetensors"
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, failing)
+            assert main(["inspect", str(files / given)]) == 2
+        assert capsys.readouterr().err.startswith("error: not enough memory")
+
+
+def test_without_docstrings_the_command_line_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "sparsegen", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "inspect" in done.stdout and not done.stderr
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v bounds a process on Linux alone")
 def test_a_process_that_gets_no_memory_ends_with_one_line(tmp_path: Path) -> None:
     """A limit under which the package can be imported, and not much more."""
@@ -399,6 +550,26 @@ sys.exit(main(["edit", "--model", "landscape-ddpm", "--original", sys.argv[1], "
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: not enough memory") and "--cache" in line and "ulimit -v" in line
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v bounds a process on Linux alone")
+@pytest.mark.parametrize("spare", [5, 150, 300, 370, 420])
+def test_at_any_limit_a_process_computes_or_ends_with_one_line(tmp_path: Path, spare: int) -> None:
+    """MB beside the command line itself: LLVM ends a process, or hangs, where it gets no memory."""
+    pytest.importorskip("numba")
+    code = """
+import resource, sys
+from sparsegen.cli import main
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, ((size << 10) + (int(sys.argv[1]) << 20),) * 2)
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(spare)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory")
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
 import re
 import shutil
@@ -22,7 +24,7 @@ numba = pytest.importorskip("numba")
 from numba_damage import DAMAGES  # noqa: E402  (needs numba)
 from numba_work import HERE, in_this_process  # noqa: E402  (needs numba)
 
-from sparsegen.backends.numba_cpu import NumbaBackend, cache, jit  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import NumbaBackend, cache, jit, room  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.cache import Folders, KernelFiles  # noqa: E402  (needs numba)
 
 
@@ -239,17 +241,25 @@ def test_without_memory_for_it_nothing_is_compiled_and_the_process_lives(
     """LLVM would end the process."""
     (tmp_path / "tiny.py").write_text(TINY)
 
-    def full(*_: Any) -> None:
-        raise OSError(12, "Cannot allocate memory")
+    def limited(most: int) -> Callable[..., io.BytesIO]:
+        def mapped(_: int, size: int) -> io.BytesIO:
+            if size > most:
+                raise OSError(12, "Cannot allocate memory")
+            return io.BytesIO()
+
+        return mapped
 
     with monkeypatch.context() as patch:
-        patch.setattr(jit.mmap, "mmap", full)
+        patch.setattr(mmap, "mmap", limited(room.LOADING - 1))
+        with pytest.raises(MemoryError, match="loading kernels takes 199 MB"):
+            jit._make_ready(declare(tmp_path / "tiny.py"))
+        patch.setattr(mmap, "mmap", limited(room.LOADING))
         with pytest.raises(MemoryError, match="compiling kernels takes 268 MB"):
             jit._make_ready(declare(tmp_path / "tiny.py"))
         assert capfd.readouterr().err == ""
     assert jit._make_ready(declare(tmp_path / "tiny.py")).compiled == 2
     with monkeypatch.context() as patch:
-        patch.setattr(jit.mmap, "mmap", full)
+        patch.setattr(mmap, "mmap", limited(room.LOADING))
         assert jit._make_ready(declare(tmp_path / "tiny.py")).compiled == 0, "to load takes less"
 
 

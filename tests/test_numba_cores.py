@@ -37,6 +37,7 @@ def group(folder: str, quota: object, period: int = 100000) -> dict[str, str]:
 OLD, NEW = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup"
 MACHINES = {
     "no control groups": ("", ROOT, {}, []),
+    "a quota that no number holds": ("0::/\n", V2, group(NEW, "9" * 400), []),
     "no quota": ("0::/\n", V2, group(NEW, "max"), []),
     "a container": ("0::/\n", V2, group(NEW, 150000), [1.5]),
     "a container on a host's name space": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,11 @@ def test_kernels_are_kept_where_the_user_says_else_in_the_users_cache(
 ) -> None:
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", str(tmp_path / "mine"))
     assert cache.user_folder() == tmp_path / "mine"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "mine")
+    assert cache.user_folder() == tmp_path / "mine", "also once the working folder is another"
+    monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "~/mine")
+    assert cache.user_folder() == Path.home() / "mine"
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "")
     for system, variable, expected in (
         ("linux", "XDG_CACHE_HOME", tmp_path / "sparsegen"),
@@ -68,7 +74,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 def test_the_users_folder_is_made_and_written_by_the_user_alone(places: tuple[Path, Path]) -> None:
     user, private = places
     for _ in range(2):
-        assert cache.choose("kernels") == Folders((user,), user, None)
+        assert cache.choose("kernels") == Folders((user, private), user, None, private)
         assert not names(user)
     filled(user)
     if sys.platform != "win32":
@@ -213,19 +219,63 @@ def test_a_private_folder_that_another_user_makes_first_is_not_used(places: tupl
     assert "others may write to" in str(files.lost) and not names(private.parent)
 
 
+def test_where_the_users_folder_is_full_a_private_one_takes_what_is_new(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, private = places
+    filled(user)
+    write = cache._write
+
+    def full(path: Path, content: bytes) -> None:
+        if path.parent == user:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(cache, "_write", full)
+    files = KernelFiles(cache.choose("kernels"))
+    files.save("more", "key", b"more code")
+    why = f"{user}: No space left on device"
+    assert (files.lost, files.kept, files.why, files.used) == (None, private, why, {private})
+    later = KernelFiles(cache.choose("kernels"))
+    assert later.load("code", "key") == b"machine code" and later.load("more", "key") == b"more code"
+    monkeypatch.setattr(cache, "_write", lambda *_: full(user / "any", b""))
+    later.save("most", "key", b"most code")
+    assert later.lost == f"{why}; {private}: No space left on device"
+
+
+def test_several_processes_may_replace_a_folder_in_a_files_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = filled(tmp_path / "kernels")
+    DAMAGES["a folder"](folder / "code.nbc")
+    rmtree = shutil.rmtree
+
+    def race(path: Path, **how: Any) -> None:
+        """Another process is faster, and a third one puts a folder there again."""
+        rmtree(path)
+        rmtree(path, **how)
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+        path.mkdir()
+
+    monkeypatch.setattr(shutil, "rmtree", race)
+    filled(folder)
+    assert names(folder) == ["code.nbc"]
+
+
 # -- damaged files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_a_miss_and_overwritten(tmp_path: Path, damage: str) -> None:
     folder = filled(tmp_path / "kernels")
-    DAMAGES[damage](folder / "code.nbc")
     files = KernelFiles(Folders((folder,), folder, None))
+    files.save("other", "key", b"other code")
+    DAMAGES[damage](folder / "code.nbc")
     assert files.load("code", "key") is None
     files.save("code", "key", b"machine code")
     assert files.lost is None
     assert files.load("code", "key") == b"machine code"
-    assert names(folder) == ["code.nbc"]
+    assert names(folder) == ["code.nbc", "other.nbc"]
 
 
 def test_another_kernels_file_is_a_miss(tmp_path: Path) -> None:
@@ -250,5 +300,5 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
                     files.save("code", "key", b"new code")
             else:
                 files.save("code", "key", b"new code")
-        assert files.lost == "[Errno 28] No space left on device"
+        assert files.lost == f"{folder}: No space left on device"
         assert names(folder) == ["code.nbc"] and files.load("code", "key") == b"machine code"

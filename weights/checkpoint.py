@@ -144,12 +144,14 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = Non
     ------
     CheckpointError
         For everything that is wrong with the file: which file, what, where in it, and what to do.
+    MemoryError, OSError
+        Of a sound file, where the system has no memory for it (the latter with errno ENOMEM).
     """
     try:
         return open_checkpoint(path, weights=weights)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, ArithmeticError, LookupError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         # No file is known that comes here. Should one exist, its owner sees a sentence and not a traceback.
         raise CheckpointError(
             f"is damaged in a way that no check foresaw ({type(error).__name__})",

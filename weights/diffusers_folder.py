@@ -9,6 +9,7 @@ Source: github.com/huggingface/diffusers (models/modeling_utils.py and training_
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -160,6 +161,8 @@ def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
+        if error.errno == errno.ENOMEM:  # the machine's fault, not the folder's
+            raise
         raise CheckpointError(f"cannot be opened: {error.strerror or error}", path=str(folder)) from error
 
 

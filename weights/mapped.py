@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -30,6 +31,8 @@ class MappedFile:
                     raise CheckpointError("is empty", path=self.path, advice="Download or copy it again")
                 self.map: mmap.mmap | None = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
         except OSError as error:
+            if error.errno == errno.ENOMEM:  # the machine's fault, not the file's
+                raise
             raise CheckpointError(f"cannot be opened: {error.strerror or error}", path=self.path) from error
 
     @property

@@ -5,6 +5,7 @@ Each is recognised by how it begins, by the names in its archive, or by the name
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from itertools import islice
@@ -130,6 +131,8 @@ def refuse_unpacked(folder: str | os.PathLike[str]) -> None:
         if any(path.name in ("model_index.json", "config.json") for path in inside):
             return
     except OSError as error:
+        if error.errno == errno.ENOMEM:  # the machine's fault, not the folder's
+            raise
         raise CheckpointError(f"cannot be opened: {error.strerror or error}") from error
     if unpacked:
         raise CheckpointError(

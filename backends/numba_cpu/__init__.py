@@ -5,6 +5,13 @@ written in, `reading.py` and `epilogue.py` what happens before and after; `backe
 `launch.py` cuts work for threads, `threads.py` and `waiting.py` run it in them.
 """
 
+import sys
+
+from .room import IMPORTING, check_room
+
+if "numba" not in sys.modules:
+    check_room(IMPORTING, "loading Numba and its kernels")
+
 from .backend import NumbaBackend
 
 __all__ = ["NumbaBackend"]

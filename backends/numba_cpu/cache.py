@@ -1,7 +1,8 @@
 """Files of compiled kernels: machine code is written to a file for each kernel, and a later process reads it back.
 
-A file begins with a digest of its content and of what the kernel was compiled from. So a file that is missing, empty,
-damaged or another kernel's is a miss: nothing of it is unpickled, and the kernel's next save overwrites it.
+A file begins with a digest of its content, of the kernel's name and of what it was compiled from. So a file that is
+missing, empty, damaged or another kernel's is a miss: nothing of it is unpickled, and the kernel's next save overwrites
+it.
 
 The content is a pickle: whoever can write such a file can run code as this user. So a file or folder is used only if it
 belongs to this user (or the administrator, who may provide kernels) and nobody else may write to it.
@@ -23,20 +24,26 @@ from pathlib import Path
 CACHE_VARIABLE = "SPARSEGEN_CACHE_DIR"
 """Environment variable: where compiled kernels are kept, instead of the user's cache folder."""
 
+LARGEST = 1 << 26
+"""Bytes that a file is read up to; a kernel's has less than 1 MB."""
+
 
 def user_folder() -> Path:
-    """Where compiled kernels belong on this system: `SPARSEGEN_CACHE_DIR`, or the user's cache folder.
+    """Where compiled kernels belong on this system, absolute: `SPARSEGEN_CACHE_DIR`, or the user's cache folder.
 
     Raises RuntimeError where this user has no home folder.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named)
+        return Path(named).expanduser().absolute()
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "sparsegen"
+        return Path.home().absolute() / "Library" / "Caches" / "sparsegen"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sparsegen"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsegen"
+        local = Path(os.environ.get("LOCALAPPDATA", ""))
+        return (local if local.is_absolute() else Path.home().absolute() / "AppData" / "Local") / "sparsegen"
+    # the XDG specification ignores relative paths
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (caches if caches.is_absolute() else Path.home().absolute() / ".cache") / "sparsegen"
 
 
 def private_folder() -> Path:
@@ -60,11 +67,13 @@ class Folders:
     """None: nowhere."""
     why: str | None
     """Why `keep` does not lie in the user's cache folder; None: it does."""
+    spare: Path | None = None
+    """Where kernels go that `keep` has no room for; None: nowhere."""
 
     @property
     def private(self) -> Path | None:
-        """`keep` where it is the one among temporary files."""
-        return None if self.why is None else self.keep
+        """`keep` or `spare`, whichever is the one among temporary files."""
+        return self.spare if self.why is None else self.keep
 
 
 def choose(name: str) -> Folders:
@@ -78,24 +87,29 @@ def choose(name: str) -> Folders:
     except RuntimeError:
         why: str | None = "this user has no home folder"
     else:
-        read = (folder,)
-        try:
-            # others may read it: an image may compile kernels as root and run as another user
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            why = _objection(folder)
-            if why is None:
-                tempfile.TemporaryFile(dir=folder).close()
-                return Folders(read, folder, None)
-        except OSError as error:  # no room, no right, no folder
-            why = f"{folder} cannot be written: {error.strerror or error}"
+        read, why = (folder,), _unwritable(folder)
     try:
         private = private_folder()
         objection = _private_objection(private) if os.path.lexists(private) else None
     except OSError as error:
         objection = error.strerror or str(error)
     if objection is not None:
-        return Folders(read, None, f"{why}; {objection}")
-    return Folders((*read, private / name), private / name, why)
+        return Folders(read, folder, None) if why is None else Folders(read, None, f"{why}; {objection}")
+    both = (*read, private / name)
+    return Folders(both, folder, None, private / name) if why is None else Folders(both, private / name, why)
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why kernels cannot be kept in a folder, which is made; None: they can."""
+    try:
+        # others may read it: an image may compile kernels as root and run as another user
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        objection = _objection(folder)
+        if objection is None:
+            tempfile.TemporaryFile(dir=folder).close()
+        return objection
+    except OSError as error:  # no room, no right, no folder
+        return f"{folder} cannot be written: {error.strerror or error}"
 
 
 def _objection(folder: Path) -> str | None:
@@ -129,6 +143,10 @@ class KernelFiles:
         self.folders = folders
         self.used: set[Path] = set()
         """Folders that a kernel was loaded from or saved to."""
+        self.kept = folders.keep
+        """Where the last kernel was saved, or the first one will be."""
+        self.why = folders.why
+        """Why a kernel is not kept in the user's cache folder; None: all are."""
         self.lost: str | None = None
         """Why a kernel could not be saved."""
 
@@ -136,60 +154,78 @@ class KernelFiles:
         """What was saved under that name and key; None: nothing, or it is damaged or cannot be trusted."""
         for folder in self.folders.read:
             with contextlib.suppress(OSError):  # no such file, or none that can be read
-                content = _unsealed(_read(folder / f"{name}.nbc"), key)
+                content = _unsealed(_read(folder / f"{name}.nbc"), name, key)
                 if content is not None:
                     self.used.add(folder)
                     return content
         return None
 
     def save(self, name: str, key: str, content: bytes) -> None:
-        """Write a kernel's file over whatever has its name; where that fails, `lost` says why."""
-        folder = self.folders.keep
-        if folder is None:
+        """Write a kernel's file over whatever has its name; where no folder has room for it, `lost` says why."""
+        if self.folders.keep is None:
             self.lost = self.folders.why
             return
-        try:
-            if folder == self.folders.private:
-                folder.parent.mkdir(mode=0o700, exist_ok=True)
-                objection = _private_objection(folder.parent)
-                if objection is not None:
-                    raise PermissionError(objection)
-            folder.mkdir(mode=0o755, exist_ok=True)
-            _write(folder / f"{name}.nbc", _digest(content, key) + content)
-            self.used.add(folder)
-        except OSError as error:  # no room, no right
-            self.lost = str(error)
+        failures = []
+        for folder in filter(None, (self.folders.keep, self.folders.spare)):
+            try:
+                self._make(folder)
+                _write(folder / f"{name}.nbc", _digest(content, name, key) + content)
+            except OSError as error:  # no room, no right
+                failures.append(f"{folder}: {error.strerror or error}")
+            else:
+                self.used.add(folder)
+                self.kept = folder
+                self.why = "; ".join(failures) or self.why
+                return
+        self.lost = "; ".join(failures)
+
+    def _make(self, folder: Path) -> None:
+        if folder == self.folders.private:
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            objection = _private_objection(folder.parent)
+            if objection is not None:
+                raise PermissionError(objection)
+        folder.mkdir(mode=0o755, exist_ok=True)
 
 
-def _digest(content: bytes, key: str) -> bytes:
-    return hashlib.sha256(hashlib.sha256(key.encode()).digest() + content).digest()
+def _digest(content: bytes, name: str, key: str) -> bytes:
+    # of a fixed length, so that no content continues a name or key
+    sealed_with = hashlib.sha256(repr((name, key)).encode()).digest()
+    return hashlib.sha256(sealed_with + content).digest()
 
 
-def _unsealed(sealed: bytes, key: str) -> bytes | None:
+def _unsealed(sealed: bytes, name: str, key: str) -> bytes | None:
     """The content behind its digest; None: it is not what was written."""
     size = hashlib.sha256().digest_size
     digest, content = sealed[:size], sealed[size:]
-    return content if digest == _digest(content, key) else None
+    return content if digest == _digest(content, name, key) else None
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a regular file in a trusted folder; empty where either is none."""
+    """The bytes of a regular file in a trusted folder; empty where either is none, or the file is too large for one."""
     if not (_trusted(path.parent.stat()) and path.is_file()):  # to open a pipe would wait for its writer
         return b""
     with path.open("rb") as file:
-        return file.read() if _trusted(os.fstat(file.fileno())) else b""
+        state = os.fstat(file.fileno())
+        return file.read() if _trusted(state) and state.st_size <= LARGEST else b""
 
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: another process may read it at any moment."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}")
     try:
-        # for others to read, for this user alone to write, whatever the process's mask is
+        # this user alone may write it, whatever the process's mask is; others may read it, unless the mask forbids it
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
             file.write(content)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        part.replace(path)
+        for last in (False, True):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
+            try:
+                part.replace(path)
+                break
+            except OSError:
+                if last:
+                    raise
     except BaseException:
         part.unlink(missing_ok=True)
         raise

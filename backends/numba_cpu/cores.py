@@ -27,10 +27,10 @@ def quotas(root: Path = Path("/")) -> list[float]:
     """What each quota on this process is worth in cores."""
     found = []
     for group in _groups(root):
-        with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or no limit: "max 100000"
+        with suppress(OSError, ValueError, ArithmeticError):  # no such file, or no limit: "max 100000"
             quota, period = (group / "cpu.max").read_text("ascii").split()
             found.append(int(quota) / int(period))
-        with suppress(OSError, ValueError, ZeroDivisionError):
+        with suppress(OSError, ValueError, ArithmeticError):
             quota, period = (
                 (group / f"cpu.cfs_{word}_us").read_text("ascii") for word in ("quota", "period")
             )

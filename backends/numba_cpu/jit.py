@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import mmap
 import pickle
 import platform
 import sys
@@ -27,6 +26,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from .cache import KernelFiles, choose
+from .room import COMPILING, LOADING, check_room
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, so Numba compiles nothing; unset it")
@@ -35,9 +35,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # No reference counts: kernels allocate nothing, and counting every access to an array takes longer than the access.
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
-
-COMPILING = 1 << 28
-"""Bytes that compiling takes at most, beside what a process has that loads the kernels."""
 
 
 def _version() -> str:
@@ -162,7 +159,7 @@ class _Progress(event.Listener):
         number = self._numbers.get(id(of.data["dispatcher"]))
         if number is not None:  # else somebody else's function, in another thread
             if not self._said:
-                _check_room()
+                check_room(COMPILING, "compiling kernels")
             self.compiled += 1
             text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
             _say(text, number, len(self._numbers), first=not self._said)
@@ -173,7 +170,8 @@ class _Progress(event.Listener):
 
 
 def _make_ready(declared: list[tuple[Any, Any]]) -> Ready:
-    """Load kernels from `kernel_files`, or compile and keep them there."""
+    """Load kernels from `kernel_files`, or compile and keep them there. Raises MemoryError."""
+    check_room(LOADING, "loading kernels")
     start, files = time.perf_counter(), kernel_files()
     progress = _Progress([compiled for compiled, _ in declared])
     with event.install_listener("numba:compile", progress):
@@ -182,20 +180,11 @@ def _make_ready(declared: list[tuple[Any, Any]]) -> Ready:
                 compiled.compile(signature.args)
                 compiled.disable_compile()
     if progress.compiled:
-        folders = files.folders
-        because = "" if folders.why is None else f" ({folders.why})"
-        kept = f"kept in {folders.keep}{because}" if files.lost is None else f"but not kept ({files.lost})"
+        because = "" if files.why is None else f" ({files.why})"
+        kept = f"kept in {files.kept}{because}" if files.lost is None else f"but not kept ({files.lost})"
         _say(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
-    why = files.folders.why if files.folders.private in files.used else None
+    why = files.why if files.folders.private in files.used else None
     return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)
-
-
-def _check_room() -> None:
-    """Raise MemoryError before LLVM, which ends the process where it gets no memory."""
-    try:
-        mmap.mmap(-1, COMPILING).close()
-    except OSError:
-        raise MemoryError(f"compiling kernels takes {COMPILING / 1e6:.0f} MB") from None
 
 
 def _say(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:

@@ -36,6 +36,7 @@ for command in COMMANDS.values():
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version, Python and the default backend, and exit.")
     ] = False,
@@ -44,6 +45,8 @@ def root(
     if version:
         print_version()
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,6 +80,8 @@ def _run(words: list[str]) -> int:
         return int(group.main(words, prog_name="sparsegen", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 130
+    except SystemExit as ended:  # how the command-line library ends --show-completion
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
         # some versions of the command-line library raise an exception of their own for it
         if isinstance(error.__cause__, KeyboardInterrupt):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,9 +19,32 @@ from sparsegen.weights import shown
 
 from ..errors import InputError
 
-# names out of files are printed: no markup, so that none of them means anything
-out = Console(highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+_shown: list[Progress] = []
+"""Progress bars that a terminal shows now."""
+
+
+class _Console(Console):
+    """A console whose lines stand above bars that are shown on another one; above its own they stand anyway."""
+
+    def print(self, *given: Any, **how: Any) -> None:
+        bars = [each for each in _shown if each.console is not self]
+        for each in reversed(bars):
+            each.stop()
+        try:
+            super().print(*given, **how)
+        finally:
+            for each in bars:
+                each.start()
+
+
+def _console(*, stderr: bool) -> Console:
+    """Names out of files are printed there: no markup, so that none of them means anything."""
+    # rich takes COLUMNS=0 for a width, and prints nothing
+    width = shutil.get_terminal_size().columns if set(os.environ.get("COLUMNS", "")) == {"0"} else None
+    return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+out, err = _console(stderr=False), _console(stderr=True)
 
 
 class Bar(Protocol):
@@ -62,8 +87,10 @@ def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
 def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
     """A maker of bars on stderr, `start(description, total)`, which vanish in the end.
 
-    Where that is no terminal but a log, a line is written every few seconds instead, and none of work that takes less.
+    Where that is no terminal but a log, or one that cannot move its cursor, a line is written every few seconds
+    instead, and none of work that takes less.
     """
+    live = err.is_terminal and not err.is_dumb_terminal
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -72,7 +99,7 @@ def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
     )
     begun = time.monotonic()
     due = begun + FIRST
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+    with Progress(*columns, console=err, transient=True, disable=not live) as bars, _showing(bars, live):
 
         def start(description: str, total: int | None) -> Bar:
             task = bars.add_task(description, total=total, doing="")
@@ -81,7 +108,7 @@ def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
                 nonlocal due
                 bars.update(task, completed=done, doing=shown(doing), total=total)
                 now = time.monotonic()
-                if not err.is_terminal and now >= due:
+                if not live and now >= due:
                     due = now + EVERY
                     share = f"{done / total:.0%}, " if total else ""
                     err.print(f"{description}: {shown(doing)} ({share}{now - begun:.0f} s)", soft_wrap=True)
@@ -89,6 +116,41 @@ def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
             return bar
 
         yield start
+
+
+@contextmanager
+def _showing(bars: Progress, live: bool) -> Iterator[None]:
+    """Bars that give way to what is printed, where they are live."""
+    if not live:
+        yield
+        return
+    _shown.append(bars)
+    try:
+        yield
+    finally:
+        _shown.remove(bars)
+
+
+@contextmanager
+def bar_without_steps(description: str) -> Iterator[Bar]:
+    """A bar for work that may not say how far it is: a log has its lines all the same, from a thread that waits."""
+    done = threading.Event()
+    with progress_bars() as start:
+        bar = start(description, None)
+
+        def report() -> None:
+            while not done.wait(FIRST):
+                bar(0, "still at it")
+
+        thread = threading.Thread(target=report, daemon=True)
+        with suppress(RuntimeError):  # no room for a thread: no lines
+            thread.start()
+        try:
+            yield bar
+        finally:
+            done.set()
+            if thread.ident is not None:
+                thread.join()
 
 
 def numbered(path: Path, mark: str) -> Path:

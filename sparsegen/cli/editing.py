@@ -16,7 +16,6 @@ from ..loading import load
 from ..model import Model
 from ..models.unet import UNet
 from ..policies import get_policy
-from ..store import parse_size
 from . import labels, strokes
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths
@@ -36,6 +35,7 @@ from .options import (
     SetOption,
     ThreadsOption,
     WeightsOption,
+    check_memory,
     open_backend,
     own_settings,
     parse_settings,
@@ -229,7 +229,7 @@ def edit(
     targets = [path for one in seeds for path in output_paths(output, len(edited), one)]
     for path in targets:
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
-    parse_size(undo)
+    check_memory(cache=cache, undo=undo)
     engine_backend = open_backend(backend, threads, direct, weights)
     kept = None
     if session is not None:

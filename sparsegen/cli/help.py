@@ -17,8 +17,8 @@ BESIDE = 30
 
 
 def first_sentence(command: Callable[..., None]) -> str:
-    """What the list of commands says of one."""
-    return inspect.getdoc(command).partition("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]  # each has one
+    """What the list of commands says of one; nothing under `python -OO`, which drops docstrings."""
+    return (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def type_name(hint: Any) -> str:
@@ -37,6 +37,8 @@ def make_readable(command: Any, function: Callable[..., Any]) -> None:
     hints = get_type_hints(function)
     for parameter in command.params:
         hint = hints.get(parameter.name)
+        if parameter.metavar is not None:  # given with the option
+            continue
         if parameter.param_type_name == "argument":
             parameter.metavar = parameter.name.upper()
         elif hint is not None and hint is not bool:

@@ -13,7 +13,7 @@ from .. import pictures
 from ..errors import SessionError
 from .console import check_writable, out, print_table
 from .kept import ORIGINAL, Kept
-from .options import CacheFolderOption, CacheOption
+from .options import CacheFolderOption, CacheOption, check_memory
 
 SessionFile = Annotated[Path, typer.Option("--session", help="The session's file; it is saved again.")]
 Output = Annotated[
@@ -47,6 +47,7 @@ def _walk(call: str, path: Path, output: Path | None, cache: str | None, folder:
     check_writable(path)
     if output is not None:
         check_writable(output, suffix=".png", inputs=[path])
+    check_memory(cache=cache)
     kept = Kept.open(path, get_backend(None), cache, folder)
     session, original = kept.session, kept.note(ORIGINAL)
     assert session is not None

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..pipelines import SDEdit, open_session
 from ..session import Session
 from ..stats import counted, megabytes
-from .console import out, progress_bars
+from .console import bar_without_steps, out, progress_bars
 
 _NOTES = "cli."
 """What the names of our notes in a session's file begin with."""
@@ -48,8 +48,7 @@ class Kept:
         """Look whether there is such a file, and load it. Raises SessionError, CheckpointError, InputError."""
         if not path.exists():
             return cls(path)
-        with progress_bars() as start:
-            start(f"loading {path}", None)
+        with bar_without_steps(f"loading {path}"):
             session = open_session(path, backend, cache=cache, folder=folder, undo=undo)
         return cls(path, session)
 
@@ -131,11 +130,12 @@ class Kept:
     def save(self) -> None:
         """Write the session back, or leave the old file whole. Raises CheckpointError."""
         assert self.session is not None
-        with progress_bars() as start:
-            bar = start(f"saving {self.path}", None)
-            if isinstance(self.session, SDEdit):
+        if isinstance(self.session, SDEdit):
+            with progress_bars() as start:
+                bar = start(f"saving {self.path}", None)
                 self.session.save(self.path, progress=lambda done, total, name: bar(done, name, total))
-            else:
+        else:
+            with bar_without_steps(f"saving {self.path}"):
                 self.session.save(self.path)
         size = self.path.stat().st_size
         out.print(

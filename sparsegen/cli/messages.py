@@ -5,12 +5,25 @@ from __future__ import annotations
 import errno
 import re
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 from sparsegen.backends import BackendError
 from sparsegen.weights import CheckpointError
 
 from ..errors import InputError, SparsegenError
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+# compiled and imported beforehand: where there is no memory, there may be none for that either
+_ARRAY = re.compile(r"Unable to allocate ([\d.]+ \w+)")
+"""NumPy's words for an array that it gets no memory for."""
+_SMALLER = {"--original": "a smaller input", "--size": "a smaller --size"}
+"""Option -> what may be given to a command that has it, so that it takes less memory."""
 
 
 def message_of(error: Exception, command: Any) -> str | None:
@@ -35,7 +48,7 @@ def message_of(error: Exception, command: Any) -> str | None:
 def check_command(word: str, known: list[str]) -> None:
     """Raise InputError for a command that there is none of; it names the nearest."""
     if word not in known:
-        near = get_close_matches(word, known, n=1)
+        near = get_close_matches(word.lower(), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
         raise InputError(f"no command '{word}'; {hint} (see 'sparsegen --help')")
 
@@ -50,26 +63,31 @@ def _no_memory(error: Exception) -> bool:
 
 
 def _memory_message(error: Exception, command: Any) -> str:
-    asked = re.match(r"Unable to allocate ([\d.]+ \w+)", str(error))  # NumPy's words
-    if asked is not None:
-        what = f" for {asked[1]} more"
+    """What is wrong, and which of the command's options help. What the failed calls hold is let go of first."""
+    failed: BaseException | None = error
+    while failed is not None:
+        failed.__traceback__, failed = None, failed.__context__
+    array = _ARRAY.match(str(error))
+    if array is not None:
+        what = f" for {array[1]} more"
     else:
         what = f": {error}" if isinstance(error, MemoryError) and str(error) else ""
     limit = _limit()
     if limit is not None:
         what += f" (ulimit -v leaves this process {limit / 1e9:.2f} GB)"
-    advice = "give a smaller input, or the process more memory"
-    if any("--cache" in parameter.opts for parameter in getattr(command, "params", ())):
-        files = "" if limit is None else ", whose files ulimit -v counts too,"
-        advice += f"; for diffusion, a budget such as --cache 500MB{files} or fewer --steps"
+    options = {name for parameter in getattr(command, "params", ()) for name in parameter.opts}
+    smaller = "".join(f"{given}, or " for option, given in _SMALLER.items() if option in options)
+    advice = f"give {smaller}the process more memory"
+    if "--cache" in options:
+        files = "" if limit is None else " (ulimit -v counts its files too)"
+        steps = " or fewer --steps" if "--steps" in options else ""
+        advice += f"; for diffusion, a budget such as --cache 500MB{files}{steps}"
     return f"not enough memory{what}; {advice}"
 
 
 def _limit() -> int | None:
     """Bytes of address space that this process may take, where that is limited."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if resource is None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
+    return None if limit == resource.RLIM_INFINITY else int(limit)

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..policies import POLICIES
 from ..samplers import SAMPLERS
 from ..schedules import SCHEDULES
+from ..store import parse_size
 
 MODEL_HELP = "A built-in model's name, a checkpoint file or a diffusers folder."
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
@@ -108,6 +109,15 @@ CacheFolderOption = Annotated[
         show_default="the system's folder for temporary files",
     ),
 ]
+
+
+def check_memory(**given: str | None) -> None:
+    """Raise InputError for an amount of memory that cannot be read; it names the option."""
+    for name, amount in given.items():
+        try:
+            parse_size(amount)
+        except InputError as error:
+            raise InputError(f"--{name}: {error}") from None
 
 
 def open_backend(name: str | None, threads: int | None, direct: bool, weights: str | None) -> Backend:

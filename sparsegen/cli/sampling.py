@@ -21,7 +21,6 @@ from .options import (
     EtaOption,
     SamplerOption,
     ScheduleOption,
-    SeedOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
@@ -45,10 +44,16 @@ def sample(
     size: Annotated[
         str | None,
         typer.Option(
-            "--size", help="HEIGHTxWIDTH in pixels.", show_default="what the network was trained on"
+            "--size",
+            metavar="HEIGHTxWIDTH",
+            help="In pixels, such as 256x512.",
+            show_default="what the network was trained on",
         ),
     ] = None,
-    seed: SeedOption = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, help="Draw the noise; further pictures are of the seeds that follow."),
+    ] = 0,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Denoising steps.", show_default="ddpm 50, pd 8")
     ] = None,
@@ -62,9 +67,8 @@ def sample(
     settings: SetOption = None,
 ) -> None:
     """Make pictures out of noise alone, with a diffusion model."""
-    first = seed or 0
     targets = {
-        one: output if count == 1 else numbered(output, f"seed{one}") for one in range(first, first + count)
+        one: output if count == 1 else numbered(output, f"seed{one}") for one in range(seed, seed + count)
     }
     for path in targets.values():
         check_writable(path, suffix=".png", inputs=[Path(model)] if Path(model).exists() else [])
@@ -76,7 +80,7 @@ def sample(
         raise InputError(f"{model}: does not say which size it was trained on; give --size, such as 256x256")
     engine = Engine(network, open_backend(backend, threads, direct, weights), None)
     chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "eta": eta, "schedule": schedule}
-    used = {**used_settings(whole_way(network, **chosen, seed=first)), "size": wanted or network.size}
+    used = {**used_settings(whole_way(network, **chosen, seed=seed)), "size": wanted or network.size}
     print_table("settings", settings_rows(engine, **used))
     with step_bars(used["steps"]) as bar:
         for one, path in targets.items():
