@@ -554,7 +554,7 @@ sys.exit(main(["edit", "--model", "landscape-ddpm", "--original", sys.argv[1], "
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v bounds a process on Linux alone")
-@pytest.mark.parametrize("spare", [5, 150, 300, 370, 420])
+@pytest.mark.parametrize("spare", [5, 150])
 def test_at_any_limit_a_process_computes_or_ends_with_one_line(tmp_path: Path, spare: int) -> None:
     """MB beside the command line itself: LLVM ends a process, or hangs, where it gets no memory."""
     pytest.importorskip("numba")

@@ -54,9 +54,10 @@ def check_command(word: str, known: list[str]) -> None:
 
 
 def _no_memory(error: Exception) -> bool:
-    """Whether the system gave no memory: for an array, a mapping or a thread's stack."""
+    """Whether the system gave no memory: for an array, a mapping, a library or a thread's stack."""
     return (
         isinstance(error, MemoryError)
+        or (isinstance(error, ImportError) and "failed to map segment" in str(error))
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
     )
