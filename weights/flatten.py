@@ -16,6 +16,8 @@ _VISIT_COST = 160
 class Flat:
     """The leaves of a checkpoint: tensors, the plain values beside them, and what was seen but not read.
 
+    `stand_ins` says where objects were, by dotted name, and of which class.
+
     Raises CheckpointError for a root that is no dict and holds no tensors: an object pickled whole, or a text.
     """
 
@@ -23,6 +25,7 @@ class Flat:
         self.tensors: dict[str, Layout] = {}
         self.values: dict[str, Scalar] = {}
         self.placeholders: dict[str, None] = {}
+        self.stand_ins: dict[str, str] = {}
         self._budget = budget
         self._visits = 0
         self._open: set[int] = set()
@@ -53,6 +56,8 @@ class Flat:
             self.values[name] = value  # type: ignore[assignment]  # told apart by kind
         elif kind is Placeholder or kind is Global or kind is Skipped:
             self.placeholders[value.name] = None  # type: ignore[attr-defined]  # a stand-in, by its kind
+            if kind is Placeholder:
+                self.stand_ins[name] = value.name  # type: ignore[attr-defined]  # likewise
         # Bytes and bare storages have no name among tensors and no meaning among plain values.
 
     def _enter(self, name: str, container: object) -> None:
