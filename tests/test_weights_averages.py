@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from safetensors.numpy import save_file
 import sparsegen
 from sparsegen.models import DDPM, DDPMConfig, GauGAN, GauGANConfig
 from sparsegen.weights import CheckpointError
-from sparsegen.weights.which import is_average
+from sparsegen.weights.which import kind_of
 
 State = dict[str, np.ndarray]
 
@@ -75,14 +78,12 @@ SPELLINGS = [
     ("model.model.", "ema.ema_model.model."),  # denoising-diffusion-pytorch: a wrapper around the network
     ("state_dict.", "params_ema."),
     ("params.", "params_ema."),
-    ("0.module.", "4."),  # ermongroup/ddim
     ("state_dicts.model.", "state_dicts.ema_model."),  # diffusion_policy
     ("state_dict.model.", "state_dict.model_ema."),
     ("state_dict.model.", "state_dict.ema."),
     ("state_dict.unet.", "state_dict.unet_ema."),
     ("state_dict.net.", "callbacks.EMA.ema_state_dict.net."),
     ("state_dict.", "callbacks.StochasticWeightAveraging.average_model_state."),
-    ("current_model_state.", "state_dict."),  # Lightning's WeightAveraging
     ("model.", "ema.module."),
     ("module.", "ema.shadow."),
     ("model.", "shadow."),
@@ -96,6 +97,18 @@ SPELLINGS = [
     ("", "ema."),
     ("", "model_ema.module."),
     ("odd.word.", "odd.word_ema."),
+    ("current.", "current_ema."),
+    ("model.", "backup.ema."),
+    ("model.", "EMAmodel."),
+    ("net.", "EMAnet."),
+    ("model.", "modelema."),
+    ("model.", "emamodel."),
+    ("net.", "netema."),
+    ("model.", "avg_model."),
+    ("model.", "model_avg."),
+    ("model.", "avg."),
+    ("model.", "exponential_moving_average."),
+    ("model.", "polyak."),
 ]
 
 
@@ -108,9 +121,97 @@ def test_spellings(last: str, average: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("last", "average"), SPELLINGS)
 @pytest.mark.parametrize("wrapper", ["model.", "checkpoint.", "a.b."])
 def test_spellings_inside_wrappers(wrapper: str, last: str, average: str, tmp_path: Path) -> None:
-    if average != "4.":
-        state = under(wrapper + last, LAST) | under(wrapper + average, AVERAGE)
-        gives(write(tmp_path / "net.safetensors", state), AVERAGE, LAST)
+    state = under(wrapper + last, LAST) | under(wrapper + average, AVERAGE)
+    gives(write(tmp_path / "net.safetensors", state), AVERAGE, LAST)
+
+
+@pytest.mark.parametrize("wrapper", ["", "checkpoint."])
+def test_lightning_swaps_the_two_when_it_saves(wrapper: str, tmp_path: Path) -> None:
+    both = under(wrapper + "current_model_state.", LAST) | under(wrapper + "state_dict.", AVERAGE)
+    said = {wrapper + "averaging_state.n_averaged": np.array(7)}
+    gives(write(tmp_path / "net.safetensors", both | said), AVERAGE, LAST)
+    model = sparsegen.load(write(tmp_path / "plain.safetensors", both))
+    assert model.source == f"weights ({wrapper}state_dict); beside them: {wrapper}current_model_state"
+
+
+# Words that say nothing of an average.
+
+
+@pytest.mark.parametrize(
+    ("taken", "other"),
+    [
+        ("model.", "backup."),
+        ("model.", "online."),
+        ("model.", "best."),
+        ("state_dict.", "current."),
+        ("model.", "grad_avg."),
+        ("model.", "loss_avg."),
+        ("net.", "optimizer.exp_avg."),
+        ("net.", "optim.state.max_exp_avg_sq."),
+        ("net.", "optimizer_g.ema."),
+        ("net.", "opt.average."),
+        ("net.", "grad_ema."),
+        ("net.", "exp_avg."),
+        ("net.", "square_avg."),
+        ("net.", "momentum_buffer."),
+    ],
+)
+def test_what_lies_beside_a_network_and_is_no_average(taken: str, other: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "net.safetensors", under(taken, LAST) | under(other, OTHER))
+    model = sparsegen.load(path)
+    assert holds(model, LAST)
+    assert "average" not in model.source
+    with pytest.raises(CheckpointError, match=r"holds no averaged weights|cannot be taken"):
+        sparsegen.load(path, weights="ema")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("current", "best"),
+        ("current_state_dict", "best_state_dict"),
+        ("collected", "init"),
+        ("online", "target"),
+        ("0", "1"),
+        ("0", "1", "2", "3", "4"),
+        ("model.0", "model.1"),
+    ],
+)
+def test_networks_that_no_word_tells_apart(places: tuple[str, ...], tmp_path: Path) -> None:
+    state: State = {}
+    for i, place in enumerate(places):
+        state |= under(f"{place}.", parameters(DDPM(CONFIG), i))
+    path = write(tmp_path / "net.safetensors", state)
+    with pytest.raises(CheckpointError, match=r"several networks \(.*\), expected one\. Save"):
+        sparsegen.load(path)
+
+
+def test_an_average_among_networks_that_no_word_tells_apart(tmp_path: Path) -> None:
+    state = under("student.", LAST) | under("teacher.", OTHER)
+    path = write(tmp_path / "net.safetensors", state | under("student_ema.", AVERAGE))
+    for weights in (None, "ema"):
+        assert holds(sparsegen.load(path, weights=weights), AVERAGE)
+    with pytest.raises(CheckpointError, match=r"several networks \(student, teacher\)"):
+        sparsegen.load(path, weights="model")
+
+
+@pytest.mark.torch
+def test_lists_that_are_no_checkpoint_of_ermongroup(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    def network(state: State) -> dict[str, Any]:
+        return {f"module.{name}": torch.tensor(value) for name, value in state.items()}
+
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    for state in (optimizer, {"state": {}, "param_groups": []}):
+        torch.save([network(LAST), state, 3, 700, network(AVERAGE)], tmp_path / "ckpt.pth")
+        gives(tmp_path / "ckpt.pth", AVERAGE, LAST)
+    torch.save([network(LAST), optimizer, 3, 700], tmp_path / "ckpt.pth")
+    assert holds(sparsegen.load(tmp_path / "ckpt.pth"), LAST)
+    for others in ([network(OTHER), 3, 700], [optimizer, 0.5, 700], [{"a": torch.ones(2)}, 3, 700]):
+        torch.save([network(LAST), *others, network(AVERAGE)], tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match=r"several networks \(0\.module, .*4\.module\)"):
+            sparsegen.load(tmp_path / "other.pth")
 
 
 def test_what_averaging_leaves_beside_the_weights_does_no_harm(tmp_path: Path) -> None:
@@ -123,7 +224,7 @@ def test_what_averaging_leaves_beside_the_weights_does_no_harm(tmp_path: Path) -
 
 @pytest.mark.parametrize("word", ["schema", "cinema", "remake", "emanate", "thermal", "model_embed", "seam"])
 def test_words_that_only_look_like_an_average(word: str, tmp_path: Path) -> None:
-    assert is_average(word) is None
+    assert kind_of(word) is None
     path = write(tmp_path / "net.safetensors", under("model.", LAST) | under(f"{word}.", OTHER))
     assert holds(sparsegen.load(path), LAST)
 
@@ -381,6 +482,102 @@ def test_an_average_of_parameters_alone_is_no_network_with_batch_norm(
         caplog,
         last,
     )
+
+
+# Averages that are there and cannot be read.
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float8_e5m2", "int8", "complex64", "meta"])
+def test_an_average_of_elements_that_are_no_weights(
+    dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch = pytest.importorskip("torch")
+    average = {name: torch.tensor(value) for name, value in AVERAGE.items()}
+    for name, value in average.items():
+        average[name] = value.to("meta") if dtype == "meta" else value.to(getattr(torch, dtype))
+    model = {name: torch.tensor(value) for name, value in LAST.items()}
+    torch.save({"model": model, "ema": average}, tmp_path / "net.pth")
+    kind = "saved without numbers" if dtype == "meta" else f"has the element type {dtype}"
+    refused(tmp_path / "net.pth", rf"ema \(\w+(?:\.\w+)* .*{kind}", caplog)
+    torch.save(average, tmp_path / "alone.pth")
+    with pytest.raises(CheckpointError, match=rf"unreadable \(\d+\): .*{kind}"):
+        sparsegen.load(tmp_path / "alone.pth")
+
+
+@pytest.mark.torch
+def test_averages_that_are_objects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch = pytest.importorskip("torch")
+    model = {name: torch.tensor(value) for name, value in LAST.items()}
+    average = {name: torch.tensor(value) for name, value in AVERAGE.items()}
+    for value, kind in (
+        (dict(AVERAGE), r"numpy\.ndarray"),
+        ({"shadow": dict(AVERAGE)}, r"numpy\.ndarray"),
+        (argparse.Namespace(shadow=average), r"argparse\.Namespace"),
+        (collections.UserDict(average), r"collections\.UserDict"),
+    ):
+        torch.save({"model": model, "model_ema": value}, tmp_path / "net.pth")
+        refused(
+            tmp_path / "net.pth", rf"model_ema(\.shadow)? \(an object of {kind}, which is not read\)", caplog
+        )
+
+
+@pytest.mark.torch
+def test_settings_of_averaging_are_no_average(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch = pytest.importorskip("torch")
+    model = {name: torch.tensor(value) for name, value in LAST.items()}
+    average = {name: torch.tensor(value) for name, value in AVERAGE.items()}
+    beside = {
+        "ema_config": argparse.Namespace(decay=0.99),
+        "ema_decay": np.float64(0.99),
+        "best_ema": np.float64(0.5),
+        "ema_losses": np.ones(9),
+    }
+    torch.save({"model": model, **beside}, tmp_path / "net.pth")
+    assert sparsegen.load(tmp_path / "net.pth").source == "the only weights (model)"
+    torch.save(
+        {"model": model, "ema": {**average, "decay": np.float64(0.9)}, **beside}, tmp_path / "both.pth"
+    )
+    gives(tmp_path / "both.pth", AVERAGE, LAST)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+# Files that would keep a reader busy: the work is counted, in calls.
+
+
+def calls_of(path: Path) -> int:
+    """How many functions are called until a file is loaded."""
+    count = 0
+
+    def counted(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        sparsegen.load(path)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["names", "lists"])
+def test_many_averages_without_names_in_deep_modules(kind: str, tmp_path: Path) -> None:
+    """A look at every name for each average and each module would take millions of calls."""
+    depth, averages = 200, 1000
+    one = np.ones(1, np.float32)
+    inner: Any = {"x": one} if kind == "names" else [one]
+    path = saved(
+        tmp_path / "net.pth",
+        **under("m." * depth, LAST),
+        **{f"ema{i}": {"shadow_params": inner} for i in range(averages)},
+    )
+    assert "not taken: ema" in sparsegen.load(path).source
+    # Reading takes some 600 calls for each tensor.
+    few = saved(tmp_path / "few.pth", **under("m." * depth, LAST), ema={"shadow_params": inner})
+    assert calls_of(path) < calls_of(few) + 1000 * averages
 
 
 # What is said.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from sparsegen import loading
 from sparsegen.errors import InputError
 from sparsegen.models import DDPM, DDPMConfig
 from sparsegen.weights import CheckpointError, identify, read_checkpoint
+from sparsegen.weights.diffusers_folder import _SCHEDULERS
 
 # Where the network lies.
 
@@ -347,6 +349,62 @@ def test_noise_that_no_schedule_here_gives(said: dict[str, Any], tmp_path: Path)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
     refused(folder, r"scheduler_config\.json: its noise grows as no schedule here: .*give the unet folder")
     assert holds(sparsegen.load(folder / "unet"))
+
+
+@pytest.mark.parametrize(
+    ("said", "schedule"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "linear"),
+        ({"_class_name": "LCMScheduler"}, "scaled_linear"),
+        ({"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": False}, "linear"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": False}, "linear"),
+        ({"_class_name": "HeunDiscreteScheduler", "beta_start": 0.0001, "beta_end": 0.02}, "linear"),
+    ],
+)
+def test_schedulers_of_betas(said: dict[str, Any], schedule: str, tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "net")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    assert sparsegen.load(folder).sampling == {"schedule": schedule}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        *(
+            (
+                {"_class_name": name, "num_train_timesteps": 1000},
+                rf"is the configuration of a {name}, expected",
+            )
+            for name in (
+                *("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "KarrasVeScheduler"),
+                *("ScoreSdeVeScheduler", "CMStochasticIterativeScheduler", "UnheardOfScheduler"),
+            )
+        ),
+        ({"_class_name": ["DDPMScheduler"]}, r"is the configuration of a DDPMScheduler, expected"),
+        ({"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, r"rescale_betas_zero_snr is True"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, r"use_flow_sigmas is True"),
+        ({"_class_name": "HeunDiscreteScheduler"}, r"beta_schedule linear from 0\.00085 to 0\.012"),
+    ],
+)
+def test_schedulers_of_another_noise(said: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "net")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    refused(folder, rf"scheduler_config\.json: .*{message}.*To load the network alone, give the unet folder")
+    assert holds(sparsegen.load(folder / "unet"))
+
+
+@pytest.mark.torch
+def test_defaults_of_schedulers_are_those_of_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    for name, defaults in _SCHEDULERS.items():
+        try:
+            options = inspect.signature(getattr(diffusers, name)).parameters
+        except (ImportError, ValueError):
+            continue  # it needs a package of its own
+        if "beta_schedule" in options:
+            assert (
+                tuple(options[key].default for key in ("beta_schedule", "beta_start", "beta_end")) == defaults
+            )
 
 
 def test_a_file_with_a_schedule_that_is_none(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,104 @@ def test_an_average_without_its_weights_is_not_passed_over_in_silence(
         sparsegen.load(folder, weights="ema")
 
 
-def test_a_damaged_average_is_named_and_the_last_weights_are_still_there(tmp_path: Path) -> None:
+def _without_config(average: Path) -> None:
+    (average / "config.json").unlink()
+
+
+def _config_that_leads_nowhere(average: Path) -> None:
+    _without_config(average)
+    (average / "config.json").symlink_to("gone")
+
+
+def _no_json(average: Path) -> None:
+    (average / "config.json").write_text("{")
+
+
+def _emptied(average: Path) -> None:
+    shutil.rmtree(average)
+    average.mkdir()
+
+
+def _link_to_nowhere(average: Path) -> None:
+    shutil.rmtree(average)
+    average.symlink_to("gone")
+
+
+def _a_file(average: Path) -> None:
+    shutil.rmtree(average)
+    save_file(as_diffusers(AVERAGE), average.with_suffix(".safetensors"))
+
+
+def _cut_short(average: Path) -> None:
+    file = average / f"{STEM}.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def _other_names(average: Path) -> None:
+    save_file({"x.weight": np.ones(3, np.float32)}, average / f"{STEM}.safetensors")
+
+
+def _integers(average: Path) -> None:
+    state = {name: value.astype(np.int8) for name, value in as_diffusers(AVERAGE).items()}
+    save_file(state, average / f"{STEM}.safetensors")
+
+
+def _shards_missing(average: Path) -> None:
+    (average / f"{STEM}.safetensors").unlink()
+    index = {"weight_map": {"conv_in.weight": f"{STEM}-00001-of-00001.safetensors"}}
+    (average / f"{STEM}.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_without_config, r"unet_ema \(has no config\.json\)"),
+        (_config_that_leads_nowhere, r"unet_ema \(config\.json: is a link to gone"),
+        (_no_json, r"unet_ema \(config\.json: is no JSON object"),
+        (_emptied, r"unet_ema \(has no config\.json\)"),
+        (_link_to_nowhere, r"unet_ema \(unet_ema: is a link to gone"),
+        (_a_file, r"unet_ema\.safetensors \(is a file, expected a folder"),
+        (_cut_short, r"unet_ema \(has \d+ bytes, the file only"),
+        (_other_names, r"unet_ema \(holds no tensors with the names of a UNet's\)"),
+        (_integers, r"unet_ema \(\w+(\.\w+)* has the element type int8, expected floating point\)"),
+        (_shards_missing, r"unet_ema \(unet_ema: lacks 1 of the 1 shards"),
+    ],
+)
+def test_an_average_that_cannot_be_opened_is_named_and_the_last_weights_are_taken(
+    damage: Callable[[Path], None], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = pipeline(tmp_path / "net")
+    damage(write_average(folder / "unet_ema"))
+    model = sparsegen.load(folder)
+    assert holds(model, MADE)
+    assert re.search(rf"^last weights \(unet\); averaged weights not taken: {reason}", model.source)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    refused_ema = pytest.raises(CheckpointError, match=rf"averaged weights cannot be taken: {reason}")
+    with refused_ema:
+        sparsegen.load(folder, weights="ema")
+    assert holds(sparsegen.load(folder, weights="model"), MADE)
+
+
+@pytest.mark.torch
+def test_an_average_of_a_list_of_parameters_in_a_folder(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     folder = pipeline(tmp_path / "net")
     average = write_average(folder / "unet_ema")
-    (average / "config.json").unlink()
-    (average / "config.json").symlink_to("gone")
-    refused(folder, r"unet_ema.config\.json: is a link to gone")
-    assert holds(sparsegen.load(folder, weights="model"))
+    (average / f"{STEM}.safetensors").unlink()
+    listed = [torch.tensor(value) for value in as_diffusers(AVERAGE).values()]
+    torch.save({"decay": 0.9, "shadow_params": listed}, average / f"{STEM}.bin")
+    model = sparsegen.load(folder)
+    assert holds(model, MADE)
+    assert "not taken: unet_ema (holds no tensors with the names of a UNet's)" in model.source
+
+
+def test_a_backup_beside_the_weights_is_no_sign_of_an_average(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "net") / "unet"
+    save_file(as_diffusers(AVERAGE), folder / f"{STEM}.backup.safetensors")
+    for weights in (None, "model"):
+        model = sparsegen.load(folder, weights=weights)
+        assert holds(model, MADE)
+        assert "average" not in model.source
 
 
 def test_averages_inside_the_file_of_a_folder(tmp_path: Path) -> None:

@@ -315,10 +315,11 @@ def test_one_error_for_missing_unexpected_and_misshaped_keys(opened):
     assert "up_2.conv_1.weight [8, 8, 3, 3]" in lists["missing"][1]
     assert "G_middle_0.norm_1.mlp_gamma_beta.weight [128, 8, 3, 3] (there is " in lists["missing"][1]
     assert lists["unexpected"] == (2, "netD.weight\\x1b[2J, up_9.conv_0.weight")
-    assert lists["mis-shaped"][0] == 3
+    assert lists["mis-shaped"][0] == 2
     assert "head_0.conv_0.bias (expected [64], the checkpoint has [7])" in lists["mis-shaped"][1]
     assert "up_0.norm_0.mlp_gamma_beta.bias ([2, 2] and [64] cannot be stacked)" in lists["mis-shaped"][1]
-    assert "up_1.conv_0.bias (is int32, expected floating point)" in lists["mis-shaped"][1]
+    assert lists["unreadable"][0] == 1
+    assert "up_1.conv_0.bias (has the element type int32, expected floating point)" in lists["unreadable"][1]
 
 
 def test_long_lists_are_cut_short_with_their_count(opened):

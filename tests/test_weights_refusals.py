@@ -220,7 +220,7 @@ RUN = [
 ]
 STRANGE = [
     *(("mypackage.nets", "Generator"), ("__main__", "Config"), ("models.networks", "SPADEGenerator")),
-    *(("torch.nn.modules.linear", "Linear"), ("torch.nn.parallel.data_parallel", "DataParallel")),
+    *(("torch.nn.quantized", "Linear"), ("torch.nn.parallel.data_parallel", "DataParallel")),
     *(("collections", "namedtuple"), ("pandas.core.frame", "DataFrame"), ("mypackage", "make_model")),
     *(
         ("torch._utils", "_rebuild_qtensor"),

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from . import rebuild
 from .dtypes import DTYPES, TORCH_STORAGES
 from .errors import CheckpointError, shown
+from .limits import SAVE_ALONE
 from .rebuild import Arguments, taken
 from .refused_names import refusal
-from .stand_ins import Global, Placeholder, Skipped
+from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped
 
 # Classes, and the functions that pickle makes their objects with, that training scripts leave beside the weights. What
 # the file says of their contents is dropped. None of them would run anything of the file's choice.
@@ -50,8 +51,9 @@ _NAMED = (
     r"builtins\.(?:int|float|str|bool|object|list|dict|tuple|long|unicode)",
     r"typing\.Any",
     r"torch\.nn\.functional\.\w+|torch\._C\._nn\.\w+",
-    r"torch\.nn\.modules\.(?:activation|loss|normalization|batchnorm|instancenorm)\.[A-Z]\w*",
+    r"torch\.nn\.modules\.\w+\.[A-Z]\w*|torch\._C\._VariableFunctions(?:Class|\.\w+)|torch\.nn\.init\.\w+",
 )
+_FUNCTIONS = "torch._C._VariableFunctionsClass"
 _NAMED_ONLY = re.compile("|".join(_NAMED), re.ASCII)
 
 # What older versions of PyTorch and NumPy called them; for Python's own names, pickle has a table.
@@ -73,6 +75,9 @@ def _mapping(args: Arguments) -> object:
         raise CheckpointError(f"a dict is built from a {type(given).__name__}")
     result: dict[object, object] = {}
     for pair in given:
+        if pair is MANY_VALUES:
+            result[pair] = None
+            continue
         if type(pair) not in (list, tuple) or len(pair) != 2:
             raise CheckpointError("a dict is built from something that is no list of pairs")
         check_key(pair[0])
@@ -89,9 +94,11 @@ def check_key(key: object) -> None:
     """
     kind = type(key)
     if kind is int and not -(1 << 64) < key < 1 << 64:  # type: ignore[operator]  # an int, by its kind
-        raise CheckpointError("a dict has a key of more than 64 bits")
+        raise CheckpointError("a dict has a key of more than 64 bits", advice=SAVE_ALONE)
     if kind not in (str, int, bytes, bool, float, type(None), tuple, Global, Placeholder, Skipped):
-        raise CheckpointError(f"a dict has a {kind.__name__} as key, expected a string or a number")
+        raise CheckpointError(
+            f"a dict has a {kind.__name__} as key, expected a string or a number", advice=SAVE_ALONE
+        )
 
 
 def _default_dict(args: Arguments) -> object:
@@ -163,12 +170,16 @@ def _placeholder(name: str) -> Callable[[Arguments], object]:
 
 
 def _attribute(args: Arguments) -> object:
-    """getattr(ZoneInfo, "_unpickle"), getattr(Outer, "Inner"): a name below a class that is inert itself."""
-    if len(args) == 2 and isinstance(args[0], Global) and _INERT_NAME.fullmatch(args[0].name):
+    """getattr(ZoneInfo, "_unpickle"), getattr(Outer, "Inner"): a name below a class that is inert itself.
+
+    torch.relu is getattr(torch._C._VariableFunctionsClass, "relu"), and may be named only.
+    """
+    functions = isinstance(args[0], Global) and args[0].name == _FUNCTIONS if args else False
+    if len(args) == 2 and isinstance(args[0], Global) and (functions or _INERT_NAME.fullmatch(args[0].name)):
         name = args[1]
         if isinstance(name, str) and len(name) <= 100 and name.isidentifier() and not name.startswith("__"):
             full = f"{args[0].name}.{name}"
-            return Global(full, _placeholder(full))
+            return Global(full, None if functions else _placeholder(full))
     raise refusal("builtins.getattr")
 
 

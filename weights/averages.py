@@ -8,105 +8,125 @@ list in the order of `model.parameters()`).
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from .checkpoint import Checkpoint, without_wrappers
 from .errors import shown
-from .which import is_average
+from .which import deciding
 
 # What state_dict() holds beside the parameters, of every module that our families have.
 _BUFFER = re.compile(r"(?:.*\.)?(?:running_mean|running_var|num_batches_tracked|weight_[uv]|_[uv])", re.ASCII)
 
+# A hostile file could nest a network in any number of modules; each is a look at every name.
+_MOST_MODULES = 8
+# Digits of a place in a list.
+_LONGEST_INDEX = 10
 
-class UnnamedError(ValueError):
-    """Why the tensors of an average cannot be named: the end of a sentence that begins with where they are."""
 
-
-def name_average(
-    checkpoint: Checkpoint, keys: Sequence[str], at: str, network: Mapping[str, str], prefix: str
-) -> dict[str, str]:
+def name_averages(
+    checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]], network: Mapping[str, str], prefix: str
+) -> dict[str, dict[str, str] | str]:
     """Find out which tensor of an average is which.
+
+    Each module around the network is looked at once, for all averages together.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Of the average and the network.
-    keys : sequence of str
-        The average's.
-    at : str
-        What all of them begin with: "state_dict.model_ema.", "ema.shadow_params.".
+        Of the averages and the network.
+    groups : mapping of str to sequence of str
+        What the keys of an average begin with ("state_dict.model_ema.", "ema.shadow_params.") -> its keys.
     network : mapping of str to str
-        Name -> key of the last weights beside it.
+        Name -> key of the last weights beside them.
     prefix : str
         What the network's keys begin with.
 
     Returns
     -------
     dict
-        Name -> key of the average's tensors, of as many as it has.
-
-    Raises
-    ------
-    UnnamedError
-        With the reason.
+        For each group: name -> key of the average's tensors, of as many as it has; or, as a text, why they cannot be
+        named: the end of a sentence that begins with where they are.
     """
-    short = {key[len(at) :]: key for key in keys}
-    if all(word.isdecimal() for word in short):
-        listed = sorted(short.items(), key=lambda item: int(item[0]))
-        return _by_order(checkpoint, [key for _, key in listed], network, prefix)
-    whole = {name: key for word, key in short.items() if (name := without_wrappers(word)) in network}
-    return whole or _by_letters(short, network, prefix)
+    named: dict[str, dict[str, str] | str] = {}
+    lists: dict[str, list[str]] = {}
+    squeezed: dict[str, dict[str, str]] = {}
+    for at, keys in groups.items():
+        short = {key[len(at) :]: key for key in keys}
+        if all(word.isdecimal() and len(word) < _LONGEST_INDEX for word in short):
+            lists[at] = [key for _, key in sorted(short.items(), key=lambda item: int(item[0]))]
+            continue
+        whole = {name: key for word, key in short.items() if (name := without_wrappers(word)) in network}
+        if whole:
+            named[at] = whole
+        else:
+            squeezed[at] = short
+    return named | _by_order(checkpoint, lists, network, prefix) | _by_letters(squeezed, network, prefix)
 
 
 def _by_order(
-    checkpoint: Checkpoint, listed: list[str], network: Mapping[str, str], prefix: str
-) -> dict[str, str]:
-    """A list in the order of the parameters, of the network or of a module that it is part of."""
+    checkpoint: Checkpoint, lists: Mapping[str, list[str]], network: Mapping[str, str], prefix: str
+) -> dict[str, dict[str, str] | str]:
+    """Lists in the order of the parameters, of the network or of a module that it is part of."""
+    named: dict[str, dict[str, str] | str] = {}
+    if not lists:
+        return named
     if "safetensors" in checkpoint.format:
-        raise UnnamedError(
-            "they are a list, and a safetensors file does not keep the order of the parameters"
-        )
-    shapes = [checkpoint.tensors[key].shape for key in listed]
+        reason = "they are a list, and a safetensors file does not keep the order of the parameters"
+        return dict.fromkeys(lists, reason)
+    tensors = checkpoint.tensors
     names = {key: name for name, key in network.items()}
+    # Where the last word ends that names something other than the network's modules.
+    inner = [(key, deciding(key.rpartition(".")[0])[0]) for key in tensors if not _BUFFER.fullmatch(key)]
     for module in _modules(prefix):
-        keys = [
-            key
-            for key in checkpoint.tensors
-            if key.startswith(module)
-            and is_average(key[len(module) :].rpartition(".")[0]) is None
-            and not _BUFFER.fullmatch(key)
-        ]
-        if [checkpoint.tensors[key].shape for key in keys] == shapes:
-            return {names[key]: value for key, value in zip(keys, listed, strict=True) if key in names}
+        keys = [key for key, end in inner if key.startswith(module) and end <= len(module)]
+        shapes = [tensors[key].shape for key in keys]
+        for at in lists.keys() - named.keys():
+            if len(keys) == len(lists[at]) and shapes == [tensors[key].shape for key in lists[at]]:
+                pairs = zip(keys, lists[at], strict=True)
+                named[at] = {names[key]: value for key, value in pairs if key in names}
     count = sum(not _BUFFER.fullmatch(key) for key in names)
-    raise UnnamedError(
-        f"they are a list of {len(listed)} tensors, which does not match the network's {count} parameters"
-        " in number and shapes"
-    )
+    for at in lists.keys() - named.keys():
+        named[at] = (
+            f"they are a list of {len(lists[at])} tensors, which does not match the network's {count} parameters"
+            " in number and shapes"
+        )
+    return named
 
 
-def _by_letters(short: Mapping[str, str], network: Mapping[str, str], prefix: str) -> dict[str, str]:
+def _by_letters(
+    groups: Mapping[str, Mapping[str, str]], network: Mapping[str, str], prefix: str
+) -> dict[str, dict[str, str] | str]:
     """Names that have lost their dots, of the network or of a module that it is part of."""
-    best: dict[str, str] = {}
-    for module in _modules(prefix):
+    best: dict[str, dict[str, str]] = {at: {} for at in groups}
+    twice: dict[str, str] = {}
+    for module in _modules(prefix) if groups else ():
         for spelled in (str, without_wrappers):
-            words = [(spelled(key[len(module) :]).replace(".", ""), name) for name, key in network.items()]
-            words = [(word, name) for word, name in words if word in short]
-            if len(words) <= len(best):
-                continue
-            best = {name: short[word] for word, name in words}
-            twice = [word for word, times in Counter(word for word, _ in words).items() if times > 1]
-            if twice:
-                raise UnnamedError(f"two of the network's names are {shown(twice[0])} without dots")
-    if not best:
-        raise UnnamedError("their names are not those of the network")
-    return best
+            table: dict[str, str] = {}
+            double: set[str] = set()
+            for name, key in network.items():
+                word = spelled(key[len(module) :]).replace(".", "")
+                if table.setdefault(word, name) != name:
+                    double.add(word)
+            for at, short in groups.items():
+                found = {table[word]: key for word, key in short.items() if word in table}
+                if len(found) > len(best[at]):
+                    best[at] = found
+                    twice[at] = next((word for word in short if word in double), "")
+    named: dict[str, dict[str, str] | str] = {}
+    for at, names in best.items():
+        if not names:
+            named[at] = "their names are not those of the network"
+        elif twice[at]:
+            named[at] = f"two of the network's names are {shown(twice[at])} without dots"
+        else:
+            named[at] = names
+    return named
 
 
 def _modules(prefix: str) -> Iterator[str]:
     """What the keys of a network begin with, then those of each module around it: "a.b.", "a.", ""."""
-    while prefix:
+    for _ in range(_MOST_MODULES):
         yield prefix
+        if not prefix:
+            return
         prefix = prefix[: prefix[:-1].rfind(".") + 1]
-    yield ""

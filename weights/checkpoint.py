@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from .diffusers_folder import UNetFolder, find_unet
+from .dtypes import FLOATING
 from .errors import CheckpointError, listed, shown
 from .flatten import Flat, Scalar
 from .mapped import MappedFile
@@ -46,6 +47,8 @@ class Checkpoint:
     placeholders : tuple of str
         What the file holds beside them that was seen, and neither built nor read: objects, by their classes; long
         lists; long texts.
+    stand_ins : mapping of str to str
+        Where the objects among them are, by dotted name, and of which class.
     prefix : str
         What `under` took off the names of the tensors.
     config : mapping of str to any, optional
@@ -61,6 +64,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Scalar]
     placeholders: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     prefix: str = ""
     config: Mapping[str, Any] | None = None
     schedule: str | None = None
@@ -177,12 +181,50 @@ def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _open_folder(path: str | os.PathLike[str], weights: Which | None) -> Checkpoint:
-    try:
-        refuse_unpacked(path)
-        found = find_unet(path, weights)
-    except CheckpointError as error:
-        error.path = error.path or os.fspath(path)
-        raise
+    """The weights in a folder; where averaged ones cannot be taken, the next ones, with the reason in `chosen`."""
+    without: dict[str, str] = {}
+    while True:
+        try:
+            refuse_unpacked(path)
+            found = find_unet(path, weights, without)
+        except CheckpointError as error:
+            error.path = error.path or os.fspath(path)
+            raise
+        try:
+            opened = _open_found(path, found)
+        except CheckpointError as error:
+            if not _has_others(found):
+                raise
+            reason = error.what
+        else:
+            reason = _not_a_unet(opened) if _has_others(found) else ""
+            if not reason:
+                return opened
+            opened.close()
+        without[found.place] = reason
+
+
+def _has_others(found: UNetFolder) -> bool:
+    """Whether these weights are an average that others lie beside."""
+    return found.chosen is not None and bool(found.chosen.averaged and found.chosen.beside)
+
+
+def _not_a_unet(checkpoint: Checkpoint) -> str:
+    """Why weights out of a folder cannot be a UNet's; empty where they may be."""
+    if not any(without_wrappers(key).endswith("conv_in.weight") for key in checkpoint.tensors):
+        return "holds no tensors with the names of a UNet's"
+    for key, tensor in checkpoint.tensors.items():
+        fault = tensor.fault or (
+            ""
+            if tensor.dtype in FLOATING
+            else f"has the element type {tensor.dtype}, expected floating point"
+        )
+        if fault and key.endswith((".weight", ".bias")):
+            return f"{shown(key)} {fault}"
+    return ""
+
+
+def _open_found(path: str | os.PathLike[str], found: UNetFolder) -> Checkpoint:
     shards = _open_all(found.weights)
     try:
         tensors = _joined(found, shards)
@@ -200,6 +242,9 @@ def _open_folder(path: str | os.PathLike[str], weights: Which | None) -> Checkpo
             {name: value for shard in shards for name, value in shard.metadata.items()}
         ),
         placeholders=tuple(dict.fromkeys(name for shard in shards for name in shard.placeholders)),
+        stand_ins=MappingProxyType(
+            {path: kind for shard in shards for path, kind in shard.stand_ins.items()}
+        ),
         config=MappingProxyType(found.config),
         schedule=found.schedule,
         chosen=found.chosen,
@@ -268,5 +313,6 @@ def _open(file: MappedFile) -> Checkpoint:
         tensors=MappingProxyType(tensors),
         metadata=MappingProxyType(dict(metadata)),
         placeholders=tuple(flat.placeholders) if flat else (),
+        stand_ins=MappingProxyType(flat.stand_ins if flat else {}),
         _files=(file,),
     )

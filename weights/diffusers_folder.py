@@ -16,11 +16,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import CheckpointError, listed, shown
 from .mapped import MappedFile
-from .which import Chosen, Which, averages_of, is_average
+from .which import Chosen, Kind, Which, averages_of, kind_of
 
 UNET_CLASS = "UNet2DModel"
 
@@ -31,6 +32,26 @@ _SCHEDULES = {
 }
 """A scheduler's `beta_schedule`, `beta_start`, `beta_end` (None: has no say) -> the noise schedule of that kind."""
 _TIMESTEPS = 1000
+
+_PIXELS, _LATENTS, _LATENTS_SCALED = (
+    ("linear", 0.0001, 0.02),
+    ("linear", 0.00085, 0.012),
+    ("scaled_linear", 0.00085, 0.012),
+)
+_SCHEDULERS = {
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "RePaintScheduler"), _PIXELS),
+    **dict.fromkeys(("DDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler"), _PIXELS),
+    **dict.fromkeys(("PNDMScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler"), _PIXELS),
+    **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"), _PIXELS),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler"), _PIXELS),
+    **dict.fromkeys(
+        ("DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"), _PIXELS
+    ),
+    **dict.fromkeys(("HeunDiscreteScheduler", "DPMSolverSDEScheduler"), _LATENTS),
+    **dict.fromkeys(("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"), _LATENTS),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), _LATENTS_SCALED),
+}
+"""diffusers' schedulers whose noise is given by betas -> their defaults of the three options."""
 
 _LONGEST_JSON = 1 << 16
 """Bytes. A network's configuration takes about 1000."""
@@ -46,6 +67,10 @@ _INDEX = re.compile(
     rf"{_STEM}(?:\.(?P<a>[^.]+))?\.(?P<suffix>safetensors|bin)(?:\.(?P<b>[^.]+))?\.index(?:\.(?P<c>[^.]+))?\.json"
 )
 _SHARD = re.compile(rf"{_STEM}(?:\.[^.]+)?{_NUMBER}(?:\.[^.]+)?\.(?:safetensors|bin)")
+_CHECKPOINT = re.compile(r"\.(?:pth|pt|ckpt|bin|safetensors)$", re.IGNORECASE)
+_OTHER_PART = re.compile(
+    r"vae|vq|text|encoder|decoder|tokenizer|transformer|controlnet|discriminator", re.IGNORECASE
+)
 _PLAIN_NAME = re.compile(r"\w[\w.+-]{0,250}\.(?:safetensors|bin)", re.ASCII)
 
 
@@ -62,6 +87,8 @@ class UNetFolder:
     """The noise that the network was trained on, where the folder says it: linear, scaled_linear or cosine."""
     chosen: Chosen | None
     """Which weights these are, where the folder has averaged ones."""
+    place: str
+    """Where in the folder they are."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +98,21 @@ class _Candidate:
     folder: Path
     variant: str
     place: str
-    averaged: bool | None
+    kind: Kind | None
     file: Path
     """The file that holds them, or the index of their shards."""
 
     @property
     def plain(self) -> bool:
         """Whether the variant is none, or says no more than whether this is an average."""
-        return not self.variant or is_average(self.variant) is not None
+        return not self.variant or kind_of(self.variant) in ("average", "no average")
 
 
-def find_unet(folder: str | os.PathLike[str], weights: Which | None = None) -> UNetFolder:
+def find_unet(
+    folder: str | os.PathLike[str],
+    weights: Which | None = None,
+    without: Mapping[str, str] = MappingProxyType({}),
+) -> UNetFolder:
     """Look into a folder.
 
     Parameters
@@ -90,6 +121,8 @@ def find_unet(folder: str | os.PathLike[str], weights: Which | None = None) -> U
         A pipeline's, a training checkpoint's or a network's own.
     weights : {"ema", "model"}, optional
         Which to take where there are averaged weights beside the last ones: by default the averaged ones.
+    without : mapping of str to str, optional
+        Places of averaged weights that cannot be taken, as was found when they were opened -> the reason.
 
     Raises
     ------
@@ -99,25 +132,35 @@ def find_unet(folder: str | os.PathLike[str], weights: Which | None = None) -> U
     """
     top = Path(folder)
     unet = _network(top)
-    folders = {name: top / name for name in _averages(top)}
-    if unet is not None:
-        folders["" if unet == top else unet.name] = unet
-    elif not folders:
+    averages = _averages(top)
+    if unet is None and not averages:
         raise CheckpointError(
             "is a folder without model_index.json, unet/config.json or config.json",
             path=str(top),
             advice="Give the path of one checkpoint file, or the folder of a diffusers pipeline or UNet",
         )
     config = {} if unet is None else _config(unet)
-    # what diffusers' EMAModel writes into the configuration of the network that it saves
-    averaged = {"decay", "optimization_step"} <= config.keys() or None
-    found = {name: _candidates(path, name, averaged or is_average(name)) for name, path in folders.items()}
-    unusable = tuple(
-        f"{name} (has no weights file)" for name in folders if is_average(name) and not found[name]
-    )
-    taken, chosen = _choose([each for name in found for each in found[name]], weights, unusable)
+    candidates: list[_Candidate] = []
+    closed = dict(without)
+    for name in averages:
+        if name not in closed:
+            try:
+                candidates += _opened(top / name, name)
+            except CheckpointError as error:
+                if unet is None:
+                    raise
+                closed[name] = ": ".join(filter(None, (os.path.basename(error.path), error.what)))
+    if unet is not None:
+        # what diffusers' EMAModel writes into the configuration of the network that it saves
+        kind: Kind | None = "average" if {"decay", "optimization_step"} <= config.keys() else None
+        place = "" if unet == top else unet.name
+        own = _candidates(unet, place, kind)
+        candidates = [*own, *candidates]
+    candidates = [each for each in candidates if each.place not in without]
+    unusable = tuple(f"{shown(name)} ({reason})" for name, reason in closed.items())
+    taken, chosen = _choose(candidates, weights, unusable)
     if taken is None:
-        raise _none_found(top, list(folders.values())[-1], unusable)
+        raise _none_found(unet or top / averages[0])
     index = None if _WHOLE.fullmatch(taken.file.name) else _index(taken.file)
     names = [taken.file.name] if index is None else sorted(set(index.values()))
     return UNetFolder(
@@ -126,7 +169,26 @@ def find_unet(folder: str | os.PathLike[str], weights: Which | None = None) -> U
         index,
         _find_schedule(top, alone=taken.folder != top),
         chosen,
+        taken.place,
     )
+
+
+def _opened(path: Path, name: str) -> list[_Candidate]:
+    """The weights in an averaged network's folder, once all of it was seen to be there."""
+    if not path.is_dir():
+        _followed(path)
+        raise CheckpointError("is a file, expected a folder with config.json and weights")
+    if not _there(path / "config.json"):
+        raise CheckpointError("has no config.json")
+    _config(path)
+    found = _candidates(path, name, "average")
+    if not found:
+        raise CheckpointError("has no weights file")
+    for each in found:
+        _followed(each.file)
+        if not _WHOLE.fullmatch(each.file.name):
+            _index(each.file)
+    return found
 
 
 def _network(top: Path) -> Path | None:
@@ -145,16 +207,24 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _averages(top: Path) -> list[str]:
-    """The folders of averaged UNets in this one: unet_ema."""
-    return [name for name in _names(top) if is_average(name) and _is_unet(top / name)]
+    """What is called an averaged UNet in this folder, whether it can be opened or not: unet_ema."""
+    return [
+        name
+        for name in _names(top)
+        if kind_of(name.replace(".", "_")) == "average" and _may_be_unet(top / name)
+    ]
 
 
-def _is_unet(folder: Path) -> bool:
-    """Whether it has the configuration of a UNet, or one that cannot be read: who opens it says why."""
+def _may_be_unet(path: Path) -> bool:
+    """Whether something called an average is one of a UNet: by its configuration, or its name where it has none."""
+    if not path.is_dir() and not path.is_symlink():
+        return _CHECKPOINT.search(path.name) is not None and not path.name.startswith(_STEM)
     try:
-        return _there(folder / "config.json") and _config(folder).get("_class_name", UNET_CLASS) == UNET_CLASS
+        if _there(path / "config.json"):
+            return bool(_config(path).get("_class_name", UNET_CLASS) == UNET_CLASS)
     except CheckpointError:
         return True
+    return _OTHER_PART.search(path.name) is None
 
 
 def _names(folder: Path) -> list[str]:
@@ -166,7 +236,7 @@ def _names(folder: Path) -> list[str]:
         raise CheckpointError(f"cannot be opened: {error.strerror or error}", path=str(folder)) from error
 
 
-def _candidates(folder: Path, place: str, averaged: bool | None) -> list[_Candidate]:
+def _candidates(folder: Path, place: str, inherited: Kind | None) -> list[_Candidate]:
     """The variants of the weights in a folder, each in its best form: safetensors before pickles, whole before cut."""
     files: dict[str, tuple[int, str]] = {}
     for name in _names(folder):
@@ -181,10 +251,10 @@ def _candidates(folder: Path, place: str, averaged: bool | None) -> list[_Candid
         files[variant] = min(files.get(variant, (rank, name)), (rank, name))
     found = []
     for variant, (_, name) in sorted(files.items()):
-        kind = is_average(variant)
+        kind = kind_of(variant)
         file = f"{_STEM}.{variant}" if variant else "" if place else _STEM
         said = "/".join(filter(None, (place, file)))
-        found.append(_Candidate(folder, variant, said, averaged if kind is None else kind, folder / name))
+        found.append(_Candidate(folder, variant, said, inherited if kind is None else kind, folder / name))
     return found
 
 
@@ -192,7 +262,7 @@ def _choose(
     candidates: list[_Candidate], weights: Which | None, unusable: tuple[str, ...]
 ) -> tuple[_Candidate | None, Chosen | None]:
     """The weights to take, and in words which they are; (None, None) where there are none to take."""
-    averages = averages_of(candidates, [each.averaged for each in candidates])
+    averages = averages_of(candidates, [each.kind for each in candidates])
     others = [each for each in candidates if each not in averages]
     if weights == "model" and averages and not others:
         raise CheckpointError("holds no weights beside the averaged ones", advice="Omit `weights=`")
@@ -219,7 +289,7 @@ def _choose(
     return taken, Chosen(shown(taken.place), taken in averages, beside, unusable)
 
 
-def _none_found(top: Path, folder: Path, unusable: tuple[str, ...]) -> CheckpointError:
+def _none_found(folder: Path) -> CheckpointError:
     if any(_SHARD.fullmatch(name) for name in _names(folder)):
         return CheckpointError(
             f"has shards of weights without their index ({_STEM}.safetensors.index.json or .bin.index.json)",
@@ -289,13 +359,35 @@ def _find_schedule(top: Path, *, alone: bool) -> str | None:
 
 def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
     """The name of a scheduler's noise schedule; options that it leaves out have diffusers' defaults."""
+    advice = (
+        "To load the network alone, give the unet folder"
+        if alone
+        else "To load the network alone, give a folder with its config.json and weights only"
+    )
+    name = config.get("_class_name", "DDPMScheduler")
+    defaults = _SCHEDULERS.get(name) if isinstance(name, str) else None
+    if defaults is None:
+        raise CheckpointError(
+            f"is the configuration of a {shown(name)}, expected a scheduler of betas, such as DDPMScheduler",
+            path=str(path),
+            advice=advice,
+        )
     predicts = config.get("prediction_type", "epsilon")
     if predicts != "epsilon":
         raise CheckpointError(
-            f"prediction_type is {shown(predicts)}, supported: epsilon (the noise)", path=str(path)
+            f"prediction_type is {shown(predicts)}, supported: epsilon (the noise)",
+            path=str(path),
+            advice=advice,
         )
-    kind = config.get("beta_schedule", "linear")
-    betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    for option in ("rescale_betas_zero_snr", "use_flow_sigmas"):
+        if config.get(option, False) not in (False, None):
+            raise CheckpointError(
+                f"{option} is {shown(config[option])}, supported: false", path=str(path), advice=advice
+            )
+    kind, *betas = (
+        config.get(option, default)
+        for option, default in zip(("beta_schedule", "beta_start", "beta_end"), defaults, strict=True)
+    )
     said = (kind, None, None) if kind == "squaredcos_cap_v2" else (kind, *betas)
     steps = config.get("num_train_timesteps", _TIMESTEPS)
     found = next((name for known, name in _SCHEDULES.items() if known == said), None)
@@ -304,9 +396,7 @@ def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
             f"its noise grows as no schedule here: beta_schedule {shown(kind)} from {shown(betas[0])} to "
             f"{shown(betas[1])} in {shown(steps)} timesteps",
             path=str(path),
-            advice="To load the network alone, give the unet folder"
-            if alone
-            else "To load the network alone, give a folder with its config.json and weights only",
+            advice=advice,
         )
     return found
 

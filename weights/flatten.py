@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from .errors import CheckpointError, shown
-from .limits import MAX_DEPTH, MAX_ENTRIES, Budget
+from .limits import MAX_DEPTH, MAX_ENTRIES, SAVE_ALONE, Budget
+from .plain import Plainness
 from .refused_names import PLAIN, WHOLE
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, TupleKey
 from .tensor import Layout
 
 Scalar = str | int | float | bool | None
 
-_VISIT_COST = 160
+_VISIT_COST = 130
 
 
 class Flat:
     """The leaves of a checkpoint: tensors, the plain values beside them, and what was seen but not read.
+
+    `stand_ins` says where objects were, by dotted name, and of which class.
 
     Raises CheckpointError for a root that is no dict and holds no tensors: an object pickled whole, or a text.
     """
@@ -23,8 +26,10 @@ class Flat:
         self.tensors: dict[str, Layout] = {}
         self.values: dict[str, Scalar] = {}
         self.placeholders: dict[str, None] = {}
+        self.stand_ins: dict[str, str] = {}
         self._budget = budget
         self._visits = 0
+        self._is_plain = Plainness(budget)
         self._open: set[int] = set()
         if isinstance(root, Layout):
             self.tensors["tensor"] = root
@@ -40,12 +45,20 @@ class Flat:
     def _visit(self, name: str, value: object) -> None:
         self._visits += 1
         if self._visits > MAX_ENTRIES:
-            raise CheckpointError(f"the file unfolds into more than {MAX_ENTRIES} entries")
+            if not self._is_plain(value):
+                raise CheckpointError(
+                    f"the file unfolds into more than {MAX_ENTRIES} entries, with tensors among the last",
+                    advice=SAVE_ALONE,
+                )
+            self.placeholders[MANY_VALUES.name] = None
+            return
         self._budget.take(_VISIT_COST + 4 * len(name))
         kind = type(value)
         if kind is Layout:
             if name in self.tensors:
-                raise CheckpointError("two tensors have the same dotted name", where=shown(name))
+                raise CheckpointError(
+                    "two tensors have the same dotted name", where=shown(name), advice=SAVE_ALONE
+                )
             self.tensors[name] = value  # type: ignore[assignment]  # told apart by kind
         elif kind is dict or kind is list or kind is tuple:
             self._enter(name, value)
@@ -53,14 +66,18 @@ class Flat:
             self.values[name] = value  # type: ignore[assignment]  # told apart by kind
         elif kind is Placeholder or kind is Global or kind is Skipped:
             self.placeholders[value.name] = None  # type: ignore[attr-defined]  # a stand-in, by its kind
+            if kind is Placeholder:
+                self.stand_ins[name] = value.name  # type: ignore[attr-defined]  # likewise
         # Bytes and bare storages have no name among tensors and no meaning among plain values.
 
     def _enter(self, name: str, container: object) -> None:
         assert isinstance(container, (dict, list, tuple))
         if id(container) in self._open:
-            raise CheckpointError("a container holds itself", where=shown(name))
+            raise CheckpointError("a container holds itself", where=shown(name), advice=SAVE_ALONE)
         if len(self._open) >= MAX_DEPTH:
-            raise CheckpointError(f"containers are nested more than {MAX_DEPTH} deep", where=shown(name))
+            raise CheckpointError(
+                f"containers are nested more than {MAX_DEPTH} deep", where=shown(name), advice=SAVE_ALONE
+            )
         self._open.add(id(container))
         prefix = name + "." if name else ""
         if isinstance(container, dict):

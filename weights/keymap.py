@@ -182,8 +182,8 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
     Raises
     ------
     CheckpointError
-        One for everything that does not fit: missing, unexpected, mis-shaped, unreadable (float8, without
-        numbers), filled twice.
+        One for everything that does not fit: missing, unexpected, mis-shaped, unreadable (float8, integers,
+        without numbers), filled twice.
     """
     tensors = family.tensors(checkpoint)
     recipes: dict[str, _Recipe] = {}
@@ -202,6 +202,13 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
             advice=UNREADABLE_ADVICE if faults.unreadable else _FIT_ADVICE,
         )
     return Parameters(recipes, list(expected), checkpoint.path)
+
+
+def unreadable(tensor: Tensor) -> str:
+    """Why a tensor cannot be a network's weights, however it is called; empty where it can."""
+    if not tensor.fault and tensor.dtype not in FLOATING:
+        return f"has the element type {tensor.dtype}, expected floating point"
+    return tensor.fault
 
 
 @dataclass
@@ -279,13 +286,9 @@ def _check(name: str, shape: Shape, recipe: _Recipe | None, faults: _Faults) -> 
             f"{name} {list(shape)} (there is {recipe.sources()}, but no {', '.join(absent)})"
         )
         return
-    closed = [tensor for tensor in recipe.parts.values() if tensor.fault]
+    closed = [(tensor, fault) for tensor in recipe.parts.values() if (fault := unreadable(tensor))]
     if closed:
-        faults.unreadable.append(f"{shown(closed[0].name)} ({closed[0].fault})")
-        return
-    wrong = [tensor for tensor in recipe.parts.values() if tensor.dtype not in FLOATING]
-    if wrong:
-        faults.misshaped.append(f"{name} (is {wrong[0].dtype}, expected floating point)")
+        faults.unreadable.append(f"{shown(closed[0][0].name)} ({closed[0][1]})")
         return
     try:
         found = transform.shape({part: tensor.shape for part, tensor in recipe.parts.items()})

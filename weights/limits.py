@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .errors import CheckpointError
 
-BASE_BYTES = 16 << 20
+BASE_BYTES = 32 << 20
 """What any file's structure may take, however small the file."""
 
 MAX_COPIES = 2_000_000
@@ -18,13 +18,17 @@ MAX_COPIES = 2_000_000
 KEPT_VALUES = 256
 """Plain values (keys and values, of a dict) that are kept of one list; of more, none."""
 
+KEPT_BYTES = 14 << 10
+"""Bytes that a plain container with all in it may take; of a larger one, the containers in it are not kept. A thousand,
+which is as many as a pickle puts into one container at once, take less than `BASE_BYTES`."""
+
 LONGEST_TEXT = 4096
 """Bytes of a string that is read. A longer one is a log, or an array spelled as text."""
 
 MAX_ENTRIES = 100_000
 """Names that flattening may visit: a list that holds one list many times multiplies without growing."""
 
-MAX_STORAGES = 40_000
+MAX_STORAGES = 60_000
 """Entries of an archive, or tensors of a safetensors header."""
 
 MAX_DEPTH = 32
@@ -33,7 +37,7 @@ MAX_DEPTH = 32
 MAX_DIMENSIONS = 32
 """Axes of one tensor: what every NumPy can hold."""
 
-_ADVICE = "If the file is whole, save the weights alone: torch.save(model.state_dict(), path)"
+SAVE_ALONE = "If the file is whole, save the weights alone: torch.save(model.state_dict(), path)"
 
 
 class Budget:
@@ -42,7 +46,7 @@ class Budget:
     __slots__ = ("bytes_left", "bytes_total", "copies_left")
 
     def __init__(self, file_bytes: int) -> None:
-        self.bytes_total = BASE_BYTES + file_bytes
+        self.bytes_total = BASE_BYTES + 2 * file_bytes
         self.bytes_left = self.bytes_total
         self.copies_left = MAX_COPIES
 
@@ -52,7 +56,7 @@ class Budget:
         if self.copies_left < 0:
             raise CheckpointError(
                 f"its pickle copies more than {MAX_COPIES} values, far more than a checkpoint needs",
-                advice=_ADVICE,
+                advice=SAVE_ALONE,
             )
 
     def take(self, cost: int) -> None:
@@ -62,5 +66,5 @@ class Budget:
             raise CheckpointError(
                 f"its structure would take more than {self.bytes_total >> 20} MiB to build,"
                 " far more than a file of this size needs",
-                advice=_ADVICE,
+                advice=SAVE_ALONE,
             )

@@ -59,11 +59,15 @@ class Operands:
         self.position = stop + 1
         return line
 
-    def long(self, layout: struct.Struct) -> int:
-        """An integer of as many bytes as the length before it says."""
+    def long(self, layout: struct.Struct) -> int | Skipped:
+        """An integer of as many bytes as the length before it says; of more than are read, a stand-in."""
         count = self.count(layout)
-        if not 0 <= count <= _LONGEST_INTEGER:
+        if count < 0:
             raise CheckpointError(f"the pickle holds an integer of {count} bytes", advice=DAMAGED)
+        if count > _LONGEST_INTEGER:
+            self.need(count)
+            self.position += count
+            return Skipped("a long integer")
         return int.from_bytes(self.take(count), "little", signed=True)
 
     def decimal(self) -> int | bool:

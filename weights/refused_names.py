@@ -12,17 +12,28 @@ WHOLE = "If this is a model saved whole, save its model.state_dict() instead, wh
 
 # Modules whose functions run programs, Python code or pickles, and reach files and machines.
 _MODULES = (
-    r"os|posix|nt|posixpath|ntpath|shutil|tempfile|io|_io|sys|gc|site|signal|atexit|cffi|_?ctypes|_?socket|ssl"
-    r"|subprocess|_posixsubprocess|pty|pexpect|commands|popen2|multiprocessing|threading|_thread|asyncio|webbrowser"
-    r"|runpy|importlib|imp|pkgutil|zipimport|code|codeop|bdb|pdb|cmd|timeit|cProfile|profile|trace|doctest|unittest"
+    r"os|posix|nt|posixpath|ntpath|shutil|tempfile|sys|gc|atexit|cffi|_?ctypes|_?socket|ssl"
+    r"|subprocess|_posixsubprocess|pty|pexpect|popen2|multiprocessing|threading|_thread|asyncio|webbrowser"
+    r"|runpy|importlib|imp|pkgutil|zipimport|codeop|bdb|pdb|timeit|cProfile|doctest|unittest"
     r"|_?pickle|cPickle|marshal|shelve|dill|cloudpickle|joblib|compileall|py_compile|lib2to3|idlelib|antigravity"
-    r"|pip|setuptools|distutils|ensurepip|venv|urllib|http|ftplib|smtplib|telnetlib|requests"
+    r"|pip|setuptools|distutils|ensurepip|venv|urllib|ftplib|smtplib|telnetlib|requests"
+)
+
+# Classes of such modules that only hold values.
+_HARMLESS = re.compile(
+    r"(?:os|posix|nt)\.(?:\w+_result|terminal_size|sched_param)|sys\.\w+_info|threading\.\w*Error"
+    r"|urllib\.parse\.\w+Result(?:Bytes)?|shutil\._ntuple_diskusage|ssl\.\w+Errors?",
+    re.ASCII,
 )
 
 # Functions that do, of modules that are harmless otherwise.
 _FUNCTIONS = (
     r"builtins\.(?:eval|exec|execfile|compile|__import__|getattr|setattr|delattr|open|file|input|raw_input|apply|map"
     r"|breakpoint|globals|locals|vars|help|exit|quit)",
+    # Modules whose names people give to modules of their own too, or that hold harmless classes.
+    r"_?io\.(?:open|open_code|FileIO|OpenWrapper)|signal\.[a-z_]\w*|http\.(?:client|server)\..+",
+    r"code\.(?:Interactive\w+|interact|compile_command)|cmd\.Cmd|trace\.(?:Trace|main)|profile\.(?:Profile|run|runctx)",
+    r"site\.(?:exec\w+|main|add\w+|enablerlcompleter)|commands\.(?:getoutput|getstatusoutput|getstatus)",
     r"types\.(?:\w*(?:Code|Function|Lambda|Method|Module|Generator|Coroutine)Type|new_class)",
     r"operator\.(?:methodcaller|attrgetter|call)|_operator\.(?:methodcaller|attrgetter|call)|functools\.reduce",
     r"platform\.popen|inspect\.\w*source\w*|yaml\.\w*load\w*|pandas\.(?:read_pickle|eval)|codecs\.open",
@@ -39,7 +50,7 @@ _CLASS = re.compile(r"\w+(?:\.\w+)*\._*[A-Z]\w*|torch\.nn\..*", re.ASCII)
 
 def refusal(full: str) -> CheckpointError:
     """The error for `full`, a module and a name in it."""
-    if _RUNS.fullmatch(full):
+    if _RUNS.fullmatch(full) and not _HARMLESS.fullmatch(full):
         advice = ATTACK
     elif _UNUSUAL.match(full):
         advice = "Quantized, sparse and nested tensors are not read: save plain ones"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import CheckpointError
+from .limits import SAVE_ALONE
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -54,32 +55,51 @@ class TupleKey:
 _MOST_PARTS, _LONGEST_PART, _DEEPEST_KEY = 16, 256, 3
 
 
-def tuple_key(key: tuple[object, ...]) -> TupleKey:
-    """The key that stands in for a tuple of strings, numbers, and such tuples.
+def tuple_key(key: tuple[object, ...], number: int) -> TupleKey:
+    """The key that stands in for a tuple of strings, numbers, stand-ins, and such tuples.
+
+    Parameters
+    ----------
+    key : tuple
+        As the pickle has it.
+    number : int
+        Another one for each key: it tells those apart whose text does not, as stand-ins and long strings are in them.
 
     Raises
     ------
     CheckpointError
-        For a tuple of more than 16 parts, or nested more than three deep, or with a part of another kind.
+        For a tuple of more than 16 parts, or nested more than three deep, or with a part that is no key itself.
     """
     parts = 0
+    alike = False
 
     def text(item: object, depth: int) -> str:
-        nonlocal parts
+        nonlocal parts, alike
         parts += 1
         if parts > _MOST_PARTS or depth > _DEEPEST_KEY:
             raise CheckpointError(
-                f"a dict has a tuple as key of more than {_MOST_PARTS} parts or {_DEEPEST_KEY} levels"
+                f"a dict has a tuple as key of more than {_MOST_PARTS} parts or {_DEEPEST_KEY} levels",
+                advice=SAVE_ALONE,
             )
         if isinstance(item, tuple):
             inner = ", ".join([text(each, depth + 1) for each in item])
             return f"({inner},)" if len(item) == 1 else f"({inner})"
-        if isinstance(item, (str, bytes)) and len(item) <= _LONGEST_PART:
-            return ascii(item)
+        if isinstance(item, (str, bytes)):
+            alike = alike or len(item) > _LONGEST_PART
+            return ascii(item[:_LONGEST_PART])
         if item is None or isinstance(item, (int, float)):
             return repr(item)
+        if isinstance(item, (Global, Placeholder, Skipped)):
+            alike = True
+            return item.name
         raise CheckpointError(
-            f"a dict has a tuple as key that holds a {type(item).__name__}, expected short strings and numbers"
+            f"a dict has a tuple as key that holds a {_PLAINLY.get(type(item).__name__, 'tensor')},"
+            " expected strings, numbers and tuples of them",
+            advice=SAVE_ALONE,
         )
 
-    return TupleKey(text(key, 0))
+    said = text(key, 0)
+    return TupleKey(f"{said}[{number}]" if alike else said)
+
+
+_PLAINLY = {"list": "list or set", "dict": "dict"}

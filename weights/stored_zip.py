@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .errors import CheckpointError, shown
-from .limits import MAX_STORAGES, Budget
+from .limits import MAX_STORAGES, SAVE_ALONE, Budget
 from .not_checkpoints import refuse_other_archives
 
 _END = struct.Struct("<4sHHHHIIH")
@@ -25,7 +25,7 @@ _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 0x1 | 0x40
 _STORED = 0
 _IN_ZIP64 = 0xFFFFFFFF
-_ENTRY_COST = 640
+_ENTRY_COST = 300
 _LONGEST_NAME = 512
 
 _CUT_SHORT = "The file is cut short or damaged: download or copy it again"
@@ -132,7 +132,8 @@ def _list(data: mmap.mmap, size: int, budget: Budget) -> tuple[list[_Listed], in
     start, length, count = _directory(data, size)
     if count > MAX_STORAGES:
         raise CheckpointError(
-            f"the archive has {count} entries, at most {MAX_STORAGES} are read", advice=_REFUSED
+            f"the archive has {count} entries, at most {MAX_STORAGES} are read: one for each tensor and a few more",
+            advice=SAVE_ALONE,
         )
     at, end = start, start + length
     found: list[_Listed] = []
@@ -197,7 +198,8 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
         full = each.name
         if full.encode("utf-8", "replace") != each.raw_name:
             raise _damaged(f"an entry's name is not UTF-8: {shown(each.raw_name)}")
-        if "/" not in full:
+        left_out = full.startswith("__MACOSX/") or full.rpartition("/")[2] == ".DS_Store"
+        if "/" not in full and not left_out:
             raise CheckpointError(
                 f"an entry lies outside the archive's one folder: {shown(full)}", advice=_REFUSED
             )
@@ -209,6 +211,8 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
             raise _damaged(f"is stored, yet {packed} bytes hold {unpacked}", where)
         entry = _local(data, offset, packed, each.raw_name, start, where)
         spans.append((offset, entry.start + entry.size))
+        if left_out:
+            continue  # a Mac's notes, made when the archive was packed again
         folder, _, name = full.partition("/")
         if root and folder != root:
             raise CheckpointError(

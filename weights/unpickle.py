@@ -6,8 +6,9 @@ extension codes and the text opcodes of protocol 0 are refused, and every length
 that are left before a byte is copied. Objects are paid for from a `Budget`: one byte of pickle can ask for a
 hundred of memory.
 
-What nobody needs is not built: a long text is passed over, and so is a long list of plain values, whose cost is given
-back. A group of values is plain where nothing in it is `held`: no tensor, and nothing that the pickle refers to again.
+What nobody needs is not built: a long text is passed over, and so are a long list of plain values and the containers
+in a large one. A group of values is plain where nothing in it is `held`: no tensor, and no container with one. Its cost
+is given back, unless it holds something that the pickle refers to again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import mmap
 import pickle
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .allowlist import check_key, resolve
 from .errors import CheckpointError, shown
-from .limits import KEPT_VALUES, Budget
-from .pickle_operands import CUT_SHORT, DAMAGED, Operands, decoded
+from .limits import KEPT_BYTES, KEPT_VALUES, Budget
+from .pickle_operands import CUT_SHORT, DAMAGED, TEXT_COST, Operands, decoded
 from .pickle_scan import end_of_numbers, referenced_places
+from .plain import Plainness
 from .rebuild import check_state
 from .refused_names import WHOLE, refusal
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, tuple_key
@@ -29,6 +32,12 @@ from .tensor import Layout, Storage
 
 # What things cost in memory, rounded up: a stack slot with a small number in it, and what others take beyond.
 _SLOT, _CONTAINER, _ENTRY, _MEMO, _OBJECT, _MARK, _NAME = 48, 72, 104, 104, 256, 112, 1024
+
+# What a tensor takes, and its storage, once the arguments are gone that described them.
+_TENSOR, _STORAGE = 256, 160
+
+# Bytes that are left when an open group is looked at: more than one opcode takes.
+_LOW = 1 << 16
 
 # What making the stand-in of a tuple key takes, in copies of a value.
 _TUPLE_KEY = 16
@@ -45,6 +54,16 @@ _OPCODE_NAMES = {
 def _op(name: str) -> int:
     code: bytes = getattr(pickle, name)
     return code[0]
+
+
+class _Mark(NamedTuple):
+    """Where an open group begins on the stack, and what was left, met and kept at that time."""
+
+    start: int
+    bytes_left: int
+    held: int
+    remembered: int
+    retained: int
 
 
 class Unpickler(Operands):
@@ -87,13 +106,18 @@ class Unpickler(Operands):
 
     def _begin(self) -> None:
         self.stack: list[object] = []
-        # Of each open group: where it begins on the stack; the bytes left, and the count of held values, at that time.
-        self.marks: list[tuple[int, int, int]] = []
+        self.marks: list[_Mark] = []
+        # The tuple that was made last of a group, and the group's mark.
+        self.arguments: tuple[object, _Mark] = (None, _Mark(0, 0, 0, 0, 0))
         self.memo: dict[int, object] = {}
         self.memoized = 0
         self.numbered = False
         self.references: set[int] = set()
-        self.held = 0
+        # Tensors, storages and containers with them that were met; values of any size that the memo keeps; bytes of
+        # what is kept elsewhere.
+        self.held = self.remembered = self.retained = 0
+        self.tuple_keys = 0
+        self.is_plain = Plainness(self.budget)
         # Names that are harmless in one call only, and were not called yet.
         self.unused: set[str] = set()
 
@@ -111,7 +135,8 @@ class Unpickler(Operands):
                 opcode = buffer[opcode_at]
                 self.position = opcode_at + 1
                 budget.bytes_left -= _SLOT
-                if budget.bytes_left < 0:
+                if budget.bytes_left < _LOW:
+                    self._thin_out()
                     budget.take(0)
                 if opcode == _STOP:
                     result = self._pop()
@@ -135,36 +160,74 @@ class Unpickler(Operands):
     # The stack: a value below the last mark belongs to someone else.
 
     def _pop(self) -> object:
-        if len(self.stack) <= (self.marks[-1][0] if self.marks else 0):
+        if len(self.stack) <= (self.marks[-1].start if self.marks else 0):
             raise CheckpointError("the pickle takes a value from an empty stack", advice=DAMAGED)
         return self.stack.pop()
 
     def _top(self) -> object:
-        if len(self.stack) <= (self.marks[-1][0] if self.marks else 0):
+        if len(self.stack) <= (self.marks[-1].start if self.marks else 0):
             raise CheckpointError("the pickle looks at an empty stack", advice=DAMAGED)
         return self.stack[-1]
 
     def _pop_mark(self) -> list[object]:
         if not self.marks:
             raise CheckpointError("the pickle closes a group that it never opened", advice=DAMAGED)
-        mark = self.marks.pop()[0]
-        items = self.stack[mark:]
-        del self.stack[mark:]
+        start = self.marks.pop().start
+        items = self.stack[start:]
+        del self.stack[start:]
         return items
 
-    def _pop_group(self) -> tuple[list[object], bool]:
-        """The items of a group that goes into a container, and whether they are skipped: plain, and too many to keep.
+    def _pop_group(self, *, step: int = 1) -> list[object]:
+        """The items of a group that goes into a container, as far as they are kept.
 
-        The bytes that skipped items took are given back.
+        Of a plain group with too many values nothing is kept, of a large one only what is no container. `step` is 2
+        for keys and values.
         """
-        _, bytes_left, held = self.marks[-1] if self.marks else (0, 0, 0)
+        mark = self.marks[-1] if self.marks else _Mark(0, 0, 0, 0, 0)
+        spent = mark.bytes_left - self.budget.bytes_left
         items = self._pop_mark()
-        skipped = held == self.held and (
-            (len(items) > KEPT_VALUES and not self.whole) or type(self._top()) is Placeholder
-        )
-        if skipped:
-            self.budget.bytes_left = bytes_left
-        return items, skipped
+        if mark.held != self.held or self.whole or len(items) % step:
+            return items
+        if len(items) > KEPT_VALUES:
+            items = [MANY_VALUES, None][:step]
+        elif spent > KEPT_BYTES:
+            for index in range(step - 1, len(items), step):
+                if type(items[index]) in _WEIGHTY:
+                    items[index] = MANY_VALUES
+        else:
+            return items
+        texts = sum(TEXT_COST + 4 * len(item) for item in items if isinstance(item, (str, bytes)))
+        self._give_back(mark, _ENTRY * len(items) + texts)
+        return items
+
+    def _pop_group_for_top(self, *, step: int = 1) -> list[object]:
+        """`_pop_group` of items that go into the container below them; a placeholder keeps none."""
+        mark = self.marks[-1] if self.marks else None
+        items = self._pop_group(step=step)
+        if mark is not None and mark.held == self.held and type(self._top()) is Placeholder:
+            self._give_back(mark, 0)
+        return items
+
+    def _thin_out(self) -> None:
+        """Drop the values of an open group that is plain and far too long to be kept, when the budget runs out.
+
+        Tuples and frozen sets come as one group, however long they are. As many are left as make it too long, and an
+        even number of them even.
+        """
+        mark = self.marks[-1] if self.marks else None
+        if mark is None or mark.held != self.held or self.whole:
+            return
+        count = len(self.stack) - mark.start
+        if count > 4 * KEPT_VALUES:
+            left = KEPT_VALUES + 1 + (KEPT_VALUES + 1 - count) % 2
+            self.stack[mark.start :] = [MANY_VALUES] * left
+            self._give_back(mark, _MARK + _SLOT * left)
+
+    def _give_back(self, mark: _Mark, cost: int) -> None:
+        """The bytes that were taken since a mark, but for what is kept of them."""
+        if mark.remembered == self.remembered:
+            left = mark.bytes_left - (self.retained - mark.retained) - cost
+            self.budget.bytes_left = max(self.budget.bytes_left, left)
 
     # Opcodes, by what they leave on the stack.
 
@@ -172,8 +235,9 @@ class Unpickler(Operands):
         self.stack.append(value)
 
     def _mark(self) -> None:
+        mark = _Mark(len(self.stack), self.budget.bytes_left, self.held, self.remembered, self.retained)
         self.budget.take(_MARK)
-        self.marks.append((len(self.stack), self.budget.bytes_left, self.held))
+        self.marks.append(mark)
         if not self.whole and (end := end_of_numbers(self.buffer, self.position, self.end)):
             self.position = end
             self.stack.append(MANY_VALUES)
@@ -190,13 +254,19 @@ class Unpickler(Operands):
         self.budget.take(_CONTAINER + 8 * len(items))
         self.stack.append(tuple(items))
 
+    def _marked_tuple(self) -> None:
+        mark = self.marks[-1] if self.marks else None
+        self._tuple(self._pop_group())
+        if mark is not None:
+            self.arguments = self.stack[-1], mark
+
     def _short_tuple(self, count: int) -> None:
         items = [self._pop() for _ in range(count)]
         self._tuple(items[::-1])
 
     def _pop_or_mark(self) -> None:
         # Python's own rule: POP right behind a MARK takes the mark.
-        if self.marks and len(self.stack) == self.marks[-1][0]:
+        if self.marks and len(self.stack) == self.marks[-1].start:
             self.marks.pop()
         else:
             self._pop()
@@ -222,7 +292,7 @@ class Unpickler(Operands):
         value = self._top()
         if index in self.references:
             self.budget.take(_MEMO)
-            self.held += 1
+            self.remembered += 1
             self.memo[index] = value
 
     def _get(self, index: int) -> None:
@@ -231,7 +301,7 @@ class Unpickler(Operands):
                 f"the pickle refers back to object {index}, which is not there", advice=DAMAGED
             )
         value = self.memo[index]
-        if type(value) in _WEIGHTY:
+        if type(value) in _WEIGHTY and not self.is_plain(value):
             self.held += 1
         self.stack.append(value)
 
@@ -241,8 +311,7 @@ class Unpickler(Operands):
         self._extend([self._pop()])
 
     def _appends(self) -> None:
-        items, skipped = self._pop_group()
-        self._extend([MANY_VALUES] if skipped else items)
+        self._extend(self._pop_group_for_top())
 
     def _extend(self, items: list[object]) -> None:
         target = self._top()
@@ -254,21 +323,22 @@ class Unpickler(Operands):
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()
-        self._set_items([key, value], skipped=False)
+        self._set_items([key, value])
 
     def _set_group(self) -> None:
-        items, skipped = self._pop_group()
-        self._set_items(items, skipped=skipped)
+        start = self.marks[-1].start if self.marks else 0
+        if len(self.stack) > start > 0 and type(self.stack[start - 1]) is dict:
+            for key in self.stack[start::2]:
+                check_key(key)
+        self._set_items(self._pop_group_for_top(step=2))
 
-    def _set_items(self, items: list[object], *, skipped: bool) -> None:
+    def _set_items(self, items: list[object]) -> None:
         target = self._top()
         if len(items) % 2:
             raise CheckpointError("the pickle sets a key without a value", advice=DAMAGED)
         if type(target) is dict:
             for key in items[::2]:
                 check_key(key)
-            if skipped:
-                items = [MANY_VALUES, None]
             self.budget.take(_ENTRY * (len(items) // 2))
             for index in range(0, len(items), 2):
                 target[self._key(items[index])] = items[index + 1]
@@ -280,19 +350,21 @@ class Unpickler(Operands):
             return key
         self.budget.copy(_TUPLE_KEY)
         self.budget.take(_OBJECT)
-        return tuple_key(key)
+        self.tuple_keys += 1
+        return tuple_key(key, self.tuple_keys)
 
     def _frozen_set(self) -> None:
-        self._tuple(self._pop_mark())
+        self._tuple(self._pop_group())
 
     # Names and calls.
 
     def _name(self, module: str, name: str) -> None:
         known = self.globals.get((module, name))
         if known is None:
-            self.budget.take(_NAME + 8 * (len(module) + len(name)))
+            cost = _NAME + 8 * (len(module) + len(name))
+            self.budget.take(cost)
+            self.retained += cost
             known = self.globals[module, name] = resolve(module, name)
-            self.held += 1
         if known.narrow:
             self.unused.add(known.name)
         self.stack.append(known)
@@ -315,9 +387,9 @@ class Unpickler(Operands):
             raise CheckpointError(f"the pickle calls with a {_kind(arguments)} as arguments", advice=DAMAGED)
         if type(function) is not Global or function.call is None:
             whole = type(function) is Global and function.name.startswith("torch.nn.")
+            what = f"a loss or layer object, {_kind(function)}" if whole else f"a call of {_kind(function)}"
             raise CheckpointError(
-                f"the pickle calls {_kind(function)}, which is nothing to call",
-                advice=WHOLE if whole else DAMAGED,
+                f"the pickle holds {what}, which is not built", advice=WHOLE if whole else DAMAGED
             )
         # The result may copy what a container holds (a dict from pairs), or a text, as often as they are referred to.
         first = arguments[0] if arguments else None
@@ -329,6 +401,9 @@ class Unpickler(Operands):
         self.unused.discard(function.name)
         if type(result) is Layout:
             self.held += 1
+            given, mark = self.arguments
+            if given is arguments:
+                self._give_back(mark, _TENSOR)
         self.stack.append(result)
 
     def _new_object_with_keywords(self) -> None:
@@ -352,7 +427,8 @@ class Unpickler(Operands):
         identity = self._pop()
         if self.persistent is None:
             raise CheckpointError("the pickle refers to a storage where none belongs", advice=DAMAGED)
-        self.budget.take(_OBJECT)
+        self.budget.take(_STORAGE)
+        self.retained += _STORAGE
         self.held += 1
         self.stack.append(self.persistent(identity))
 
@@ -414,7 +490,7 @@ _BY_NAME: dict[str, Callable[[Unpickler], object]] = {
     # Sets are kept as lists: no value out of a file needs hashing.
     "EMPTY_SET": Unpickler._new_list,
     "FROZENSET": Unpickler._frozen_set,
-    "TUPLE": lambda m: m._tuple(m._pop_mark()),
+    "TUPLE": Unpickler._marked_tuple,
     "TUPLE1": lambda m: m._short_tuple(1),
     "TUPLE2": lambda m: m._short_tuple(2),
     "TUPLE3": lambda m: m._short_tuple(3),

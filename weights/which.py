@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 from .errors import listed
@@ -12,41 +13,177 @@ from .errors import listed
 Which = Literal["ema", "model"]
 """The weights that a checkpoint holds twice: a moving average over the training, or the last ones."""
 
+Kind = Literal["average", "no average", "other"]
+"""What a word says of the weights under it: an average; the last weights beside one (non_ema); something else."""
+
+# What a network is called, alone or beside a word for an average.
+_NETWORK = {
+    *("model", "models", "net", "nets", "network", "networks", "unet", "generator", "module"),
+    *(
+        "state",
+        "states",
+        "dict",
+        "weight",
+        "weights",
+        "param",
+        "params",
+        "parameter",
+        "parameters",
+        "checkpoint",
+    ),
+}
+
 # ema, model_ema, state_dict_ema, netG_ema, shadow_params, average_model_state …
-_AVERAGE = {"ema", "emas", "average", "averaged", "avg", "shadow", "swa"}
-# What the last weights are called beside an average: ema-pytorch's online_model, Lightning's current_model_state,
-# torch_ema's collected_params.
-_LAST = {"online", "current", "collected", "backup", "nonema", "noema"}
+_AVERAGE = {"ema", "emas", "average", "averages", "averaged", "shadow", "swa", "polyak"}
+# An average of weights only beside a network's words: avg_model; loss_avg is another.
+_SHORT = "avg"
+_GLUED = re.compile(
+    rf"(?:{'|'.join(sorted(_NETWORK))})(?:ema|swa)s?|(?:ema|swa)(?:{'|'.join(sorted(_NETWORK))})"
+)
+
+# What the weights beside an average are called within it: ema-pytorch's online_model, torch_ema's collected_params.
+# Elsewhere the words say nothing: current and best, model and backup.
+_OTHER = {"online", "current", "collected", "backup"}
 _NOT = {"non", "no", "not", "without"}
+_DENIED = {"nonema", "noema"}
+
+# Averages of gradients, which optimizers keep: exp_avg, max_exp_avg_sq, grad_avg, square_avg, momentum_buffer.
+_MOMENTS = {
+    *("grad", "grads", "gradient", "gradients", "sq", "square", "squares", "squared"),
+    *("momentum", "momenta", "moment", "moments"),
+}
+_OPTIMIZER = re.compile(r"opts?|optims?|optimi[sz]ers?\w*")
+# NeMo's optimizer keeps an average of the weights, which Lightning saves with the optimizer's state.
+_WITHIN_OPTIMIZER = re.compile(r"(?:.*\.)?optimizer_states\.\d+\.ema", re.ASCII | re.DOTALL)
+
+# An average's settings, beside it or alone: ema_decay, ema_config.
+_SETTINGS = {
+    *(
+        "decay",
+        "decays",
+        "rate",
+        "rates",
+        "step",
+        "steps",
+        "start",
+        "every",
+        "interval",
+        "freq",
+        "updates",
+        "update",
+    ),
+    *(
+        "config",
+        "cfg",
+        "kwargs",
+        "args",
+        "options",
+        "opt",
+        "hparams",
+        "settings",
+        "scheduler",
+        "power",
+        "warmup",
+    ),
+    *(
+        "beta",
+        "betas",
+        "sigma",
+        "sigmas",
+        "loss",
+        "losses",
+        "metric",
+        "metrics",
+        "score",
+        "scores",
+        "device",
+        "dtype",
+    ),
+}
+
+_LONGEST_WORD = 200
 
 T = TypeVar("T")
 
-_TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_TOKEN = re.compile(r"(?<![A-Z])(?:EMA|SWA)(?=[a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
-def is_average(words: str) -> bool | None:
-    """Whether dotted `words` name averaged weights; False: the last ones beside an average; None: they do not say.
+def _tokens(word: str) -> list[str]:
+    return [token.lower() for token in _TOKEN.findall(word[:_LONGEST_WORD])]
 
-    The innermost word decides: "ema.ema_model" is an average, "ema.online_model" is not, nor is "non_ema".
+
+def _are_moments(tokens: Sequence[str]) -> bool:
+    """Whether they name what an optimizer keeps for each parameter."""
+    return not _MOMENTS.isdisjoint(tokens) or ("exp" in tokens and _SHORT in tokens)
+
+
+@lru_cache(maxsize=4096)
+def _kind_of_word(word: str) -> Kind | None:
+    tokens = _tokens(word)
+    if any(map(_OPTIMIZER.fullmatch, tokens)):
+        return "other"
+    rest = [token for token in tokens if token != _SHORT]
+    named = [
+        token in _AVERAGE
+        or _GLUED.fullmatch(token) is not None
+        or (token == _SHORT and _NETWORK.issuperset(rest))
+        for token in tokens
+    ]
+    if _SHORT in tokens or True in named:
+        if _are_moments(tokens):
+            return "other"
+        if True in named:
+            at = named.index(True)
+            return "no average" if at and tokens[at - 1] in _NOT else "average"
+    if not _DENIED.isdisjoint(tokens):
+        return "no average"
+    return None if _OTHER.isdisjoint(tokens) else "other"
+
+
+def deciding(words: str) -> tuple[int, Kind | None]:
+    """The innermost of the dotted `words` that says what lies under them: where it ends, and what it says.
+
+    "ema.ema_model" is an average, "ema.online_model" is none, nor is "non_ema", nor anything within an optimizer's
+    state. (0, None) where no word says anything.
     """
-    for word in reversed(words.split(".")):
-        tokens = [token.lower() for token in _TOKEN.findall(word[:200])]
-        if not _LAST.isdisjoint(tokens):
-            return False
-        found = next((i for i, token in enumerate(tokens) if token in _AVERAGE), None)
-        if found is not None:
-            return not (found and tokens[found - 1] in _NOT)
-    return None
+    end = len(words)
+    while end > 0:
+        start = words.rfind(".", 0, end) + 1
+        kind = _kind_of_word(words[start : min(end, start + _LONGEST_WORD)])
+        if kind == "average" and of_optimizer(words[:start]) and not _WITHIN_OPTIMIZER.fullmatch(words[:end]):
+            kind = "other"
+        if kind is not None:
+            return end, kind
+        end = start - 1
+    return 0, None
 
 
-def averages_of(items: Sequence[T], averaged: Sequence[bool | None]) -> list[T]:
-    """Those of the items that are averages, by what `is_average` makes of each.
+def kind_of(words: str) -> Kind | None:
+    """What the innermost of the dotted `words` says that says anything, as `deciding` finds it."""
+    return deciding(words)[1]
 
-    Where some are called the last weights and none an average, those that are called neither are the average.
+
+def of_optimizer(words: str) -> bool:
+    """Whether dotted `words` name a part of an optimizer's state."""
+    return any(
+        _are_moments(tokens) or any(map(_OPTIMIZER.fullmatch, tokens))
+        for tokens in map(_tokens, words.split("."))
+    )
+
+
+def names_settings(words: str) -> bool:
+    """Whether one of the dotted `words` is what averaging is set to, and not an average: ema_decay, ema.device."""
+    return any(not _SETTINGS.isdisjoint(_tokens(word)) for word in words.split("."))
+
+
+def averages_of(items: Sequence[T], kinds: Sequence[Kind | None]) -> list[T]:
+    """Those of the items that are averages, by what `kind_of` makes of each.
+
+    Where one is called no average (non_ema) and none an average, those that no word describes are the average.
     """
-    pairs = list(zip(items, averaged, strict=True))
-    marked = [item for item, average in pairs if average]
-    implied = [item for item, average in pairs if average is None] if False in averaged else []
+    pairs = list(zip(items, kinds, strict=True))
+    marked = [item for item, kind in pairs if kind == "average"]
+    implied = [item for item, kind in pairs if kind is None] if "no average" in kinds else []
     return marked or implied
 
 
@@ -71,8 +208,15 @@ class Chosen:
     beside: tuple[str, ...] = ()
     unusable: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """ "averaged", "last", "the only"; empty where there are others and no word tells what they are."""
+        if self.averaged is None:
+            return "" if self.beside else "the only"
+        return "averaged" if self.averaged else "last"
+
     def __str__(self) -> str:
-        kind = {True: "averaged weights", False: "last weights", None: "the only weights"}[self.averaged]
+        kind = f"{self.kind} weights".strip()
         text = f"{kind} ({self.place})" if self.place else kind
         if self.beside:
             text += f"; beside them: {listed(list(self.beside))}"

@@ -47,7 +47,7 @@ def inspect(
         described = [("family", f"not recognised: {error}")]
     else:
         chosen = family.chosen
-        kind = {True: "averaged", False: "last", None: "the only ones"}[chosen.averaged]
+        kind = {"the only": "the only ones", "": "those in the usual place"}.get(chosen.kind, chosen.kind)
         described = [("family", family.name), ("network", shown(family.model))]
         described += [(shown(key), shown(value)) for key, value in config.items()]
         described += [("weights taken", f"{kind} ({chosen.place})" if chosen.place else kind)]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..averages import UnnamedError, name_average
+from ..averages import name_averages
 from ..checkpoint import WRAPPERS, Checkpoint
 from ..errors import CheckpointError, listed, shown
-from ..keymap import Family
-from ..which import Chosen, Which, averages_of, is_average
+from ..keymap import Family, unreadable
+from ..which import Chosen, Kind, Which, averages_of, deciding, kind_of, names_settings, of_optimizer
 from .diffusers import DIFFUSERS_UNET
 from .native import MODEL_KEY, SPARSEGEN
 from .spade import NVLABS_SPADE, SIGE_FUSED_SPADE, SIGE_SPADE
@@ -44,14 +45,22 @@ _LANDMARKS = tuple(
 # What training scripts put a state dict into, in the order of preference where a file has several.
 _USUAL = (
     *("state_dict", "model_state_dict", "model", "netG", "net_G", "generator", "G", "params", "module"),
-    *("0", "ema", "ema_model", "params_ema", "4"),
+    *("ema", "ema_model", "params_ema"),
 )
 
 # Tensors of one number that averaging leaves beside the weights.
 _COUNTERS = {"decay", "num_updates", "initted", "step", "steps", "n_averaged", "optimization_step"}
 
+# Objects beside the tensors that hold numbers or other objects by name.
+_MAY_HOLD_WEIGHTS = re.compile(
+    r"numpy\.(?:ndarray|matrix|recarray)|array\.\w+"
+    r"|argparse\.Namespace|types\.SimpleNamespace|collections\.(?:UserDict|UserList|ChainMap)"
+)
+
 # A hostile file could hold any number of networks; each place costs a look at every name.
 _MOST_PLACES = 32
+# Averages without names that are looked at, each a look at the names of the last weights.
+_MOST_NAMELESS = 32
 
 
 @dataclass(frozen=True)
@@ -100,14 +109,19 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
                 advice=f'Open it with read_checkpoint(path, weights="{weights}")',
             )
         weights = None
+    # Where the last word of a key ends that says what weights it is of, the tensor's own name left out.
+    said = {key: deciding(key.rpartition(".")[0]) for key in checkpoint.tensors}
     places = _places(checkpoint)
-    nameless = _nameless(checkpoint, places)
-    found = [_recognised(checkpoint, place, places) for place in places]
+    nameless = _nameless(checkpoint, places, said)
+    found = [_recognised(checkpoint, place, places, said) for place in places]
     networks = [network for network in found if network is not None]
     averages = averages_of(networks, [_marked(checkpoint, network.place) for network in networks])
     others = [network for network in networks if network not in averages]
-    last = _first(checkpoint, others)
+    last, doubt = _first(checkpoint, others)
     usable, unusable = _judged(checkpoint, sorted(averages, key=_rank), nameless, last)
+    unusable += _unread(checkpoint, [*places, *nameless])
+    if doubt is not None and (weights == "model" or not usable):
+        raise doubt
     if last is not None and last.error is not None and not usable:
         raise last.error
     if weights == "ema" and unusable and not usable:
@@ -148,26 +162,50 @@ def _places(checkpoint: Checkpoint) -> list[str]:
                     break
             else:
                 found[".".join([*left, ""])] = None
-    return sorted(found, key=_rank_of)[:_MOST_PLACES] or [""]
+    networks = [place for place in found if not of_optimizer(place)]
+    return sorted(networks, key=_rank_of)[:_MOST_PLACES] or [""]
 
 
-def _nameless(checkpoint: Checkpoint, places: Sequence[str]) -> dict[str, list[str]]:
-    """Averages in which no network is to be seen: what their keys begin with -> the keys."""
+def _nameless(
+    checkpoint: Checkpoint, places: Sequence[str], said: Mapping[str, tuple[int, Kind | None]]
+) -> dict[str, list[str]]:
+    """Averages in which no network is to be seen: what their keys begin with -> the keys. The largest come first."""
     found: dict[str, list[str]] = {}
     within = tuple(place for place in places if place)
-    for key, tensor in checkpoint.tensors.items():
-        words = key.split(".")
-        if key.startswith(within) or (words.pop() in _COUNTERS and math.prod(tensor.shape) == 1):
+    for key, (end, kind) in said.items():
+        if kind != "average" or key.startswith(within):
             continue
-        while words and is_average(words[-1]) is None:
-            words.pop()
-        at = ".".join([*words, ""])
-        if words and is_average(words[-1]) and not any(place.startswith(at) for place in places):
+        if key.rpartition(".")[2] in _COUNTERS and math.prod(checkpoint.tensors[key].shape) == 1:
+            continue
+        at = key[: end + 1]
+        if not any(place.startswith(at) for place in places):
             found.setdefault(at, []).append(key)
-    return found
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def _recognised(checkpoint: Checkpoint, place: str, places: Iterable[str]) -> _Network | None:
+def _unread(checkpoint: Checkpoint, places: Iterable[str]) -> list[str]:
+    """Averages that are objects, which are not read: NumPy arrays by name, a namespace; each with what it is."""
+    found: dict[str, str] = {}
+    for path, kind in checkpoint.stand_ins.items():
+        end, what = deciding(path)
+        at = path[:end]
+        if (
+            what == "average"
+            and at not in found
+            and _MAY_HOLD_WEIGHTS.fullmatch(kind)
+            and not names_settings(path)
+            and not any(place.startswith(at + ".") for place in places)
+        ):
+            found[at] = kind
+    return [f"{_said(at)} (an object of {shown(kind)}, which is not read)" for at, kind in found.items()]
+
+
+def _recognised(
+    checkpoint: Checkpoint,
+    place: str,
+    places: Iterable[str],
+    said: Mapping[str, tuple[int, Kind | None]],
+) -> _Network | None:
     """The network at one of the places, without the other places and the averages inside of it."""
     inner = tuple(other for other in places if other.startswith(place) and other != place)
     try:
@@ -180,7 +218,7 @@ def _recognised(checkpoint: Checkpoint, place: str, places: Iterable[str]) -> _N
                 keys = {
                     name: key
                     for name, key in checkpoint.keys_under(place).items()
-                    if not key.startswith(inner) and is_average(key[len(place) :].rpartition(".")[0]) is None
+                    if not key.startswith(inner) and said[key][0] <= len(place)
                 }
                 return _Network(
                     place, replace(family, prefix=place, model=named, rules=rules, keys=keys), config
@@ -191,19 +229,51 @@ def _recognised(checkpoint: Checkpoint, place: str, places: Iterable[str]) -> _N
     return None
 
 
-def _marked(checkpoint: Checkpoint, place: str) -> bool | None:
-    """Whether the weights at a place are an average; False: the last ones beside it; None: nothing says so."""
+def _marked(checkpoint: Checkpoint, place: str) -> Kind | None:
+    """Whether the weights at a place are an average, by the words of the place and by what lies beside it."""
     words = place.split(".")[:-1]
     while words and words[-1] in WRAPPERS:
         words.pop()
     counter = ".".join([*words, "n_averaged"])
     if "module" in place.split(".") and counter in checkpoint.tensors:
-        return True  # PyTorch's AveragedModel
-    if words[:1] == ["4"] and any(key.startswith("0.") for key in checkpoint.tensors):
-        return True  # ermongroup/ddim saves a list: model, optimizer, epoch, step, average
-    if "ema_state_dict" in words and "meta.mmengine_version" in checkpoint.metadata:
-        return False  # mmengine swaps the two when it saves
-    return is_average(".".join(words))
+        return "average"  # PyTorch's AveragedModel
+    if words[:1] == ["4"] and _is_ermongroup(checkpoint):
+        return "average"
+    for last, average, sign in _SWAPPED:
+        for i, word in enumerate(words):
+            outer = "".join(f"{each}." for each in words[:i])
+            if word in (last, average) and _holds(checkpoint, outer + sign):
+                inner = kind_of(".".join(words[i + 1 :]))
+                return inner or ("average" if word == average else "no average")
+    return kind_of(".".join(words))
+
+
+# Programs that swap the two when they save: what they call the last weights and the average, and what tells of them.
+_SWAPPED = (
+    ("current_model_state", "state_dict", "averaging_state"),  # Lightning's WeightAveraging
+    ("ema_state_dict", "state_dict", "meta.mmengine_version"),
+)
+
+
+def _holds(checkpoint: Checkpoint, path: str) -> bool:
+    """Whether a file has anything of that name, or under it."""
+    return any(
+        name == path or name.startswith(path + ".")
+        for names in (checkpoint.tensors, checkpoint.metadata)
+        for name in names
+    )
+
+
+def _is_ermongroup(checkpoint: Checkpoint) -> bool:
+    """Whether a file is a list as github.com/ermongroup/ddim saves it: model, optimizer, epoch, step, average."""
+    if any(type(checkpoint.metadata.get(index)) is not int for index in ("2", "3")):
+        return False
+    names = [*checkpoint.tensors, *checkpoint.metadata, *checkpoint.stand_ins]
+    tops = {name.partition(".")[0] for name in names}
+    optimizer = [name for name in names if name.startswith("1.")]
+    return tops <= {"0", "1", "2", "3", "4"} and all(
+        name.startswith(("1.state.", "1.param_groups.")) for name in optimizer
+    )
 
 
 def _rank_of(place: str) -> tuple[int, int, list[int]]:
@@ -217,17 +287,19 @@ def _rank(network: _Network) -> tuple[bool, tuple[int, int, list[int]]]:
     return network.error is not None, _rank_of(network.place)
 
 
-def _first(checkpoint: Checkpoint, networks: Sequence[_Network]) -> _Network | None:
-    """The network that is meant where none is an average."""
+def _first(
+    checkpoint: Checkpoint, networks: Sequence[_Network]
+) -> tuple[_Network | None, CheckpointError | None]:
+    """The network that is meant where none is an average; or the error where nothing tells which it is."""
     ranked = sorted(networks, key=_rank)
     alike = [each for each in ranked if _rank_of(each.place)[:2] == _rank_of(ranked[0].place)[:2]]
     if len(alike) > 1 and _rank_of(alike[0].place)[0]:
-        raise CheckpointError(
+        return None, CheckpointError(
             f"holds several networks ({listed([_said(each.place) for each in alike])}), expected one",
             path=checkpoint.path,
             advice="Save the state dict of one of them alone",
         )
-    return ranked[0] if ranked else None
+    return (ranked[0] if ranked else None), None
 
 
 def _judged(
@@ -252,24 +324,28 @@ def _judged(
             unusable.append(f"{_said(average.place)} ({wrong})")
         else:
             usable.append(average)
-    for at, keys in nameless.items():
-        try:
-            average = _named(checkpoint, at, keys, beside)
-            wrong = _lacking(checkpoint, average, beside)
-        except UnnamedError as error:
-            wrong = str(error)
+    looked_at = dict(list(nameless.items())[:_MOST_NAMELESS])
+    for at, names in _named(checkpoint, looked_at, beside).items():
+        if isinstance(names, str) or beside is None:
+            unusable.append(f"{_said(at)} ({names})")
+            continue
+        average = replace(beside, place=at, family=replace(beside.family, prefix=at, keys=names))
+        wrong = _lacking(checkpoint, average, beside)
         if wrong:
             unusable.append(f"{_said(at)} ({wrong})")
         else:
             usable.append(average)
+    if len(nameless) > len(looked_at):
+        unusable.append(f"{len(nameless) - len(looked_at)} more (at most {_MOST_NAMELESS} are looked at)")
     return usable, unusable
 
 
-def _named(checkpoint: Checkpoint, at: str, keys: Sequence[str], last: _Network | None) -> _Network:
+def _named(
+    checkpoint: Checkpoint, groups: Mapping[str, list[str]], last: _Network | None
+) -> Mapping[str, dict[str, str] | str]:
     if last is None or last.family.keys is None:
-        raise UnnamedError("there are no weights beside them that give the names of their tensors")
-    names = name_average(checkpoint, keys, at, last.family.keys, last.place)
-    return replace(last, place=at, family=replace(last.family, prefix=at, keys=names))
+        return dict.fromkeys(groups, "there are no weights beside them that give the names of their tensors")
+    return name_averages(checkpoint, groups, last.family.keys, last.place)
 
 
 def _lacking(checkpoint: Checkpoint, average: _Network, last: _Network | None) -> str:
@@ -279,11 +355,13 @@ def _lacking(checkpoint: Checkpoint, average: _Network, last: _Network | None) -
     ours, theirs = average.family.tensors(checkpoint), last.family.tensors(checkpoint)
     if average.family.name != last.family.name:
         same = (average.family.model, average.config) == (last.family.model, last.config)
-        return "" if same else f"they are another network: {average.family.name}"
-    needed = last.family.needs(theirs)
+        if not same:
+            return f"they are another network: {average.family.name}"
+        theirs = ours
+    needed = average.family.needs(theirs)
     absent = [name for name in needed if name not in ours or ours[name].shape != theirs[name].shape]
     if not absent:
-        return ""
+        return next((f"{shown(name)} {fault}" for name in needed if (fault := unreadable(ours[name]))), "")
     return (
         f"{len(absent)} of the {len(needed)} tensors that the network needs are missing or of another shape,"
         f" such as {shown(absent[0])}"
