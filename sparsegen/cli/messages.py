@@ -54,12 +54,13 @@ def check_command(word: str, known: list[str]) -> None:
 
 
 def _no_memory(error: Exception) -> bool:
-    """Whether the system gave no memory: for an array, a mapping, a library or a thread's stack."""
+    """Whether the system gave no memory: for an array, a mapping, a thread's stack or a library that is imported."""
     return (
         isinstance(error, MemoryError)
-        or (isinstance(error, ImportError) and "failed to map segment" in str(error))
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
+        # also the loader's words for a library on a disk from which nothing may run
+        or (isinstance(error, ImportError) and "failed to map segment" in str(error) and _limit() is not None)
     )
 
 
