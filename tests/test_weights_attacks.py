@@ -59,7 +59,6 @@ DANGEROUS = [
     ("torch._dynamo.guards", "GuardBuilder.get"),
     ("torch.utils.cpp_extension", "load_inline"),
     ("torch.fx.graph_module", "reduce_graph_module"),
-    ("torch.nn.modules.linear", "Linear"),
     ("numpy", "load"),
     ("numpy", "fromfile"),
     ("numpy.testing._private.utils", "runstring"),
@@ -102,6 +101,18 @@ PARAMETER = named("torch.nn.parameter", "Parameter")
 
 ATTACKS = {
     "REDUCE": (named("os", "system") + group(COMMAND) + b"R", "os.system"),
+    "REDUCE of a layer": (
+        named("torch.nn.modules.linear", "Linear") + group(COMMAND) + b"R",
+        "torch.nn.modules.linear.Linear, which is not built",
+    ),
+    "a function below torch's, called": (
+        named("builtins", "getattr")
+        + group(named("torch._C", "_VariableFunctionsClass"), text("relu"))
+        + b"R"
+        + group(COMMAND)
+        + b"R",
+        "which is not built",
+    ),
     "NEWOBJ": (named("subprocess", "Popen") + group(COMMAND) + b"\x81", "subprocess.Popen"),
     "NEWOBJ_EX": (named("subprocess", "Popen") + group(COMMAND) + b"}\x92", "subprocess.Popen"),
     "INST": (b"(" + COMMAND + b"ios\nsystem\n", "INST"),

@@ -189,7 +189,8 @@ class Unpickler(Operands):
         if mark.held != self.held or self.whole or len(items) % step:
             return items
         if len(items) > KEPT_VALUES:
-            items = [MANY_VALUES, None][:step]
+            passed_over: list[object] = [MANY_VALUES, None]
+            items = passed_over[:step]
         elif spent > KEPT_BYTES:
             for index in range(step - 1, len(items), step):
                 if type(items[index]) in _WEIGHTY:
