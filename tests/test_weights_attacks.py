@@ -111,7 +111,7 @@ ATTACKS = {
         + b"R"
         + group(COMMAND)
         + b"R",
-        "which is not built",
+        "which is nothing to call",
     ),
     "NEWOBJ": (named("subprocess", "Popen") + group(COMMAND) + b"\x81", "subprocess.Popen"),
     "NEWOBJ_EX": (named("subprocess", "Popen") + group(COMMAND) + b"}\x92", "subprocess.Popen"),

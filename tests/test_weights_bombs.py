@@ -114,13 +114,11 @@ def numbered(value: bytes, count: int) -> bytes:
 
 PASSED_BY = {
     "values that are referred to again": beside(numbered(b"}", 100_000)),
-    "texts that are referred to again": beside(numbered(text("a" * 60), 50_000)),
+    "texts that are referred to again": beside(numbered(text("a" * 60), 200_000)),
     "tuples that are referred to again": beside(numbered(b"K\x01K\x02\x86", 100_000)),
     "a list in each of many groups, kept by the memo": beside(
         b"](" + b"".join(b"](N}}}}}}}}eq\x01h\x010" for _ in range(20_000)) + b"e"
     ),
-    "numbers that end in no list": beside(b"(" + b"K\x01" * MANY + b"0" + b"t"),
-    "numbers that end in a dict": beside(b"}(" + b"G@\x00\x00\x00\x00\x00\x00\x00" * 600_000 + b"u"),
     "groups in groups": beside(b"](" * 200_000 + b"N" * 300 + b"e" * 200_000),
     "new names in groups": beside(
         b"](" + b"".join(named("pytorch_lightning", f"A{i:06d}") + b"0N" for i in range(100_000)) + b"e"
@@ -134,17 +132,11 @@ PASSED_BY = {
         b"})q\x00" + text("a" * 250) * 8 + b"0" * 7 + b"\x85q\x010(" + b"h\x01N" * 200_000 + b"u"
     ),
     "tuples as keys, from one": beside(
-        (b"(" + b"K\x01" * 15 + b"tq\x010") + b"](" + b"}h\x01Ns" * 100_000 + b"e"
+        (b"(" + b"K\x01" * 15 + b"tq\x010") + b"](" + b"}h\x01Ns" * 300_000 + b"e"
     ),
     "a name that is a long text": beside(text("torch") + text("a" * 5000) + b"\x93"),
     "a long text of negative length": beside(b"T" + struct.pack("<i", -5000)),
     "a long text that is not there": beside(b"X" + struct.pack("<I", 1 << 30)),
-    "a short text, encoded over and over": beside(
-        text("a" * 4000)
-        + b"q\x000"
-        + (named("_codecs", "encode") + b"q\x010" + text("latin1") + b"q\x020")
-        + (b"](" + b"h\x01h\x00h\x02\x86R" * 20_000 + b"e")
-    ),
     "a queue from a list, over and over": beside(
         b"](" + b"]" * 200 + b"eq\x000](" + (named("collections", "deque") + b"h\x00\x85R") * 20_000 + b"e"
     ),
@@ -194,6 +186,14 @@ def test_nothing_gets_round_the_budget(bomb, tmp_path):
 ONE_HASH = [b"\x8a\x0d" + (i * ((1 << 61) - 1)).to_bytes(13, "little") + b"\x85N" for i in range(1, 10_000)]
 
 CHEAP = {
+    "numbers that end in no list": b"(" + b"K\x01" * MANY + b"0" + b"t",
+    "numbers that end in a dict": b"}(" + b"G@\x00\x00\x00\x00\x00\x00\x00" * 600_000 + b"u",
+    "a short text, encoded over and over": (
+        text("a" * 4000)
+        + b"q\x000"
+        + (named("_codecs", "encode") + b"q\x010" + text("latin1") + b"q\x020")
+        + (b"](" + b"h\x01h\x00h\x02\x86R" * 20_000 + b"e")
+    ),
     "tuples of one hash as keys": b"}"
     + b"".join(b"(" + b"".join(ONE_HASH[i : i + 100]) + b"u" for i in range(0, len(ONE_HASH), 100)),
     "long texts as keys": b"}(" + (text("a" * 5000) + b"N") * 100 + b"u",

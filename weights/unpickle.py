@@ -40,7 +40,7 @@ _TENSOR, _STORAGE = 256, 160
 _LOW = 1 << 16
 
 # What making the stand-in of a tuple key takes, in copies of a value.
-_TUPLE_KEY = 16
+_TUPLE_KEY = 32
 
 _LONGEST_NAME = 512
 
@@ -189,8 +189,12 @@ class Unpickler(Operands):
         if mark.held != self.held or self.whole or len(items) % step:
             return items
         if len(items) > KEPT_VALUES:
-            passed_over: list[object] = [MANY_VALUES, None]
-            items = passed_over[:step]
+            passed_over: list[object] = [MANY_VALUES, None] if step == 2 else [MANY_VALUES]
+            if step == 2:
+                # One object of many stays with its key, so that it is known what is there.
+                at = next((i for i in range(1, len(items), 2) if type(items[i]) is Placeholder), None)
+                passed_over += [] if at is None else items[at - 1 : at + 1]
+            items = passed_over
         elif spent > KEPT_BYTES:
             for index in range(step - 1, len(items), step):
                 if type(items[index]) in _WEIGHTY:
@@ -388,9 +392,11 @@ class Unpickler(Operands):
             raise CheckpointError(f"the pickle calls with a {_kind(arguments)} as arguments", advice=DAMAGED)
         if type(function) is not Global or function.call is None:
             whole = type(function) is Global and function.name.startswith("torch.nn.")
-            what = f"a loss or layer object, {_kind(function)}" if whole else f"a call of {_kind(function)}"
             raise CheckpointError(
-                f"the pickle holds {what}, which is not built", advice=WHOLE if whole else DAMAGED
+                f"the pickle holds a loss or layer object, {_kind(function)}, which is not built"
+                if whole
+                else f"the pickle calls {_kind(function)}, which is nothing to call",
+                advice=WHOLE if whole else DAMAGED,
             )
         # The result may copy what a container holds (a dict from pairs), or a text, as often as they are referred to.
         first = arguments[0] if arguments else None
