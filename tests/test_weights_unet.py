@@ -125,7 +125,6 @@ def prefixed(prefix: str, state: Mapping[str, np.ndarray]) -> State:
 
 WRAPPED = {
     "{model, ema}": ("model.", "ema."),
-    "a list of five": ("0.module.", "4."),
     "{state_dict, params_ema}": ("state_dict.", "params_ema."),
 }
 
@@ -137,6 +136,13 @@ def test_the_average_is_taken_unless_the_last_weights_are_asked_for(case: str, t
     assert holds(sparsegen.load(path), AVERAGE)
     assert holds(sparsegen.load(path, weights="ema"), AVERAGE)
     assert holds(sparsegen.load(path, weights="model"), LAST)
+
+
+def test_a_list_of_networks_says_nothing_of_an_average(tmp_path: Path) -> None:
+    """ermongroup's list has an optimizer's state, epoch and step between the two; other lists are of equals."""
+    path = write(tmp_path / "net.safetensors", prefixed("0.module.", LAST) | prefixed("4.", AVERAGE))
+    with pytest.raises(CheckpointError, match=r"holds several networks \(0\.module, 4\), expected one"):
+        sparsegen.load(path)
 
 
 def test_files_of_one_kind_alone(tmp_path: Path) -> None:
