@@ -19,3 +19,21 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     if why is not None:
         pytest.skip(f"backend {request.param}: {why}")
     return get_backend(request.param)
+
+
+# How torch.save can write one object: zip or legacy, and in which pickle protocol.
+WRITTEN = [(True, 2), (True, 4), (True, 5), (False, 2), (False, 4)]
+
+
+@pytest.fixture(params=WRITTEN, ids=lambda how: f"{'zip' if how[0] else 'legacy'}-protocol{how[1]}")
+def save(request, tmp_path):
+    """A function that writes a value in each of these ways, and gives the file's path."""
+    torch = pytest.importorskip("torch")
+    as_zip, protocol = request.param
+
+    def write(value):
+        path = tmp_path / "written.pth"
+        torch.save(value, path, _use_new_zipfile_serialization=as_zip, pickle_protocol=protocol)
+        return path
+
+    return write

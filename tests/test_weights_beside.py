@@ -28,22 +28,6 @@ import pytest
 from sparsegen.weights import CheckpointError, read_checkpoint
 from sparsegen.weights.limits import KEPT_VALUES, LONGEST_TEXT
 
-# How torch.save can write one object: zip or legacy, and in which pickle protocol.
-WRITTEN = [(True, 2), (True, 4), (True, 5), (False, 2)]
-
-
-@pytest.fixture(params=WRITTEN, ids=lambda how: f"{'zip' if how[0] else 'legacy'}-protocol{how[1]}")
-def save(request, tmp_path):
-    torch = pytest.importorskip("torch")
-    as_zip, protocol = request.param
-
-    def write(value):
-        path = tmp_path / "written.pth"
-        torch.save(value, path, _use_new_zipfile_serialization=as_zip, pickle_protocol=protocol)
-        return path
-
-    return write
-
 
 def weights():
     import torch

@@ -9,22 +9,6 @@ from hostile import group, named, refused, storage, table
 
 from sparsegen.weights import CheckpointError, read_checkpoint
 
-# Whether written as a zip or in the legacy form, and in which pickle protocol.
-WRITTEN = [(True, 2), (True, 5), (False, 2), (False, 4)]
-
-
-@pytest.fixture(params=WRITTEN, ids=lambda how: f"{'zip' if how[0] else 'legacy'}-protocol{how[1]}")
-def save(request, tmp_path):
-    torch = pytest.importorskip("torch")
-    as_zip, protocol = request.param
-
-    def write(value):
-        path = tmp_path / "written.pth"
-        torch.save(value, path, _use_new_zipfile_serialization=as_zip, pickle_protocol=protocol)
-        return path
-
-    return write
-
 
 @pytest.mark.torch
 def test_negative_and_conjugate_bits_are_applied(save):

@@ -93,9 +93,8 @@ def edit(
         layer_bars(network, first, **conditions) as bar,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # what is left out or forgotten: said below, in our words
+        # what is left out or forgotten is said below, in our words
+        warnings.simplefilter("ignore", UserWarning)
         for one, z in latents.items():
             if not goes_on:
                 session.run(first, progress=bar("dense run of the original"), **conditions, **z)

@@ -68,7 +68,7 @@ class Fit:
 
 def _wanted(option: str, text: str | None) -> Wanted:
     if text is None or text == "auto":
-        return text  # type: ignore[return-value]
+        return text  # type: ignore[return-value]  # None or "auto"
     return parse_size(option, text, ", or auto")
 
 

@@ -92,9 +92,8 @@ def _edit(
         return after
 
     with keeping(kept), step_bars(of) as bar, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # what is left out or forgotten: said below, in our words
+        # what is left out or forgotten is said below, in our words
+        warnings.simplefilter("ignore", UserWarning)
         if kept is None or not kept.goes_on:
             result = session.run(first, on_step=bar("original"))
             note_change(kept)
