@@ -24,12 +24,12 @@ mypy: .venv/lint.stamp
 	cd build/typed && MYPYPATH=site "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" -p sparsegen
 
 bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and onnxruntime: tables and JSON lines
-	$(BIN)/python bench/layers.py
-	$(BIN)/python bench/gaugan.py
-	$(BIN)/python bench/startup.py
-	$(BIN)/python bench/landscape.py
-	$(BIN)/python bench/diffusion.py
-	$(BIN)/python bench/quality.py
+	$(BIN)/python -m bench.layers
+	$(BIN)/python -m bench.gaugan
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.landscape
+	$(BIN)/python -m bench.diffusion
+	$(BIN)/python -m bench.quality
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines import OURS
-from harness import THREADS, Timing, say
 
-WORKER = Path(__file__).parent / "worker.py"
+from bench.engines import OURS
+from bench.harness import THREADS, Timing, say
+
+WORKER = (sys.executable, "-m", "bench.worker")
+"""How a worker is started; `environment` lets it be found from any folder."""
 POOLS = ("SPARSEGEN", "NUMBA", "OMP", "OPENBLAS", "MKL")
 """Whoever counts threads asks one of these: `<name>_NUM_THREADS`, ours `SPARSEGEN_THREADS`."""
 
@@ -49,14 +51,15 @@ def environment(engine: str = OURS, *, plain_memory: bool = False) -> dict[str, 
     """Two threads for everyone; freed memory kept for every engine but ours, unless `plain_memory`."""
     threads = {f"{pool}_NUM_THREADS": str(THREADS) for pool in POOLS}
     memory = {} if engine == OURS or plain_memory else KEPT_MEMORY
-    return {**os.environ, **threads, **memory, "SPARSEGEN_THREADS": str(THREADS)}
+    own = {"SPARSEGEN_THREADS": str(THREADS), "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {**os.environ, **threads, **memory, **own}
 
 
 def ask(
     engine: str, task: str, *, outputs: Path | None = None, plain_memory: bool = False, **options: Any
 ) -> Reply:
     """Start a worker, wait for it, read its line; options are the worker's, None and False left out."""
-    words = [sys.executable, str(WORKER), "--engine", engine, "--task", task]
+    words = [*WORKER, "--engine", engine, "--task", task]
     for name, value in {**options, "outputs": outputs}.items():
         if value is True:
             words.append(f"--{name}")

@@ -1,6 +1,6 @@
 """Diffusion against PyTorch: one step dense and edited, its memory, and SDEdit end to end; checked, then timed in turn.
 
-    python bench/diffusion.py [--backend NAME] [--rounds 3] [--repeats 3] [--engines sparsegen torch-nchw torch-nhwc]
+    python -m bench.diffusion [--backend NAME] [--rounds 3] [--repeats 3] [--engines sparsegen torch-nchw torch-nhwc]
 
 Random weights in one checkpoint that both load. Every timed edit is a rectangle elsewhere, new to the session.
 """
@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cases import DENSE, SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, Unet, edit_name, unets
-from contest import Reply, ask, check, in_turn, together
-from engines import OURS, TORCH
-from harness import machine, parse, record, table, verdict
+from bench.cases import DENSE, SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, Unet, edit_name, unets
+from bench.contest import Reply, ask, check, in_turn, together
+from bench.engines import OURS, TORCH
+from bench.harness import machine, parse, record, table, verdict
 
 CANVAS_BYTES, RAM_BYTES = 700e6, 4e9
 END_TO_END = 10.0

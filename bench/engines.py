@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from cases import Big, Case
+
+from bench.cases import Big, Case
 
 TORCH = ("torch-nchw", "torch-nhwc")
 """PyTorch's two memory formats; the better one counts."""

@@ -1,6 +1,6 @@
 """The big GauGAN against PyTorch: dense, and edits of 0 to 100 % of the labels; checked, then timed in turn.
 
-    python bench/gaugan.py [--backend NAME] [--rounds 3] [--repeats 3]
+    python -m bench.gaugan [--backend NAME] [--rounds 3] [--repeats 3]
 
 93 M random weights in one checkpoint that both load; the street is `street.py`'s. Every timed edit is new to the
 session. The curve goes to `bench/results/gaugan-curve.png`.
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import Big, big, edit_name
-from contest import ask, check, in_turn, together
-from engines import OURS, TORCH
-from harness import Timing, machine, parse, record, table, verdict
+from bench.cases import Big, big, edit_name
+from bench.contest import ask, check, in_turn, together
+from bench.engines import OURS, TORCH
+from bench.harness import Timing, machine, parse, record, table, verdict
 
 OVER_TORCH = {"dense": 8.0, edit_name(0.012, "paper"): 70.0, edit_name(0.15, "paper"): 20.0}
 """How many times as fast as PyTorch's dense run it must be."""

@@ -1,6 +1,6 @@
 """What an edit of the built-in landscape costs over the edited area, against the dense run; checked, then timed.
 
-    python bench/landscape.py [--backend NAME] [--repeats 3]
+    python -m bench.landscape [--backend NAME] [--repeats 3]
 
 For each area a rectangle of that share of the picture becomes water (where it was water: meadow).
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from harness import machine, measure, parse, record
 
 import sparsegen
+from bench.harness import machine, measure, parse, record
 from sparsegen.pictures import psnr, read_labels
 from sparsegen.weights import builtin
 

@@ -1,6 +1,6 @@
 """The convolutions of the model families against PyTorch, ncnn and ONNX Runtime; checked, then timed in turn.
 
-    python bench/layers.py [--engines torch-nchw torch-nhwc ncnn onnxruntime sparsegen] [--rounds 3] [--repeats 5]
+    python -m bench.layers [--engines torch-nchw torch-nhwc ncnn onnxruntime sparsegen] [--rounds 3] [--repeats 5]
 
 Float32 and two threads everywhere. Each rival gets the layout and the memory that suit it: ncnn packs its channels,
 ONNX Runtime writes to memory that stays, PyTorch keeps what it frees (`--plain-memory`: as it comes).
@@ -8,10 +8,10 @@ ONNX Runtime writes to memory that stays, PyTorch keeps what it frees (`--plain-
 
 from __future__ import annotations
 
-from cases import Case, layers
-from contest import check, in_turn, together
-from engines import OURS, RIVALS, TORCH
-from harness import Timing, machine, parse, record, table, verdict
+from bench.cases import Case, layers
+from bench.contest import check, in_turn, together
+from bench.engines import OURS, RIVALS, TORCH
+from bench.harness import Timing, machine, parse, record, table, verdict
 
 ENGINES = (*RIVALS, OURS)
 

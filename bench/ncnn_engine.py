@@ -7,9 +7,10 @@ from pathlib import Path
 
 import ncnn
 import numpy as np
-from cases import Case
-from engines import Convolution
-from harness import THREADS
+
+from bench.cases import Case
+from bench.engines import Convolution
+from bench.harness import THREADS
 
 PARAM = """7767517
 2 2

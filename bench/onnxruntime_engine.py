@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime
-from cases import Case
-from engines import Convolution
-from harness import THREADS
 from onnx import TensorProto, helper, numpy_helper
+
+from bench.cases import Case
+from bench.engines import Convolution
+from bench.harness import THREADS
 
 
 class OnnxRuntimeEngine:

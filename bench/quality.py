@@ -1,6 +1,6 @@
 """How near a sparse edit comes to a dense one: 32 seeded strokes of 1 to 20 % on pictures that no training has seen.
 
-    python bench/quality.py [--backend NAME] [--model landscape-ddpm]
+    python -m bench.quality [--backend NAME] [--model landscape-ddpm]
 
 For each edit, SDEdit runs sparse and, as the yardstick, whole at every step, on the same noise. PSNR is of the whole
 picture and of the region that is made anew; figures go to bench/results/quality.jsonl, a sheet of pictures beside it.
@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from harness import RESULTS, machine, record, say, table
 from PIL import Image, ImageDraw
 
 import sparsegen
+from bench.harness import RESULTS, machine, record, say, table
 from sparsegen.pictures import overlay_tiles, psnr, sheet, write_png
 
 EDITS = 32

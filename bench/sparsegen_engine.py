@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import street
-from cases import CHECKED_AREA, Big, Case, edit_name
-from engines import Answer, Convolution, Job
-from harness import measure, peak_bytes
-from sparsegen_unets import SparsegenUnets
 
 import sparsegen
+from bench import street
+from bench.cases import CHECKED_AREA, Big, Case, edit_name
+from bench.engines import Answer, Convolution, Job
+from bench.harness import measure, peak_bytes
+from bench.sparsegen_unets import SparsegenUnets
 from sparsegen.backends.interface import Source
 from sparsegen.models import GauGAN, GauGANConfig
-from sparsegen.tiles import TileSet
+from sparsegen.tiling.tiles import TileSet
 
 
 class SparsegenEngine(SparsegenUnets):

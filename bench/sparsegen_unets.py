@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, Unet, edit_name
-from engines import Answer, Job
-from harness import measure, peak_bytes
 
 import sparsegen
+from bench.cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, Unet, edit_name
+from bench.engines import Answer, Job
+from bench.harness import measure, peak_bytes
 from sparsegen.backends.interface import Backend
 from sparsegen.pictures import write_png
 

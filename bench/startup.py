@@ -1,6 +1,6 @@
 """Whole processes, from the command to the picture on disk: import, load, run, write; nothing is warm but the disk.
 
-    python bench/startup.py [--backend NAME] [--repeats 3]
+    python -m bench.startup [--backend NAME] [--repeats 3]
 
 `sparsegen edit` paints the original and the edit; the PyTorch process beside it one picture, densely.
 """
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import street
-from cases import CHECKED_AREA, Big, big
-from contest import WORKER, ask, environment
-from engines import TORCH
-from harness import Timing, machine, parse, record, say, table, verdict
 from PIL import Image
 
+from bench import street
+from bench.cases import CHECKED_AREA, Big, big
+from bench.contest import WORKER, ask, environment
+from bench.engines import TORCH
+from bench.harness import Timing, machine, parse, record, say, table, verdict
 from sparsegen.weights import builtin
 
 DEMO_SECONDS = 4.0
@@ -81,7 +81,7 @@ def commands(net: Big, backend: str | None, quick: bool) -> Iterator[Command]:
     words = [*program, "edit", "--model", "gaugan.pth", *pictures, "-o", "gaugan.png", *chosen]
     yield Command(f"sparsegen edit, {net.name}", words)
     for engine in TORCH:
-        worker = [sys.executable, str(WORKER), "--engine", engine, "--task", "picture"]
+        worker = [*WORKER, "--engine", engine, "--task", "picture"]
         worker += ["--checkpoint", "gaugan.pth", *(["--quick"] if quick else [])]
         yield Command(f"{engine}, one picture, {net.name}", worker)
 

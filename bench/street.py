@@ -1,7 +1,7 @@
 """A street, painted by rule: a seed comes in, a label map like those of Cityscapes and its instances come out.
 
 What the codebook of SPADE costs depends on how many windows of labels are distinct, and that on how ragged the
-outlines are. So the painter is tuned to what was counted on real street maps: `python bench/street.py` prints the
+outlines are. So the painter is tuned to what was counted on real street maps: `python -m bench.street` prints the
 shares, and writes a picture to look at with `--picture street.png`.
 """
 

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import street
 import torch
-from cases import CHECKED_AREA, Big, Case
-from engines import Answer, Convolution, Job
-from harness import THREADS, measure, peak_bytes
-from torch_unets import TorchUnets, channels_last, oracle
 
+from bench import street
+from bench.cases import CHECKED_AREA, Big, Case
+from bench.engines import Answer, Convolution, Job
+from bench.harness import THREADS, measure, peak_bytes
+from bench.torch_unets import TorchUnets, channels_last
 from sparsegen.pictures import write_png
+from tests.oracles import torch_spade
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
@@ -80,7 +81,7 @@ def open_engine(variant: str | None) -> TorchEngine:
 
 
 def _generator(net: Big) -> torch.nn.Module:
-    made: torch.nn.Module = oracle("torch_spade").SPADEGenerator(
+    made: torch.nn.Module = torch_spade.SPADEGenerator(
         ngf=net.ngf, semantic_nc=net.semantic_nc, nhidden=net.nhidden, layers="more", size=net.size
     )
     return made
@@ -89,5 +90,5 @@ def _generator(net: Big) -> torch.nn.Module:
 def _seg(scene: street.Street) -> torch.Tensor:
     """`[1, 36, H, W]`: one-hot labels and the edges of instances."""
     labels, instances = (torch.from_numpy(plane)[None] for plane in (scene.labels, scene.instances))
-    seg: torch.Tensor = oracle("torch_spade").one_hot(labels, instances, Big.semantic_nc)
+    seg: torch.Tensor = torch_spade.one_hot(labels, instances, Big.semantic_nc)
     return seg

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from cases import SDEDIT_LEVEL, SDEDIT_STEPS, Unet
-from engines import Answer, Job
-from harness import measure, peak_bytes
 
-from sparsegen import samplers, schedules
+from bench.cases import SDEDIT_LEVEL, SDEDIT_STEPS, Unet
+from bench.engines import Answer, Job
+from bench.harness import measure, peak_bytes
+from sparsegen.diffusion import samplers, schedules
 from sparsegen.pictures import write_png
+from tests.oracles import torch_ddpm, torch_pd
 
 
 class TorchUnets:
@@ -81,21 +79,13 @@ class TorchUnets:
         return run
 
 
-def oracle(module: str) -> Any:
-    """A network in plain PyTorch that the tests compare imports with."""
-    tests = str(Path(__file__).parent.parent / "tests")
-    if tests not in sys.path:
-        sys.path.append(tests)
-    return importlib.import_module(module)
-
-
 def channels_last(out: torch.Tensor) -> np.ndarray:
     """`[N, C, H, W]` → `[N, H, W, C]`."""
     return out.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _network(net: Unet) -> torch.nn.Module:
-    kind = oracle("torch_ddpm").UNet if net.family == "ddpm" else oracle("torch_pd").DistilledUNet
+    kind = torch_ddpm.UNet if net.family == "ddpm" else torch_pd.DistilledUNet
     made: torch.nn.Module = kind(
         ch=net.channels,
         mult=net.multipliers,

@@ -1,6 +1,6 @@
 """One engine in a process of its own: a task comes in as options, one JSON line goes out.
 
-    python bench/worker.py --engine torch-nhwc --task layers --repeats 5
+    python -m bench.worker --engine torch-nhwc --task layers --repeats 5
 
 Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `picture` (PyTorch, once);
 of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end).
@@ -14,9 +14,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from cases import big, layers, unets
-from engines import OURS, RIVALS, Answer, Engine, Job, open_engine
-from harness import measure, peak_bytes
+
+from bench.cases import big, layers, unets
+from bench.engines import OURS, RIVALS, Answer, Engine, Job, open_engine
+from bench.harness import measure, peak_bytes
 
 OF_GAUGAN = ("checkpoint", "gaugan", "picture")
 OF_UNETS = ("unet_checkpoint", "unet", "memory", "sdedit")

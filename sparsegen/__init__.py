@@ -10,29 +10,27 @@ alone, in place. Dense is the edit in which every tile is active.
     second = session.edit(edited_labels)     # recomputes what differs -> second.image, second.stats
     session.undo()                           # bit for bit as before
 
-How an edit travels, one stair down and back: `session` makes the mask; a `policies` plan turns it into tiles per
-layer; `models/` call their `layers`; each layer asks the `run` for its canvas and its tiles and hands both to the
-backend; the journal keeps what was there. Floors, none importing what stands above it:
+How an edit travels, one stair down and back: `editing.session` makes the mask; a policy of `tiling` turns it into tiles
+per layer; `models` call their `layers`; each layer asks the run of the `engine` for its canvas and its tiles and hands
+both to the backend; the journal keeps what was there. Floors, none importing what stands above it:
 
-    6  cli                                      3  model · layers
-    5  loading · pipelines · sampling           2  run · memory · halves · policies · masks · codebook
-    4  models/ · session · profiling ·          1  backends/ · weights/ · tiles · pictures/ · store · turn ·
-       denoising                                   checks · schedules · samplers
+    9  cli                  6  editing              3  engine · pictures
+    8  loading              5  models               2  tiling · diffusion
+    7  pipelines · tools    4  layers               1  backends · weights · checks
 """
 
 from sparsegen.backends.interface import BackendError
 from sparsegen.weights import CheckpointError
 
 from . import models as models
+from .editing.session import Result, Session
+from .engine.stats import Stats
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import load
-from .model import Model
-from .pipelines import SDEdit, open_session
-from .policies import Adaptive, Exact, Paper
-from .profiling import profile
-from .sampling import sample
-from .session import Result, Session
-from .stats import Stats
+from .models.base import Model
+from .pipelines import SDEdit, open_session, sample
+from .tiling.policies import Adaptive, Exact, Paper
+from .tools.profile import profile
 
 __version__ = "0.1.0"
 

@@ -30,9 +30,9 @@ from sparsegen.weights import (
     write_safetensors,
 )
 
+from .diffusion.schedules import SCHEDULES
 from .errors import InputError
-from .model import Model
-from .schedules import SCHEDULES
+from .models.base import Model
 
 logger = logging.getLogger("sparsegen")
 

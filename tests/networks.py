@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsegen import Session
 from sparsegen.backends.interface import ConvWeights, Host
-from sparsegen.memory import Memory
+from sparsegen.engine.memory import Memory
 from sparsegen.models import GauGAN, GauGANConfig
 
 TINY: dict[str, Any] = {

@@ -8,13 +8,13 @@ import numpy as np
 
 from sparsegen import Paper, Session
 from sparsegen.backends.interface import Host
-from sparsegen.memory import Memory, input_path
+from sparsegen.engine.memory import Memory, input_path
+from sparsegen.engine.run import Feature, Run
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
-from sparsegen.pipelines import SDEdit
-from sparsegen.policies import Everything
-from sparsegen.run import Feature, Run
-from sparsegen.tiles import TileSet
+from sparsegen.pipelines.sdedit import SDEdit
+from sparsegen.tiling.policies import Everything
+from sparsegen.tiling.tiles import TileSet
 
 TINY: dict[str, Any] = {
     "channels": 8,

@@ -10,12 +10,12 @@ import typer
 from sparsegen.weights import builtin
 
 from .. import pictures
-from ..denoising import DEFAULTS
+from ..diffusion.settings import DEFAULTS
 from ..errors import InputError
 from ..loading import load
-from ..model import Model
+from ..models.base import Model
 from ..models.unet import UNet
-from ..policies import get_policy
+from ..tiling.policies import get_policy
 from . import labels, strokes
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths

@@ -11,9 +11,9 @@ from typing import Any
 from sparsegen.backends.interface import Backend
 
 from .. import __version__
-from ..denoising import Settings
-from ..model import Model
-from ..stats import Stats
+from ..diffusion.settings import Settings
+from ..engine.stats import Stats
+from ..models.base import Model
 from .console import numbered, out, print_table
 from .kept import Kept
 from .reading import Fit

@@ -14,13 +14,13 @@ from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
 from .. import pictures
+from ..editing.session import Session
+from ..engine.run import LayerRecord
 from ..errors import InputError
-from ..model import Model
+from ..models.base import Model
 from ..models.gaugan import GauGAN
 from ..pictures import ImageFile
-from ..profiling import profile
-from ..run import LayerRecord
-from ..session import Session
+from ..tools.profile import profile
 from .console import print_table, progress_bars
 from .job import Engine, Job, print_result, settings_rows, written_by
 from .kept import ORIGINAL, keeping, note_change

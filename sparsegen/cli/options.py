@@ -11,12 +11,12 @@ import typer
 from sparsegen.backends import get_backend
 from sparsegen.backends.interface import Backend
 
-from ..denoising import DEFAULTS
+from ..diffusion.samplers import SAMPLERS
+from ..diffusion.schedules import SCHEDULES
+from ..diffusion.settings import DEFAULTS
+from ..engine.store import parse_size
 from ..errors import InputError
-from ..policies import POLICIES
-from ..samplers import SAMPLERS
-from ..schedules import SCHEDULES
-from ..store import parse_size
+from ..tiling.policies import POLICIES
 
 MODEL_HELP = "A built-in model's name, a checkpoint file or a diffusers folder."
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError, ShapeError
-from ..model import Model
+from ..models.base import Model
 from ..pictures import Frame, ImageFile, Size, read_file
 from .console import print_line
 

@@ -11,8 +11,8 @@ from .. import pictures
 from ..errors import InputError
 from ..loading import load
 from ..models.unet import UNet
-from ..sampling import sample as drawn
-from ..sampling import whole_way
+from ..pipelines.sampling import sample as drawn
+from ..pipelines.sampling import whole_way
 from .console import check_writable, numbered, out, print_table
 from .job import Engine, settings_rows, used_settings, written_by
 from .options import (

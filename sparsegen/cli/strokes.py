@@ -16,12 +16,12 @@ from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
 from .. import pictures
-from ..denoising import OnStep
+from ..diffusion.samplers import Step
+from ..diffusion.settings import OnStep
 from ..errors import InputError
-from ..masks import dilate
-from ..model import Model
-from ..pipelines import CachePlan, SDEdit
-from ..samplers import Step
+from ..models.base import Model
+from ..pipelines.sdedit import CachePlan, SDEdit
+from ..tiling.masks import dilate
 from .console import check_writable, numbered, out, print_line, print_table, progress_bars
 from .job import Engine, Job, print_result, settings_rows, used_settings, written_by
 from .kept import ORIGINAL, PAINTED, digest_of, keeping, note_change

@@ -13,7 +13,7 @@ import numpy as np
 from sparsegen.backends.interface import Host
 
 from ..errors import InputError
-from ..policies import Paper
+from ..tiling.policies import Paper
 from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsample
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..engine.run import Feature, leaky_relu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import BatchNorm, Conv2d, InstanceNorm, LabelConv, LatentStart, Layer
-from ..model import Inputs, Model, multiples_near, named_sizes, nearest_sizes
-from ..policies import Paper
-from ..run import Feature, leaky_relu, upsample
+from ..tiling.policies import Paper
+from .base import Inputs, Model, multiples_near, named_sizes, nearest_sizes
 
 _HALVINGS = {"normal": 5, "more": 6, "most": 7}
 _RANGES = {

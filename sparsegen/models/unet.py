@@ -15,10 +15,10 @@ import numpy as np
 
 from sparsegen.backends.interface import Array, Backend, Host
 
+from ..engine.run import Feature, Run, concat, silu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
-from ..model import Inputs, Model, multiples_near, named_sizes
-from ..run import Feature, Run, concat, silu, upsample
+from .base import Inputs, Model, multiples_near, named_sizes
 
 _MOST = 65536
 _RANGES = {

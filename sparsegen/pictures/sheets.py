@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sparsegen.backends.interface import Host
 
-from ..tiles import TileSet
+from ..tiling.tiles import TileSet
 from .files import Palette
 
 

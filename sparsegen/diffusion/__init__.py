@@ -1,0 +1,4 @@
+"""Diffusion: noise schedules, samplers, and the settings that choose among them. NumPy alone.
+
+A schedule owns its times, a sampler its options; neither knows a network.
+"""

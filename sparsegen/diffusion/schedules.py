@@ -1,0 +1,252 @@
+"""Noise schedules: a time comes in, the shares of picture and of noise in x come out; and which times to take.
+
+Everywhere x = α·x0 + σ·noise with α² + σ² = 1 ("variance preserving", Ho et al., arXiv 2006.11239, equation 4). A
+schedule says what α and σ are at a time: of a network trained on 1000 timesteps (`Schedule`), or of one trained on the
+log signal-to-noise ratio itself (`CosineLogSNR`). After the last step the time is None.
+
+Scalars here are Python floats, computed in float64; NumPy rounds each to float32 once, as it meets a float32 array. All
+arithmetic on arrays is element by element, so that a pixel's bits depend on that pixel alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..errors import InputError, ShapeError
+
+Picture: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+"""float32 `[N, H, W, C]`, clean or noisy; a network of pictures expects values within -1 … 1."""
+Times: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+"""`[steps]`, from the noisiest time to the cleanest: int64 timesteps, or float64."""
+
+
+class NoiseSchedule(ABC):
+    """What samplers need to know: α and σ at a time."""
+
+    @abstractmethod
+    def alpha_sigma(self, time: float | None) -> tuple[float, float]:
+        """How much picture and how much noise x holds at `time`; None is after the last step."""
+
+    def logsnr(self, time: float | None) -> float:
+        """The log signal-to-noise ratio log(α²/σ²); infinity where there is no noise."""
+        alpha, sigma = self.alpha_sigma(time)
+        return 2 * math.log(alpha / sigma) if sigma else math.inf
+
+    def noised(self, x0: Picture, noise: Picture, time: float | None) -> Picture:
+        """The picture `x0` at the noise of `time`: where a trajectory that edits x0 starts, or is held.
+
+        At None of a schedule that ends clean this is x0, bit for bit. (From nothing, a trajectory starts from the
+        noise alone.)
+        """
+        x0, noise = np.asarray(x0, np.float32), np.asarray(noise, np.float32)
+        if x0.shape != noise.shape:
+            raise ShapeError(
+                f"the picture is {list(x0.shape)}, its noise {list(noise.shape)}; expected the same"
+            )
+        alpha, sigma = self.alpha_sigma(time)
+        return alpha * x0 + sigma * noise
+
+
+# -- a thousand timesteps --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule(NoiseSchedule):
+    """The noise at each of the T timesteps that a network was trained on, 0 the cleanest."""
+
+    alphas_bar: np.ndarray[Any, np.dtype[Any]]
+    """float64 `[T]`: α² at each timestep, ᾱ of the DDPM paper: the running products of 1 - β."""
+    end: float = 1.0
+    """ᾱ after the last step: 1, a clean picture. Stable Diffusion's samplers end at `alphas_bar[0]` instead (what
+    diffusers calls `set_alpha_to_one=False`, or `final_sigmas_type="sigma_min"`): `dataclasses.replace` it."""
+
+    def __post_init__(self) -> None:
+        alphas_bar = np.array(self.alphas_bar, np.float64)
+        if alphas_bar.ndim != 1 or not alphas_bar.size or not (alphas_bar[-1] > 0 and alphas_bar[0] < 1):
+            raise InputError(f"alphas_bar is {alphas_bar!r}, expected a list of numbers between 0 and 1")
+        if not (np.diff(alphas_bar) < 0).all():
+            raise InputError("alphas_bar must fall from one timestep to the next: each holds more noise")
+        if not alphas_bar[0] <= self.end <= 1:
+            raise InputError(
+                f"end is {self.end!r}, expected 1, or as little as alphas_bar[0] = {alphas_bar[0]}"
+            )
+        alphas_bar.flags.writeable = False
+        object.__setattr__(self, "alphas_bar", alphas_bar)
+
+    def __len__(self) -> int:
+        """T, the number of timesteps."""
+        return len(self.alphas_bar)
+
+    def alpha_sigma(self, time: float | None) -> tuple[float, float]:
+        """As in the base; between two timesteps σ/α is interpolated, as diffusers' Euler scheduler does."""
+        if time is None:
+            return math.sqrt(self.end), math.sqrt(1 - self.end)
+        if not 0 <= time <= len(self) - 1:
+            raise InputError(f"timestep {time} is outside 0 … {len(self) - 1}, those that the schedule has")
+        below = int(time)
+        alpha_bar = float(self.alphas_bar[below])
+        if below != time:
+            low, high = np.sqrt(1 / self.alphas_bar[below : below + 2] - 1).tolist()
+            alpha_bar = 1 / (1 + (low + (time - below) * (high - low)) ** 2)
+        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+
+def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """β rises linearly from `start` to `end` (Ho et al., arXiv 2006.11239, section 4)."""
+    _check_betas(steps, start, end)
+    return _from_betas(np.linspace(start, end, steps))
+
+
+def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+    """√β rises linearly (latent diffusion's code; the default numbers are Stable Diffusion's)."""
+    _check_betas(steps, start, end)
+    return _from_betas(np.linspace(start**0.5, end**0.5, steps) ** 2)
+
+
+def cosine(steps: int = 1000, most: float = 0.999) -> Schedule:
+    """ᾱ falls as a squared cosine, no β over `most` (Nichol and Dhariwal, arXiv 2102.09672, equation 17)."""
+    _check_betas(steps, most, most)
+    curve = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * (math.pi / 2)) ** 2
+    return _from_betas(np.minimum(1 - curve[1:] / curve[:-1], most))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "squaredcos_cap_v2": cosine,
+}
+"""Name, as in diffusers' configurations -> schedule."""
+
+
+def schedule(name: str, **settings: Any) -> Schedule:
+    """The schedule of that name, by the settings of its function."""
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise InputError(f"noise schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](**settings)
+
+
+def _check_betas(steps: int, start: float, end: float) -> None:
+    _whole("steps", steps, 1, 1_000_000)
+    if not 0 < start <= end < 1:
+        raise InputError(f"β goes from {start} to {end}, expected it to rise, between 0 and 1")
+
+
+def _from_betas(betas: np.ndarray[Any, np.dtype[Any]]) -> Schedule:
+    return Schedule(np.cumprod(1 - betas))
+
+
+# -- which timesteps to take -----------------------------------------------------------------------------
+
+
+class TooManySteps(InputError):
+    """There are more steps than timesteps to take."""
+
+    def __init__(self, steps: int, most: int) -> None:
+        super().__init__(f"steps is {steps}, expected a whole number from 1 to {most}")
+        self.most = most
+        """How many there may be."""
+
+
+def timesteps(
+    schedule_length: int,
+    steps: int,
+    spacing: str = "leading",
+    *,
+    offset: int = 0,
+    noise_level: int | None = None,
+    drop_last: bool = False,
+    whole: bool = True,
+) -> Times:
+    """`steps` of the timesteps 0 … T - 1, falling: int64 `[steps]`, at each of which the network is asked once.
+
+    The spacings are diffusers' (Lin et al., arXiv 2305.08891, table 2), here 4 of 1000:
+
+    - `leading`: 750, 500, 250, 0: every (T // steps)th from 0 on, plus `offset` (diffusers' `steps_offset`, which
+      the others ignore, as there);
+    - `trailing`: 999, 749, 499, 249: from the last one down;
+    - `linspace`: 999, 666, 333, 0: both ends.
+
+    `noise_level` L, to edit a picture (SDEdit, Meng et al., arXiv 2108.01073): the steps are laid over the first L
+    timesteps instead of all T, so 50 steps of 500 lead from 490 down by 10. For `leading` this is SIGE's and the
+    DDIM authors' range(0, L, L // steps), cut to `steps` where L is no multiple of them. The picture enters at the
+    first timestep returned: `schedule.noised(x0, noise, timesteps[0])`.
+
+    `drop_last` lays one timestep more and drops the cleanest (but for `trailing`, which has no 0 to drop);
+    without `whole`, `linspace` is not rounded. Which sampler wants which: `samplers.LAYOUT`.
+    """
+    _whole("schedule_length", schedule_length, 1, 1_000_000)
+    length = schedule_length
+    extra = 1 if drop_last and spacing != "trailing" else 0
+    if noise_level is not None:
+        length = _whole("noise_level", noise_level, 1, schedule_length)
+        if length == extra:
+            raise InputError("noise_level is 1, which leaves this sampler no timestep; give 2 or more")
+    if isinstance(steps, int | np.integer) and steps > length - extra:
+        raise TooManySteps(steps, length - extra)
+    _whole("steps", steps, 1, length - extra)
+    _whole("offset", offset, 0, schedule_length)
+    laid: Times
+    if spacing == "leading":
+        laid = np.arange(steps + extra)[::-1] * (length // (steps + extra)) + offset
+        if laid[0] >= schedule_length:
+            raise InputError(
+                f"offset is {offset}, expected one that keeps timestep {laid[0]} under {schedule_length}"
+            )
+    elif spacing == "trailing":
+        laid = np.arange(length, 0, -length / steps)[:steps].round() - 1
+    elif spacing == "linspace":
+        laid = np.linspace(0, length - 1, steps + extra)[::-1]
+        laid = laid.round() if whole else laid
+    else:
+        raise InputError(f"spacing {spacing!r} is unknown; choose one of leading, trailing, linspace")
+    laid = laid[: len(laid) - extra]
+    return laid.astype(np.int64) if whole or spacing != "linspace" else laid
+
+
+# -- continuous time -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CosineLogSNR(NoiseSchedule):
+    """Continuous time, measured by the log signal-to-noise ratio itself; the cosine says which of them to take.
+
+    Source: Salimans and Ho, arXiv 2202.00512, section 2 and appendix; the bounds are those of their code.
+    """
+
+    most: float = 20.0
+    """The logsnr is from -most (noise) to most (clean)."""
+
+    def alpha_sigma(self, time: float | None) -> tuple[float, float]:
+        """α² = sigmoid(logsnr), σ² = sigmoid(-logsnr)."""
+        if time is None:
+            return 1.0, 0.0
+        if not -self.most <= time <= self.most:
+            raise InputError(f"logsnr {time} is outside -{self.most} … {self.most}")
+        return math.sqrt(1 / (1 + math.exp(-time))), math.sqrt(1 / (1 + math.exp(time)))
+
+    def at(self, u: float) -> float:
+        """The logsnr -2 log tan(a·u + b) of the time u, 0 (clean) … 1 (noise): α = cos(a·u + b)."""
+        b = math.atan(math.exp(-self.most / 2))
+        a = math.atan(math.exp(self.most / 2)) - b
+        # the ends themselves are rounded to within the bounds
+        return min(max(-2 * math.log(math.tan(a * u + b)), -self.most), self.most)
+
+    def times(self, steps: int, noise_level: int | None = None) -> Times:
+        """The logsnr of u = 1, … 2/steps, 1/steps: float64 `[steps]`, rising; `noise_level` takes the last so many."""
+        _whole("steps", steps, 1, 1_000_000)
+        level = steps if noise_level is None else _whole("noise_level", noise_level, 1, steps)
+        return np.array([self.at(i / steps) for i in range(level, 0, -1)])
+
+
+def _whole(name: str, value: int, least: int, most: int) -> int:
+    """`value`, if it is a whole number within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
+    return int(value)

@@ -1,0 +1,344 @@
+"""Memory for canvases: a budget comes in, arrays come out, in RAM first and then in files that are mapped.
+
+A diffusion session keeps the canvases of every step, which can be more than fits in RAM. A `Store` gives arrays out of
+blocks: anonymous ones up to the budget, then pieces of temporary files, which the system reads and writes page by page,
+so that an edit touches only the pages around its tiles. The files have no name (where the system allows it) and vanish
+with the process, however it ends. When the last array of a block is gone, its room serves again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import math
+import mmap
+import os
+import re
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from sparsegen.backends.interface import Array, Host
+
+from ..errors import InputError, SessionError
+from .turn import NotCopied, Turn
+
+PAGE = 4096
+"""Blocks begin and end on multiples of this."""
+CHUNK = 1 << 28
+"""Bytes of a file; a larger array has one of its own."""
+LARGE = 1 << 22
+"""Bytes of a block from which on it may not take the last `1 / RESERVED` of the RAM."""
+RESERVED = 4
+"""That part is for smaller blocks: what an edit overwrites is kept in them, and to fill fresh pages of a file takes
+several times as long as to fill RAM.
+"""
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+def parse_size(size: int | str | None) -> int | None:
+    """Bytes of "4GB", "500 MB", "2GiB", 4000000000; None: no limit. Raises InputError, also of "4", without a unit."""
+    if size is None:
+        return None
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]i?)?(b?)\s*", size.lower())
+        if found is not None:
+            number, unit, byte = found[1], found[2] or "", found[3]
+            if not (unit or byte) and Fraction(number):
+                raise InputError(f"{size!r} has no unit; write 4GB, 500MB, or {number}B for bytes")
+            return int(Fraction(number) * _UNITS[unit])
+    elif not isinstance(size, bool) and isinstance(size, int) and size >= 0:
+        return size
+    raise InputError(f"{size!r} is no amount of memory; write 4GB or 500MB")
+
+
+def block_bytes(size: int) -> int:
+    """What an array of `size` bytes takes of a store."""
+    return max(-(-size // PAGE) * PAGE, PAGE)
+
+
+class _Block:
+    """RAM for one array: a mapping of its own."""
+
+    def __init__(self, size: int) -> None:
+        # not shared with forked processes; and huge pages are given to such mappings nearly everywhere
+        if hasattr(mmap, "MAP_PRIVATE"):
+            self.mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            self.mapping = mmap.mmap(-1, size)
+        if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                self.mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
+
+
+class _File:
+    """A mapped file that blocks are cut from, and what of it is free."""
+
+    def __init__(self, mapping: mmap.mmap, size: int) -> None:
+        self.mapping, self.size = mapping, size
+        self.spans = [(0, size)]
+        """(begin, end) of what is free, in order; no two of them touch."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that are free."""
+        return sum(end - begin for begin, end in self.spans)
+
+    def cut(self, size: int) -> int | None:
+        """Where `size` bytes are free, which no longer are; None: nowhere in one piece."""
+        for i, (begin, end) in enumerate(self.spans):
+            if end - begin >= size:
+                self.spans[i : i + 1] = [(begin + size, end)] if end - begin > size else []
+                return begin
+        return None
+
+    def join(self, begin: int, size: int) -> None:
+        """Make that block free again."""
+        joined: list[tuple[int, int]] = []
+        for span in sorted([*self.spans, (begin, begin + size)]):
+            if joined and joined[-1][1] == span[0]:
+                joined[-1] = joined[-1][0], span[1]
+            else:
+                joined.append(span)
+        self.spans = joined
+
+
+class Store(NotCopied):
+    """Gives out arrays in RAM up to `budget` bytes, then in files in `folder`; may be used from several threads.
+
+    Parameters
+    ----------
+    budget
+        Bytes of RAM, or text such as "4GB"; None: no limit, and no file ever.
+    folder
+        Where files go; None: the system's folder for temporary files.
+
+    Raises
+    ------
+    InputError
+        The budget is no amount of memory, or the folder cannot be written to.
+    """
+
+    not_copied = "make another, Store(budget, folder)"
+
+    def __init__(self, budget: int | str | None = None, folder: str | os.PathLike[str] | None = None) -> None:
+        self.budget = parse_size(budget)
+        self.folder = Path(tempfile.gettempdir() if folder is None else folder)
+        wanted = self.budget is not None or folder is not None
+        if wanted and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
+            raise InputError(
+                f"{self.folder}: no folder that can be written to; name one for the cache's files"
+            )
+        self._lock = threading.RLock()
+        self._given_back: deque[tuple[int, _Block | _File, int]] = deque()
+        self._free: dict[int, list[_Block]] = {}
+        """Size -> RAM that waits to serve again."""
+        self._files: list[_File] = []
+        self._local = threading.local()
+        self._shared: dict[str, Array] = {}
+        self.ram_bytes = 0
+        """RAM that blocks take, those that wait to serve again included."""
+        self.file_bytes = 0
+        """Disk that files take."""
+        self._closed = False
+        self.turn = Turn()
+        """Of all sessions that share the canvases of `shared`."""
+
+    def __repr__(self) -> str:
+        budget = "no budget" if self.budget is None else f"a budget of {_shown(self.budget)}"
+        return f"<Store with {budget}: {_shown(self.ram_bytes)} in RAM, {_shown(self.file_bytes)} in files>"
+
+    def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        """An array of `shape` and of no particular value.
+
+        Raises
+        ------
+        SessionError
+            The disk is full; nothing that was given out is touched.
+        """
+        kind = np.dtype(dtype)
+        count = math.prod(shape)
+        size = block_bytes(count * kind.itemsize)
+        with self._lock:
+            place, at = self._place(size)
+        memory = (ctypes.c_char * size).from_buffer(place.mapping, at)
+        # every view of the array keeps `memory` alive, and with it the block
+        weakref.finalize(memory, self._give_back, size, place, at).atexit = False
+        return np.frombuffer(memoryview(memory), kind, count).reshape(tuple(shape))
+
+    def scratch(self, shape: Sequence[int]) -> Array:
+        """A float32 array in RAM that this thread's next call writes over; beside the budget."""
+        count = math.prod(shape)
+        found: Host | None = getattr(self._local, "floats", None)
+        if found is None or len(found) < count:
+            found = self._local.floats = np.empty(count, np.float32)
+        return found[:count].reshape(tuple(shape))
+
+    def shared(self, name: str, shape: Sequence[int]) -> Array:
+        """The float32 array of that name, the same for all who ask; of another shape, a new one takes its place."""
+        with self._lock:
+            if name in self._shared and self._shared[name].shape != tuple(shape):
+                del self._shared[name]
+            if name not in self._shared:
+                self._shared[name] = self.allocate(shape)
+            return self._shared[name]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory that the shared arrays take."""
+        with self._lock:
+            return sum(int(array.nbytes) for array in self._shared.values())
+
+    def settle(self) -> None:
+        """Let the system take the pages of files out of the process's memory, until they are read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            with self._lock:
+                for file in self._files:
+                    file.mapping.madvise(mmap.MADV_DONTNEED)
+
+    def ram_of(self, blocks: Sequence[int]) -> int:
+        """What of blocks of so many bytes goes into RAM, if nothing else is there. (At least that.)"""
+        if self.budget is None:
+            return sum(blocks)
+        small = sum(size for size in blocks if size < LARGE)
+        large = min(sum(blocks) - small, max(0, int(self._limit(LARGE)) - small))
+        return min(small, self.budget) + large
+
+    def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
+        """Raise SessionError if so many bytes a block do not fit budget and disk, once `released` bytes are let go."""
+        if self.budget is None:
+            return
+        needed = sum(blocks)
+        with self._lock:
+            self._take_back()
+            ram = max(0, self.ram_of(blocks) - self.ram_bytes + self._waiting)
+            free = self.disk_free() + sum(file.free for file in self._files)
+        on_disk = max(0, needed - released - ram)
+        if on_disk > free:
+            raise SessionError(
+                f"the caches need {_shown(needed)}: {_shown(needed - on_disk)} in RAM and {_shown(on_disk)} on the "
+                f"disk of {self.folder}, where {_shown(free)} are free; give more RAM, another folder or fewer steps"
+            )
+
+    def disk_free(self) -> int:
+        """Bytes that the folder's disk has left."""
+        return shutil.disk_usage(self.folder).free
+
+    # -- blocks ------------------------------------------------------------------------------------------
+
+    def _place(self, size: int) -> tuple[_Block | _File, int]:
+        """Where a block of `size` bytes begins, in RAM or in a file."""
+        if self._closed:
+            raise SessionError("the session is closed")
+        self._take_back()
+        waiting = self._free.get(size)
+        if waiting:
+            return waiting.pop(), 0
+        used = self.ram_bytes - self._waiting
+        # never more waits than is used
+        limit = self._limit(size)
+        if self._waiting > used or self.ram_bytes + size > limit:
+            self._free.clear()
+            self.ram_bytes = used
+        if self.ram_bytes + size <= limit:
+            block = _Block(size)
+            self.ram_bytes += size
+            return block, 0
+        for file in self._files:
+            at = file.cut(size)
+            if at is not None:
+                return file, at
+        file = self._file(size)
+        self._files.append(file)
+        return file, file.cut(size) or 0
+
+    def _limit(self, size: int) -> float:
+        """How much RAM may be taken once a block of `size` bytes is."""
+        if self.budget is None:
+            return math.inf
+        return self.budget - (self.budget // RESERVED if size >= LARGE else 0)
+
+    @property
+    def _waiting(self) -> int:
+        """RAM that waits to serve again."""
+        return sum(size * len(blocks) for size, blocks in self._free.items())
+
+    def _file(self, size: int) -> _File:
+        """A new mapped file; its room on the disk is taken now: a write to a full disk would end the process."""
+        for file in [file for file in self._files if file.free == file.size]:  # too small
+            self._files.remove(file)
+            self.file_bytes -= file.size
+        for length in (max(size, CHUNK), size):  # a disk that is nearly full may still hold this one
+            try:
+                mapping = self._mapped(length)
+            except OSError as error:
+                if error.errno == errno.ENOMEM:  # a limit of the process, and not of the disk
+                    raise
+                why = error.strerror or str(error)
+                continue
+            self.file_bytes += length
+            return _File(mapping, length)
+        raise SessionError(
+            f"{self.folder}: no room for {_shown(size)} more of caches ({why}); give more RAM or another folder"
+        )
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        with tempfile.TemporaryFile(dir=self.folder, prefix="sparsegen-") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for _ in range(0, size, 1 << 20):
+                    file.write(bytes(min(size, 1 << 20)))
+                file.flush()
+            mapping = mmap.mmap(file.fileno(), size)
+        if hasattr(mmap, "MADV_RANDOM"):
+            # an edit touches pages here and there; megabytes around each are not needed
+            mapping.madvise(mmap.MADV_RANDOM)
+        return mapping
+
+    def _give_back(self, size: int, place: _Block | _File, at: int) -> None:
+        # at any moment, in any thread, also while this one holds the lock: what comes back is only noted
+        if not self._closed:
+            self._given_back.append((size, place, at))
+
+    def _take_back(self) -> None:
+        """Let what came back serve again."""
+        while self._given_back:
+            size, place, at = self._given_back.popleft()
+            if isinstance(place, _File):
+                place.join(at, size)
+            else:
+                self._free.setdefault(size, []).append(place)
+
+    def close(self) -> None:
+        """Give nothing out any more; memory and disk are free as soon as the last array is gone."""
+        with self._lock:
+            self._closed = True
+            self._shared.clear()
+            self._given_back.clear()
+            self._free.clear()
+            self._files.clear()
+            self.ram_bytes = self.file_bytes = 0
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

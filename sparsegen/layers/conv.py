@@ -1,0 +1,216 @@
+"""Convolutions: a feature comes in, a feature comes out, with everything around the product fused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from sparsegen.backends.interface import (
+    Activation,
+    Array,
+    Backend,
+    ConvGeometry,
+    ConvWeights,
+    Host,
+    Padding,
+    Source,
+)
+
+from ..engine.run import Coded, Feature, Part, Run
+from ..errors import ShapeError
+from ..tiling.windows import Read, Window
+from .base import Layer, Parameter
+
+
+class Conv2d(Layer):
+    """A convolution with everything around it fused: pending work before, bias, residual, activation after.
+
+    Parameters: `weight` `[O, I / groups, k, k]`, `bias` `[O]`. Border: zeros, after the pending work.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: Padding | None = None,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        half = kernel // 2
+        self.geometry = ConvGeometry(
+            inputs, outputs, (kernel, kernel), stride, padding or (half, half, half, half), groups
+        )
+        self.weight = Parameter(outputs, inputs // groups, kernel, kernel)
+        self.bias = Parameter(outputs) if bias else None
+
+    @overload
+    def __call__(
+        self,
+        x: Feature,
+        *,
+        shift: Array | None = None,
+        residual: Feature | Added | None = None,
+        activation: Activation = "identity",
+    ) -> Feature: ...
+
+    @overload
+    def __call__(self, x: Feature | Coded) -> Feature | Coded: ...
+
+    def __call__(
+        self,
+        x: Feature | Coded,
+        *,
+        shift: Array | None = None,
+        residual: Feature | Added | None = None,
+        activation: Activation = "identity",
+    ) -> Feature | Coded:
+        """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`.
+
+        A coded feature gives a coded feature: the values by window, each computed once (then nothing else is added,
+        and the size stays as it is).
+        """
+        if isinstance(x, Coded):
+            return self._by_window(x)
+        run, shape, reads = x.run, self._shape(x), self._reads(x)
+        if residual is not None and residual.shape != shape:
+            raise ShapeError(f"{self.path}: the residual is {residual.shape}, the output {shape}")
+        if residual is not None:
+            reads += residual.reads(Window())
+        weights = self._weights(x)
+        within, whole_tiles = None, weights.whole_tiles
+        if isinstance(residual, Added):
+            within = Part(residual.conv.path, residual.conv.macs_per_pixel)
+            whole_tiles |= residual.conv._weights(residual.x).whole_tiles
+
+        def kernel(canvas: Array, tiles: Host) -> None:
+            if isinstance(residual, Added):
+                assert within is not None
+                source: Source | None = residual.computed(tiles, within)
+            else:
+                source = None if residual is None else residual.source
+            run.backend.conv2d(
+                canvas, tiles, x.source, weights, shift=shift, residual=source, activation=activation
+            )
+
+        return run.compute(
+            self.path,
+            shape,
+            reads,
+            kernel,
+            macs_per_pixel=self.macs_per_pixel,
+            whole_tiles=whole_tiles,
+            within=within,
+        )
+
+    def added(self, x: Feature) -> Added:
+        """The convolution of x as another's `residual`: computed for the tiles that the other computes, not kept."""
+        return Added(self, x, self._shape(x))
+
+    def _shape(self, x: Feature) -> tuple[int, int, int, int]:
+        g, (n, h, w, c) = self.geometry, x.shape
+        if c != g.inputs:
+            raise ShapeError(f"{self.path}: expected {g.inputs} input channels, got {c}")
+        return n, *g.output_size(h, w), g.outputs
+
+    def _reads(self, x: Feature) -> list[Read]:
+        g = self.geometry
+        return x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
+
+    def _weights(self, x: Feature) -> ConvWeights:
+        size = self.geometry.output_size(*x.shape[1:3])
+        return _laid_out(x.run, self.path, self.geometry, self._prepare, size)
+
+    def _by_window(self, x: Coded) -> Coded:
+        g, run = self.geometry, x.run
+        _, h, w, c = x.shape
+        k = g.kernel[0]
+        if (
+            g.stride != 1
+            or g.groups != 1
+            or g.kernel != (k, k)
+            or g.padding != (k // 2,) * 4
+            or c != g.inputs
+        ):
+            raise ShapeError(f"{self.path}: {g} does not keep the windows of a coded feature of {c} channels")
+        weights = _laid_out(run, self.path, self.geometry, self._prepare, (1, 1))
+
+        def fill(rows: Array, windows: Host) -> None:
+            run.backend.convolve_windows(rows, windows, x.rows, weights)
+
+        codes = run.numbered(x.codes, kernel=k, size=(h, w))
+        return run.tabulated(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
+
+    def _prepare(self, backend: Backend, size: tuple[int, int]) -> ConvWeights:
+        g = self.geometry
+        bias = None if self.bias is None else self.bias.float32
+        return backend.prepare_conv(
+            self.weight.float32, bias, stride=g.stride, padding=g.padding, groups=g.groups, size=size
+        )
+
+    @property
+    def macs_per_pixel(self) -> int:
+        g = self.geometry
+        return g.outputs * (g.inputs // g.groups) * g.kernel[0] * g.kernel[1]
+
+
+@dataclass(frozen=True)
+class Added:
+    """A convolution that exists only where another adds it: no canvas, nothing to keep when it changes."""
+
+    conv: Conv2d
+    x: Feature
+    shape: tuple[int, int, int, int]
+    """`(N, H, W, C)`."""
+
+    def reads(self, window: Window) -> list[Read]:
+        """What its pixels depend on; `window` is that of a residual, the pixel itself."""
+        return self.conv._reads(self.x)
+
+    def computed(self, tiles: Host, part: Part) -> Source:
+        """The values of `tiles`, in an array that the next such layer will write over."""
+        run, start = self.x.run, time.perf_counter()
+        canvas = run.memory.scratch(self.shape)
+        run.backend.conv2d(canvas, tiles, self.x.source, self.conv._weights(self.x))
+        run.check_finite(part.path, canvas, tiles)
+        run.backend.synchronize()
+        part.milliseconds = (time.perf_counter() - start) * 1e3
+        return Source((canvas,))
+
+
+def _laid_out(
+    run: Run,
+    path: str,
+    geometry: ConvGeometry,
+    prepare: Callable[[Backend, tuple[int, int]], ConvWeights],
+    size: tuple[int, int],
+) -> ConvWeights:
+    """A convolution's weights for outputs of `size`: those of another size where the backend lays both out alike."""
+    layout = run.backend.conv_layout(geometry, size)
+    return run.prepared(path, lambda backend, _: prepare(backend, size), layout)
+
+
+class AvgPool(Layer):
+    """The mean of every 2×2 pixels, after the pending work: half the rows and columns (an odd last one is left out)."""
+
+    def __call__(self, x: Feature) -> Feature:
+        run = x.run
+        n, h, w, c = x.shape
+        size = (h // 2, w // 2)
+
+        def prepare(backend: Backend, size: tuple[int, int]) -> ConvWeights:
+            quarter = np.full((c, 1, 2, 2), 0.25, np.float32)
+            return backend.prepare_conv(quarter, None, stride=2, groups=c, size=size)
+
+        weights = _laid_out(run, self.path, ConvGeometry(c, c, (2, 2), 2, groups=c), prepare, size)
+
+        def pool(canvas: Array, tiles: Host) -> None:
+            run.backend.conv2d(canvas, tiles, x.source, weights)
+
+        return run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)

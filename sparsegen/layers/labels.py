@@ -1,0 +1,105 @@
+"""A convolution of a label map, computed as the table look-ups that it is."""
+
+from __future__ import annotations
+
+import math
+from typing import overload
+
+import numpy as np
+
+from sparsegen.backends.interface import (
+    Activation,
+    Array,
+    Backend,
+    Host,
+)
+
+from ..engine.run import Coded, Feature
+from ..errors import ShapeError
+from ..tiling.tiles import strip
+from ..tiling.windows import Window
+from .base import Layer, Parameter
+
+
+class LabelConv(Layer):
+    """A k×k convolution of a one-hot label map, computed as the table look-ups that it is.
+
+    Reads an index feature (int32 `[N, H, W, P]`: the channels that are 1), nearest-downsampled to the size asked
+    for. Parameters as the convolution's: `weight` `[O, V, k, k]`, `bias` `[O]`.
+    """
+
+    def __init__(self, labels: int, outputs: int, kernel: int = 3) -> None:
+        self.weight = Parameter(outputs, labels, kernel, kernel)
+        self.bias = Parameter(outputs)
+
+    @overload
+    def __call__(
+        self, labels: Feature, *, size: tuple[int, int], activation: Activation = "identity"
+    ) -> Feature: ...
+
+    @overload
+    def __call__(
+        self, labels: Feature, *, size: tuple[int, int], activation: Activation = "identity", by_window: bool
+    ) -> Feature | Coded: ...
+
+    def __call__(
+        self,
+        labels: Feature,
+        *,
+        size: tuple[int, int],
+        activation: Activation = "identity",
+        by_window: bool = False,
+    ) -> Feature | Coded:
+        """`activation(conv(one_hot(labels resized to size)) + bias)`, `[N, *size, O]`.
+
+        `by_window`: as a coded feature, a value for each distinct window of labels, in runs that keep codebooks.
+        """
+        run = labels.run
+        outputs, _, kernel, _ = self.weight.shape
+        n, h, w, _ = labels.shape
+        step = h // size[0]
+        if (size[0] * step, size[1] * step) != (h, w):
+            raise ShapeError(f"{self.path}: a label map of {h}×{w} does not divide into {size[0]}×{size[1]}")
+        if by_window and run.memory.coded:
+            return self._by_window(labels, size, step, activation)
+        half = kernel // 2
+        table, bias = run.prepared(self.path, self._prepare)
+
+        def look_up(canvas: Array, tiles: Host) -> None:
+            run.backend.lookup(canvas, tiles, labels.parts[0], table, bias, step=step, activation=activation)
+
+        return run.compute(
+            self.path,
+            (n, *size, outputs),
+            labels.reads(Window(kernel, top=half, left=half, step=step)),
+            look_up,
+            macs_per_pixel=self.macs_per_pixel,
+        )
+
+    def _by_window(self, labels: Feature, size: tuple[int, int], step: int, activation: Activation) -> Coded:
+        run = labels.run
+        outputs, classes, kernel, _ = self.weight.shape
+        table, bias = run.prepared(self.path, self._prepare)
+
+        def fill(rows: Array, windows: Host) -> None:
+            # a strip of pixels, one for each window, whose planes are the window's taps: a 1×1 look-up
+            taps = windows.reshape(len(windows), kernel * kernel, -1)
+            first = np.arange(0, kernel * kernel * classes, classes, dtype=np.int32)
+            places = np.where(taps >= 0, taps + first[:, None], np.int32(-1))
+            indices = run.backend.upload(places.reshape(1, len(windows), 1, -1))
+            pixels = rows.reshape(1, len(windows), 1, outputs)
+            by_place = table.reshape(1, kernel * kernel * classes, outputs)
+            run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
+
+        codes = run.numbered(labels, kernel=kernel, step=step, size=size)
+        return run.tabulated(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
+
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        outputs, labels, k, _ = self.weight.shape
+        # OIHW -> [taps, V, O]: a label's contribution at a tap is one contiguous row
+        table = self.weight.float32.transpose(2, 3, 1, 0).reshape(k * k, labels, outputs)
+        return backend.upload(table), backend.upload(self.bias.float32)
+
+    @property
+    def macs_per_pixel(self) -> int:
+        return math.prod(self.weight.shape)

@@ -1,0 +1,211 @@
+"""What a network is to the rest of the engine: a user's input comes in, canvases and in the end a picture come out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice, product
+from types import MappingProxyType
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from sparsegen.backends.interface import Backend, Host
+
+from ..engine.prepared import Prepared
+from ..engine.run import Feature
+from ..engine.turn import NotCopied
+from ..errors import InputError, ShapeError
+from ..layers import Layer
+from ..tiling.policies import Paper
+
+
+@dataclass(frozen=True, repr=False)
+class Inputs:
+    """What a user's input becomes: canvases that an edit may repaint, and conditions that it may not."""
+
+    canvases: dict[str, Host]
+    """Name -> array `[N, H, W, P]`; the same N, H, W for all."""
+    conditions: dict[str, Host] = field(default_factory=dict)
+    """Name -> array; fixed for the life of a session's base."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W) of the canvases."""
+        n, h, w = next(iter(self.canvases.values())).shape[:3]
+        return n, h, w
+
+
+class Model(NotCopied, Layer):
+    """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
+
+    not_copied = "load it again (sessions of one model share its weights)"
+    refusal = InputError
+
+    family: ClassVar[str]
+    """The architecture's name in files and at the command line."""
+    config_type: ClassVar[type]
+    """A frozen dataclass of plain values: everything that decides the parameters' shapes. Checks what it is given."""
+    registry: ClassVar[dict[str, type[Model]]] = {}
+    """Family -> class; a class that names a `family` of its own registers itself."""
+
+    inputs: ClassVar[tuple[str, ...]]
+    """What the canvases of its `Inputs` are called."""
+    paper: Paper
+    """The family's own settings of the `paper` policy."""
+    eps: float = 0.0
+    """Inputs that differ by no more than this count as equal."""
+    name: str = ""
+    """What the user called it: a built-in name or a file. For messages only."""
+    source: str = ""
+    """Which weights of its file it has: "averaged weights (ema); beside them: model". For messages only."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Conditions of a run that does not give them, by name."""
+    sampling: Mapping[str, Any] = MappingProxyType({})
+    """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
+    size: tuple[int, int] | None = None
+    """(height, width) that a diffusion model was trained on, where that is known."""
+
+    def __repr__(self) -> str:
+        count = sum(math.prod(parameter.shape) for parameter in self.parameters().values())
+        name = f" {self.name!r}" if self.name else ""
+        return f"<{type(self).__name__}{name}: {count / 1e6:.2f} M parameters>"
+
+    def __init_subclass__(cls) -> None:
+        if "family" in vars(cls):
+            if cls.family in Model.registry:
+                raise TypeError(
+                    f"two classes call themselves {cls.family!r}: {Model.registry[cls.family]}, {cls}"
+                )
+            Model.registry[cls.family] = cls
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._prepared: WeakKeyDictionary[Backend, Prepared] = WeakKeyDictionary()
+        self._release: Callable[[], None] = lambda: None
+
+    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+        """Check a user's input and make canvases of it; what is not given is taken from `base`.
+
+        Raises
+        ------
+        InputError, ShapeError
+        """
+        raise NotImplementedError
+
+    def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes (height, width) that the network can take, the nearest first; the given one alone where it can."""
+        raise NotImplementedError
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ShapeError, which names the nearest sizes: the network cannot take inputs of that size."""
+        raise NotImplementedError
+
+    def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
+        """The network: input features in, the output feature out."""
+        raise NotImplementedError
+
+    def picture(self, output: Host) -> Host:
+        """The output canvas `[N, H, W, C]`, or a part of it, as uint8 pictures `[N, H, W, 3]`; pixel by pixel."""
+        raise NotImplementedError
+
+    def load_parameters(
+        self,
+        values: Mapping[str, Host],
+        *,
+        release: Callable[[], None] | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Take values by path; every parameter must be there in its shape (readers check and name what is not).
+
+        With `release`, `values` can be asked again at any time (a file's): they are read now to be checked, and again
+        when a backend lays them out, but not kept, and `release` is called whenever some were read. `progress(done,
+        total, path)` is called after each. A session that has run keeps the weights that painted its canvases; it
+        takes these with its next `run`.
+        """
+        self._prepared, self._release = WeakKeyDictionary(), release or (lambda: None)
+        kept: dict[str, Host] = {}
+        parameters = self.parameters()
+        if set(values) != set(parameters):
+            raise ShapeError(
+                f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}"
+            )
+        for done, (path, parameter) in enumerate(parameters.items(), start=1):
+            value = values[path]  # once: a lazy mapping computes it now
+            if tuple(value.shape) != parameter.shape:
+                raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(value.shape)}")
+            if release is None:
+                kept[path] = value
+            parameter.read = partial((values if release else kept).__getitem__, path)
+            self._release()
+            if progress is not None:
+                progress(done, len(parameters), path)
+
+    def least_size(self, height: int, width: int) -> int:
+        """The shorter side below which the family's `paper` policy computes an input's resolutions whole."""
+        return min(self.paper.least_size, height, width)
+
+    def prepared_for(self, backend: Backend) -> Prepared:
+        """The parameters as `backend` lays them out: one set for all sessions, gone with the model or the backend."""
+        return self._prepared.setdefault(backend, Prepared(self._release))
+
+    def described(self) -> dict[str, Any]:
+        """What the model is beside its configuration and parameters, in plain values that JSON can keep."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "defaults": {name: list(value) for name, value in self.defaults.items()},
+            "sampling": dict(self.sampling),
+            "size": self.size,
+        }
+
+    def describe(self, described: Mapping[str, Any]) -> None:
+        """Take what `described` gave. Raises ValueError, TypeError, LookupError: it is something else."""
+        self.name, self.source = str(described["name"]), str(described["source"])
+        defaults = {str(name): tuple(map(float, value)) for name, value in described["defaults"].items()}
+        sampling = dict(described["sampling"])
+        if not set(sampling) <= {"steps", "noise_level", "sampler", "eta", "schedule"}:
+            raise ValueError(f"its sampling is {', '.join(map(str, sampling))}")
+        self.defaults, self.sampling = MappingProxyType(defaults), MappingProxyType(sampling)
+        size = described["size"]
+        if size is not None:
+            height, width = map(int, size)
+            self.size = height, width
+
+    def config_json(self) -> str:
+        """The configuration as JSON, keys sorted."""
+        return json.dumps(asdict(self.config), sort_keys=True)
+
+
+def checked_model(model: Any, needed: str) -> Model:
+    """`model`, if it is one. Raises InputError: "`needed`, …", where a name or a file was given, say."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        raise InputError(f"{needed}, not its name; give it sparsegen.load({os.fspath(model)!r})")
+    raise InputError(f"{needed}, as sparsegen.load gives it, not {type(model).__name__}")
+
+
+def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> list[tuple[int, int]]:
+    """`sizes` (height, width), the least stretched from the given one first: by the logarithm of both factors."""
+
+    def stretch(size: tuple[int, int]) -> float:
+        return math.log(size[0] / max(height, 1)) ** 2 + math.log(size[1] / max(width, 1)) ** 2
+
+    return sorted(sizes, key=stretch)
+
+
+def multiples_near(unit: int, height: int, width: int) -> list[tuple[int, int]]:
+    """`nearest_sizes` of those whose sides are multiples of `unit`: each side shrunk or grown to the next one."""
+    rows, columns = (
+        sorted({max(side // unit, 1) * unit, max(-(-side // unit), 1) * unit}) for side in (height, width)
+    )
+    return nearest_sizes(product(rows, columns), height, width)
+
+
+def named_sizes(sizes: Iterable[tuple[int, int]]) -> str:
+    """The first few of some sizes, for a message."""
+    return ", ".join(f"{height}×{width}" for height, width in islice(sizes, 3)) + " (height × width)"

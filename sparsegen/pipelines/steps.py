@@ -1,0 +1,34 @@
+"""Denoising: a model and settings come in, a sampler's steps come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..diffusion import samplers
+from ..diffusion.samplers import Step
+from ..diffusion.schedules import Picture
+from ..diffusion.settings import Settings
+
+
+def denoised(
+    model: Any, settings: Settings, compute: Callable[[int, Picture, float], Picture], x: Picture
+) -> Iterator[Step]:
+    """The sampler's steps from `x` on; `compute(i, x, time)` gives the network's output at step i.
+
+    Between two steps the caller may write into `step.x`.
+    """
+
+    def predict(x: Picture, i: int, now: float) -> Picture:
+        predicted: Picture = model.prediction(compute(i, x, now), x, now)
+        return predicted
+
+    options: dict[str, Any] = {"clip": settings.clip, "seed": settings.seed}
+    if settings.sampler == "ddim":
+        options["eta"] = settings.eta
+    if settings.sampler == "pd":
+        options["predicts"] = model.predicts
+    sampler = samplers.get_sampler(settings.sampler)
+    return sampler(predict, x, settings.noise_schedule(), np.asarray(settings.times()), **options)

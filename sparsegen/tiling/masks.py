@@ -1,0 +1,128 @@
+"""Difference masks and their pyramid: the changed pixels of an input come in, those of every resolution come out.
+
+The arithmetic is SIGE's (arXiv 2211.02048, section 3, and `sige/utils.py`), per sample, with its two slips mended:
+an empty mask stays empty, and one that downsampling loses keeps the pixels under the edit. It is done in the box around
+the changed pixels, so that it costs what the edit does, not the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import TILE, Host
+
+from ..errors import InputError, ShapeError
+from .tiles import TileSet
+
+EPS = 1e-3
+
+
+def dilate(mask: Host, radius: int) -> Host:
+    """Grow a mask `[..., H, W]` by a cross: `radius` pixels up, down, left and right, not diagonally.
+
+    SIGE's shape, kept because its published masks and MACs come from it.
+    """
+    grown = mask.copy()
+    for i in range(1, radius + 1):
+        grown[..., i:, :] |= mask[..., :-i, :]
+        grown[..., :-i, :] |= mask[..., i:, :]
+        grown[..., :, i:] |= mask[..., :, :-i]
+        grown[..., :, :-i] |= mask[..., :, i:]
+    return grown
+
+
+def dilated(shape: tuple[int, int, int], box: Host, at: tuple[int, int, int], radius: int) -> TileSet:
+    """The True pixels of a `box`, placed as in `TileSet.of_box`, grown by a cross of `radius` within the image."""
+    samples, height, width = box.shape
+    wide = np.zeros((samples, height + 2 * radius, width + 2 * radius), bool)
+    wide[:, radius : radius + height, radius : radius + width] = box
+    return TileSet.of_box(shape, dilate(wide, radius), (at[0], at[1] - radius, at[2] - radius))
+
+
+def resample(v: Host, axis: int, size: int, *, begin: int, length: int) -> tuple[Host, int]:
+    """Resample one axis of `length` to `size`, as `F.interpolate(mode="bilinear")` does (no antialiasing).
+
+    `v` has the values from `begin` on (at least one), all others are 0; what comes out likewise, with its begin.
+    """
+    end = begin + v.shape[axis]
+    # output i reads at (i + 0.5) * length / size - 0.5, and the line after; those that meet begin … end, or one more
+    start = max(0, (2 * begin - 1) * size // (2 * length) - 1)
+    stop = min(size, (2 * end + 1) * size // (2 * length) + 1)
+    # pixel centres aligned, as PyTorch's align_corners=False
+    at = np.maximum((np.arange(start, stop) + 0.5) * (length / size) - 0.5, 0)
+    low = at.astype(np.intp)
+    high = np.minimum(low + 1, length - 1)
+    shape = [1] * v.ndim
+    shape[axis] = stop - start
+    t = (at - low).astype(np.float32).reshape(shape)
+    # a line of 0 on both sides, for all that lies outside
+    shape = [*v.shape]
+    shape[axis] += 2
+    padded = np.zeros(shape, np.float32)
+    padded[(*(slice(None),) * axis, slice(1, -1))] = v
+    below, above = (padded.take(i - (begin - 1), axis, mode="clip") for i in (low, high))
+    return np.asarray(below * (1 - t) + above * t), start
+
+
+def halvings(height: int, width: int) -> list[tuple[int, int]]:
+    """The sizes of all resolutions, from the input's down to one pixel, halving (rounding down) each time."""
+    sizes = [(height, width)]
+    while sizes[-1] != (1, 1):
+        height, width = sizes[-1]
+        sizes.append((max(1, height // 2), max(1, width // 2)))
+    return sizes
+
+
+def pyramid(changed: TileSet, *, dilation: int, threshold: float = 0.3) -> Iterator[TileSet]:
+    """The changed pixels of every resolution, in the order of `halvings`.
+
+    Each level is the level above resampled bilinearly (before its dilation), cut at
+    min(`threshold`, its maximum - 1e-3), then dilated by `dilation`. A sample whose values fall under 1e-3 keeps
+    the pixels under the edit instead.
+    """
+    n, top, left = changed.first[0], changed.first[1] * TILE, changed.first[2] * TILE
+    values = changed.box.astype(np.float32)
+    sizes = halvings(changed.height, changed.width)
+    for level, (height, width) in enumerate(sizes):
+        shape = (changed.samples, height, width)
+        if not changed.count:
+            yield TileSet.empty(*shape)
+            continue
+        if level:
+            values, top = resample(values, 1, height, begin=top, length=sizes[level - 1][0])
+            values, left = resample(values, 2, width, begin=left, length=sizes[level - 1][1])
+        highest = values.max((1, 2), keepdims=True)
+        mask = values > np.minimum(threshold, highest - EPS)
+        faded = highest[:, 0, 0] <= EPS
+        if faded.any():
+            mask[faded] = False
+            sample, y, x = _under(changed, faded, sizes[1 : level + 1])
+            mask[sample, y - top, x - left] = True
+        yield dilated(shape, mask, (n, top, left), dilation)
+
+
+def _under(changed: TileSet, samples: Host, sizes: Sequence[tuple[int, int]]) -> tuple[Host, Host, Host]:
+    """The pixels under the changed ones of those `samples` of their box, after halving to each of `sizes`.
+
+    (Where an odd size is halved, its last line joins the one before.)
+    """
+    sample, y, x = np.nonzero(changed.box & samples[:, None, None])
+    y, x = y + changed.first[1] * TILE, x + changed.first[2] * TILE
+    for height, width in sizes:
+        y, x = np.minimum(y // 2, height - 1), np.minimum(x // 2, width - 1)
+    return sample, y, x
+
+
+def check_mask(mask: Any, shape: tuple[int, int, int]) -> Host:
+    """A user's mask as bool `[N, H, W]`; one `[H, W]` serves all samples. Raises InputError, ShapeError."""
+    array = np.asarray(mask)
+    if array.dtype != bool:
+        if not np.isin(array, (0, 1)).all():
+            raise InputError(f"the mask is {array.dtype} with other values than 0 and 1; give booleans")
+        array = array.astype(bool)
+    if array.shape not in (shape, shape[1:]):
+        raise ShapeError(f"the mask is {array.shape}, expected {shape[1:]} or {shape}")
+    return np.broadcast_to(array, shape)

@@ -1,0 +1,1 @@
+"""Instruments: what a network and an edit cost, without running them."""

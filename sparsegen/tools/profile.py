@@ -1,0 +1,34 @@
+"""What a run would cost: a model, an input's size and a mask come in, tiles and MACs come out; nothing is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..editing.dry_run import dry_run
+from ..engine.stats import Stats
+from ..models.base import Model
+from ..tiling.masks import check_mask
+from ..tiling.policies import Everything, Policy, get_policy
+from ..tiling.tiles import TileSet
+
+
+def profile(
+    model: Model, picture: Any, *, mask: Any = None, policy: str | Policy | None = None, **conditions: Any
+) -> Stats:
+    """The cost of a dense run (`mask` None) or of an edit of `mask` (bool `[H, W]` or `[N, H, W]`).
+
+    `picture` only gives the size, and the model needs no weights. Every time in the result is 0. Which tiles stop
+    spreading under `adaptive` depends on the values: its cost here is the most that it can be, that of `exact`. Both
+    are counted as on a backend without Winograd's transforms, where tiles do not spread as a whole.
+
+    Raises
+    ------
+    InputError, ShapeError
+    """
+    inputs = model.encode(picture, **conditions)
+    difference = np.ones(inputs.shape, bool) if mask is None else check_mask(mask, inputs.shape)
+    plan = Everything() if mask is None else get_policy(policy, paper=model.paper).plan(difference)
+    run = dry_run(model, inputs, plan, TileSet.of_mask(difference))
+    return Stats(float(difference.mean()), tuple(run.records), 0.0, run.memory.nbytes)

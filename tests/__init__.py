@@ -1,0 +1,1 @@
+"""Tests by area; what is true of the engine, held."""

@@ -1,0 +1,1 @@
+"""Every backend held to the contract, and what is Numba's own."""

@@ -1,0 +1,200 @@
+"""What a backend does with memory, tiles and masks: copies are copies, borders are kept, differences are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from sparsegen.backends import TILE, Backend
+from tests.backends.contract_cases import Uploads, all_tiles, inside, normal
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_alloc_gives_zeros(backend: Backend, dtype: str) -> None:
+    array = backend.alloc((2, 5, 3, 4), dtype=dtype)
+    host = backend.download(array)
+    assert tuple(array.shape) == host.shape == (2, 5, 3, 4)
+    assert array.nbytes == 2 * 5 * 3 * 4 * 4
+    assert host.dtype == np.dtype(dtype)
+    assert not host.any()
+
+
+def test_alloc_is_float32_unless_told(backend: Backend) -> None:
+    assert backend.download(backend.alloc((1, 1, 1, 1))).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("given_as", "kept_as"),
+    [
+        ("float32", "float32"),
+        ("float64", "float32"),
+        ("float16", "float32"),
+        ("int32", "int32"),
+        ("bool", "bool"),
+    ],
+)
+def test_upload_and_download_give_values_back(backend: Backend, given_as: str, kept_as: str) -> None:
+    host = np.random.default_rng(0).integers(0, 2, (2, 3, 4, 5)).astype(given_as)
+    for view in (host, host[:, ::2], host.transpose(3, 1, 0, 2), host[:0]):
+        back = backend.download(backend.upload(view))
+        assert back.dtype == np.dtype(kept_as)
+        assert_array_equal(back, view)
+
+
+def test_upload_and_download_are_copies(backend: Backend) -> None:
+    host = np.zeros((1, 4, 4, 2), np.float32)
+    array = backend.upload(host)
+    host += 1
+    before = backend.download(array)
+    backend.write_tiles(array, all_tiles(1, 4, 4), backend.upload(np.full((1, 4, 4, 2), 2, np.float32)))
+    assert not before.any(), "an upload shares memory with its host array, or a download with its canvas"
+    assert (backend.download(array) == 2).all()
+    before[:] = 3
+    assert (backend.download(array) == 2).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_read_tiles_copies_and_write_tiles_puts_back(backend: Backend, dtype: str) -> None:
+    host = np.random.default_rng(0).integers(1, 100, (2, 9, 10, 3)).astype(dtype)
+    canvas, tiles = backend.upload(host), all_tiles(2, 9, 10)[[13, 2, 8, 5]]
+    kept = backend.read_tiles(canvas, tiles)
+    before = backend.download(kept)
+    # the tile (0, 2, 2) holds rows 8 and columns 8 and 9: one row of two pixels lies inside
+    expected = np.zeros((len(tiles), TILE, TILE, 3), dtype)
+    for k, (n, row, column) in enumerate(tiles):
+        cut = host[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+        expected[k, : cut.shape[0], : cut.shape[1]] = cut
+    assert before.dtype == np.dtype(dtype)
+    assert_array_equal(before, expected)
+
+    place = backend.upload(np.full_like(expected, 5))
+    assert backend.read_tiles(canvas, tiles, place) is place
+    assert_array_equal(backend.download(place), expected, "it is filled in whole")
+
+    backend.write_tiles(canvas, tiles, backend.upload(np.full_like(expected, 7)))
+    covered = inside(tiles, host.shape)[..., None]
+    assert_array_equal(backend.download(canvas), np.where(covered, 7, host))
+    assert_array_equal(backend.download(kept), before, "what was read follows the canvas")
+    backend.write_tiles(canvas, tiles, kept)
+    assert_array_equal(backend.download(canvas), host)
+
+
+def test_reading_no_tiles_gives_none(backend: Backend) -> None:
+    kept = backend.read_tiles(backend.alloc((1, 5, 5, 2)), np.zeros((0, 3), np.int32))
+    assert backend.download(kept).shape == (0, TILE, TILE, 2)
+
+
+def test_difference_mask_of_indices(backend: Backend) -> None:
+    original = np.random.default_rng(0).integers(-1, 4, (2, 5, 7, 2), dtype=np.int32)
+    edited = original.copy()
+    edited[0, 1, 2, 1] += 1
+    edited[1, 4, 6] = 9
+    expected = np.zeros((2, 5, 7), bool)
+    expected[0, 1, 2] = expected[1, 4, 6] = True
+    mask = backend.difference_mask(backend.upload(original), backend.upload(edited))
+    assert isinstance(mask, np.ndarray)
+    assert mask.dtype == bool
+    assert_array_equal(mask, expected)
+    assert not backend.difference_mask(backend.upload(original), backend.upload(original)).any()
+
+
+def test_difference_mask_is_above_eps_on_any_channel(backend: Backend) -> None:
+    original = np.zeros((1, 1, 5, 2), np.float32)
+    edited = original.copy()
+    # exactly eps is no difference; either sign and either channel counts
+    edited[0, 0, :, 0] = [0, 0.5, -0.5, 0.5000001, 0]
+    edited[0, 0, 4, 1] = -0.75
+    put = Uploads(backend)
+    mask = backend.difference_mask(put(original), put(edited), eps=0.5)
+    assert_array_equal(mask, [[[False, False, False, True, True]]])
+    assert_array_equal(
+        backend.difference_mask(put(original), put(edited)), [[[False, True, True, True, True]]]
+    )
+    put.assert_untouched()
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.5, 1e30])
+def test_a_nan_differs_from_everything_and_equal_infinities_do_not(backend: Backend, eps: float) -> None:
+    original = np.array([1, np.nan, np.nan, np.inf, -np.inf, np.inf, np.inf], np.float32)
+    edited = np.array([np.nan, 1, np.nan, np.inf, -np.inf, -np.inf, 1], np.float32)
+    put = Uploads(backend)
+    mask = backend.difference_mask(
+        put(original.reshape(1, 1, 7, 1)), put(edited.reshape(1, 1, 7, 1)), eps=eps
+    )
+    assert_array_equal(mask[0, 0], [True, True, True, False, False, True, True])
+
+
+def test_the_difference_of_indices_is_above_eps(backend: Backend) -> None:
+    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    original = np.array([0, 5, 5, -3, least, least], np.int32)
+    edited = np.array([0, 6, 7, -5, most, least], np.int32)
+    put = Uploads(backend)
+    a, b = put(original.reshape(1, 1, 6, 1)), put(edited.reshape(1, 1, 6, 1))
+    for eps, expected in (
+        (0, [False, True, True, True, True, False]),
+        (0.5, [False, True, True, True, True, False]),
+        (1, [False, False, True, True, True, False]),
+        (1.5, [False, False, True, True, True, False]),
+        (2, [False, False, False, False, True, False]),
+        (1e30, [False] * 6),
+    ):
+        assert_array_equal(backend.difference_mask(a, b, eps=eps)[0, 0], expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [(0, 0, 0, 0), (1, 8, 9, 36), (0, 6, 3, 17), (1, 4, 8, 5)], ids=str)
+def test_find_non_finite_says_where(backend: Backend, value: float, at: tuple[int, int, int, int]) -> None:
+    host, tiles = normal(np.random.default_rng(0), 2, 9, 10, 37), all_tiles(2, 9, 10)
+    assert backend.find_non_finite(backend.upload(host), tiles) is None
+    host[at] = value
+    put = Uploads(backend)
+    found = backend.find_non_finite(put(host), tiles)
+    assert found == at and all(type(index) is int for index in found)
+    elsewhere = tiles[(tiles != (at[0], at[1] // TILE, at[2] // TILE)).any(1)]
+    assert backend.find_non_finite(put(host), elsewhere) is None
+    assert backend.find_non_finite(put(host), tiles[:0]) is None
+    put.assert_untouched()
+
+
+def test_find_non_finite_gives_the_first_in_the_order_of_tiles_then_pixels(backend: Backend) -> None:
+    host = np.zeros((1, 8, 8, 2), np.float32)
+    tiles = all_tiles(1, 8, 8)[[3, 0]]
+    for at in ((0, 3, 3, 0), (0, 2, 3, 1), (0, 2, 3, 0), (0, 2, 2, 1), (0, 7, 7, 1), (0, 6, 4, 0)):
+        # each comes before all that were set before it
+        host[at] = np.nan
+        assert backend.find_non_finite(backend.upload(host), tiles) == at
+
+
+def test_the_largest_values_are_finite_and_indices_always(backend: Backend) -> None:
+    host = np.array([np.finfo(np.float32).max, np.finfo(np.float32).min, 1e-45, -0.0], np.float32)
+    assert backend.find_non_finite(backend.upload(host.reshape(1, 1, 4, 1)), all_tiles(1, 1, 4)) is None
+    indices = np.array([-1, 0, 0x7F800000, 0x7FFFFFFF], np.int32)  # the bits of inf and NaN among them
+    assert backend.find_non_finite(backend.upload(indices.reshape(1, 1, 4, 1)), all_tiles(1, 1, 4)) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize("channels", [1, 3, 37])
+def test_largest_change_by_tile(backend: Backend, dtype: str, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    before, after = (rng.integers(-9, 10, (2, 9, 10, channels)).astype(dtype) for _ in range(2))
+    tiles = rng.permutation(all_tiles(2, 9, 10))
+    put = Uploads(backend)
+    values = backend.read_tiles(put(before), tiles)
+    change = backend.largest_change(put(after), tiles, values)
+    assert isinstance(change, np.ndarray) and change.dtype == np.float32
+    expected = [
+        np.abs(after - before)[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].max()
+        for n, row, column in tiles
+    ]
+    assert_array_equal(change, expected)
+    assert_array_equal(backend.largest_change(put(before), tiles, values), np.zeros(len(tiles)))
+    assert backend.largest_change(put(after), tiles[:0], values[:0]).shape == (0,)
+    put.assert_untouched()
+
+
+def test_largest_change_counts_no_pixel_outside_the_image(backend: Backend) -> None:
+    values = np.full((1, TILE, TILE, 2), 9, np.float32)
+    values[0, :1, :2] = [[[1, -2], [0, 0.5]]]
+    canvas = backend.alloc((1, 1, 2, 2))
+    assert_array_equal(backend.largest_change(canvas, all_tiles(1, 1, 2), backend.upload(values)), [2])

@@ -1,0 +1,312 @@
+"""The contract of `backends/interface.py`, held by every backend that can run here, against naive float64 loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from scipy.signal import correlate
+
+from sparsegen.backends import Backend, BackendError, Source
+from sparsegen.backends.interface import Activation
+from tests.backends.contract_cases import (
+    ACTIVATIONS,
+    CASES,
+    Case,
+    Uploads,
+    all_tiles,
+    assert_contract,
+    build,
+    conv_case,
+    lookup_case,
+    make_source,
+    normal,
+)
+from tests.oracles import naive
+from tests.tolerances import check
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tiles_hold_the_formula_whatever_their_company(backend: Backend, name: str) -> None:
+    assert_contract(build(name), backend, np.random.default_rng(len(name)))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Case:
+    """Any convolution that the contract allows, small."""
+    groups = draw(st.integers(1, 3))
+    parts = draw(st.integers(1, 2))
+    upsample = draw(st.sampled_from([1, 2]))
+    k = draw(st.sampled_from([1, 3, 5]))
+    padding = tuple(draw(st.integers(0, k - 1)) for _ in range(4))
+    smallest = max(1, -(-(k - min(padding[0] + padding[1], padding[2] + padding[3])) // upsample))
+    stride = draw(st.sampled_from([1, 2]))
+    size = (draw(st.integers(smallest, 11)), draw(st.integers(smallest, 11)))
+    out = [
+        (side * upsample + before + after - k) // stride + 1
+        for side, before, after in ((size[0], *padding[:2]), (size[1], *padding[2:]))
+    ]
+    residuals = [None, "plain", "pending"] + ["upsampled"] * (out[0] % 2 == out[1] % 2 == 0)
+    return conv_case(
+        kernel=(k, k),
+        stride=stride,
+        padding=padding,
+        groups=groups,
+        outputs=groups * draw(st.integers(1, 5)),
+        bias=draw(st.booleans()),
+        shift=draw(st.sampled_from([None, "shared", "per sample"])),
+        residual=draw(st.sampled_from(residuals)),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        samples=draw(st.integers(1, 2)),
+        size=size,
+        channels=tuple(groups * draw(st.integers(1, 4)) for _ in range(parts)),
+        upsample=upsample,
+        scale=draw(st.sampled_from([None, "shared", "per sample"])),
+        modulation=draw(st.sampled_from([None, "by pixel", "by code"])),
+        prologue=draw(st.sampled_from(ACTIVATIONS)),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+@settings(max_examples=60)
+@given(case=convolutions(), seed=st.integers(0, 1000))
+def test_any_convolution_holds_the_contract(backend: Backend, case: Case, seed: int) -> None:
+    assert_contract(case, backend, np.random.default_rng(seed))
+
+
+@settings(max_examples=30)
+@given(
+    samples=st.integers(1, 2),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    planes=st.integers(1, 3),
+    labels=st.integers(1, 5),
+    outputs=st.integers(1, 9),
+    kernel=st.sampled_from([1, 3, 5]),
+    step=st.sampled_from([1, 2, 3, 4]),
+    seed=st.integers(0, 1000),
+)
+def test_any_lookup_holds_the_contract(backend: Backend, seed: int, **options: Any) -> None:
+    assert_contract(lookup_case(seed=seed, **options), backend, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_naive_convolution_is_scipys(kernel: int, stride: int) -> None:
+    rng = np.random.default_rng(0)
+    v, weight = rng.standard_normal((2, 9, 8, 3)), rng.standard_normal((4, 3, kernel, kernel))
+    half = kernel // 2
+    expected = np.array(
+        [
+            [
+                correlate(np.pad(x, ((half, half), (half, half), (0, 0))), w, "valid")[..., 0]
+                for w in weight.transpose(0, 2, 3, 1)
+            ]
+            for x in v
+        ]
+    ).transpose(0, 2, 3, 1)[:, ::stride, ::stride]
+    check("oracle", naive.conv2d(v, weight, stride=stride, padding=(half,) * 4), expected)
+
+
+def test_reads_outside_the_image_are_zero_after_the_prologue(backend: Backend) -> None:
+    # every pixel reads 0 * 1 + 1 = 1 inside and 0 outside: a 3×3 sum counts the pixels of its window inside
+    source = Source(
+        (backend.alloc((1, 3, 4, 1)),),
+        scale=backend.upload(np.ones((1, 1), np.float32)),
+        shift=backend.upload(np.ones((1, 1), np.float32)),
+    )
+    weights = backend.prepare_conv(np.ones((1, 1, 3, 3), np.float32), None, padding=(1, 1, 1, 1))
+    out = backend.alloc((1, 3, 4, 1))
+    backend.conv2d(out, all_tiles(1, 3, 4), source, weights)
+    counted = backend.download(out)[0, :, :, 0]
+    assert_array_equal(counted, [[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]])
+
+
+@pytest.mark.parametrize("size", [None, (3, 4), (2, 2), (512, 1024)])
+def test_weights_laid_out_for_any_size_hold_the_formula_at_every_size(
+    backend: Backend, size: tuple[int, int] | None
+) -> None:
+    rng = np.random.default_rng(0)
+    weight, v = normal(rng, 12, 9, 3, 3, std=1 / 9), normal(rng, 2, 7, 10, 9)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=size)
+    out = backend.alloc((2, 7, 10, 12))
+    backend.conv2d(out, all_tiles(2, 7, 10), Source((backend.upload(v),)), weights)
+    check("conv2d", backend.download(out), naive.conv2d(v, weight, padding=(1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_weights_and_tiles_may_be_read_only_and_lie_in_any_order(
+    backend: Backend, k: int, groups: int
+) -> None:
+    """As a mapped file gives them, or a transposed tensor."""
+    rng = np.random.default_rng(0)
+    weight, bias, v = normal(rng, 12, 12 // groups, k, k), normal(rng, 12), normal(rng, 1, 16, 20, 12)
+    tiles, source, results = all_tiles(1, 16, 20), Source((backend.upload(v),)), []
+    for w, b, t in (
+        (weight, bias, tiles),
+        (np.asfortranarray(weight), np.repeat(bias, 2)[::2], np.asfortranarray(tiles)),
+        (weight[::-1][::-1], bias[::-1][::-1], tiles[::-1][::-1]),
+    ):
+        for array in (w, b, t):
+            array.setflags(write=False)
+        weights = backend.prepare_conv(w, b, padding=(k // 2,) * 4, groups=groups, size=(16, 20))
+        out = backend.alloc((1, 16, 20, 12))
+        backend.conv2d(out, t, source, weights)
+        backend.write_tiles(out, t, backend.read_tiles(out, t))
+        assert backend.find_non_finite(out, t) is None
+        results.append(backend.download(out))
+    for result in results[1:]:
+        assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("outputs", [5, 64])
+def test_pixels_depend_on_what_they_read_or_the_weights_say_so(backend: Backend, outputs: int) -> None:
+    rng = np.random.default_rng(0)
+    v, weight = normal(rng, 1, 12, 12, 32), normal(rng, outputs, 32, 3, 3, std=1 / 17)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=(12, 12))
+    results = []
+    for change in (0, 100):
+        v[0, 5, 6] += change
+        out = backend.alloc((1, 12, 12, outputs))
+        backend.conv2d(out, all_tiles(1, 12, 12), Source((backend.upload(v),)), weights)
+        results.append(backend.download(out))
+    changed = (results[0] != results[1]).any((0, 3))
+    reading = np.zeros_like(changed)
+    reading[4:7, 5:8] = True
+    assert changed[reading].all()
+    if not weights.whole_tiles:
+        assert not changed[~reading].any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_extreme_values_are_finite_and_silent(
+    backend: Backend, activation: Activation
+) -> None:
+    values = np.array(
+        [-1e30, -200, -100, -88, -20, -1, -1e-3, 0, 1e-3, 1, 20, 88, 100, 200, 1e30], np.float32
+    )
+    out = backend.alloc((1, 1, len(values), 1))
+    source = Source((backend.upload(values.reshape(1, 1, -1, 1)),), activation=activation)
+    backend.pointwise(out, all_tiles(*out.shape[:3]), source)
+    result, oracle = backend.download(out)[0, 0, :, 0], naive.activate(values, activation)
+    for value, got, expected in zip(values, result, oracle, strict=True):
+        # relative to the value that went in: far below zero silu vanishes
+        check("activation", np.array([got]), np.array([expected]), largest=max(1e-3, abs(float(value))))
+
+
+# -- primitives that write no tiles ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 300, 5), (7, 33, 130)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_linear(backend: Backend, rows: int, inputs: int, outputs: int, biased: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = normal(rng, rows, inputs), normal(rng, outputs, inputs, std=inputs**-0.5)
+    bias = normal(rng, outputs) if biased else None
+    oracle = np.array([[np.dot(w, row) for w in weight.astype(np.float64)] for row in x.astype(np.float64)])
+    if bias is not None:
+        oracle += bias
+    put = Uploads(backend)
+    result = backend.download(backend.linear(put(x), put(weight), put(bias)))
+    put.assert_untouched()
+    assert result.dtype == np.float32
+    check("linear", result, oracle)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"samples": 3, "channels": (37,)},
+        {"size": (1, 1)},
+        {"channels": (2, 3), "upsample": 2, "samples": 2},
+        {"scale": "per sample", "modulation": "by pixel", "activation": "silu", "samples": 2},
+    ],
+    ids=str,
+)
+def test_channel_moments(backend: Backend, options: dict[str, Any]) -> None:
+    source = make_source(np.random.default_rng(0), **options)
+    v = naive.read(source)
+    put = Uploads(backend)
+    mean, variance = (backend.download(m) for m in backend.channel_moments(put.source(source)))
+    put.assert_untouched()
+    assert mean.dtype == variance.dtype == np.float32
+    check("mean", mean, v.mean((1, 2)), largest=float(np.abs(v).max()))
+    check("variance", variance, v.var((1, 2)), largest=max(1e-6, float(v.var((1, 2)).max())))
+
+
+def test_channel_moments_survive_a_large_mean(backend: Backend) -> None:
+    part = normal(np.random.default_rng(0), 2, 40, 30, 5, mean=100)
+    mean, variance = (backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),))))
+    v = part.astype(np.float64)
+    check("mean", mean, v.mean((1, 2)))
+    check("variance, large mean", variance, v.var((1, 2)))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 64, 84])
+def test_channel_moments_survive_an_outlier_anywhere(backend: Backend, channels: int) -> None:
+    """Also in a corner: the sums may be taken about no single pixel of the canvas."""
+    for at in ((0, 0), (0, 1), (39, 29), (17, 11)):
+        part = normal(np.random.default_rng(0), 1, 40, 30, channels, mean=3)
+        part[0, at[0], at[1]] = 3e4
+        part[0, 20, 20] = -5e3
+        mean, variance = (
+            backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),)))
+        )
+        v = part.astype(np.float64)
+        check("mean", mean, v.mean((1, 2)), largest=float(np.abs(v).mean()))
+        check("variance", variance, v.var((1, 2)))
+
+
+def test_channel_moments_of_a_constant_are_exact(backend: Backend) -> None:
+    part = np.full((1, 33, 35, 20), 0.1, np.float32)
+    mean, variance = (backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),))))
+    assert_array_equal(mean, part[:, 0, 0])
+    assert (variance <= 1e-15).all()
+
+
+# -- what a source may be --------------------------------------------------------------------------------
+
+
+def test_a_source_may_be_mapped_read_only_or_broadcast(backend: Backend, tmp_path: Path) -> None:
+    if not isinstance(backend.alloc((1,)), np.ndarray):
+        pytest.skip("this backend's arrays are not NumPy's")
+    rng = np.random.default_rng(0)
+    v, weight = normal(rng, 2, 8, 12, 20), normal(rng, 7, 20, 3, 3, std=1 / 13)
+    np.save(tmp_path / "canvas.npy", v)
+    mapped = np.load(tmp_path / "canvas.npy", mmap_mode="r")
+    one = np.broadcast_to(v[:1, :1, :1], v.shape)
+    weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), size=(8, 12))
+    for source, plain in ((mapped, v), (one, np.array(one)), (v[:, :, ::-1], np.array(v[:, :, ::-1]))):
+        results = []
+        for canvas in (source, backend.upload(plain)):
+            out = backend.alloc((2, 8, 12, 7))
+            backend.conv2d(out, all_tiles(2, 8, 12), Source((canvas,)), weights)
+            moments = backend.channel_moments(Source((canvas,)))
+            tiles = backend.read_tiles(canvas, all_tiles(2, 8, 12))
+            results.append([out, *moments, tiles, backend.difference_mask(canvas, plain)])
+        for a, b in zip(*results, strict=True):
+            assert_array_equal(a, b)
+
+
+def test_a_source_has_one_or_two_parts(backend: Backend) -> None:
+    parts = [backend.alloc((1, 4, 4, c)) for c in (2, 3, 4)]
+    for wrong in ((), tuple(parts)):
+        with pytest.raises(BackendError, match=f"one or two parts, not {len(wrong)}"):
+            Source(wrong)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [((1, 3), None), (None, (2, 3)), ((1, 3), (2, 3)), ((2, 3), (1, 3)), ((3, 3), (3, 3)), ((1, 2), (1, 2))],
+    ids=str,
+)
+def test_scale_and_shift_have_one_shape(backend: Backend, scale: Any, shift: Any) -> None:
+    given = [None if shape is None else backend.alloc(shape) for shape in (scale, shift)]
+    with pytest.raises(BackendError, match=r"expected both \(1, 3\) or both \(2, 3\)"):
+        Source((backend.alloc((2, 4, 4, 3)),), 1, *given)

@@ -1,0 +1,1 @@
+"""Sessions: editing, undo, files."""

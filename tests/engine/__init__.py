@@ -1,0 +1,1 @@
+"""Runs, memories, stores and turns."""

@@ -1,0 +1,1 @@
+"""The repository itself: who imports whom, the README, the wheel."""

@@ -1,0 +1,348 @@
+"""The house: who may import whom, read off every file; no arrow runs up, nothing heavy comes in by itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {"sparsegen": "sparsegen", "backends": "sparsegen.backends", "weights": "sparsegen.weights"}
+"""Folder of the checkout -> the name that its code is imported by."""
+
+# A module imports only lower floors, its own room, and the neighbours in the next table. `sparsegen/__init__.py`
+# draws this table's picture.
+FLOORS = {
+    "__main__": 10,
+    "cli": 9,
+    "loading": 8,
+    "pipelines": 7,
+    "tools": 7,
+    "editing": 6,
+    "models": 5,
+    "layers": 4,
+    "engine": 3,
+    "pictures": 3,
+    "tiling": 2,
+    "diffusion": 2,
+    "checks": 1,
+    "backends": 1,
+    "weights": 1,
+    "errors": 0,
+}
+# room -> rooms of the same floor that it may import
+NEIGHBOURS = {
+    "checks": {"backends"},
+}
+# what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
+CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}
+WEIGHTS_ROOMS = {"builtin"}
+
+# the longest path that matches -> third parties that may be imported there, anywhere in the file
+THIRD_PARTIES = {
+    "sparsegen": {"numpy"},
+    "sparsegen/pictures": {"numpy", "PIL"},
+    "sparsegen/cli": {"numpy", "typer", "rich"},
+    "backends": {"numpy"},
+    "backends/numba_cpu": {"numpy", "numba", "llvmlite"},
+    "backends/cupy_cuda": {"numpy", "cupy", "cupyx"},
+    "weights": {"numpy"},
+    "weights/safetensors_file.py": {"numpy", "safetensors"},
+    "weights/training": {"numpy", "scipy", "PIL", "torch"},
+    "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
+    "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
+    "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
+    "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: where, and as what."""
+
+    path: Path
+    line: int
+    module: str
+    """Absolute dotted name of the module."""
+    name: str | None
+    """What is taken out of it, if it is not a module itself."""
+
+    def __str__(self) -> str:
+        taken = f" ({self.name})" if self.name else ""
+        return f"{self.path}:{self.line} imports {self.module}{taken}"
+
+
+def files() -> list[Path]:
+    """Every Python file of the project, relative to the root."""
+    folders = (*FOLDERS, "tests", "bench")
+    return sorted(p.relative_to(ROOT) for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    """`backends/reference/tiling.py` -> `sparsegen.backends.reference.tiling`."""
+    parts = [FOLDERS.get(path.parts[0], path.parts[0]), *path.with_suffix("").parts[1:]]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = files()
+MODULES = {module_name(path) for path in FILES}
+
+
+def imports(path: Path, source: str | None = None) -> Iterator[Import]:
+    """Every import statement of a file, also those inside functions, as absolute names."""
+    package = module_name(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    for node in ast.walk(ast.parse(source or (ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(path, node.lineno, alias.name, None)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                if submodule in MODULES:
+                    yield Import(path, node.lineno, submodule, None)
+                else:
+                    yield Import(path, node.lineno, module, alias.name)
+
+
+IMPORTS = [found for path in FILES for found in imports(path)]
+
+
+def room(module: str) -> str:
+    """`sparsegen.models.gaugan` -> `models`; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def inside(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def of_engine(path: Path) -> bool:
+    return path.parts[0] == "sparsegen"
+
+
+def complain(wrong: list[Import], rule: str) -> None:
+    assert not wrong, f"{rule}:\n" + "\n".join(map(str, wrong))
+
+
+def test_the_reader_of_imports_reads_imports() -> None:
+    text = """
+import numpy.linalg as la
+from . import tiling
+from .tiling import scatter
+def late():
+    from ..interface import TILE
+    from ...errors import InputError
+"""
+    found = [(i.module, i.name) for i in imports(Path("backends/reference/backend.py"), text)]
+    assert found == [
+        ("numpy.linalg", None),
+        ("sparsegen.backends.reference.tiling", None),
+        ("sparsegen.backends.reference.tiling", "scatter"),
+        ("sparsegen.backends.interface", "TILE"),
+        ("sparsegen.errors", "InputError"),
+    ]
+    assert len(FILES) > 30
+    assert len(IMPORTS) > 200
+
+
+# -- directions ------------------------------------------------------------------------------------------
+
+
+def test_backends_import_only_backends() -> None:
+    wrong = [
+        i
+        for i in IMPORTS
+        if i.path.parts[0] == "backends"
+        and inside(i.module, "sparsegen")
+        and not inside(i.module, "sparsegen.backends")
+    ]
+    complain(wrong, "a backend knows arrays, never the engine")
+
+
+def test_weights_import_only_weights() -> None:
+    wrong = [
+        i
+        for i in IMPORTS
+        if i.path.parts[0] == "weights"
+        and inside(i.module, "sparsegen")
+        and not inside(i.module, "sparsegen.weights")
+    ]
+    complain(wrong, "a reader of files knows names and arrays, never the engine or a backend")
+
+
+def test_the_engine_imports_only_the_contract_of_backends() -> None:
+    wrong = [
+        i
+        for i in IMPORTS
+        if of_engine(i.path)
+        and inside(i.module, "sparsegen.backends")
+        and i.module not in CONTRACT
+        and not (i.module == "sparsegen.backends" and i.path.parent == Path("sparsegen/cli"))
+    ]
+    complain(wrong, f"the engine imports only {', '.join(sorted(CONTRACT))}")
+
+
+def test_the_engine_imports_only_public_names_of_weights() -> None:
+    public: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "weights/__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            public = set(ast.literal_eval(node.value))
+    assert "read_checkpoint" in public
+    allowed = {("sparsegen.weights", name) for name in public}
+    allowed |= {(f"sparsegen.weights.{name}", None) for name in WEIGHTS_ROOMS}
+    wrong = [
+        i
+        for i in IMPORTS
+        if of_engine(i.path) and inside(i.module, "sparsegen.weights") and (i.module, i.name) not in allowed
+    ]
+    complain(wrong, "the engine takes from sparsegen.weights what its __all__ names")
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(module) for module in MODULES if inside(module, "sparsegen")} - {""}
+    assert rooms - set(FLOORS) == set(), "give a new room a floor in the table, and in sparsegen/__init__.py"
+    for name, neighbours in NEIGHBOURS.items():
+        assert {FLOORS[name]} == {FLOORS[neighbour] for neighbour in neighbours}
+
+
+def test_no_arrow_runs_up() -> None:
+    wrong = []
+    for i in IMPORTS:
+        # the package's own __init__ is the door: it names what users see, from every floor
+        if (
+            not of_engine(i.path)
+            or not inside(i.module, "sparsegen")
+            or i.path == Path("sparsegen/__init__.py")
+        ):
+            continue
+        here, there = room(module_name(i.path)), room(i.module)
+        if there == "":
+            # only the command line may come in by the door, which opens last
+            if here != "cli":
+                wrong.append(i)
+        elif here != there and there not in NEIGHBOURS.get(here, ()) and FLOORS[there] >= FLOORS[here]:
+            wrong.append(i)
+    complain(wrong, "a module imports only lower floors and its listed neighbours")
+
+
+def test_the_door_does_not_open_to_the_command_line() -> None:
+    door = [i for i in IMPORTS if i.path == Path("sparsegen/__init__.py")]
+    complain(
+        [i for i in door if room(i.module) in ("cli", "__main__", "pictures")],
+        "sparsegen/__init__.py stays light",
+    )
+
+
+def test_the_picture_of_the_floors_is_the_table() -> None:
+    doc = ast.get_docstring(ast.parse((ROOT / "sparsegen/__init__.py").read_text(encoding="utf-8")))
+    assert doc is not None
+    drawn = {
+        name.rstrip("/"): int(floor)
+        for floor, names in re.findall(r"\b(\d)  (\S+(?: · \S+)*)", doc)
+        for name in names.split(" · ")
+    }
+    assert len(drawn) >= 11
+    assert drawn == {name: FLOORS[name] for name in drawn}
+
+
+# -- third parties ---------------------------------------------------------------------------------------
+
+
+def test_third_parties_stay_where_they_belong() -> None:
+    wrong = []
+    for i in IMPORTS:
+        top = i.module.split(".")[0]
+        if top in sys.stdlib_module_names or top in ("sparsegen", "tests", "bench"):
+            continue
+        path = i.path.as_posix()
+        matches = [place for place in THIRD_PARTIES if f"{path}/".startswith(f"{place}/")]
+        if top not in THIRD_PARTIES[max(matches, key=len)]:
+            wrong.append(i)
+    complain(wrong, "this third party is not allowed here (THIRD_PARTIES says where)")
+
+
+def test_pytorch_is_only_an_oracle_and_a_trainer() -> None:
+    wrong = [
+        i
+        for i in IMPORTS
+        if i.module.split(".")[0] == "torch"
+        and not i.path.as_posix().startswith(("tests/", "bench/", "weights/training/"))
+    ]
+    complain(wrong, "PyTorch is imported only in tests/, bench/ and weights/training/")
+
+
+def test_nothing_is_imported_by_its_folders_name() -> None:
+    # from the root of a checkout `import backends` works too: a second module object with its own registry
+    wrong = [i for i in IMPORTS if i.module.split(".")[0] in ("backends", "weights")]
+    complain(wrong, "write sparsegen.backends and sparsegen.weights")
+
+
+def test_every_import_of_the_project_is_of_a_module_that_exists() -> None:
+    wrong = [i for i in IMPORTS if inside(i.module, "sparsegen") and i.module not in MODULES]
+    complain(wrong, "no such module")
+
+
+LIGHT = """
+import sys
+BLOCKED = {blocked!r}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError(f"{{name}} is not installed here")
+if {block!r}:
+    sys.meta_path.insert(0, Blocker())
+import sparsegen
+from sparsegen.backends import get_backend
+{code}
+print(sorted({{name.split(".")[0] for name in sys.modules}} & BLOCKED))
+"""
+HEAVY = {"numba", "llvmlite", "cupy", "torch", "typer", "click", "rich", "scipy", "PIL"}
+
+
+def run_python(code: str, *, block: bool) -> str:
+    """The output of a fresh interpreter that imports sparsegen, all of `HEAVY` missing when `block`."""
+    script = LIGHT.format(blocked=HEAVY, block=block, code=code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "tests")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_sparsegen_loads_nothing_heavy() -> None:
+    assert run_python("", block=False) == "[]"
+
+
+def test_the_reference_backend_computes_with_numpy_alone() -> None:
+    code = """
+import numpy as np
+from sparsegen.models import GauGAN, GauGANConfig
+small = GauGANConfig(ngf=1, semantic_nc=3, nhidden=2, num_upsampling_layers="normal", edge_channel=False)
+session = sparsegen.Session(GauGAN(small), get_backend("reference"))
+labels = np.zeros((32, 32), int)
+session.run(labels)
+labels[3, 4] = 1
+assert session.edit(labels).stats.macs > 0
+"""
+    assert run_python(code, block=True) == "[]"
+
+
+# -- packaging -------------------------------------------------------------------------------------------
+
+
+def test_every_package_folder_is_listed_in_pyproject() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert settings["package-dir"] == {name: folder for folder, name in FOLDERS.items()}
+    on_disk = {module_name(path.parent / "__init__.py") for path in FILES if path.parts[0] in FOLDERS}
+    assert on_disk == set(settings["packages"]), "a subpackage that is not listed is missing from the wheel"
+    for path in FILES:
+        if path.parts[0] in FOLDERS:
+            assert (ROOT / path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"

@@ -1,0 +1,1 @@
+"""Networks against PyTorch, and what is true of every one."""

@@ -1,0 +1,1 @@
+"""Files of pictures, labels and masks."""

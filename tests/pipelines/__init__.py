@@ -1,0 +1,1 @@
+"""SDEdit and sampling."""

@@ -1,0 +1,1 @@
+"""Readers of checkpoints: every format, and what is not one."""
