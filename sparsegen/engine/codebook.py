@@ -30,6 +30,10 @@ class Table:
 class Codebook:
     """A book of windows and the tables of the layers that are functions of such a window."""
 
+    name: str
+    """The index canvas and the windows, in short: `labels.3.1`."""
+    source: str
+    """Path of the index canvas whose windows these are."""
     book: Book
     tables: dict[str, Table] = field(default_factory=dict)
     """Layer path -> its values."""
@@ -83,7 +87,12 @@ class Codebook:
         arrays = [self.book.storage, *(table.rows for table in self.tables.values())]
         return sum(int(array.nbytes) for array in arrays) + int(getattr(self.book.index, "nbytes", 0))
 
+    @property
+    def path(self) -> str:
+        """Path of the canvas of codes."""
+        return codebook_path(self.name)
 
-def windows_path(source: str, kernel: int, step: int) -> str:
-    """The canvas of the codes of `kernel`² windows, `step` apart, of the index canvas `source`."""
-    return f"windows.{source.removeprefix('input.').removeprefix('windows.')}.{kernel}.{step}"
+
+def codebook_path(name: str) -> str:
+    """The path of the canvas of a codebook's codes."""
+    return f"windows.{name}"

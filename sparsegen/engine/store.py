@@ -20,7 +20,7 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import numpy as np
 from sparsegen.backends.interface import Array, Host
 
 from ..errors import InputError, SessionError
+from .allocator import Allocator
 from .turn import NotCopied, Turn
 
 PAGE = 4096
@@ -122,7 +123,7 @@ class _File:
         self.spans = joined
 
 
-class Store(NotCopied):
+class Store(NotCopied, Allocator):
     """Gives out arrays in RAM up to `budget` bytes, then in files in `folder`; may be used from several threads.
 
     Parameters
@@ -203,10 +204,20 @@ class Store(NotCopied):
             return self._shared[name]
 
     @property
-    def shared_bytes(self) -> int:
-        """Memory that the shared arrays take."""
+    def shared_arrays(self) -> Mapping[str, Array]:
         with self._lock:
-            return sum(int(array.nbytes) for array in self._shared.values())
+            return dict(self._shared)
+
+    def keep(self, host: Host) -> Array:
+        kept = self.allocate(host.shape, dtype=str(host.dtype))
+        kept[...] = host
+        return kept
+
+    def host(self, array: Array) -> Host:
+        return np.asarray(array)
+
+    def place_for_tiles(self, shape: Sequence[int], *, dtype: str) -> Array | None:
+        return None if self.budget is None else self.allocate(shape, dtype=dtype)
 
     def settle(self) -> None:
         """Let the system take the pages of files out of the process's memory, until they are read again."""

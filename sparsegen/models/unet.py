@@ -130,7 +130,7 @@ class TimeEmbedding(Layer):
             waves = run.backend.upload(self.waves(time))
             return (silu_rows(run.backend, second(run, silu_rows(run.backend, first(run, waves)))),)
 
-        return run.measured(self.path, embed)[0]
+        return run.once_per_base(self.path, embed)[0]
 
     def waves(self, time: Host) -> Host:
         """Sines and cosines, float32 `[1 or N, features]`; of an odd number of features, the last is 0."""
@@ -174,7 +174,7 @@ class ResBlock(Layer):
 
     def __call__(self, x: Feature, temb: Array) -> Feature:
         """`[N, H, W, inputs]` → `[N, H', W', outputs]`; `temb` `[1 or N, time_channels]`."""
-        (time,) = x.run.measured(self.temb_proj.path, lambda: (self.temb_proj(x.run, temb),))
+        (time,) = x.run.once_per_base(self.temb_proj.path, lambda: (self.temb_proj(x.run, temb),))
         h = silu(self.norm1(x))
         if self.resample == "down":
             h, x = self.pool(h), self.pool_shortcut(x)

@@ -110,26 +110,26 @@ class Adaptive(Policy):
 class _ExactPlan(Plan):
     def __init__(self, tau: float | None = None) -> None:
         self.tau, self.whole_tiles = tau, not tau
-        self._grown: dict[Any, tuple[Sequence[Read], TileSet]] = {}
+        self._grown: dict[Any, TileSet] = {}
+        """By output shape and reads; a `TileSet` is itself the key, by identity."""
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         changed = [read for read in reads if read.changed.count]
-        # norms of one block read the same canvas through the same window: grow it once
-        key = (shape, frozenset((id(read.changed), read.window, read.everywhere) for read in changed))
-        if key not in self._grown:  # what was read is kept beside the result, so that its id stays its own
+        # the norms of one block read the same canvas through the same window: grow it once
+        key = (shape, frozenset(changed))
+        if key not in self._grown:
             grown = [self._grow(read, shape) for read in changed]
-            self._grown[key] = (changed, union(grown) if grown else TileSet.empty(*shape))
-        return self._grown[key][1]
+            self._grown[key] = union(grown) if grown else TileSet.empty(*shape)
+        return self._grown[key]
 
     def _grow(self, read: Read, shape: tuple[int, int, int]) -> TileSet:
-        key = (shape, id(read.changed), read.window, read.everywhere)
+        key = (shape, read)
         if key not in self._grown:
             if read.everywhere:
-                grown = TileSet.full(*shape, only=read.changed.edited)
+                self._grown[key] = TileSet.full(*shape, only=read.changed.edited)
             else:
-                grown = grow(read.changed, read.window, *shape[1:])
-            self._grown[key] = ([read], grown)
-        return self._grown[key][1]
+                self._grown[key] = grow(read.changed, read.window, *shape[1:])
+        return self._grown[key]
 
 
 @dataclass(frozen=True)

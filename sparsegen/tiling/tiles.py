@@ -188,9 +188,44 @@ def strip(length: int) -> Host:
     return tiles
 
 
+def gather_tiles(array: Host, tiles: Host) -> Host:
+    """The values of tiles of a host array `[N, H, W, C]`: `[K, TILE, TILE, C]`, 0 where a tile overhangs the border."""
+    _, height, width, channels = array.shape
+    n, row, column = tiles.T
+    if height % TILE == width % TILE == 0:
+        blocks = array.reshape(len(array), height // TILE, TILE, width // TILE, TILE, channels)
+        return np.asarray(blocks[n, row, :, column])
+    inside, pixels = _inside(array, tiles)
+    values = np.zeros((len(tiles), TILE, TILE, channels), array.dtype)
+    values[inside] = array[pixels]
+    return values
+
+
+def scatter_tiles(array: Host, tiles: Host, values: Host) -> None:
+    """Write `values` `[K, TILE, TILE, C]` into tiles of a host array; what overhangs the border is dropped."""
+    _, height, width, channels = array.shape
+    n, row, column = tiles.T
+    if height % TILE == width % TILE == 0:
+        blocks = array.reshape(len(array), height // TILE, TILE, width // TILE, TILE, channels)
+        blocks[n, row, :, column] = values
+        return
+    inside, pixels = _inside(array, tiles)
+    array[pixels] = values[inside]
+
+
+def _inside(array: Host, tiles: Host) -> tuple[Host, tuple[Host, Host, Host]]:
+    """Which of the tiles' pixels lie inside the image, bool `[K, TILE, TILE]`, and their sample, row and column."""
+    n, row, column = (tiles[:, i, None, None].astype(np.intp) for i in range(3))
+    y = row * TILE + np.arange(TILE)[:, None]
+    x = column * TILE + np.arange(TILE)
+    n, y, x = np.broadcast_arrays(n, y, x)
+    inside = (y < array.shape[1]) & (x < array.shape[2])
+    return inside, (n[inside], y[inside], x[inside])
+
+
 def union(sets: Iterable[TileSet]) -> TileSet:
     """All tiles and changed pixels of several sets of one canvas (at least one)."""
-    different = list({id(s): s for s in sets}.values())
+    different = list(dict.fromkeys(sets))  # by identity
     some = [s for s in different if s.count]
     if len(some) < 2:
         return (some or different)[0]
