@@ -80,11 +80,11 @@ class SparsegenUnets:
                 steps=SDEDIT_STEPS,
                 noise_level=SDEDIT_LEVEL,
                 backend=self.backend,
-                cache=SDEDIT_CACHE,
+                ram=SDEDIT_CACHE,
                 folder=folder,
             ) as session,
         ):
-            plan = session.plan(picture)
+            plan = session.cache_plan(picture)
             start = time.perf_counter()
             base = session.run(picture)
             timings = {"dense run of the original": [(time.perf_counter() - start) * 1e3]}

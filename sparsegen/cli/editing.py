@@ -24,11 +24,11 @@ from .options import (
     MODEL_HELP,
     BackendOption,
     CacheFolderOption,
-    CacheOption,
     DirectOption,
     EtaOption,
     ModelOption,
     PolicyOption,
+    RamOption,
     SamplerOption,
     ScheduleOption,
     SeedOption,
@@ -170,7 +170,7 @@ def edit(
             show_default=_margins(),
         ),
     ] = None,
-    cache: CacheOption = None,
+    ram: RamOption = None,
     cache_folder: CacheFolderOption = None,
     cache_storage: Annotated[
         str | None,
@@ -229,7 +229,7 @@ def edit(
     targets = [path for one in seeds for path in output_paths(output, len(edited), one)]
     for path in targets:
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
-    check_memory(cache=cache, undo=undo)
+    check_memory(ram=ram, undo=undo)
     engine_backend = open_backend(backend, threads, direct, weights)
     kept = None
     if session is not None:
@@ -238,7 +238,7 @@ def edit(
         if session.resolve() in {path.resolve() for path in targets}:
             raise InputError(f"--session {session}: is also an output; give another name")
         check_writable(session, inputs=given)
-        kept = Kept.open(session, engine_backend, cache, cache_folder, undo)
+        kept = Kept.open(session, engine_backend, ram, cache_folder, undo)
         crop, resize = kept.option("crop", crop), kept.option("resize", resize)
     fit = Fit.parse(crop, resize)
     if kept is not None and kept.session is not None:
@@ -272,7 +272,7 @@ def edit(
         eta,
         schedule,
         margin,
-        cache,
+        ram,
         cache_folder,
         cache_storage,
         preview_every,

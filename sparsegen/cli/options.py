@@ -93,11 +93,11 @@ ScheduleOption = Annotated[
         show_default=DEFAULTS["ddpm"].schedule,
     ),
 ]
-CacheOption = Annotated[
+RamOption = Annotated[
     str | None,
     typer.Option(
-        "--cache",
-        help="Diffusion: RAM for what every step keeps, such as 4GB; the rest goes into files.",
+        "--ram",
+        help="Diffusion: RAM for the canvases of all steps, such as 4GB; the rest goes into files.",
         show_default="no limit",
     ),
 ]

@@ -38,7 +38,7 @@ class Options:
     eta: float | None
     schedule: str | None
     margin: int | None
-    cache: str | None
+    ram: str | None
     cache_folder: Path | None
     cache_storage: str | None
     preview_every: int | None
@@ -173,8 +173,8 @@ def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
 def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
     """The session that the options describe; an option that would have no effect is a mistake."""
     kept = job.kept
-    if options.cache_folder is not None and options.cache is None:
-        raise InputError("--cache-folder: no file goes there unless --cache says how much RAM there is")
+    if options.cache_folder is not None and options.ram is None:
+        raise InputError("--cache-folder: no file goes there unless --ram says how much RAM there is")
     given = {
         "steps": options.steps,
         "noise_level": options.noise_level,
@@ -194,7 +194,7 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
             **given,  # type: ignore[arg-type]  # each by its name
             seed=seed or 0,
             backend=job.engine.backend,
-            cache=options.cache,
+            ram=options.ram,
             folder=options.cache_folder,
             storage=options.cache_storage or "float32",
             undo=job.undo,
@@ -266,13 +266,13 @@ def _channels(network: Model) -> int:
 
 def _plan(session: SDEdit, picture: Host) -> CachePlan:
     """What the caches will take, once it is seen that they fit."""
-    plan = session.plan(picture)
+    plan = session.cache_plan(picture)
     if not plan.fits:
         raise InputError(f"{plan}: too little disk; name another folder, give more RAM or fewer steps")
     ram = _ram()
     if ram is not None and plan.ram_bytes > ram:
         raise InputError(
-            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; say how much of it, such as --cache 4GB: "
+            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; say how much of it, such as --ram 4GB: "
             "the rest goes into files"
         )
     return plan

@@ -39,8 +39,17 @@ class Inputs:
         return n, h, w
 
 
-class Model(NotCopied, Layer):
-    """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
+class _Named(type):
+    """The class of `Model` classes: a new model names its layers' paths when its construction ends."""
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        model = super().__call__(*given, **named)
+        model.name_paths()
+        return model
+
+
+class Model(NotCopied, Layer, metaclass=_Named):
+    """A network: a tree of layers, written once. Subclasses define its inputs, and the picture of its output."""
 
     not_copied = "load it again (sessions of one model share its weights)"
     refusal = InputError

@@ -151,7 +151,6 @@ class GauGAN(Model):
         if most:
             self.up_4 = SPADEResnetBlock(nf, nf // 2, config)
         self.conv_img = Conv2d(nf // 2 if most else nf, 3)
-        self.name_paths()
 
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
         labels = canvases["labels"]

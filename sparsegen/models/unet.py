@@ -309,7 +309,6 @@ class UNet(Model):
             self.up.insert(0, up)
         self.norm_out = GroupNorm(first, groups=config.groups, eps=config.eps)
         self.conv_out = Conv2d(first, config.out_channels)
-        self.name_paths()
 
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
         x = canvases["x"]

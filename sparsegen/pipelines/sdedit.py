@@ -148,7 +148,7 @@ class SDEdit(NotCopied):
         Pixels around an edit that are made anew with it (by a cross, as SIGE dilates); None: the family's.
     backend
         As for `Session`; one whose arrays lie in main memory.
-    cache
+    ram
         RAM that the canvases of all steps may take, such as "4GB"; the rest goes into files. None: no limit.
     folder
         Where these files go; None: the system's folder for temporary files.
@@ -156,7 +156,7 @@ class SDEdit(NotCopied):
         "float32", or "float16": the caches take half, beside one step's in float32 that all steps compute in. Edits of
         `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
     undo
-        As for `Session`, over all steps. With `cache`, journals too lie in RAM up to that budget, then in files.
+        As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
 
     Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
@@ -181,7 +181,7 @@ class SDEdit(NotCopied):
         seed: samplers.Seed = 0,
         margin: int | None = None,
         backend: str | Backend | None = None,
-        cache: int | str | None = None,
+        ram: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
         storage: str = "float32",
         undo: int | str | None = None,
@@ -207,7 +207,7 @@ class SDEdit(NotCopied):
         self.times = self.settings.times()
         self.noise_schedule = self.settings.noise_schedule()
         self.backend = get_backend(backend)
-        self.store = Store(cache, folder)
+        self.store = Store(ram, folder)
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
@@ -234,7 +234,7 @@ class SDEdit(NotCopied):
 
     # -- what it takes -----------------------------------------------------------------------------------
 
-    def plan(self, picture: Any) -> CachePlan:
+    def cache_plan(self, picture: Any) -> CachePlan:
         """What the caches of a picture of this size will take, in RAM and on disk; nothing is computed.
 
         Raises
@@ -538,7 +538,7 @@ class SDEdit(NotCopied):
         path: str | os.PathLike[str],
         *,
         backend: str | Backend | None = None,
-        cache: int | str | None = None,
+        ram: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
         undo: int | str | None = None,
     ) -> SDEdit:
@@ -549,7 +549,7 @@ class SDEdit(NotCopied):
         SessionError, CheckpointError, InputError
             The file is cut, altered, of another kind or of a newer version; the caches do not fit.
         """
-        store = Store(cache, folder)
+        store = Store(ram, folder)
         loaded = session_file.load(path, get_backend(backend), store)
         try:
             described = json.loads(loaded.metadata[_SETTINGS])
@@ -806,11 +806,11 @@ def open_session(
     path: str | os.PathLike[str],
     backend: str | Backend | None = None,
     *,
-    cache: int | str | None = None,
+    ram: int | str | None = None,
     folder: str | os.PathLike[str] | None = None,
     undo: int | str | None = None,
 ) -> Session | SDEdit:
-    """Continue a saved session of either kind; `cache` and `folder` are for one of several steps.
+    """Continue a saved session of either kind; `ram` and `folder` are for one of several steps.
 
     Raises
     ------
@@ -820,5 +820,5 @@ def open_session(
     with read_checkpoint(path) as file:
         several = _SETTINGS in file.metadata
     if several:
-        return SDEdit.load(path, backend=backend, cache=cache, folder=folder, undo=undo)
+        return SDEdit.load(path, backend=backend, ram=ram, folder=folder, undo=undo)
     return Session.load(path, backend, undo=undo)

@@ -136,7 +136,7 @@ def test_a_file_keeps_both_sides(backend, rng, tmp_path, edits):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"cache": 0}, {"cache": "1MB", "storage": "float16"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ram": 0}, {"ram": "1MB", "storage": "float16"}], ids=str)
 def test_sdedit_walks_the_same_states_in_ram_and_in_files(rng, tmp_path, options):
     opened = {"steps": 3, "margin": 2, **options}
     pipeline, original = SDEdit(DDPM, **opened), picture(rng, SIZE)
@@ -154,7 +154,7 @@ def test_sdedit_walks_the_same_states_in_ram_and_in_files(rng, tmp_path, options
         assert_all_same(everything(pipeline), states[at])
         assert np.array_equal(result.image, images[at])
     pipeline.save(tmp_path / "saved.session")
-    loaded = SDEdit.load(tmp_path / "saved.session", cache=options.get("cache"))
+    loaded = SDEdit.load(tmp_path / "saved.session", ram=options.get("ram"))
     for session in (pipeline, loaded):
         session.redo()
         assert_all_same(everything(session), states[2])
@@ -364,9 +364,9 @@ def test_the_oldest_edits_go_first_and_it_is_said(rng, undo):
         session.undo()
 
 
-@pytest.mark.parametrize("cache", [None, "2MB"])
-def test_journals_of_all_steps_have_one_budget(rng, cache):
-    pipeline, limit = SDEdit(DDPM, steps=3, margin=2, undo="1.2MB", cache=cache), 1_200_000
+@pytest.mark.parametrize("ram", [None, "2MB"])
+def test_journals_of_all_steps_have_one_budget(rng, ram):
+    pipeline, limit = SDEdit(DDPM, steps=3, margin=2, undo="1.2MB", ram=ram), 1_200_000
     original = picture(rng, SIZE)
     pipeline.run(original)
     pictures = [stroke(original, (2 + 3 * i, 4), colour=20 + 25 * i) for i in range(6)]

@@ -73,7 +73,7 @@ def test_caches_take_half_and_one_set_to_compute_in(backend, family, image):
             small += 0 if wide else canvas.nbytes
         assert a.memory.nbytes == small + shared
         assert b.memory.nbytes == small + shared // 2
-    plans = full.plan(image), half.plan(image)
+    plans = full.cache_plan(image), half.cache_plan(image)
     assert plans[1].shared_bytes > plans[0].shared_bytes == passing > 0
     assert plans[1].bytes_per_step < 0.55 * plans[0].bytes_per_step
     for pipeline, plan in zip((full, half), plans, strict=True):
@@ -196,7 +196,7 @@ def test_pixels_outside_the_margin_stay_untouched(backend, family, image):
 
 @pytest.mark.parametrize("budget", [0, "300KB"])
 def test_files_hold_the_same_bits_as_ram(backend, family, image, tmp_path, budget):
-    pipelines = opened(backend, family), opened(backend, family, cache=budget, folder=tmp_path)
+    pipelines = opened(backend, family), opened(backend, family, ram=budget, folder=tmp_path)
     for pipeline in pipelines:
         pipeline.run(image)
         pipeline.edit(stroke(image))
@@ -215,7 +215,7 @@ def test_a_saved_session_goes_on_with_the_same_bits(backend, family, image, tmp_
     pipeline.edit(stroke(image))
     pipeline.edit(stroke(pipeline.image, (20, 3)), mask=np.ones(image.shape[:2], bool))
     pipeline.save(tmp_path / "session")
-    loaded = SDEdit.load(tmp_path / "session", backend=backend, cache="200KB", folder=tmp_path)
+    loaded = SDEdit.load(tmp_path / "session", backend=backend, ram="200KB", folder=tmp_path)
     assert loaded.storage == "float16"
     assert_all_same(kept(loaded), kept(pipeline))
     for each in (pipeline, loaded):

@@ -179,7 +179,7 @@ def test_a_callback_of_sdedit_reads_and_does_not_change(rng, tmp_path):
     def on_step(step) -> None:
         shown.append(pipeline.image)
         assert (pipeline.edits, pipeline.undone) in ((0, 0), (1, 0), (2, 0)) and repr(pipeline)
-        assert pipeline.plan(original).steps == 3
+        assert pipeline.cache_plan(original).steps == 3
         for name, change in changes.items():
             with pytest.raises(
                 SessionError, match=f"^{name}: the session is being changed.*call {name} once"

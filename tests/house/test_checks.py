@@ -45,7 +45,7 @@ def test_what_may_well_be_meant_is_not(photo, name):
     }[name]
     with SDEdit(random_ddpm(), steps=2, backend="reference") as session, warnings.catch_warnings():
         warnings.simplefilter("error")
-        session.plan(given)
+        session.cache_plan(given)
 
 
 def test_noisy_pictures_of_one_step_have_no_range():
