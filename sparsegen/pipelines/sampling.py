@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.registry import get_backend
 
 from ..diffusion import samplers
 from ..diffusion.samplers import START
 from ..diffusion.settings import DEFAULTS, OnStep, Settings, settings_for
-from ..editing.session import Result, Session
+from ..editing.session import Result
+from ..editing.state import State
 from ..engine.run import LayerRecord
 from ..engine.stats import Stats
 from ..engine.store import Store
@@ -88,21 +90,26 @@ def sample(
     settings = whole_way(
         model, steps=steps, sampler=sampler, eta=eta, schedule=schedule, clip=clip, seed=seed
     )
-    x = samplers.noise(seed, START, (int(count), height, width, model.config.in_channels))
-    session = Session(model, backend, store=Store())
+    shape = (int(count), height, width, model.config.in_channels)
+    x = samplers.noise(seed, START, shape)
+    engine = get_backend(backend)
+    state = State(model, engine, allocator=Store())
     records: list[LayerRecord] = []
 
     def compute(i: int, x: Host, now: float) -> Host:
-        conditions: dict[str, Any] = {model.time: now}
-        result = session.run(x, record=False, **conditions)
-        records.extend(result.stats.layers)
-        return result.output
+        inputs = model.encode(x, **{model.time: now})
+        run, output = state.paint(inputs.canvases, inputs.conditions, keep_canvases=False)
+        records.extend(run.records)
+        return output
 
-    for step in denoised(model, settings, compute, x):
+    def noise(i: int) -> Host:
+        return samplers.noise(seed, i, shape)
+
+    for step in denoised(model, settings, compute, x, noise):
         x = np.clip(step.x, -1, 1) if step.next_timestep is None else step.x
         if on_step is not None:
             on_step(dataclasses.replace(step, x=x.copy()))
-    stats = Stats(1.0, tuple(records), (time.perf_counter() - start) * 1e3, session.memory.nbytes)
+    stats = Stats(1.0, tuple(records), (time.perf_counter() - start) * 1e3, state.memory.nbytes)
     return Result(model.picture(x), x, stats, TileSet.full(*x.shape[:3]))
 
 
