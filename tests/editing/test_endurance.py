@@ -54,7 +54,12 @@ def sizes(session: Session) -> Iterator[int]:
     for codebook in memory.codebooks.values():
         yield from (codebook.book.storage.size, len(codebook.book.index))
         yield from (table.rows.size for table in codebook.tables.values())
-    yield from (len(memory.canvases), len(memory.measured), len(memory.codebooks), len(memory.prepared._made))
+    yield from (
+        len(memory.canvases),
+        len(memory.statistics),
+        len(memory.codebooks),
+        len(memory.prepared._made),
+    )
     yield from (memory.nbytes, session.edits)
 
 

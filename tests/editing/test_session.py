@@ -148,7 +148,7 @@ def test_canvases_that_an_edit_repaints_whole_are_set_aside_and_come_back(sessio
     arrays, before = dict(session.memory.canvases), snapshot(session)
     everywhere = np.ones((64, 128), bool)
     result = session.edit(random_labels(rng, (64, 128)), mask=everywhere)
-    journal = session._base().steps[-1].journal
+    journal = session._base.history.edits[-1].journals[0]
     assert journal.whole.keys() == arrays.keys() and not journal.tiles
     assert result.stats.journal_bytes == result.stats.canvas_bytes
     for path, array in arrays.items():

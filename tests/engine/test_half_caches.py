@@ -65,7 +65,7 @@ def test_caches_take_half_and_one_set_to_compute_in(backend, family, image):
         pipeline.run(image)
     passing = full.store.shared_bytes  # what no step keeps is float32 in both
     shared = half.store.shared_bytes - passing
-    for a, b in zip(full._sessions, half._sessions, strict=True):
+    for a, b in zip(full._states, half._states, strict=True):
         small = 0
         for path, canvas in a.memory.canvases.items():
             wide = canvas.shape[3] >= 8
@@ -78,11 +78,11 @@ def test_caches_take_half_and_one_set_to_compute_in(backend, family, image):
     assert plans[1].bytes_per_step < 0.55 * plans[0].bytes_per_step
     for pipeline, plan in zip((full, half), plans, strict=True):
         inputs = sum(
-            s.memory.canvases["input.x"].nbytes for s in pipeline._sessions
+            s.memory.canvases["input.x"].nbytes for s in pipeline._states
         )  # where the backend put them
         assert pipeline.store.ram_bytes == plan.ram_bytes - inputs
     assert half.edit(image).stats.canvas_bytes == passing + shared + sum(
-        s.memory.nbytes for s in half._sessions
+        s.memory.nbytes for s in half._states
     )
 
 
@@ -99,9 +99,9 @@ def test_values_stay_near_those_of_float32(backend, family, image):
     for pipeline in (full, half):
         pipeline.run(image)
         pipeline.edit(edited)
-    assert not np.array_equal(full._base(), half._base())
-    check("float16 caches", half._base(), full._base())
-    for a, b in zip(full._sessions, half._sessions, strict=True):
+    assert not np.array_equal(full._base.history.image, half._base.history.image)
+    check("float16 caches", half._base.history.image, full._base.history.image)
+    for a, b in zip(full._states, half._states, strict=True):
         check("float16 caches", b.memory.canvases["conv_out"], a.memory.canvases["conv_out"])
 
 
@@ -112,7 +112,7 @@ def test_an_empty_mask_changes_no_bit(backend, family, image):
     pipeline = opened(backend, family)
     pipeline.run(image)
     before = kept(pipeline)
-    for session in pipeline._sessions:
+    for session in pipeline._states:
         x = session.memory.canvases["input.x"].copy()
         result = session.edit(x, mask=np.zeros(image.shape[:2], bool))
         assert result.active.count == 0
@@ -127,7 +127,7 @@ def test_a_full_mask_of_the_same_picture_is_the_dense_run(backend, family, image
     pipeline = opened(backend, family)
     pipeline.run(image)
     before = kept(pipeline)
-    for session in pipeline._sessions:
+    for session in pipeline._states:
         x = session.memory.canvases["input.x"].copy()
         session.edit(x, mask=np.ones(image.shape[:2], bool), policy=policy)
     assert_all_same(kept(pipeline), before)
@@ -225,17 +225,17 @@ def test_a_saved_session_goes_on_with_the_same_bits(backend, family, image, tmp_
         loaded.undo()
     assert_all_same(kept(loaded), start)
     loaded.run(picture(np.random.default_rng(1), (16, 24)))  # of another size
-    assert loaded._sessions[0].memory.canvases["conv_in"].dtype == "float16"
+    assert loaded._states[0].memory.canvases["conv_in"].dtype == "float16"
 
 
 def test_a_file_of_float16_says_so(tmp_path, image):
     """What a file says of its storage and the canvases in it must agree."""
     pipeline = opened("reference")
     pipeline.run(image)
-    for state in (session.state for session in pipeline._sessions):
+    for state in pipeline._states:
         state.memory.storage = "float32"
     pipeline.save(tmp_path / "lies")
-    with pytest.raises(SessionError, match="other types than those of its network"):
+    with pytest.raises(SessionError, match="other types than those of its model"):
         SDEdit.load(tmp_path / "lies", backend="reference")
 
 
@@ -264,7 +264,7 @@ def test_a_single_session_keeps_halves_too(backend, family, tmp_path):
     assert np.array_equal(loaded.edit(edited, policy=SPARSE).output, changed.output)
     # what is not kept is not rounded
     whole = Session(model, backend).run(x, **at(model, 2)).output
-    assert np.array_equal(one.run(x, record=False, **at(model, 2)).output, whole)
+    assert np.array_equal(one.run(x, keep_canvases=False, **at(model, 2)).output, whole)
     assert np.array_equal(one.run(x, **at(model, 2)).output, first.output)
 
 

@@ -362,12 +362,12 @@ def test_what_is_printed_is_short_and_says_what_matters(session, rng):
     shown = [
         *fresh,
         *(repr(each) for result in results for each in (result, result.stats, result.active)),
-        *(repr(each) for each in (session, pipeline, session.model, pipeline.model, session.state)),
-        repr([session.memory, session.state.steps, pipeline.store]),
+        *(repr(each) for each in (session, pipeline, session.model, pipeline.model, session._base)),
+        repr([session.memory, session._base.history.edits, pipeline.store]),
     ]
     for text in shown:
         assert 1 <= len(text.splitlines()) <= 5 and len(text) < 600, text
-    assert "call run(input)" in fresh[0] and "call run(picture)" in fresh[1]
+    assert "call run(original)" in fresh[0] and "call run(original)" in fresh[1]
     assert "0.10 M parameters" in repr(session.model)
     assert "64×128" in repr(session) and "1 edit to undo" in repr(session)
     assert "ddim, 3 steps from noise level 500, seed 3" in repr(pipeline)

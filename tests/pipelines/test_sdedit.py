@@ -63,7 +63,7 @@ def opened(way=WAYS["ddim"], backend="numba", **options) -> SDEdit:
 
 def of(pipeline: SDEdit) -> list[np.ndarray]:
     """What the network reads at every step."""
-    return [np.array(session.memory.canvases["input.x"]) for session in pipeline._sessions]
+    return [np.array(session.memory.canvases["input.x"]) for session in pipeline._states]
 
 
 # -- what an edit does -----------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_an_edit_of_everything_is_dense_with_the_statistics_of_the_original(rng)
     """With statistics that are equal, that is `dense` itself."""
     pipeline, original = opened(), picture(rng, SIZE)
     pipeline.run(original)
-    measured = [session.memory.measured for session in pipeline._sessions]
+    measured = [session.memory.statistics for session in pipeline._states]
     mask = np.ones(SIZE, bool)
     dense = pipeline.dense(original, mask=mask)
     before = everything(pipeline)
@@ -138,7 +138,7 @@ def test_an_edit_of_everything_is_dense_with_the_statistics_of_the_original(rng)
     # the first step's statistics are the original's; the later ones' differ, as the picture does
     assert not np.array_equal(dense.output, edited.output)
     assert np.abs(dense.output - edited.output).mean() < 0.2
-    assert [session.memory.measured for session in pipeline._sessions] == measured
+    assert [session.memory.statistics for session in pipeline._states] == measured
     pipeline.undo()
     assert_all_same(everything(pipeline), before)
 
@@ -373,9 +373,9 @@ def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, ram, monkey
         pipeline.run(original)
     assert_all_same(everything(cached), everything(plain))
     # what was planned is what is taken
-    canvases = sum(int(c.nbytes) for session in cached._sessions for c in session.memory.canvases.values())
+    canvases = sum(int(c.nbytes) for session in cached._states for c in session.memory.canvases.values())
     assert plan.steps == 3 and plan.fits and plan.bytes_per_step % PAGE == 0
-    layers = sum(len(session.memory.canvases) for session in cached._sessions)
+    layers = sum(len(session.memory.canvases) for session in cached._states)
     assert canvases <= plan.steps * plan.bytes_per_step <= canvases + PAGE * layers
     assert plan.shared_bytes == cached.store.shared_bytes > 0
     total = plan.steps * plan.bytes_per_step + plan.shared_bytes
@@ -492,7 +492,7 @@ def test_an_edit_that_fails_at_any_step_leaves_no_trace(rng, monkeypatch, how, s
         with pytest.raises(error):
             pipeline.edit(edited, mask=mask, on_step=on_step)
     assert_all_same(everything(pipeline), before)
-    assert pipeline.edits == 1 and {session.edits for session in pipeline._sessions} == {1}
+    assert pipeline.edits == 1 and {session.edits for session in pipeline._states} == {1}
     # and it goes on
     other = opened()
     other.run(original)
@@ -751,5 +751,5 @@ def test_sessions_of_one_model_share_its_weights():
     one.run(GOOD)
     other.run(GOOD)
     single = Session(DDPM, one.backend)
-    prepared = {id(s.memory.prepared) for s in (*one._sessions, *other._sessions, single)}
+    prepared = {id(s.memory.prepared) for s in (*one._states, *other._states, single)}
     assert len(prepared) == 1

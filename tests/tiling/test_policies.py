@@ -15,12 +15,14 @@ from sparsegen.backends.interface import Host
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.editing.session import Session
+from sparsegen.engine.allocator import BackendAllocator
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.run import Feature, LayerRecord, Run
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.models import GauGAN, GauGANConfig
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.masks import dilate
 from sparsegen.tiling.policies import Adaptive, Everything, Exact, Paper, Plan, Policy, get_policy
 from sparsegen.tiling.tiles import TileSet
@@ -256,8 +258,11 @@ def test_a_layer_knows_its_macs_without_a_run(name: str, z_dim: int) -> None:
     labels = np.zeros((2, 64, 32, 1), np.int32)
     changed = difference(samples=2, size=(64, 32))
     plan = Listening(Everything() if name == "everything" else EDITS[name].plan(changed))
-    run = Run(Memory(ShapesBackend()), plan)
-    model.forward({"labels": Feature(run, (labels,), (TileSet.of_mask(changed),))}, conditions)
+    backend = ShapesBackend()
+    run = Run(Memory(backend, BackendAllocator(backend)), plan)
+    model.forward(
+        {"labels": Feature(run, (Canvas("input.labels", labels),), (TileSet.of_mask(changed),))}, conditions
+    )
     layers = {layer.path: layer for layer in model.layers()}
     # a shortcut's convolution is not asked for: it is computed for the tiles of the layer that adds it, recorded next
     asked = [record for record in run.records if not record.path.endswith(".conv_s")]
@@ -346,16 +351,17 @@ def test_an_input_repainted_without_change_stops_at_the_first_layers() -> None:
 def test_what_an_adaptive_edit_held_back_is_stale_until_an_exact_edit() -> None:
     session, labels = edited_session()
     session.edit(labels, policy=Adaptive(0.3))
-    assert np.array_equal(session._base().history.stale.mask()[0], labels > 0)
+    assert np.array_equal(session._base.history.stale.mask()[0], labels > 0)
     session.edit(labels, policy=Adaptive(0))
-    assert session._base().history.stale.count == 0
+    assert session._base.history.stale.count == 0
     assert_array_equal(
         session.memory.canvases["conv_img"], Session(session.model, "reference").run(labels).output
     )
 
 
 def test_any_change_of_an_index_spreads() -> None:
-    memory = Memory(ReferenceBackend())
+    backend = ReferenceBackend()
+    memory = Memory(backend, BackendAllocator(backend))
     memory.canvases["numbers"] = np.zeros((1, 8, 8, 1), np.int32)
     run = Run(memory, Adaptive(100).plan(difference(size=(8, 8), at=(0, 0))), journal=Journal())
 
