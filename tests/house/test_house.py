@@ -40,6 +40,36 @@ FLOORS = {
 NEIGHBOURS = {
     "checks": {"backends"},
 }
+# The rooms inside `backends` and inside `weights`, whose `__init__.py` draws them; neighbours import nothing of each
+# other.
+FLOORS_OF_BACKENDS = {
+    "registry": 4,
+    "numba_cpu": 3,
+    "cupy_cuda": 3,
+    "reference": 3,
+    "base": 2,
+    "shapes": 1,
+    "interface": 0,
+}
+FLOORS_OF_WEIGHTS = {
+    "training": 8,
+    "families": 7,
+    "keymap": 6,
+    "averages": 6,
+    "checkpoint": 5,
+    "formats": 4,
+    "pickles": 3,
+    "tensor": 2,
+    "limits": 1,
+    "mapped": 1,
+    "which": 1,
+    "transforms": 1,
+    "writer": 1,
+    "errors": 0,
+    "dtypes": 0,
+    "builtin": 0,
+}
+INNER_FLOORS = {"sparsegen.backends": FLOORS_OF_BACKENDS, "sparsegen.weights": FLOORS_OF_WEIGHTS}
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}
 WEIGHTS_ROOMS = {"builtin"}
@@ -53,7 +83,7 @@ THIRD_PARTIES = {
     "backends/numba_cpu": {"numpy", "numba", "llvmlite"},
     "backends/cupy_cuda": {"numpy", "cupy", "cupyx"},
     "weights": {"numpy"},
-    "weights/safetensors_file.py": {"numpy", "safetensors"},
+    "weights/formats/safetensors_file.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
@@ -116,9 +146,9 @@ def imports(path: Path, source: str | None = None) -> Iterator[Import]:
 IMPORTS = [found for path in FILES for found in imports(path)]
 
 
-def room(module: str) -> str:
+def room(module: str, package: str = "sparsegen") -> str:
     """`sparsegen.models.gaugan` -> `models`; "" for the package itself."""
-    return module.split(".")[1] if "." in module else ""
+    return module.removeprefix(package).removeprefix(".").partition(".")[0]
 
 
 def inside(module: str, *packages: str) -> bool:
@@ -234,6 +264,34 @@ def test_no_arrow_runs_up() -> None:
     complain(wrong, "a module imports only lower floors and its listed neighbours")
 
 
+@pytest.mark.parametrize("package", INNER_FLOORS)
+def test_no_arrow_runs_up_inside(package: str) -> None:
+    floors = INNER_FLOORS[package]
+    rooms = {room(module, package) for module in MODULES if inside(module, package)} - {""}
+    assert rooms - set(floors) == set(), (
+        f"give a new room a floor in the table, and in {package}'s __init__.py"
+    )
+    wrong = []
+    for i in IMPORTS:
+        here, there = room(module_name(i.path), package), room(i.module, package)
+        if not inside(module_name(i.path), package) or not inside(i.module, package) or here == "":
+            continue  # here == "": the package's own __init__, its door
+        if there == "" or (here != there and floors[there] >= floors[here]):
+            wrong.append(i)
+    complain(wrong, f"inside {package}, a module imports only lower floors")
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {module: set() for module in MODULES}
+    for i in IMPORTS:
+        if i.module in MODULES and i.module != module_name(i.path):
+            arrows[module_name(i.path)].add(i.module)
+    # a module that imports no other is in no circle; nor is one that imports only such modules
+    while free := {module for module, there in arrows.items() if not there & arrows.keys()}:
+        arrows = {module: there for module, there in arrows.items() if module not in free}
+    assert not arrows, f"these modules import each other, or a circle: {', '.join(sorted(arrows))}"
+
+
 def test_the_door_does_not_open_to_the_command_line() -> None:
     door = [i for i in IMPORTS if i.path == Path("sparsegen/__init__.py")]
     complain(
@@ -242,16 +300,28 @@ def test_the_door_does_not_open_to_the_command_line() -> None:
     )
 
 
-def test_the_picture_of_the_floors_is_the_table() -> None:
-    doc = ast.get_docstring(ast.parse((ROOT / "sparsegen/__init__.py").read_text(encoding="utf-8")))
+def drawn_floors(path: str) -> dict[str, int]:
+    """The picture in a package's docstring: room -> floor, off lines such as "5  models · layers     1  checks"."""
+    doc = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
     assert doc is not None
-    drawn = {
+    return {
         name.rstrip("/"): int(floor)
         for floor, names in re.findall(r"\b(\d)  (\S+(?: · \S+)*)", doc)
         for name in names.split(" · ")
     }
+
+
+def test_the_picture_of_the_floors_is_the_table() -> None:
+    drawn = drawn_floors("sparsegen/__init__.py")
     assert len(drawn) >= 11
     assert drawn == {name: FLOORS[name] for name in drawn}
+
+
+@pytest.mark.parametrize("package", INNER_FLOORS)
+def test_the_pictures_inside_are_the_tables(package: str) -> None:
+    folder = next(folder for folder, name in FOLDERS.items() if name == package)
+    on_disk = {room(module, package) for module in MODULES if inside(module, package)} - {"", "training"}
+    assert drawn_floors(f"{folder}/__init__.py") == {name: INNER_FLOORS[package][name] for name in on_disk}
 
 
 # -- third parties ---------------------------------------------------------------------------------------
