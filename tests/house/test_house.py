@@ -41,7 +41,7 @@ NEIGHBOURS = {
     "checks": {"backends"},
 }
 # The rooms inside `backends` and inside `weights`, whose `__init__.py` draws them; neighbours import nothing of each
-# other.
+# other. `training` stays out of the wheel.
 FLOORS_OF_BACKENDS = {
     "registry": 4,
     "numba_cpu": 3,
@@ -73,6 +73,8 @@ INNER_FLOORS = {"sparsegen.backends": FLOORS_OF_BACKENDS, "sparsegen.weights": F
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}
 WEIGHTS_ROOMS = {"builtin"}
+TRAINING = "sparsegen.weights.training"
+"""Scripts around PyTorch that made the built-in models: in the repository, not in the wheel."""
 
 # the longest path that matches -> third parties that may be imported there, anywhere in the file
 THIRD_PARTIES = {
@@ -153,6 +155,10 @@ def room(module: str, package: str = "sparsegen") -> str:
 
 def inside(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def in_training(path: Path) -> bool:
+    return path.parts[:2] == ("weights", "training")
 
 
 def of_engine(path: Path) -> bool:
@@ -292,6 +298,15 @@ def test_no_imports_run_in_a_circle() -> None:
     assert not arrows, f"these modules import each other, or a circle: {', '.join(sorted(arrows))}"
 
 
+def test_nothing_of_the_wheel_imports_what_stays_out_of_it() -> None:
+    wrong = [
+        i
+        for i in IMPORTS
+        if i.path.parts[0] in FOLDERS and not in_training(i.path) and inside(i.module, TRAINING)
+    ]
+    complain(wrong, f"{TRAINING} is not in the wheel")
+
+
 def test_the_door_does_not_open_to_the_command_line() -> None:
     door = [i for i in IMPORTS if i.path == Path("sparsegen/__init__.py")]
     complain(
@@ -411,7 +426,11 @@ def test_every_package_folder_is_listed_in_pyproject() -> None:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert settings["package-dir"] == {name: folder for folder, name in FOLDERS.items()}
-    on_disk = {module_name(path.parent / "__init__.py") for path in FILES if path.parts[0] in FOLDERS}
+    on_disk = {
+        module_name(path.parent / "__init__.py")
+        for path in FILES
+        if path.parts[0] in FOLDERS and not in_training(path)
+    }
     assert on_disk == set(settings["packages"]), "a subpackage that is not listed is missing from the wheel"
     for path in FILES:
         if path.parts[0] in FOLDERS:
