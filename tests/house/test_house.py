@@ -9,8 +9,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sparsegen.backends import registry
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"sparsegen": "sparsegen", "backends": "sparsegen.backends", "weights": "sparsegen.weights"}
@@ -376,55 +379,105 @@ def test_every_import_of_the_project_is_of_a_module_that_exists() -> None:
     complain(wrong, "no such module")
 
 
-LIGHT = """
+FRESH = """
 import sys
-BLOCKED = {blocked!r}
+MISSING = {missing!r}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ImportError(f"{{name}} is not installed here")
-if {block!r}:
-    sys.meta_path.insert(0, Blocker())
+        if name.split(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {{name!r}}")
+sys.meta_path.insert(0, Blocker())
 import sparsegen
 from sparsegen.backends import get_backend
 {code}
-print(sorted({{name.split(".")[0] for name in sys.modules}} & BLOCKED))
+print(sorted({{name.split(".")[0] for name in sys.modules}} & {heavy!r}))
 """
 HEAVY = {"numba", "llvmlite", "cupy", "torch", "typer", "click", "rich", "scipy", "PIL"}
+NUMBA = {"numba", "llvmlite"}
+EDIT = """
+import numpy as np
+from sparsegen.models import GauGAN, GauGANConfig
+small = GauGANConfig(ngf=1, semantic_nc=3, nhidden=2, num_upsampling_layers="normal", edge_channel=False)
+session = sparsegen.Session(GauGAN(small), {backend})
+labels = np.zeros((32, 32), int)
+session.run(labels)
+labels[3, 4] = 1
+assert session.edit(labels).stats.macs > 0
+"""
+WITHOUT = ("sparsegen.__main__", "sparsegen.backends.numba_cpu", TRAINING)
+"""Modules that run the command line, or need Numba or PyTorch."""
 
 
-def run_python(code: str, *, block: bool) -> str:
-    """The output of a fresh interpreter that imports sparsegen, all of `HEAVY` missing when `block`."""
-    script = LIGHT.format(blocked=HEAVY, block=block, code=code)
+def run_python(code: str, *, missing: set[str] | None = None) -> str:
+    """Run `code` in a fresh interpreter that has imported sparsegen, as if `missing` were not installed.
+
+    Returns the names of `HEAVY` that were loaded, as text.
+    """
+    script = FRESH.format(missing=missing or set(), heavy=HEAVY, code=code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "tests")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_importing_sparsegen_loads_nothing_heavy() -> None:
-    assert run_python("", block=False) == "[]"
+    assert run_python("") == "[]"
 
 
 def test_the_reference_backend_computes_with_numpy_alone() -> None:
-    code = """
-import numpy as np
-from sparsegen.models import GauGAN, GauGANConfig
-small = GauGANConfig(ngf=1, semantic_nc=3, nhidden=2, num_upsampling_layers="normal", edge_channel=False)
-session = sparsegen.Session(GauGAN(small), get_backend("reference"))
-labels = np.zeros((32, 32), int)
-session.run(labels)
-labels[3, 4] = 1
-assert session.edit(labels).stats.macs > 0
+    code = EDIT.format(backend="get_backend('reference')")
+    assert run_python(code, missing=HEAVY) == "[]"
+
+
+def test_without_numba_all_but_its_kernels_can_be_imported() -> None:
+    others = [m for m in sorted(MODULES) if inside(m, "sparsegen") and not inside(m, *WITHOUT)]
+    assert len(others) > 60
+    run_python(f"import importlib\nfor module in {others}: importlib.import_module(module)", missing=NUMBA)
+
+
+def test_where_numba_cannot_exist_a_session_computes_without_a_warning() -> None:
+    code = f"""
+import warnings
+from sparsegen.backends import backend_status
+sys.platform = "emscripten"
+warnings.simplefilter("error")
+{EDIT.format(backend="None")}
+assert session.memory.backend.name == "reference"
+assert "numba" in backend_status()["numba"]
 """
-    assert run_python(code, block=True) == "[]"
+    assert run_python(code, missing=HEAVY) == "[]"
+
+
+def test_where_numba_is_merely_not_installed_a_session_says_so() -> None:
+    code = f"""
+import warnings
+caught = []
+warnings.showwarning = lambda message, *where: caught.append(str(message))
+{EDIT.format(backend="None")}
+assert session.memory.backend.name == "reference"
+assert [text.partition(";")[0] for text in caught] == [
+    "backend 'numba' cannot run here (ModuleNotFoundError: No module named 'numba')"
+]
+"""
+    assert run_python(code, missing=HEAVY) == "[]"
 
 
 # -- packaging -------------------------------------------------------------------------------------------
 
 
-def test_every_package_folder_is_listed_in_pyproject() -> None:
+def pyproject() -> dict[str, Any]:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    parsed: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return parsed
+
+
+def test_numba_is_required_where_it_exists() -> None:
+    (numba,) = [each for each in pyproject()["project"]["dependencies"] if each.startswith("numba")]
+    platforms = registry._NO_SUCH_PLATFORM["numba"]
+    assert numba.partition("; ")[2] == " and ".join(f"sys_platform != '{name}'" for name in platforms)
+
+
+def test_every_package_folder_is_listed_in_pyproject() -> None:
+    settings = pyproject()["tool"]["setuptools"]
     assert settings["package-dir"] == {name: folder for folder, name in FOLDERS.items()}
     on_disk = {
         module_name(path.parent / "__init__.py")
