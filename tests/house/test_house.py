@@ -488,3 +488,12 @@ def test_every_package_folder_is_listed_in_pyproject() -> None:
     for path in FILES:
         if path.parts[0] in FOLDERS:
             assert (ROOT / path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
+
+
+def test_make_help_describes_every_target_and_quick_names_areas_of_the_tests() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    described = re.findall(r"^([a-z]+):.* ## \S", makefile, re.M)
+    assert described == targets.split()
+    (areas,) = re.findall(r"^QUICK := (.*)$", makefile, re.M)
+    assert all((ROOT / "tests" / area).is_dir() for area in areas.split())
