@@ -1,29 +1,38 @@
-# One command each, from a fresh clone with Python alone: `make demo`, `make test`. `make lint` checks form and types.
+# One command each, from a fresh clone with Python alone. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
 
-.PHONY: demo test lint mypy bench clean
+# areas of tests/ that `make quick` covers: no checkpoints, kernels, command line and pipelines
+QUICK := house tiling diffusion engine models editing pictures
 
-demo: .venv/runtime.stamp ## edit a built-in label map and a built-in picture; says where the results lie
+.PHONY: help demo quick test lint mypy bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z]+:.*## / { sub("AREAS", areas, $$2); printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/runtime.stamp ## edit a built-in label map and a built-in picture; print where the results are
 	$(BIN)/sparsegen demo --output demo.png
 	$(BIN)/sparsegen demo --model landscape-ddpm --output demo-ddpm.png
 
-test: .venv/test.stamp ## everything that is claimed, checked
+quick: .venv/test.stamp ## a minute of tests (AREAS), numba backend only, none that need PyTorch or are marked slow
+	$(BIN)/python -m pytest -q -m "not torch and not slow" -k "not reference" $(QUICK:%=tests/%)
+
+test: .venv/test.stamp ## all tests (a quarter of an hour on two cores; installs PyTorch to compare with)
 	$(BIN)/python -m pytest
 
 lint: .venv/lint.stamp ## ruff (format, lint) and mypy, as pre-commit runs them
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-# Types are checked on the package as it is installed: in the checkout two of its three folders have other names.
-mypy: .venv/lint.stamp
+# The installed package is checked: in the checkout two of its three folders have other names.
+mypy: .venv/lint.stamp ## mypy alone, on the package as it is installed
 	rm -rf build && mkdir -p build/typed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed/site .
 	cd build/typed && MYPYPATH=site "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" -p sparsegen
 
-bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and onnxruntime: tables and JSON lines
+bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and ONNX Runtime: tables and JSON lines
 	$(BIN)/python -m bench.layers
 	$(BIN)/python -m bench.gaugan
 	$(BIN)/python -m bench.startup
@@ -31,7 +40,7 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python -m bench.diffusion
 	$(BIN)/python -m bench.quality
 
-clean:
+clean: ## remove the virtual environment and what was built
 	rm -rf .venv build dist *.egg-info
 
 .venv/bin.stamp:

@@ -1,6 +1,9 @@
 """Backends: how the engine's primitives are computed. The contract is `interface.py`; names are in `registry.py`.
 
-Importing this loads no accelerator; `get_backend(name)` does.
+Importing this loads no accelerator; `get_backend(name)` does. Floors, none importing what stands above it:
+
+    4  registry                  1  shapes
+    3  reference · numba_cpu     0  interface
 """
 
 from .interface import TILE, Backend, BackendError, Source

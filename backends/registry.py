@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +20,9 @@ _BUILT_IN = {
     "reference": "sparsegen.backends.reference:ReferenceBackend",
 }
 """In order of preference: the first that can run here is the default."""
+
+_NO_SUCH_PLATFORM = {"numba": ("emscripten",)}
+"""Built-in backend -> platforms (`sys.platform`) that its packages do not exist for."""
 
 THREADS = "SPARSEGEN_THREADS"
 """The environment variable that says how many threads compute, where a call does not."""
@@ -107,9 +111,12 @@ _WARNED: set[str] = set()
 
 
 def _warn_once(chosen: str, passed_over: dict[str, str]) -> None:
-    """Say that a slower backend computes than might, once for each that cannot."""
+    """Say that a slower backend computes than might, once for each that cannot.
+
+    Not where the faster one does not exist for the platform: the user could do nothing about it.
+    """
     for name, why in passed_over.items():
-        if name not in _WARNED:
+        if name not in _WARNED and sys.platform not in _NO_SUCH_PLATFORM.get(name, ()):
             _WARNED.add(name)
             warnings.warn(
                 f"backend {name!r} cannot run here ({why}); {chosen!r} computes instead, which may take many times "
@@ -125,7 +132,8 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     Parameters
     ----------
     name
-        None: `default_backend()`; a RuntimeWarning says once which better one cannot run here, and why.
+        None: `default_backend()`; a RuntimeWarning says once which better one cannot run here, and why (none where
+        that one does not exist for the platform, as Numba for emscripten).
     threads
         How many threads may compute, for backends that compute in several; None: the environment's
         SPARSEGEN_THREADS, else the backend's own choice. Each number has its own instance.

@@ -4,13 +4,17 @@
         family, config = identify(checkpoint)                    # by its keys; sizes off its shapes
         parameters = convert(family, checkpoint, expected)       # renamed, folded, checked
 
-Reading: `checkpoint` finds the format and asks `pytorch_zip`, `pytorch_legacy` or `safetensors_file`; the two
-of PyTorch share the pickle machine `unpickle` (on `pickle_operands` and `pickle_scan`) with its `allowlist`,
-`refused_names`, `stand_ins`, `rebuild`, `storages` and `flatten`. All give `tensor.Tensor`s that look into a `mapped`
-file; `diffusers_folder` says which files of a folder these are, `not_checkpoints` what a file is that is none. Naming:
-`keymap` with `transforms`, one table per family in `families`; `which` and `averages` tell averaged weights from the
-last ones. Writing: `writer`. Everything wrong with a file is a
-`CheckpointError`.
+`checkpoint` finds the format and asks the reader in `formats`; the two readers of PyTorch's files share the machine of
+`pickles`. All give `tensor.Tensor`s that look into a `mapped` file, at a cost that `limits` bounds. `keymap`, with
+`transforms`, applies the table that one of the `families` has; `which` and `averages` tell averaged weights from the
+last ones. `writer` writes, `builtin` lists the models that come with the package. Everything wrong with a file is a
+`CheckpointError`. Floors, none importing what stands above it:
+
+    7  families                2  tensor
+    6  keymap · averages       1  limits · mapped · which · transforms · writer
+    5  checkpoint              0  errors · dtypes · builtin
+    4  formats
+    3  pickles
 """
 
 from .checkpoint import Checkpoint, read_checkpoint

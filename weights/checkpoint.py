@@ -9,15 +9,15 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from .diffusers_folder import UNetFolder, find_unet
 from .dtypes import FLOATING
 from .errors import CheckpointError, listed, shown
-from .flatten import Flat, Scalar
+from .formats.diffusers_folder import UNetFolder, find_unet
+from .formats.not_checkpoints import refuse_unpacked, unknown_file
+from .formats.pytorch_legacy import MAGIC_BYTES, read_legacy
+from .formats.pytorch_zip import SIGNATURE, read_zip
+from .formats.safetensors_file import header_bytes, read_safetensors
 from .mapped import MappedFile
-from .not_checkpoints import refuse_unpacked, unknown_file
-from .pytorch_legacy import MAGIC_BYTES, read_legacy
-from .pytorch_zip import SIGNATURE, read_zip
-from .safetensors_file import header_bytes, read_safetensors
+from .pickles.flatten import Flat, Scalar
 from .tensor import Tensor
 from .which import Chosen, Which
 

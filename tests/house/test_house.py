@@ -9,8 +9,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sparsegen.backends import registry
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"sparsegen": "sparsegen", "backends": "sparsegen.backends", "weights": "sparsegen.weights"}
@@ -40,9 +43,41 @@ FLOORS = {
 NEIGHBOURS = {
     "checks": {"backends"},
 }
+# The rooms inside `backends` and inside `weights`, whose `__init__.py` draws them; neighbours import nothing of each
+# other. `training` stays out of the wheel.
+FLOORS_OF_BACKENDS = {
+    "registry": 4,
+    "numba_cpu": 3,
+    "cupy_cuda": 3,
+    "reference": 3,
+    "base": 2,
+    "shapes": 1,
+    "interface": 0,
+}
+FLOORS_OF_WEIGHTS = {
+    "training": 8,
+    "families": 7,
+    "keymap": 6,
+    "averages": 6,
+    "checkpoint": 5,
+    "formats": 4,
+    "pickles": 3,
+    "tensor": 2,
+    "limits": 1,
+    "mapped": 1,
+    "which": 1,
+    "transforms": 1,
+    "writer": 1,
+    "errors": 0,
+    "dtypes": 0,
+    "builtin": 0,
+}
+INNER_FLOORS = {"sparsegen.backends": FLOORS_OF_BACKENDS, "sparsegen.weights": FLOORS_OF_WEIGHTS}
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
 CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}
 WEIGHTS_ROOMS = {"builtin"}
+TRAINING = "sparsegen.weights.training"
+"""Scripts around PyTorch that made the built-in models: in the repository, not in the wheel."""
 
 # the longest path that matches -> third parties that may be imported there, anywhere in the file
 THIRD_PARTIES = {
@@ -53,7 +88,7 @@ THIRD_PARTIES = {
     "backends/numba_cpu": {"numpy", "numba", "llvmlite"},
     "backends/cupy_cuda": {"numpy", "cupy", "cupyx"},
     "weights": {"numpy"},
-    "weights/safetensors_file.py": {"numpy", "safetensors"},
+    "weights/formats/safetensors_file.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
@@ -116,13 +151,17 @@ def imports(path: Path, source: str | None = None) -> Iterator[Import]:
 IMPORTS = [found for path in FILES for found in imports(path)]
 
 
-def room(module: str) -> str:
+def room(module: str, package: str = "sparsegen") -> str:
     """`sparsegen.models.gaugan` -> `models`; "" for the package itself."""
-    return module.split(".")[1] if "." in module else ""
+    return module.removeprefix(package).removeprefix(".").partition(".")[0]
 
 
 def inside(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def in_training(path: Path) -> bool:
+    return path.parts[:2] == ("weights", "training")
 
 
 def of_engine(path: Path) -> bool:
@@ -234,6 +273,43 @@ def test_no_arrow_runs_up() -> None:
     complain(wrong, "a module imports only lower floors and its listed neighbours")
 
 
+@pytest.mark.parametrize("package", INNER_FLOORS)
+def test_no_arrow_runs_up_inside(package: str) -> None:
+    floors = INNER_FLOORS[package]
+    rooms = {room(module, package) for module in MODULES if inside(module, package)} - {""}
+    assert rooms - set(floors) == set(), (
+        f"give a new room a floor in the table, and in {package}'s __init__.py"
+    )
+    wrong = []
+    for i in IMPORTS:
+        here, there = room(module_name(i.path), package), room(i.module, package)
+        if not inside(module_name(i.path), package) or not inside(i.module, package) or here == "":
+            continue  # here == "": the package's own __init__, its door
+        if there == "" or (here != there and floors[there] >= floors[here]):
+            wrong.append(i)
+    complain(wrong, f"inside {package}, a module imports only lower floors")
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {module: set() for module in MODULES}
+    for i in IMPORTS:
+        if i.module in MODULES and i.module != module_name(i.path):
+            arrows[module_name(i.path)].add(i.module)
+    # a module that imports no other is in no circle; nor is one that imports only such modules
+    while free := {module for module, there in arrows.items() if not there & arrows.keys()}:
+        arrows = {module: there for module, there in arrows.items() if module not in free}
+    assert not arrows, f"these modules import each other, or a circle: {', '.join(sorted(arrows))}"
+
+
+def test_nothing_of_the_wheel_imports_what_stays_out_of_it() -> None:
+    wrong = [
+        i
+        for i in IMPORTS
+        if i.path.parts[0] in FOLDERS and not in_training(i.path) and inside(i.module, TRAINING)
+    ]
+    complain(wrong, f"{TRAINING} is not in the wheel")
+
+
 def test_the_door_does_not_open_to_the_command_line() -> None:
     door = [i for i in IMPORTS if i.path == Path("sparsegen/__init__.py")]
     complain(
@@ -242,16 +318,28 @@ def test_the_door_does_not_open_to_the_command_line() -> None:
     )
 
 
-def test_the_picture_of_the_floors_is_the_table() -> None:
-    doc = ast.get_docstring(ast.parse((ROOT / "sparsegen/__init__.py").read_text(encoding="utf-8")))
+def drawn_floors(path: str) -> dict[str, int]:
+    """The picture in a package's docstring: room -> floor, off lines such as "5  models · layers     1  checks"."""
+    doc = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
     assert doc is not None
-    drawn = {
+    return {
         name.rstrip("/"): int(floor)
         for floor, names in re.findall(r"\b(\d)  (\S+(?: · \S+)*)", doc)
         for name in names.split(" · ")
     }
+
+
+def test_the_picture_of_the_floors_is_the_table() -> None:
+    drawn = drawn_floors("sparsegen/__init__.py")
     assert len(drawn) >= 11
     assert drawn == {name: FLOORS[name] for name in drawn}
+
+
+@pytest.mark.parametrize("package", INNER_FLOORS)
+def test_the_pictures_inside_are_the_tables(package: str) -> None:
+    folder = next(folder for folder, name in FOLDERS.items() if name == package)
+    on_disk = {room(module, package) for module in MODULES if inside(module, package)} - {"", "training"}
+    assert drawn_floors(f"{folder}/__init__.py") == {name: INNER_FLOORS[package][name] for name in on_disk}
 
 
 # -- third parties ---------------------------------------------------------------------------------------
@@ -291,58 +379,121 @@ def test_every_import_of_the_project_is_of_a_module_that_exists() -> None:
     complain(wrong, "no such module")
 
 
-LIGHT = """
+FRESH = """
 import sys
-BLOCKED = {blocked!r}
+MISSING = {missing!r}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ImportError(f"{{name}} is not installed here")
-if {block!r}:
-    sys.meta_path.insert(0, Blocker())
+        if name.split(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {{name!r}}")
+sys.meta_path.insert(0, Blocker())
 import sparsegen
 from sparsegen.backends import get_backend
 {code}
-print(sorted({{name.split(".")[0] for name in sys.modules}} & BLOCKED))
+print(sorted({{name.split(".")[0] for name in sys.modules}} & {heavy!r}))
 """
 HEAVY = {"numba", "llvmlite", "cupy", "torch", "typer", "click", "rich", "scipy", "PIL"}
+NUMBA = {"numba", "llvmlite"}
+EDIT = """
+import numpy as np
+from sparsegen.models import GauGAN, GauGANConfig
+small = GauGANConfig(ngf=1, semantic_nc=3, nhidden=2, num_upsampling_layers="normal", edge_channel=False)
+session = sparsegen.Session(GauGAN(small), {backend})
+labels = np.zeros((32, 32), int)
+session.run(labels)
+labels[3, 4] = 1
+assert session.edit(labels).stats.macs > 0
+"""
+WITHOUT = ("sparsegen.__main__", "sparsegen.backends.numba_cpu", TRAINING)
+"""Modules that run the command line, or need Numba or PyTorch."""
 
 
-def run_python(code: str, *, block: bool) -> str:
-    """The output of a fresh interpreter that imports sparsegen, all of `HEAVY` missing when `block`."""
-    script = LIGHT.format(blocked=HEAVY, block=block, code=code)
+def run_python(code: str, *, missing: set[str] | None = None) -> str:
+    """Run `code` in a fresh interpreter that has imported sparsegen, as if `missing` were not installed.
+
+    Returns the names of `HEAVY` that were loaded, as text.
+    """
+    script = FRESH.format(missing=missing or set(), heavy=HEAVY, code=code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "tests")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_importing_sparsegen_loads_nothing_heavy() -> None:
-    assert run_python("", block=False) == "[]"
+    assert run_python("") == "[]"
 
 
 def test_the_reference_backend_computes_with_numpy_alone() -> None:
-    code = """
-import numpy as np
-from sparsegen.models import GauGAN, GauGANConfig
-small = GauGANConfig(ngf=1, semantic_nc=3, nhidden=2, num_upsampling_layers="normal", edge_channel=False)
-session = sparsegen.Session(GauGAN(small), get_backend("reference"))
-labels = np.zeros((32, 32), int)
-session.run(labels)
-labels[3, 4] = 1
-assert session.edit(labels).stats.macs > 0
+    code = EDIT.format(backend="get_backend('reference')")
+    assert run_python(code, missing=HEAVY) == "[]"
+
+
+def test_without_numba_all_but_its_kernels_can_be_imported() -> None:
+    others = [m for m in sorted(MODULES) if inside(m, "sparsegen") and not inside(m, *WITHOUT)]
+    assert len(others) > 60
+    run_python(f"import importlib\nfor module in {others}: importlib.import_module(module)", missing=NUMBA)
+
+
+def test_where_numba_cannot_exist_a_session_computes_without_a_warning() -> None:
+    code = f"""
+import warnings
+from sparsegen.backends import backend_status
+sys.platform = "emscripten"
+warnings.simplefilter("error")
+{EDIT.format(backend="None")}
+assert session.memory.backend.name == "reference"
+assert "numba" in backend_status()["numba"]
 """
-    assert run_python(code, block=True) == "[]"
+    assert run_python(code, missing=HEAVY) == "[]"
+
+
+def test_where_numba_is_merely_not_installed_a_session_says_so() -> None:
+    code = f"""
+import warnings
+caught = []
+warnings.showwarning = lambda message, *where: caught.append(str(message))
+{EDIT.format(backend="None")}
+assert session.memory.backend.name == "reference"
+assert [text.partition(";")[0] for text in caught] == [
+    "backend 'numba' cannot run here (ModuleNotFoundError: No module named 'numba')"
+]
+"""
+    assert run_python(code, missing=HEAVY) == "[]"
 
 
 # -- packaging -------------------------------------------------------------------------------------------
 
 
-def test_every_package_folder_is_listed_in_pyproject() -> None:
+def pyproject() -> dict[str, Any]:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    parsed: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return parsed
+
+
+def test_numba_is_required_where_it_exists() -> None:
+    (numba,) = [each for each in pyproject()["project"]["dependencies"] if each.startswith("numba")]
+    platforms = registry._NO_SUCH_PLATFORM["numba"]
+    assert numba.partition("; ")[2] == " and ".join(f"sys_platform != '{name}'" for name in platforms)
+
+
+def test_every_package_folder_is_listed_in_pyproject() -> None:
+    settings = pyproject()["tool"]["setuptools"]
     assert settings["package-dir"] == {name: folder for folder, name in FOLDERS.items()}
-    on_disk = {module_name(path.parent / "__init__.py") for path in FILES if path.parts[0] in FOLDERS}
+    on_disk = {
+        module_name(path.parent / "__init__.py")
+        for path in FILES
+        if path.parts[0] in FOLDERS and not in_training(path)
+    }
     assert on_disk == set(settings["packages"]), "a subpackage that is not listed is missing from the wheel"
     for path in FILES:
         if path.parts[0] in FOLDERS:
             assert (ROOT / path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
+
+
+def test_make_help_describes_every_target_and_quick_names_areas_of_the_tests() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    described = re.findall(r"^([a-z]+):.* ## \S", makefile, re.M)
+    assert described == targets.split()
+    (areas,) = re.findall(r"^QUICK := (.*)$", makefile, re.M)
+    assert all((ROOT / "tests" / area).is_dir() for area in areas.split())

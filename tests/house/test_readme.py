@@ -41,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_python_blocks_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(BLOCKS) == 3
     labels = random_labels(np.random.default_rng(0), (64, 128), classes=35)
@@ -52,6 +53,7 @@ def test_the_python_blocks_run(folder: Path, capsys: pytest.CaptureFixture[str])
     assert sparsegen.Session.load(folder / "lake.safetensors").edits == 1
 
 
+@pytest.mark.slow
 def test_the_command_lines_run(folder: Path) -> None:
     assert {command.split()[0] for command in COMMANDS} == {
         "edit",
@@ -70,7 +72,9 @@ def test_the_command_lines_run(folder: Path) -> None:
     )
 
 
-def test_every_file_that_is_linked_exists() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_that_is_linked_exists(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     assert len(links) >= 3
     assert not [link for link in links if not (ROOT / link).exists()]

@@ -19,7 +19,7 @@ from sparsegen import loading
 from sparsegen.errors import InputError
 from sparsegen.models import DDPM, DDPMConfig
 from sparsegen.weights import CheckpointError, identify, read_checkpoint
-from sparsegen.weights.diffusers_folder import _SCHEDULERS
+from sparsegen.weights.formats.diffusers_folder import _SCHEDULERS
 from tests.weights import hostile
 from tests.weights.diffusers_folders import CONFIG, MADE, OURS, as_diffusers, holds, pipeline, refused, write
 

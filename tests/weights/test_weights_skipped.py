@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from sparsegen.weights import CheckpointError, read_checkpoint
-from sparsegen.weights.refused_names import ATTACK, refusal
+from sparsegen.weights.pickles.refused_names import ATTACK, refusal
 from tests.weights import hostile
 from tests.weights.hostile import named, storage, tensor, text
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mmap
 import struct
 
-from .errors import CheckpointError
-from .limits import LONGEST_TEXT, Budget
+from ..errors import CheckpointError
+from ..limits import LONGEST_TEXT, Budget
 from .stand_ins import Skipped
 
 CUT_SHORT = "The file is cut short or damaged: download or copy it again"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .errors import CheckpointError, shown
-from .flatten import Flat
-from .limits import Budget
-from .mapped import MappedFile
-from .storages import StorageTable
+from ..errors import CheckpointError, shown
+from ..limits import Budget
+from ..mapped import MappedFile
+from ..pickles.flatten import Flat
+from ..pickles.storages import StorageTable
+from ..pickles.unpickle import Unpickler
+from ..tensor import Storage, Tensor
 from .stored_zip import Entry, read_directory
-from .tensor import Storage, Tensor
-from .unpickle import Unpickler
 
 SIGNATURE = b"PK\x03\x04"
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import struct
 
-from .dtypes import DTYPES
-from .errors import CheckpointError, shown
-from .flatten import Flat
-from .limits import Budget
-from .mapped import MappedFile
-from .stand_ins import Global
-from .storages import StorageTable
-from .tensor import Tensor
-from .unpickle import Unpickler
+from ..dtypes import DTYPES
+from ..errors import CheckpointError, shown
+from ..limits import Budget
+from ..mapped import MappedFile
+from ..pickles.flatten import Flat
+from ..pickles.stand_ins import Global
+from ..pickles.storages import StorageTable
+from ..pickles.unpickle import Unpickler
+from ..tensor import Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C
 MAGIC_BYTES = MAGIC.to_bytes(10, "little")

@@ -12,11 +12,11 @@ import struct
 
 from safetensors import SafetensorError, safe_open
 
-from .dtypes import DTYPES, SAFETENSORS_CODES
-from .errors import CheckpointError, shown
-from .limits import MAX_DIMENSIONS, MAX_STORAGES
-from .mapped import MappedFile
-from .tensor import Storage, Tensor, checked_layout, contiguous_strides
+from ..dtypes import DTYPES, SAFETENSORS_CODES
+from ..errors import CheckpointError, shown
+from ..limits import MAX_DIMENSIONS, MAX_STORAGES
+from ..mapped import MappedFile
+from ..tensor import Storage, Tensor, checked_layout, contiguous_strides
 
 _ADVICE = "The file is cut short or damaged: download or copy it again"
 _METADATA_ADVICE = (

@@ -10,10 +10,10 @@ import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 
+from ..dtypes import DTYPES, TORCH_STORAGES
+from ..errors import CheckpointError, shown
+from ..limits import SAVE_ALONE
 from . import rebuild
-from .dtypes import DTYPES, TORCH_STORAGES
-from .errors import CheckpointError, shown
-from .limits import SAVE_ALONE
 from .rebuild import Arguments, taken
 from .refused_names import refusal
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped

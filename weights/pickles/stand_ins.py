@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import CheckpointError
-from .limits import SAVE_ALONE
+from ..errors import CheckpointError
+from ..limits import SAVE_ALONE
 
 
 @dataclass(eq=False, frozen=True, slots=True)

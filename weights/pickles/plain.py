@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .limits import Budget
-from .tensor import Layout, Storage
+from ..limits import Budget
+from ..tensor import Layout, Storage
 
 _LOOK_COST = 128
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .errors import CheckpointError, shown
+from ..errors import CheckpointError, shown
+from ..tensor import Layout, checked_layout, meta_layout
 from .stand_ins import Global
-from .tensor import Layout, checked_layout, meta_layout
 
 Arguments = tuple[object, ...]
 

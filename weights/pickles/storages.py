@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .dtypes import DTYPES
-from .errors import CheckpointError, shown
+from ..dtypes import DTYPES
+from ..errors import CheckpointError, shown
+from ..tensor import Storage
 from .stand_ins import Global
-from .tensor import Storage
 
 _LARGEST = 1 << 62
 

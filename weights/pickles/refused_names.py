@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import CheckpointError, shown
+from ..errors import CheckpointError, shown
 
 ATTACK = "It may be an attack: do not open it with torch.load either"
 PLAIN = "Save the weights alone, where the file was made: torch.save(model.state_dict(), path)"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .errors import CheckpointError, shown
-from .limits import MAX_DEPTH, MAX_ENTRIES, SAVE_ALONE, Budget
+from ..errors import CheckpointError, shown
+from ..limits import MAX_DEPTH, MAX_ENTRIES, SAVE_ALONE, Budget
+from ..tensor import Layout
 from .plain import Plainness
 from .refused_names import PLAIN, WHOLE
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, TupleKey
-from .tensor import Layout
 
 Scalar = str | int | float | bool | None
 

@@ -11,7 +11,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from .errors import CheckpointError, listed, shown
+from ..errors import CheckpointError, listed, shown
 
 _OTHER_FILE = "Get the model's safetensors or PyTorch file instead"
 

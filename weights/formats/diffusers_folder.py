@@ -19,9 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import CheckpointError, listed, shown
-from .mapped import MappedFile
-from .which import Chosen, Kind, Which, averages_of, kind_of
+from ..errors import CheckpointError, listed, shown
+from ..mapped import MappedFile
+from ..which import Chosen, Kind, Which, averages_of, kind_of
 
 UNET_CLASS = "UNet2DModel"
 

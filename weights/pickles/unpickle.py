@@ -17,21 +17,21 @@ import mmap
 import pickle
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
+from ..errors import CheckpointError, shown
+from ..limits import Budget
+from ..tensor import Layout
 from .allowlist import check_key, resolve
-from .errors import CheckpointError, shown
-from .limits import KEPT_BYTES, KEPT_VALUES, Budget
-from .pickle_operands import CUT_SHORT, DAMAGED, TEXT_COST, Operands, decoded
-from .pickle_scan import end_of_numbers, referenced_places
+from .operands import CUT_SHORT, DAMAGED, decoded
 from .plain import Plainness
 from .rebuild import check_state
 from .refused_names import WHOLE, refusal
+from .scan import end_of_numbers, referenced_places
+from .stack import ENTRY, NO_MARK, SLOT, WEIGHTY, Mark, Stack
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, tuple_key
-from .tensor import Layout, Storage
 
-# What things cost in memory, rounded up: a stack slot with a small number in it, and what others take beyond.
-_SLOT, _CONTAINER, _ENTRY, _MEMO, _OBJECT, _MARK, _NAME = 48, 72, 104, 104, 256, 112, 1024
+# What things cost in memory beyond their slot on the stack, rounded up.
+_CONTAINER, _MEMO, _OBJECT, _NAME = 72, 104, 256, 1024
 
 # What a tensor takes, and its storage, once the arguments are gone that described them.
 _TENSOR, _STORAGE = 256, 160
@@ -56,17 +56,7 @@ def _op(name: str) -> int:
     return code[0]
 
 
-class _Mark(NamedTuple):
-    """Where an open group begins on the stack, and what was left, met and kept at that time."""
-
-    start: int
-    bytes_left: int
-    held: int
-    remembered: int
-    retained: int
-
-
-class Unpickler(Operands):
+class Unpickler(Stack):
     """Reads one pickle after another from `buffer[start:end]`.
 
     Parameters
@@ -96,26 +86,21 @@ class Unpickler(Operands):
         persistent: Callable[[object], object] | None = None,
         whole: bool = False,
     ) -> None:
-        super().__init__(buffer, start, end, budget)
+        super().__init__(buffer, start, end, budget, whole=whole)
         self.start = start
         self.where = where
         self.persistent = persistent
-        self.whole = whole
         self.globals: dict[tuple[str, str], Global] = {}
         self._begin()
 
     def _begin(self) -> None:
-        self.stack: list[object] = []
-        self.marks: list[_Mark] = []
+        self.clear()
         # The tuple that was made last of a group, and the group's mark.
-        self.arguments: tuple[object, _Mark] = (None, _Mark(0, 0, 0, 0, 0))
+        self.arguments: tuple[object, Mark] = (None, NO_MARK)
         self.memo: dict[int, object] = {}
         self.memoized = 0
         self.numbered = False
         self.references: set[int] = set()
-        # Tensors, storages and containers with them that were met; values of any size that the memo keeps; bytes of
-        # what is kept elsewhere.
-        self.held = self.remembered = self.retained = 0
         self.tuple_keys = 0
         self.is_plain = Plainness(self.budget)
         # Names that are harmless in one call only, and were not called yet.
@@ -134,12 +119,12 @@ class Unpickler(Operands):
                     raise CheckpointError("the pickle ends without its STOP", advice=CUT_SHORT)
                 opcode = buffer[opcode_at]
                 self.position = opcode_at + 1
-                budget.bytes_left -= _SLOT
+                budget.bytes_left -= SLOT
                 if budget.bytes_left < _LOW:
-                    self._thin_out()
+                    self.thin_out()
                     budget.take(0)
                 if opcode == _STOP:
-                    result = self._pop()
+                    result = self.pop()
                     if self.stack:
                         raise CheckpointError("the pickle leaves values behind", advice=DAMAGED)
                     if self.unused:
@@ -157,92 +142,13 @@ class Unpickler(Operands):
                 error.where = f"{self.where}, byte {opcode_at - self.start}"
             raise
 
-    # The stack: a value below the last mark belongs to someone else.
-
-    def _pop(self) -> object:
-        if len(self.stack) <= (self.marks[-1].start if self.marks else 0):
-            raise CheckpointError("the pickle takes a value from an empty stack", advice=DAMAGED)
-        return self.stack.pop()
-
-    def _top(self) -> object:
-        if len(self.stack) <= (self.marks[-1].start if self.marks else 0):
-            raise CheckpointError("the pickle looks at an empty stack", advice=DAMAGED)
-        return self.stack[-1]
-
-    def _pop_mark(self) -> list[object]:
-        if not self.marks:
-            raise CheckpointError("the pickle closes a group that it never opened", advice=DAMAGED)
-        start = self.marks.pop().start
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def _pop_group(self, *, step: int = 1) -> list[object]:
-        """The items of a group that goes into a container, as far as they are kept.
-
-        Of a plain group with too many values nothing is kept, of a large one only what is no container. `step` is 2
-        for keys and values.
-        """
-        mark = self.marks[-1] if self.marks else _Mark(0, 0, 0, 0, 0)
-        spent = mark.bytes_left - self.budget.bytes_left
-        items = self._pop_mark()
-        if mark.held != self.held or self.whole or len(items) % step:
-            return items
-        if len(items) > KEPT_VALUES:
-            passed_over: list[object] = [MANY_VALUES, None] if step == 2 else [MANY_VALUES]
-            if step == 2:
-                # One object of many stays with its key, so that it is known what is there.
-                at = next((i for i in range(1, len(items), 2) if type(items[i]) is Placeholder), None)
-                passed_over += [] if at is None else items[at - 1 : at + 1]
-            items = passed_over
-        elif spent > KEPT_BYTES:
-            for index in range(step - 1, len(items), step):
-                if type(items[index]) in _WEIGHTY:
-                    items[index] = MANY_VALUES
-        else:
-            return items
-        texts = sum(TEXT_COST + 4 * len(item) for item in items if isinstance(item, (str, bytes)))
-        self._give_back(mark, _ENTRY * len(items) + texts)
-        return items
-
-    def _pop_group_for_top(self, *, step: int = 1) -> list[object]:
-        """`_pop_group` of items that go into the container below them; a placeholder keeps none."""
-        mark = self.marks[-1] if self.marks else None
-        items = self._pop_group(step=step)
-        if mark is not None and mark.held == self.held and type(self._top()) is Placeholder:
-            self._give_back(mark, 0)
-        return items
-
-    def _thin_out(self) -> None:
-        """Drop the values of an open group that is plain and far too long to be kept, when the budget runs out.
-
-        Tuples and frozen sets come as one group, however long they are. As many are left as make it too long, and an
-        even number of them even.
-        """
-        mark = self.marks[-1] if self.marks else None
-        if mark is None or mark.held != self.held or self.whole:
-            return
-        count = len(self.stack) - mark.start
-        if count > 4 * KEPT_VALUES:
-            left = KEPT_VALUES + 1 + (KEPT_VALUES + 1 - count) % 2
-            self.stack[mark.start :] = [MANY_VALUES] * left
-            self._give_back(mark, _MARK + _SLOT * left)
-
-    def _give_back(self, mark: _Mark, cost: int) -> None:
-        """The bytes that were taken since a mark, but for what is kept of them."""
-        if mark.remembered == self.remembered:
-            left = mark.bytes_left - (self.retained - mark.retained) - cost
-            self.budget.bytes_left = max(self.budget.bytes_left, left)
-
     # Opcodes, by what they leave on the stack.
 
     def _push(self, value: object) -> None:
         self.stack.append(value)
 
     def _mark(self) -> None:
-        mark = _Mark(len(self.stack), self.budget.bytes_left, self.held, self.remembered, self.retained)
-        self.budget.take(_MARK)
-        self.marks.append(mark)
+        self.mark()
         if not self.whole and (end := end_of_numbers(self.buffer, self.position, self.end)):
             self.position = end
             self.stack.append(MANY_VALUES)
@@ -261,12 +167,12 @@ class Unpickler(Operands):
 
     def _marked_tuple(self) -> None:
         mark = self.marks[-1] if self.marks else None
-        self._tuple(self._pop_group())
+        self._tuple(self.pop_group())
         if mark is not None:
             self.arguments = self.stack[-1], mark
 
     def _short_tuple(self, count: int) -> None:
-        items = [self._pop() for _ in range(count)]
+        items = [self.pop() for _ in range(count)]
         self._tuple(items[::-1])
 
     def _pop_or_mark(self) -> None:
@@ -274,10 +180,10 @@ class Unpickler(Operands):
         if self.marks and len(self.stack) == self.marks[-1].start:
             self.marks.pop()
         else:
-            self._pop()
+            self.pop()
 
     def _duplicate(self) -> None:
-        self.stack.append(self._top())
+        self.stack.append(self.top())
 
     # The memo. What nothing refers to is not remembered.
 
@@ -294,7 +200,7 @@ class Unpickler(Operands):
         self.memoized += 1
 
     def _remember(self, index: int) -> None:
-        value = self._top()
+        value = self.top()
         if index in self.references:
             self.budget.take(_MEMO)
             self.remembered += 1
@@ -306,20 +212,20 @@ class Unpickler(Operands):
                 f"the pickle refers back to object {index}, which is not there", advice=DAMAGED
             )
         value = self.memo[index]
-        if type(value) in _WEIGHTY and not self.is_plain(value):
+        if type(value) in WEIGHTY and not self.is_plain(value):
             self.held += 1
         self.stack.append(value)
 
     # Filling containers. A placeholder swallows what it is given.
 
     def _append(self) -> None:
-        self._extend([self._pop()])
+        self._extend([self.pop()])
 
     def _appends(self) -> None:
-        self._extend(self._pop_group_for_top())
+        self._extend(self.pop_group_for_top())
 
     def _extend(self, items: list[object]) -> None:
-        target = self._top()
+        target = self.top()
         if type(target) is list:
             self.budget.take(16 * len(items))
             target.extend(items)
@@ -327,7 +233,7 @@ class Unpickler(Operands):
             raise CheckpointError(f"the pickle appends to a {_kind(target)}", advice=DAMAGED)
 
     def _set_item(self) -> None:
-        value, key = self._pop(), self._pop()
+        value, key = self.pop(), self.pop()
         self._set_items([key, value])
 
     def _set_group(self) -> None:
@@ -335,16 +241,16 @@ class Unpickler(Operands):
         if len(self.stack) > start > 0 and type(self.stack[start - 1]) is dict:
             for key in self.stack[start::2]:
                 check_key(key)
-        self._set_items(self._pop_group_for_top(step=2))
+        self._set_items(self.pop_group_for_top(step=2))
 
     def _set_items(self, items: list[object]) -> None:
-        target = self._top()
+        target = self.top()
         if len(items) % 2:
             raise CheckpointError("the pickle sets a key without a value", advice=DAMAGED)
         if type(target) is dict:
             for key in items[::2]:
                 check_key(key)
-            self.budget.take(_ENTRY * (len(items) // 2))
+            self.budget.take(ENTRY * (len(items) // 2))
             for index in range(0, len(items), 2):
                 target[self._key(items[index])] = items[index + 1]
         elif type(target) is not Placeholder:
@@ -359,7 +265,7 @@ class Unpickler(Operands):
         return tuple_key(key, self.tuple_keys)
 
     def _frozen_set(self) -> None:
-        self._tuple(self._pop_group())
+        self._tuple(self.pop_group())
 
     # Names and calls.
 
@@ -379,7 +285,7 @@ class Unpickler(Operands):
         self._name(module, decoded(self.line(_LONGEST_NAME)))
 
     def _stack_global(self) -> None:
-        name, module = self._pop(), self._pop()
+        name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
             raise CheckpointError("the pickle names something by values that are no strings", advice=DAMAGED)
         if max(len(name), len(module)) > _LONGEST_NAME:
@@ -387,7 +293,7 @@ class Unpickler(Operands):
         self._name(module, name)
 
     def _reduce(self) -> None:
-        arguments, function = self._pop(), self._pop()
+        arguments, function = self.pop(), self.pop()
         if type(arguments) is not tuple:
             raise CheckpointError(f"the pickle calls with a {_kind(arguments)} as arguments", advice=DAMAGED)
         if type(function) is not Global or function.call is None:
@@ -403,18 +309,18 @@ class Unpickler(Operands):
         copies = len(first) if isinstance(first, (list, tuple, dict)) else 0
         text = len(first) if isinstance(first, (str, bytes)) else 0
         self.budget.copy(copies + text // 1024)
-        self.budget.take(_OBJECT + _ENTRY * copies + text)
+        self.budget.take(_OBJECT + ENTRY * copies + text)
         result = function.call(arguments)
         self.unused.discard(function.name)
         if type(result) is Layout:
             self.held += 1
             given, mark = self.arguments
             if given is arguments:
-                self._give_back(mark, _TENSOR)
+                self.give_back(mark, _TENSOR)
         self.stack.append(result)
 
     def _new_object_with_keywords(self) -> None:
-        keywords = self._pop()
+        keywords = self.pop()
         if type(keywords) is not dict:
             raise CheckpointError("the pickle gives keywords that are no dict", advice=DAMAGED)
         self._reduce()
@@ -423,15 +329,15 @@ class Unpickler(Operands):
 
     def _build(self) -> None:
         """Attributes for an object: dropped, once they are seen to leave a tensor's values alone."""
-        state = self._pop()
-        target = self._top()
+        state = self.pop()
+        target = self.top()
         if type(target) is Layout:
             check_state(state)
         elif type(target) not in (dict, Placeholder):
             raise CheckpointError(f"the pickle sets attributes of a {_kind(target)}", advice=DAMAGED)
 
     def _persistent(self) -> None:
-        identity = self._pop()
+        identity = self.pop()
         if self.persistent is None:
             raise CheckpointError("the pickle refers to a storage where none belongs", advice=DAMAGED)
         self.budget.take(_STORAGE)
@@ -449,9 +355,6 @@ class Unpickler(Operands):
                 f"the pickle is of protocol {version}, torch.save writes 2 to 5", advice=DAMAGED
             )
 
-
-# Values that a tensor may lie in.
-_WEIGHTY = (list, dict, tuple, Layout, Storage)
 
 _U8, _U16, _I32, _U32, _U64 = (struct.Struct("<" + code) for code in "BHiIQ")
 _DOUBLE = struct.Struct(">d")
@@ -489,7 +392,7 @@ _BY_NAME: dict[str, Callable[[Unpickler], object]] = {
     "BYTEARRAY8": lambda m: m._push(m.bytes_of(_U64)),
     "MARK": Unpickler._mark,
     "POP": Unpickler._pop_or_mark,
-    "POP_MARK": Unpickler._pop_mark,
+    "POP_MARK": Unpickler.pop_mark,
     "DUP": Unpickler._duplicate,
     "EMPTY_LIST": Unpickler._new_list,
     "EMPTY_DICT": Unpickler._new_dict,

@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 
-from .limits import KEPT_VALUES, Budget
+from ..limits import KEPT_VALUES, Budget
 
 _PLACE_COST = 128
 """Bytes of memory for a place in a set."""

@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .errors import CheckpointError, shown
-from .limits import MAX_STORAGES, SAVE_ALONE, Budget
+from ..errors import CheckpointError, shown
+from ..limits import MAX_STORAGES, SAVE_ALONE, Budget
 from .not_checkpoints import refuse_other_archives
 
 _END = struct.Struct("<4sHHHHIIH")
