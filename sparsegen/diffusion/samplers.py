@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..checks import in_range, is_whole
 from ..errors import InputError, ShapeError
 from .schedules import NoiseSchedule, Picture, Times
 
@@ -73,8 +74,8 @@ def checked_seed(seed: Seed) -> int | tuple[int, ...]:
     return tuple(map(int, listed))
 
 
-def _is_seed(seed: object) -> bool:
-    return isinstance(seed, int | np.integer) and not isinstance(seed, bool) and bool(seed >= 0)
+def _is_seed(seed: Any) -> bool:
+    return is_whole(seed) and seed >= 0
 
 
 def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
@@ -185,14 +186,13 @@ def ddim(
     is not the next timestep where these are laid by `linspace`, or by `trailing` with T no multiple of the steps;
     `stride=T // steps` gives its pictures.)
     """
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta is {eta!r}, expected a number from 0 (none of the noise is fresh) to 1")
+    eta = in_range("eta", eta, 0, 1)
     x, legs = _start(x, schedule, timesteps, clip, stride)
     for leg in legs:
         eps = leg.ask(predict, x)
         x0 = leg.clean(x, eps, clip)
         beta = 1 - (leg.alpha / leg.next_alpha) ** 2
-        fresh = float(eta) * leg.next_sigma / leg.sigma * math.sqrt(beta)
+        fresh = eta * leg.next_sigma / leg.sigma * math.sqrt(beta)
         x = leg.next_alpha * x0 + math.sqrt(max(leg.next_sigma**2 - fresh**2, 0)) * eps
         if fresh:
             x += fresh * noise(seed, leg.index, x.shape)
@@ -317,10 +317,8 @@ def _start(
 ) -> tuple[Picture, list[_Leg]]:
     """x as float32, and the way through the timesteps to the schedule's end."""
     x = np.asarray(x, np.float32)
-    if clip is not None and not clip > 0:
-        raise InputError(
-            f"clip is {clip!r}, expected None or the largest value of a clean picture, such as 1"
-        )
+    if clip is not None:
+        in_range("clip", clip, 0, ends="(]", otherwise="None")
     times: list[float] = np.asarray(timesteps).tolist()
     if not times:
         raise InputError("there are no timesteps, expected one or more")

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..checks import is_whole, whole_number
 from ..errors import InputError, ShapeError
 
 Picture: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -133,7 +134,7 @@ def schedule(name: str, **settings: Any) -> Schedule:
 
 
 def _check_betas(steps: int, start: float, end: float) -> None:
-    _whole("steps", steps, 1, 1_000_000)
+    whole_number("steps", steps, 1, 1_000_000)
     if not 0 < start <= end < 1:
         raise InputError(f"β goes from {start} to {end}, expected it to rise, between 0 and 1")
 
@@ -181,17 +182,17 @@ def timesteps(
     `drop_last` lays one timestep more and drops the cleanest (but for `trailing`, which has no 0 to drop);
     without `whole`, `linspace` is not rounded. Which sampler wants which: `samplers.LAYOUT`.
     """
-    _whole("schedule_length", schedule_length, 1, 1_000_000)
+    whole_number("schedule_length", schedule_length, 1, 1_000_000)
     length = schedule_length
     extra = 1 if drop_last and spacing != "trailing" else 0
     if noise_level is not None:
-        length = _whole("noise_level", noise_level, 1, schedule_length)
+        length = whole_number("noise_level", noise_level, 1, schedule_length)
         if length == extra:
             raise InputError("noise_level is 1, which leaves this sampler no timestep; give 2 or more")
-    if isinstance(steps, int | np.integer) and steps > length - extra:
+    if is_whole(steps) and steps > length - extra:
         raise TooManySteps(steps, length - extra)
-    _whole("steps", steps, 1, length - extra)
-    _whole("offset", offset, 0, schedule_length)
+    whole_number("steps", steps, 1, length - extra)
+    whole_number("offset", offset, 0, schedule_length)
     laid: Times
     if spacing == "leading":
         laid = np.arange(steps + extra)[::-1] * (length // (steps + extra)) + offset
@@ -240,13 +241,6 @@ class CosineLogSNR(NoiseSchedule):
 
     def times(self, steps: int, noise_level: int | None = None) -> Times:
         """The logsnr of u = 1, … 2/steps, 1/steps: float64 `[steps]`, rising; `noise_level` takes the last so many."""
-        _whole("steps", steps, 1, 1_000_000)
-        level = steps if noise_level is None else _whole("noise_level", noise_level, 1, steps)
+        whole_number("steps", steps, 1, 1_000_000)
+        level = steps if noise_level is None else whole_number("noise_level", noise_level, 1, steps)
         return np.array([self.at(i / steps) for i in range(level, 0, -1)])
-
-
-def _whole(name: str, value: int, least: int, most: int) -> int:
-    """`value`, if it is a whole number within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
-    return int(value)

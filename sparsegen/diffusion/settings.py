@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from ..checks import in_range
 from ..errors import InputError
 from . import samplers, schedules
 from .samplers import Step
@@ -82,11 +81,9 @@ def settings_for(model: Any, **given: Any) -> Settings:
     said = {name: value for name, value in given.items() if value is not None or name in ("clip", "seed")}
     settings = dataclasses.replace(DEFAULTS[model.family], **{**model.sampling, **said})
     samplers.get_sampler(settings.sampler)
-    if not is_number(settings.eta) or not 0 <= settings.eta <= 1:
-        raise InputError(f"eta is {settings.eta!r}, expected a number from 0 to 1")
-    clip = settings.clip
-    if clip is not None and (not is_number(clip) or not clip > 0):
-        raise InputError(f"clip is {clip!r}, expected None or a number above 0, such as 1")
+    in_range("eta", settings.eta, 0, 1)
+    if settings.clip is not None:
+        in_range("clip", settings.clip, 0, ends="(]", otherwise="None")
     if (settings.sampler == "pd") != (model.family == "pd"):
         raise InputError(
             f"sampler {settings.sampler!r} does not go with a {model.family} network; "
@@ -111,8 +108,3 @@ def settings_for(model: Any, **given: Any) -> Settings:
             f"{settings.sampler}; give {error.most} steps or fewer, or a higher noise level"
         ) from None
     return settings.plain()
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number, of Python or NumPy, and no bool."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

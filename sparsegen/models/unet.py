@@ -15,6 +15,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Array, Backend, Host
 
+from ..checks import in_range, whole_number
 from ..engine.run import Feature, Run, concat, silu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
@@ -80,15 +81,13 @@ class UNetConfig:
                     raise InputError(f"{field.name} is {value!r}, expected a list of {kind.__name__}")
                 object.__setattr__(self, field.name, tuple(value))
             elif type(field.default) is float:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-                    raise InputError(f"{field.name} is {value!r}, expected a number between 0 and 1")
+                object.__setattr__(self, field.name, in_range(field.name, value, 0, 1, ends="()"))
+            elif field.name in _RANGES:
+                object.__setattr__(self, field.name, whole_number(field.name, value, *_RANGES[field.name]))
             elif type(value) is not type(field.default):
                 raise InputError(
                     f"{field.name} is {value!r}, expected {type(field.default).__name__}, such as {field.default!r}"
                 )
-        for name, (least, most) in _RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise InputError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
         if not 1 <= len(self.levels) <= 16 or not all(1 <= c <= _MOST for c in self.levels):
             raise InputError(f"levels are {self.levels}, expected 1 to 16 of 1 to {_MOST} channels")
         if len(self.attention) != len(self.levels):

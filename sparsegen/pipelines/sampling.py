@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Backend, Host
 
+from ..checks import is_whole, whole_number
 from ..diffusion import samplers
 from ..diffusion.samplers import START
 from ..diffusion.settings import DEFAULTS, OnStep, Settings, settings_for
@@ -83,12 +84,11 @@ def sample(
         raise InputError(f"{needed}, {model.family!r} is none")
     height, width = _checked_size(model.size if size is None else size)
     model.check_size(height, width)
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-        raise InputError(f"count is {count!r}, expected a number of pictures, 1 or more")
+    count = whole_number("count", count, 1, unit="of pictures")
     settings = whole_way(
         model, steps=steps, sampler=sampler, eta=eta, schedule=schedule, clip=clip, seed=seed
     )
-    x = samplers.noise(seed, START, (int(count), height, width, model.config.in_channels))
+    x = samplers.noise(seed, START, (count, height, width, model.config.in_channels))
     session = Session(model, backend, store=Store())
     records: list[LayerRecord] = []
 
@@ -116,9 +116,7 @@ def _checked_size(size: Any) -> tuple[int, int]:
     if (
         not isinstance(sides, tuple | list)
         or len(sides) != 2
-        or not all(
-            isinstance(side, int | np.integer) and not isinstance(side, bool) and side > 0 for side in sides
-        )
+        or not all(is_whole(side) and side > 0 for side in sides)
     ):
         raise InputError(f"size is {size!r}, expected (height, width) in pixels")
     return int(sides[0]), int(sides[1])

@@ -24,10 +24,10 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 from sparsegen.weights import read_checkpoint
 
-from ..checks import warn, warn_of_unit_range
+from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
 from ..diffusion.samplers import START, Step
-from ..diffusion.settings import OnStep, Settings, is_number, settings_for
+from ..diffusion.settings import OnStep, Settings, settings_for
 from ..editing import session_file
 from ..editing.dry_run import dry_run
 from ..editing.session import NOTHING_TO_REDO, Result, Session, nothing_to_undo, undo_limit, warn_forgotten
@@ -201,9 +201,7 @@ class SDEdit(NotCopied):
             seed=seed,
         )
         chosen = model.paper.dilation if margin is None else margin
-        if not is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
-            raise InputError(f"margin is {margin!r}, expected a number of pixels, 0 or more")
-        self.margin = int(chosen)
+        self.margin = whole_number("margin", chosen, 0, unit="of pixels")
         self.times = self.settings.times()
         self.noise_schedule = self.settings.noise_schedule()
         self.backend = get_backend(backend)

@@ -328,7 +328,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "past the end": (lambda: first(timesteps=np.array([1000, 3])), "timestep 1000 is outside 0 … 999"),
     "eta": (lambda: first(eta=1.5), "eta is 1.5, expected a number from 0"),
     "eta, not a number": (lambda: first(eta=math.nan), "eta is nan"),
-    "clip": (lambda: first(clip=0), "clip is 0, expected None or the largest value"),
+    "clip": (lambda: first(clip=0), "clip is 0, expected None or a number above 0"),
     "variance": (
         lambda: first("ddpm", variance="learned"),
         "'learned' is unknown; choose fixedsmall or fixedlarge",

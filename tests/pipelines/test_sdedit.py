@@ -628,7 +628,7 @@ OPTIONS = [
     ({"ram": -5}, "no amount of memory"),
     ({"folder": "/no/such/folder"}, "/no/such/folder: no folder that can be written to"),
     ({"folder": "/no/such/folder", "ram": 0}, "/no/such/folder: no folder"),
-    ({"margin": -1}, "margin is -1, expected a number of pixels"),
+    ({"margin": -1}, "margin is -1, expected a whole number of pixels, 0 or more"),
     ({"margin": 1.5}, "margin is 1.5"),
     ({"margin": True}, "margin is True"),
     ({"margin": "wide"}, "margin is 'wide'"),
