@@ -28,6 +28,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Array, Host
 
+from ..checks import is_whole
 from ..errors import InputError, SessionError
 from .allocator import Allocator
 from .turn import NotCopied, Turn
@@ -67,8 +68,8 @@ def parse_size(size: int | str | None) -> int | None:
             if not (unit or byte) and Fraction(number):
                 raise InputError(f"{size!r} has no unit; write 4GB, 500MB, or {number}B for bytes")
             return int(Fraction(number) * _UNITS[unit])
-    elif not isinstance(size, bool) and isinstance(size, int) and size >= 0:
-        return size
+    elif is_whole(size) and size >= 0:
+        return int(size)
     raise InputError(f"{size!r} is no amount of memory; write 4GB or 500MB")
 
 

@@ -22,9 +22,9 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 from sparsegen.weights import read_checkpoint
 
-from ..checks import warn, warn_of_unit_range
+from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
-from ..diffusion.settings import OnStep, Settings, is_number, settings_for
+from ..diffusion.settings import OnStep, Settings, settings_for
 from ..editing import session_file
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session import Result, Session
@@ -35,8 +35,7 @@ from ..engine.stats import LayerRecord, Stats, counted, megabytes
 from ..engine.store import Store, parse_size
 from ..engine.turn import NotCopied, Turn
 from ..errors import InputError, SessionError, ShapeError
-from ..models.base import checked_model
-from ..models.unet import UNet
+from ..models.base import checked_diffusion
 from ..tiling.masks import check_mask, dilated
 from ..tiling.policies import Paper, Policy, get_policy
 from ..tiling.tiles import TileSet, gather_tiles, union
@@ -59,7 +58,7 @@ class SDEdit(NotCopied):
     ----------
     model
         A network of `sparsegen.models`: DDPM or ProgressiveDistillation.
-    steps, noise_level, sampler, eta, schedule, clip, seed
+    steps, noise_level, sampler, schedule, clip, seed
         As in `Settings`; None: the model's own (`Model.sampling`), else the family's default.
     margin
         Pixels around an edit that are made anew with it (by a cross, as SIGE dilates); None: the family's.
@@ -74,6 +73,9 @@ class SDEdit(NotCopied):
         `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
     undo
         As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
+
+    options
+        Options of the sampler, such as `eta` of ddim; None: their defaults.
 
     Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
@@ -92,7 +94,6 @@ class SDEdit(NotCopied):
         steps: int | None = None,
         noise_level: int | None = None,
         sampler: str | None = None,
-        eta: float | None = None,
         schedule: str | None = None,
         clip: float | None = 1.0,
         seed: samplers.Seed = 0,
@@ -102,25 +103,23 @@ class SDEdit(NotCopied):
         folder: str | os.PathLike[str] | None = None,
         storage: str = "float32",
         undo: int | str | None = None,
+        **options: Any,
     ) -> None:
-        needed = "SDEdit needs a diffusion model"
-        if not isinstance(checked_model(model, needed), UNet):
-            raise InputError(f"{needed}, {model.family!r} is none; use Session")
+        diffusion = checked_diffusion(model, "SDEdit needs a diffusion model", "use Session")
         self.model = model
         self.settings = settings_for(
-            model,
+            diffusion,
+            model.sampling,
             steps=steps,
             noise_level=noise_level,
             sampler=sampler,
-            eta=eta,
             schedule=schedule,
             clip=clip,
             seed=seed,
+            **options,
         )
         chosen = model.paper.dilation if margin is None else margin
-        if not is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
-            raise InputError(f"margin is {margin!r}, expected a number of pixels, 0 or more")
-        self.margin = int(chosen)
+        self.margin = whole_number("margin", chosen, 0, unit="of pixels")
         self._states: list[State] = []
         self._denoising = Denoising(model, self.settings, self._states)
         self.times = self._denoising.times
@@ -316,7 +315,7 @@ class SDEdit(NotCopied):
 
             def compute(i: int, x: Host, now: float) -> Host:
                 whole = self._denoising.input(i, region.tiles, x)
-                inputs = self.model.encode(whole, **{self.model.time: now})
+                inputs = self.model.encode(whole, **{self.model.diffusion.time: now})
                 run, output = scratch.paint(inputs.canvases, inputs.conditions, keep_canvases=False)
                 records.extend(run.records)
                 return gather_tiles(output, region.tiles)
@@ -410,7 +409,7 @@ class SDEdit(NotCopied):
                 assert edit.image is not None  # every edit of this session keeps one
                 kept[f"history.{i:05d}"] = edit.image
             described = {
-                **dataclasses.asdict(self.settings),
+                **self.settings.described(),
                 "margin": self.margin,
                 "storage": self.storage,
                 "ran": [bool(edit.journals) for edit in edits],
@@ -451,14 +450,14 @@ class SDEdit(NotCopied):
             ran, margin = described.pop("ran"), described.pop("margin")
             storage, edits = described.pop("storage"), described.pop("edits")
             forgotten = int(described.pop("forgotten"))
-            settings = Settings(**described)  # these names and no others
+            settings = Settings.read(described).checked()  # these names and no others
             pipeline = cls(
                 loaded.model,
                 margin=margin,
                 backend=backend,
                 storage=storage,
                 undo=undo,
-                **dataclasses.asdict(settings),
+                **settings.described(),
             )
             states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
             if loaded.states:
@@ -472,8 +471,10 @@ class SDEdit(NotCopied):
             fits = (
                 state.inputs["x"].shape == image.shape
                 and state.memory.storage == pipeline.storage
-                and list(state.conditions) == [pipeline.model.time]
-                and np.array_equal(state.conditions[pipeline.model.time], np.array([now], np.float32))
+                and list(state.conditions) == [pipeline.model.diffusion.time]
+                and np.array_equal(
+                    state.conditions[pipeline.model.diffusion.time], np.array([now], np.float32)
+                )
             )
             if not fits:
                 raise SessionError(f"{path}: its steps do not belong together")

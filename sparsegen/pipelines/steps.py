@@ -17,9 +17,9 @@ from sparsegen.backends.interface import Host
 from sparsegen.backends.shapes import ShapesBackend
 
 from ..diffusion import samplers
-from ..diffusion.samplers import START, Step
+from ..diffusion.samplers import START, Noise, Step
 from ..diffusion.schedules import Picture
-from ..diffusion.settings import OnStep, Settings
+from ..diffusion.settings import DiffusionDefaults, OnStep, Settings
 from ..editing.dry_run import dry_run
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
@@ -67,7 +67,7 @@ class CachePlan:
 
 def cache_blocks(model: Any, x: Host, time: float, storage: str) -> tuple[list[int], list[int]]:
     """Bytes of the canvases that each step keeps of a noisy image, and of those that all steps share."""
-    inputs = model.encode(x, **{model.time: time})
+    inputs = model.encode(x, **{model.diffusion.time: time})
     backend = ShapesBackend()
     memory = memory_kind(storage)(backend, BackendAllocator(backend))
     memory.inputs = {name: input_path(name) for name in inputs.canvases}
@@ -81,9 +81,7 @@ def cache_blocks(model: Any, x: Host, time: float, storage: str) -> tuple[list[i
     return each, shared
 
 
-def denoised(
-    model: Any, settings: Settings, compute: Compute, x: Picture, noise: Callable[[int], Picture]
-) -> Iterator[Step]:
+def denoised(model: Any, settings: Settings, compute: Compute, x: Picture, noise: Noise) -> Iterator[Step]:
     """The sampler's steps from `x` on, float32 `[..., C]`: whole images, or tiles of them.
 
     `noise(i)` is the standard normal noise of step i, of x's shape. Between two steps the caller may write into
@@ -94,13 +92,8 @@ def denoised(
         predicted: Picture = model.prediction(compute(i, x, now), x, now)
         return predicted
 
-    options: dict[str, Any] = {"clip": settings.clip, "seed": settings.seed}
-    if settings.sampler == "ddim":
-        options["eta"] = settings.eta
-    if settings.sampler == "pd":
-        options["predicts"] = model.predicts
-    sampler = samplers.get_sampler(settings.sampler)
-    return sampler(predict, x, settings.noise_schedule(), np.asarray(settings.times()), **options)
+    diffusion: DiffusionDefaults = model.diffusion
+    return settings.trajectory(predict, x, predicts=diffusion.predicts, noise=noise)
 
 
 class Denoising:
@@ -127,7 +120,7 @@ class Denoising:
         ends: list[float | None] = [*self.times[1:], None]
         for i, (now, after) in enumerate(zip(self.times, ends, strict=True)):
             x = self.schedule.noised(image, noise, now)
-            yield i, {self.model.time: now}, x, Step(i, len(self.times), now, after, x, image)
+            yield i, {self.model.diffusion.time: now}, x, Step(i, len(self.times), now, after, x, image)
 
     def edited(
         self, image: Host, before: Host, region: TileSet, compute: Compute, on_step: OnStep | None
