@@ -121,9 +121,9 @@ class Kept:
     def check_same(self, given: dict[str, Any], kept: dict[str, Any]) -> None:
         """Raise InputError where an option says otherwise than the session in the file."""
         for name, value in given.items():
-            if value is not None and value != kept[name]:
+            if value is not None and value != kept.get(name):
                 raise InputError(
-                    f"--{name.replace('_', '-')} {value}: the session in {self.path} has {kept[name]}; omit it, or "
+                    f"--{name.replace('_', '-')} {value}: the session in {self.path} has {kept.get(name)}; omit it, or "
                     "give another --session"
                 )
 

@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 
 from sparsegen.backends.interface import Backend, Host
 
+from ..diffusion.samplers import sampler_options
+from ..diffusion.settings import DiffusionDefaults
 from ..engine.prepared import Prepared
 from ..engine.run import Feature
 from ..engine.turn import NotCopied
@@ -77,6 +79,8 @@ class Model(NotCopied, Layer, metaclass=_Named):
     """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
     size: tuple[int, int] | None = None
     """(height, width) that a diffusion model was trained on, where that is known."""
+    diffusion: ClassVar[DiffusionDefaults | None] = None
+    """Of a diffusion family: its condition, its prediction and its default settings; None: it is another kind."""
 
     def __repr__(self) -> str:
         count = sum(math.prod(parameter.shape) for parameter in self.parameters().values())
@@ -176,7 +180,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
         self.name, self.source = str(described["name"]), str(described["source"])
         defaults = {str(name): tuple(map(float, value)) for name, value in described["defaults"].items()}
         sampling = dict(described["sampling"])
-        if not set(sampling) <= {"steps", "noise_level", "sampler", "eta", "schedule"}:
+        if not set(sampling) <= {"steps", "noise_level", "sampler", "schedule", *sampler_options()}:
             raise ValueError(f"its sampling is {', '.join(map(str, sampling))}")
         self.defaults, self.sampling = MappingProxyType(defaults), MappingProxyType(sampling)
         size = described["size"]
@@ -196,6 +200,20 @@ def checked_model(model: Any, needed: str) -> Model:
     if isinstance(model, str | os.PathLike):
         raise InputError(f"{needed}, not its name; give it sparsegen.load({os.fspath(model)!r})")
     raise InputError(f"{needed}, as sparsegen.load gives it, not {type(model).__name__}")
+
+
+def checked_diffusion(model: Any, needed: str, otherwise: str = "") -> DiffusionDefaults:
+    """The diffusion side of `model`, if it is a diffusion model.
+
+    Raises
+    ------
+    InputError
+        "`needed`, …; `otherwise`": it is no diffusion model, or no model.
+    """
+    diffusion = checked_model(model, needed).diffusion
+    if diffusion is None:
+        raise InputError(f"{needed}, {model.family!r} is none" + f"; {otherwise}" * bool(otherwise))
+    return diffusion
 
 
 def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> list[tuple[int, int]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sparsegen.backends.interface import Array, Backend, Host
 
 from ..checks import in_range, whole_number
+from ..diffusion.settings import DiffusionDefaults
 from ..engine.run import Feature, Run, concat, silu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
@@ -265,9 +266,7 @@ class UNet(Model):
     """
 
     inputs = ("x",)
-    time: ClassVar[str]
-    """What the condition that is embedded is called: `timestep`, `logsnr`."""
-    predicts: ClassVar[Literal["noise", "picture"]]
+    diffusion: ClassVar[DiffusionDefaults]
     temb: TimeEmbedding
 
     def __init__(self, config: UNetConfig) -> None:
@@ -329,6 +328,11 @@ class UNet(Model):
                 h = up.upsample(h, temb)
         return self.conv_out(silu(self.norm_out(h)))
 
+    @property
+    def time(self) -> str:
+        """The name of the condition that is embedded: `timestep`, `logsnr`."""
+        return self.diffusion.time
+
     # -- what subclasses say -----------------------------------------------------------------------------
 
     @property
@@ -350,7 +354,7 @@ class UNet(Model):
         return time
 
     def prediction(self, output: Host, x: Host, time: float) -> Host:
-        """The noise in `x`, or the picture, that an output stands for (`predicts`): float32 `[N, H, W, in_channels]`.
+        """The noise in `x` or the image (`diffusion.predicts`) that an output means: float32 `[N, H, W, in_channels]`.
 
         Pixel by pixel; `output` is the network's at `time` for `x`.
         """

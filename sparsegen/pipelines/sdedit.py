@@ -37,8 +37,7 @@ from ..engine.stats import Stats, counted, megabytes
 from ..engine.store import Store, block_bytes, parse_size
 from ..engine.turn import NotCopied, Turn
 from ..errors import InputError, SessionError, ShapeError
-from ..models.base import checked_model
-from ..models.unet import UNet
+from ..models.base import checked_diffusion
 from ..tiling.masks import check_mask, dilated
 from ..tiling.policies import Everything, Paper, Plan, Policy, get_policy
 from ..tiling.tiles import TileSet
@@ -142,7 +141,7 @@ class SDEdit(NotCopied):
     ----------
     model
         A network of `sparsegen.models`: DDPM or ProgressiveDistillation.
-    steps, noise_level, sampler, eta, schedule, clip, seed
+    steps, noise_level, sampler, schedule, clip, seed
         As in `Settings`; None: the model's own (`Model.sampling`), else the family's default.
     margin
         Pixels around an edit that are made anew with it (by a cross, as SIGE dilates); None: the family's.
@@ -157,6 +156,9 @@ class SDEdit(NotCopied):
         `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
     undo
         As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
+
+    options
+        Options of the sampler, such as `eta` of ddim; None: their defaults.
 
     Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
@@ -175,7 +177,6 @@ class SDEdit(NotCopied):
         steps: int | None = None,
         noise_level: int | None = None,
         sampler: str | None = None,
-        eta: float | None = None,
         schedule: str | None = None,
         clip: float | None = 1.0,
         seed: samplers.Seed = 0,
@@ -185,20 +186,20 @@ class SDEdit(NotCopied):
         folder: str | os.PathLike[str] | None = None,
         storage: str = "float32",
         undo: int | str | None = None,
+        **options: Any,
     ) -> None:
-        needed = "SDEdit needs a diffusion model"
-        if not isinstance(checked_model(model, needed), UNet):
-            raise InputError(f"{needed}, {model.family!r} is none; use Session")
+        diffusion = checked_diffusion(model, "SDEdit needs a diffusion model", "use Session")
         self.model = model
         self.settings = settings_for(
-            model,
+            diffusion,
+            model.sampling,
             steps=steps,
             noise_level=noise_level,
             sampler=sampler,
-            eta=eta,
             schedule=schedule,
             clip=clip,
             seed=seed,
+            **options,
         )
         chosen = model.paper.dilation if margin is None else margin
         self.margin = whole_number("margin", chosen, 0, unit="of pixels")
@@ -513,7 +514,7 @@ class SDEdit(NotCopied):
         sides = [*past.edits, *past.undone]
         kept = {"picture": past.picture} | {f"history.{i:05d}": side.picture for i, side in enumerate(sides)}
         described = {
-            **dataclasses.asdict(self.settings),
+            **self.settings.described(),
             "margin": self.margin,
             "storage": self.storage,
             "ran": [side.ran for side in sides],
@@ -554,14 +555,14 @@ class SDEdit(NotCopied):
             ran, margin = described.pop("ran"), described.pop("margin")
             storage, edits = described.pop("storage"), described.pop("edits")
             forgotten = int(described.pop("forgotten"))
-            settings = Settings(**described)  # these names and no others
+            settings = Settings.read(described).checked()  # these names and no others
             pipeline = cls(
                 loaded.model,
                 margin=margin,
                 backend=backend,
                 storage=storage,
                 undo=undo,
-                **dataclasses.asdict(settings),
+                **settings.described(),
             )
             pictures = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
             picture = loaded.tensors["picture"]

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
-from ..diffusion import samplers
 from ..diffusion.samplers import Step
 from ..diffusion.schedules import Picture
-from ..diffusion.settings import Settings
+from ..diffusion.settings import DiffusionDefaults, Settings
 
 
 def denoised(
@@ -25,10 +22,5 @@ def denoised(
         predicted: Picture = model.prediction(compute(i, x, now), x, now)
         return predicted
 
-    options: dict[str, Any] = {"clip": settings.clip, "seed": settings.seed}
-    if settings.sampler == "ddim":
-        options["eta"] = settings.eta
-    if settings.sampler == "pd":
-        options["predicts"] = model.predicts
-    sampler = samplers.get_sampler(settings.sampler)
-    return sampler(predict, x, settings.noise_schedule(), np.asarray(settings.times()), **options)
+    diffusion: DiffusionDefaults = model.diffusion
+    return settings.trajectory(predict, x, predicts=diffusion.predicts)

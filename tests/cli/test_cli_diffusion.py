@@ -272,7 +272,10 @@ MISTAKES = {
     "an unknown schedule": (f"{TINY} --schedule flat", "flat"),
     "a schedule for distillation": (f"{PD} --schedule cosine", "--schedule"),
     "too much eta": (f"{TINY} --eta 2", "eta is 2.0"),
-    "eta of another sampler": (f"{TINY} --eta 1 --sampler euler", "--eta: for the sampler ddim"),
+    "eta of another sampler": (
+        f"{TINY} --eta 1 --sampler euler",
+        "eta is an option of sampler ddim, not of euler; omit it",
+    ),
     "a negative margin": (f"{TINY} --margin -1", "margin is -1"),
     "a negative seed": (f"{TINY} --seed -1", "--seed"),
     "an amount that is none": (f"{TINY} --ram much", "'much' is no amount of memory"),

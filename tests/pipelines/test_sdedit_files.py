@@ -95,7 +95,7 @@ def test_every_network_and_setting_comes_back(tmp_path):
     pipeline.save(tmp_path / "x")
     again = loaded(tmp_path / "x")
     assert again.model.config == pipeline.model.config and again.settings == pipeline.settings
-    assert again.settings.eta == 0.25 and again.margin == 1
+    assert again.settings.options == {"eta": 0.25} and again.margin == 1
     for name, parameter in pipeline.model.parameters().items():
         assert np.array_equal(again.model.parameters()[name].value, parameter.value)
     for each in (pipeline, again):
