@@ -80,6 +80,14 @@ class HalfMemory(Memory):
             self._widen(canvas.path, np.ones((1, 1, 1), bool))
         return super().whole(canvas)
 
+    def tiles(self, canvas: Canvas, tiles: Host) -> Host:
+        if canvas.path in self._warm:
+            wanted = np.zeros_like(self._warm[canvas.path])
+            n, row, column = tiles.T
+            wanted[n, row, column] = True
+            self._widen(canvas.path, wanted)
+        return super().tiles(canvas, tiles)
+
     def _widen(self, path: str, tiles: Host) -> None:
         """Widen those of `tiles` (bool, as `_warm`) that the shared canvas does not hold yet."""
         warm = self._warm[path]

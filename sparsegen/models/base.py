@@ -58,6 +58,8 @@ class Model(NotCopied, Layer, metaclass=_Named):
 
     family: ClassVar[str]
     """The architecture's name in files and at the command line."""
+    role: ClassVar[str]
+    """The network's role in a bundle: "unet", "generator"."""
     config_type: ClassVar[type]
     """A frozen dataclass of plain values: everything that decides the parameters' shapes. Checks what it is given."""
     registry: ClassVar[dict[str, type[Model]]] = {}

@@ -128,6 +128,7 @@ class GauGAN(Model):
     """The SPADE generator, with every option of upstream."""
 
     family = "gaugan"
+    role = "generator"
     config_type = GauGANConfig
     inputs = ("labels",)
     paper = Paper(dilation=1, level_dilation=2, sparse_levels=5)

@@ -265,6 +265,7 @@ class UNet(Model):
     Subclasses say how time is called and embedded, how resolutions are changed, and what the prediction means.
     """
 
+    role = "unet"
     inputs = ("x",)
     diffusion: ClassVar[DiffusionDefaults]
     temb: TimeEmbedding

@@ -120,7 +120,7 @@ def test_the_command_line_takes_its_options(mine, tmp_path, monkeypatch):
     painted = read_picture("a.png").copy()
     painted[8:12, 8:12] = 0
     write_png("b.png", painted)
-    app = cli.typer.Typer()
+    app = cli.typer.Typer(rich_markup_mode=None)
     for name, command in commands.items():
         app.command(name)(command)
     runner = cli.typer.main.get_command(app)
