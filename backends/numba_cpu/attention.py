@@ -14,13 +14,13 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .epilogue import WRITING, write_tile
+from .atomics import next_item
 from .gemm import PANEL, multiply
 from .jit import inline, kernel
 from .reading import READING, read_pixel, read_window
-from .simd import WIDTH, exponential, largest, load, next_item, peak, splat, store, total
+from .simd import WIDTH, exponential, largest, load, peak, splat, store, total
+from .writing import PIXELS, WRITING, write_tile
 
-PIXELS = TILE * TILE
 BLOCK = max(256 // PANEL, 1) * PANEL
 """Keys taken at a time."""
 

@@ -13,13 +13,13 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE, Host
-from .epilogue import WRITING, write_tile
-from .gemm import DEPTH, PACKED, PANEL, WIDENED, multiply_piece, pack
+from .atomics import next_item
+from .gemm import DEPTH, PANEL
 from .jit import inline, kernel
+from .packing import PACKED, WIDENED, multiply_piece, pack
 from .reading import READING, is_plain, read_lines, read_window, run_of, whole_vectors
-from .simd import WIDTH, fma, load, next_item, splat, store
-
-PIXELS = TILE * TILE
+from .simd import WIDTH, fma, load, splat, store
+from .writing import PIXELS, WRITING, write_tile
 
 
 def pack_direct(weight: Host, groups: int) -> Host:

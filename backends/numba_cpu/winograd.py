@@ -23,12 +23,14 @@ from typing import Any
 from numba import types
 
 from ..interface import TILE
-from .epilogue import WRITING, write_tile
-from .gemm import ADD, BFLOAT16, FLOAT32, LINE, PACKED, PANEL, REPLACE, multiply_rows
+from .atomics import next_item
+from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
 from .jit import inline, kernel
+from .packing import BFLOAT16, FLOAT32, PACKED
 from .reading import READING, read_window, run_of, whole_vectors
-from .simd import WIDTH, fetch, next_item, store, widen
+from .simd import WIDTH, fetch, store, widen
 from .transforms import transform_input_4, transform_kernel_4, transform_output_4
+from .writing import WRITING, write_tile
 
 WINDOW = TILE + 2
 """Pixels along one side of what a tile reads."""

@@ -1,4 +1,4 @@
-"""Work on single pixels and on their statistics: pending work written out, layer norm, moments, label look-ups."""
+"""Norms: moments of channels over pixels, and layer norm over a pixel's channels."""
 
 from __future__ import annotations
 
@@ -8,43 +8,14 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .epilogue import WRITING, write_tile
+from .atomics import next_item
 from .jit import inline, kernel
-from .reading import READING, is_plain, load_some, read_pixel, read_window, whole_vectors
-from .simd import WIDTH, fma, load, load_first, next_item, splat, store, store_first, total
+from .reading import READING, is_plain, read_pixel, read_window, whole_vectors
+from .simd import WIDTH, fma, load, load_first, load_some, splat, store, store_first, total
+from .writing import PIXELS, WRITING, write_tile
 
-PIXELS = TILE * TILE
 BLOCK = 32
 """Pixels whose sums float32 holds well."""
-
-
-def scratch_floats(channels: int) -> int:
-    """What any kernel of this file needs."""
-    return (2 * PIXELS + 4) * (channels + WIDTH) + 8 * WIDTH
-
-
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        READING,
-        WRITING,
-        types.float32[::1],
-    )
-)
-def write_out(counter: Any, items: int, batch: int, tiles: Any, r: Any, w: Any, scratch: Any) -> None:
-    """Write what a source reads, and the residual, into tiles; items are batches of tiles."""
-    spare = PIXELS * w.channels + WIDTH
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-            read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, w.channels)
-            write_tile(w, n, row, column, 0, w.channels, 0, w.channels, TILE * w.channels, scratch, spare)
 
 
 @kernel(
@@ -223,90 +194,3 @@ def moments(counter: Any, items: int, span: int, r: Any, sums: Any, scratch: Any
                 squared = np.float64(scratch[blocks + 2 * row + c])
                 sums[item, 0, c] += added + count * mean
                 sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
-
-
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        types.int32[:, :, :, ::1],
-        types.float32[::1],
-        types.int64,
-        types.int64,
-        types.int64,
-        WRITING,
-        types.float32[::1],
-    )
-)
-def look_up(
-    counter: Any,
-    items: int,
-    batch: int,
-    tiles: Any,
-    indices: Any,
-    table: Any,
-    labels: int,
-    side: int,
-    step: int,
-    w: Any,
-    scratch: Any,
-) -> None:
-    """The sum of the table's rows that a window of indices names; items are batches of tiles."""
-    channels, half = w.channels, side // 2
-    height, width, planes = indices.shape[1:]
-    whole = channels - channels % WIDTH
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-            for i in range(min(TILE, w.height - row * TILE)):
-                for j in range(min(TILE, w.width - column * TILE)):
-                    at = (i * TILE + j) * channels
-                    for c in range(0, channels, WIDTH):
-                        store(scratch, at + c, splat(0.0))
-                    for tap in range(side * side):
-                        y = (row * TILE + i + tap // side - half) * step
-                        x = (column * TILE + j + tap % side - half) * step
-                        if y < 0 or y >= height or x < 0 or x >= width:
-                            continue
-                        for plane in range(planes):
-                            label = indices[n, y, x, plane]
-                            if label >= 0:
-                                entry = (tap * labels + label) * channels
-                                for c in range(0, whole, WIDTH):
-                                    v = load(scratch, at + c) + load(table, entry + c)
-                                    store(scratch, at + c, v)
-                                for c in range(whole, channels):
-                                    scratch[at + c] += table[entry + c]
-            spare = PIXELS * channels + WIDTH
-            write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
-
-
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.float32[:, ::1],
-        types.float32[:, ::1],
-        types.float32[:, ::1],
-    )
-)
-def linear(counter: Any, items: int, x: Any, weight: Any, out: Any) -> None:
-    """`x @ weight.T`; items are rows of `weight`. Each dot product is a vector of partial sums, added halves first."""
-    depth = x.shape[1]
-    whole = depth - depth % WIDTH
-    rows, values = x.reshape(-1), weight.reshape(-1)
-    while True:
-        o = next_item(counter)
-        if o >= items:
-            return
-        for m in range(len(x)):
-            sums = load_first(rows, m * depth + whole, depth - whole)
-            sums = sums * load_first(values, o * depth + whole, depth - whole)
-            for k in range(0, whole, WIDTH):
-                sums = fma(load(rows, m * depth + k), load(values, o * depth + k), sums)
-            out[m, o] = total(sums)

@@ -11,14 +11,14 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
+from .atomics import next_item
 from .jit import inline, kernel
-from .reading import load_some
 from .simd import (
     WIDTH,
     largest,
     load,
+    load_some,
     magnitude,
-    next_item,
     peak,
     splat,
     store,
