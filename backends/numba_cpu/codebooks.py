@@ -12,8 +12,8 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .atomics import next_item
 from .gemm import PANEL
+from .items import take_items
 from .jit import inline, kernel
 from .packing import PACKED, WIDENED, multiply_packed
 from .simd import WIDTH, load, splat, store_some
@@ -210,10 +210,7 @@ def convolve_windows(
     flat = out.reshape(-1)
     all_rows = starts[taps]
     products = all_rows * taps if together else all_rows
-    while True:
-        panel = next_item(counter)
-        if panel >= items:
-            return
+    for panel in take_items(counter, items):
         for tap in range(taps):
             first = 0 if together else starts[tap]
             rows = all_rows if together else starts[tap + 1] - first

@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import types
 
-from .atomics import next_item
+from .items import take_items
 from .jit import kernel
 from .simd import WIDTH, fma, load, load_first, total
 
@@ -25,10 +25,7 @@ def linear(counter: Any, items: int, x: Any, weight: Any, out: Any) -> None:
     depth = x.shape[1]
     whole = depth - depth % WIDTH
     rows, values = x.reshape(-1), weight.reshape(-1)
-    while True:
-        o = next_item(counter)
-        if o >= items:
-            return
+    for o in take_items(counter, items):
         for m in range(len(x)):
             sums = load_first(rows, m * depth + whole, depth - whole)
             sums = sums * load_first(values, o * depth + whole, depth - whole)

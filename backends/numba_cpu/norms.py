@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .atomics import next_item
+from .items import take_items, take_tiles
 from .jit import inline, kernel
 from .reading import READING, is_plain, read_pixel, read_window, whole_vectors
 from .simd import WIDTH, fma, load, load_first, load_some, splat, store, store_first, total
@@ -49,37 +49,33 @@ def layer_norm(
     whole = channels - channels % WIDTH
     rest = channels - whole
     share = np.float32(1.0) / np.float32(channels)
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-            read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, channels)
-            for i in range(PIXELS):
-                at = i * channels
-                sums = load_first(scratch, at + whole, rest)
-                for c in range(0, whole, WIDTH):
-                    sums = sums + load(scratch, at + c)
-                mean = splat(total(sums) * share)
-                # the lanes past the last channel would add mean²: they are made 0
-                off = load_first(scratch, at + whole, rest) - mean
-                store(scratch, PIXELS * channels + WIDTH, splat(0.0))
-                store_first(scratch, PIXELS * channels + WIDTH, off, rest)
-                off = load(scratch, PIXELS * channels + WIDTH)
-                squares = off * off
-                for c in range(0, whole, WIDTH):
-                    off = load(scratch, at + c) - mean
-                    squares = fma(off, off, squares)
-                scale = splat(np.float32(1.0) / np.sqrt(total(squares) * share + eps))
-                for c in range(0, whole, WIDTH):
-                    off = (load(scratch, at + c) - mean) * scale
-                    store(scratch, at + c, fma(off, load(weight, c), load(bias, c)))
-                off = (load_first(scratch, at + whole, rest) - mean) * scale
-                v = fma(off, load_first(weight, whole, rest), load_first(bias, whole, rest))
-                store_first(scratch, at + whole, v, rest)
-            spare = PIXELS * channels + WIDTH
-            write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, channels)
+        for i in range(PIXELS):
+            at = i * channels
+            sums = load_first(scratch, at + whole, rest)
+            for c in range(0, whole, WIDTH):
+                sums = sums + load(scratch, at + c)
+            mean = splat(total(sums) * share)
+            # the lanes past the last channel would add mean²: they are made 0
+            off = load_first(scratch, at + whole, rest) - mean
+            store(scratch, PIXELS * channels + WIDTH, splat(0.0))
+            store_first(scratch, PIXELS * channels + WIDTH, off, rest)
+            off = load(scratch, PIXELS * channels + WIDTH)
+            squares = off * off
+            for c in range(0, whole, WIDTH):
+                off = load(scratch, at + c) - mean
+                squares = fma(off, off, squares)
+            scale = splat(np.float32(1.0) / np.sqrt(total(squares) * share + eps))
+            for c in range(0, whole, WIDTH):
+                off = (load(scratch, at + c) - mean) * scale
+                store(scratch, at + c, fma(off, load(weight, c), load(bias, c)))
+            off = (load_first(scratch, at + whole, rest) - mean) * scale
+            v = fma(off, load_first(weight, whole, rest), load_first(bias, whole, rest))
+            store_first(scratch, at + whole, v, rest)
+        spare = PIXELS * channels + WIDTH
+        write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
 
 
 @inline
@@ -168,10 +164,7 @@ def moments(counter: Any, items: int, span: int, r: Any, sums: Any, scratch: Any
     row = stride + WIDTH
     plain = is_plain(r) and r.halved == 0
     blocks = BLOCK * stride + WIDTH
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         n, first = item // spans, item % spans * span
         for c in range(channels):
             sums[item, 0, c] = sums[item, 1, c] = 0.0

@@ -23,8 +23,8 @@ from typing import Any
 from numba import types
 
 from ..interface import TILE
-from .atomics import next_item
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
+from .items import take_items
 from .jit import inline, kernel
 from .packing import BFLOAT16, FLOAT32, PACKED
 from .reading import READING, read_window, run_of, whole_vectors
@@ -52,10 +52,7 @@ _BLOCK = GROUP * PIECE * PANEL + LINE
 def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
     """`weight` `[O, I * 9]` → `packed` `[panels, I * 9, PANEL]`, outputs filled up with zeros; items are panels."""
     outputs, depth = weight.shape
-    while True:
-        panel = next_item(counter)
-        if panel >= items:
-            return
+    for panel in take_items(counter, items):
         count = min(PANEL, outputs - panel * PANEL)
         for first in range(0, depth, LINE):  # a line of each output, which are a line of each panel's column
             steps, at = min(LINE, depth - first), (panel * depth + first) * PANEL
@@ -158,10 +155,7 @@ def convolve(
     panels = -(-w.channels // PANEL)
     pieces = -(-inputs // PIECE)
     fresh = True
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
         share = item % splits

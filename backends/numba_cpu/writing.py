@@ -9,8 +9,8 @@ from numba import types
 
 from ..interface import TILE, Activation, Array, Source
 from .arrays import flat, writable
-from .atomics import next_item
 from .gemm import PANEL
+from .items import take_tiles
 from .jit import inline, kernel
 from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, READING, activate, read_window, reading
 from .simd import WIDTH, load, load_some, store_some
@@ -142,11 +142,7 @@ def scratch_floats(channels: int) -> int:
 def write_out(counter: Any, items: int, batch: int, tiles: Any, r: Any, w: Any, scratch: Any) -> None:
     """Write what a source reads, and the residual, into tiles; items are batches of tiles."""
     spare = PIXELS * w.channels + WIDTH
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-            read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, w.channels)
-            write_tile(w, n, row, column, 0, w.channels, 0, w.channels, TILE * w.channels, scratch, spare)
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, w.channels)
+        write_tile(w, n, row, column, 0, w.channels, 0, w.channels, TILE * w.channels, scratch, spare)
