@@ -25,19 +25,18 @@ from ..interface import (
     Padding,
     Source,
 )
-from . import attention, direct, pointwise, winograd
-from . import tiles as tile_kernels
-from . import windows as window_kernels
-from .arrays import flat, readable, target
+from . import attention, codebooks, copies, direct, linear, lookup, norms, winograd
+from .arrays import flat, readable, writable
 from .cache import CACHE_VARIABLE
 from .cores import available_cores
-from .epilogue import Writing
-from .gemm import PANEL, STORED, Packed, store_as
+from .gemm import PANEL
 from .jit import compile_all
 from .launch import Launcher, in_order
-from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
+from .packing import STORED, Packed, store_as
+from .reading import reading
 from .simd import WIDTH
 from .target import TARGET
+from .writing import padded_bias, write_out, writing
 
 Algorithm = Literal["winograd", "direct", "depthwise"]
 
@@ -147,7 +146,7 @@ class NumbaBackend(Backend):
             values = direct.pack_direct(weight, groups)
         stored = "float32" if algorithm == "depthwise" else self.weights
         packed = _Packed(algorithm, store_as(values, stored))
-        return ConvWeights(geometry, packed, _whole(bias, geometry.outputs), algorithm == "winograd")
+        return ConvWeights(geometry, packed, padded_bias(bias, geometry.outputs), algorithm == "winograd")
 
     def _pack_winograd(self, weight: Host) -> Host:
         outputs, depth = len(weight), weight[0].size
@@ -183,7 +182,7 @@ class NumbaBackend(Backend):
         tiles = in_order(tiles)
         g, packed = weights.geometry, weights.packed
         read = reading(source)
-        write = _writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
+        write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
         panels, added = -(-g.outputs // PANEL), residual is not None
         depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
         geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
@@ -221,7 +220,7 @@ class NumbaBackend(Backend):
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
         args = (readable(x), readable(weight), out)
-        self._launcher.run(pointwise.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
+        self._launcher.run(linear.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
         return out if bias is None else out + bias
 
     # -- statistics and pointwise work -------------------------------------------------------------------
@@ -234,8 +233,8 @@ class NumbaBackend(Backend):
         spans = -(-height * width // span)
         sums = np.empty((samples * spans, 2, channels))
         args = (span, reading(source), sums)
-        floats = pointwise.moments_floats(channels)
-        self._launcher.run(pointwise.moments, samples * spans, args, floats, 8.0 * height * width * channels)
+        floats = norms.moments_floats(channels)
+        self._launcher.run(norms.moments, samples * spans, args, floats, 8.0 * height * width * channels)
         totals = sums.reshape(samples, spans, 2, channels).sum(1) / (height * width)
         mean, square = totals[:, 0], totals[:, 1]
         return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
@@ -244,11 +243,11 @@ class NumbaBackend(Backend):
         self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         extra = (flat(weight), flat(bias), np.float32(eps))
-        self._launcher.over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
+        self._launcher.over_tiles(norms.layer_norm, out, tiles, (reading(source), *extra, writing(out)))
 
     def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
-        write = _writing(out, residual=residual)
-        self._launcher.over_tiles(pointwise.write_out, out, tiles, (reading(source), write))
+        write = writing(out, residual=residual)
+        self._launcher.over_tiles(write_out, out, tiles, (reading(source), write))
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -264,9 +263,9 @@ class NumbaBackend(Backend):
         activation: Activation = "identity",
     ) -> None:
         taps, labels, _ = table.shape
-        write = _writing(out, _whole(bias, len(bias)), activation=activation)
+        write = writing(out, padded_bias(bias, len(bias)), activation=activation)
         args = (readable(indices), flat(table), labels, round(taps**0.5), step, write)
-        self._launcher.over_tiles(pointwise.look_up, out, tiles, args)
+        self._launcher.over_tiles(lookup.look_up, out, tiles, args)
 
     def attention(
         self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
@@ -297,7 +296,7 @@ class NumbaBackend(Backend):
             blocks,
             keys,
             values,
-            _writing(out),
+            writing(out),
         )
         work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
         floats = attention.scratch_floats(channels, heads, batch)
@@ -310,16 +309,16 @@ class NumbaBackend(Backend):
     ) -> None:
         compile_all()
         tiles, indices, done = in_order(tiles), readable(indices), 0
-        target(codes)
+        writable(codes)
         while True:
             # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
             room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
             book.reserve(room)
             if book.index is None or len(book.index) < 2 * room:
                 index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
-                window_kernels.rehash(book.storage, len(book), index)
+                codebooks.rehash(book.storage, len(book), index)
                 book.index = index  # only now: an interrupt leaves no empty one
-            done = window_kernels.number(
+            done = codebooks.number(
                 tiles, done, indices, kernel, step, book.storage, book.count, book.index, codes
             )
             if done == len(tiles):
@@ -330,16 +329,16 @@ class NumbaBackend(Backend):
         if book.index is None:
             book.count[0] = min(len(book), count)
         else:
-            window_kernels.forget(book.storage, book.count, book.index, count)
+            codebooks.forget(book.storage, book.count, book.index, count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
-        for first in range(0, len(windows), window_kernels.ROWS_AT_ONCE):
-            some = slice(first, first + window_kernels.ROWS_AT_ONCE)
+        for first in range(0, len(windows), codebooks.ROWS_AT_ONCE):
+            some = slice(first, first + codebooks.ROWS_AT_ONCE)
             self._convolve_windows(out[some], windows[some], table, weights)
 
     def _convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         compile_all()
-        target(out)
+        writable(out)
         windows = readable(windows)
         rows, taps = windows.shape
         starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
@@ -347,15 +346,15 @@ class NumbaBackend(Backend):
         for together in (False, True):
             used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
             places = np.full(len(table), -1, np.int32)
-            count = window_kernels.share(windows, places, used, starts, int(together), index)
+            count = codebooks.share(windows, places, used, starts, int(together), index)
             if together or count * 4 < 3 * len(table) * taps:
                 break  # where every tap uses nearly all of them, they need not be gathered for each
         products, depth = count * taps if together else count, table.shape[1]
-        floats = window_kernels.scratch_floats(products)
+        floats = codebooks.scratch_floats(products)
         parts = flat(table[used[:count]])
         args = (parts, starts, int(together), depth, index, weights.packed.values, weights.bias, out)
         work = 2.0 * products * depth * out.shape[1]
-        self._launcher.run(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
+        self._launcher.run(codebooks.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
@@ -376,31 +375,31 @@ class NumbaBackend(Backend):
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
             raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
         read, written = (values, canvas) if into else (canvas, values)
-        arrays = [target(written).view(np.float32), flat(read).view(np.float32)]
+        arrays = [writable(written).view(np.float32), flat(read).view(np.float32)]
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
-        self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.copy, canvas, tiles, args, scratch=False)
 
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
         if not _vectors_of_halves(canvas):
             return super().narrow_tiles(halves, canvas, tiles)
         lost = np.zeros(len(tiles), np.uint8)
-        args = (canvas.shape[1:], target(canvas), target(halves).view(np.uint16), lost)
-        self._launcher.over_tiles(tile_kernels.narrow, canvas, tiles, args, scratch=False)
+        args = (canvas.shape[1:], writable(canvas), writable(halves).view(np.uint16), lost)
+        self._launcher.over_tiles(copies.narrow, canvas, tiles, args, scratch=False)
         return not lost.any()
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
         if not _vectors_of_halves(canvas):
             super().widen_tiles(canvas, halves, tiles)
             return
-        args = (canvas.shape[1:], target(canvas), flat(halves).view(np.uint16))
-        self._launcher.over_tiles(tile_kernels.widen, canvas, tiles, args, scratch=False)
+        args = (canvas.shape[1:], writable(canvas), flat(halves).view(np.uint16))
+        self._launcher.over_tiles(copies.widen, canvas, tiles, args, scratch=False)
 
     def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], flat(canvas), found)
-        self._launcher.over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.not_finite, canvas, tiles, args, scratch=False)
         if not found.any():
             return None
         first = int(found.argmax())
@@ -416,7 +415,7 @@ class NumbaBackend(Backend):
         changes = np.zeros(len(tiles), np.float32)
         before = flat(np.ascontiguousarray(values, np.float32))
         args = (canvas.shape[1:], flat(canvas), before, changes)
-        self._launcher.over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.change, canvas, tiles, args, scratch=False)
         return changes
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
@@ -424,41 +423,9 @@ class NumbaBackend(Backend):
         pixels, channels = mask.size, original.shape[3]
         a, b = (readable(canvas).reshape(-1) for canvas in (original, edited))
         indices = original.dtype == np.int32
-        kernel = tile_kernels.differ_int32 if indices else tile_kernels.differ_float32
+        kernel = copies.differ_int32 if indices else copies.differ_float32
         allowed = np.int64(min(eps, 1 << 32)) if indices else np.float32(eps)
         items, batch = -(-pixels // 8192), 8192
-        args = (batch, channels, a, b, allowed, target(mask).view(np.uint8))
+        args = (batch, channels, a, b, allowed, writable(mask).view(np.uint8))
         self._launcher.run(kernel, items, args, 0, 1.0 * a.size)
         return mask
-
-
-def _whole(bias: Array | None, outputs: int) -> Array:
-    """A bias of `outputs` values (None: zeros) filled up with zeros to whole panels."""
-    padded = np.zeros(-(-outputs // PANEL) * PANEL, np.float32)
-    if bias is not None:
-        padded[:outputs] = bias
-    return padded
-
-
-def _writing(
-    out: Array,
-    bias: Array | None = None,
-    *,
-    shift: Array | None = None,
-    residual: Source | None = None,
-    activation: Activation = "identity",
-) -> Writing:
-    """The arrays of an output; `bias` is filled up to whole panels already."""
-    channels = out.shape[3]
-    return Writing(
-        target(out),
-        out.shape[1],
-        out.shape[2],
-        channels,
-        _whole(None, channels) if bias is None else bias,
-        NO_FLOATS if shift is None else flat(shift),
-        -1 if shift is None else channels if len(shift) > 1 else 0,
-        NOTHING if residual is None else reading(residual),
-        int(residual is not None),
-        ACTIVATIONS[activation],
-    )

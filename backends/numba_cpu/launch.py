@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..interface import TILE, Array, Host
-from . import pointwise
+from . import writing
 from .arrays import readable
 from .cores import available_cores
 from .jit import compile_all
@@ -63,7 +63,7 @@ class Launcher:
             batch = max(1, (1 << 15) // (TILE * TILE * channels))
             items = -(-len(tiles) // batch)
             work = 16.0 * TILE * TILE * channels * len(tiles)
-            floats = pointwise.scratch_floats(channels) if scratch else 0
+            floats = writing.scratch_floats(channels) if scratch else 0
             self.run(kernel, items, (batch, in_order(tiles), *args), floats, work)
 
     def run(
