@@ -8,13 +8,15 @@ import numpy as np
 
 from sparsegen import Paper, Session
 from sparsegen.backends.interface import Host
+from sparsegen.editing.state import State
 from sparsegen.engine.allocator import BackendAllocator
+from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.run import Feature, Run
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
 from sparsegen.pipelines.sdedit import SDEdit
-from sparsegen.tiling.policies import Everything
+from sparsegen.tiling.policies import Everything, Policy, get_policy
 from sparsegen.tiling.tiles import TileSet
 
 TINY: dict[str, Any] = {
@@ -138,3 +140,11 @@ def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:
         assert left.keys() == right.keys()
         different = [path for path in left if not np.array_equal(left[path], right[path])]
         assert not different, f"step {i}: {different}"
+
+
+def repainted(state: State, mask: Host, policy: str | Policy) -> tuple[Run, TileSet]:
+    """Repaint a state with the values that its input has already, where `mask` bool `[N, H, W]` holds."""
+    changed = TileSet.of_mask(mask)
+    plan = get_policy(policy, paper=state.model.paper).plan(mask)
+    values = {"x": state.input_tiles("x", changed.tiles)}
+    return state.repaint(values, changed, plan, journal=Journal())

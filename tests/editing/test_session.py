@@ -27,7 +27,7 @@ def session(rng: np.random.Generator) -> Session:
 def test_a_result_holds_pictures_and_costs(session, rng):
     labels = current_labels(session)
     labels[0, 8:16, 8:16] = (labels[0, 8:16, 8:16] + 1) % 4
-    result = session.edit(labels)
+    result = session.edit(labels, progress=lambda record: None)
     stats = result.stats
     assert result.image.shape == (64, 128, 3) and result.image.dtype == np.uint8
     assert np.array_equal(result.image, result.images[0])
