@@ -184,8 +184,15 @@ class Base:
         """Play an edit's journals back. An interrupt is raised afterwards."""
         before = self.history
         after = replace(before, stale=edit.stale, image=edit.image, shown=None, edits=edits, undone=undone)
-        self.history = replace(before, going=(edit.journals, after))
-        self.settle()
+        noted = replace(before, going=(edit.journals, after))
+
+        def play() -> None:
+            self.history = noted
+            self._arrive()
+
+        interrupt = completed(play)
+        if interrupt is not None:
+            raise interrupt
 
     def _arrive(self) -> None:
         """Play back the journals that are `going`; repeated after an interrupt, it changes nothing more."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from sparsegen.backends.interface import Array, Backend, Host
 
 from .turn import Turn
@@ -75,6 +77,8 @@ class BackendAllocator(Allocator):
         return self._backend.alloc(shape, dtype=dtype)
 
     def keep(self, host: Host) -> Array:
+        if host.dtype == np.float16:  # `upload` makes float32 of it: as words, its bits stay
+            return self._backend.upload(host.view(np.int32)).view(np.float16)
         return self._backend.upload(host)
 
     def host(self, array: Array) -> Host:
