@@ -9,8 +9,8 @@ Conventions, the same in every backend
 * Canvases are float32 `[N, H, W, C]`, C-contiguous (channels last); index canvases are int32 `[N, H, W, P]`.
   Kernels know no others; a float16 copy of a canvas, to be kept (C even), is for `read_tiles`, `write_tiles`,
   `narrow_tiles` and `widen_tiles` alone.
-* `tiles` is int32 `[K, 3]` on the host: sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`;
-  a tile that overhangs the bottom or right border is written only where it lies inside.
+* `tiles` is a `Tiles` handle: `[K, 3]` sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`; a
+  tile that overhangs the bottom or right border is written only where it lies inside.
 * What a layer reads is a `Source`: canvases plus the pointwise work still pending on them (the *prologue*).
   Reads outside the image are 0 *after* the prologue, because a dense layer pads activated values.
 * Everything after the tensors is keyword-only.
@@ -22,11 +22,13 @@ Conventions, the same in every backend
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 TILE = 4
 """Outputs along one side of a tile (SIGE's block: 6×6 inputs of a 3×3 convolution give 4×4 outputs)."""
@@ -47,6 +49,44 @@ Padding: TypeAlias = tuple[int, int, int, int]
 
 class BackendError(RuntimeError):
     """A backend is unknown or cannot run here; the message lists what can."""
+
+
+class Tiles:
+    """Active tiles as primitives take them: one read-only list on the host, and each backend's form of it.
+
+    Parameters
+    ----------
+    host
+        Integers `[K, 3]`: sample, tile row and tile column of each tile, in any order, each tile once. They are copied.
+
+    Raises
+    ------
+    BackendError
+        `host` has another shape.
+    """
+
+    def __init__(self, host: Host) -> None:
+        if host.ndim != 2 or host.shape[1] != 3:
+            raise BackendError(
+                f"tiles have shape {host.shape}, expected (K, 3): sample, tile row, tile column"
+            )
+        self.host: Host = np.array(host, np.int32, order="C")
+        """int32 `[K, 3]`, C-contiguous, read-only."""
+        self.host.setflags(write=False)
+        self._made: dict[Hashable, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __repr__(self) -> str:
+        return f"<Tiles: {len(self)}>"
+
+    def on(self, owner: Hashable, make: Callable[[Host], T]) -> T:
+        """`make(host)`, computed at the first call for this owner: a backend, or a key that several backends share."""
+        if owner not in self._made:
+            self._made.setdefault(owner, make(self.host))  # of two threads at once, the first is everyone's
+        made: T = self._made[owner]
+        return made
 
 
 @dataclass(frozen=True)
@@ -234,7 +274,7 @@ class Backend(ABC):
     def conv2d(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         source: Source,
         weights: ConvWeights,
         *,
@@ -262,12 +302,12 @@ class Backend(ABC):
 
     @abstractmethod
     def layer_norm(
-        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias`, the moments over a pixel's channels."""
 
     @abstractmethod
-    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         """`out[tiles] = source + residual`: pending work written out."""
 
     # -- reading by index --------------------------------------------------------------------------------
@@ -276,7 +316,7 @@ class Backend(ABC):
     def lookup(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         indices: Array,
         table: Array,
         bias: Array,
@@ -295,7 +335,7 @@ class Backend(ABC):
 
     @abstractmethod
     def attention(
-        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
 
@@ -306,7 +346,7 @@ class Backend(ABC):
 
     @abstractmethod
     def number_windows(
-        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+        self, codes: Array, tiles: Tiles, indices: Array, book: Book, *, kernel: int, step: int = 1
     ) -> None:
         """`codes[tiles]` = the numbers of the pixels' windows in `book`, which takes in those it does not know.
 
@@ -329,17 +369,17 @@ class Backend(ABC):
     # -- tiles and masks ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         """A copy of tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border. What a journal keeps.
 
         `out`: an array of that shape and of the canvas's type that takes it; None: a new one.
         """
 
     @abstractmethod
-    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values; whether all are finite.
 
         Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity.
@@ -350,7 +390,7 @@ class Backend(ABC):
         self.write_tiles(canvas, tiles, values.astype("float32"))
         return bool(np.isfinite(values).all())
 
-    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         """`canvas[tiles] = halves[tiles]`: float32 from float16, exactly."""
         self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype("float32"))
 
@@ -362,7 +402,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         """(sample, row, column, channel) of the first NaN or infinity in `tiles`, None when there is none.
 
         First in the order of the tiles, then of pixels by rows, then of channels; pixels outside the image do not
@@ -370,7 +410,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         """Host float32 `[K]`: per tile the largest |canvas - values| over its pixels inside the image and channels.
 
         `values` is `[K, TILE, TILE, C]` as `read_tiles` gives it (also of a float16 copy). All values are finite.

@@ -24,6 +24,7 @@ from ..interface import (
     Host,
     Padding,
     Source,
+    Tiles,
 )
 from . import attention, direct, pointwise, winograd
 from . import tiles as tile_kernels
@@ -170,7 +171,7 @@ class NumbaBackend(Backend):
     def conv2d(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         source: Source,
         weights: ConvWeights,
         *,
@@ -180,7 +181,7 @@ class NumbaBackend(Backend):
     ) -> None:
         if not len(tiles):
             return
-        tiles = in_order(tiles)
+        active = in_order(tiles)
         g, packed = weights.geometry, weights.packed
         read = reading(source)
         write = _writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
@@ -195,13 +196,13 @@ class NumbaBackend(Backend):
             kept = splits == 1 and items > self.threads
             kept = kept and winograd.kept_floats(g.inputs, g.outputs) <= winograd.KEPT
             floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added, kept)
-            args = (batch, splits, int(kept), tiles, read, g.padding[0], g.padding[2], packed.values, write)
+            args = (batch, splits, int(kept), active, read, g.padding[0], g.padding[2], packed.values, write)
             self._launcher.run(winograd.convolve, items, args, floats, work * len(tiles))
         elif packed.algorithm == "depthwise":
             work = 2.0 * TILE * TILE * depth * g.outputs
             batch, _ = self._launcher.items(len(tiles), 8, 1, work)
             floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
-            args = (batch, tiles, read, geometry, packed.values.floats, write)
+            args = (batch, active, read, geometry, packed.values.floats, write)
             self._launcher.run(
                 direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles)
             )
@@ -213,7 +214,7 @@ class NumbaBackend(Backend):
             floats = direct.scratch_floats(
                 batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added
             )
-            args = (batch, splits, tiles, read, geometry, packed.values, write)
+            args = (batch, splits, active, read, geometry, packed.values, write)
             self._launcher.run(
                 direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
             )
@@ -241,12 +242,12 @@ class NumbaBackend(Backend):
         return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
 
     def layer_norm(
-        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         extra = (flat(weight), flat(bias), np.float32(eps))
         self._launcher.over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
 
-    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         write = _writing(out, residual=residual)
         self._launcher.over_tiles(pointwise.write_out, out, tiles, (reading(source), write))
 
@@ -255,7 +256,7 @@ class NumbaBackend(Backend):
     def lookup(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         indices: Array,
         table: Array,
         bias: Array,
@@ -269,15 +270,15 @@ class NumbaBackend(Backend):
         self._launcher.over_tiles(pointwise.look_up, out, tiles, args)
 
     def attention(
-        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         if not len(tiles):
             return
-        tiles = in_order(tiles)
+        active = in_order(tiles)
         channels = query.shape[3]
         tokens = key.shape[1] * key.shape[2]
         blocks = -(-tokens // attention.BLOCK)
-        samples, slots = np.unique(tiles[:, 0], return_inverse=True)
+        samples, slots = np.unique(active[:, 0], return_inverse=True)
         key_floats, value_floats = attention.packed_floats(tokens, channels // heads)
         keys = np.zeros(len(samples) * heads * key_floats, np.float32)
         values = np.zeros(len(samples) * heads * value_floats, np.float32)
@@ -289,7 +290,7 @@ class NumbaBackend(Backend):
         batch = max(1, min(attention.TOGETHER, len(tiles) // (2 * self.threads)))
         args = (
             batch,
-            tiles,
+            active,
             slots.astype(np.int32),
             reading(query),
             heads,
@@ -306,23 +307,23 @@ class NumbaBackend(Backend):
     # -- codebooks ---------------------------------------------------------------------------------------
 
     def number_windows(
-        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+        self, codes: Array, tiles: Tiles, indices: Array, book: Book, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        tiles, indices, done = in_order(tiles), readable(indices), 0
+        active, indices, done = in_order(tiles), readable(indices), 0
         target(codes)
         while True:
             # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
-            room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
+            room = len(book) + TILE * TILE * min(len(active) - done, 256) + 1
             book.reserve(room)
             if book.index is None or len(book.index) < 2 * room:
                 index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
                 window_kernels.rehash(book.storage, len(book), index)
                 book.index = index  # only now: an interrupt leaves no empty one
             done = window_kernels.number(
-                tiles, done, indices, kernel, step, book.storage, book.count, book.index, codes
+                active, done, indices, kernel, step, book.storage, book.count, book.index, codes
             )
-            if done == len(tiles):
+            if done == len(active):
                 return
 
     def forget_windows(self, book: Book, count: int) -> None:
@@ -359,7 +360,7 @@ class NumbaBackend(Backend):
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         if out is None:
             out = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
         if canvas.shape[1] % TILE or canvas.shape[2] % TILE:
@@ -367,10 +368,10 @@ class NumbaBackend(Backend):
         self._copy(canvas, tiles, out, 0)
         return out
 
-    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
 
-    def _copy(self, canvas: Array, tiles: Host, values: Array, into: int) -> None:
+    def _copy(self, canvas: Array, tiles: Tiles, values: Array, into: int) -> None:
         if canvas.dtype == np.float16 and not canvas.shape[3] % 2:  # two move as one
             canvas, values = canvas.view(np.float32), values.view(np.float32)
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
@@ -380,7 +381,7 @@ class NumbaBackend(Backend):
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
         self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         if not _vectors_of_halves(canvas):
             return super().narrow_tiles(halves, canvas, tiles)
         lost = np.zeros(len(tiles), np.uint8)
@@ -388,14 +389,14 @@ class NumbaBackend(Backend):
         self._launcher.over_tiles(tile_kernels.narrow, canvas, tiles, args, scratch=False)
         return not lost.any()
 
-    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
             super().widen_tiles(canvas, halves, tiles)
             return
         args = (canvas.shape[1:], target(canvas), flat(halves).view(np.uint16))
         self._launcher.over_tiles(tile_kernels.widen, canvas, tiles, args, scratch=False)
 
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
@@ -404,12 +405,12 @@ class NumbaBackend(Backend):
         if not found.any():
             return None
         first = int(found.argmax())
-        n, row, column = (int(i) for i in tiles[first])
+        n, row, column = (int(i) for i in tiles.host[first])
         tile = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         y, x, c = (int(i) for i in np.argwhere(~np.isfinite(tile))[0])
         return n, row * TILE + y, column * TILE + x, c
 
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
             change = np.abs(self.read_tiles(canvas, tiles) - values)
             return np.asarray(change.max((1, 2, 3), initial=0), np.float32)

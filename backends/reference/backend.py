@@ -22,6 +22,7 @@ from ..interface import (
     Host,
     Padding,
     Source,
+    Tiles,
 )
 from .tiling import (
     activate,
@@ -70,7 +71,7 @@ class ReferenceBackend(Backend):
     def conv2d(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         source: Source,
         weights: ConvWeights,
         *,
@@ -81,7 +82,7 @@ class ReferenceBackend(Backend):
         g = weights.geometry
         (kh, kw), (top, _, left, _) = g.kernel, g.padding
         size = ((TILE - 1) * g.stride + kh, (TILE - 1) * g.stride + kw)
-        for batch in batches(tiles, TILE * TILE * kh * kw * g.inputs):
+        for batch in batches(tiles.host, TILE * TILE * kh * kw * g.inputs):
             positions = window_positions(batch, size, stride=g.stride, top=top, left=left)
             v = read_source(source, *positions)  # [K, size0, size1, I]
             v = sliding_window_view(v, (kh, kw), axis=(1, 2))[:, :: g.stride, :: g.stride]
@@ -109,16 +110,16 @@ class ReferenceBackend(Backend):
         return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
 
     def layer_norm(
-        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
-        for batch in batches(tiles, TILE * TILE * len(weight)):
+        for batch in batches(tiles.host, TILE * TILE * len(weight)):
             v = read_pixels(source, batch)
             mean = v.mean(-1, keepdims=True)
             variance = v.var(-1, keepdims=True)
             scatter(out, batch, (v - mean) / np.sqrt(variance + np.float32(eps)) * weight + bias)
 
-    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
-        for batch in batches(tiles, TILE * TILE * out.shape[3]):
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+        for batch in batches(tiles.host, TILE * TILE * out.shape[3]):
             v = read_pixels(source, batch)
             if residual is not None:
                 v = v + read_pixels(residual, batch)
@@ -127,7 +128,7 @@ class ReferenceBackend(Backend):
     def lookup(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         indices: Array,
         table: Array,
         bias: Array,
@@ -136,7 +137,7 @@ class ReferenceBackend(Backend):
         activation: Activation = "identity",
     ) -> None:
         k = round(len(table) ** 0.5)
-        for batch in batches(tiles, TILE * TILE * len(bias)):
+        for batch in batches(tiles.host, TILE * TILE * len(bias)):
             channels = read_indices(indices, batch, k, step)  # [K, 4+k-1, 4+k-1, P]
             v = np.broadcast_to(bias, (len(batch), TILE, TILE, len(bias)))
             for tap in range(k * k):
@@ -147,11 +148,11 @@ class ReferenceBackend(Backend):
             scatter(out, batch, activate(v, activation))
 
     def number_windows(
-        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+        self, codes: Array, tiles: Tiles, indices: Array, book: Book, *, kernel: int, step: int = 1
     ) -> None:
         if book.index is None:
             book.index = {key.tobytes(): number for number, key in enumerate(book.keys)}
-        for batch in batches(tiles, TILE * TILE * kernel * kernel * indices.shape[3]):
+        for batch in batches(tiles.host, TILE * TILE * kernel * kernel * indices.shape[3]):
             # [K, S, S, P] -> [K, 4, 4, P, kernel, kernel] -> [pixels, kernel * kernel * P]
             windows = sliding_window_view(
                 read_indices(indices, batch, kernel, step), (kernel, kernel), axis=(1, 2)
@@ -180,7 +181,7 @@ class ReferenceBackend(Backend):
             out[start : start + 256] = y
 
     def attention(
-        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         channels = query.shape[3]
         scale = np.float32((channels / heads) ** -0.5)
@@ -190,9 +191,9 @@ class ReferenceBackend(Backend):
             v = read_source(source, np.array(sample), *np.ogrid[:h, :w])
             return v.reshape(h * w, heads, c // heads).transpose(1, 0, 2)
 
-        for sample in np.unique(tiles[:, 0]):
+        for sample in np.unique(tiles.host[:, 0]):
             k, v = all_tokens(key, sample), all_tokens(value, sample)
-            for batch in batches(tiles[tiles[:, 0] == sample], TILE * TILE * heads * k.shape[1]):
+            for batch in batches(tiles.host[tiles.host[:, 0] == sample], TILE * TILE * heads * k.shape[1]):
                 q = (
                     read_pixels(query, batch)
                     .reshape(len(batch), TILE * TILE, heads, -1)
@@ -204,15 +205,15 @@ class ReferenceBackend(Backend):
                 mixed = (weights @ v).transpose(0, 2, 1, 3)
                 scatter(out, batch, mixed.reshape(len(batch), TILE, TILE, channels))
 
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
-        inside, pixels = inside_pixels(canvas, tiles)
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
+        inside, pixels = inside_pixels(canvas, tiles.host)
         values = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype) if out is None else out
         values[...] = 0
         values[inside] = canvas[pixels]
         return values
 
-    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
-        scatter(canvas, tiles, values)
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        scatter(canvas, tiles.host, values)
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         if original.dtype == np.int32:  # whose differences may take one bit more
@@ -221,8 +222,8 @@ class ReferenceBackend(Backend):
             near = (original == edited) | (np.abs(original - edited) <= eps)
         return np.asarray(~near.all(-1))
 
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
-        for batch in batches(tiles, TILE * TILE * canvas.shape[3]):
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
+        for batch in batches(tiles.host, TILE * TILE * canvas.shape[3]):
             _, (n, y, x) = inside_pixels(canvas, batch)
             finite = np.isfinite(canvas[n, y, x])  # [pixels, C]
             if not finite.all():
@@ -230,7 +231,7 @@ class ReferenceBackend(Backend):
                 return int(n[pixel]), int(y[pixel]), int(x[pixel]), int(channel)
         return None
 
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
-        inside, _ = inside_pixels(canvas, tiles)
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
+        inside, _ = inside_pixels(canvas, tiles.host)
         change = np.where(inside[..., None], np.abs(self.read_tiles(canvas, tiles) - values), 0)
         return np.asarray(change.max((1, 2, 3), initial=0), np.float32)

@@ -367,7 +367,7 @@ class Session(NotCopied):
         output = self._output(state)
         active = output.changed[0]
         if state.output_path in journal.paths:
-            active = TileSet.of_tiles(active.shape, journal.kept_tiles(state.output_path))
+            active = TileSet.of_tiles(active.shape, journal.kept_tiles(state.output_path).host)
         result = self._result([], state, output, active, start, state.history, edited_area=0.0)
         state.images = np.array(result.images)
         return result

@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Backend, Book, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Book, Host, Tiles
 from sparsegen.weights import read_checkpoint, write_safetensors
 
 from ..engine.codebook import Codebook
@@ -278,7 +278,7 @@ def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
         for key, (tiles, _) in step.journal.tiles.items():
             samples, height, width, _ = state.memory.canvases[key].shape
             beyond = (samples, -(-height // TILE), -(-width // TILE))
-            if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
+            if len(tiles) and ((tiles.host < 0).any() or (tiles.host >= beyond).any()):
                 raise SessionError(f"{path}: its journal has tiles outside {key}")
     _check_indices(path, state, [])
     _check_indices(path, state, state.steps)
@@ -313,9 +313,9 @@ def _check_indices(path: str | os.PathLike[str], state: State, steps: Sequence[S
             _within(path, key, known, -1, _labels(state) if inner is None else len(inner))
 
 
-def _paint(canvas: Host, tiles: Host, values: Host) -> None:
+def _paint(canvas: Host, tiles: Tiles, values: Host) -> None:
     """Write `values` `[K, TILE, TILE, C]` into the tiles of a canvas; what overhangs it is cut off."""
-    for (n, row, column), value in zip(tiles.tolist(), values, strict=True):
+    for (n, row, column), value in zip(tiles.host.tolist(), values, strict=True):
         place = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         place[...] = value[: place.shape[0], : place.shape[1]]
 
@@ -369,7 +369,7 @@ def _journal_tables(state: State) -> dict[str, Host]:
         for key in step.journal.paths:
             kept = step.journal.kept_tiles(key)
             table.append((i, number[key], len(kept)))
-            tiles.append(kept)
+            tiles.append(kept.host)
         for key, (count, keys) in step.journal.books.items():
             books.append((i, book_number[key], count, len(keys)))
             windows.append(keys.reshape(-1))
@@ -396,7 +396,7 @@ def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
     """All stale sets, end to end."""
     return {
         "stale.counts": np.array([s.count for s in sets], np.int32),
-        "stale.tiles": np.concatenate([s.tiles for s in sets]),
+        "stale.tiles": np.concatenate([s.tiles.host for s in sets]),
         "stale.pixels": np.concatenate([s.pixels for s in sets]).astype(np.uint8),
     }
 
@@ -482,7 +482,7 @@ def _state(
         tiles = tensors["steps.tiles"][tile : tile + count]
         if tiles.dtype != np.int32 or tiles.shape != (count, 3):
             raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
-        steps[i].journal.add(key, tiles, take(values))
+        steps[i].journal.add(key, Tiles(tiles), take(values))
         tile, word = tile + count, word + size
     books, at = sorted(memory.codebooks), 0
     for i, book, count, follow in tensors["steps.books"].tolist():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from sparsegen.backends.interface import Array, Backend, Host
+from sparsegen.backends.interface import Array, Backend, Host, Tiles
 
 from ..errors import ShapeError
 from ..tiling.tiles import TileSet
@@ -102,7 +102,7 @@ class Memory:
     def fetch(self, reads: Sequence[Read], active: TileSet) -> None:
         """Have in place what the `active` tiles of a layer's output read."""
 
-    def keep(self, path: str, canvas: Array, tiles: Host) -> None:
+    def keep(self, path: str, canvas: Array, tiles: Tiles) -> None:
         """Keep what a layer wrote into `tiles` of the `canvas` that `self.canvas` gave. Raises SessionError."""
 
     def whole(self, canvas: Array) -> Host:

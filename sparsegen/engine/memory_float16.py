@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Host
+from sparsegen.backends.interface import TILE, Array, Host, Tiles
 
 from ..errors import InputError, SessionError
 from ..tiling.tiles import TileSet
@@ -68,7 +68,7 @@ class HalfMemory(Memory):
                 height, width = read.changed.height, read.changed.width
                 self._bring(path, read.canvas, read_by(active, read.window, height, width))
 
-    def keep(self, path: str, canvas: Array, tiles: Host) -> None:
+    def keep(self, path: str, canvas: Array, tiles: Tiles) -> None:
         kept = self.canvases.get(path)
         if kept is None or kept.dtype != np.float16:
             return
@@ -76,7 +76,7 @@ class HalfMemory(Memory):
             raise SessionError(
                 f"{path}: a value is beyond 65504, the largest of float16; keep the caches as float32"
             )
-        n, row, column = tiles.T
+        n, row, column = tiles.host.T
         self._warm[path][n, row, column] = True
 
     def whole(self, canvas: Array) -> Host:
@@ -88,7 +88,7 @@ class HalfMemory(Memory):
     def _bring(self, path: str, shared: Array, tiles: Host) -> None:
         """Widen those of `tiles` (bool, as `_warm`) that are not in the shared canvas yet."""
         warm = self._warm[path]
-        cold = np.argwhere(tiles & ~warm).astype(np.int32)
+        cold = Tiles(np.argwhere(tiles & ~warm))
         if len(cold):
             self.backend.widen_tiles(shared, self.canvases[path], cold)
             warm |= tiles

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Book, Host, Source
+from sparsegen.backends.interface import Activation, Array, Book, Host, Source, Tiles
 
 from ..errors import NonFiniteError, ShapeError
 from ..tiling.policies import Plan
@@ -89,7 +89,7 @@ class Run:
         path: str,
         shape: tuple[int, int, int, int],
         reads: Sequence[Read],
-        kernel: Callable[[Array, Host], None],
+        kernel: Callable[[Array, Tiles], None],
         *,
         macs_per_pixel: int,
         whole_tiles: bool = False,
@@ -155,7 +155,7 @@ class Run:
         whole = self._whole[active.shape]
         return active if active.count == whole.count else whole
 
-    def check_finite(self, path: str, canvas: Array, tiles: Host) -> None:
+    def check_finite(self, path: str, canvas: Array, tiles: Tiles) -> None:
         """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""
         found = self.backend.find_non_finite(canvas, tiles)
         if found is not None:
@@ -178,7 +178,7 @@ class Run:
             if self.journal is not None:
                 self.journal.add_book(path, len(codebook.book), codebook.book.keys[:0].copy())
 
-            def number(codes: Array, tiles: Host) -> None:
+            def number(codes: Array, tiles: Tiles) -> None:
                 self.backend.number_windows(codes, tiles, source, codebook.book, kernel=kernel, step=step)
 
             half = kernel // 2
@@ -248,10 +248,10 @@ class Run:
         moved = backend.largest_change(canvas, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        tiles, new = active.tiles[mixed], backend.upload(new_pixels[mixed])[..., None]
+        tiles, new = Tiles(active.tiles.host[mixed]), backend.upload(new_pixels[mixed])[..., None]
         backend.write_tiles(canvas, tiles, np.where(new, backend.read_tiles(canvas, tiles), old[mixed]))
         self.memory.keep(path, canvas, tiles)
-        return TileSet.of_tiles(active.shape, active.tiles[moved], active.pixels[moved])
+        return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
 
 
 def _not_finite(path: str, at: tuple[int, ...]) -> NonFiniteError:

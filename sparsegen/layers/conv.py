@@ -18,6 +18,7 @@ from sparsegen.backends.interface import (
     Host,
     Padding,
     Source,
+    Tiles,
 )
 
 from ..engine.run import Coded, Feature, Part, Run
@@ -89,7 +90,7 @@ class Conv2d(Layer):
             within = Part(residual.conv.path, residual.conv.macs_per_pixel)
             whole_tiles |= residual.conv._weights(residual.x).whole_tiles
 
-        def kernel(canvas: Array, tiles: Host) -> None:
+        def kernel(canvas: Array, tiles: Tiles) -> None:
             if isinstance(residual, Added):
                 assert within is not None
                 source: Source | None = residual.computed(tiles, within)
@@ -173,7 +174,7 @@ class Added:
         """What its pixels depend on; `window` is that of a residual, the pixel itself."""
         return self.conv._reads(self.x)
 
-    def computed(self, tiles: Host, part: Part) -> Source:
+    def computed(self, tiles: Tiles, part: Part) -> Source:
         """The values of `tiles`, in an array that the next such layer will write over."""
         run, start = self.x.run, time.perf_counter()
         canvas = run.memory.scratch(self.shape)
@@ -210,7 +211,7 @@ class AvgPool(Layer):
 
         weights = _laid_out(run, self.path, ConvGeometry(c, c, (2, 2), 2, groups=c), prepare, size)
 
-        def pool(canvas: Array, tiles: Host) -> None:
+        def pool(canvas: Array, tiles: Tiles) -> None:
             run.backend.conv2d(canvas, tiles, x.source, weights)
 
         return run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)
