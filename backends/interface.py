@@ -16,7 +16,8 @@ Conventions, the same in every backend
 * Everything after the tensors is keyword-only.
 * What is only read may be read-only (a mapped file, a broadcast array).
 
-`backends.reference` implements every primitive to be read, and is the oracle of all others.
+`base.py` implements every primitive in plain array arithmetic; on NumPy it is the `reference` backend, the oracle of
+all others.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Source:
     """Per pixel of what is read, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
     activation: Activation = "identity"
     codes: Array | None = None
-    """int32 `[N, H, W, 1]`, a codebook's numbers: `modulation` is then `[R, 2C]`, and a pixel's row is its code."""
+    """int32 `[N, H, W, 1]`: `modulation` is then `[R, 2C]`, and a pixel's code is its row."""
 
     def __post_init__(self) -> None:
         """Raises BackendError where the parts are not one or two, or scale and shift are not as said above."""
@@ -167,36 +168,37 @@ class ConvWeights:
     Exact edits then take every pixel of a recomputed tile for changed."""
 
 
-class Book:
-    """Distinct windows of an index canvas, numbered in the order in which they were first seen.
+class WindowSet:
+    """The distinct windows of an index canvas, in the order in which they were first seen.
 
-    Only a backend's `number_windows` and `forget_windows` change one.
+    A window's place is its *code*.
+    Only a backend's `encode_windows` and `forget_windows` change one.
 
     Parameters
     ----------
     width
         Indices in a window.
-    keys
+    windows
         int32 `[R, width]`: the windows to begin with.
     """
 
-    def __init__(self, width: int, keys: Host | None = None) -> None:
-        known = 0 if keys is None else len(keys)
-        self.storage: Host = np.full((max(256, known + known // 4), width), -1, np.int32)
+    def __init__(self, width: int, windows: Host | None = None) -> None:
+        count = 0 if windows is None else len(windows)
+        self.storage: Host = np.full((max(256, count + count // 4), width), -1, np.int32)
         """int32 `[capacity, width]`: the windows, and room for more."""
-        self.count: Host = np.full(1, known, np.int64)
-        """int64 `[1]`: how many rows are windows."""
+        self.count: Host = np.full(1, count, np.int64)
+        """int64 `[1]`: how many rows of `storage` are windows. An array, so that a kernel can write it."""
         self.index: Any = None
-        """The backend's own way to find a window; None until it needs one."""
-        if keys is not None:
-            self.storage[:known] = keys
+        """The backend's own map from a window to its code; None until the backend builds it."""
+        if windows is not None:
+            self.storage[:count] = windows
 
     def __len__(self) -> int:
         return int(self.count[0])
 
     @property
-    def keys(self) -> Host:
-        """The windows by number, int32 `[R, width]`."""
+    def windows(self) -> Host:
+        """The windows by code, int32 `[R, width]`."""
         return self.storage[: len(self)]
 
     def reserve(self, capacity: int) -> None:
@@ -205,7 +207,7 @@ class Book:
             storage = np.full(
                 (max(capacity, len(self.storage) * 3 // 2), self.storage.shape[1]), -1, np.int32
             )
-            storage[: len(self)] = self.keys
+            storage[: len(self)] = self.windows
             self.storage = storage
 
 
@@ -345,18 +347,19 @@ class Backend(ABC):
     # -- codebooks ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def number_windows(
-        self, codes: Array, tiles: Tiles, indices: Array, book: Book, *, kernel: int, step: int = 1
+    def encode_windows(
+        self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
-        """`codes[tiles]` = the numbers of the pixels' windows in `book`, which takes in those it does not know.
+        """`codes[tiles]` = the codes of the pixels' windows in `window_set`; a window that is not there yet is added.
 
-        `codes` is int32 `[N, H, W, 1]`, `indices` int32 `[N, h, w, P]`. The window of pixel (y, x) is what `lookup`
-        reads there with the same `kernel` and `step`: rows first, then columns, then planes; -1 outside the image.
+        `codes` is int32 `[N, H, W, 1]`, `indices` int32 `[N, h, w, P]`. The window of pixel (y, x) is the indices that
+        `lookup` reads there with the same `kernel` and `step`: rows first, then columns, then planes; -1 outside the
+        image.
         """
 
     @abstractmethod
-    def forget_windows(self, book: Book, count: int) -> None:
-        """Take the windows from number `count` on out of the book again."""
+    def forget_windows(self, window_set: WindowSet, count: int) -> None:
+        """Remove the windows whose code is `count` or more."""
 
     @abstractmethod
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
@@ -379,20 +382,16 @@ class Backend(ABC):
     def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
 
+    @abstractmethod
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values; whether all are finite.
 
         Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity.
         """
-        with np.errstate(over="ignore"):
-            values = self.read_tiles(canvas, tiles).astype("float16")
-        self.write_tiles(halves, tiles, values)
-        self.write_tiles(canvas, tiles, values.astype("float32"))
-        return bool(np.isfinite(values).all())
 
+    @abstractmethod
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         """`canvas[tiles] = halves[tiles]`: float32 from float16, exactly."""
-        self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype("float32"))
 
     @abstractmethod
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:

@@ -59,8 +59,11 @@ class ShapesBackend(Backend):
     def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         return np.zeros(len(tiles), np.float32)
 
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
+        return True
+
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
-    conv2d = layer_norm = pointwise = lookup = attention = write_tiles = _nothing
-    number_windows = forget_windows = convolve_windows = _nothing
+    conv2d = layer_norm = pointwise = lookup = attention = write_tiles = widen_tiles = _nothing
+    encode_windows = forget_windows = convolve_windows = _nothing

@@ -6,25 +6,24 @@ at every call, here and in `launch.py`, and no bit of a result depends on that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from ..base import HostBackend
 from ..interface import (
     TILE,
     Activation,
     Array,
-    Backend,
     BackendError,
-    Book,
     ConvGeometry,
     ConvWeights,
     Host,
     Padding,
     Source,
     Tiles,
+    WindowSet,
 )
 from . import attention, direct, pointwise, winograd
 from . import tiles as tile_kernels
@@ -59,7 +58,7 @@ def _vectors_of_halves(canvas: Array) -> bool:
     return TARGET.half and canvas.shape[3] % WIDTH == 0
 
 
-class NumbaBackend(Backend):
+class NumbaBackend(HostBackend):
     """Kernels compiled for this processor.
 
     Parameters
@@ -113,18 +112,6 @@ class NumbaBackend(Backend):
         where = " and ".join(map(str, ready.folders))
         because = "" if ready.why is None else f", until the system clears it, because {ready.why}"
         return f"kernels for this processor in {where}{because}"
-
-    # -- memory ------------------------------------------------------------------------------------------
-
-    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        return np.zeros(tuple(shape), dtype)
-
-    def upload(self, host: Host) -> Array:
-        is_float = np.issubdtype(host.dtype, np.floating)
-        return np.array(host, np.float32 if is_float else host.dtype, order="C")
-
-    def download(self, array: Array) -> Host:
-        return np.array(array)
 
     # -- convolution -------------------------------------------------------------------------------------
 
@@ -306,32 +293,40 @@ class NumbaBackend(Backend):
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
-    def number_windows(
-        self, codes: Array, tiles: Tiles, indices: Array, book: Book, *, kernel: int, step: int = 1
+    def encode_windows(
+        self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
         active, indices, done = in_order(tiles), readable(indices), 0
         target(codes)
         while True:
-            # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
-            room = len(book) + TILE * TILE * min(len(active) - done, 256) + 1
-            book.reserve(room)
-            if book.index is None or len(book.index) < 2 * room:
+            # room for a good part of the windows to come, in the storage and (half full at most) in the hash table
+            room = len(window_set) + TILE * TILE * min(len(active) - done, 256) + 1
+            window_set.reserve(room)
+            if window_set.index is None or len(window_set.index) < 2 * room:
                 index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
-                window_kernels.rehash(book.storage, len(book), index)
-                book.index = index  # only now: an interrupt leaves no empty one
+                window_kernels.rehash(window_set.storage, len(window_set), index)
+                window_set.index = index  # once it is filled: an interrupt leaves the old one
             done = window_kernels.number(
-                active, done, indices, kernel, step, book.storage, book.count, book.index, codes
+                active,
+                done,
+                indices,
+                kernel,
+                step,
+                window_set.storage,
+                window_set.count,
+                window_set.index,
+                codes,
             )
             if done == len(active):
                 return
 
-    def forget_windows(self, book: Book, count: int) -> None:
+    def forget_windows(self, window_set: WindowSet, count: int) -> None:
         compile_all()
-        if book.index is None:
-            book.count[0] = min(len(book), count)
+        if window_set.index is None:
+            window_set.count[0] = min(len(window_set), count)
         else:
-            window_kernels.forget(book.storage, book.count, book.index, count)
+            window_kernels.forget(window_set.storage, window_set.count, window_set.index, count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         for first in range(0, len(windows), window_kernels.ROWS_AT_ONCE):
@@ -412,8 +407,7 @@ class NumbaBackend(Backend):
 
     def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
-            change = np.abs(self.read_tiles(canvas, tiles) - values)
-            return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
+            return super().largest_change(canvas, tiles, values)
         changes = np.zeros(len(tiles), np.float32)
         before = flat(np.ascontiguousarray(values, np.float32))
         args = (canvas.shape[1:], flat(canvas), before, changes)

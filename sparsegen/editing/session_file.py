@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Backend, Book, Host, Tiles
+from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles, WindowSet
 from sparsegen.weights import read_checkpoint, write_safetensors
 
 from ..engine.codebook import Codebook
@@ -269,10 +269,10 @@ def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
     if set(memory.codebooks) != set(expected.codebooks):
         raise SessionError(f"{path}: its codebooks are not those of its network")
     for key, codebook in memory.codebooks.items():
-        width = expected.codebooks[key].book.storage.shape[1]
-        if codebook.book.storage.shape[1] != width:
+        width = expected.codebooks[key].window_set.storage.shape[1]
+        if codebook.window_set.storage.shape[1] != width:
             raise SessionError(
-                f"{path}: {key} has windows of {codebook.book.storage.shape[1]} instead of {width}"
+                f"{path}: {key} has windows of {codebook.window_set.storage.shape[1]} instead of {width}"
             )
     for step in [*state.steps, *state.undone]:
         for key, (tiles, _) in step.journal.tiles.items():
@@ -293,16 +293,16 @@ def _check_indices(path: str | os.PathLike[str], state: State, steps: Sequence[S
         for key, canvas in memory.canvases.items()
         if np.issubdtype(canvas.dtype, np.integer)
     }
-    windows = {key: codebook.book.keys for key, codebook in memory.codebooks.items()}
+    windows = {key: codebook.window_set.windows for key, codebook in memory.codebooks.items()}
     for step in [None, *reversed(steps)]:
         if step is not None:
             for key in canvases.keys() & step.journal.tiles.keys():
                 tiles, values = step.journal.tiles[key]
                 _paint(canvases[key], tiles, memory.backend.download(values))
-            for key, (count, keys) in step.journal.books.items():
-                if count > len(windows[key]) or (len(keys) and count != len(windows[key])):
+            for key, (count, follow) in step.journal.codebooks.items():
+                if count > len(windows[key]) or (len(follow) and count != len(windows[key])):
                     raise SessionError(f"{path}: a journal goes back to {count} windows of {key}")
-                windows[key] = np.concatenate([windows[key][:count], keys])
+                windows[key] = np.concatenate([windows[key][:count], follow])
         for key, canvas in canvases.items():
             if key in windows:
                 _within(path, key, canvas, 0, len(windows[key]))
@@ -342,7 +342,7 @@ def _parts(state: State) -> dict[str, Callable[[], Host]]:
         # a canvas of a store is in main memory: it is written from there
         parts[f"canvas/{key}"] = partial(backend.download if memory.store is None else np.asarray, canvas)
     for key, codebook in memory.codebooks.items():  # its tables follow from its windows
-        parts[f"windows/{key}"] = partial(np.asarray, codebook.book.keys)
+        parts[f"windows/{key}"] = partial(np.asarray, codebook.window_set.windows)
     for key, values in memory.measured.items():
         for i, value in enumerate(values):
             parts[f"measured/{key}/{i}"] = partial(backend.download, value)
@@ -363,19 +363,19 @@ def _both(state: State) -> list[Step]:
 def _journal_tables(state: State) -> dict[str, Host]:
     """What all journals keep, end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
-    book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
-    table, tiles, books, windows = [], [], [], []
+    codebook_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
+    table, tiles, codebooks, windows = [], [], [], []
     for i, step in enumerate(_both(state)):
         for key in step.journal.paths:
             kept = step.journal.kept_tiles(key)
             table.append((i, number[key], len(kept)))
             tiles.append(kept.host)
-        for key, (count, keys) in step.journal.books.items():
-            books.append((i, book_number[key], count, len(keys)))
-            windows.append(keys.reshape(-1))
+        for key, (count, follow) in step.journal.codebooks.items():
+            codebooks.append((i, codebook_number[key], count, len(follow)))
+            windows.append(follow.reshape(-1))
     return {
         "steps.table": np.array(table, np.int32).reshape(-1, 3),
-        "steps.books": np.array(books, np.int32).reshape(-1, 4),
+        "steps.books": np.array(codebooks, np.int32).reshape(-1, 4),
         "steps.windows": np.concatenate([np.zeros(0, np.int32), *windows]),
         "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
     }
@@ -451,7 +451,7 @@ def _state(
     take: Callable[[Host], Array] = backend.upload if memory.store is None else np.asarray
     memory.canvases = {key: take(value) for key, value in _under(tensors, "canvas/").items()}
     for key, windows in _under(tensors, "windows/").items():
-        memory.codebooks[key] = Codebook(Book(windows.shape[1], windows))
+        memory.codebooks[key] = Codebook(WindowSet(windows.shape[1], windows))
     measured: dict[str, list[Array]] = {}
     for key, value in sorted(_under(tensors, "measured/").items()):
         measured.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
@@ -484,14 +484,14 @@ def _state(
             raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
         steps[i].journal.add(key, Tiles(tiles), take(values))
         tile, word = tile + count, word + size
-    books, at = sorted(memory.codebooks), 0
-    for i, book, count, follow in tensors["steps.books"].tolist():
-        codebook = memory.codebooks[books[book]]
-        width = codebook.book.storage.shape[1]
+    codebooks, at = sorted(memory.codebooks), 0
+    for i, place, count, follow in tensors["steps.books"].tolist():
+        codebook = memory.codebooks[codebooks[place]]
+        width = codebook.window_set.storage.shape[1]
         windows = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
         if count < 0 or windows.dtype != np.int32:
-            raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
-        steps[i].journal.add_book(books[book], count, windows)
+            raise ValueError(f"a journal goes back to {count} windows of {codebooks[place]}")
+        steps[i].journal.add_codebook(codebooks[place], count, windows)
         at += follow * width
     conditions = _under(tensors, "condition/")
     history = History(stale, tuple(steps[:edits]), tuple(steps[edits:]), max(forgotten, 0))

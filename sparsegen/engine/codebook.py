@@ -1,9 +1,9 @@
 """Codebooks: what depends on a few labels around a pixel alone is computed once for each distinct window of them.
 
 A convolution of a label map, and a convolution of that, have few distinct values: as many as there are distinct
-windows of labels, a tenth of the pixels of a street scene. So the distinct windows are numbered (a *book*), a canvas
-holds each pixel's number (its *code*), and a layer's values are the rows of a *table*, one for each number. Who reads
-the feature looks its row up. An edit adds rows for windows never seen before, nothing else.
+windows of labels, a tenth of the pixels of a street scene. So the distinct windows are kept in a `WindowSet`, a canvas
+holds each pixel's *code* (its window's place there), and a layer's values are the rows of a *table*, one for each code.
+A kernel that reads the feature looks up a pixel's row by its code. An edit adds rows for new windows, nothing else.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Backend, Book, Host
+from sparsegen.backends.interface import Array, Backend, Host, WindowSet
 
 
 @dataclass
 class Table:
-    """A layer's values, a row for each window of a book."""
+    """A layer's values, a row for each window of a codebook."""
 
     rows: Array
     """float32 `[capacity, C]`."""
@@ -28,9 +28,9 @@ class Table:
 
 @dataclass
 class Codebook:
-    """A book of windows and the tables of the layers that are functions of such a window."""
+    """Distinct windows, and the tables of the layers that are functions of such a window."""
 
-    book: Book
+    window_set: WindowSet
     tables: dict[str, Table] = field(default_factory=dict)
     """Layer path -> its values."""
 
@@ -41,7 +41,7 @@ class Codebook:
 
         If `fill` fails, the rows it was to compute do not count.
         """
-        size = len(self.book)
+        size = len(self.window_set)
         table = self.tables.get(path)
         if table is None:
             table = self.tables[path] = Table(backend.alloc((0, channels)))
@@ -52,36 +52,36 @@ class Codebook:
             table.rows = grown
         new = table.rows[table.count : size]
         if len(new):
-            fill(new, self.book.keys[table.count :])
+            fill(new, self.window_set.windows[table.count :])
             table.count = size
         return table.rows[:size], new
 
     def clear(self) -> None:
         """Forget every window; the tables' memory stays, to be written again."""
-        self.book = Book(self.book.storage.shape[1])
+        self.window_set = WindowSet(self.window_set.storage.shape[1])
         for table in self.tables.values():
             table.count = 0
 
     def truncate(self, backend: Backend, count: int) -> None:
-        """Forget the windows from number `count` on: nothing refers to them any more."""
-        backend.forget_windows(self.book, count)
+        """Forget the windows whose code is `count` or more: nothing refers to them any more."""
+        backend.forget_windows(self.window_set, count)
         for table in self.tables.values():
             table.count = min(table.count, count)
 
-    def restore(self, backend: Backend, count: int, keys: Host) -> None:
-        """Know the first `count` windows, and after them `keys` int32 `[R, width]`; done twice, it is done once.
+    def restore(self, backend: Backend, count: int, windows: Host) -> None:
+        """Keep the first `count` windows, and add `windows` int32 `[R, width]`; done twice, it is done once.
 
-        The rows of `keys` are computed when a layer asks for them.
+        The rows of the added windows are computed when a layer needs them.
         """
         self.truncate(backend, count)
-        if len(keys):
-            self.book = Book(keys.shape[1], np.concatenate([self.book.keys, keys]))
+        if len(windows):
+            self.window_set = WindowSet(windows.shape[1], np.concatenate([self.window_set.windows, windows]))
 
     @property
     def nbytes(self) -> int:
         """Memory that the windows and the tables take, with the room for windows to come."""
-        arrays = [self.book.storage, *(table.rows for table in self.tables.values())]
-        return sum(int(array.nbytes) for array in arrays) + int(getattr(self.book.index, "nbytes", 0))
+        arrays = [self.window_set.storage, *(table.rows for table in self.tables.values())]
+        return sum(int(array.nbytes) for array in arrays) + int(getattr(self.window_set.index, "nbytes", 0))
 
 
 def windows_path(source: str, kernel: int, step: int) -> str:

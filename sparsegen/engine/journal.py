@@ -20,7 +20,7 @@ class Journal:
         """Path of the canvas -> (tiles, values `[K, TILE, TILE, C]`)."""
         self.whole: dict[str, Array] = {}
         """Path -> the canvas as it was; no path is in both."""
-        self.books: dict[str, tuple[int, Host]] = {}
+        self.codebooks: dict[str, tuple[int, Host]] = {}
         """Path of a codebook -> how many of its windows stay, and those that follow them, int32 `[R, width]`."""
         self.nbytes = 0
         """Memory that undoing takes."""
@@ -39,10 +39,10 @@ class Journal:
         self.tiles[path] = (tiles, values)
         self.nbytes += int(values.nbytes)
 
-    def add_book(self, path: str, count: int, keys: Host) -> None:
-        """Keep that a codebook knew `count` windows, and after them `keys`."""
-        self.books[path] = (count, keys)
-        self.nbytes += int(keys.nbytes)
+    def add_codebook(self, path: str, count: int, windows: Host) -> None:
+        """Keep that a codebook had `count` windows, followed by `windows`."""
+        self.codebooks[path] = (count, windows)
+        self.nbytes += int(windows.nbytes)
 
     def _set_aside(self, path: str, canvas: Array) -> None:
         self.whole[path] = canvas
@@ -78,8 +78,8 @@ class Journal:
         memory.canvases.update(self.whole)
         for path, (tiles, values) in self.tiles.items():
             memory.backend.write_tiles(memory.canvases[path], tiles, values)
-        for path, (count, keys) in self.books.items():  # no canvas names a later window any more
-            memory.codebooks[path].restore(memory.backend, count, keys)
+        for path, (count, windows) in self.codebooks.items():  # no canvas names a later window any more
+            memory.codebooks[path].restore(memory.backend, count, windows)
 
     def inverse(self, memory: Memory) -> Journal:
         """The journal that puts back what `undo` is about to overwrite: that of the way forward."""
@@ -88,6 +88,6 @@ class Journal:
             forward._set_aside(path, memory.canvases[path])
         for path, (tiles, _) in self.tiles.items():
             forward._copy(memory, path, tiles)
-        for path, (count, _) in self.books.items():
-            forward.add_book(path, count, memory.codebooks[path].book.keys[count:].copy())
+        for path, (count, _) in self.codebooks.items():
+            forward.add_codebook(path, count, memory.codebooks[path].window_set.windows[count:].copy())
         return forward

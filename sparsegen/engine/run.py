@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Book, Host, Source, Tiles
+from sparsegen.backends.interface import Activation, Array, Host, Source, Tiles, WindowSet
 
 from ..errors import NonFiniteError, ShapeError
 from ..tiling.policies import Plan
@@ -67,7 +67,7 @@ class Run:
         self.records: list[LayerRecord] = []
         self._edited = edited
         self._whole: dict[tuple[int, int, int], TileSet] = {}
-        self._numbered: dict[
+        self._encoded: dict[
             tuple[int, int, int], tuple[tuple[Array, ...], tuple[TileSet, ...]]
         ] = {}  # parts, changed
         self._codebooks: dict[int, Codebook] = {}
@@ -161,36 +161,40 @@ class Run:
         if found is not None:
             raise _not_finite(path, found)
 
-    def numbered(self, indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:
+    def encoded(self, indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:
         """The codes of the `kernel`² windows, `step` apart, of an index feature: a feature of `size`, one channel.
 
         Once in a run, however many layers ask; `memory.codebooks` has the windows under the codes' path.
         """
         source = indices.parts[0]
         key = (id(source), kernel, step)  # a canvas outlives the run
-        if key not in self._numbered:
+        if key not in self._encoded:
             of = next(path for path, canvas in self.memory.canvases.items() if canvas is source)
             path = windows_path(of, kernel, step)
             n, _, _, planes = indices.shape
             codebook = self.memory.codebooks.get(path)
             if codebook is None:
-                codebook = self.memory.codebooks[path] = Codebook(Book(kernel * kernel * planes))
+                codebook = self.memory.codebooks[path] = Codebook(WindowSet(kernel * kernel * planes))
             if self.journal is not None:
-                self.journal.add_book(path, len(codebook.book), codebook.book.keys[:0].copy())
+                self.journal.add_codebook(
+                    path, len(codebook.window_set), codebook.window_set.windows[:0].copy()
+                )
 
-            def number(codes: Array, tiles: Tiles) -> None:
-                self.backend.number_windows(codes, tiles, source, codebook.book, kernel=kernel, step=step)
+            def encode(codes: Array, tiles: Tiles) -> None:
+                self.backend.encode_windows(
+                    codes, tiles, source, codebook.window_set, kernel=kernel, step=step
+                )
 
             half = kernel // 2
             reads = indices.reads(Window(kernel, top=half, left=half, step=step))
-            codes = self.compute(path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32")
+            codes = self.compute(path, (n, *size, 1), reads, encode, macs_per_pixel=0, dtype="int32")
             # not the feature: it holds the run, and the circle would keep the journal alive
-            self._numbered[key] = codes.parts, codes.changed
+            self._encoded[key] = codes.parts, codes.changed
             self._codebooks[id(codes.parts[0])] = codebook
-        return Feature(self, *self._numbered[key])
+        return Feature(self, *self._encoded[key])
 
     def codebook(self, codes: Feature) -> Codebook:
-        """The windows that `codes`, as `numbered` gave them, are the numbers of."""
+        """The codebook of `codes`, as `encoded` gave them."""
         return self._codebooks[id(codes.parts[0])]
 
     def tabulated(
@@ -202,7 +206,7 @@ class Run:
         *,
         macs_per_pixel: int,
     ) -> Coded:
-        """A layer's value for every window of `codes`, as `numbered` gave them: what `compute` is for pixels.
+        """A layer's value for every window of `codes`, as `encoded` gave them: what `compute` is for pixels.
 
         `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as
         if it had computed the pixels: MACs count its plain formula.

@@ -145,7 +145,7 @@ class Conv2d(Layer):
         def fill(rows: Array, windows: Host) -> None:
             run.backend.convolve_windows(rows, windows, x.rows, weights)
 
-        codes = run.numbered(x.codes, kernel=k, size=(h, w))
+        codes = run.encoded(x.codes, kernel=k, size=(h, w))
         return run.tabulated(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend, size: tuple[int, int]) -> ConvWeights:

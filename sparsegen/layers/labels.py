@@ -92,7 +92,7 @@ class LabelConv(Layer):
             by_place = table.reshape(1, kernel * kernel * classes, outputs)
             run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
 
-        codes = run.numbered(labels, kernel=kernel, step=step, size=size)
+        codes = run.encoded(labels, kernel=kernel, step=step, size=size)
         return run.tabulated(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:

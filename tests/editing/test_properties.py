@@ -136,7 +136,7 @@ def test_undo_equals_before_any_number_deep(backend, drawn, seed, n, chosen):
     session = dense(backend, model, labels)
     history = []
     for policy in chosen:
-        known = {path: len(codebook.book) for path, codebook in session.memory.codebooks.items()}
+        known = {path: len(codebook.window_set) for path, codebook in session.memory.codebooks.items()}
         history.append((canvases(session), known))
         labels = repaint(rng, labels)
         session.edit(labels, policy=policy)
@@ -144,7 +144,9 @@ def test_undo_equals_before_any_number_deep(backend, drawn, seed, n, chosen):
         result = session.undo()
         before, known = history.pop()
         assert_same(canvases(session), before)
-        assert {path: len(codebook.book) for path, codebook in session.memory.codebooks.items()} == known
+        assert {
+            path: len(codebook.window_set) for path, codebook in session.memory.codebooks.items()
+        } == known
         assert np.array_equal(result.output, before["conv_img"])
     assert session.edits == 0
 
@@ -261,7 +263,7 @@ class Audit(Run):
     def tabulated(self, path, codes, channels, fill, *, macs_per_pixel):
         coded = super().tabulated(path, codes, channels, fill, macs_per_pixel=macs_per_pixel)
         anew = self.backend.alloc(coded.rows.shape)
-        fill(anew, self.codebook(codes).book.keys)
+        fill(anew, self.codebook(codes).window_set.windows)
         self._compare(path, anew, coded.rows, rounding=0.0)
         return coded
 
