@@ -6,24 +6,24 @@ at every call, here and in `launch.py`, and no bit of a result depends on that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from ..base import HostBackend
 from ..interface import (
     TILE,
     Activation,
     Array,
-    Backend,
     BackendError,
-    Book,
     ConvGeometry,
     ConvWeights,
     Host,
     Padding,
     Source,
+    Tiles,
+    WindowSet,
 )
 from . import attention, codebooks, copies, direct, linear, lookup, norms, winograd
 from .arrays import flat, readable, writable
@@ -57,7 +57,7 @@ def _vectors_of_halves(canvas: Array) -> bool:
     return TARGET.half and canvas.shape[3] % WIDTH == 0
 
 
-class NumbaBackend(Backend):
+class NumbaBackend(HostBackend):
     """Kernels compiled for this processor.
 
     Parameters
@@ -112,18 +112,6 @@ class NumbaBackend(Backend):
         because = "" if ready.why is None else f", until the system clears it, because {ready.why}"
         return f"kernels for this processor in {where}{because}"
 
-    # -- memory ------------------------------------------------------------------------------------------
-
-    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        return np.zeros(tuple(shape), dtype)
-
-    def upload(self, host: Host) -> Array:
-        is_float = np.issubdtype(host.dtype, np.floating)
-        return np.array(host, np.float32 if is_float else host.dtype, order="C")
-
-    def download(self, array: Array) -> Host:
-        return np.array(array)
-
     # -- convolution -------------------------------------------------------------------------------------
 
     def prepare_conv(
@@ -169,7 +157,7 @@ class NumbaBackend(Backend):
     def conv2d(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         source: Source,
         weights: ConvWeights,
         *,
@@ -179,7 +167,7 @@ class NumbaBackend(Backend):
     ) -> None:
         if not len(tiles):
             return
-        tiles = in_order(tiles)
+        active = in_order(tiles)
         g, packed = weights.geometry, weights.packed
         read = reading(source)
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
@@ -194,13 +182,13 @@ class NumbaBackend(Backend):
             kept = splits == 1 and items > self.threads
             kept = kept and winograd.kept_floats(g.inputs, g.outputs) <= winograd.KEPT
             floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added, kept)
-            args = (batch, splits, int(kept), tiles, read, g.padding[0], g.padding[2], packed.values, write)
+            args = (batch, splits, int(kept), active, read, g.padding[0], g.padding[2], packed.values, write)
             self._launcher.run(winograd.convolve, items, args, floats, work * len(tiles))
         elif packed.algorithm == "depthwise":
             work = 2.0 * TILE * TILE * depth * g.outputs
             batch, _ = self._launcher.items(len(tiles), 8, 1, work)
             floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
-            args = (batch, tiles, read, geometry, packed.values.floats, write)
+            args = (batch, active, read, geometry, packed.values.floats, write)
             self._launcher.run(
                 direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles)
             )
@@ -212,7 +200,7 @@ class NumbaBackend(Backend):
             floats = direct.scratch_floats(
                 batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added
             )
-            args = (batch, splits, tiles, read, geometry, packed.values, write)
+            args = (batch, splits, active, read, geometry, packed.values, write)
             self._launcher.run(
                 direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
             )
@@ -240,12 +228,12 @@ class NumbaBackend(Backend):
         return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
 
     def layer_norm(
-        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         extra = (flat(weight), flat(bias), np.float32(eps))
         self._launcher.over_tiles(norms.layer_norm, out, tiles, (reading(source), *extra, writing(out)))
 
-    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         write = writing(out, residual=residual)
         self._launcher.over_tiles(write_out, out, tiles, (reading(source), write))
 
@@ -254,7 +242,7 @@ class NumbaBackend(Backend):
     def lookup(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         indices: Array,
         table: Array,
         bias: Array,
@@ -268,15 +256,15 @@ class NumbaBackend(Backend):
         self._launcher.over_tiles(lookup.look_up, out, tiles, args)
 
     def attention(
-        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         if not len(tiles):
             return
-        tiles = in_order(tiles)
+        active = in_order(tiles)
         channels = query.shape[3]
         tokens = key.shape[1] * key.shape[2]
         blocks = -(-tokens // attention.BLOCK)
-        samples, slots = np.unique(tiles[:, 0], return_inverse=True)
+        samples, slots = np.unique(active[:, 0], return_inverse=True)
         key_floats, value_floats = attention.packed_floats(tokens, channels // heads)
         keys = np.zeros(len(samples) * heads * key_floats, np.float32)
         values = np.zeros(len(samples) * heads * value_floats, np.float32)
@@ -288,7 +276,7 @@ class NumbaBackend(Backend):
         batch = max(1, min(attention.TOGETHER, len(tiles) // (2 * self.threads)))
         args = (
             batch,
-            tiles,
+            active,
             slots.astype(np.int32),
             reading(query),
             heads,
@@ -304,32 +292,40 @@ class NumbaBackend(Backend):
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
-    def number_windows(
-        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+    def encode_windows(
+        self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        tiles, indices, done = in_order(tiles), readable(indices), 0
+        active, indices, done = in_order(tiles), readable(indices), 0
         writable(codes)
         while True:
-            # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
-            room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
-            book.reserve(room)
-            if book.index is None or len(book.index) < 2 * room:
+            # room for a good part of the windows to come, in the storage and (half full at most) in the hash table
+            room = len(window_set) + TILE * TILE * min(len(active) - done, 256) + 1
+            window_set.reserve(room)
+            if window_set.index is None or len(window_set.index) < 2 * room:
                 index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
-                codebooks.rehash(book.storage, len(book), index)
-                book.index = index  # only now: an interrupt leaves no empty one
+                codebooks.rehash(window_set.storage, len(window_set), index)
+                window_set.index = index  # once it is filled: an interrupt leaves the old one
             done = codebooks.number(
-                tiles, done, indices, kernel, step, book.storage, book.count, book.index, codes
+                active,
+                done,
+                indices,
+                kernel,
+                step,
+                window_set.storage,
+                window_set.count,
+                window_set.index,
+                codes,
             )
-            if done == len(tiles):
+            if done == len(active):
                 return
 
-    def forget_windows(self, book: Book, count: int) -> None:
+    def forget_windows(self, window_set: WindowSet, count: int) -> None:
         compile_all()
-        if book.index is None:
-            book.count[0] = min(len(book), count)
+        if window_set.index is None:
+            window_set.count[0] = min(len(window_set), count)
         else:
-            codebooks.forget(book.storage, book.count, book.index, count)
+            codebooks.forget(window_set.storage, window_set.count, window_set.index, count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         for first in range(0, len(windows), codebooks.ROWS_AT_ONCE):
@@ -358,7 +354,7 @@ class NumbaBackend(Backend):
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         if out is None:
             out = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
         if canvas.shape[1] % TILE or canvas.shape[2] % TILE:
@@ -366,10 +362,10 @@ class NumbaBackend(Backend):
         self._copy(canvas, tiles, out, 0)
         return out
 
-    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
 
-    def _copy(self, canvas: Array, tiles: Host, values: Array, into: int) -> None:
+    def _copy(self, canvas: Array, tiles: Tiles, values: Array, into: int) -> None:
         if canvas.dtype == np.float16 and not canvas.shape[3] % 2:  # two move as one
             canvas, values = canvas.view(np.float32), values.view(np.float32)
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
@@ -379,7 +375,7 @@ class NumbaBackend(Backend):
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
         self._launcher.over_tiles(copies.copy, canvas, tiles, args, scratch=False)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         if not _vectors_of_halves(canvas):
             return super().narrow_tiles(halves, canvas, tiles)
         lost = np.zeros(len(tiles), np.uint8)
@@ -387,14 +383,14 @@ class NumbaBackend(Backend):
         self._launcher.over_tiles(copies.narrow, canvas, tiles, args, scratch=False)
         return not lost.any()
 
-    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
             super().widen_tiles(canvas, halves, tiles)
             return
         args = (canvas.shape[1:], writable(canvas), flat(halves).view(np.uint16))
         self._launcher.over_tiles(copies.widen, canvas, tiles, args, scratch=False)
 
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
@@ -403,15 +399,14 @@ class NumbaBackend(Backend):
         if not found.any():
             return None
         first = int(found.argmax())
-        n, row, column = (int(i) for i in tiles[first])
+        n, row, column = (int(i) for i in tiles.host[first])
         tile = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         y, x, c = (int(i) for i in np.argwhere(~np.isfinite(tile))[0])
         return n, row * TILE + y, column * TILE + x, c
 
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
-            change = np.abs(self.read_tiles(canvas, tiles) - values)
-            return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
+            return super().largest_change(canvas, tiles, values)
         changes = np.zeros(len(tiles), np.float32)
         before = flat(np.ascontiguousarray(values, np.float32))
         args = (canvas.shape[1:], flat(canvas), before, changes)

@@ -284,11 +284,12 @@ class Session(NotCopied):
 
     def _exchanged(self, base: Base, shown: _Shown, start: float, edit: Edit) -> Result:
         """The result of an undo or redo, which exchanged an edit's tiles."""
-        saved = {path: edit.journals[0].saved_tiles(path) for path in edit.journals[0].paths}
+        saved = {path: edit.journals[0].saved_tiles(path).host for path in edit.journals[0].paths}
+        nothing = np.zeros((0, 3), np.int32)
 
         def tiles(path: str) -> TileSet:
             shape = self.memory.canvases[path].shape
-            return TileSet.of_tiles(shape[:3], saved.get(path, np.zeros((0, 3), np.int32)))
+            return TileSet.of_tiles(shape[:3], saved.get(path, nothing))
 
         active = tiles(self._state.output_path)
         inputs = {name: tiles(path) for name, path in self.memory.inputs.items()}

@@ -64,10 +64,10 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
     if set(memory.codebooks) != set(expected.codebooks):
         raise SessionError(f"{path}: its codebooks are not those of its model")
     for key, codebook in memory.codebooks.items():
-        width = expected.codebooks[key].book.storage.shape[1]
-        if codebook.book.storage.shape[1] != width:
+        width = expected.codebooks[key].window_set.storage.shape[1]
+        if codebook.window_set.storage.shape[1] != width:
             raise SessionError(
-                f"{path}: {key} has windows of {codebook.book.storage.shape[1]} instead of {width}"
+                f"{path}: {key} has windows of {codebook.window_set.storage.shape[1]} instead of {width}"
             )
     for key, codebook in expected.codebooks.items():
         memory.codebooks[key].name, memory.codebooks[key].source = codebook.name, codebook.source
@@ -75,7 +75,7 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
         for key, (tiles, _) in journal.tiles.items():
             samples, height, width, _ = memory.canvases[key].shape
             beyond = (samples, -(-height // TILE), -(-width // TILE))
-            if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
+            if len(tiles) and ((tiles.host < 0).any() or (tiles.host >= beyond).any()):
                 raise SessionError(f"{path}: its journal has tiles outside {key}")
     _check_indices(path, state, [])
     _check_indices(path, state, journals[:edits])
@@ -90,7 +90,7 @@ def _check_indices(path: str | os.PathLike[str], state: State, journals: Sequenc
         for key, canvas in memory.canvases.items()
         if np.issubdtype(canvas.dtype, np.integer)
     }
-    windows = {key: codebook.book.keys for key, codebook in memory.codebooks.items()}
+    windows = {key: codebook.window_set.windows for key, codebook in memory.codebooks.items()}
     for journal in [None, *reversed(journals)]:
         if journal is not None:
             for key in canvases.keys() & journal.tiles.keys():

@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Backend, Book, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles, WindowSet
 from sparsegen.weights import read_checkpoint, write_safetensors
 
 from ..engine.allocator import Allocator
@@ -231,7 +231,7 @@ def _parts(state: State, steps: Sequence[_Step], stale: TileSet) -> dict[str, Ca
     for key, canvas in memory.canvases.items():
         parts[f"canvas/{key}"] = partial(memory.allocator.host, canvas)
     for key, codebook in memory.codebooks.items():  # its tables follow from its windows
-        parts[f"windows/{key}"] = partial(np.asarray, codebook.book.keys)
+        parts[f"windows/{key}"] = partial(np.asarray, codebook.window_set.windows)
     for key, values in memory.statistics.items():
         for i, value in enumerate(values):
             parts[f"measured/{key}/{i}"] = partial(backend.download, value)
@@ -252,7 +252,7 @@ def _journal_tables(state: State, steps: Sequence[_Step]) -> dict[str, Host]:
         for key in step.journal.paths:
             kept = step.journal.saved_tiles(key)
             table.append((i, number[key], len(kept)))
-            tiles.append(kept)
+            tiles.append(kept.host)
         for key, (count, keys) in step.journal.windows.items():
             books.append((i, book_number[key], count, len(keys)))
             windows.append(keys.reshape(-1))
@@ -279,7 +279,7 @@ def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
     """All stale sets, end to end."""
     return {
         "stale.counts": np.array([s.count for s in sets], np.int32),
-        "stale.tiles": np.concatenate([s.tiles for s in sets]),
+        "stale.tiles": np.concatenate([s.tiles.host for s in sets]),
         "stale.pixels": np.concatenate([s.pixels for s in sets]).astype(np.uint8),
     }
 
@@ -321,7 +321,8 @@ def _joined(histories: Sequence[tuple[list[_Step], TileSet, int, int]]) -> Histo
     for others, other_stale, other_edits, _ in histories[1:]:
         pairs = [(stale, other_stale), *((a.stale, b.stale) for a, b in zip(steps, others, strict=True))]
         if other_edits != edits or any(
-            not np.array_equal(a.tiles, b.tiles) or not np.array_equal(a.pixels, b.pixels) for a, b in pairs
+            not np.array_equal(a.tiles.host, b.tiles.host) or not np.array_equal(a.pixels, b.pixels)
+            for a, b in pairs
         ):
             raise ValueError("its states were not edited together")
     columns = zip(*(each[0] for each in histories), strict=True)
@@ -342,7 +343,9 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
     memory.canvases = _under(tensors, "canvas/")
     memory.inputs = {name: input_path(name) for name in state.model.inputs}
     for key, windows in _under(tensors, "windows/").items():
-        memory.codebooks[key] = Codebook("", "", Book(windows.shape[1], windows))  # `check` gives the names
+        memory.codebooks[key] = Codebook(
+            "", "", WindowSet(windows.shape[1], windows)
+        )  # `check` gives the names
     statistics: dict[str, list[Array]] = {}
     for key, value in sorted(_under(tensors, "measured/").items()):
         statistics.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
@@ -370,12 +373,12 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
         tiles = tensors["steps.tiles"][tile : tile + count]
         if tiles.dtype != np.int32 or tiles.shape != (count, 3):
             raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
-        steps[i].journal.add(key, tiles, values)
+        steps[i].journal.add(key, Tiles(tiles), values)
         tile, word = tile + count, word + size
     books, at = sorted(memory.codebooks), 0
     for i, book, count, follow in tensors["steps.books"].tolist():
         codebook = memory.codebooks[books[book]]
-        width = codebook.book.storage.shape[1]
+        width = codebook.window_set.storage.shape[1]
         windows = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
         if count < 0 or windows.dtype != np.int32:
             raise ValueError(f"a journal goes back to {count} windows of {books[book]}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.interface import Backend, Host, Tiles
 
 from ..engine.allocator import Allocator
 from ..engine.journal import Journal
@@ -180,11 +180,11 @@ class State:
         """A host copy of the whole output."""
         return self.memory.whole(self._output())
 
-    def output_tiles(self, tiles: Host) -> Host:
+    def output_tiles(self, tiles: Tiles) -> Host:
         """A host copy of tiles of the output, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border."""
         return self.memory.tiles(self._output(), tiles)
 
-    def input_tiles(self, name: str, tiles: Host) -> Host:
+    def input_tiles(self, name: str, tiles: Tiles) -> Host:
         """A host copy of tiles of an input, likewise."""
         return self.memory.tiles(self.memory.input(name), tiles)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Book, Host
+from sparsegen.backends.interface import Array, Host, Tiles, WindowSet
 
 from ..tiling.tiles import strip
 from ..tiling.windows import Read, Window
@@ -61,14 +61,16 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
     path = codebook.path
     if path not in run.codes:
         if run.journal is not None:
-            run.journal.add_windows(path, len(codebook.book), codebook.book.keys[:0].copy())
+            run.journal.add_windows(path, len(codebook.window_set), codebook.window_set.windows[:0].copy())
 
-        def number(codes: Array, tiles: Host) -> None:
-            run.backend.number_windows(codes, tiles, source.array, codebook.book, kernel=kernel, step=step)
+        def encode_tiles(codes: Array, tiles: Tiles) -> None:
+            run.backend.encode_windows(
+                codes, tiles, source.array, codebook.window_set, kernel=kernel, step=step
+            )
 
         half = kernel // 2
         reads = indices.reads(Window(kernel, top=half, left=half, step=step))
-        codes = run.compute(path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32")
+        codes = run.compute(path, (n, *size, 1), reads, encode_tiles, macs_per_pixel=0, dtype="int32")
         # not the feature: it holds the run, and the circle would keep the journal alive
         run.codes[path] = codes.parts[0], codes.changed[0]
     canvas, changed = run.codes[path]
@@ -82,7 +84,7 @@ def _codebook(memory: Memory, source: str, kernel: int, step: int, planes: int) 
     name = f"{names[source] if inner is None else inner.name}.{kernel}.{step}"
     path = codebook_path(name)
     if path not in memory.codebooks:
-        memory.codebooks[path] = Codebook(name, source, Book(kernel * kernel * planes))
+        memory.codebooks[path] = Codebook(name, source, WindowSet(kernel * kernel * planes))
     return memory.codebooks[path]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsegen.backends.interface import TILE, Array, Backend, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles
 
 from ..tiling.tiles import TileSet
 from .memory import Memory
@@ -16,8 +16,8 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self.tiles: dict[str, tuple[Host, Array]] = {}
-        """Path of the canvas -> (tiles `[K, 3]`, values `[K, TILE, TILE, C]`)."""
+        self.tiles: dict[str, tuple[Tiles, Array]] = {}
+        """Path of the canvas -> (tiles, values `[K, TILE, TILE, C]`)."""
         self.whole: dict[str, Array] = {}
         """Path -> the canvas as it was; no path is in both."""
         self.windows: dict[str, tuple[int, Host]] = {}
@@ -34,7 +34,7 @@ class Journal:
         else:
             self._copy(memory, path, active.tiles)
 
-    def add(self, path: str, tiles: Host, values: Array) -> None:
+    def add(self, path: str, tiles: Tiles, values: Array) -> None:
         """Keep `values` `[K, TILE, TILE, C]` of the `tiles` of a canvas."""
         self.tiles[path] = (tiles, values)
         self.nbytes += int(values.nbytes)
@@ -48,21 +48,21 @@ class Journal:
         self.whole[path] = canvas
         self.nbytes += int(canvas.nbytes)
 
-    def _copy(self, memory: Memory, path: str, tiles: Host) -> None:
+    def _copy(self, memory: Memory, path: str, tiles: Tiles) -> None:
         canvas = memory.canvases[path]
         shape = (len(tiles), TILE, TILE, canvas.shape[3])
         place = memory.allocator.place_for_tiles(shape, dtype=str(canvas.dtype))
         self.add(path, tiles, memory.backend.read_tiles(canvas, tiles, place))
 
-    def saved(self, backend: Backend, path: str) -> tuple[Host, Array]:
+    def saved(self, backend: Backend, path: str) -> tuple[Tiles, Array]:
         """The tiles saved of a canvas and their values, as in `tiles`, however they are kept."""
         if path not in self.whole:
             return self.tiles[path]
         tiles = self.saved_tiles(path)
         return tiles, backend.read_tiles(self.whole[path], tiles)
 
-    def saved_tiles(self, path: str) -> Host:
-        """The tiles `[K, 3]` saved of a canvas."""
+    def saved_tiles(self, path: str) -> Tiles:
+        """The tiles saved of a canvas."""
         if path not in self.whole:
             return self.tiles[path][0]
         return TileSet.full(*self.whole[path].shape[:3]).tiles
@@ -94,5 +94,5 @@ class Journal:
         for path, (tiles, _) in self.tiles.items():
             forward._copy(memory, path, tiles)
         for path, (count, _) in self.windows.items():
-            forward.add_windows(path, count, memory.codebooks[path].book.keys[count:].copy())
+            forward.add_windows(path, count, memory.codebooks[path].window_set.windows[count:].copy())
         return forward

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sparsegen.backends.interface import Array, Backend, Host
+from sparsegen.backends.interface import Array, Backend, Host, Tiles
 
 from ..errors import ShapeError
 from ..tiling.canvas import Canvas
@@ -89,14 +89,14 @@ class Memory:
     def fetch(self, reads: Sequence[Read], active: TileSet) -> None:
         """Make the values that the `active` tiles of a layer's output read ready for kernels."""
 
-    def commit(self, canvas: Canvas, tiles: Host) -> None:
+    def commit(self, canvas: Canvas, tiles: Tiles) -> None:
         """Keep the values that a layer wrote into `tiles` of a canvas that `self.canvas` gave. Raises SessionError."""
 
     def whole(self, canvas: Canvas) -> Host:
         """A host copy of a whole canvas that `self.canvas` gave."""
         return self.backend.download(canvas.array)
 
-    def tiles(self, canvas: Canvas, tiles: Host) -> Host:
+    def tiles(self, canvas: Canvas, tiles: Tiles) -> Host:
         """A host copy of some tiles, `[K, TILE, TILE, C]`, of a canvas that `self.canvas` gave."""
         return self.backend.download(self.backend.read_tiles(canvas.array, tiles))
 

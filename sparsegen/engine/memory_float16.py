@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Host
+from sparsegen.backends.interface import TILE, Array, Host, Tiles
 
 from ..errors import InputError, SessionError
 from ..tiling.canvas import Canvas
@@ -64,7 +64,7 @@ class HalfMemory(Memory):
                 height, width = read.changed.height, read.changed.width
                 self._widen(path, read_by(active, read.window, height, width))
 
-    def commit(self, canvas: Canvas, tiles: Host) -> None:
+    def commit(self, canvas: Canvas, tiles: Tiles) -> None:
         path = canvas.path
         if path not in self._warm:
             return
@@ -72,7 +72,7 @@ class HalfMemory(Memory):
             raise SessionError(
                 f"{path}: a value is beyond 65504, the largest of float16; keep the caches as float32"
             )
-        n, row, column = tiles.T
+        n, row, column = tiles.host.T
         self._warm[path][n, row, column] = True
 
     def whole(self, canvas: Canvas) -> Host:
@@ -80,10 +80,10 @@ class HalfMemory(Memory):
             self._widen(canvas.path, np.ones((1, 1, 1), bool))
         return super().whole(canvas)
 
-    def tiles(self, canvas: Canvas, tiles: Host) -> Host:
+    def tiles(self, canvas: Canvas, tiles: Tiles) -> Host:
         if canvas.path in self._warm:
             wanted = np.zeros_like(self._warm[canvas.path])
-            n, row, column = tiles.T
+            n, row, column = tiles.host.T
             wanted[n, row, column] = True
             self._widen(canvas.path, wanted)
         return super().tiles(canvas, tiles)
@@ -93,7 +93,7 @@ class HalfMemory(Memory):
         warm = self._warm[path]
         cold = np.argwhere(tiles & ~warm).astype(np.int32)
         if len(cold):
-            self.backend.widen_tiles(self._widened[path], self.canvases[path], cold)
+            self.backend.widen_tiles(self._widened[path], self.canvases[path], Tiles(cold))
             warm |= tiles
 
 

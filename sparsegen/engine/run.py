@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Host, Source
+from sparsegen.backends.interface import Activation, Array, Host, Source, Tiles
 
 from ..errors import NonFiniteError, ShapeError
 from ..tiling.canvas import Canvas
@@ -79,7 +79,7 @@ class Run:
         path: str,
         shape: tuple[int, int, int, int],
         reads: Sequence[Read],
-        kernel: Callable[[Array, Host], None],
+        kernel: Callable[[Array, Tiles], None],
         *,
         macs_per_pixel: int,
         whole_tiles: bool = False,
@@ -157,12 +157,12 @@ class Run:
         moved = backend.largest_change(array, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        tiles, new = active.tiles[mixed], backend.upload(new_pixels[mixed])[..., None]
+        tiles, new = Tiles(active.tiles.host[mixed]), backend.upload(new_pixels[mixed])[..., None]
         backend.write_tiles(array, tiles, np.where(new, backend.read_tiles(array, tiles), old[mixed]))
         self.memory.commit(canvas, tiles)
-        return TileSet.of_tiles(active.shape, active.tiles[moved], active.pixels[moved])
+        return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
 
-    def check_finite(self, path: str, array: Array, tiles: Host) -> None:
+    def check_finite(self, path: str, array: Array, tiles: Tiles) -> None:
         """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""
         found = self.backend.find_non_finite(array, tiles)
         if found is not None:

@@ -17,6 +17,7 @@ from sparsegen.backends.interface import (
     Host,
     Padding,
     Source,
+    Tiles,
 )
 
 from ..engine.coded import Coded, encode, tabulate
@@ -89,7 +90,7 @@ class Conv2d(Layer):
             inner = Inner(residual.conv.path, residual.conv.macs_per_pixel)
             whole_tiles |= residual.conv._weights(residual.x).whole_tiles
 
-        def kernel(canvas: Array, tiles: Host) -> None:
+        def kernel(canvas: Array, tiles: Tiles) -> None:
             if isinstance(residual, Added):
                 assert inner is not None
                 source: Source | None = residual.computed(tiles, inner)
@@ -173,7 +174,7 @@ class Added:
         """What its pixels depend on; `window` is that of a residual, the pixel itself."""
         return self.conv._reads(self.x)
 
-    def computed(self, tiles: Host, inner: Inner) -> Source:
+    def computed(self, tiles: Tiles, inner: Inner) -> Source:
         """The values of `tiles`, in an array that the next such layer overwrites."""
         run = self.x.run
         start = run.clock()
@@ -210,7 +211,7 @@ class AvgPool(Layer):
 
         weights = _laid_out(run, self.path, ConvGeometry(c, c, (2, 2), 2, groups=c), prepare, size)
 
-        def pool(canvas: Array, tiles: Host) -> None:
+        def pool(canvas: Array, tiles: Tiles) -> None:
             run.backend.conv2d(canvas, tiles, x.source, weights)
 
         return run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)

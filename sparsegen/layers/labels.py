@@ -12,6 +12,7 @@ from sparsegen.backends.interface import (
     Array,
     Backend,
     Host,
+    Tiles,
 )
 
 from ..engine.coded import Coded, encode, tabulate
@@ -66,7 +67,7 @@ class LabelConv(Layer):
         half = kernel // 2
         table, bias = run.prepared(self.path, self._prepare)
 
-        def look_up(canvas: Array, tiles: Host) -> None:
+        def look_up(canvas: Array, tiles: Tiles) -> None:
             run.backend.lookup(
                 canvas, tiles, labels.parts[0].array, table, bias, step=step, activation=activation
             )

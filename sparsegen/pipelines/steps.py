@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import Host, Tiles
 from sparsegen.backends.shapes import ShapesBackend
 
 from ..diffusion import samplers
@@ -160,13 +160,13 @@ class Denoising:
                 on_step(dataclasses.replace(step, x=image, x0=preview))
         return _with(before, tiles, x)
 
-    def input(self, i: int, tiles: Host, values: Host) -> Host:
+    def input(self, i: int, tiles: Tiles, values: Host) -> Host:
         """The noisy image `[N, H, W, C]` that step i reads, with other values in some tiles."""
         state = self.states[i]
         return _with(state.memory.whole(state.inputs["x"]), tiles, values)
 
 
-def _with(image: Host, tiles: Host, values: Host) -> Host:
+def _with(image: Host, tiles: Tiles, values: Host) -> Host:
     """A copy of an image with other values in some tiles."""
     copy = np.array(image)
     scatter_tiles(copy, tiles, values)

@@ -137,7 +137,7 @@ def test_undo_equals_before_any_number_deep(backend, drawn, seed, n, chosen):
     session = dense(backend, model, labels)
     history = []
     for policy in chosen:
-        known = {path: len(codebook.book) for path, codebook in session.memory.codebooks.items()}
+        known = {path: len(codebook.window_set) for path, codebook in session.memory.codebooks.items()}
         history.append((canvases(session), known))
         labels = repaint(rng, labels)
         session.edit(labels, policy=policy)
@@ -145,7 +145,9 @@ def test_undo_equals_before_any_number_deep(backend, drawn, seed, n, chosen):
         result = session.undo()
         before, known = history.pop()
         assert_same(canvases(session), before)
-        assert {path: len(codebook.book) for path, codebook in session.memory.codebooks.items()} == known
+        assert {
+            path: len(codebook.window_set) for path, codebook in session.memory.codebooks.items()
+        } == known
         assert np.array_equal(result.output, before["conv_img"])
     assert session.edits == 0
 

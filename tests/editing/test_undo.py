@@ -33,7 +33,7 @@ def state(session: Session) -> dict[str, Host]:
     """Every canvas, every window of the codebooks, and what has not spread."""
     memory = session.memory
     found = {path: memory.backend.download(canvas) for path, canvas in memory.canvases.items()}
-    found |= {f"{path} keys": book.book.keys.copy() for path, book in memory.codebooks.items()}
+    found |= {f"{path} keys": book.window_set.windows.copy() for path, book in memory.codebooks.items()}
     return found | {"stale": session._base.history.stale.mask()}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import Host, Tiles
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.editing.session import Session
@@ -84,7 +84,7 @@ def test_paper_asks_whether_a_layer_reads_an_edit_but_not_where() -> None:
     everywhere = Read(TileSet.full(1, 32, 32), THREE)
     expected = plan.active([everywhere], (1, 32, 32))
     assert 0 < expected.count < expected.total
-    assert_array_equal(plan.active([elsewhere], (1, 32, 32)).tiles, expected.tiles)
+    assert_array_equal(plan.active([elsewhere], (1, 32, 32)).tiles.host, expected.tiles.host)
 
 
 def test_paper_masks_live_at_the_resolution_a_layer_reads_after_resampling() -> None:
@@ -93,14 +93,14 @@ def test_paper_masks_live_at_the_resolution_a_layer_reads_after_resampling() -> 
     upsampled = Read(TileSet.full(1, 8, 8), Window(3, top=1, left=1, upsample=2))
     shrunk = Read(TileSet.full(1, 32, 32), Window(3, top=1, left=1, step=2))
     for read in (upsampled, shrunk):
-        assert_array_equal(plan.active([read], (1, 16, 16)).tiles, expected.tiles)
+        assert_array_equal(plan.active([read], (1, 16, 16)).tiles.host, expected.tiles.host)
 
 
 def test_below_the_sparse_levels_edited_samples_are_whole_and_others_untouched() -> None:
     plan = Paper(dilation=0, level_dilation=0, sparse_levels=2).plan(difference(samples=3))
     for size, sparse in ((32, True), (16, True), (8, False), (4, False), (1, False)):
         active = plan.active([Read(TileSet.full(3, size, size), ONE)], (3, size, size))
-        assert set(active.tiles[:, 0].tolist()) == {0}
+        assert set(active.tiles.host[:, 0].tolist()) == {0}
         assert active.count == (1 if sparse else max(1, size // 4) ** 2)
 
 
@@ -365,12 +365,12 @@ def test_any_change_of_an_index_spreads() -> None:
     memory.canvases["numbers"] = np.zeros((1, 8, 8, 1), np.int32)
     run = Run(memory, Adaptive(100).plan(difference(size=(8, 8), at=(0, 0))), journal=Journal())
 
-    def number(canvas: Any, tiles: Host) -> None:
+    def number(canvas: Any, tiles: Tiles) -> None:
         canvas[0, 5, 6] = 1
 
     everything = Read(TileSet.full(1, 8, 8), ONE)
     feature = run.compute("numbers", (1, 8, 8, 1), [everything], number, macs_per_pixel=0)
-    assert feature.changed[0].tiles.tolist() == [[0, 1, 1]]
+    assert feature.changed[0].tiles.host.tolist() == [[0, 1, 1]]
     assert memory.canvases["numbers"].sum() == 1
 
 
