@@ -19,7 +19,7 @@ from ..interface import TILE, Array, ConvGeometry, Host
 from .gemm import DEPTH, PANEL
 from .geometry import GEOMETRY, geometry_of
 from .items import COUNTER, TILES, take_items
-from .jit import inline, kernel
+from .jit import both, inline, kernel
 from .launch import Launcher
 from .packing import PACKED, WIDENED, Packed, multiply_piece, pack
 from .reading import READING, Reading, is_plain, read_window, run_of
@@ -117,6 +117,12 @@ def layout(batch: int, geometry: ConvGeometry, panels: int, *, residual: int, in
 # -- the steps -------------------------------------------------------------------------------------------
 
 
+@both
+def _piece(kernel_columns: int, inputs: int, groups: int) -> int:
+    """Inputs of an output that lie side by side in a window: a kernel row's taps, or with groups a tap's channels."""
+    return kernel_columns * inputs if groups == 1 else inputs // groups
+
+
 @inline
 def _locate(source: Any, tiles: Any, first: int, count: int, stride: int, places: Any, others: Any) -> None:
     """Where the inputs of `count` tiles' outputs lie in the canvases of a source that is read in place.
@@ -181,8 +187,6 @@ def _copy(scratch: Any, source: int, to: int, count: int) -> None:
 @inline
 def _copy_taps(
     rows: int,
-    pieces: int,
-    piece: int,
     group: int,
     g: Any,
     inputs: int,
@@ -191,13 +195,68 @@ def _copy_taps(
     places: Any,
     others: Any,
 ) -> None:
-    """`rows[i]`: the inputs of output i in one group, `pieces` pieces of `piece` floats, side by side."""
-    depth = pieces * piece
+    """`rows[i]`: the inputs of output i in one group, side by side."""
+    piece = _piece(g.kernel_columns, inputs, g.groups)
+    depth = g.kernel_rows * g.kernel_columns * (inputs // g.groups)
     for i in range(rows):
         others[i] = i * depth
-        for k in range(pieces):
+        for k in range(depth // piece):
             tap = places[i] + _tap(k, g, at.line, inputs) + group * piece
             _copy(scratch, tap, at.rows + i * depth + k * piece, piece)
+
+
+@inline
+def _multiply(
+    inputs_in: int,
+    source: Any,
+    group: int,
+    g: Any,
+    weights: Any,
+    weight: int,
+    rows: int,
+    at: Any,
+    scratch: Any,
+    places: Any,
+    others: Any,
+    sums: int,
+) -> None:
+    """`sums[row, o] = Σ_k in[row, k] · weights[k, o]` of one panel, its weights `[depth, PANEL]` from `weight` on.
+
+    In windows the depth lies in pieces; copied taps are one piece; in place each canvas is one.
+    """
+    inputs = source.first_channels + source.second_channels
+    piece = _piece(g.kernel_columns, inputs, g.groups)
+    depth = g.kernel_rows * g.kernel_columns * (inputs // g.groups)
+    pieces = depth // piece
+    if inputs_in == IN_PLACE:
+        pieces = 2 if source.second_channels > 0 else 1
+    elif inputs_in == IN_ROWS:
+        pieces = 1
+    done = 0
+    for k in range(pieces):
+        if inputs_in == IN_PLACE:
+            values, where = (source.first, places) if k == 0 else (source.second, others)
+            start, deep = 0, source.first_channels if k == 0 else source.second_channels
+        elif inputs_in == IN_ROWS:
+            values, where, start, deep = scratch, others, at.rows, depth
+        else:
+            start = group * (inputs // g.groups) + _tap(k, g, at.line, inputs)
+            values, where, deep = scratch, places, piece
+        for first in range(0, deep, DEPTH):
+            steps, a, w = min(DEPTH, deep - first), start + first, weight + done * PANEL
+            multiply_piece(
+                values, a, where, weights, w, scratch, sums, at.pixel, rows, steps, done, at.widened
+            )
+            done += steps
+
+
+@inline
+def _join(rows: int, outputs: int, channels: int, group: int, at: Any, scratch: Any) -> None:
+    """A group's `sums` to its place in `joined`, whose rows hold the outputs of all groups."""
+    for i in range(rows):
+        joined = at.joined + i * channels + group * outputs
+        for c in range(outputs):
+            scratch[joined + c] = scratch[at.sums + i * at.pixel + c]
 
 
 @kernel(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
@@ -223,14 +282,6 @@ def convolve(
     own_inputs, own_outputs = inputs // g.groups, out.channels // g.groups
     depth = g.kernel_rows * g.kernel_columns * own_inputs
     panels = ceil_div(own_outputs, PANEL)
-    # pieces of the depth that lie side by side in a window
-    piece = own_inputs if g.groups > 1 else g.kernel_columns * own_inputs
-    pieces = depth // piece
-    products = pieces
-    if inputs_in == IN_PLACE:
-        products = 2 if source.second_channels > 0 else 1
-    elif inputs_in == IN_ROWS:
-        products = 1
     for item in take_items(counter, items):
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
@@ -245,44 +296,15 @@ def convolve(
 
         for group in range(g.groups):
             if inputs_in == IN_ROWS:
-                _copy_taps(rows, pieces, piece, group, g, inputs, at, scratch, places, others)
+                _copy_taps(rows, group, g, inputs, at, scratch, places, others)
             for panel in range(begin, end):
                 weight = (group * panels + panel) * depth * PANEL
                 sums = at.sums + (panel - begin) * PANEL
-                done = 0
-                for k in range(products):
-                    # a window's piece; or all of the copied taps; or the channels of one of the source's canvases
-                    values, where, start, deep = scratch, places, group * own_inputs, piece
-                    if inputs_in == IN_PLACE:
-                        values, where = (source.first, places) if k == 0 else (source.second, others)
-                        deep = source.first_channels if k == 0 else source.second_channels
-                    elif inputs_in == IN_ROWS:
-                        where, start, deep = others, at.rows, depth
-                    else:
-                        start += _tap(k, g, at.line, inputs)
-                    for f in range(0, deep, DEPTH):
-                        steps = min(DEPTH, deep - f)
-                        w = weight + done * PANEL
-                        multiply_piece(
-                            values,
-                            start + f,
-                            where,
-                            weights,
-                            w,
-                            scratch,
-                            sums,
-                            at.pixel,
-                            rows,
-                            steps,
-                            done,
-                            at.widened,
-                        )
-                        done += steps
+                _multiply(
+                    inputs_in, source, group, g, weights, weight, rows, at, scratch, places, others, sums
+                )
             if g.groups > 1:
-                for i in range(rows):
-                    joined = at.joined + i * out.channels + group * own_outputs
-                    for c in range(own_outputs):
-                        scratch[joined + c] = scratch[at.sums + i * at.pixel + c]
+                _join(rows, own_outputs, out.channels, group, at, scratch)
 
         last, results, pixel = min(end * PANEL, out.channels), at.sums, at.pixel
         if g.groups > 1:
@@ -301,8 +323,8 @@ def launch(
     # a 1×1 kernel's inputs lie in the canvases already, if none is outside and no work is pending on them
     in_place = g.kernel == (1, 1) and g.groups == 1 and g.padding[0] == g.padding[2] == 0 and is_plain(source)
     in_place &= (out.height - 1) * g.stride < source.height and (out.width - 1) * g.stride < source.width
-    piece = own_inputs if g.groups > 1 else g.kernel[1] * own_inputs
-    inputs_in = IN_PLACE if in_place else IN_ROWS if piece < SHALLOW else IN_WINDOWS
+    shallow = _piece(g.kernel[1], g.inputs, g.groups) < SHALLOW
+    inputs_in = IN_PLACE if in_place else IN_ROWS if shallow else IN_WINDOWS
 
     panels = ceil_div(g.outputs, PANEL)
     work = 2.0 * PIXELS * g.kernel[0] * g.kernel[1] * own_inputs * g.outputs
