@@ -2,62 +2,82 @@
 
     out = softmax(q kᵀ / sqrt(d)) v
 
-Keys are taken in blocks; each query keeps the largest score so far, the sum of its exponentials and the mix of
-values, and scales the latter two down when a larger score comes (the online softmax of arXiv 1805.02867).
+Keys are taken in blocks (the online softmax of arXiv 1805.02867). Each query keeps its highest score h so far, the sum
+w of its weights and their mix m of the values; a block of keys with the scores s changes them to
+
+    h' = max(h, max s)      p = e^(s - h')      w' = w · e^(h - h') + Σ p      m' = m · e^(h - h') + p v
+
+and after the last block out = m / w.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import float32, int32, int64, void
 
-from ..interface import TILE
+from ..interface import Array, Host
 from .gemm import PANEL, multiply
-from .items import take_items
+from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
-from .reading import READING, read_pixel, read_window
+from .launch import Launcher
+from .reading import READING, Reading, read_pixel, read_tile
+from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, exponential, largest, load, peak, splat, store, total
-from .writing import PIXELS, WRITING, write_tile
+from .sizes import ceil_div, round_up
+from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
 BLOCK = max(256 // PANEL, 1) * PANEL
 """Keys taken at a time."""
-
-
-def packed_floats(tokens: int, width: int) -> tuple[int, int]:
-    """Floats of one head's packed keys and packed values, for `tokens` tokens of `width` channels."""
-    blocks = -(-tokens // BLOCK)
-    return blocks * BLOCK * width, blocks * BLOCK * -(-width // PANEL) * PANEL
-
-
 TOGETHER = 4
 """Tiles whose queries are taken together, at most: each reads the keys and values once less."""
 
 
-def scratch_floats(channels: int, heads: int, batch: int) -> int:
-    """What `attend` needs for batches of `batch` tiles."""
-    mixed = -(-(channels // heads) // PANEL) * PANEL
-    return batch * PIXELS * (2 * channels + BLOCK + 2 * mixed + 2) + 16 * WIDTH
+# -- packing keys and values -----------------------------------------------------------------------------
 
 
-def pack_floats(channels: int) -> int:
-    """What `pack` needs."""
-    return PANEL * channels + 2 * WIDTH
+class PackLayout(NamedTuple):
+    """A thread's scratch for `pack`.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | pixels | [PANEL, C] + OVERRUN | gather | `pack` |
+    """
+
+    pixels: int
+    size: int
+
+
+PACK_LAYOUT = layout_type(PackLayout)
+
+
+@remembered
+def pack_layout(channels: int) -> PackLayout:
+    """The scratch for tokens of so many channels."""
+    regions = Regions()
+    return PackLayout(pixels=regions.add(PANEL * channels + OVERRUN), size=regions.size)
+
+
+def packed_floats(tokens: int, width: int) -> tuple[int, int]:
+    """Floats of one head's packed keys and packed values, for `tokens` tokens of `width` channels."""
+    keys = round_up(tokens, BLOCK)
+    return keys * width, keys * round_up(width, PANEL)
 
 
 @kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int32[::1],
+    void(
+        COUNTER,
+        int64,
+        int32[::1],
         READING,
         READING,
-        types.int64,
-        types.int64,
-        types.float32[::1],
-        types.float32[::1],
-        types.float32[::1],
+        int64,
+        int64,
+        float32[::1],
+        float32[::1],
+        PACK_LAYOUT,
+        SCRATCH,
     )
 )
 def pack(
@@ -70,6 +90,7 @@ def pack(
     blocks: int,
     keys: Any,
     values: Any,
+    at: Any,
     scratch: Any,
 ) -> None:
     """Lay out keys as panels of tokens and values as panels of channels, block by block.
@@ -80,41 +101,117 @@ def pack(
     """
     channels = key.first_channels + key.second_channels
     d = channels // heads
-    mixed = -(-d // PANEL) * PANEL
+    mixed = round_up(d, PANEL)
     tokens = key.height * key.width
-    groups = -(-tokens // PANEL)
+    groups = ceil_div(tokens, PANEL)
     for item in take_items(counter, items):
         slot, begin = item // groups, item % groups * PANEL
         block, first = begin // BLOCK, begin % BLOCK
         count = min(PANEL, tokens - begin)
         for i in range(count):
             y, x = (begin + i) // key.width, (begin + i) % key.width
-            read_pixel(key, samples[slot], y, x, scratch, i * channels)
+            read_pixel(key, samples[slot], y, x, scratch, at.pixels + i * channels)
         for h in range(heads):
-            at = ((slot * heads + h) * blocks + block) * BLOCK * d + first * d
+            to = ((slot * heads + h) * blocks + block) * BLOCK * d + first * d
             for c in range(d):
                 for i in range(count):
-                    keys[at + c * PANEL + i] = scratch[i * channels + h * d + c]
+                    keys[to + c * PANEL + i] = scratch[at.pixels + i * channels + h * d + c]
         for i in range(count):
             y, x = (begin + i) // key.width, (begin + i) % key.width
-            read_pixel(value, samples[slot], y, x, scratch, 0)
+            read_pixel(value, samples[slot], y, x, scratch, at.pixels)
             for h in range(heads):
-                at = ((slot * heads + h) * blocks + block) * BLOCK * mixed + (first + i) * PANEL
+                row = ((slot * heads + h) * blocks + block) * BLOCK * mixed + (first + i) * PANEL
                 for panel in range(mixed // PANEL):
-                    to, of = at + panel * BLOCK * PANEL, h * d + panel * PANEL
+                    to, of = row + panel * BLOCK * PANEL, at.pixels + h * d + panel * PANEL
                     for c in range(min(PANEL, d - panel * PANEL)):
                         values[to + c] = scratch[of + c]
 
 
-@inline
-def _weigh(
-    scratch: Any, s: int, count: int, scale: Any, high: int, weight: int, single: int, block: int
-) -> Any:
-    """One query's scores of a block become weights, in place; what it mixed so far is to be scaled by the result.
+# -- attending -------------------------------------------------------------------------------------------
 
-    `scratch[high]` is its largest score so far, `scratch[weight]` the sum of its weights.
+
+class Layout(NamedTuple):
+    """A thread's scratch for `attend`: R rows are queries, D the channels of a head in whole panels.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | queries | [R, C] + OVERRUN | gather | `_score` |
+    | scores | [R, BLOCK] | `_score`; `_weigh`: weights | `_weigh`, `_mix` |
+    | mixes | [R, D] | `_mix` | `_mix`, `_divide` |
+    | parts | [R, D] | `_mix`: a block's share | `_mix` |
+    | highest | [R] | `_weigh` | `_weigh` |
+    | weights | [R]: sums of weights | `_weigh` | `_weigh`, `_divide` |
+    | results | [R, C] + OVERRUN | `_divide` | scatter |
+    | vector | [WIDTH] | `_weigh` | `_weigh` |
+    | residual | as `write_tile` takes it | scatter | scatter |
     """
-    end = -(-count // PANEL) * PANEL
+
+    queries: int
+    scores: int
+    mixes: int
+    parts: int
+    highest: int
+    weights: int
+    results: int
+    vector: int
+    residual: int
+    size: int
+    channels: int
+    """Channels of a head."""
+    mixed: int
+    """The same in whole panels: floats from one row to the next in `mixes` and `parts`."""
+
+
+LAYOUT = layout_type(Layout)
+
+
+@remembered
+def layout(batch: int, channels: int, heads: int, *, residual: int) -> Layout:
+    """The scratch for batches of `batch` tiles of so many channels, with `residual` floats for the residual."""
+    rows, mixed = batch * PIXELS, round_up(channels // heads, PANEL)
+    regions = Regions()
+    return Layout(
+        queries=regions.add(rows * channels + OVERRUN),
+        scores=regions.add(rows * BLOCK),
+        mixes=regions.add(rows * mixed),
+        parts=regions.add(rows * mixed),
+        highest=regions.add(rows),
+        weights=regions.add(rows),
+        results=regions.add(rows * channels + OVERRUN),
+        vector=regions.add(WIDTH),
+        residual=regions.add(residual),
+        size=regions.size,
+        channels=channels // heads,
+        mixed=mixed,
+    )
+
+
+@inline
+def _start(rows: int, at: Any, scratch: Any) -> None:
+    """`h = -∞`, `w = 0`, `m = 0` for each of `rows` queries."""
+    for i in range(rows):
+        scratch[at.highest + i] = np.float32(-np.inf)
+        scratch[at.weights + i] = np.float32(0.0)
+    for c in range(0, rows * at.mixed, WIDTH):
+        store(scratch, at.mixes + c, splat(0.0))
+
+
+@inline
+def _score(
+    rows: int, count: int, head: int, channels: int, keys: Any, block: int, at: Any, scratch: Any
+) -> None:
+    """`scores = q kᵀ` of one head: `rows` queries, `count` keys of the block that begins at `keys[block]`."""
+    queries, panels = at.queries + head * at.channels, ceil_div(count, PANEL)
+    multiply(scratch, queries, channels, keys, block, scratch, at.scores, BLOCK, rows, at.channels, panels)
+
+
+@inline
+def _weigh(row: int, count: int, scale: Any, first: bool, at: Any, scratch: Any) -> Any:
+    """`p = e^(scale · s - h')` in the place of one query's scores s, and its h' and w'; returns `e^(h - h')`.
+
+    0 for the first block: nothing is mixed yet.
+    """
+    s, end = at.scores + row * BLOCK, round_up(count, PANEL)
     for j in range(count, end):
         scratch[s + j] = np.float32(-np.inf)
     most = splat(np.float32(-np.inf))
@@ -122,13 +219,13 @@ def _weigh(
         v = load(scratch, s + j) * scale
         store(scratch, s + j, v)
         most = largest(v, most)
-    before = scratch[high]
+    before = scratch[at.highest + row]
     now = max(before, peak(most))
     sums = splat(0.0)
     for j in range(0, end, WIDTH):
-        v = exponential(load(scratch, s + j) - splat(now))
-        store(scratch, s + j, v)
-        sums = sums + v
+        p = exponential(load(scratch, s + j) - splat(now))
+        store(scratch, s + j, p)
+        sums = sums + p
     for j in range(count, end):  # e^-87 is not quite 0
         scratch[s + j] = np.float32(0.0)
     summed = total(sums)
@@ -136,29 +233,58 @@ def _weigh(
         summed = np.float32(0.0)
         for j in range(count):
             summed += scratch[s + j]
-    # what was mixed so far is scaled down to the new largest score
-    store(scratch, single, exponential(splat(before - now)))
-    shrink = scratch[single] if block > 0 else np.float32(0.0)
-    scratch[high] = now
-    scratch[weight] = scratch[weight] * shrink + summed
+    store(scratch, at.vector, exponential(splat(before - now)))
+    shrink = np.float32(0.0) if first else scratch[at.vector]
+    scratch[at.highest + row] = now
+    scratch[at.weights + row] = scratch[at.weights + row] * shrink + summed
     return shrink
 
 
+@inline
+def _shrink(row: int, factor: Any, at: Any, scratch: Any) -> None:
+    """`m · factor`, one query's mix, in place."""
+    mix = at.mixes + row * at.mixed
+    for c in range(0, at.mixed, WIDTH):
+        store(scratch, mix + c, load(scratch, mix + c) * splat(factor))
+
+
+@inline
+def _mix(rows: int, count: int, values: Any, block: int, at: Any, scratch: Any) -> None:
+    """`m + p v` of `rows` queries, in place: `count` values of the block that begins at `values[block]`."""
+    for panel in range(at.mixed // PANEL):
+        first, part = block + panel * BLOCK * PANEL, at.parts + panel * PANEL
+        multiply(scratch, at.scores, BLOCK, values, first, scratch, part, at.mixed, rows, count, 1)
+    for c in range(0, rows * at.mixed, WIDTH):
+        store(scratch, at.mixes + c, load(scratch, at.mixes + c) + load(scratch, at.parts + c))
+
+
+@inline
+def _divide(rows: int, head: int, channels: int, at: Any, scratch: Any) -> None:
+    """`results = m / w` of one head."""
+    for i in range(rows):
+        mix, result = at.mixes + i * at.mixed, at.results + i * channels + head * at.channels
+        over = splat(np.float32(1.0) / scratch[at.weights + i])
+        for c in range(0, at.mixed, WIDTH):
+            store(scratch, mix + c, load(scratch, mix + c) * over)
+        for c in range(at.channels):
+            scratch[result + c] = scratch[mix + c]
+
+
 @kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        types.int32[::1],
+    void(
+        COUNTER,
+        int64,
+        int64,
+        TILES,
+        int32[::1],
         READING,
-        types.int64,
-        types.int64,
-        types.int64,
-        types.float32[::1],
-        types.float32[::1],
+        int64,
+        int64,
+        float32[::1],
+        float32[::1],
         WRITING,
-        types.float32[::1],
+        LAYOUT,
+        SCRATCH,
     )
 )
 def attend(
@@ -170,26 +296,19 @@ def attend(
     query: Any,
     heads: int,
     tokens: int,
-    blocks: int,
     keys: Any,
     values: Any,
-    w: Any,
+    out: Any,
+    at: Any,
     scratch: Any,
 ) -> None:
-    """Items are batches of tiles; `slots[t]` is where the packed keys and values of tile t's sample lie."""
-    channels = w.channels
-    d = channels // heads
-    mixed = -(-d // PANEL) * PANEL
+    """`out[tiles] = softmax(q kᵀ / sqrt(d)) v`; items are batches of tiles.
+
+    `slots[t]` is where the packed keys and values of tile t's sample lie.
+    """
+    channels, d = out.channels, at.channels
+    blocks = ceil_div(tokens, BLOCK)
     scale = splat(np.float32(1.0 / np.sqrt(np.float64(d))))
-    most_rows = batch * PIXELS
-    q = 0
-    scores = q + most_rows * channels + WIDTH
-    mix = scores + most_rows * BLOCK
-    part = mix + most_rows * mixed
-    high = part + most_rows * mixed
-    weight = high + most_rows
-    result = weight + most_rows
-    single = result + most_rows * channels  # one vector, to take a lane from
     for item in take_items(counter, items):
         t, end = item * batch, min((item + 1) * batch, len(tiles))
         while t < end:
@@ -198,44 +317,43 @@ def attend(
                 together += 1
             rows = together * PIXELS
             for i in range(together):
-                n, row, column = tiles[t + i, 0], tiles[t + i, 1], tiles[t + i, 2]
-                at = q + i * PIXELS * channels
-                read_window(query, n, row * TILE, column * TILE, TILE, TILE, scratch, at, channels)
-            for h in range(heads):
-                for i in range(rows):
-                    scratch[high + i] = np.float32(-np.inf)
-                    scratch[weight + i] = np.float32(0.0)
-                for c in range(0, rows * mixed, WIDTH):
-                    store(scratch, mix + c, splat(0.0))
-                head = (slots[t] * heads + h) * blocks
-                for block in range(blocks):
-                    count = min(BLOCK, tokens - block * BLOCK)
-                    at = (head + block) * BLOCK * d
-                    panels = -(-count // PANEL)
-                    multiply(scratch, q + h * d, channels, keys, at, scratch, scores, BLOCK, rows, d, panels)
+                read_tile(query, tiles, t + i, scratch, at.queries + i * PIXELS * channels)
+            for head in range(heads):
+                _start(rows, at, scratch)
+                for b in range(blocks):
+                    count = min(BLOCK, tokens - b * BLOCK)
+                    block = ((slots[t] * heads + head) * blocks + b) * BLOCK
+                    _score(rows, count, head, channels, keys, block * d, at, scratch)  # s = q kᵀ
                     for i in range(rows):
-                        shrink = _weigh(
-                            scratch, scores + i * BLOCK, count, scale, high + i, weight + i, single, block
-                        )
-                        for c in range(0, mixed, WIDTH):
-                            m = mix + i * mixed + c
-                            store(scratch, m, load(scratch, m) * splat(shrink))
-                    at = (head + block) * BLOCK * mixed
-                    for panel in range(mixed // PANEL):
-                        first = at + panel * BLOCK * PANEL
-                        to = part + panel * PANEL
-                        multiply(scratch, scores, BLOCK, values, first, scratch, to, mixed, rows, count, 1)
-                    for c in range(0, rows * mixed, WIDTH):
-                        store(scratch, mix + c, load(scratch, mix + c) + load(scratch, part + c))
-                for i in range(rows):
-                    over = splat(np.float32(1.0) / scratch[weight + i])
-                    for c in range(0, mixed, WIDTH):
-                        m = mix + i * mixed + c
-                        store(scratch, m, load(scratch, m) * over)
-                    for c in range(d):
-                        scratch[result + i * channels + h * d + c] = scratch[mix + i * mixed + c]
+                        shrink = _weigh(i, count, scale, b == 0, at, scratch)  # p = e^(s / sqrt(d) - h')
+                        _shrink(i, shrink, at, scratch)
+                    _mix(rows, count, values, block * at.mixed, at, scratch)  # m' = m · e^(h - h') + p v
+                _divide(rows, head, channels, at, scratch)  # m / w
             for i in range(together):
-                n, row, column = tiles[t + i, 0], tiles[t + i, 1], tiles[t + i, 2]
-                at = result + i * PIXELS * channels
-                write_tile(w, n, row, column, 0, channels, at, channels, TILE * channels, scratch, single)
+                result = at.results + i * PIXELS * channels
+                write_tile(out, tiles, t + i, 0, channels, scratch, result, channels, at.residual)
             t += together
+
+
+def launch(
+    launcher: Launcher, tiles: Host, query: Reading, key: Reading, value: Reading, heads: int, out: Writing
+) -> None:
+    """Pack the keys and values of the samples that `tiles` lie in, and attend."""
+    channels = out.channels
+    tokens = key.height * key.width
+    blocks = ceil_div(tokens, BLOCK)
+    samples, slots = np.unique(tiles[:, 0], return_inverse=True)
+    key_floats, value_floats = packed_floats(tokens, channels // heads)
+    keys: Array = np.zeros(len(samples) * heads * key_floats, np.float32)
+    values: Array = np.zeros(len(samples) * heads * value_floats, np.float32)
+    places = pack_layout(channels)
+    args: tuple[Any, ...] = (samples, key, value, heads, blocks, keys, values, places)
+    work = 4.0 * tokens * channels * len(samples)
+    launcher.run(pack, len(samples) * ceil_div(tokens, PANEL), args, places.size, work)
+
+    # no more tiles together than leaves work for every thread
+    batch = max(1, min(TOGETHER, len(tiles) // (2 * launcher.threads)))
+    at = layout(batch, channels, heads, residual=residual_floats(out))
+    args = (batch, tiles, slots.astype(np.int32), query, heads, tokens, keys, values, out, at)
+    work = 4.0 * PIXELS * tokens * channels * len(tiles)
+    launcher.run(attend, ceil_div(len(tiles), batch), args, at.size, work)

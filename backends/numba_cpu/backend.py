@@ -7,7 +7,7 @@ at every call, here and in `launch.py`, and no bit of a result depends on that.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,23 +25,22 @@ from ..interface import (
     Tiles,
     WindowSet,
 )
-from . import attention, codebooks, copies, direct, linear, lookup, norms, winograd
+from . import attention, codebooks, copies, depthwise, direct, linear, lookup, norms, winograd
 from .arrays import flat, readable, writable
 from .cache import CACHE_VARIABLE
 from .cores import available_cores
-from .gemm import PANEL
 from .jit import compile_all
 from .launch import Launcher, in_order
 from .packing import STORED, Packed, store_as
 from .reading import reading
 from .simd import WIDTH
 from .target import TARGET
-from .writing import padded_bias, write_out, writing
+from .writing import launch as pointwise
+from .writing import padded_bias, writing
 
 Algorithm = Literal["winograd", "direct", "depthwise"]
 
-_CACHE = 1 << 18
-"""Floats of scratch that a thread's own cache holds."""
+_LAUNCHES = {"winograd": winograd.launch, "direct": direct.launch, "depthwise": depthwise.launch}
 
 
 @dataclass(frozen=True)
@@ -126,23 +125,16 @@ class NumbaBackend(HostBackend):
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
         algorithm = self.conv_layout(geometry, size)
+        stored = self.weights
         if algorithm == "winograd":
-            values = self._pack_winograd(weight)
-        elif algorithm == "depthwise":
-            values = direct.pack_depthwise(weight)
+            values = winograd.prepare(self._launcher, weight)
+        elif algorithm == "direct":
+            values = direct.prepare(weight, groups)
         else:
-            values = direct.pack_direct(weight, groups)
-        stored = "float32" if algorithm == "depthwise" else self.weights
+            values, stored = depthwise.prepare(weight), "float32"
         packed = _Packed(algorithm, store_as(values, stored))
-        return ConvWeights(geometry, packed, padded_bias(bias, geometry.outputs), algorithm == "winograd")
-
-    def _pack_winograd(self, weight: Host) -> Host:
-        outputs, depth = len(weight), weight[0].size
-        panels = -(-outputs // PANEL)
-        packed = np.empty(panels * depth * PANEL, np.float32)
-        rows = readable(np.asarray(weight, np.float32).reshape(outputs, depth))
-        self._launcher.run(winograd.pack, panels, (rows, packed), 0, 16.0 * weight.size)
-        return packed
+        bias = padded_bias(bias, geometry.outputs)
+        return ConvWeights(geometry, packed, bias, whole_tiles=algorithm == "winograd")
 
     def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
         """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""
@@ -167,48 +159,13 @@ class NumbaBackend(HostBackend):
     ) -> None:
         if not len(tiles):
             return
-        active = in_order(tiles)
-        g, packed = weights.geometry, weights.packed
-        read = reading(source)
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
-        panels, added = -(-g.outputs // PANEL), residual is not None
-        depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
-        geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
-        args: tuple[Any, ...]
-        if packed.algorithm == "winograd":
-            work = 2.0 * winograd.PRODUCTS * g.inputs * g.outputs
-            batch, splits = self._launcher.items(len(tiles), winograd.BATCH, panels, work)
-            items = -(-len(tiles) // batch) * splits
-            kept = splits == 1 and items > self.threads
-            kept = kept and winograd.kept_floats(g.inputs, g.outputs) <= winograd.KEPT
-            floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added, kept)
-            args = (batch, splits, int(kept), active, read, g.padding[0], g.padding[2], packed.values, write)
-            self._launcher.run(winograd.convolve, items, args, floats, work * len(tiles))
-        elif packed.algorithm == "depthwise":
-            work = 2.0 * TILE * TILE * depth * g.outputs
-            batch, _ = self._launcher.items(len(tiles), 8, 1, work)
-            floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
-            args = (batch, active, read, geometry, packed.values.floats, write)
-            self._launcher.run(
-                direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles)
-            )
-        else:
-            work = 2.0 * TILE * TILE * depth * g.outputs
-            window = ((TILE - 1) * g.stride + g.kernel[0]) * TILE * g.stride * g.inputs
-            limit = max(1, min(32, _CACHE // (window + TILE * TILE * g.outputs)))
-            batch, splits = self._launcher.items(len(tiles), limit, panels if g.groups == 1 else 1, work)
-            floats = direct.scratch_floats(
-                batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added
-            )
-            args = (batch, splits, active, read, geometry, packed.values, write)
-            self._launcher.run(
-                direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
-            )
+        packed: _Packed = weights.packed
+        launch = _LAUNCHES[packed.algorithm]
+        launch(self._launcher, in_order(tiles), reading(source), weights.geometry, packed.values, write)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        out = np.empty((len(x), len(weight)), np.float32)
-        args = (readable(x), readable(weight), out)
-        self._launcher.run(linear.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
+        out = linear.launch(self._launcher, x, weight)
         return out if bias is None else out + bias
 
     # -- statistics and pointwise work -------------------------------------------------------------------
@@ -216,26 +173,17 @@ class NumbaBackend(HostBackend):
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         if source.modulation is None:
             source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
-        samples, height, width, channels = source.shape
-        span = 256
-        spans = -(-height * width // span)
-        sums = np.empty((samples * spans, 2, channels))
-        args = (span, reading(source), sums)
-        floats = norms.moments_floats(channels)
-        self._launcher.run(norms.moments, samples * spans, args, floats, 8.0 * height * width * channels)
-        totals = sums.reshape(samples, spans, 2, channels).sum(1) / (height * width)
-        mean, square = totals[:, 0], totals[:, 1]
-        return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+        return norms.launch_moments(self._launcher, source.shape[0], reading(source))
 
     def layer_norm(
         self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
-        extra = (flat(weight), flat(bias), np.float32(eps))
-        self._launcher.over_tiles(norms.layer_norm, out, tiles, (reading(source), *extra, writing(out)))
+        norms.launch_layer_norm(
+            self._launcher, out, tiles, reading(source), writing(out), weight=weight, bias=bias, eps=eps
+        )
 
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
-        write = writing(out, residual=residual)
-        self._launcher.over_tiles(write_out, out, tiles, (reading(source), write))
+        pointwise(self._launcher, out, tiles, reading(source), writing(out, residual=residual))
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -250,45 +198,16 @@ class NumbaBackend(HostBackend):
         step: int = 1,
         activation: Activation = "identity",
     ) -> None:
-        taps, labels, _ = table.shape
         write = writing(out, padded_bias(bias, len(bias)), activation=activation)
-        args = (readable(indices), flat(table), labels, round(taps**0.5), step, write)
-        self._launcher.over_tiles(lookup.look_up, out, tiles, args)
+        lookup.launch(self._launcher, out, tiles, indices, table, step, write)
 
     def attention(
         self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         if not len(tiles):
             return
-        active = in_order(tiles)
-        channels = query.shape[3]
-        tokens = key.shape[1] * key.shape[2]
-        blocks = -(-tokens // attention.BLOCK)
-        samples, slots = np.unique(active[:, 0], return_inverse=True)
-        key_floats, value_floats = attention.packed_floats(tokens, channels // heads)
-        keys = np.zeros(len(samples) * heads * key_floats, np.float32)
-        values = np.zeros(len(samples) * heads * value_floats, np.float32)
-        floats = attention.pack_floats(channels)
-        args: tuple[Any, ...] = (samples, reading(key), reading(value), heads, blocks, keys, values)
-        work = 4.0 * tokens * channels * len(samples)
-        self._launcher.run(attention.pack, len(samples) * -(-tokens // PANEL), args, floats, work)
-        # no more together than leaves work for every thread
-        batch = max(1, min(attention.TOGETHER, len(tiles) // (2 * self.threads)))
-        args = (
-            batch,
-            active,
-            slots.astype(np.int32),
-            reading(query),
-            heads,
-            tokens,
-            blocks,
-            keys,
-            values,
-            writing(out),
-        )
-        work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
-        floats = attention.scratch_floats(channels, heads, batch)
-        self._launcher.run(attention.attend, -(-len(tiles) // batch), args, floats, work)
+        read = (reading(source) for source in (query, key, value))
+        attention.launch(self._launcher, in_order(tiles), *read, heads, writing(out))
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
@@ -328,29 +247,8 @@ class NumbaBackend(HostBackend):
             codebooks.forget(window_set.storage, window_set.count, window_set.index, count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
-        for first in range(0, len(windows), codebooks.ROWS_AT_ONCE):
-            some = slice(first, first + codebooks.ROWS_AT_ONCE)
-            self._convolve_windows(out[some], windows[some], table, weights)
-
-    def _convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
-        compile_all()
-        writable(out)
-        windows = readable(windows)
-        rows, taps = windows.shape
-        starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
-        # windows share their parts: each is multiplied once by each tap's weights
-        for together in (False, True):
-            used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
-            places = np.full(len(table), -1, np.int32)
-            count = codebooks.share(windows, places, used, starts, int(together), index)
-            if together or count * 4 < 3 * len(table) * taps:
-                break  # where every tap uses nearly all of them, they need not be gathered for each
-        products, depth = count * taps if together else count, table.shape[1]
-        floats = codebooks.scratch_floats(products)
-        parts = flat(table[used[:count]])
-        args = (parts, starts, int(together), depth, index, weights.packed.values, weights.bias, out)
-        work = 2.0 * products * depth * out.shape[1]
-        self._launcher.run(codebooks.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
+        packed: _Packed = weights.packed
+        codebooks.launch(self._launcher, out, windows, table, packed.values, weights.bias)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
@@ -373,14 +271,14 @@ class NumbaBackend(HostBackend):
         read, written = (values, canvas) if into else (canvas, values)
         arrays = [writable(written).view(np.float32), flat(read).view(np.float32)]
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
-        self._launcher.over_tiles(copies.copy, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.copy, canvas, tiles, args)
 
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         if not _vectors_of_halves(canvas):
             return super().narrow_tiles(halves, canvas, tiles)
         lost = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], writable(canvas), writable(halves).view(np.uint16), lost)
-        self._launcher.over_tiles(copies.narrow, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.narrow, canvas, tiles, args)
         return not lost.any()
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
@@ -388,14 +286,14 @@ class NumbaBackend(HostBackend):
             super().widen_tiles(canvas, halves, tiles)
             return
         args = (canvas.shape[1:], writable(canvas), flat(halves).view(np.uint16))
-        self._launcher.over_tiles(copies.widen, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.widen, canvas, tiles, args)
 
     def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], flat(canvas), found)
-        self._launcher.over_tiles(copies.not_finite, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.not_finite, canvas, tiles, args)
         if not found.any():
             return None
         first = int(found.argmax())
@@ -406,11 +304,12 @@ class NumbaBackend(HostBackend):
 
     def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
-            return super().largest_change(canvas, tiles, values)
+            change = np.abs(self.read_tiles(canvas, tiles) - values)
+            return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
         changes = np.zeros(len(tiles), np.float32)
         before = flat(np.ascontiguousarray(values, np.float32))
         args = (canvas.shape[1:], flat(canvas), before, changes)
-        self._launcher.over_tiles(copies.change, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.change, canvas, tiles, args)
         return changes
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:

@@ -6,17 +6,21 @@ number, not for each pixel.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import float32, int32, int64, void
 
-from ..interface import TILE
+from ..interface import TILE, Array, Host
+from .arrays import flat, readable, writable
 from .gemm import PANEL
-from .items import take_items
-from .jit import inline, kernel
-from .packing import PACKED, WIDENED, multiply_packed
+from .items import COUNTER, take_items
+from .jit import compile_all, inline, kernel
+from .launch import Launcher
+from .packing import PACKED, WIDENED, Packed, multiply_packed
+from .regions import SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, splat, store_some
+from .sizes import ceil_div
 
 _MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)], np.uint64)
 """Odd multipliers, one for each place of a key (then again from the first)."""
@@ -49,14 +53,14 @@ def _find(key: Any, keys: Any, slots: Any) -> Any:
     return slot
 
 
-@kernel(types.void(types.int32[:, ::1], types.int64, types.int32[::1]))
+@kernel(void(int32[:, ::1], int64, int32[::1]))
 def rehash(keys: Any, count: int, slots: Any) -> None:
     """Enter the first `count` keys into empty `slots` (a power of two, all -1)."""
     for number in range(count):
         slots[_find(keys[number], keys, slots)] = number
 
 
-@kernel(types.void(types.int32[:, ::1], types.int64[::1], types.int32[::1], types.int64))
+@kernel(void(int32[:, ::1], int64[::1], int32[::1], int64))
 def forget(keys: Any, count: Any, slots: Any, until: int) -> None:
     """Take the newest windows out, last in first out: no later window's search passes through the slot it leaves."""
     while count[0] > until:
@@ -65,16 +69,16 @@ def forget(keys: Any, count: Any, slots: Any, until: int) -> None:
 
 
 @kernel(
-    types.int64(
-        types.int32[:, ::1],
-        types.int64,
-        types.int32[:, :, :, ::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        types.int64[::1],
-        types.int32[::1],
-        types.int32[:, :, :, ::1],
+    int64(
+        int32[:, ::1],
+        int64,
+        int32[:, :, :, ::1],
+        int64,
+        int64,
+        int32[:, ::1],
+        int64[::1],
+        int32[::1],
+        int32[:, :, :, ::1],
     )
 )
 def number(
@@ -130,13 +134,13 @@ def number(
 
 
 @kernel(
-    types.int64(
-        types.int32[:, ::1],
-        types.int32[::1],
-        types.int32[::1],
-        types.int64[::1],
-        types.int64,
-        types.int32[:, ::1],
+    int64(
+        int32[:, ::1],
+        int32[::1],
+        int32[::1],
+        int64[::1],
+        int64,
+        int32[:, ::1],
     )
 )
 def share(windows: Any, places: Any, used: Any, starts: Any, together: int, index: Any) -> int:
@@ -167,27 +171,73 @@ ROWS_AT_ONCE = 1 << 14
 """Windows computed at a time: bounds the memory for products."""
 
 
-def scratch_floats(products: int) -> int:
-    """What `convolve_windows` needs for `products` products of a row with a tap's weights."""
-    return products * PANEL + WIDENED + 4 * WIDTH
+class Layout(NamedTuple):
+    """A thread's scratch for `convolve`.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | products | [products, PANEL] | `convolve` | `_add_products` |
+    | widened | [DEPTH, PANEL] | the product, of 16-bit weights | the product |
+    """
+
+    products: int
+    widened: int
+    size: int
+
+
+LAYOUT = layout_type(Layout)
+
+
+@remembered
+def layout(products: int) -> Layout:
+    """The scratch for so many products of a row with a tap's weights."""
+    regions = Regions()
+    return Layout(
+        products=regions.add(products * PANEL),
+        widened=regions.add(WIDENED),
+        size=regions.size,
+    )
+
+
+@inline
+def _add_products(
+    index: Any, starts: Any, together: int, bias: Any, begin: int, out: Any, at: Any, scratch: Any
+) -> None:
+    """`out[r, begin:] = bias + Σ_taps products[tap, index[r, tap]]` of one panel, an index of -1 adding nothing."""
+    taps, outputs = index.shape[1], out.shape[1]
+    flat = out.reshape(-1)
+    for r in range(len(index)):
+        for c in range(0, min(PANEL, outputs - begin), 2 * WIDTH):  # panels are even numbers of vectors wide
+            low, high = splat(0.0), splat(0.0)
+            for tap in range(taps):
+                if index[r, tap] >= 0:
+                    row = (tap * starts[taps] if together else starts[tap]) + np.int64(index[r, tap])
+                    product = at.products + row * PANEL + c
+                    low, high = low + load(scratch, product), high + load(scratch, product + WIDTH)
+            low, high = low + load(bias, begin + c), high + load(bias, begin + c + WIDTH)
+            to, left = r * outputs + begin + c, outputs - begin - c
+            store_some(flat, to, low, min(WIDTH, left))
+            if left > WIDTH:
+                store_some(flat, to + WIDTH, high, min(WIDTH, left - WIDTH))
 
 
 @kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.float32[::1],
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
+    void(
+        COUNTER,
+        int64,
+        float32[::1],
+        int64[::1],
+        int64,
+        int64,
+        int32[:, ::1],
         PACKED,
-        types.float32[::1],
-        types.float32[:, ::1],
-        types.float32[::1],
+        float32[::1],
+        float32[:, ::1],
+        LAYOUT,
+        SCRATCH,
     )
 )
-def convolve_windows(
+def convolve(
     counter: Any,
     items: int,
     inputs: Any,
@@ -198,6 +248,7 @@ def convolve_windows(
     weights: Any,
     bias: Any,
     out: Any,
+    at: Any,
     scratch: Any,
 ) -> None:
     """`out[r] = bias + Σ_taps W[tap] · inputs[tap][index[r, tap]]`, an index of -1 adding nothing; items are panels.
@@ -206,41 +257,44 @@ def convolve_windows(
     Every product is computed once, however many windows share it, and taps are added in order: a row's bits depend on
     its window alone. `weights` are packed as the direct convolution's.
     """
-    taps, outputs = index.shape[1], out.shape[1]
-    flat = out.reshape(-1)
+    taps = index.shape[1]
     all_rows = starts[taps]
-    products = all_rows * taps if together else all_rows
     for panel in take_items(counter, items):
         for tap in range(taps):
             first = 0 if together else starts[tap]
             rows = all_rows if together else starts[tap + 1] - first
+            products = at.products + (tap * all_rows if together else first) * PANEL
+            w = (panel * taps + tap) * depth * PANEL
             multiply_packed(
-                inputs,
-                first * depth,
-                depth,
-                weights,
-                (panel * taps + tap) * depth * PANEL,
-                scratch,
-                (tap * all_rows if together else first) * PANEL,
-                PANEL,
-                rows,
-                depth,
-                1,
-                products * PANEL,
+                inputs, first * depth, depth, weights, w, scratch, products, PANEL, rows, depth, 1, at.widened
             )
-        begin = panel * PANEL
-        for r in range(len(index)):
-            for c in range(
-                0, min(PANEL, outputs - begin), 2 * WIDTH
-            ):  # panels are even numbers of vectors wide
-                low, high = splat(0.0), splat(0.0)
-                for tap in range(taps):
-                    if index[r, tap] >= 0:
-                        row = (tap * all_rows if together else starts[tap]) + np.int64(index[r, tap])
-                        at = row * PANEL + c
-                        low, high = low + load(scratch, at), high + load(scratch, at + WIDTH)
-                low, high = low + load(bias, begin + c), high + load(bias, begin + c + WIDTH)
-                to, left = r * outputs + begin + c, outputs - begin - c
-                store_some(flat, to, low, min(WIDTH, left))
-                if left > WIDTH:
-                    store_some(flat, to + WIDTH, high, min(WIDTH, left - WIDTH))
+        _add_products(index, starts, together, bias, panel * PANEL, out, at, scratch)
+
+
+def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> None:
+    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`, ROWS_AT_ONCE windows at a time."""
+    for first in range(0, len(windows), ROWS_AT_ONCE):
+        some = slice(first, first + ROWS_AT_ONCE)
+        _launch(launcher, out[some], windows[some], table, weights, bias)
+
+
+def _launch(
+    launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array
+) -> None:
+    compile_all()
+    writable(out)
+    windows = readable(windows)
+    rows, taps = windows.shape
+    starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
+    # windows share their parts: each is multiplied once by each tap's weights
+    for together in (False, True):
+        used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
+        places = np.full(len(table), -1, np.int32)
+        count = share(windows, places, used, starts, int(together), index)
+        if together or count * 4 < 3 * len(table) * taps:
+            break  # where every tap uses nearly all of them, they need not be gathered for each
+    products, depth = count * taps if together else count, table.shape[1]
+    at = layout(products)
+    args = (flat(table[used[:count]]), starts, int(together), depth, index, weights, bias, out, at)
+    work = 2.0 * products * depth * out.shape[1]
+    launcher.run(convolve, ceil_div(out.shape[1], PANEL), args, at.size, work)

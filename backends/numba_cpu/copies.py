@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba.types import UniTuple, float32, int32, int64, uint8, uint16, void
 
 from ..interface import TILE
-from .items import take_items, take_tiles
+from .items import COUNTER, TILES, take_items, take_tiles
 from .jit import inline, kernel
 from .simd import (
     WIDTH,
@@ -28,8 +28,8 @@ from .simd import (
 from .simd import narrow as store_halves
 from .simd import widen as load_halves
 
-_counter, _tiles, _shape = types.int64[::1], types.int32[:, ::1], types.UniTuple(types.int64, 3)
-_floats, _halves, _integers = types.float32[::1], types.uint16[::1], types.int32[::1]
+_SHAPE = UniTuple(int64, 3)
+_FLOATS, _HALVES, _INTEGERS = float32[::1], uint16[::1], int32[::1]
 
 
 @inline
@@ -56,7 +56,7 @@ def _copy(source: Any, at: int, target: Any, to: int, count: int) -> None:
         store_first(target, to + whole, load_some(source, at + whole, count - whole), count - whole)
 
 
-@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _floats, types.int64))
+@kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, _FLOATS, int64))
 def copy(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, into: int
 ) -> None:
@@ -72,7 +72,7 @@ def copy(
                 _copy(canvas, at, values, kept, count)
 
 
-@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves, types.uint8[::1]))
+@kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, _HALVES, uint8[::1]))
 def narrow(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any, lost: Any
 ) -> None:
@@ -92,7 +92,7 @@ def narrow(
         lost[t] = total(zero) != 0.0
 
 
-@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves))
+@kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, _HALVES))
 def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any) -> None:
     """Tiles of `canvas` out of `halves` (channels: whole vectors)."""
     for t in take_tiles(counter, items, batch, len(tiles)):
@@ -103,7 +103,7 @@ def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: 
                 store(canvas, c, load_halves(halves, c, False))
 
 
-@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _floats, _floats))
+@kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, _FLOATS, _FLOATS))
 def change(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, changes: Any
 ) -> None:
@@ -124,7 +124,7 @@ def change(
         changes[t] = peak(most)
 
 
-@kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, types.uint8[::1]))
+@kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, uint8[::1]))
 def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any) -> None:
     """Which tiles hold a NaN or an infinity, `found` `[K]`: v - v is 0 for every other value, and NaN for these."""
     for t in take_tiles(counter, items, batch, len(tiles)):
@@ -146,11 +146,7 @@ SPAN = 64
 """Pixels that are compared together first: nearly all of them are the same."""
 
 
-@kernel(
-    types.void(
-        _counter, types.int64, types.int64, types.int64, _integers, _integers, types.int64, types.uint8[::1]
-    )
-)
+@kernel(void(COUNTER, int64, int64, int64, _INTEGERS, _INTEGERS, int64, uint8[::1]))
 def differ_int32(
     counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: int, mask: Any
 ) -> None:
@@ -169,11 +165,7 @@ def differ_int32(
                 mask[p] = differs
 
 
-@kernel(
-    types.void(
-        _counter, types.int64, types.int64, types.int64, _floats, _floats, types.float32, types.uint8[::1]
-    )
-)
+@kernel(void(COUNTER, int64, int64, int64, _FLOATS, _FLOATS, float32, uint8[::1]))
 def differ_float32(
     counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: float, mask: Any
 ) -> None:

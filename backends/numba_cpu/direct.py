@@ -1,285 +1,337 @@
-"""Convolutions as they are defined: any kernel, stride, padding and grouping; and depthwise ones.
+"""Convolutions as they are defined: any kernel, stride, padding and grouping.
+
+    out[y, x, o] = Σ_i,j,c weight[o, c, i, j] · in[y · stride + i - top, x · stride + j - left, c]
 
 A tile's outputs are rows of one matrix product: row = output pixel, depth = (kernel row, kernel column, input channel).
-The rows of inputs are no matrix: a row of a kernel's taps lies side by side in the window that is gathered, and the
-product takes it from there; a 1×1 kernel takes pixels out of the canvas itself if no work is pending on them.
+The matrix of inputs is not built. The product takes a table of where each row's inputs begin, and takes the depth in
+pieces that lie side by side in memory: a row of the kernel's taps in a gathered window. A 1×1 kernel reads pixels out
+of the canvases themselves if no work is pending on them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import int64, void
 
-from ..interface import TILE, Host
+from ..interface import TILE, Array, ConvGeometry, Host
 from .gemm import DEPTH, PANEL
-from .items import take_items, take_tiles
-from .jit import inline, kernel
-from .packing import PACKED, WIDENED, multiply_piece, pack
-from .reading import READING, is_plain, read_lines, read_window, run_of, whole_vectors
-from .simd import WIDTH, fma, load, splat, store
-from .writing import PIXELS, WRITING, write_tile
+from .geometry import GEOMETRY, geometry_of
+from .items import COUNTER, TILES, take_items
+from .jit import both, inline, kernel
+from .launch import Launcher
+from .packing import PACKED, WIDENED, Packed, multiply_piece, pack
+from .reading import READING, Reading, is_plain, read_window, run_of
+from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
+from .simd import WIDTH, load, store
+from .sizes import ceil_div, share_of
+from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
+
+SHALLOW = 48
+"""Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
+CACHE = 1 << 18
+"""Floats of windows and sums that a batch may take: what a thread's own cache holds."""
+BATCH = 32
+"""Tiles in a batch, at most."""
+
+IN_WINDOWS, IN_ROWS, IN_PLACE = range(3)
+"""Where the product finds its inputs: in gathered windows; in rows of copied taps; in the source's canvases."""
 
 
-def pack_direct(weight: Host, groups: int) -> Host:
+def prepare(weight: Host, groups: int) -> Array:
     """`[O, I / groups, kh, kw]` → panels, flat `[groups, panels, kh * kw * I / groups, PANEL]`."""
     outputs = len(weight)
     by_group = weight.reshape(groups, outputs // groups, *weight.shape[1:])
     return pack(by_group.transpose(0, 3, 4, 2, 1).reshape(groups, -1, outputs // groups))
 
 
-def pack_depthwise(weight: Host) -> Host:
-    """`[C, 1, kh, kw]` → flat `[kh * kw, C]`, channels filled up with zeros to whole vectors."""
-    taps = weight.reshape(len(weight), -1).T
-    packed = np.zeros((len(taps), whole_vectors(len(weight))), np.float32)
-    packed[:, : len(weight)] = taps
-    return packed.reshape(-1)
+# -- scratch ---------------------------------------------------------------------------------------------
 
 
-SHALLOW = 48
-"""Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
+class Layout(NamedTuple):
+    """A thread's scratch, for batches of B tiles and shares of P panels; R = B * PIXELS rows of the product.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | places | int64 [R] | `_locate`, `_gather` | `_multiply`, `_copy_taps` |
+    | others | int64 [R] | `_locate`, `_copy_taps` | `_multiply` |
+    | sums | [R, P, PANEL] + OVERRUN | `_multiply` | `_join`, scatter |
+    | joined | [R, O] + OVERRUN, with groups | `_join` | scatter |
+    | widened | [DEPTH, PANEL] | the product, of 16-bit weights | the product |
+    | windows | [lines, line] + OVERRUN, unless IN_PLACE | `_gather` | `_multiply`, `_copy_taps` |
+    | rows | [R, depth] + OVERRUN, if IN_ROWS | `_copy_taps` | `_multiply` |
+    | residual | [TILE, TILE, O] + OVERRUN, if there is one | scatter | scatter |
+
+    `places` says where a row's inputs begin in the windows or in the source's first canvas; `others` in `rows` or the
+    second canvas. Windows of neighbours share columns, so a line of them holds at most B times a single tile's columns,
+    or, where a stride skips inputs, B times those that a tile steps over.
+    """
+
+    places: int
+    others: int
+    sums: int
+    joined: int
+    widened: int
+    windows: int
+    rows: int
+    residual: int
+    size: int
+    pixel: int
+    """Floats from one pixel to the next in `sums`."""
+    line: int
+    """Floats from one line of windows to the next."""
 
 
-def scratch_floats(
-    batch: int,
-    inputs: int,
-    outputs: int,
-    kernel: tuple[int, int],
-    stride: int,
-    groups: int,
-    panels: int,
-    residual: bool,
-) -> int:
-    """What `convolve` needs for batches of `batch` tiles and `panels` panels at a time."""
-    taps, rows = kernel[0] * kernel[1], PIXELS * batch
-    side = [(TILE - 1) * stride + k for k in kernel]
-    window = side[0] * (batch * side[1] * inputs + WIDTH)
-    own = inputs // groups
-    matrix = rows * taps * own if (own if groups > 1 else own * kernel[1]) < SHALLOW else 0
-    joined = rows * outputs if groups > 1 else 0
-    rest = PIXELS * outputs if residual else 0
-    return window + matrix + rows * (panels * PANEL + 4) + joined + WIDENED + rest + 8 * WIDTH
+LAYOUT = layout_type(Layout)
 
 
-def scratch_floats_depthwise(channels: int, kernel: tuple[int, int], stride: int, residual: bool) -> int:
-    """What `convolve_depthwise` needs."""
-    side = [(TILE - 1) * stride + k for k in kernel]
-    rest = PIXELS * channels if residual else 0
-    return (side[0] * side[1] + PIXELS) * whole_vectors(channels) + rest + 8 * WIDTH
+@remembered
+def layout(batch: int, geometry: ConvGeometry, panels: int, *, residual: int, inputs_in: int) -> Layout:
+    """The scratch for batches of `batch` tiles, shares of `panels` panels and `residual` floats for the residual.
+
+    `inputs_in` is IN_WINDOWS, IN_ROWS or IN_PLACE.
+    """
+    g, rows = geometry, batch * PIXELS
+    lines = (TILE - 1) * g.stride + g.kernel[0]
+    columns = (TILE - 1) * g.stride + max(g.kernel[1], g.stride)
+    line = batch * columns * g.inputs + OVERRUN
+    depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
+    pixel = panels * PANEL
+    regions = Regions()
+    return Layout(
+        places=regions.add(2 * rows),
+        others=regions.add(2 * rows),
+        sums=regions.add(rows * pixel + OVERRUN),
+        joined=regions.add(rows * g.outputs + OVERRUN if g.groups > 1 else 0),
+        widened=regions.add(WIDENED),
+        windows=regions.add(0 if inputs_in == IN_PLACE else lines * line + OVERRUN),
+        rows=regions.add(rows * depth + OVERRUN if inputs_in == IN_ROWS else 0),
+        residual=regions.add(residual),
+        size=regions.size,
+        pixel=pixel,
+        line=line,
+    )
+
+
+# -- the steps -------------------------------------------------------------------------------------------
+
+
+@both
+def _piece(kernel_columns: int, inputs: int, groups: int) -> int:
+    """Inputs of an output that lie side by side in a window: a kernel row's taps, or with groups a tap's channels."""
+    return kernel_columns * inputs if groups == 1 else inputs // groups
 
 
 @inline
-def _tap(k: int, columns: int, line: int, inputs: int) -> int:
-    """Where a kernel's tap lies in a window from its first on."""
-    return k // columns * line + k % columns * inputs
+def _locate(source: Any, tiles: Any, first: int, count: int, stride: int, places: Any, others: Any) -> None:
+    """Where the inputs of `count` tiles' outputs lie in the canvases of a source that is read in place.
+
+    An output outside the image reads the last pixel of its line, and is not written.
+    """
+    height, width = source.height >> source.halved, source.width >> source.halved
+    for t in range(count):
+        n: Any = np.int64(tiles[first + t, 0])
+        top, left = np.int64(tiles[first + t, 1]) * TILE, np.int64(tiles[first + t, 2]) * TILE
+        for i in range(PIXELS):
+            y = min((top + i // TILE) * stride, source.height - 1) >> source.halved
+            x = min((left + i % TILE) * stride, source.width - 1) >> source.halved
+            pixel = (n * height + y) * width + x
+            places[t * PIXELS + i] = pixel * source.first_channels
+            others[t * PIXELS + i] = pixel * source.second_channels
 
 
 @inline
-def _copy(scratch: Any, source: int, target: int, count: int) -> None:
+def _gather(
+    source: Any, tiles: Any, first: int, count: int, g: Any, inputs: int, at: Any, scratch: Any, places: Any
+) -> None:
+    """The windows of `count` tiles from `first` on, side by side, and where each output's window begins.
+
+    Neighbours in a row share their windows' columns: each pixel's prologue is computed once for them.
+    """
+    lines = (TILE - 1) * g.stride + g.kernel_rows
+    t, window = 0, at.windows
+    while t < count:
+        n: Any = np.int64(tiles[first + t, 0])
+        y = np.int64(tiles[first + t, 1]) * TILE * g.stride - g.top
+        x = np.int64(tiles[first + t, 2]) * TILE * g.stride - g.left
+        run = run_of(tiles, first + t, first + count)
+        columns = (TILE * run - 1) * g.stride + g.kernel_columns
+        read_window(source, n, y, x, lines, columns, scratch, window, inputs, at.line)
+        for i in range(run * PIXELS):
+            corner = i % PIXELS // TILE * at.line + (i // PIXELS * TILE + i % TILE) * inputs
+            places[t * PIXELS + i] = window + corner * g.stride
+        window += columns * inputs
+        t += run
+
+
+@inline
+def _tap(piece: int, g: Any, line: int, inputs: int) -> int:
+    """Where a piece of the depth lies in a window, from its first: a row of taps, or with groups a single tap."""
+    if g.groups == 1:
+        return piece * line
+    return piece // g.kernel_columns * line + piece % g.kernel_columns * inputs
+
+
+@inline
+def _copy(scratch: Any, source: int, to: int, count: int) -> None:
     """`count` floats, and up to WIDTH - 1 more of no meaning."""
     if count < WIDTH:
         for c in range(count):
-            scratch[target + c] = scratch[source + c]
+            scratch[to + c] = scratch[source + c]
         return
     for c in range(0, count, WIDTH):
-        store(scratch, target + c, load(scratch, source + c))
+        store(scratch, to + c, load(scratch, source + c))
 
 
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        READING,
-        types.UniTuple(types.int64, 6),
-        PACKED,
-        WRITING,
-        types.float32[::1],
-    )
-)
+@inline
+def _copy_taps(
+    rows: int,
+    group: int,
+    g: Any,
+    inputs: int,
+    at: Any,
+    scratch: Any,
+    places: Any,
+    others: Any,
+) -> None:
+    """`rows[i]`: the inputs of output i in one group, side by side."""
+    piece = _piece(g.kernel_columns, inputs, g.groups)
+    depth = g.kernel_rows * g.kernel_columns * (inputs // g.groups)
+    for i in range(rows):
+        others[i] = i * depth
+        for k in range(depth // piece):
+            tap = places[i] + _tap(k, g, at.line, inputs) + group * piece
+            _copy(scratch, tap, at.rows + i * depth + k * piece, piece)
+
+
+@inline
+def _multiply(
+    inputs_in: int,
+    source: Any,
+    group: int,
+    g: Any,
+    weights: Any,
+    weight: int,
+    rows: int,
+    at: Any,
+    scratch: Any,
+    places: Any,
+    others: Any,
+    sums: int,
+) -> None:
+    """`sums[row, o] = Σ_k in[row, k] · weights[k, o]` of one panel, its weights `[depth, PANEL]` from `weight` on.
+
+    In windows the depth lies in pieces; copied taps are one piece; in place each canvas is one.
+    """
+    inputs = source.first_channels + source.second_channels
+    piece = _piece(g.kernel_columns, inputs, g.groups)
+    depth = g.kernel_rows * g.kernel_columns * (inputs // g.groups)
+    pieces = depth // piece
+    if inputs_in == IN_PLACE:
+        pieces = 2 if source.second_channels > 0 else 1
+    elif inputs_in == IN_ROWS:
+        pieces = 1
+    done = 0
+    for k in range(pieces):
+        if inputs_in == IN_PLACE:
+            values, where = (source.first, places) if k == 0 else (source.second, others)
+            start, deep = 0, source.first_channels if k == 0 else source.second_channels
+        elif inputs_in == IN_ROWS:
+            values, where, start, deep = scratch, others, at.rows, depth
+        else:
+            start = group * (inputs // g.groups) + _tap(k, g, at.line, inputs)
+            values, where, deep = scratch, places, piece
+        for first in range(0, deep, DEPTH):
+            steps, a, w = min(DEPTH, deep - first), start + first, weight + done * PANEL
+            multiply_piece(
+                values, a, where, weights, w, scratch, sums, at.pixel, rows, steps, done, at.widened
+            )
+            done += steps
+
+
+@inline
+def _join(rows: int, outputs: int, channels: int, group: int, at: Any, scratch: Any) -> None:
+    """A group's `sums` to its place in `joined`, whose rows hold the outputs of all groups."""
+    for i in range(rows):
+        joined = at.joined + i * channels + group * outputs
+        for c in range(outputs):
+            scratch[joined + c] = scratch[at.sums + i * at.pixel + c]
+
+
+@kernel(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
 def convolve(
     counter: Any,
     items: int,
     batch: int,
     splits: int,
+    inputs_in: int,
     tiles: Any,
-    r: Any,
-    geometry: Any,
+    source: Any,
+    g: Any,
     weights: Any,
-    w: Any,
+    out: Any,
+    at: Any,
     scratch: Any,
 ) -> None:
-    """Take items (a batch of tiles × a share of the output panels) until none is left.
+    """`out[tiles] = activation(Σ_pieces in[rows, piece] @ weights[piece, outputs] + bias + shift + residual)`.
 
-    `geometry` is kernel rows, kernel columns, stride, top, left, groups; with groups, `splits` is 1.
+    An item is a batch of tiles × one of `splits` shares of the output panels (1 with groups).
     """
-    kernel_rows, kernel_columns, stride, top, left, groups = geometry
-    taps = kernel_rows * kernel_columns
-    inputs = r.first_channels + r.second_channels
-    own_inputs, own_outputs = inputs // groups, w.channels // groups
-    depth = taps * own_inputs
-    panels = -(-own_outputs // PANEL)
-    lines, side = (TILE - 1) * stride + kernel_rows, (TILE - 1) * stride + kernel_columns
-    # what a 1×1 kernel reads lies in the canvases already, if no work is pending on it; else windows are gathered
-    in_place = taps == 1 and groups == 1 and top == 0 and left == 0 and is_plain(r)
-    in_place &= (w.height - 1) * stride < r.height and (w.width - 1) * stride < r.width  # no pixel outside
-    # the taps of a kernel's row lie side by side in a window
-    pieces, piece = (taps, own_inputs) if groups > 1 else (kernel_rows, kernel_columns * own_inputs)
-    shallow = piece < SHALLOW and not in_place
-    parts = 2 if r.second_channels > 0 else 1
+    inputs = source.first_channels + source.second_channels
+    own_inputs, own_outputs = inputs // g.groups, out.channels // g.groups
+    depth = g.kernel_rows * g.kernel_columns * own_inputs
+    panels = ceil_div(own_outputs, PANEL)
     for item in take_items(counter, items):
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
-        begin, end = panels * (item % splits) // splits, panels * (item % splits + 1) // splits
-        outputs, rows = (end - begin) * PANEL, count * PIXELS
-        table = 0  # where each row's inputs begin, int64, for either part
-        sums = table + 4 * batch * PIXELS
-        joined = sums + batch * PIXELS * outputs + WIDTH
-        wide_weights = joined + (batch * PIXELS * w.channels + WIDTH if groups > 1 else 0)
-        window = wide_weights + WIDENED
-        line = batch * side * inputs + WIDTH  # windows lie side by side
-        matrix = window + (0 if in_place else lines * line + WIDTH)
-        spare = matrix + (batch * PIXELS * depth + WIDTH if shallow else 0)
-        places = scratch[table : table + 2 * batch * PIXELS].view(np.int64)
-        others = scratch[table + 2 * batch * PIXELS : table + 4 * batch * PIXELS].view(np.int64)
-
-        t, at = 0, window
-        while t < count:
-            n: Any = np.int64(tiles[first + t, 0])
-            y = np.int64(tiles[first + t, 1]) * TILE * stride - top
-            x = np.int64(tiles[first + t, 2]) * TILE * stride - left
-            if in_place:
-                height, width = r.height >> r.halved, r.width >> r.halved
-                for i in range(PIXELS):  # what overhangs the image reads some pixel, and is not written
-                    yy = min(y + i // TILE * stride, r.height - 1) >> r.halved
-                    xx = min(x + i % TILE * stride, r.width - 1) >> r.halved
-                    pixel = (n * height + yy) * width + xx
-                    places[t * PIXELS + i] = pixel * r.first_channels
-                    others[t * PIXELS + i] = pixel * r.second_channels
-                t += 1
-                continue
-            # neighbours in a row share their windows' columns: each pixel's prologue is computed once for them
-            run = run_of(tiles, first + t, first + count)
-            columns = (TILE * run - 1) * stride + kernel_columns
-            # pixels in ascending order: what is written past the end of one is written again by the next
-            read_lines(r, n, y, x, lines, columns, scratch, at, inputs, line)
-            for i in range(run * PIXELS):
-                corner = i % PIXELS // TILE * line + (i // PIXELS * TILE + i % TILE) * inputs
-                places[t * PIXELS + i] = at + corner * stride
-            at += columns * inputs
-            t += run
-
-        for g in range(groups):
-            if shallow:
-                for i in range(rows):
-                    others[i] = i * depth
-                    for k in range(pieces):
-                        tap = places[i] + (k * line if groups == 1 else _tap(k, kernel_columns, line, inputs))
-                        _copy(scratch, tap + g * own_inputs, matrix + i * depth + k * piece, piece)
-            for panel in range(begin, end):
-                at, to, done = (g * panels + panel) * depth * PANEL, sums + (panel - begin) * PANEL, 0
-                for k in range(parts if in_place else 1 if shallow else pieces):
-                    source, where, base, deep = scratch, places, g * own_inputs, piece
-                    if in_place:
-                        source, where = (r.first, places) if k == 0 else (r.second, others)
-                        deep = r.first_channels if k == 0 else r.second_channels
-                    elif shallow:
-                        where, base, deep = others, matrix, depth
-                    else:
-                        base += k * line if groups == 1 else _tap(k, kernel_columns, line, inputs)
-                    for f in range(0, deep, DEPTH):
-                        steps = min(DEPTH, deep - f)
-                        w_at = at + done * PANEL
-                        multiply_piece(
-                            source,
-                            base + f,
-                            where,
-                            weights,
-                            w_at,
-                            scratch,
-                            to,
-                            outputs,
-                            rows,
-                            steps,
-                            done,
-                            wide_weights,
-                        )
-                        done += steps
-            for i in range(rows if groups > 1 else 0):
-                to = joined + i * w.channels + g * own_outputs
-                for c in range(own_outputs):
-                    scratch[to + c] = scratch[sums + i * outputs + c]
-
-        last = w.channels if groups > 1 else min(end * PANEL, w.channels)
-        step, at = (w.channels, joined) if groups > 1 else (outputs, sums)
-        for t in range(count):
-            n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
-            write_tile(
-                w,
-                n,
-                row,
-                column,
-                begin * PANEL,
-                last,
-                at + t * PIXELS * step,
-                step,
-                TILE * step,
-                scratch,
-                spare,
-            )
-
-
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        READING,
-        types.UniTuple(types.int64, 6),
-        types.float32[::1],
-        WRITING,
-        types.float32[::1],
-    )
-)
-def convolve_depthwise(
-    counter: Any,
-    items: int,
-    batch: int,
-    tiles: Any,
-    r: Any,
-    geometry: Any,
-    weights: Any,
-    w: Any,
-    scratch: Any,
-) -> None:
-    """A kernel for each channel: vectors run along channels. Items are batches of tiles."""
-    kernel_rows, kernel_columns, stride, top, left, _ = geometry
-    pixel = -(-w.channels // WIDTH) * WIDTH
-    rows, columns = (TILE - 1) * stride + kernel_rows, (TILE - 1) * stride + kernel_columns
-    # a window inside the canvas is read where it is, if no work is pending and vectors do not reach into the next pixel
-    in_place = is_plain(r) and r.halved == 0 and r.second_channels == 0 and pixel == w.channels
-    sums = rows * columns * pixel + WIDTH
-    spare = sums + PIXELS * pixel
-    for t in take_tiles(counter, items, batch, len(tiles)):
-        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-        y, x = np.int64(row) * TILE * stride - top, np.int64(column) * TILE * stride - left
-        inside = y >= 0 and x >= 0 and y + rows <= r.height and x + columns <= r.width
-        if inside and in_place:
-            source, start, line = r.first, ((n * r.height + y) * r.width + x) * pixel, r.width * pixel
+        begin, end = share_of(panels, item % splits, splits)
+        rows = count * PIXELS
+        places = scratch[at.places : at.places + 2 * rows].view(np.int64)
+        others = scratch[at.others : at.others + 2 * rows].view(np.int64)
+        if inputs_in == IN_PLACE:
+            _locate(source, tiles, first, count, g.stride, places, others)
         else:
-            source, start, line = scratch, 0, columns * pixel
-            read_window(r, n, y, x, rows, columns, scratch, 0, pixel)
-        for i in range(PIXELS):
-            corner = start + i // TILE * stride * line + i % TILE * stride * pixel
-            for c in range(0, pixel, WIDTH):
-                v = splat(0.0)
-                for j in range(kernel_rows):
-                    at, tap = corner + j * line + c, j * kernel_columns * pixel + c
-                    for k in range(kernel_columns):
-                        v = fma(load(source, at + k * pixel), load(weights, tap + k * pixel), v)
-                store(scratch, sums + i * pixel + c, v)
-        write_tile(w, n, row, column, 0, w.channels, sums, pixel, TILE * pixel, scratch, spare)
+            _gather(source, tiles, first, count, g, inputs, at, scratch, places)
+
+        for group in range(g.groups):
+            if inputs_in == IN_ROWS:
+                _copy_taps(rows, group, g, inputs, at, scratch, places, others)
+            for panel in range(begin, end):
+                weight = (group * panels + panel) * depth * PANEL
+                sums = at.sums + (panel - begin) * PANEL
+                _multiply(
+                    inputs_in, source, group, g, weights, weight, rows, at, scratch, places, others, sums
+                )
+            if g.groups > 1:
+                _join(rows, own_outputs, out.channels, group, at, scratch)
+
+        last, results, pixel = min(end * PANEL, out.channels), at.sums, at.pixel
+        if g.groups > 1:
+            last, results, pixel = out.channels, at.joined, out.channels
+        for t in range(count):
+            sums = results + t * PIXELS * pixel
+            write_tile(out, tiles, first + t, begin * PANEL, last, scratch, sums, pixel, at.residual)
+
+
+def launch(
+    launcher: Launcher, tiles: Host, source: Reading, geometry: ConvGeometry, weights: Packed, out: Writing
+) -> None:
+    """Convolve `tiles`: choose where the product finds its inputs, the batch and the splits, and run."""
+    g = geometry
+    own_inputs = g.inputs // g.groups
+    # a 1×1 kernel's inputs lie in the canvases already, if none is outside and no work is pending on them
+    in_place = g.kernel == (1, 1) and g.groups == 1 and g.padding[0] == g.padding[2] == 0 and is_plain(source)
+    in_place &= (out.height - 1) * g.stride < source.height and (out.width - 1) * g.stride < source.width
+    shallow = _piece(g.kernel[1], g.inputs, g.groups) < SHALLOW
+    inputs_in = IN_PLACE if in_place else IN_ROWS if shallow else IN_WINDOWS
+
+    panels = ceil_div(g.outputs, PANEL)
+    work = 2.0 * PIXELS * g.kernel[0] * g.kernel[1] * own_inputs * g.outputs
+    window = ((TILE - 1) * g.stride + g.kernel[0]) * TILE * g.stride * g.inputs
+    limit = max(1, min(BATCH, CACHE // (window + PIXELS * g.outputs)))
+    batch, splits = launcher.items(len(tiles), limit, panels if g.groups == 1 else 1, work)
+    share = ceil_div(ceil_div(g.outputs // g.groups, PANEL), splits)
+    at = layout(batch, g, share, residual=residual_floats(out), inputs_in=inputs_in)
+    args = (batch, splits, inputs_in, tiles, source, geometry_of(g), weights, out, at)
+    launcher.run(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

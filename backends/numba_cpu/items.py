@@ -10,8 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from numba.types import int32, int64
+
 from .atomics import next_item
 from .jit import inline
+
+COUNTER = int64[::1]
+"""Numba's type of the shared counter."""
+TILES = int32[:, ::1]
+"""Numba's type of tiles `[K, 3]`: sample, row and column in the tile grid."""
 
 
 @inline

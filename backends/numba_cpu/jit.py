@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
 import numba
+import numba.extending
 from numba.core import event
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -123,6 +124,12 @@ def inline(function: F) -> F:
     """A piece of a kernel, compiled into the kernels that call it."""
     compiled: F = numba.njit(**_OPTIONS)(function)
     return compiled
+
+
+def both(function: F) -> F:
+    """A function that Python calls as it is, and that is compiled into the kernels that call it."""
+    plain: F = numba.extending.register_jitable(**_OPTIONS)(function)
+    return plain
 
 
 def kernel(signature: Any) -> Callable[[F], F]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ..interface import TILE, Array, Host, Tiles
-from . import writing
 from .arrays import readable
 from .cores import available_cores
 from .jit import compile_all
@@ -52,16 +51,14 @@ class Launcher:
         canvas: Array,
         tiles: Tiles,
         args: tuple[Any, ...],
-        *,
-        scratch: bool = True,
+        floats: int = 0,
     ) -> None:
-        """Run a kernel that is bound by memory over batches of tiles."""
+        """Run a kernel that is bound by memory over batches of tiles, with `floats` floats of scratch a thread."""
         if len(tiles):
             channels = canvas.shape[3]
             batch = max(1, (1 << 15) // (TILE * TILE * channels))
             items = -(-len(tiles) // batch)
             work = 16.0 * TILE * TILE * channels * len(tiles)
-            floats = writing.scratch_floats(channels) if scratch else 0
             self.run(kernel, items, (batch, in_order(tiles), *args), floats, work)
 
     def run(

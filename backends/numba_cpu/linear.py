@@ -1,27 +1,31 @@
-"""A dense layer on a few rows, such as a time embedding: each output is one dot product."""
+"""A dense layer on a few rows, such as a time embedding: each output is one dot product.
+
+No panels and no blocks of rows (`gemm.py`): with one or two rows, the weights are read once as they are stored.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba import types
+import numpy as np
+from numba.types import float32, int64, void
 
-from .items import take_items
+from ..interface import Array
+from .arrays import readable
+from .items import COUNTER, take_items
 from .jit import kernel
+from .launch import Launcher
 from .simd import WIDTH, fma, load, load_first, total
 
+_matrix = float32[:, ::1]
 
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.float32[:, ::1],
-        types.float32[:, ::1],
-        types.float32[:, ::1],
-    )
-)
-def linear(counter: Any, items: int, x: Any, weight: Any, out: Any) -> None:
-    """`x @ weight.T`; items are rows of `weight`. Each dot product is a vector of partial sums, added halves first."""
+
+@kernel(void(COUNTER, int64, _matrix, _matrix, _matrix))
+def multiply(counter: Any, items: int, x: Any, weight: Any, out: Any) -> None:
+    """`out = x @ weight.T`: `[M, I]`, `[O, I]` → `[M, O]`; items are rows of `weight`.
+
+    Each dot product is a vector of partial sums, added halves first.
+    """
     depth = x.shape[1]
     whole = depth - depth % WIDTH
     rows, values = x.reshape(-1), weight.reshape(-1)
@@ -32,3 +36,11 @@ def linear(counter: Any, items: int, x: Any, weight: Any, out: Any) -> None:
             for k in range(0, whole, WIDTH):
                 sums = fma(load(rows, m * depth + k), load(values, o * depth + k), sums)
             out[m, o] = total(sums)
+
+
+def launch(launcher: Launcher, x: Array, weight: Array) -> Array:
+    """`x @ weight.T`, float32 `[M, O]`."""
+    out = np.empty((len(x), len(weight)), np.float32)
+    args = (readable(x), readable(weight), out)
+    launcher.run(multiply, len(weight), args, 0, 2.0 * x.size * len(weight))
+    return out

@@ -2,34 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import float32, float64, int64, void
 
-from ..interface import TILE
-from .items import take_items, take_tiles
+from ..interface import Array, Tiles
+from .arrays import flat
+from .items import COUNTER, TILES, take_items, take_tiles
 from .jit import inline, kernel
-from .reading import READING, is_plain, read_pixel, read_window, whole_vectors
+from .launch import Launcher
+from .reading import READING, Reading, is_plain, read_pixel, read_tile
+from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, fma, load, load_first, load_some, splat, store, store_first, total
-from .writing import PIXELS, WRITING, write_tile
+from .sizes import ceil_div, whole_vectors
+from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
-BLOCK = 32
-"""Pixels whose sums float32 holds well."""
+# -- layer norm ------------------------------------------------------------------------------------------
+
+
+class LayerNormLayout(NamedTuple):
+    """A thread's scratch for `layer_norm`.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | values | [TILE, TILE, C] + OVERRUN | gather, `_normalise_pixel` | scatter |
+    | vector | [WIDTH] | `_normalise_pixel` | `_normalise_pixel` |
+    | residual | as `write_tile` takes it | scatter | scatter |
+    """
+
+    values: int
+    vector: int
+    residual: int
+    size: int
+
+
+LAYER_NORM_LAYOUT = layout_type(LayerNormLayout)
+
+
+@remembered
+def layer_norm_layout(channels: int, residual: int) -> LayerNormLayout:
+    """The scratch for pixels of so many channels, with `residual` floats for the residual."""
+    regions = Regions()
+    return LayerNormLayout(
+        values=regions.add(PIXELS * channels + OVERRUN),
+        vector=regions.add(WIDTH),
+        residual=regions.add(residual),
+        size=regions.size,
+    )
+
+
+@inline
+def _normalise_pixel(
+    channels: int, weight: Any, bias: Any, eps: float, scratch: Any, at: int, vector: int
+) -> None:
+    """`(v - mean) / sqrt(mean((v - mean)²) + eps) * weight + bias` of the pixel `scratch[at:]`, in place."""
+    whole = channels - channels % WIDTH
+    rest = channels - whole
+    share = np.float32(1.0) / np.float32(channels)
+    sums = load_first(scratch, at + whole, rest)
+    for c in range(0, whole, WIDTH):
+        sums = sums + load(scratch, at + c)
+    mean = splat(total(sums) * share)
+    # the lanes past the last channel would add mean²: they become 0 in memory
+    store(scratch, vector, splat(0.0))
+    store_first(scratch, vector, load_first(scratch, at + whole, rest) - mean, rest)
+    off = load(scratch, vector)
+    squares = off * off
+    for c in range(0, whole, WIDTH):
+        off = load(scratch, at + c) - mean
+        squares = fma(off, off, squares)
+    scale = splat(np.float32(1.0) / np.sqrt(total(squares) * share + eps))
+    for c in range(0, whole, WIDTH):
+        off = (load(scratch, at + c) - mean) * scale
+        store(scratch, at + c, fma(off, load(weight, c), load(bias, c)))
+    off = (load_first(scratch, at + whole, rest) - mean) * scale
+    v = fma(off, load_first(weight, whole, rest), load_first(bias, whole, rest))
+    store_first(scratch, at + whole, v, rest)
 
 
 @kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
+    void(
+        COUNTER,
+        int64,
+        int64,
+        TILES,
         READING,
-        types.float32[::1],
-        types.float32[::1],
-        types.float32,
+        float32[::1],
+        float32[::1],
+        float32,
         WRITING,
-        types.float32[::1],
+        LAYER_NORM_LAYOUT,
+        SCRATCH,
     )
 )
 def layer_norm(
@@ -37,45 +101,79 @@ def layer_norm(
     items: int,
     batch: int,
     tiles: Any,
-    r: Any,
+    source: Any,
     weight: Any,
     bias: Any,
     eps: float,
-    w: Any,
+    out: Any,
+    at: Any,
     scratch: Any,
 ) -> None:
-    """`(v - mean) / sqrt(var + eps) * weight + bias` over a pixel's channels; items are batches of tiles."""
-    channels = w.channels
-    whole = channels - channels % WIDTH
-    rest = channels - whole
-    share = np.float32(1.0) / np.float32(channels)
+    """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias` over a pixel's channels; items: batches of tiles."""
+    channels = out.channels
     for t in take_tiles(counter, items, batch, len(tiles)):
-        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-        read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, channels)
+        read_tile(source, tiles, t, scratch, at.values)
         for i in range(PIXELS):
-            at = i * channels
-            sums = load_first(scratch, at + whole, rest)
-            for c in range(0, whole, WIDTH):
-                sums = sums + load(scratch, at + c)
-            mean = splat(total(sums) * share)
-            # the lanes past the last channel would add mean²: they are made 0
-            off = load_first(scratch, at + whole, rest) - mean
-            store(scratch, PIXELS * channels + WIDTH, splat(0.0))
-            store_first(scratch, PIXELS * channels + WIDTH, off, rest)
-            off = load(scratch, PIXELS * channels + WIDTH)
-            squares = off * off
-            for c in range(0, whole, WIDTH):
-                off = load(scratch, at + c) - mean
-                squares = fma(off, off, squares)
-            scale = splat(np.float32(1.0) / np.sqrt(total(squares) * share + eps))
-            for c in range(0, whole, WIDTH):
-                off = (load(scratch, at + c) - mean) * scale
-                store(scratch, at + c, fma(off, load(weight, c), load(bias, c)))
-            off = (load_first(scratch, at + whole, rest) - mean) * scale
-            v = fma(off, load_first(weight, whole, rest), load_first(bias, whole, rest))
-            store_first(scratch, at + whole, v, rest)
-        spare = PIXELS * channels + WIDTH
-        write_tile(w, n, row, column, 0, channels, 0, channels, TILE * channels, scratch, spare)
+            _normalise_pixel(channels, weight, bias, eps, scratch, at.values + i * channels, at.vector)
+        write_tile(out, tiles, t, 0, channels, scratch, at.values, channels, at.residual)
+
+
+def launch_layer_norm(
+    launcher: Launcher,
+    canvas: Array,
+    tiles: Tiles,
+    source: Reading,
+    out: Writing,
+    *,
+    weight: Array,
+    bias: Array,
+    eps: float,
+) -> None:
+    """Run `layer_norm` for `tiles` of `canvas`."""
+    at = layer_norm_layout(out.channels, residual_floats(out))
+    args = (source, flat(weight), flat(bias), np.float32(eps), out, at)
+    launcher.over_tiles(layer_norm, canvas, tiles, args, at.size)
+
+
+# -- moments ---------------------------------------------------------------------------------------------
+
+BLOCK = 32
+"""Pixels whose sums float32 holds well."""
+SPAN = 256
+"""Pixels of an item."""
+
+
+class MomentsLayout(NamedTuple):
+    """A thread's scratch for `moments`; V: the channels in whole vectors.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | values | [BLOCK, V] + OVERRUN, unless read in place | gather | `_sum_block` |
+    | sums | [3, V + OVERRUN]: mean, Σ off, Σ off² | `_sum_block` | `moments` |
+    """
+
+    values: int
+    sums: int
+    size: int
+    row: int
+    """Floats from one row of `sums` to the next."""
+
+
+MOMENTS_LAYOUT = layout_type(MomentsLayout)
+
+
+@remembered
+def moments_layout(channels: int, in_place: bool) -> MomentsLayout:
+    """The scratch for pixels of so many channels; `in_place`: they are not gathered."""
+    pixel = whole_vectors(channels)
+    row = pixel + OVERRUN
+    regions = Regions()
+    return MomentsLayout(
+        values=regions.add(0 if in_place else BLOCK * pixel + OVERRUN),
+        sums=regions.add(3 * row),
+        size=regions.size,
+        row=row,
+    )
 
 
 @inline
@@ -141,49 +239,56 @@ def _sum_block(
         _sum_vector(array, at + whole, pixel, count, share, channels - whole, scratch, to + whole, row)
 
 
-def moments_floats(channels: int) -> int:
-    """What `moments` needs."""
-    return (BLOCK + 3) * (whole_vectors(channels) + WIDTH) + 8 * WIDTH
-
-
-@kernel(
-    types.void(
-        types.int64[::1], types.int64, types.int64, READING, types.float64[:, :, ::1], types.float32[::1]
-    )
-)
-def moments(counter: Any, items: int, span: int, r: Any, sums: Any, scratch: Any) -> None:
-    """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are `span` pixels of a sample each.
+@kernel(void(COUNTER, int64, int64, READING, float64[:, :, ::1], MOMENTS_LAYOUT, SCRATCH))
+def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at: Any, scratch: Any) -> None:
+    """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are SPAN pixels of a sample each.
 
     BLOCK pixels are summed in float32 about their mean: what rounding loses is a few units in the last place of how far
-    they scatter, whatever their mean, and whichever of them is far off. Blocks add up in float64.
+    they scatter, whatever their mean, and whichever of them is far off. Blocks add up in float64:
+
+        Σ v = Σ off + count · mean        Σ v² = Σ off² + mean · (2 · Σ off + count · mean)
     """
-    channels = r.first_channels + r.second_channels
-    pixels = r.height * r.width
-    spans = -(-pixels // span)
-    stride = -(-channels // WIDTH) * WIDTH
-    row = stride + WIDTH
-    plain = is_plain(r) and r.halved == 0
-    blocks = BLOCK * stride + WIDTH
+    one, two = source.first_channels, source.second_channels
+    channels = one + two
+    pixels = source.height * source.width
+    spans = ceil_div(pixels, SPAN)
+    pixel = whole_vectors(channels)
     for item in take_items(counter, items):
-        n, first = item // spans, item % spans * span
+        n, first = item // spans, item % spans * SPAN
         for c in range(channels):
             sums[item, 0, c] = sums[item, 1, c] = 0.0
-        last = min(first + span, pixels)
+        last = min(first + SPAN, pixels)
         for block in range(first, last, BLOCK):
             count = min(BLOCK, last - block)
-            if plain:
-                at, one, two = n * pixels + block, r.first_channels, r.second_channels
-                _sum_block(r.first, at * one, one, count, one, scratch, blocks, row)
+            if in_place:
+                p = n * pixels + block
+                _sum_block(source.first, p * one, one, count, one, scratch, at.sums, at.row)
                 if two > 0:
-                    _sum_block(r.second, at * two, two, count, two, scratch, blocks + one, row)
+                    _sum_block(source.second, p * two, two, count, two, scratch, at.sums + one, at.row)
             else:
                 for i in range(count):
                     p = block + i
-                    read_pixel(r, n, p // r.width, p % r.width, scratch, i * stride)
-                _sum_block(scratch, 0, stride, count, channels, scratch, blocks, row)
+                    y, x = p // source.width, p % source.width
+                    read_pixel(source, n, y, x, scratch, at.values + i * pixel)
+                _sum_block(scratch, at.values, pixel, count, channels, scratch, at.sums, at.row)
             for c in range(channels):
-                mean = np.float64(scratch[blocks + c])
-                added = np.float64(scratch[blocks + row + c])
-                squared = np.float64(scratch[blocks + 2 * row + c])
+                mean = np.float64(scratch[at.sums + c])
+                added = np.float64(scratch[at.sums + at.row + c])
+                squared = np.float64(scratch[at.sums + 2 * at.row + c])
                 sums[item, 0, c] += added + count * mean
                 sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
+
+
+def launch_moments(launcher: Launcher, samples: int, source: Reading) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel over all pixels: two float32 `[N, C]`."""
+    channels = source.first_channels + source.second_channels
+    pixels = source.height * source.width
+    spans = ceil_div(pixels, SPAN)
+    sums = np.empty((samples * spans, 2, channels))
+    in_place = is_plain(source) and source.halved == 0
+    at = moments_layout(channels, in_place)
+    args = (int(in_place), source, sums, at)
+    launcher.run(moments, samples * spans, args, at.size, 8.0 * pixels * channels)
+    totals = sums.reshape(samples, spans, 2, channels).sum(1) / pixels
+    mean, square = totals[:, 0], totals[:, 1]
+    return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)

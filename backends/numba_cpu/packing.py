@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import NamedTuple as NamedTupleType
+from numba.types import float32, int64, uint16
 
 from ..interface import BackendError
-from .gemm import DEPTH, PANEL, multiply_rows
+from .gemm import DEPTH, LINE, PANEL, multiply_rows
 from .jit import inline
-from .simd import WIDTH, store, widen
+from .simd import WIDTH, fetch, store, widen
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 STORED = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
@@ -29,7 +30,7 @@ class Packed(NamedTuple):
     stored: int
 
 
-PACKED = types.NamedTuple([types.float32[::1], types.uint16[::1], types.int64], Packed)
+PACKED = NamedTupleType([float32[::1], uint16[::1], int64], Packed)
 """Numba's type of a `Packed`."""
 
 
@@ -59,6 +60,26 @@ def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
 
 
 @inline
+def widen_piece(weights: Any, at: int, scratch: Any, to: int, count: int) -> None:
+    """`count` floats, whole vectors, to `scratch[to:]`, from weights that are stored in 16 bits."""
+    for i in range(0, count, WIDTH):
+        store(scratch, to + i, widen(weights.halves, at + i, weights.stored == BFLOAT16))
+
+
+@inline
+def fetch_packed(weights: Any, at: int, part: int, parts: int, count: int) -> None:
+    """Have one of `parts` parts of `count` weights, from number `at` on, brought near; an end too far does no harm."""
+    count //= parts
+    first = at + part * count
+    if weights.stored == FLOAT32:
+        for i in range(0, count, LINE):
+            fetch(weights.floats, first + i)
+    else:
+        for i in range(0, count, 2 * LINE):
+            fetch(weights.halves, first + i)
+
+
+@inline
 def multiply_piece(
     inputs: Any,
     input_at: int,
@@ -82,8 +103,7 @@ def multiply_piece(
         w = weights.floats
         multiply_rows(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
     else:
-        for i in range(0, steps * PANEL, WIDTH):
-            store(sums, spare + i, widen(weights.halves, weight_at + i, weights.stored == BFLOAT16))
+        widen_piece(weights, weight_at, sums, spare, steps * PANEL)
         multiply_rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)
 
 

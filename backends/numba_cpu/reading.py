@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import NamedTuple as NamedTupleType
+from numba.types import float32, int32, int64
 
-from ..interface import LEAKY_SLOPE, Source
+from ..interface import LEAKY_SLOPE, TILE, Source
 from .arrays import flat
 from .jit import inline
 from .simd import (
@@ -62,19 +63,14 @@ class Reading(NamedTuple):
     activation: int
 
 
-_floats, _ints = types.float32[::1], types.int32[::1]
-READING = types.NamedTuple(
-    [_floats, _floats, *[types.int64] * 5, _floats, _floats, types.int64, _floats, _ints, *[types.int64] * 2],
+_floats, _ints = float32[::1], int32[::1]
+READING = NamedTupleType(
+    [_floats, _floats, *[int64] * 5, _floats, _floats, int64, _floats, _ints, *[int64] * 2],
     Reading,
 )
 """Numba's type of a `Reading`."""
 
 NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
-
-
-def whole_vectors(channels: int) -> int:
-    """Channels rounded up to whole vectors: the floats from one gathered pixel to the next."""
-    return -(-channels // WIDTH) * WIDTH
 
 
 def reading(source: Source) -> Reading:
@@ -100,6 +96,11 @@ def reading(source: Source) -> Reading:
         modulation,
         ACTIVATIONS[source.activation],
     )
+
+
+def is_plain(r: Reading) -> bool:
+    """Whether a reading's values are the canvases' own, at the canvases' resolution or half of it: no work pends."""
+    return r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY
 
 
 NOTHING = reading(Source((np.zeros((1, 1, 1, 0), np.float32),)))
@@ -209,13 +210,7 @@ def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> Non
 
 
 @inline
-def is_plain(r: Any) -> Any:
-    """Whether what is read are the canvases' values, no work being pending on them."""
-    return r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY
-
-
-@inline
-def read_lines(
+def read_window(
     r: Any,
     sample: int,
     top: int,
@@ -224,21 +219,25 @@ def read_lines(
     columns: int,
     buffer: Any,
     at: int,
-    stride: int,
+    pixel: int,
     line: int,
 ) -> None:
-    """Pixels (top …, left …) of a window: rows every `line` floats of `buffer[at:]`, pixels every `stride`."""
+    """Pixels (top …, left …) of a window: rows every `line` floats of `buffer[at:]`, pixels every `pixel` floats.
+
+    Pixels are written in ascending order. Each writes up to WIDTH - 1 floats past its channels: the next pixel's, or
+    the OVERRUN of the buffer's region.
+    """
     for y in range(rows):
         for x in range(columns):
-            read_pixel(r, sample, top + y, left + x, buffer, at + y * line + x * stride)
+            read_pixel(r, sample, top + y, left + x, buffer, at + y * line + x * pixel)
 
 
 @inline
-def read_window(
-    r: Any, sample: int, top: int, left: int, rows: int, columns: int, buffer: Any, at: int, stride: int
-) -> None:
-    """Pixels (top …, left …) of a window, row by row, a pixel every `stride` floats of `buffer[at:]`."""
-    read_lines(r, sample, top, left, rows, columns, buffer, at, stride, columns * stride)
+def read_tile(r: Any, tiles: Any, t: int, buffer: Any, at: int) -> None:
+    """The pixels of tile t itself, `[TILE, TILE, C]`, into `buffer[at:]`; 0 where it overhangs the image."""
+    channels = r.first_channels + r.second_channels
+    row, column = tiles[t, 1] * TILE, tiles[t, 2] * TILE
+    read_window(r, tiles[t, 0], row, column, TILE, TILE, buffer, at, channels, TILE * channels)
 
 
 @inline

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba.types import int64, void
 
 from .arrays import CACHE_LINE, aligned
 from .atomics import pause, watched, word_set
@@ -31,7 +31,7 @@ def words(helpers: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(aligned(BUSY + helpers * LINE, "int64"))
 
 
-@kernel(types.int64(types.int64[::1], types.int64, types.int64, types.int64))
+@kernel(int64(int64[::1], int64, int64, int64))
 def await_kernel(shared: Any, helper: int, seen: int, looks: int) -> Any:
     """A helper has nothing to do: the number, not `seen`, of a watched kernel that has begun; -1: none for a while."""
     word_set(shared, BUSY + helper * LINE, 0)
@@ -44,7 +44,7 @@ def await_kernel(shared: Any, helper: int, seen: int, looks: int) -> Any:
     return -1
 
 
-@kernel(types.void(types.int64[::1], types.int64))
+@kernel(void(int64[::1], int64))
 def await_helpers(shared: Any, looks: int) -> None:
     """Return when no helper computes for the watched kernel, or after a while."""
     busy = BUSY

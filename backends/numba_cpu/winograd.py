@@ -18,39 +18,51 @@ the depth is a sum of its own (one chain through all of them: 5e-6); with weight
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba import types
+import numpy as np
+from numba.types import float32, int64, void
 
-from ..interface import TILE
+from ..interface import TILE, Array, ConvGeometry, Host
+from .arrays import readable
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
-from .items import take_items
+from .geometry import GEOMETRY, geometry_of
+from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
-from .packing import BFLOAT16, FLOAT32, PACKED
-from .reading import READING, read_window, run_of, whole_vectors
-from .simd import WIDTH, fetch, store, widen
+from .launch import Launcher
+from .packing import FLOAT32, PACKED, Packed, fetch_packed, widen_piece
+from .reading import READING, Reading, read_window, run_of
+from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
+from .simd import WIDTH
+from .sizes import ceil_div, share_of, whole_vectors
 from .transforms import transform_input_4, transform_kernel_4, transform_output_4
-from .writing import WRITING, write_tile
+from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
 WINDOW = TILE + 2
-"""Pixels along one side of what a tile reads."""
+"""Pixels along one side of a tile's window."""
 PRODUCTS = WINDOW * WINDOW
+"""Positions in a transformed window, kernel or tile of sums."""
 TAPS = 9
 BATCH = 32
 """Tiles for which a piece of the weights is transformed once."""
 PIECE = 32
-"""Input channels transformed and multiplied at a time. The order in which sums are rounded hangs on it."""
+"""Input channels transformed and multiplied at a time. It fixes the order in which sums are rounded."""
 GROUP = 2
 """Panels transformed and multiplied at a time: inputs are read once for them."""
 KEPT = 5 << 17
 """Floats of a layer's transformed weights that a thread keeps from one batch of tiles to the next."""
-_BLOCK = GROUP * PIECE * PANEL + LINE
-"""Floats from one product's weights to the next: a line more than needed keeps them in different sets of the cache."""
+_POSITION = GROUP * PIECE * PANEL + LINE
+"""Floats from one position's kernels to the next: a line more than needed keeps them in different sets of the cache."""
+_BLOCK = PRODUCTS * _POSITION
+"""Floats of the transformed kernels of a group of panels and a piece of the inputs."""
 
 
-@kernel(types.void(types.int64[::1], types.int64, types.float32[:, ::1], types.float32[::1]))
+# -- weights ---------------------------------------------------------------------------------------------
+
+
+@kernel(void(COUNTER, int64, float32[:, ::1], float32[::1]))
 def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
-    """`weight` `[O, I * 9]` → `packed` `[panels, I * 9, PANEL]`, outputs filled up with zeros; items are panels."""
+    """`weight` `[O, I * TAPS]` → `packed` `[panels, I * TAPS, PANEL]`; items are panels, the last filled with zeros."""
     outputs, depth = weight.shape
     for panel in take_items(counter, items):
         count = min(PANEL, outputs - panel * PANEL)
@@ -61,77 +73,175 @@ def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
                     packed[at + k * PANEL + o] = weight[panel * PANEL + o, first + k] if o < count else 0.0
 
 
-def kept_floats(inputs: int, outputs: int) -> int:
-    """What a layer's transformed weights take."""
-    return PRODUCTS * _BLOCK * -(-inputs // PIECE) * -(-outputs // (GROUP * PANEL))
+def prepare(launcher: Launcher, weight: Host) -> Array:
+    """`[O, I, 3, 3]` → flat `[panels, I, TAPS, PANEL]`."""
+    outputs, depth = len(weight), weight[0].size
+    panels = ceil_div(outputs, PANEL)
+    packed = np.empty(panels * depth * PANEL, np.float32)
+    rows = readable(np.asarray(weight, np.float32).reshape(outputs, depth))
+    launcher.run(pack, panels, (rows, packed), 0, 16.0 * weight.size)
+    return packed
 
 
-def scratch_floats(batch: int, inputs: int, outputs: int, panels: int, residual: bool, kept: bool) -> int:
-    """What `convolve` needs for batches of `batch` tiles and shares of `panels` panels."""
-    stride = whole_vectors(inputs)
-    window = WINDOW * (TILE * batch + 2) * stride
-    sums = PRODUCTS * (batch * (stride + GROUP * PANEL) + 2 * LINE)
-    transformed = kept_floats(inputs, outputs) if kept else PRODUCTS * _BLOCK
-    rest = TILE * TILE * outputs if residual else 0
-    return (
-        window
-        + sums
-        + transformed
-        + TAPS * PIECE * PANEL
-        + TILE * TILE * batch * panels * PANEL
-        + rest
-        + 4 * LINE
-        + 8 * WIDTH
+# -- scratch ---------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """A thread's scratch, for batches of B tiles and shares of P panels.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | kernels | [blocks, PRODUCTS, GROUP, PIECE, PANEL] | `_transform_kernels` | `_multiply` |
+    | widened | [PIECE, TAPS, PANEL] | `_transform_kernels` (16-bit weights) | `_transform_kernels` |
+    | inputs | [PRODUCTS, B, I in whole vectors] | `_transform_windows` | `_multiply` |
+    | sums | [PRODUCTS, GROUP, B, PANEL] | `_multiply` | `_transform_sums` |
+    | results | [B, TILE, TILE, P, PANEL] | `_transform_sums` | scatter |
+    | residual | [TILE, TILE, O] + OVERRUN, if there is one | scatter | scatter |
+    | windows | [WINDOW, B * TILE + 2, I in whole vectors] + OVERRUN | `_transform_windows` | `_transform_windows` |
+
+    `kernels` lies first, where no item moves it: with `kept` it has a block for each group of panels and piece of the
+    inputs, else one. In `kernels`, `inputs` and `sums` a line separates positions, so that the same place of each lies
+    in another set of the cache.
+    """
+
+    kernels: int
+    widened: int
+    inputs: int
+    sums: int
+    results: int
+    residual: int
+    windows: int
+    size: int
+    pixel: int
+    """Floats from one pixel to the next in `inputs` and `windows`."""
+    inputs_step: int
+    """Floats from one position to the next in `inputs`."""
+    sums_step: int
+    """Floats from one position to the next in `sums`."""
+    results_step: int
+    """Floats from one pixel to the next in `results`."""
+
+
+LAYOUT = layout_type(Layout)
+
+
+def kernel_blocks(inputs: int, outputs: int) -> int:
+    """Blocks of a layer's transformed kernels."""
+    return ceil_div(outputs, GROUP * PANEL) * ceil_div(inputs, PIECE)
+
+
+@remembered
+def layout(batch: int, inputs: int, outputs: int, panels: int, *, residual: int, kept: bool) -> Layout:
+    """The scratch for batches of `batch` tiles, shares of `panels` panels and `residual` floats for the residual."""
+    pixel, results_step = whole_vectors(inputs), panels * PANEL
+    inputs_step = batch * pixel + LINE
+    sums_step = GROUP * batch * PANEL + LINE
+    regions = Regions()
+    return Layout(
+        kernels=regions.add((kernel_blocks(inputs, outputs) if kept else 1) * _BLOCK),
+        widened=regions.add(PIECE * TAPS * PANEL),
+        inputs=regions.add(PRODUCTS * inputs_step),
+        sums=regions.add(PRODUCTS * sums_step),
+        results=regions.add(batch * PIXELS * results_step),
+        residual=regions.add(residual),
+        windows=regions.add(WINDOW * (batch * TILE + 2) * pixel + OVERRUN),
+        size=regions.size,
+        pixel=pixel,
+        inputs_step=inputs_step,
+        sums_step=sums_step,
+        results_step=results_step,
     )
 
 
-@inline
-def _transform(weights: Any, at: int, steps: int, scratch: Any, wide: int, to: int) -> None:
-    """`weights[at:]` `[steps, TAPS, PANEL]`, a panel's piece, to `scratch[to:]` `[PRODUCTS, steps, PANEL]`.
+# -- the steps -------------------------------------------------------------------------------------------
 
-    `scratch[wide:]` takes a piece of weights that are stored in 16 bits.
+
+@inline
+def _transform_windows(
+    source: Any, tiles: Any, first: int, count: int, g: Any, at: Any, scratch: Any
+) -> None:
+    """`inputs[:, t] = Bᵀ d B` of `count` tiles from `first` on, `d` being the tile's gathered window.
+
+    Neighbours in a row share their windows' columns: each pixel's prologue is computed once for them.
     """
-    kernels, start = weights.floats, at
-    if weights.stored != FLOAT32:
-        kernels, start = scratch, wide
-        for i in range(0, steps * TAPS * PANEL, WIDTH):
-            store(scratch, wide + i, widen(weights.halves, at + i, weights.stored == BFLOAT16))
-    for k in range(steps):
-        for c in range(0, PANEL, WIDTH):
-            transform_kernel_4(
-                kernels, start + k * TAPS * PANEL + c, PANEL, scratch, to + k * PANEL + c, _BLOCK
+    t = 0
+    while t < count:
+        n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
+        run = run_of(tiles, first + t, first + count)
+        columns = TILE * run + 2
+        line = columns * at.pixel
+        y, x = row * TILE - g.top, column * TILE - g.left
+        read_window(source, n, y, x, WINDOW, columns, scratch, at.windows, at.pixel, line)
+        for i in range(run):
+            for c in range(0, at.pixel, WIDTH):
+                corner, to = at.windows + TILE * i * at.pixel + c, at.inputs + (t + i) * at.pixel + c
+                transform_input_4(scratch, corner, at.pixel, line, to, at.inputs_step)
+        t += run
+
+
+@inline
+def _transform_kernels(
+    weights: Any, first: int, depth: int, group: int, steps: int, at: Any, scratch: Any, kernels: int
+) -> None:
+    """`kernels` `[PRODUCTS, group, steps, PANEL] = G g Gᵀ` of a piece of `steps` inputs, for a group of panels.
+
+    A panel's kernels `g` are `[steps, TAPS, PANEL]`: the first's from weight `first` on, the next `depth` further.
+    """
+    for panel in range(group):
+        start, to = first + panel * depth, kernels + panel * PIECE * PANEL
+        values = weights.floats
+        if weights.stored != FLOAT32:
+            widen_piece(weights, start, scratch, at.widened, steps * TAPS * PANEL)
+            values, start = scratch, at.widened
+        for k in range(steps):
+            for c in range(0, PANEL, WIDTH):
+                g = start + k * TAPS * PANEL + c
+                transform_kernel_4(values, g, PANEL, scratch, to + k * PANEL + c, _POSITION)
+
+
+@inline
+def _multiply(
+    weights: Any,
+    next_piece: int,
+    depth: int,
+    group: int,
+    batch: int,
+    count: int,
+    first: int,
+    steps: int,
+    at: Any,
+    scratch: Any,
+    kernels: int,
+) -> None:
+    """`sums[p, t, o] += Σ_k inputs[p, t, k] · kernels[p, k, o]` of each position p: the inputs k from `first` on.
+
+    Meanwhile the weights of the next piece, from `next_piece` on, come from memory, a part with each product; -1: none.
+    """
+    resume = ADD if first > 0 else REPLACE
+    for p in range(PRODUCTS):
+        for panel in range(group):
+            if next_piece >= 0:
+                fetch_packed(weights, next_piece + panel * depth, p, PRODUCTS, TAPS * PIECE * PANEL)
+            inputs = at.inputs + p * at.inputs_step + first
+            kernel_at = kernels + p * _POSITION + panel * PIECE * PANEL
+            sums = at.sums + p * at.sums_step + panel * batch * PANEL
+            multiply_rows(
+                scratch, inputs, at.pixel, scratch, kernel_at, scratch, sums, PANEL, count, steps, resume
             )
 
 
 @inline
-def _fetch(weights: Any, at: int, part: int) -> None:
-    """Have one of the PRODUCTS parts of a panel's piece of weights brought near."""
-    count = TAPS * PIECE * PANEL // PRODUCTS
-    first = at + part * count
-    if weights.stored == FLOAT32:
-        for i in range(0, count, LINE):
-            fetch(weights.floats, first + i)
-    else:
-        for i in range(0, count, 2 * LINE):
-            fetch(weights.halves, first + i)
+def _transform_sums(panel: int, group: int, batch: int, count: int, at: Any, scratch: Any) -> None:
+    """`results = Aᵀ sums A` of `count` tiles; `panel` counts within the share, from it on there are `group`."""
+    for g in range(group):
+        for t in range(count):
+            sums = at.sums + (g * batch + t) * PANEL
+            to = at.results + t * PIXELS * at.results_step + (panel + g) * PANEL
+            for c in range(0, PANEL, WIDTH):
+                transform_output_4(scratch, sums + c, at.sums_step, to + c, at.results_step)
 
 
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        READING,
-        types.int64,
-        types.int64,
-        PACKED,
-        WRITING,
-        types.float32[::1],
-    )
-)
+@kernel(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
 def convolve(
     counter: Any,
     items: int,
@@ -139,96 +249,63 @@ def convolve(
     splits: int,
     kept: int,
     tiles: Any,
-    r: Any,
-    top: int,
-    left: int,
+    source: Any,
+    g: Any,
     weights: Any,
-    w: Any,
+    out: Any,
+    at: Any,
     scratch: Any,
 ) -> None:
-    """Take items (a batch of tiles × a share of the output panels) until none is left.
+    """`out[tiles] = activation(Aᵀ [ Σ_inputs (G g Gᵀ) ⊙ (Bᵀ d B) ] A + bias + shift + residual)`.
 
-    With `kept`, what is transformed for the first item serves all; `splits` is 1 then.
+    An item is a batch of tiles × one of `splits` shares of the output panels. With `kept`, the kernels that a thread
+    transforms for its first item serve all its items; `splits` is 1 then.
     """
-    inputs = r.first_channels + r.second_channels
-    stride = -(-inputs // WIDTH) * WIDTH
-    panels = -(-w.channels // PANEL)
-    pieces = -(-inputs // PIECE)
-    fresh = True
+    inputs = source.first_channels + source.second_channels
+    panels, pieces = ceil_div(out.channels, PANEL), ceil_div(inputs, PIECE)
+    depth = inputs * TAPS * PANEL  # floats of a panel's weights
+    transforms = True
     for item in take_items(counter, items):
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
-        share = item % splits
-        begin, end = panels * share // splits, panels * (share + 1) // splits
-        outputs = (end - begin) * PANEL
-        # where things lie in the scratch, what is kept in a place that no item changes
-        transformed = 0
-        blocks = -(-panels // GROUP) * pieces if kept else 1
-        wide = transformed + blocks * PRODUCTS * _BLOCK
-        inner = wide + TAPS * PIECE * PANEL
-        inner_step = batch * stride + LINE
-        sums = inner + PRODUCTS * inner_step
-        sums_step = GROUP * batch * PANEL + LINE
-        results = sums + PRODUCTS * sums_step
-        spare = results + TILE * TILE * batch * outputs
-        window = spare + (TILE * TILE * w.channels + WIDTH if w.has_residual else 0)
-
-        t = 0
-        while t < count:
-            # neighbours in a row share their windows' columns: each pixel's prologue is computed once for them
-            n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
-            run = run_of(tiles, first + t, first + count)
-            line = TILE * run + 2
-            read_window(r, n, row * TILE - top, column * TILE - left, WINDOW, line, scratch, window, stride)
-            for i in range(run):
-                for c in range(0, stride, WIDTH):
-                    corner, to = window + TILE * i * stride + c, inner + (t + i) * stride + c
-                    transform_input_4(scratch, corner, stride, line * stride, to, inner_step)
-            t += run
-
+        begin, end = share_of(panels, item % splits, splits)
+        _transform_windows(source, tiles, first, count, g, at, scratch)  # Bᵀ d B
         for panel in range(begin, end, GROUP):
             group = min(GROUP, end - panel)
-            for k in range(0, inputs, PIECE):
+            for piece in range(pieces):
+                k = piece * PIECE
                 steps = min(PIECE, inputs - k)
-                block = transformed
-                if kept:
-                    block += (panel // GROUP * pieces + k // PIECE) * PRODUCTS * _BLOCK
-                transforms = fresh or not kept
+                kernels = at.kernels + (panel // GROUP * pieces + piece if kept else 0) * _BLOCK
+                following = -1
                 if transforms:
-                    for g in range(group):
-                        at = ((panel + g) * inputs + k) * TAPS * PANEL
-                        _transform(weights, at, steps, scratch, wide, block + g * PIECE * PANEL)
-                # meanwhile the next piece comes from memory: a part with each product
-                follows = (panel * inputs + k + PIECE) * TAPS * PANEL
-                if k + PIECE >= inputs:
-                    follows = (panel + GROUP) * inputs * TAPS * PANEL
-                for p in range(PRODUCTS):
-                    for g in range(group):
-                        if transforms:
-                            _fetch(weights, follows + g * inputs * TAPS * PANEL, p)
-                        multiply_rows(
-                            scratch,
-                            inner + p * inner_step + k,
-                            stride,
-                            scratch,
-                            block + p * _BLOCK + g * PIECE * PANEL,
-                            scratch,
-                            sums + p * sums_step + g * batch * PANEL,
-                            PANEL,
-                            count,
-                            steps,
-                            ADD if k > 0 else REPLACE,
-                        )
-            for g in range(group):
-                for t in range(count):
-                    at = sums + (g * batch + t) * PANEL
-                    to = results + t * TILE * TILE * outputs + (panel + g - begin) * PANEL
-                    for c in range(0, PANEL, WIDTH):
-                        transform_output_4(scratch, at + c, sums_step, to + c, outputs)
-        fresh = False
-
-        last = min(end * PANEL, w.channels)
+                    weight = panel * depth + k * TAPS * PANEL
+                    _transform_kernels(weights, weight, depth, group, steps, at, scratch, kernels)  # G g Gᵀ
+                    following = (
+                        weight + PIECE * TAPS * PANEL if piece + 1 < pieces else (panel + GROUP) * depth
+                    )
+                # Σ_inputs … ⊙ …
+                _multiply(weights, following, depth, group, batch, count, k, steps, at, scratch, kernels)
+            _transform_sums(panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A
+        last = min(end * PANEL, out.channels)
         for t in range(count):
-            n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
-            at = results + t * TILE * TILE * outputs
-            write_tile(w, n, row, column, begin * PANEL, last, at, outputs, TILE * outputs, scratch, spare)
+            results = at.results + t * PIXELS * at.results_step
+            write_tile(
+                out, tiles, first + t, begin * PANEL, last, scratch, results, at.results_step, at.residual
+            )
+        transforms = not kept
+
+
+def launch(
+    launcher: Launcher, tiles: Host, source: Reading, geometry: ConvGeometry, weights: Packed, out: Writing
+) -> None:
+    """Convolve `tiles`: choose the batch, the splits and whether threads keep transformed kernels, and run."""
+    inputs, outputs = geometry.inputs, geometry.outputs
+    panels = ceil_div(outputs, PANEL)
+    work = 2.0 * PRODUCTS * inputs * outputs
+    batch, splits = launcher.items(len(tiles), BATCH, panels, work)
+    items = ceil_div(len(tiles), batch) * splits
+    kept = splits == 1 and items > launcher.threads and kernel_blocks(inputs, outputs) * _BLOCK <= KEPT
+    share = ceil_div(panels, splits)
+    at = layout(batch, inputs, outputs, share, residual=residual_floats(out), kept=kept)
+    args = (batch, splits, int(kept), tiles, source, geometry_of(geometry), weights, out, at)
+    launcher.run(convolve, items, args, at.size, work * len(tiles))

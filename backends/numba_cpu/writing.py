@@ -1,54 +1,71 @@
-"""Scatter: a tile's sums come in; bias, shift, residual and activation are applied, and its pixels are written."""
+"""Scatter: a tile's sums come in; bias, shift, residual and activation are applied, and its pixels are written.
+
+The primitive `pointwise` is here too: it is a gather and a scatter with nothing between.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from numba.types import NamedTuple as NamedTupleType
+from numba.types import float32, int64, void
 
-from ..interface import TILE, Activation, Array, Source
+from ..interface import TILE, Activation, Array, Source, Tiles
 from .arrays import flat, writable
 from .gemm import PANEL
-from .items import take_tiles
+from .items import COUNTER, TILES, take_tiles
 from .jit import inline, kernel
-from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, READING, activate, read_window, reading
+from .launch import Launcher
+from .reading import (
+    ACTIVATIONS,
+    NO_FLOATS,
+    NOTHING,
+    READING,
+    Reading,
+    activate,
+    read_tile,
+    read_window,
+    reading,
+)
+from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, load_some, store_some
+from .sizes import round_up
 
 PIXELS = TILE * TILE
 """Pixels of a tile."""
 
 
 class Writing(NamedTuple):
-    """Where a convolution writes, and what it does last; arrays are flat, absent ones are empty."""
+    """An output as kernels take it: the canvas, and the epilogue; arrays are flat, absent ones are empty."""
 
-    out: Any
+    canvas: Any
     """float32 `[N, H, W, C]`."""
     height: int
     width: int
     channels: int
     bias: Any
-    """float32, filled up with zeros to whole panels."""
+    """float32, filled with zeros to whole panels."""
     shift: Any
     """float32 `[1 or N, C]`."""
     shift_stride: int
-    """-1: no shift; 0: one row for all samples; C: a row a sample."""
+    """-1: no shift; 0: one row for all samples; C: a row for each sample."""
     residual: Any
-    """What is added at the output's pixels: a `Reading`."""
+    """A `Reading` of the residual, at the output's pixels."""
     has_residual: int
     activation: int
 
 
-_floats = types.float32[::1]
-WRITING = types.NamedTuple(
-    [_floats, *[types.int64] * 3, _floats, _floats, types.int64, READING, *[types.int64] * 2], Writing
+_floats = float32[::1]
+WRITING = NamedTupleType(
+    [_floats, int64, int64, int64, _floats, _floats, int64, READING, int64, int64], Writing
 )
 """Numba's type of a `Writing`."""
 
 
 def padded_bias(bias: Array | None, outputs: int) -> Array:
-    """A bias of `outputs` values (None: zeros) filled up with zeros to whole panels."""
-    padded = np.zeros(-(-outputs // PANEL) * PANEL, np.float32)
+    """A bias of `outputs` values (None: zeros) filled with zeros to whole panels."""
+    padded = np.zeros(round_up(outputs, PANEL), np.float32)
     if bias is not None:
         padded[:outputs] = bias
     return padded
@@ -62,7 +79,7 @@ def writing(
     residual: Source | None = None,
     activation: Activation = "identity",
 ) -> Writing:
-    """The arrays of an output; `bias` is filled up to whole panels already."""
+    """An output's `Writing`. `bias` comes from `padded_bias`. Raises BackendError where `out` cannot be written."""
     channels = out.shape[3]
     return Writing(
         writable(out),
@@ -78,71 +95,93 @@ def writing(
     )
 
 
+def residual_floats(out: Writing) -> int:
+    """Floats of the scratch region for a tile's residual, `[TILE, TILE, C]`: 0 where nothing is added."""
+    return PIXELS * out.channels + OVERRUN if out.has_residual else 0
+
+
 @inline
-def _finish(v: Any, w: Any, c: int, count: int, shift: int, scratch: Any, residual: int, at: int) -> None:
-    v = v + load(w.bias, c)
+def _finish(v: Any, out: Any, c: int, count: int, shift: int, scratch: Any, residual: int, at: int) -> None:
+    """`activation(v + bias + shift + residual)` of channels `c` … `c + count`, to `out.canvas[at + c:]`."""
+    v = v + load(out.bias, c)
     if shift >= 0:
-        v = v + load_some(w.shift, shift + c, count)
+        v = v + load_some(out.shift, shift + c, count)
     if residual >= 0:
         v = v + load_some(scratch, residual + c, count)
-    store_some(w.out, at + c, activate(v, w.activation), count)
+    store_some(out.canvas, at + c, activate(v, out.activation), count)
 
 
 @inline
 def write_tile(
-    w: Any,
-    sample: int,
-    row: int,
-    column: int,
-    begin: int,
-    end: int,
-    sums: int,
-    pixel: int,
-    line: int,
-    scratch: Any,
-    spare: int,
+    out: Any, tiles: Any, t: int, begin: int, end: int, scratch: Any, sums: int, pixel: int, spare: int
 ) -> None:
-    """Write channels `begin` … `end` of a tile; its sums lie from `scratch[sums]` on, `pixel` and `line` floats apart.
+    """`out[tile t] = activation(sums + bias + shift + residual)`, in the channels `begin` … `end` and in the image.
 
-    `begin` is a multiple of WIDTH; `scratch[spare:]` takes the residual, PIXELS * C + WIDTH floats.
+    A pixel's sums for these channels lie every `pixel` floats of `scratch[sums:]`, and have OVERRUN floats behind them;
+    `begin` is a multiple of WIDTH. `scratch[spare:]` takes the residual, `residual_floats`.
     """
-    shift = -1 if w.shift_stride < 0 else sample * w.shift_stride
-    rows, columns = min(TILE, w.height - row * TILE), min(TILE, w.width - column * TILE)
-    if w.has_residual:
-        read_window(w.residual, sample, row * TILE, column * TILE, rows, columns, scratch, spare, w.channels)
+    n, top, left = tiles[t, 0], tiles[t, 1] * TILE, tiles[t, 2] * TILE
+    channels = out.channels
+    shift = -1 if out.shift_stride < 0 else n * out.shift_stride
+    rows, columns = min(TILE, out.height - top), min(TILE, out.width - left)
+    if out.has_residual:
+        read_window(out.residual, n, top, left, rows, columns, scratch, spare, channels, columns * channels)
     whole = end - (end - begin) % WIDTH
     for y in range(rows):
         for x in range(columns):
-            at = ((sample * w.height + row * TILE + y) * w.width + column * TILE + x) * w.channels
-            residual = spare + (y * columns + x) * w.channels if w.has_residual else -1
-            value = sums + y * line + x * pixel - begin
+            at = ((n * out.height + top + y) * out.width + left + x) * channels
+            residual = spare + (y * columns + x) * channels if out.has_residual else -1
+            value = sums + (y * TILE + x) * pixel - begin
             for c in range(begin, whole, WIDTH):
-                _finish(load(scratch, value + c), w, c, WIDTH, shift, scratch, residual, at)
+                _finish(load(scratch, value + c), out, c, WIDTH, shift, scratch, residual, at)
             if whole < end:
                 v = load(scratch, value + whole)
-                _finish(v, w, whole, end - whole, shift, scratch, residual, at)
+                _finish(v, out, whole, end - whole, shift, scratch, residual, at)
 
 
-def scratch_floats(channels: int) -> int:
-    """What any kernel of this file needs."""
-    return (2 * PIXELS + 4) * (channels + WIDTH) + 8 * WIDTH
+# -- the primitive `pointwise` ---------------------------------------------------------------------------
 
 
-@kernel(
-    types.void(
-        types.int64[::1],
-        types.int64,
-        types.int64,
-        types.int32[:, ::1],
-        READING,
-        WRITING,
-        types.float32[::1],
+class Layout(NamedTuple):
+    """Scratch of `write_out`.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | values | [TILE, TILE, C] + OVERRUN | gather | scatter |
+    | residual | [TILE, TILE, C] + OVERRUN, if there is one | scatter | scatter |
+    """
+
+    values: int
+    residual: int
+    size: int
+
+
+LAYOUT = layout_type(Layout)
+
+
+@remembered
+def layout(channels: int, residual: int) -> Layout:
+    """The scratch for tiles of so many channels, with `residual` floats for the residual."""
+    regions = Regions()
+    return Layout(
+        values=regions.add(PIXELS * channels + OVERRUN),
+        residual=regions.add(residual),
+        size=regions.size,
     )
-)
-def write_out(counter: Any, items: int, batch: int, tiles: Any, r: Any, w: Any, scratch: Any) -> None:
-    """Write what a source reads, and the residual, into tiles; items are batches of tiles."""
-    spare = PIXELS * w.channels + WIDTH
+
+
+@kernel(void(COUNTER, int64, int64, TILES, READING, WRITING, LAYOUT, SCRATCH))
+def write_out(
+    counter: Any, items: int, batch: int, tiles: Any, source: Any, out: Any, at: Any, scratch: Any
+) -> None:
+    """`out[tiles] = activation(source + residual)`; items are batches of tiles."""
+    channels = out.channels
     for t in take_tiles(counter, items, batch, len(tiles)):
-        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-        read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, w.channels)
-        write_tile(w, n, row, column, 0, w.channels, 0, w.channels, TILE * w.channels, scratch, spare)
+        read_tile(source, tiles, t, scratch, at.values)
+        write_tile(out, tiles, t, 0, channels, scratch, at.values, channels, at.residual)
+
+
+def launch(launcher: Launcher, canvas: Array, tiles: Tiles, source: Reading, out: Writing) -> None:
+    """Run `write_out` for `tiles` of `canvas`."""
+    at = layout(out.channels, residual_floats(out))
+    launcher.over_tiles(write_out, canvas, tiles, (source, out, at), at.size)

@@ -327,6 +327,15 @@ CASES: dict[str, Callable[[], Case]] = {
         conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), size=(13, 9), channels=(33, 20), upsample=2, samples=2
     ),
     "conv 1×1, stride 2": partial(conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), stride=2),
+    "conv 1×1, stride 2, pending work, tiles side by side": partial(
+        conv_case,
+        kernel=(1, 1),
+        padding=(0, 0, 0, 0),
+        stride=2,
+        size=(12, 40),
+        scale="shared",
+        prologue="silu",
+    ),
     "conv 1×1, many channels": partial(
         conv_case, kernel=(1, 1), padding=(0, 0, 0, 0), size=(7, 8), channels=(130,), outputs=66
     ),
