@@ -9,24 +9,27 @@ Conventions, the same in every backend
 * Canvases are float32 `[N, H, W, C]`, C-contiguous (channels last); index canvases are int32 `[N, H, W, P]`.
   Kernels know no others; a float16 copy of a canvas, to be kept (C even), is for `read_tiles`, `write_tiles`,
   `narrow_tiles` and `widen_tiles` alone.
-* `tiles` is int32 `[K, 3]` on the host: sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`;
-  a tile that overhangs the bottom or right border is written only where it lies inside.
+* `tiles` is a `Tiles` handle: `[K, 3]` sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`; a
+  tile that overhangs the bottom or right border is written only where it lies inside.
 * What a layer reads is a `Source`: canvases plus the pointwise work still pending on them (the *prologue*).
   Reads outside the image are 0 *after* the prologue, because a dense layer pads activated values.
 * Everything after the tensors is keyword-only.
 * What is only read may be read-only (a mapped file, a broadcast array).
 
-`backends.reference` implements every primitive to be read, and is the oracle of all others.
+`base.py` implements every primitive in plain array arithmetic; on NumPy it is the `reference` backend, the oracle of
+all others.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 TILE = 4
 """Outputs along one side of a tile (SIGE's block: 6×6 inputs of a 3×3 convolution give 4×4 outputs)."""
@@ -49,6 +52,44 @@ class BackendError(RuntimeError):
     """A backend is unknown or cannot run here; the message lists what can."""
 
 
+class Tiles:
+    """Active tiles as primitives take them: one read-only list on the host, and each backend's form of it.
+
+    Parameters
+    ----------
+    host
+        Integers `[K, 3]`: sample, tile row and tile column of each tile, in any order, each tile once. They are copied.
+
+    Raises
+    ------
+    BackendError
+        `host` has another shape.
+    """
+
+    def __init__(self, host: Host) -> None:
+        if host.ndim != 2 or host.shape[1] != 3:
+            raise BackendError(
+                f"tiles have shape {host.shape}, expected (K, 3): sample, tile row, tile column"
+            )
+        self.host: Host = np.array(host, np.int32, order="C")
+        """int32 `[K, 3]`, C-contiguous, read-only."""
+        self.host.setflags(write=False)
+        self._made: dict[Hashable, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __repr__(self) -> str:
+        return f"<Tiles: {len(self)}>"
+
+    def on(self, owner: Hashable, make: Callable[[Host], T]) -> T:
+        """`make(host)`, computed at the first call for this owner: a backend, or a key that several backends share."""
+        if owner not in self._made:
+            self._made.setdefault(owner, make(self.host))  # of two threads at once, the first is everyone's
+        made: T = self._made[owner]
+        return made
+
+
 @dataclass(frozen=True)
 class Source:
     """How a kernel reads an input: canvases and the pointwise work applied while a tile is gathered.
@@ -69,7 +110,7 @@ class Source:
     """Per pixel of what is read, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
     activation: Activation = "identity"
     codes: Array | None = None
-    """int32 `[N, H, W, 1]`, a codebook's numbers: `modulation` is then `[R, 2C]`, and a pixel's row is its code."""
+    """int32 `[N, H, W, 1]`: `modulation` is then `[R, 2C]`, and a pixel's code is its row."""
 
     def __post_init__(self) -> None:
         """Raises BackendError where the parts are not one or two, or scale and shift are not as said above."""
@@ -127,36 +168,37 @@ class ConvWeights:
     Exact edits then take every pixel of a recomputed tile for changed."""
 
 
-class Book:
-    """Distinct windows of an index canvas, numbered in the order in which they were first seen.
+class WindowSet:
+    """The distinct windows of an index canvas, in the order in which they were first seen.
 
-    Only a backend's `number_windows` and `forget_windows` change one.
+    A window's place is its *code*.
+    Only a backend's `encode_windows` and `forget_windows` change one.
 
     Parameters
     ----------
     width
         Indices in a window.
-    keys
+    windows
         int32 `[R, width]`: the windows to begin with.
     """
 
-    def __init__(self, width: int, keys: Host | None = None) -> None:
-        known = 0 if keys is None else len(keys)
-        self.storage: Host = np.full((max(256, known + known // 4), width), -1, np.int32)
+    def __init__(self, width: int, windows: Host | None = None) -> None:
+        count = 0 if windows is None else len(windows)
+        self.storage: Host = np.full((max(256, count + count // 4), width), -1, np.int32)
         """int32 `[capacity, width]`: the windows, and room for more."""
-        self.count: Host = np.full(1, known, np.int64)
-        """int64 `[1]`: how many rows are windows."""
+        self.count: Host = np.full(1, count, np.int64)
+        """int64 `[1]`: how many rows of `storage` are windows. An array, so that a kernel can write it."""
         self.index: Any = None
-        """The backend's own way to find a window; None until it needs one."""
-        if keys is not None:
-            self.storage[:known] = keys
+        """The backend's own map from a window to its code; None until the backend builds it."""
+        if windows is not None:
+            self.storage[:count] = windows
 
     def __len__(self) -> int:
         return int(self.count[0])
 
     @property
-    def keys(self) -> Host:
-        """The windows by number, int32 `[R, width]`."""
+    def windows(self) -> Host:
+        """The windows by code, int32 `[R, width]`."""
         return self.storage[: len(self)]
 
     def reserve(self, capacity: int) -> None:
@@ -165,7 +207,7 @@ class Book:
             storage = np.full(
                 (max(capacity, len(self.storage) * 3 // 2), self.storage.shape[1]), -1, np.int32
             )
-            storage[: len(self)] = self.keys
+            storage[: len(self)] = self.windows
             self.storage = storage
 
 
@@ -234,7 +276,7 @@ class Backend(ABC):
     def conv2d(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         source: Source,
         weights: ConvWeights,
         *,
@@ -262,12 +304,12 @@ class Backend(ABC):
 
     @abstractmethod
     def layer_norm(
-        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias`, the moments over a pixel's channels."""
 
     @abstractmethod
-    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         """`out[tiles] = source + residual`: pending work written out."""
 
     # -- reading by index --------------------------------------------------------------------------------
@@ -276,7 +318,7 @@ class Backend(ABC):
     def lookup(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         indices: Array,
         table: Array,
         bias: Array,
@@ -295,7 +337,7 @@ class Backend(ABC):
 
     @abstractmethod
     def attention(
-        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
 
@@ -305,18 +347,19 @@ class Backend(ABC):
     # -- codebooks ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def number_windows(
-        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+    def encode_windows(
+        self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
-        """`codes[tiles]` = the numbers of the pixels' windows in `book`, which takes in those it does not know.
+        """`codes[tiles]` = the codes of the pixels' windows in `window_set`; a window that is not there yet is added.
 
-        `codes` is int32 `[N, H, W, 1]`, `indices` int32 `[N, h, w, P]`. The window of pixel (y, x) is what `lookup`
-        reads there with the same `kernel` and `step`: rows first, then columns, then planes; -1 outside the image.
+        `codes` is int32 `[N, H, W, 1]`, `indices` int32 `[N, h, w, P]`. The window of pixel (y, x) is the indices that
+        `lookup` reads there with the same `kernel` and `step`: rows first, then columns, then planes; -1 outside the
+        image.
         """
 
     @abstractmethod
-    def forget_windows(self, book: Book, count: int) -> None:
-        """Take the windows from number `count` on out of the book again."""
+    def forget_windows(self, window_set: WindowSet, count: int) -> None:
+        """Remove the windows whose code is `count` or more."""
 
     @abstractmethod
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
@@ -329,30 +372,26 @@ class Backend(ABC):
     # -- tiles and masks ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         """A copy of tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border. What a journal keeps.
 
         `out`: an array of that shape and of the canvas's type that takes it; None: a new one.
         """
 
     @abstractmethod
-    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+    @abstractmethod
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values; whether all are finite.
 
         Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity.
         """
-        with np.errstate(over="ignore"):
-            values = self.read_tiles(canvas, tiles).astype("float16")
-        self.write_tiles(halves, tiles, values)
-        self.write_tiles(canvas, tiles, values.astype("float32"))
-        return bool(np.isfinite(values).all())
 
-    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+    @abstractmethod
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         """`canvas[tiles] = halves[tiles]`: float32 from float16, exactly."""
-        self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype("float32"))
 
     @abstractmethod
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
@@ -362,7 +401,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         """(sample, row, column, channel) of the first NaN or infinity in `tiles`, None when there is none.
 
         First in the order of the tiles, then of pixels by rows, then of channels; pixels outside the image do not
@@ -370,7 +409,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         """Host float32 `[K]`: per tile the largest |canvas - values| over its pixels inside the image and channels.
 
         `values` is `[K, TILE, TILE, C]` as `read_tiles` gives it (also of a float16 copy). All values are finite.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .interface import TILE, Array, Backend, ConvGeometry, ConvWeights, Host, Padding, Source
+from .interface import TILE, Array, Backend, ConvGeometry, ConvWeights, Host, Padding, Source, Tiles
 
 
 class ShapesBackend(Backend):
@@ -47,20 +47,23 @@ class ShapesBackend(Backend):
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return self.alloc((len(x), len(weight)))
 
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         return self.alloc((len(tiles), TILE, TILE, canvas.shape[3]))
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         return np.zeros(original.shape[:3], bool)
 
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         return None
 
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         return np.zeros(len(tiles), np.float32)
+
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
+        return True
 
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
-    conv2d = layer_norm = pointwise = lookup = attention = write_tiles = _nothing
-    number_windows = forget_windows = convolve_windows = _nothing
+    conv2d = layer_norm = pointwise = lookup = attention = write_tiles = widen_tiles = _nothing
+    encode_windows = forget_windows = convolve_windows = _nothing

@@ -59,14 +59,14 @@ class SparsegenUnets:
             }
         figures["peak"] = {"peak_bytes": peak_bytes()}
         plain = sparsegen.Session(model, self.backend)
-        nothing = measure(lambda: plain.run(x, record=False, **told), repeats=job.repeats)
+        nothing = measure(lambda: plain.run(x, keep_canvases=False, **told), repeats=job.repeats)
         timings["dense, nothing kept"] = list(nothing.samples)
         return Answer(timings, {}, figures)
 
     def memory(self, net: Unet, job: Job) -> Answer:
         """The peak of a process that loads the weights and runs one step, keeping nothing."""
         model = sparsegen.load(job.checkpoint)
-        sparsegen.Session(model, self.backend).run(net.noisy(), record=False, **{model.time: net.time})
+        sparsegen.Session(model, self.backend).run(net.noisy(), keep_canvases=False, **{model.time: net.time})
         return Answer({}, {}, {"peak_bytes": peak_bytes()})
 
     def sdedit(self, net: Unet, job: Job) -> Answer:
@@ -80,11 +80,11 @@ class SparsegenUnets:
                 steps=SDEDIT_STEPS,
                 noise_level=SDEDIT_LEVEL,
                 backend=self.backend,
-                cache=SDEDIT_CACHE,
+                ram=SDEDIT_CACHE,
                 folder=folder,
             ) as session,
         ):
-            plan = session.plan(picture)
+            plan = session.cache_plan(picture)
             start = time.perf_counter()
             base = session.run(picture)
             timings = {"dense run of the original": [(time.perf_counter() - start) * 1e3]}

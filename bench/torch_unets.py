@@ -47,7 +47,7 @@ class TorchUnets:
         """An edit made real by running every step whole, from the strokes to the PNG."""
         run = self._loaded(net, job.checkpoint)
         scheme = schedules.linear()
-        times = schedules.timesteps(len(scheme), SDEDIT_STEPS, noise_level=SDEDIT_LEVEL)
+        times = scheme.times(SDEDIT_STEPS, noise_level=SDEDIT_LEVEL)
         run(net.noisy())
         picture = np.tanh(net.noisy(1))[None]
         start = time.perf_counter()

@@ -26,7 +26,7 @@ from . import models as models
 from .editing.session import Result, Session
 from .engine.stats import Stats
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
-from .loading import load
+from .loading import Bundle, load, load_bundle
 from .models.base import Model
 from .pipelines import SDEdit, open_session, sample
 from .tiling.policies import Adaptive, Exact, Paper
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adaptive",
     "BackendError",
+    "Bundle",
     "CheckpointError",
     "Exact",
     "InputError",
@@ -51,6 +52,7 @@ __all__ = [
     "SparsegenError",
     "Stats",
     "load",
+    "load_bundle",
     "open_session",
     "profile",
     "sample",

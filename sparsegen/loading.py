@@ -1,7 +1,7 @@
-"""Files and models: a built-in name or a checkpoint's path comes in, a ready network comes out, and back to a file.
+"""Files and models: a built-in name or a checkpoint's path comes in, ready networks come out, and back to a file.
 
-The family is recognised by its keys, sizes are read off the tensors' shapes (a diffusers folder
-has them in a configuration); no PyTorch.
+The family is recognised by its keys, sizes are read off the tensors' shapes (a diffusers folder has them in a
+configuration); no PyTorch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from sparsegen.weights import (
     SIZE_KEY,
     Checkpoint,
     CheckpointError,
+    Which,
     builtin,
     convert,
     identify,
@@ -40,8 +42,40 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, name)` after each tensor."""
 
 
-def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **settings: Any) -> Model:
-    """Load a network.
+@dataclass(frozen=True)
+class Bundle:
+    """The parts of a checkpoint: its networks by their roles, and what is beside them."""
+
+    name: str
+    """As it was given to `load_bundle`: a built-in name or a path."""
+    networks: Mapping[str, Model]
+    """Role -> network: "unet" of a diffusion model, "generator" of a GauGAN."""
+    taken: Mapping[str, str]
+    """Role -> the weights of the file that the network has: "averaged weights (ema); beside them: model"."""
+    schedule: str | None = None
+    """Name of the noise schedule that the checkpoint gives; None: it gives none."""
+    tokenizer: None = None
+    """Of a model that is conditioned on text; no family here is."""
+
+    @property
+    def network(self) -> Model:
+        """The only network. Raises InputError, which lists the roles: there are several."""
+        if len(self.networks) != 1:
+            raise InputError(
+                f"{self.name} holds {len(self.networks)} networks ({', '.join(self.networks)}), expected one; "
+                "use load_bundle(path).networks[role]"
+            )
+        return next(iter(self.networks.values()))
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    which: Which | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Model:
+    """The only network of a checkpoint, ready to run.
 
     Parameters
     ----------
@@ -49,71 +83,46 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
         The name of a built-in model (`landscape`); a checkpoint file: PyTorch (zip or legacy) or safetensors; or the
         folder of a diffusers pipeline or `UNet2DModel`. The file is mapped, and read when weights are needed: do not
         write into it while the model lives (replacing it is safe).
+    which
+        The weights to take of a file or folder that holds a moving average beside the last weights: "ema" or "model".
+        None: the average, where it is a whole network (with batch norm: with statistics of its own). The model's
+        `source` and the log (logger "sparsegen") name the weights taken.
     settings
-        Overrides of what was recognised, by the names of the family's configuration, for what a checkpoint
-        cannot tell (GauGAN: `num_upsampling_layers`, `edge_channel`; progressive distillation: `head_channels`).
-        `weights` "ema" or "model": which to take of a file or folder that holds a moving average beside the last
-        weights. By default the average, where it is a whole network (with batch norm: with statistics of its own).
-        The model's `source` and the log (logger "sparsegen") say which were taken.
+        Overrides of the recognised configuration, by the names of the family's configuration, for the settings that a
+        checkpoint does not determine (GauGAN: `num_upsampling_layers`, `edge_channel`; progressive distillation:
+        `head_channels`).
     progress
         Called after each parameter.
 
     Raises
     ------
     InputError
-        No such built-in model or file, or a setting the family does not have.
+        No such built-in model or file, a setting that the family does not have, or several networks.
     CheckpointError
-        The file is damaged, hostile, of an unknown family, or its keys do not fit; says what and where.
+        The file is damaged, hostile, of an unknown family, or its keys do not fit; names the fault and its place.
     """
+    return load_bundle(model, which=which, progress=progress, **settings).network
+
+
+def load_bundle(
+    model: str | os.PathLike[str],
+    *,
+    which: Which | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Bundle:
+    """All networks of a checkpoint by their roles, with the noise schedule beside them; else as `load`."""
     known = builtin.get(str(model))
     path = known.checkpoint if known else Path(model)
     if not path.is_file() and not path.is_dir():
         raise InputError(
             f"model {str(model)!r} is neither a file or folder nor built in; built in: {', '.join(builtin.names())}"
         )
-    which = settings.pop("weights", None)
     if which not in (None, "ema", "model"):
-        raise InputError(f"weights is {which!r}, expected ema or model")
-    checkpoint = read_checkpoint(path, weights=which)
-    family, config = identify(checkpoint, weights=which)
-    kind: Any = Model.registry.get(family.model)
-    if kind is None:
-        raise CheckpointError(
-            f"holds a network of the kind {shown(family.model)!r}, which this version of sparsegen does not have",
-            path=str(path),
-            advice=f"It has: {', '.join(sorted(Model.registry))}. Update sparsegen, or convert the original file again",
-        )
-    fields = [field.name for field in dataclasses.fields(kind.config_type)]
-    unknown = set(settings) - set(fields)
-    if unknown:
-        raise InputError(
-            f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}, weights"
-        )
-    foreign = [shown(name) for name in sorted(set(config) - set(fields))]
-    if foreign:
-        raise CheckpointError(
-            f"its configuration has settings that {family.model} does not have: {', '.join(foreign[:5])}",
-            path=str(path),
-            advice="Update sparsegen, or convert the original file again",
-        )
-    try:
-        network: Model = kind(kind.config_type(**{**config, **settings}))
-    except InputError as error:
-        if settings:
-            raise
-        raise CheckpointError(f"its configuration is wrong: {error}", path=str(path)) from None
-    expected = {name: parameter.shape for name, parameter in network.parameters().items()}
-    network.load_parameters(
-        convert(family, checkpoint, expected), release=checkpoint.release, progress=progress
-    )
+        raise InputError(f"which is {which!r}, expected ema or model")
+    checkpoint = read_checkpoint(path, which=which)
+    network = _network(checkpoint, which, settings, progress)
     network.name = str(model)
-    network.source = str(family.chosen)
-    level = (
-        logging.WARNING
-        if which is None and family.chosen.unusable and not family.chosen.averaged
-        else logging.INFO
-    )
-    logger.log(level, "%s: took %s", path, network.source)
     schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
     if schedule is not None:
         if schedule not in SCHEDULES:
@@ -125,17 +134,64 @@ def load(model: str | os.PathLike[str], *, progress: Progress | None = None, **s
     if known:
         network.defaults, network.sampling, network.size = known.defaults, known.sampling, known.size
         network.paper = dataclasses.replace(network.paper, **known.paper)
+    return Bundle(
+        network.name,
+        MappingProxyType({network.role: network}),
+        MappingProxyType({network.role: network.source}),
+        network.sampling.get("schedule"),
+    )
+
+
+def _network(
+    checkpoint: Checkpoint, which: Which | None, settings: Mapping[str, Any], progress: Progress | None
+) -> Model:
+    """The network of a checkpoint, with its weights. Raises InputError, CheckpointError."""
+    path = checkpoint.path
+    family, config = identify(checkpoint, which=which)
+    kind: Any = Model.registry.get(family.model)
+    if kind is None:
+        raise CheckpointError(
+            f"holds a network of the kind {shown(family.model)!r}, which this version of sparsegen does not have",
+            path=path,
+            advice=f"It has: {', '.join(sorted(Model.registry))}. Update sparsegen, or convert the original file again",
+        )
+    fields = [field.name for field in dataclasses.fields(kind.config_type)]
+    unknown = set(settings) - set(fields)
+    if unknown:
+        raise InputError(
+            f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}, which"
+        )
+    foreign = [shown(name) for name in sorted(set(config) - set(fields))]
+    if foreign:
+        raise CheckpointError(
+            f"its configuration has settings that {family.model} does not have: {', '.join(foreign[:5])}",
+            path=path,
+            advice="Update sparsegen, or convert the original file again",
+        )
+    try:
+        network: Model = kind(kind.config_type(**{**config, **settings}))
+    except InputError as error:
+        if settings:
+            raise
+        raise CheckpointError(f"its configuration is wrong: {error}", path=path) from None
+    expected = {name: parameter.shape for name, parameter in network.parameters().items()}
+    network.load_parameters(
+        convert(family, checkpoint, expected), release=checkpoint.release, progress=progress
+    )
+    network.source = str(family.chosen)
+    passed_over = which is None and family.chosen.unusable and not family.chosen.averaged
+    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: took %s", path, network.source)
     return network
 
 
 def _trained_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """The (height, width) that a file says its network was trained on (diffusers: `sample_size`), or None."""
-    said: Any = (checkpoint.config or {}).get("sample_size")
+    """The (height, width) that the network was trained on (diffusers: `sample_size`), None where the file has none."""
+    size: Any = (checkpoint.config or {}).get("sample_size")
     noted = checkpoint.metadata.get(SIZE_KEY)
     if isinstance(noted, str) and len(noted) < 100:
         with contextlib.suppress(ValueError):
-            said = json.loads(noted)
-    sides = [said, said] if type(said) is int else said
+            size = json.loads(noted)
+    sides = [size, size] if type(size) is int else size
     if not isinstance(sides, list) or len(sides) != 2:
         return None
     height, width = sides
@@ -151,9 +207,14 @@ def save(
     dtype: Literal["float16", "float32"] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a network as safetensors that `load` reads back; `dtype` "float16" halves it.
+    """Write a network as safetensors that `load` reads back; `dtype` "float16" halves the file.
 
-    The file appears whole or not at all. Raises CheckpointError: no space, a value that float16 cannot hold.
+    The file appears whole or not at all.
+
+    Raises
+    ------
+    CheckpointError
+        No space, or a value that float16 cannot hold.
     """
     values = {name: parameter.value for name, parameter in model.parameters().items()}
     metadata = native_metadata(model.family, dataclasses.asdict(model.config))

@@ -97,7 +97,7 @@ def values(session: Session) -> dict[str, Host]:
 
 def _digests(memory: Memory, path: str) -> Host:
     """A number for each window of a codebook, int64 `[R]`, that depends on the labels in it alone."""
-    keys = memory.codebooks[path].book.keys.astype(np.int64)
+    keys = memory.codebooks[path].window_set.windows.astype(np.int64)
     below = path.rsplit(".", 2)[0]  # windows.labels.3.1.3.1 are windows of windows.labels.3.1
     if below in memory.codebooks:
         keys = np.append(_digests(memory, below), -1)[keys]  # -1, outside the image, stays -1

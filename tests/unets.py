@@ -8,12 +8,15 @@ import numpy as np
 
 from sparsegen import Paper, Session
 from sparsegen.backends.interface import Host
-from sparsegen.engine.memory import Memory, input_path
+from sparsegen.editing.state import State
+from sparsegen.engine.allocator import BackendAllocator
+from sparsegen.engine.journal import Journal
+from sparsegen.engine.memory import Memory
 from sparsegen.engine.run import Feature, Run
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
 from sparsegen.pipelines.sdedit import SDEdit
-from sparsegen.tiling.policies import Everything
+from sparsegen.tiling.policies import Everything, Policy, get_policy
 from sparsegen.tiling.tiles import TileSet
 
 TINY: dict[str, Any] = {
@@ -69,19 +72,18 @@ def at(model: UNet, samples: int = 1) -> dict[str, Any]:
 
 def dense_with(base: Session, x: Host) -> dict[str, Host]:
     """What every layer makes of `x` with the statistics that `base` measured, by path."""
-    backend, state = base.memory.backend, base.state
+    backend = base.memory.backend
     memory = Memory(
         backend,
+        BackendAllocator(backend),
         base.memory.prepared,
-        {input_path("x"): backend.upload(x)},
-        dict(base.memory.measured),
+        statistics=dict(base.memory.statistics),
         least_size=base.memory.least_size,
     )
+    memory.take_inputs({"x": backend.upload(x)})
     run = Run(memory, Everything())
     everywhere = TileSet.full(*x.shape[:3])
-    base.model.forward(
-        {"x": Feature(run, (memory.canvases[input_path("x")],), (everywhere,))}, state.conditions
-    )
+    base.model.forward({"x": Feature(run, (memory.input("x"),), (everywhere,))}, base._state.conditions)
     return {path: backend.download(canvas) for path, canvas in memory.canvases.items()}
 
 
@@ -125,10 +127,10 @@ def around(size: tuple[int, int], box: tuple[int, int, int, int], margin: int) -
 def everything(pipeline: SDEdit) -> list[dict[str, Host]]:
     """Copies of all canvases of all steps, and of the picture."""
     steps = [
-        {path: np.array(canvas) for path, canvas in session.memory.canvases.items()}
-        for session in pipeline._sessions
+        {path: np.array(canvas) for path, canvas in state.memory.canvases.items()}
+        for state in pipeline._states
     ]
-    return [*steps, {"picture": pipeline._base().copy()}]
+    return [*steps, {"picture": pipeline._base.history.image.copy()}]
 
 
 def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:
@@ -138,3 +140,11 @@ def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:
         assert left.keys() == right.keys()
         different = [path for path in left if not np.array_equal(left[path], right[path])]
         assert not different, f"step {i}: {different}"
+
+
+def repainted(state: State, mask: Host, policy: str | Policy) -> tuple[Run, TileSet]:
+    """Repaint a state with the values that its input has already, where `mask` bool `[N, H, W]` holds."""
+    changed = TileSet.of_mask(mask)
+    plan = get_policy(policy, paper=state.model.paper).plan(mask)
+    values = {"x": state.input_tiles("x", changed.tiles)}
+    return state.repaint(values, changed, plan, journal=Journal())

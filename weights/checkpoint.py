@@ -124,7 +124,7 @@ def without_wrappers(name: str) -> str:
     return ".".join(word for word in name.split(".") if word not in WRAPPERS)
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = None) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None) -> Checkpoint:
     """Open a checkpoint of torch.save (zip or legacy) or safetensors, recognised by its content, not by its name.
 
     Only the file's structure is read. The file is memory-mapped, and nothing in it is executed.
@@ -133,9 +133,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = Non
     ----------
     path : path
         The file, or the folder of a diffusers pipeline or UNet.
-    weights : {"ema", "model"}, optional
-        Which to read of a folder that holds averaged weights beside the last ones (`unet_ema/` beside `unet/`). If not
-        given: the averaged ones. Of a file that holds both, `identify` takes the same choice.
+    which : {"ema", "model"}, optional
+        The weights to read of a folder that holds averaged ones beside the last ones (`unet_ema/` beside `unet/`). If
+        not given: the averaged ones. Of a file that holds both, `identify` takes the same choice.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = Non
         The system has no memory for a sound file (OSError with errno ENOMEM).
     """
     try:
-        return open_checkpoint(path, weights=weights)
+        return open_checkpoint(path, which=which)
     except CheckpointError:
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
@@ -162,9 +162,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = Non
         ) from error
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, weights: Which | None = None) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None) -> Checkpoint:
     """`read_checkpoint` without its safety net; the fuzz tests call it."""
-    return _open_folder(path, weights) if os.path.isdir(path) else _open_file(path)
+    return _open_folder(path, which) if os.path.isdir(path) else _open_file(path)
 
 
 def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
@@ -178,13 +178,13 @@ def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
         raise
 
 
-def _open_folder(path: str | os.PathLike[str], weights: Which | None) -> Checkpoint:
+def _open_folder(path: str | os.PathLike[str], which: Which | None) -> Checkpoint:
     """The weights in a folder; if averaged ones cannot be read, the next ones, with the reason in `chosen`."""
     without: dict[str, str] = {}
     while True:
         try:
             refuse_unpacked(path)
-            found = find_unet(path, weights, without)
+            found = find_unet(path, which, without)
         except CheckpointError as error:
             error.path = error.path or os.fspath(path)
             raise

@@ -44,7 +44,7 @@ def flat(array: Array) -> Array:
     return readable(array).reshape(-1)
 
 
-def target(array: Array) -> Array:
+def writable(array: Array) -> Array:
     """An array that a kernel writes, as one row that shares its memory; BackendError where that cannot be."""
     if not array.flags.c_contiguous:
         raise BackendError(f"an array of shape {array.shape} is not contiguous; use alloc or upload")

@@ -14,13 +14,13 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .epilogue import WRITING, write_tile
 from .gemm import PANEL, multiply
+from .items import take_items
 from .jit import inline, kernel
 from .reading import READING, read_pixel, read_window
-from .simd import WIDTH, exponential, largest, load, next_item, peak, splat, store, total
+from .simd import WIDTH, exponential, largest, load, peak, splat, store, total
+from .writing import PIXELS, WRITING, write_tile
 
-PIXELS = TILE * TILE
 BLOCK = max(256 // PANEL, 1) * PANEL
 """Keys taken at a time."""
 
@@ -83,10 +83,7 @@ def pack(
     mixed = -(-d // PANEL) * PANEL
     tokens = key.height * key.width
     groups = -(-tokens // PANEL)
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         slot, begin = item // groups, item % groups * PANEL
         block, first = begin // BLOCK, begin % BLOCK
         count = min(PANEL, tokens - begin)
@@ -193,10 +190,7 @@ def attend(
     weight = high + most_rows
     result = weight + most_rows
     single = result + most_rows * channels  # one vector, to take a lane from
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         t, end = item * batch, min((item + 1) * batch, len(tiles))
         while t < end:
             together = 1  # tiles of one sample

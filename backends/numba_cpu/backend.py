@@ -6,38 +6,37 @@ at every call, here and in `launch.py`, and no bit of a result depends on that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from ..base import HostBackend
 from ..interface import (
     TILE,
     Activation,
     Array,
-    Backend,
     BackendError,
-    Book,
     ConvGeometry,
     ConvWeights,
     Host,
     Padding,
     Source,
+    Tiles,
+    WindowSet,
 )
-from . import attention, direct, pointwise, winograd
-from . import tiles as tile_kernels
-from . import windows as window_kernels
-from .arrays import flat, readable, target
+from . import attention, codebooks, copies, direct, linear, lookup, norms, winograd
+from .arrays import flat, readable, writable
 from .cache import CACHE_VARIABLE
 from .cores import available_cores
-from .epilogue import Writing
-from .gemm import PANEL, STORED, Packed, store_as
+from .gemm import PANEL
 from .jit import compile_all
 from .launch import Launcher, in_order
-from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, reading
+from .packing import STORED, Packed, store_as
+from .reading import reading
 from .simd import WIDTH
 from .target import TARGET
+from .writing import padded_bias, write_out, writing
 
 Algorithm = Literal["winograd", "direct", "depthwise"]
 
@@ -58,7 +57,7 @@ def _vectors_of_halves(canvas: Array) -> bool:
     return TARGET.half and canvas.shape[3] % WIDTH == 0
 
 
-class NumbaBackend(Backend):
+class NumbaBackend(HostBackend):
     """Kernels compiled for this processor.
 
     Parameters
@@ -113,18 +112,6 @@ class NumbaBackend(Backend):
         because = "" if ready.why is None else f", until the system clears it, because {ready.why}"
         return f"kernels for this processor in {where}{because}"
 
-    # -- memory ------------------------------------------------------------------------------------------
-
-    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        return np.zeros(tuple(shape), dtype)
-
-    def upload(self, host: Host) -> Array:
-        is_float = np.issubdtype(host.dtype, np.floating)
-        return np.array(host, np.float32 if is_float else host.dtype, order="C")
-
-    def download(self, array: Array) -> Host:
-        return np.array(array)
-
     # -- convolution -------------------------------------------------------------------------------------
 
     def prepare_conv(
@@ -147,7 +134,7 @@ class NumbaBackend(Backend):
             values = direct.pack_direct(weight, groups)
         stored = "float32" if algorithm == "depthwise" else self.weights
         packed = _Packed(algorithm, store_as(values, stored))
-        return ConvWeights(geometry, packed, _whole(bias, geometry.outputs), algorithm == "winograd")
+        return ConvWeights(geometry, packed, padded_bias(bias, geometry.outputs), algorithm == "winograd")
 
     def _pack_winograd(self, weight: Host) -> Host:
         outputs, depth = len(weight), weight[0].size
@@ -170,7 +157,7 @@ class NumbaBackend(Backend):
     def conv2d(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         source: Source,
         weights: ConvWeights,
         *,
@@ -180,10 +167,10 @@ class NumbaBackend(Backend):
     ) -> None:
         if not len(tiles):
             return
-        tiles = in_order(tiles)
+        active = in_order(tiles)
         g, packed = weights.geometry, weights.packed
         read = reading(source)
-        write = _writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
+        write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
         panels, added = -(-g.outputs // PANEL), residual is not None
         depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
         geometry = (*g.kernel, g.stride, g.padding[0], g.padding[2], g.groups)
@@ -195,13 +182,13 @@ class NumbaBackend(Backend):
             kept = splits == 1 and items > self.threads
             kept = kept and winograd.kept_floats(g.inputs, g.outputs) <= winograd.KEPT
             floats = winograd.scratch_floats(batch, g.inputs, g.outputs, -(-panels // splits), added, kept)
-            args = (batch, splits, int(kept), tiles, read, g.padding[0], g.padding[2], packed.values, write)
+            args = (batch, splits, int(kept), active, read, g.padding[0], g.padding[2], packed.values, write)
             self._launcher.run(winograd.convolve, items, args, floats, work * len(tiles))
         elif packed.algorithm == "depthwise":
             work = 2.0 * TILE * TILE * depth * g.outputs
             batch, _ = self._launcher.items(len(tiles), 8, 1, work)
             floats = direct.scratch_floats_depthwise(g.outputs, g.kernel, g.stride, added)
-            args = (batch, tiles, read, geometry, packed.values.floats, write)
+            args = (batch, active, read, geometry, packed.values.floats, write)
             self._launcher.run(
                 direct.convolve_depthwise, -(-len(tiles) // batch), args, floats, work * len(tiles)
             )
@@ -213,7 +200,7 @@ class NumbaBackend(Backend):
             floats = direct.scratch_floats(
                 batch, g.inputs, g.outputs, g.kernel, g.stride, g.groups, -(-panels // splits), added
             )
-            args = (batch, splits, tiles, read, geometry, packed.values, write)
+            args = (batch, splits, active, read, geometry, packed.values, write)
             self._launcher.run(
                 direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
             )
@@ -221,7 +208,7 @@ class NumbaBackend(Backend):
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
         args = (readable(x), readable(weight), out)
-        self._launcher.run(pointwise.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
+        self._launcher.run(linear.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
         return out if bias is None else out + bias
 
     # -- statistics and pointwise work -------------------------------------------------------------------
@@ -234,28 +221,28 @@ class NumbaBackend(Backend):
         spans = -(-height * width // span)
         sums = np.empty((samples * spans, 2, channels))
         args = (span, reading(source), sums)
-        floats = pointwise.moments_floats(channels)
-        self._launcher.run(pointwise.moments, samples * spans, args, floats, 8.0 * height * width * channels)
+        floats = norms.moments_floats(channels)
+        self._launcher.run(norms.moments, samples * spans, args, floats, 8.0 * height * width * channels)
         totals = sums.reshape(samples, spans, 2, channels).sum(1) / (height * width)
         mean, square = totals[:, 0], totals[:, 1]
         return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
 
     def layer_norm(
-        self, out: Array, tiles: Host, source: Source, *, weight: Array, bias: Array, eps: float
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
         extra = (flat(weight), flat(bias), np.float32(eps))
-        self._launcher.over_tiles(pointwise.layer_norm, out, tiles, (reading(source), *extra, _writing(out)))
+        self._launcher.over_tiles(norms.layer_norm, out, tiles, (reading(source), *extra, writing(out)))
 
-    def pointwise(self, out: Array, tiles: Host, source: Source, *, residual: Source | None = None) -> None:
-        write = _writing(out, residual=residual)
-        self._launcher.over_tiles(pointwise.write_out, out, tiles, (reading(source), write))
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+        write = writing(out, residual=residual)
+        self._launcher.over_tiles(write_out, out, tiles, (reading(source), write))
 
     # -- reading by index --------------------------------------------------------------------------------
 
     def lookup(
         self,
         out: Array,
-        tiles: Host,
+        tiles: Tiles,
         indices: Array,
         table: Array,
         bias: Array,
@@ -264,20 +251,20 @@ class NumbaBackend(Backend):
         activation: Activation = "identity",
     ) -> None:
         taps, labels, _ = table.shape
-        write = _writing(out, _whole(bias, len(bias)), activation=activation)
+        write = writing(out, padded_bias(bias, len(bias)), activation=activation)
         args = (readable(indices), flat(table), labels, round(taps**0.5), step, write)
-        self._launcher.over_tiles(pointwise.look_up, out, tiles, args)
+        self._launcher.over_tiles(lookup.look_up, out, tiles, args)
 
     def attention(
-        self, out: Array, tiles: Host, query: Source, key: Source, value: Source, *, heads: int
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
     ) -> None:
         if not len(tiles):
             return
-        tiles = in_order(tiles)
+        active = in_order(tiles)
         channels = query.shape[3]
         tokens = key.shape[1] * key.shape[2]
         blocks = -(-tokens // attention.BLOCK)
-        samples, slots = np.unique(tiles[:, 0], return_inverse=True)
+        samples, slots = np.unique(active[:, 0], return_inverse=True)
         key_floats, value_floats = attention.packed_floats(tokens, channels // heads)
         keys = np.zeros(len(samples) * heads * key_floats, np.float32)
         values = np.zeros(len(samples) * heads * value_floats, np.float32)
@@ -289,7 +276,7 @@ class NumbaBackend(Backend):
         batch = max(1, min(attention.TOGETHER, len(tiles) // (2 * self.threads)))
         args = (
             batch,
-            tiles,
+            active,
             slots.astype(np.int32),
             reading(query),
             heads,
@@ -297,7 +284,7 @@ class NumbaBackend(Backend):
             blocks,
             keys,
             values,
-            _writing(out),
+            writing(out),
         )
         work = 4.0 * TILE * TILE * tokens * channels * len(tiles)
         floats = attention.scratch_floats(channels, heads, batch)
@@ -305,41 +292,49 @@ class NumbaBackend(Backend):
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
-    def number_windows(
-        self, codes: Array, tiles: Host, indices: Array, book: Book, *, kernel: int, step: int = 1
+    def encode_windows(
+        self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        tiles, indices, done = in_order(tiles), readable(indices), 0
-        target(codes)
+        active, indices, done = in_order(tiles), readable(indices), 0
+        writable(codes)
         while True:
-            # room for a good part of the windows to come, in the keys and (half full at most) in the hash table
-            room = len(book) + TILE * TILE * min(len(tiles) - done, 256) + 1
-            book.reserve(room)
-            if book.index is None or len(book.index) < 2 * room:
+            # room for a good part of the windows to come, in the storage and (half full at most) in the hash table
+            room = len(window_set) + TILE * TILE * min(len(active) - done, 256) + 1
+            window_set.reserve(room)
+            if window_set.index is None or len(window_set.index) < 2 * room:
                 index = np.full(1 << (4 * room - 1).bit_length(), -1, np.int32)
-                window_kernels.rehash(book.storage, len(book), index)
-                book.index = index  # only now: an interrupt leaves no empty one
-            done = window_kernels.number(
-                tiles, done, indices, kernel, step, book.storage, book.count, book.index, codes
+                codebooks.rehash(window_set.storage, len(window_set), index)
+                window_set.index = index  # once it is filled: an interrupt leaves the old one
+            done = codebooks.number(
+                active,
+                done,
+                indices,
+                kernel,
+                step,
+                window_set.storage,
+                window_set.count,
+                window_set.index,
+                codes,
             )
-            if done == len(tiles):
+            if done == len(active):
                 return
 
-    def forget_windows(self, book: Book, count: int) -> None:
+    def forget_windows(self, window_set: WindowSet, count: int) -> None:
         compile_all()
-        if book.index is None:
-            book.count[0] = min(len(book), count)
+        if window_set.index is None:
+            window_set.count[0] = min(len(window_set), count)
         else:
-            window_kernels.forget(book.storage, book.count, book.index, count)
+            codebooks.forget(window_set.storage, window_set.count, window_set.index, count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
-        for first in range(0, len(windows), window_kernels.ROWS_AT_ONCE):
-            some = slice(first, first + window_kernels.ROWS_AT_ONCE)
+        for first in range(0, len(windows), codebooks.ROWS_AT_ONCE):
+            some = slice(first, first + codebooks.ROWS_AT_ONCE)
             self._convolve_windows(out[some], windows[some], table, weights)
 
     def _convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         compile_all()
-        target(out)
+        writable(out)
         windows = readable(windows)
         rows, taps = windows.shape
         starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
@@ -347,19 +342,19 @@ class NumbaBackend(Backend):
         for together in (False, True):
             used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
             places = np.full(len(table), -1, np.int32)
-            count = window_kernels.share(windows, places, used, starts, int(together), index)
+            count = codebooks.share(windows, places, used, starts, int(together), index)
             if together or count * 4 < 3 * len(table) * taps:
                 break  # where every tap uses nearly all of them, they need not be gathered for each
         products, depth = count * taps if together else count, table.shape[1]
-        floats = window_kernels.scratch_floats(products)
+        floats = codebooks.scratch_floats(products)
         parts = flat(table[used[:count]])
         args = (parts, starts, int(together), depth, index, weights.packed.values, weights.bias, out)
         work = 2.0 * products * depth * out.shape[1]
-        self._launcher.run(window_kernels.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
+        self._launcher.run(codebooks.convolve_windows, -(-out.shape[1] // PANEL), args, floats, work)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 
-    def read_tiles(self, canvas: Array, tiles: Host, out: Array | None = None) -> Array:
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         if out is None:
             out = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
         if canvas.shape[1] % TILE or canvas.shape[2] % TILE:
@@ -367,56 +362,55 @@ class NumbaBackend(Backend):
         self._copy(canvas, tiles, out, 0)
         return out
 
-    def write_tiles(self, canvas: Array, tiles: Host, values: Array) -> None:
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
 
-    def _copy(self, canvas: Array, tiles: Host, values: Array, into: int) -> None:
+    def _copy(self, canvas: Array, tiles: Tiles, values: Array, into: int) -> None:
         if canvas.dtype == np.float16 and not canvas.shape[3] % 2:  # two move as one
             canvas, values = canvas.view(np.float32), values.view(np.float32)
         if canvas.dtype.itemsize != 4:  # masks: small, and rare
             raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
         read, written = (values, canvas) if into else (canvas, values)
-        arrays = [target(written).view(np.float32), flat(read).view(np.float32)]
+        arrays = [writable(written).view(np.float32), flat(read).view(np.float32)]
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
-        self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.copy, canvas, tiles, args, scratch=False)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Host) -> bool:
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
         if not _vectors_of_halves(canvas):
             return super().narrow_tiles(halves, canvas, tiles)
         lost = np.zeros(len(tiles), np.uint8)
-        args = (canvas.shape[1:], target(canvas), target(halves).view(np.uint16), lost)
-        self._launcher.over_tiles(tile_kernels.narrow, canvas, tiles, args, scratch=False)
+        args = (canvas.shape[1:], writable(canvas), writable(halves).view(np.uint16), lost)
+        self._launcher.over_tiles(copies.narrow, canvas, tiles, args, scratch=False)
         return not lost.any()
 
-    def widen_tiles(self, canvas: Array, halves: Array, tiles: Host) -> None:
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
             super().widen_tiles(canvas, halves, tiles)
             return
-        args = (canvas.shape[1:], target(canvas), flat(halves).view(np.uint16))
-        self._launcher.over_tiles(tile_kernels.widen, canvas, tiles, args, scratch=False)
+        args = (canvas.shape[1:], writable(canvas), flat(halves).view(np.uint16))
+        self._launcher.over_tiles(copies.widen, canvas, tiles, args, scratch=False)
 
-    def find_non_finite(self, canvas: Array, tiles: Host) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], flat(canvas), found)
-        self._launcher.over_tiles(tile_kernels.not_finite, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.not_finite, canvas, tiles, args, scratch=False)
         if not found.any():
             return None
         first = int(found.argmax())
-        n, row, column = (int(i) for i in tiles[first])
+        n, row, column = (int(i) for i in tiles.host[first])
         tile = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         y, x, c = (int(i) for i in np.argwhere(~np.isfinite(tile))[0])
         return n, row * TILE + y, column * TILE + x, c
 
-    def largest_change(self, canvas: Array, tiles: Host, values: Array) -> Host:
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
-            change = np.abs(self.read_tiles(canvas, tiles) - values)
-            return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
+            return super().largest_change(canvas, tiles, values)
         changes = np.zeros(len(tiles), np.float32)
         before = flat(np.ascontiguousarray(values, np.float32))
         args = (canvas.shape[1:], flat(canvas), before, changes)
-        self._launcher.over_tiles(tile_kernels.change, canvas, tiles, args, scratch=False)
+        self._launcher.over_tiles(copies.change, canvas, tiles, args, scratch=False)
         return changes
 
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
@@ -424,41 +418,9 @@ class NumbaBackend(Backend):
         pixels, channels = mask.size, original.shape[3]
         a, b = (readable(canvas).reshape(-1) for canvas in (original, edited))
         indices = original.dtype == np.int32
-        kernel = tile_kernels.differ_int32 if indices else tile_kernels.differ_float32
+        kernel = copies.differ_int32 if indices else copies.differ_float32
         allowed = np.int64(min(eps, 1 << 32)) if indices else np.float32(eps)
         items, batch = -(-pixels // 8192), 8192
-        args = (batch, channels, a, b, allowed, target(mask).view(np.uint8))
+        args = (batch, channels, a, b, allowed, writable(mask).view(np.uint8))
         self._launcher.run(kernel, items, args, 0, 1.0 * a.size)
         return mask
-
-
-def _whole(bias: Array | None, outputs: int) -> Array:
-    """A bias of `outputs` values (None: zeros) filled up with zeros to whole panels."""
-    padded = np.zeros(-(-outputs // PANEL) * PANEL, np.float32)
-    if bias is not None:
-        padded[:outputs] = bias
-    return padded
-
-
-def _writing(
-    out: Array,
-    bias: Array | None = None,
-    *,
-    shift: Array | None = None,
-    residual: Source | None = None,
-    activation: Activation = "identity",
-) -> Writing:
-    """The arrays of an output; `bias` is filled up to whole panels already."""
-    channels = out.shape[3]
-    return Writing(
-        target(out),
-        out.shape[1],
-        out.shape[2],
-        channels,
-        _whole(None, channels) if bias is None else bias,
-        NO_FLOATS if shift is None else flat(shift),
-        -1 if shift is None else channels if len(shift) > 1 else 0,
-        NOTHING if residual is None else reading(residual),
-        int(residual is not None),
-        ACTIVATIONS[activation],
-    )

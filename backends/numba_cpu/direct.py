@@ -13,13 +13,13 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE, Host
-from .epilogue import WRITING, write_tile
-from .gemm import DEPTH, PACKED, PANEL, WIDENED, multiply_piece, pack
+from .gemm import DEPTH, PANEL
+from .items import take_items, take_tiles
 from .jit import inline, kernel
+from .packing import PACKED, WIDENED, multiply_piece, pack
 from .reading import READING, is_plain, read_lines, read_window, run_of, whole_vectors
-from .simd import WIDTH, fma, load, next_item, splat, store
-
-PIXELS = TILE * TILE
+from .simd import WIDTH, fma, load, splat, store
+from .writing import PIXELS, WRITING, write_tile
 
 
 def pack_direct(weight: Host, groups: int) -> Host:
@@ -130,10 +130,7 @@ def convolve(
     pieces, piece = (taps, own_inputs) if groups > 1 else (kernel_rows, kernel_columns * own_inputs)
     shallow = piece < SHALLOW and not in_place
     parts = 2 if r.second_channels > 0 else 1
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
         begin, end = panels * (item % splits) // splits, panels * (item % splits + 1) // splits
@@ -267,26 +264,22 @@ def convolve_depthwise(
     in_place = is_plain(r) and r.halved == 0 and r.second_channels == 0 and pixel == w.channels
     sums = rows * columns * pixel + WIDTH
     spare = sums + PIXELS * pixel
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
-            y, x = np.int64(row) * TILE * stride - top, np.int64(column) * TILE * stride - left
-            inside = y >= 0 and x >= 0 and y + rows <= r.height and x + columns <= r.width
-            if inside and in_place:
-                source, start, line = r.first, ((n * r.height + y) * r.width + x) * pixel, r.width * pixel
-            else:
-                source, start, line = scratch, 0, columns * pixel
-                read_window(r, n, y, x, rows, columns, scratch, 0, pixel)
-            for i in range(PIXELS):
-                corner = start + i // TILE * stride * line + i % TILE * stride * pixel
-                for c in range(0, pixel, WIDTH):
-                    v = splat(0.0)
-                    for j in range(kernel_rows):
-                        at, tap = corner + j * line + c, j * kernel_columns * pixel + c
-                        for k in range(kernel_columns):
-                            v = fma(load(source, at + k * pixel), load(weights, tap + k * pixel), v)
-                    store(scratch, sums + i * pixel + c, v)
-            write_tile(w, n, row, column, 0, w.channels, sums, pixel, TILE * pixel, scratch, spare)
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        y, x = np.int64(row) * TILE * stride - top, np.int64(column) * TILE * stride - left
+        inside = y >= 0 and x >= 0 and y + rows <= r.height and x + columns <= r.width
+        if inside and in_place:
+            source, start, line = r.first, ((n * r.height + y) * r.width + x) * pixel, r.width * pixel
+        else:
+            source, start, line = scratch, 0, columns * pixel
+            read_window(r, n, y, x, rows, columns, scratch, 0, pixel)
+        for i in range(PIXELS):
+            corner = start + i // TILE * stride * line + i % TILE * stride * pixel
+            for c in range(0, pixel, WIDTH):
+                v = splat(0.0)
+                for j in range(kernel_rows):
+                    at, tap = corner + j * line + c, j * kernel_columns * pixel + c
+                    for k in range(kernel_columns):
+                        v = fma(load(source, at + k * pixel), load(weights, tap + k * pixel), v)
+                store(scratch, sums + i * pixel + c, v)
+        write_tile(w, n, row, column, 0, w.channels, sums, pixel, TILE * pixel, scratch, spare)

@@ -11,18 +11,15 @@ less. Whatever the number of rows, a sum's bits depend on its row and its column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..interface import BackendError
 from .jit import inline
 from .simd import (
     I64,
-    WIDTH,
     ir_constant,
     ir_fma,
     ir_load,
@@ -30,8 +27,6 @@ from .simd import (
     ir_prefetch,
     ir_splat,
     ir_store,
-    store,
-    widen,
 )
 from .target import TARGET, Target
 
@@ -156,7 +151,9 @@ def _block(rows: int) -> Any:
 
 
 # the rows left at the end of a batch go through smaller blocks: no row is computed that is not asked for
-_whole, _half, _quarter, _one = (_block(max(1, rows)) for rows in (ROWS, ROWS // 2, ROWS // 4, 1))
+_full_block, _half_block, _quarter_block, _row_block = (
+    _block(max(1, rows)) for rows in (ROWS, ROWS // 2, ROWS // 4, 1)
+)
 _HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
 
 
@@ -184,16 +181,16 @@ def multiply_rows(
         # the first rows wait for these weights; the next have time to fetch the panel behind, a line a step each
         ahead = steps * PANEL + (m // ROWS - 1) * LINE % PANEL if m > 0 else 0
         if left >= ROWS:
-            _whole(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _full_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = ROWS
         elif left >= _HALF:
-            _half(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _half_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = _HALF
         elif left >= _QUARTER:
-            _quarter(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _quarter_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = _QUARTER
         else:
-            _one(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            _row_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
             done = 1
         m += done
         c += done * sum_stride
@@ -223,118 +220,3 @@ def multiply(
             w = weight_at + (panel * depth + first) * PANEL
             a, c = input_at + first, sum_at + panel * PANEL
             multiply_rows(inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first)
-
-
-FLOAT32, FLOAT16, BFLOAT16 = range(3)
-STORED = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
-"""How packed weights may be stored, as the kernels number it."""
-WIDENED = DEPTH * PANEL
-"""Floats of a panel's piece, which half as wide weights are widened into before they are multiplied."""
-
-
-class Packed(NamedTuple):
-    """Packed weights as kernels take them."""
-
-    floats: Any
-    """float32, flat; empty when they are stored in 16 bits."""
-    halves: Any
-    """uint16, flat: the bits of float16 or bfloat16."""
-    stored: int
-
-
-PACKED = types.NamedTuple([types.float32[::1], types.uint16[::1], types.int64], Packed)
-"""Numba's type of a `Packed`."""
-
-
-def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
-    """Packed float32 values, rounded to the nearest of their stored type (ties to even).
-
-    Raises BackendError where one is too large for that type.
-    """
-    if stored == "float32":
-        return Packed(values, np.zeros(0, np.uint16), FLOAT32)
-    if stored == "float16":
-        with np.errstate(over="ignore"):  # found below
-            halves = values.astype(np.float16).view(np.uint16)
-        infinite = 0x7C00
-    else:
-        bits = values.view(np.uint32)
-        halves = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-        infinite = 0x7F80
-    beyond = ((halves & infinite) == infinite) & np.isfinite(values)
-    if beyond.any():
-        largest = np.abs(values[beyond]).max()
-        raise BackendError(
-            f"a weight as the kernels need it is {largest:.4g}, too large for {stored}; store weights as float32"
-            + (" or bfloat16" if stored == "float16" else "")
-        )
-    return Packed(np.zeros(0, np.float32), halves, STORED[stored])
-
-
-@inline
-def multiply_piece(
-    inputs: Any,
-    input_at: int,
-    rows_at: Any,
-    weights: Any,
-    weight_at: int,
-    sums: Any,
-    sum_at: int,
-    sum_stride: int,
-    rows: int,
-    steps: int,
-    resume: int,
-    spare: int,
-) -> None:
-    """Some ≤ DEPTH steps of a product with one panel, however its weights are stored: `multiply_rows` by them.
-
-    Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
-    `sums[spare:]` takes WIDENED floats.
-    """
-    if weights.stored == FLOAT32:
-        w = weights.floats
-        multiply_rows(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
-    else:
-        for i in range(0, steps * PANEL, WIDTH):
-            store(sums, spare + i, widen(weights.halves, weight_at + i, weights.stored == BFLOAT16))
-        multiply_rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)
-
-
-@inline
-def multiply_packed(
-    inputs: Any,
-    input_at: int,
-    input_stride: int,
-    weights: Any,
-    weight_at: int,
-    sums: Any,
-    sum_at: int,
-    sum_stride: int,
-    rows: int,
-    depth: int,
-    panels: int,
-    spare: int,
-) -> None:
-    """`multiply` by packed weights however they are stored; `sums[spare:]` takes WIDENED floats."""
-    for panel in range(panels):
-        for first in range(0, depth, DEPTH):
-            steps = min(DEPTH, depth - first)
-            w = weight_at + (panel * depth + first) * PANEL
-            a, c = input_at + first, sum_at + panel * PANEL
-            multiply_piece(
-                inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first, spare
-            )
-
-
-def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """`[..., depth, O]` → flat `[..., panels, depth, PANEL]`: a panel's outputs of one k side by side, then the next k.
-
-    Outputs are filled up with zeros to whole panels.
-    """
-    *outer, depth, outputs = weights.shape
-    panels = -(-outputs // PANEL)
-    packed = np.zeros((*outer, panels, depth, PANEL), np.float32)
-    for panel in range(panels):
-        columns = weights[..., panel * PANEL : (panel + 1) * PANEL]
-        packed[..., panel, :, : columns.shape[-1]] = columns
-    return packed.reshape(-1)

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from ..interface import TILE, Array, Host
-from . import pointwise
+from ..interface import TILE, Array, Host, Tiles
+from . import writing
 from .arrays import readable
 from .cores import available_cores
 from .jit import compile_all
@@ -21,9 +19,9 @@ ALONE = 1e7
 """Floating-point operations below which waking another thread takes longer than it saves."""
 
 
-def in_order(tiles: Host) -> Host:
-    """Tiles as the kernels take them: int32, each tile's numbers side by side."""
-    return np.asarray(readable(np.asarray(tiles, np.int32)))
+def in_order(tiles: Tiles) -> Host:
+    """Tiles as the kernels take them: int32 `[K, 3]`, the handle's memory under an array not marked read-only."""
+    return tiles.on("numba", readable)
 
 
 class Launcher:
@@ -52,7 +50,7 @@ class Launcher:
         self,
         kernel: Callable[..., None],
         canvas: Array,
-        tiles: Host,
+        tiles: Tiles,
         args: tuple[Any, ...],
         *,
         scratch: bool = True,
@@ -63,7 +61,7 @@ class Launcher:
             batch = max(1, (1 << 15) // (TILE * TILE * channels))
             items = -(-len(tiles) // batch)
             work = 16.0 * TILE * TILE * channels * len(tiles)
-            floats = pointwise.scratch_floats(channels) if scratch else 0
+            floats = writing.scratch_floats(channels) if scratch else 0
             self.run(kernel, items, (batch, in_order(tiles), *args), floats, work)
 
     def run(

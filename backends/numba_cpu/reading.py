@@ -22,7 +22,6 @@ from .simd import (
     magnitude,
     splat,
     store,
-    store_first,
     where_below,
 )
 
@@ -105,23 +104,6 @@ def reading(source: Source) -> Reading:
 
 NOTHING = reading(Source((np.zeros((1, 1, 1, 0), np.float32),)))
 """The reading of no source at all: a residual that is not there."""
-
-
-@inline
-def load_some(array: Any, at: int, count: int) -> Any:
-    """`count` ≤ WIDTH floats; where `count` is the constant WIDTH, a plain load is all that is compiled."""
-    if count == WIDTH:
-        return load(array, at)
-    return load_first(array, at, count)
-
-
-@inline
-def store_some(array: Any, at: int, value: Any, count: int) -> None:
-    """The first `count` ≤ WIDTH floats of a vector."""
-    if count == WIDTH:
-        store(array, at, value)
-    else:
-        store_first(array, at, value, count)
 
 
 @inline

@@ -20,7 +20,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from .target import TARGET, Target
+from .jit import inline
+from .target import TARGET
 
 WIDTH = TARGET.width
 """Floats in a vector."""
@@ -333,55 +334,21 @@ for _symbol, _instruction in (
     _operator(_symbol, _instruction)
 
 
-@intrinsic
-def next_item(typing: Any, counter: Any) -> Any:
-    """`next_item(counter)`: take the next number of an int64 counter that several threads share."""
-
-    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        pointer = ir_pointer(context, builder, sig.args[0], args[0], I64(0))
-        return builder.atomic_rmw("add", pointer, I64(1), "monotonic")
-
-    return types.intp(counter), emit
+# -- the same for fewer floats than a vector holds --------------------------------------------------------
 
 
-@intrinsic
-def watched(typing: Any, words: Any, index: Any) -> Any:
-    """`watched(words, index)`: an int64 that another thread may set at any time."""
-
-    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.load_atomic(ir_pointer(context, builder, sig.args[0], *args), "acquire", 8)
-
-    return types.int64(words, types.intp), emit
+@inline
+def load_some(array: Any, at: int, count: int) -> Any:
+    """`count` ≤ WIDTH floats; where `count` is the constant WIDTH, a plain load is all that is compiled."""
+    if count == WIDTH:
+        return load(array, at)
+    return load_first(array, at, count)
 
 
-@intrinsic
-def word_set(typing: Any, words: Any, index: Any, value: Any) -> Any:
-    """`word_set(words, index, value)`: set an int64 that another thread watches, after all that was written before."""
-
-    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
-        builder.store_atomic(args[2], pointer, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(words, types.intp, types.int64), emit
-
-
-def emit_pause(builder: ir.IRBuilder, target: Target) -> None:
-    """Emit the target's pause, if it has one."""
-    if target.pause:
-        name, *given = target.pause
-        numbers = [ir.Constant(ir.IntType(32), int(number)) for number in given]
-        kind = ir.FunctionType(ir.VoidType(), [number.type for number in numbers])
-        known = builder.module.globals.get(name)
-        builder.call(ir.Function(builder.module, kind, name) if known is None else known, numbers)
-
-
-@intrinsic
-def pause(typing: Any) -> Any:
-    """`pause()`: let the core rest for a moment between two looks."""
-
-    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        emit_pause(builder, TARGET)
-        return context.get_dummy_value()
-
-    return types.void(), emit
+@inline
+def store_some(array: Any, at: int, value: Any, count: int) -> None:
+    """The first `count` ≤ WIDTH floats of a vector."""
+    if count == WIDTH:
+        store(array, at, value)
+    else:
+        store_first(array, at, value, count)

@@ -13,8 +13,8 @@ import numpy as np
 from numba import types
 
 from .arrays import CACHE_LINE, aligned
+from .atomics import pause, watched, word_set
 from .jit import kernel
-from .simd import pause, watched, word_set
 
 LINE = CACHE_LINE // 8
 """int64 words of a cache line: each of those below has one of its own."""

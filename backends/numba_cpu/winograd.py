@@ -23,12 +23,14 @@ from typing import Any
 from numba import types
 
 from ..interface import TILE
-from .epilogue import WRITING, write_tile
-from .gemm import ADD, BFLOAT16, FLOAT32, LINE, PACKED, PANEL, REPLACE, multiply_rows
+from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
+from .items import take_items
 from .jit import inline, kernel
+from .packing import BFLOAT16, FLOAT32, PACKED
 from .reading import READING, read_window, run_of, whole_vectors
-from .simd import WIDTH, fetch, next_item, store, widen
+from .simd import WIDTH, fetch, store, widen
 from .transforms import transform_input_4, transform_kernel_4, transform_output_4
+from .writing import WRITING, write_tile
 
 WINDOW = TILE + 2
 """Pixels along one side of what a tile reads."""
@@ -50,10 +52,7 @@ _BLOCK = GROUP * PIECE * PANEL + LINE
 def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
     """`weight` `[O, I * 9]` → `packed` `[panels, I * 9, PANEL]`, outputs filled up with zeros; items are panels."""
     outputs, depth = weight.shape
-    while True:
-        panel = next_item(counter)
-        if panel >= items:
-            return
+    for panel in take_items(counter, items):
         count = min(PANEL, outputs - panel * PANEL)
         for first in range(0, depth, LINE):  # a line of each output, which are a line of each panel's column
             steps, at = min(LINE, depth - first), (panel * depth + first) * PANEL
@@ -156,10 +155,7 @@ def convolve(
     panels = -(-w.channels // PANEL)
     pieces = -(-inputs // PIECE)
     fresh = True
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         first = item // splits * batch
         count = min(batch, len(tiles) - first)
         share = item % splits

@@ -38,9 +38,9 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is: format, family, sizes, which weights are taken, tensors. Nothing in it is executed."""
     which = _which(parse_settings(settings))
-    checkpoint = read_checkpoint(file, weights=which)
+    checkpoint = read_checkpoint(file, which=which)
     try:
-        family, config = identify(checkpoint, weights=which)
+        family, config = identify(checkpoint, which=which)
     except CheckpointError as error:
         if which is not None:
             raise
@@ -96,7 +96,7 @@ def convert(
 
 def _which(settings: dict[str, Any]) -> Which | None:
     """The one setting that says what is read of a file."""
-    which: Which | None = settings.pop("weights", None)
+    which: Which | None = settings.pop("which", None)
     if settings or which not in (None, "ema", "model"):
-        raise InputError("inspect: expected --set weights=ema or --set weights=model, and no other setting")
+        raise InputError("inspect: expected --set which=ema or --set which=model, and no other setting")
     return which

@@ -10,25 +10,22 @@ import typer
 from sparsegen.weights import builtin
 
 from .. import pictures
-from ..diffusion.settings import DEFAULTS
 from ..errors import InputError
 from ..loading import load
-from ..models.base import Model
-from ..models.unet import UNet
 from ..tiling.policies import get_policy
 from . import labels, strokes
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths
 from .kept import Kept
 from .options import (
+    DIFFUSION,
     MODEL_HELP,
     BackendOption,
     CacheFolderOption,
-    CacheOption,
     DirectOption,
-    EtaOption,
     ModelOption,
     PolicyOption,
+    RamOption,
     SamplerOption,
     ScheduleOption,
     SeedOption,
@@ -39,6 +36,7 @@ from .options import (
     open_backend,
     own_settings,
     parse_settings,
+    with_sampler_options,
 )
 from .reading import Fit
 
@@ -46,7 +44,7 @@ DEFAULT_MODEL = "landscape"
 
 
 def _margins() -> str:
-    return ", ".join(f"{family} {Model.registry[family].paper.dilation}" for family in DEFAULTS)
+    return ", ".join(f"{family} {kind.paper.dilation}" for family, (kind, _) in DIFFUSION.items())
 
 
 def demo(
@@ -74,6 +72,7 @@ def demo(
     out.print(f"picture written to {output.resolve()}", soft_wrap=True)
 
 
+@with_sampler_options
 def edit(
     edited: Annotated[
         list[Path],
@@ -160,7 +159,7 @@ def edit(
         ),
     ] = None,
     sampler: SamplerOption = None,
-    eta: EtaOption = None,
+    sampler_options: Any = None,
     schedule: ScheduleOption = None,
     margin: Annotated[
         int | None,
@@ -170,7 +169,7 @@ def edit(
             show_default=_margins(),
         ),
     ] = None,
-    cache: CacheOption = None,
+    ram: RamOption = None,
     cache_folder: CacheFolderOption = None,
     cache_storage: Annotated[
         str | None,
@@ -229,7 +228,7 @@ def edit(
     targets = [path for one in seeds for path in output_paths(output, len(edited), one)]
     for path in targets:
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
-    check_memory(cache=cache, undo=undo)
+    check_memory(ram=ram, undo=undo)
     engine_backend = open_backend(backend, threads, direct, weights)
     kept = None
     if session is not None:
@@ -238,7 +237,7 @@ def edit(
         if session.resolve() in {path.resolve() for path in targets}:
             raise InputError(f"--session {session}: is also an output; give another name")
         check_writable(session, inputs=given)
-        kept = Kept.open(session, engine_backend, cache, cache_folder, undo)
+        kept = Kept.open(session, engine_backend, ram, cache_folder, undo)
         crop, resize = kept.option("crop", crop), kept.option("resize", resize)
     fit = Fit.parse(crop, resize)
     if kept is not None and kept.session is not None:
@@ -269,10 +268,10 @@ def edit(
         steps,
         noise_level,
         sampler,
-        eta,
+        sampler_options,
         schedule,
         margin,
-        cache,
+        ram,
         cache_folder,
         cache_storage,
         preview_every,
@@ -282,11 +281,11 @@ def edit(
         "edited_instances": edited_instances,
         "unknown_label": unknown_label,
     }
-    if isinstance(network, UNet):
+    if network.diffusion is not None:
         _refuse(of_maps, f"{called} is a diffusion model ({network.family}), which takes pictures")
         strokes.edit(job, options)
     else:
-        _refuse(vars(options), f"{called} is no diffusion model ({network.family})")
+        _refuse(options.given, f"{called} is no diffusion model ({network.family})")
         labels.edit(job, instances, edited_instances or [], unknown_label)
 
 

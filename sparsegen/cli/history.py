@@ -13,7 +13,7 @@ from .. import pictures
 from ..errors import SessionError
 from .console import check_writable, out, print_table
 from .kept import ORIGINAL, Kept
-from .options import CacheFolderOption, CacheOption, check_memory
+from .options import CacheFolderOption, RamOption, check_memory
 
 SessionFile = Annotated[Path, typer.Option("--session", help="The session's file; it is saved again.")]
 Output = Annotated[
@@ -24,31 +24,31 @@ Output = Annotated[
 def undo(
     session: SessionFile,
     output: Output = None,
-    cache: CacheOption = None,
+    ram: RamOption = None,
     cache_folder: CacheFolderOption = None,
 ) -> None:
     """Take back the last edit of a saved session."""
-    _walk("undo", session, output, cache, cache_folder)
+    _walk("undo", session, output, ram, cache_folder)
 
 
 def redo(
     session: SessionFile,
     output: Output = None,
-    cache: CacheOption = None,
+    ram: RamOption = None,
     cache_folder: CacheFolderOption = None,
 ) -> None:
     """Make again the last edit of a saved session that was taken back."""
-    _walk("redo", session, output, cache, cache_folder)
+    _walk("redo", session, output, ram, cache_folder)
 
 
-def _walk(call: str, path: Path, output: Path | None, cache: str | None, folder: Path | None) -> None:
+def _walk(call: str, path: Path, output: Path | None, ram: str | None, folder: Path | None) -> None:
     if not path.exists():
         raise SessionError(f"{path}: no such file; sparsegen edit --session {path} makes it")
     check_writable(path)
     if output is not None:
         check_writable(output, suffix=".png", inputs=[path])
-    check_memory(cache=cache)
-    kept = Kept.open(path, get_backend(None), cache, folder)
+    check_memory(ram=ram)
+    kept = Kept.open(path, get_backend(None), ram, folder)
     session, original = kept.session, kept.note(ORIGINAL)
     assert session is not None
     if output is not None and isinstance(original, str):

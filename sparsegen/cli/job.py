@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsegen.backends.interface import Backend
 
 from .. import __version__
+from ..diffusion.samplers import get_sampler
 from ..diffusion.settings import Settings
 from ..engine.stats import Stats
 from ..models.base import Model
@@ -73,11 +74,9 @@ def output_paths(output: Path, edits: int, seed: int | None) -> list[Path]:
 
 
 def used_settings(settings: Settings) -> dict[str, Any]:
-    """Those of the settings that the sampler uses."""
-    used = asdict(settings)
-    if settings.sampler != "ddim":
-        del used["eta"]
-    if settings.sampler == "pd":
+    """The settings that the sampler uses."""
+    used = settings.described()
+    if get_sampler(settings.sampler).schedule is not None:
         del used["schedule"]
     return used
 

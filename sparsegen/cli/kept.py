@@ -43,13 +43,13 @@ class Kept:
 
     @classmethod
     def open(
-        cls, path: Path, backend: Backend, cache: str | None, folder: Path | None, undo: str | None = None
+        cls, path: Path, backend: Backend, ram: str | None, folder: Path | None, undo: str | None = None
     ) -> Kept:
         """Look whether there is such a file, and load it. Raises SessionError, CheckpointError, InputError."""
         if not path.exists():
             return cls(path)
         with bar_without_steps(f"loading {path}"):
-            session = open_session(path, backend, cache=cache, folder=folder, undo=undo)
+            session = open_session(path, backend, ram=ram, folder=folder, undo=undo)
         return cls(path, session)
 
     def original(self, given: Path | None) -> Path:
@@ -121,9 +121,9 @@ class Kept:
     def check_same(self, given: dict[str, Any], kept: dict[str, Any]) -> None:
         """Raise InputError where an option says otherwise than the session in the file."""
         for name, value in given.items():
-            if value is not None and value != kept[name]:
+            if value is not None and value != kept.get(name):
                 raise InputError(
-                    f"--{name.replace('_', '-')} {value}: the session in {self.path} has {kept[name]}; omit it, or "
+                    f"--{name.replace('_', '-')} {value}: the session in {self.path} has {kept.get(name)}; omit it, or "
                     "give another --session"
                 )
 

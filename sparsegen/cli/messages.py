@@ -80,10 +80,10 @@ def _memory_message(error: Exception, command: Any) -> str:
     options = {name for parameter in getattr(command, "params", ()) for name in parameter.opts}
     smaller = "".join(f"{given}, or " for option, given in _SMALLER.items() if option in options)
     advice = f"give {smaller}the process more memory"
-    if "--cache" in options:
+    if "--ram" in options:
         files = "" if limit is None else " (ulimit -v counts its files too)"
         steps = " or fewer --steps" if "--steps" in options else ""
-        advice += f"; for diffusion, a budget such as --cache 500MB{files}{steps}"
+        advice += f"; for diffusion, a budget such as --ram 500MB{files}{steps}"
     return f"not enough memory{what}; {advice}"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,11 +14,11 @@ import typer
 from sparsegen.backends import get_backend
 from sparsegen.backends.interface import Backend
 
-from ..diffusion.samplers import SAMPLERS
+from ..diffusion.samplers import SAMPLERS, sampler_options
 from ..diffusion.schedules import SCHEDULES
-from ..diffusion.settings import DEFAULTS
 from ..engine.store import parse_size
 from ..errors import InputError
+from ..models.base import Model
 from ..tiling.policies import POLICIES
 
 MODEL_HELP = "A built-in model's name, a checkpoint file or a diffusers folder."
@@ -61,9 +64,20 @@ SetOption = Annotated[
 ]
 
 
+DIFFUSION = {
+    family: (kind, kind.diffusion) for family, kind in Model.registry.items() if kind.diffusion is not None
+}
+"""Family -> its class and its diffusion side, of every family that has one."""
+
+
+def sample_steps() -> str:
+    """The default number of steps from pure noise, of each family."""
+    return ", ".join(f"{family} {own.sample_steps}" for family, (_, own) in DIFFUSION.items())
+
+
 def own_settings(name: str) -> str:
-    """What a setting of denoising is where it is not given."""
-    return ", ".join(f"{family} {getattr(settings, name)}" for family, settings in DEFAULTS.items())
+    """The default of a setting of denoising, of each family."""
+    return ", ".join(f"{family} {getattr(own.edit, name)}" for family, (_, own) in DIFFUSION.items())
 
 
 SeedOption = Annotated[
@@ -81,23 +95,19 @@ SamplerOption = Annotated[
         "--sampler", help=f"Diffusion: {', '.join(SAMPLERS)}.", show_default=own_settings("sampler")
     ),
 ]
-EtaOption = Annotated[
-    float | None,
-    typer.Option("--eta", help="Diffusion: ddim's share of fresh noise, 0 to 1.", show_default="0.0"),
-]
 ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
         help=f"Diffusion: the noise that the network was trained on: {', '.join(SCHEDULES)}.",
-        show_default=DEFAULTS["ddpm"].schedule,
+        show_default=", ".join(sorted({own.edit.schedule for _, own in DIFFUSION.values()})),
     ),
 ]
-CacheOption = Annotated[
+RamOption = Annotated[
     str | None,
     typer.Option(
-        "--cache",
-        help="Diffusion: RAM for what every step keeps, such as 4GB; the rest goes into files.",
+        "--ram",
+        help="Diffusion: RAM for the canvases of all steps, such as 4GB; the rest goes into files.",
         show_default="no limit",
     ),
 ]
@@ -109,6 +119,39 @@ CacheFolderOption = Annotated[
         show_default="the system's folder for temporary files",
     ),
 ]
+
+
+def with_sampler_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose parameter `sampler_options` becomes an option of the command line for each of a sampler's.
+
+    The command is called with a dict of them by name, None where one is not given.
+    """
+    found = sampler_options()
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        command(
+            **{name: each for name, each in given.items() if name not in found},
+            sampler_options={name: given[name] for name in found},
+        )
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name != "sampler_options":
+            parameters.append(parameter)
+            continue
+        for name, owners in found.items():
+            first = next(iter(owners.values()))
+            option = typer.Option(
+                f"--{name.replace('_', '-')}",
+                help=f"Diffusion: {', '.join(owners)}'s {first.about}, {first.bounds}.",
+                show_default=str(first.default),
+            )
+            hint: Any = Annotated[type(first.default) | None, option]
+            parameters.append(parameter.replace(name=name, default=None, annotation=hint))
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
 
 
 def check_memory(**given: str | None) -> None:

@@ -8,17 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from .. import pictures
+from ..diffusion.settings import whole_way
 from ..errors import InputError
 from ..loading import load
-from ..models.unet import UNet
 from ..pipelines.sampling import sample as drawn
-from ..pipelines.sampling import whole_way
 from .console import check_writable, numbered, out, print_table
 from .job import Engine, settings_rows, used_settings, written_by
 from .options import (
     BackendOption,
     DirectOption,
-    EtaOption,
     SamplerOption,
     ScheduleOption,
     SetOption,
@@ -26,11 +24,14 @@ from .options import (
     WeightsOption,
     open_backend,
     parse_settings,
+    sample_steps,
+    with_sampler_options,
 )
 from .reading import parse_size
 from .strokes import step_bars
 
 
+@with_sampler_options
 def sample(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The PNG to write; several get -seed0, -seed1, …")
@@ -55,10 +56,10 @@ def sample(
         typer.Option("--seed", min=0, help="Draw the noise; further pictures are of the seeds that follow."),
     ] = 0,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Denoising steps.", show_default="ddpm 50, pd 8")
+        int | None, typer.Option("--steps", help="Denoising steps.", show_default=sample_steps())
     ] = None,
     sampler: SamplerOption = None,
-    eta: EtaOption = None,
+    sampler_options: Any = None,
     schedule: ScheduleOption = None,
     backend: BackendOption = None,
     threads: ThreadsOption = None,
@@ -74,13 +75,14 @@ def sample(
         check_writable(path, suffix=".png", inputs=[Path(model)] if Path(model).exists() else [])
     wanted = None if size is None else parse_size("--size", size)
     network = load(model, **parse_settings(settings))
-    if not isinstance(network, UNet):
+    if network.diffusion is None:
         raise InputError(f"--model {model}: no diffusion model ({network.family}); sample needs one")
     if wanted is None and network.size is None:
         raise InputError(f"{model}: does not say which size it was trained on; give --size, such as 256x256")
     engine = Engine(network, open_backend(backend, threads, direct, weights), None)
-    chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "eta": eta, "schedule": schedule}
-    used = {**used_settings(whole_way(network, **chosen, seed=seed)), "size": wanted or network.size}
+    chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "schedule": schedule, **sampler_options}
+    settings_used = whole_way(network.diffusion, network.sampling, **chosen, seed=seed)
+    used = {**used_settings(settings_used), "size": wanted or network.size}
     print_table("settings", settings_rows(engine, **used))
     with step_bars(used["steps"]) as bar:
         for one, path in targets.items():

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
 from .. import pictures
-from ..diffusion.samplers import Step
+from ..diffusion.samplers import Step, get_sampler
 from ..diffusion.settings import OnStep
 from ..errors import InputError
 from ..models.base import Model
@@ -35,13 +35,20 @@ class Options:
     steps: int | None
     noise_level: int | None
     sampler: str | None
-    eta: float | None
+    sampler_options: dict[str, Any]
+    """Options of a sampler, by name."""
     schedule: str | None
     margin: int | None
-    cache: str | None
+    ram: str | None
     cache_folder: Path | None
     cache_storage: str | None
     preview_every: int | None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All of them by the name that the command line has for them."""
+        plain = dict(vars(self))
+        return {**plain, **plain.pop("sampler_options")}
 
 
 def edit(job: Job, options: Options) -> None:
@@ -173,41 +180,38 @@ def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
 def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
     """The session that the options describe; an option that would have no effect is a mistake."""
     kept = job.kept
-    if options.cache_folder is not None and options.cache is None:
-        raise InputError("--cache-folder: no file goes there unless --cache says how much RAM there is")
+    if options.cache_folder is not None and options.ram is None:
+        raise InputError("--cache-folder: no file goes there unless --ram says how much RAM there is")
     given = {
         "steps": options.steps,
         "noise_level": options.noise_level,
         "sampler": options.sampler,
-        "eta": options.eta,
+        **options.sampler_options,
         "schedule": options.schedule,
         "margin": options.margin,
     }
     if kept is not None and kept.goes_on:
         session = kept.session
         assert isinstance(session, SDEdit)
-        has = {**asdict(session.settings), "margin": session.margin, "cache_storage": session.storage}
+        get_sampler(session.settings.sampler).checked_options(options.sampler_options)
+        has = {**session.settings.described(), "margin": session.margin, "cache_storage": session.storage}
         kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, has)
     else:
         session = SDEdit(
             job.engine.network,
-            **given,  # type: ignore[arg-type]  # each by its name
+            **given,
             seed=seed or 0,
             backend=job.engine.backend,
-            cache=options.cache,
+            ram=options.ram,
             folder=options.cache_folder,
             storage=options.cache_storage or "float32",
             undo=job.undo,
         )
         if kept is not None:
             kept.begin(session)
-    sampler = session.settings.sampler
-    if options.eta is not None and sampler != "ddim":
-        raise InputError(f"--eta: for the sampler ddim; this is {sampler}")
-    if options.schedule is not None and sampler == "pd":
-        raise InputError(
-            "--schedule: for networks that are told a timestep; progressive distillation has its own"
-        )
+    sampler = get_sampler(session.settings.sampler)
+    if options.schedule is not None and sampler.schedule is not None:
+        raise InputError(f"--schedule: sampler {sampler.name} has a schedule of its own; omit it")
     return session
 
 
@@ -266,13 +270,13 @@ def _channels(network: Model) -> int:
 
 def _plan(session: SDEdit, picture: Host) -> CachePlan:
     """What the caches will take, once it is seen that they fit."""
-    plan = session.plan(picture)
+    plan = session.cache_plan(picture)
     if not plan.fits:
         raise InputError(f"{plan}: too little disk; name another folder, give more RAM or fewer steps")
     ram = _ram()
     if ram is not None and plan.ram_bytes > ram:
         raise InputError(
-            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; say how much of it, such as --cache 4GB: "
+            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; say how much of it, such as --ram 4GB: "
             "the rest goes into files"
         )
     return plan

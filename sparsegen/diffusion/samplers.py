@@ -1,21 +1,25 @@
-"""Samplers: a network that predicts noise comes in, the way from noise to a picture comes out, step by step.
+"""Samplers: a model that predicts noise comes in, the steps of a trajectory from noise to an image come out.
 
 Each sampler is a generator of `Step`s. All of them take and give x in the same form, x = α·x0 + σ·noise at a time of
 the schedule (Euler, which works on x/α, converts inside), so that a pipeline may exchange one for another:
 
     scheme = schedules.linear()
-    times = schedules.timesteps(len(scheme), 50)
-    x = noise(seed, START, (1, 256, 256, 3))          # or scheme.noised(picture, that, times[0]) to edit a picture
-    for step in ddim(network, x, scheme, times):
-        show(step.x0, step.index, step.of)            # step.x is the picture after the last
+    times = scheme.times(50)
+    x = noise(seed, START, (1, 256, 256, 3))      # or scheme.noised(image, noise(…), times[0]) to edit an image
+    for step in ddim(predict, x, scheme, times, noise=seeded(seed, x.shape)):
+        show(step.x0, step.index, step.of)        # step.x is the image after the last
 
-Between two steps the caller may write into `step.x`: the next step starts from what is then there. That is how pixels
-outside a mask are held: `step.x[outside] = scheme.noised(picture, noise, step.next_timestep)[outside]`.
+Between two steps the caller may write into `step.x`: the next step starts from it. That is how pixels outside a mask
+are held: `step.x[outside] = scheme.noised(image, noise, step.next_timestep)[outside]`.
 
-As generators do, they look at what they were given when the first step is asked for.
+As generators do, samplers check their arguments when the first step is requested.
 
-What is random depends on the seed and the number of the step alone, and all arithmetic is float32, element by element,
-with scalars computed in float64: a pixel's bits depend on that pixel's x and predicted noise, and on nothing beside it.
+Randomness is the caller's: `noise(i)` gives the fresh noise of step i, in x's shape. All arithmetic is float32, element
+by element, with scalars computed in float64: the bits of an element depend on that element of x, of the predictions and
+of the noise alone. So x may be images `[N, H, W, C]` or the tiles gathered from them, `[K, 4, 4, C]`.
+
+A sampler registers itself with `@sampler(…)`, which declares what it takes and what it goes with. Settings, errors and
+the command line read the registry: a new sampler, with options of its own, is one decorated function.
 """
 
 from __future__ import annotations
@@ -23,41 +27,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..checks import in_range, is_whole, whole_number
 from ..errors import InputError, ShapeError
-from .schedules import NoiseSchedule, Picture, Times
+from .schedules import LEADING, CosineLogSNR, Layout, NoiseSchedule, Picture, Times
 
 Predictor: TypeAlias = Callable[[Picture, int, float], Picture]
-"""`predict(x, i, t)`: x float32 `[N, H, W, C]` (not to be written), the number of the step, its time (a timestep or the
-logsnr, as the schedule has it) -> the noise that x holds, of the same shape."""
+"""`predict(x, i, t)`: x float32 (not to be written), the number of the step, its time (a timestep or the logsnr, as the
+schedule has it) -> the prediction, of x's shape: the noise in x, or for `predicts="picture"` the clean image."""
+
+Noise: TypeAlias = Callable[[int], Picture]
+"""`noise(i)`: the standard normal noise of step i, float32 of x's shape; the same whenever it is called."""
 
 START = -1
-"""The number of the step before the first: whose noise a trajectory starts from."""
+"""The number of the step before the first: a trajectory starts from its noise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What is there after one step."""
+    """The state of a trajectory after one step."""
 
     index: int
     """0 for the first step."""
     of: int
-    """How many there are."""
+    """The number of steps."""
     timestep: float
-    """The time at which the network was asked."""
+    """The time at which the model was evaluated."""
     next_timestep: float | None
-    """The time that x is at now; None after the last step, where the schedule ends: x is the picture."""
+    """The time of x; None after the last step, where the schedule ends: x is the image."""
     x: Picture
-    """float32 `[N, H, W, C]`, a new array each step, which the caller may write into."""
+    """float32, a new array each step, which the caller may write into."""
     x0: Picture
-    """The clean picture as this step predicts it, for previews; read-only."""
+    """The clean image as this step predicts it, for previews; read-only."""
 
 
 Seed: TypeAlias = int | Sequence[int]
-"""What decides noise: a number for each sample of a batch; one number s stands for s, s + 1, …"""
+"""The seed of noise: a number for each sample of a batch; one number s stands for s, s + 1, …"""
 
 
 def checked_seed(seed: Seed) -> int | tuple[int, ...]:
@@ -73,8 +82,8 @@ def checked_seed(seed: Seed) -> int | tuple[int, ...]:
     return tuple(map(int, listed))
 
 
-def _is_seed(seed: object) -> bool:
-    return isinstance(seed, int | np.integer) and not isinstance(seed, bool) and bool(seed >= 0)
+def _is_seed(seed: Any) -> bool:
+    return is_whole(seed) and seed >= 0
 
 
 def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
@@ -84,7 +93,7 @@ def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
         return tuple(range(checked, checked + samples))
     if len(checked) != samples:
         raise InputError(
-            f"there are {len(checked)} seeds for {samples} pictures; give one for each, or one number"
+            f"there are {len(checked)} seeds for {samples} images; expected one for each, or one number"
         )
     return checked
 
@@ -99,9 +108,180 @@ def noise(seed: Seed, index: int, shape: Sequence[int]) -> Picture:
     return np.stack([generator.standard_normal(tuple(shape[1:]), np.float32) for generator in generators])
 
 
+def seeded(seed: Seed, shape: Sequence[int]) -> Noise:
+    """The noise of each step of a batch of images of `shape`, by its seed: the `noise` of a sampler."""
+    return lambda index: noise(seed, index, shape)
+
+
+# -- the registry ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of one sampler, a keyword of its function: its default decides its type, float, int or str."""
+
+    default: float | int | str
+    about: str
+    """What it is, for the help of the command line: "share of fresh noise"."""
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+    """The values of a text."""
+
+    def checked(self, name: str, value: Any) -> float | int | str:
+        """`value` as Python's own number, or the text. Raises InputError, which calls it `name`."""
+        if isinstance(self.default, str):
+            if value not in self.choices:
+                raise InputError(f"{name} is {value!r}, expected {' or '.join(self.choices)}")
+            return str(value)
+        if isinstance(self.default, int):
+            return whole_number(
+                name, value, int(self.least), None if self.most == math.inf else int(self.most)
+            )
+        return in_range(name, value, self.least, self.most)
+
+    @property
+    def bounds(self) -> str:
+        """The values that it takes, for the help: "0 to 1"."""
+        if self.choices:
+            return " or ".join(self.choices)
+        return f"{self.least:g} to {self.most:g}" if self.most < math.inf else f"{self.least:g} or more"
+
+
+Steps: TypeAlias = Callable[..., Iterator[Step]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A registered sampler: its function, and what `@sampler` declares of it."""
+
+    name: str
+    steps: Steps
+    layout: Layout
+    """How its timesteps are laid, as diffusers' scheduler of the same sampler does."""
+    options: Mapping[str, Option]
+    """Its options beside `clip` and `noise`, by name."""
+    schedule: NoiseSchedule | None
+    """The one schedule that it goes with; None: any of `SCHEDULES`."""
+    predictions: tuple[str, ...]
+    """The predictions that it takes: "noise", "picture"; with both, its function has the keyword `predicts`."""
+
+    @property
+    def time(self) -> str:
+        """The condition of the models that it goes with: "timestep", "logsnr"."""
+        return "timestep" if self.schedule is None else self.schedule.time
+
+    def goes_with(self, time: str, predicts: str) -> bool:
+        """Whether a model conditioned on `time` that predicts `predicts` can be sampled with it."""
+        return self.time == time and predicts in self.predictions
+
+    def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every option by name, with its default where it is absent or None.
+
+        Another sampler's option at its default has no effect and is left out.
+
+        Raises
+        ------
+        InputError
+            An option is out of range, or no option of this sampler.
+        """
+        for name in given.keys() - self.options.keys():
+            others = sampler_options().get(name, {})
+            if not any(given[name] in (None, option.default) for option in others.values()):
+                if others:
+                    raise InputError(
+                        f"{name} is an option of sampler {', '.join(others)}, not of {self.name}; omit it"
+                    )
+                taken = ", ".join(self.options) or "none"
+                raise InputError(f"unknown option {name}; options of sampler {self.name}: {taken}")
+        return {
+            name: option.default if given.get(name) is None else option.checked(name, given[name])
+            for name, option in self.options.items()
+        }
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Picture,
+        schedule: NoiseSchedule,
+        timesteps: Times,
+        *,
+        predicts: str = "noise",
+        **options: Any,
+    ) -> Iterator[Step]:
+        """The steps from `x` on. Raises InputError: it does not take predictions of `predicts`."""
+        if predicts not in self.predictions:
+            raise InputError(
+                f"predicts is {predicts!r}, expected {' or '.join(self.predictions)} for sampler {self.name!r}"
+            )
+        if len(self.predictions) > 1:
+            options["predicts"] = predicts
+        return self.steps(predict, x, schedule, timesteps, **options)
+
+
+SAMPLERS: dict[str, Sampler] = {}
+"""Name -> sampler, in the order of their registration."""
+
+_COMMON = {"steps", "noise_level", "sampler", "schedule", "clip", "seed", "noise", "predicts"}
+"""Names that no option has: those of the settings and of every sampler's arguments."""
+
+
+def sampler(
+    *names: str,
+    layout: Layout = LEADING,
+    options: Mapping[str, Option] = MappingProxyType({}),
+    schedule: NoiseSchedule | None = None,
+    predictions: tuple[str, ...] = ("noise",),
+) -> Callable[[Steps], Steps]:
+    """A decorator that registers a sampler under its names; the arguments are those of `Sampler`.
+
+    Raises
+    ------
+    TypeError
+        A name is taken, or an option is called as a common setting, or as another sampler's option of another type.
+    """
+
+    def register(steps: Steps) -> Steps:
+        for name, option in options.items():
+            same = sampler_options().get(name, {}).values()
+            if name in _COMMON or any(type(other.default) is not type(option.default) for other in same):
+                raise TypeError(
+                    f"sampler {names[0]}: option {name!r} has another meaning; give it another name"
+                )
+        for name in names:
+            if name in SAMPLERS:
+                raise TypeError(f"two samplers are called {name!r}: {SAMPLERS[name].steps}, {steps}")
+        for name in names:
+            SAMPLERS[name] = Sampler(
+                name, steps, layout, MappingProxyType(dict(options)), schedule, predictions
+            )
+        return steps
+
+    return register
+
+
+def get_sampler(name: str) -> Sampler:
+    """The sampler of that name. Raises InputError, which lists them."""
+    if not isinstance(name, str) or name not in SAMPLERS:
+        raise InputError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def sampler_options() -> dict[str, dict[str, Option]]:
+    """Name of an option -> the samplers that take it, by name, with the option as each declares it."""
+    found: dict[str, dict[str, Option]] = {}
+    for sampler in SAMPLERS.values():
+        for name, option in sampler.options.items():
+            found.setdefault(name, {})[sampler.name] = option
+    return found
+
+
+# -- one step --------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Leg:
-    """One step's share of the way: from a time to the next, with α and σ at both."""
+    """One step's part of a trajectory: from a time to the next, with α and σ at both."""
 
     index: int
     of: int
@@ -116,17 +296,28 @@ class _Leg:
     def last(self) -> bool:
         return self.index == self.of - 1
 
-    def ask(self, predict: Predictor, x: Picture) -> Picture:
-        """The network's answer."""
-        answer = np.asarray(predict(x, self.index, self.time), np.float32)
-        if answer.shape != x.shape:
+    def predicted(self, predict: Predictor, x: Picture) -> Picture:
+        """The model's prediction at this step's time."""
+        prediction = np.asarray(predict(x, self.index, self.time), np.float32)
+        if prediction.shape != x.shape:
             raise ShapeError(
-                f"the predictor gave {list(answer.shape)} for x of {list(x.shape)}; expected the same"
+                f"the prediction has shape {list(prediction.shape)}, expected {list(x.shape)}, the shape of x"
             )
-        return answer
+        return prediction
+
+    def fresh(self, noise: Noise | None, x: Picture) -> Picture:
+        """The fresh noise of this step."""
+        if noise is None:
+            raise InputError("this sampler adds fresh noise; expected noise=, such as seeded(seed, x.shape)")
+        drawn = np.asarray(noise(self.index), np.float32)
+        if drawn.shape != x.shape:
+            raise ShapeError(
+                f"the noise has shape {list(drawn.shape)}, expected {list(x.shape)}, the shape of x"
+            )
+        return drawn
 
     def clean(self, x: Picture, eps: Picture, clip: float | None) -> Picture:
-        """The clean picture if the noise in x is eps (DDPM, equation 15), within ±clip."""
+        """The clean image if the noise in x is eps (DDPM, equation 15), within ±clip."""
         return _clipped((x - self.sigma * eps) / self.alpha, clip)
 
     def done(self, x: Picture, x0: Picture) -> Step:
@@ -134,6 +325,7 @@ class _Leg:
         return Step(self.index, self.of, self.time, self.next_time, x, x0)
 
 
+@sampler("ddpm")
 def ddpm(
     predict: Predictor,
     x: Picture,
@@ -142,7 +334,7 @@ def ddpm(
     *,
     variance: str = "fixedsmall",
     clip: float | None = None,
-    seed: Seed = 0,
+    noise: Noise | None = None,
 ) -> Iterator[Step]:
     """Ancestral sampling: a step to the expected picture, then fresh noise (Ho et al., arXiv 2006.11239, algorithm 2).
 
@@ -150,10 +342,10 @@ def ddpm(
     The last step adds none (algorithm 2, line 3), whichever timestep it starts from.
     """
     if variance not in ("fixedsmall", "fixedlarge"):
-        raise InputError(f"variance {variance!r} is unknown; choose fixedsmall or fixedlarge")
+        raise InputError(f"variance is {variance!r}, expected fixedsmall or fixedlarge")
     x, legs = _start(x, schedule, timesteps, clip)
     for leg in legs:
-        x0 = leg.clean(x, leg.ask(predict, x), clip)
+        x0 = leg.clean(x, leg.predicted(predict, x), clip)
         # the paper's α and β of one timestep, here of all that the step passes
         kept = (leg.alpha / leg.next_alpha) ** 2
         beta = 1 - kept
@@ -162,10 +354,11 @@ def ddpm(
         x = (leg.next_alpha * beta / leg.sigma**2) * x0 + (math.sqrt(kept) * shrink) * x
         if not leg.last:
             spread = math.sqrt(beta * shrink if variance == "fixedsmall" else beta)
-            x += spread * noise(seed, leg.index, x.shape)
+            x += spread * leg.fresh(noise, x)
         yield leg.done(x, x0)
 
 
+@sampler("ddim", options={"eta": Option(0.0, "share of fresh noise", least=0, most=1)})
 def ddim(
     predict: Predictor,
     x: Picture,
@@ -174,7 +367,7 @@ def ddim(
     *,
     eta: float = 0.0,
     clip: float | None = None,
-    seed: Seed = 0,
+    noise: Noise | None = None,
     stride: int | None = None,
 ) -> Iterator[Step]:
     """The predicted picture with the predicted noise put back, less of it (Song et al., arXiv 2010.02502, equation 12).
@@ -185,20 +378,20 @@ def ddim(
     is not the next timestep where these are laid by `linspace`, or by `trailing` with T no multiple of the steps;
     `stride=T // steps` gives its pictures.)
     """
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta is {eta!r}, expected a number from 0 (none of the noise is fresh) to 1")
+    eta = in_range("eta", eta, 0, 1)
     x, legs = _start(x, schedule, timesteps, clip, stride)
     for leg in legs:
-        eps = leg.ask(predict, x)
+        eps = leg.predicted(predict, x)
         x0 = leg.clean(x, eps, clip)
         beta = 1 - (leg.alpha / leg.next_alpha) ** 2
-        fresh = float(eta) * leg.next_sigma / leg.sigma * math.sqrt(beta)
+        fresh = eta * leg.next_sigma / leg.sigma * math.sqrt(beta)
         x = leg.next_alpha * x0 + math.sqrt(max(leg.next_sigma**2 - fresh**2, 0)) * eps
         if fresh:
-            x += fresh * noise(seed, leg.index, x.shape)
+            x += fresh * leg.fresh(noise, x)
         yield leg.done(x, x0)
 
 
+@sampler("dpm++2m", layout=Layout(drop_last=True))
 def dpm_solver_pp_2m(
     predict: Predictor,
     x: Picture,
@@ -206,12 +399,12 @@ def dpm_solver_pp_2m(
     timesteps: Times,
     *,
     clip: float | None = None,
-    seed: Seed = 0,
+    noise: Noise | None = None,
 ) -> Iterator[Step]:
     """DPM-Solver++(2M): the predicted picture, led on from the one before (Lu et al., arXiv 2211.01095, algorithm 2).
 
     The first step has none before it; the last does without, as in diffusers, where it ends clean or there are fewer
-    than 15 steps. Nothing is random: `seed` is not read.
+    than 15 steps. Nothing is random: `noise` is not called.
 
     The history is of predicted pictures. What the caller writes into `step.x` leaves it as it was predicted: a pixel
     that is held at every step is overwritten whatever its history, and no pixel's history reaches another pixel.
@@ -220,7 +413,7 @@ def dpm_solver_pp_2m(
     before: Picture | None = None
     h_before = math.nan
     for leg in legs:
-        x0 = leg.clean(x, leg.ask(predict, x), clip)
+        x0 = leg.clean(x, leg.predicted(predict, x), clip)
         # λ = log(α/σ) grows by h, endlessly where no noise is left
         h = math.log(leg.next_alpha / leg.next_sigma * leg.sigma / leg.alpha) if leg.next_sigma else math.inf
         if before is None or (leg.last and (leg.of < 15 or not leg.next_sigma)):
@@ -233,6 +426,7 @@ def dpm_solver_pp_2m(
         yield leg.done(x, x0)
 
 
+@sampler("euler", layout=Layout(whole=False))
 def euler(
     predict: Predictor,
     x: Picture,
@@ -240,17 +434,17 @@ def euler(
     timesteps: Times,
     *,
     clip: float | None = None,
-    seed: Seed = 0,
+    noise: Noise | None = None,
 ) -> Iterator[Step]:
     """Euler's method along the probability flow (Karras et al., arXiv 2206.00364, algorithm 1 without its correction).
 
     With s = σ/α, y = x/α is x0 + s·noise, and dy/ds is the predicted noise: a straight line to the next s. Without
     clipping this is DDIM without fresh noise, rounded otherwise (Song et al., arXiv 2010.02502, equations 13 and 14).
-    Nothing is random: `seed` is not read.
+    Nothing is random: `noise` is not called.
     """
     x, legs = _start(x, schedule, timesteps, clip)
     for leg in legs:
-        eps = leg.ask(predict, x)
+        eps = leg.predicted(predict, x)
         x0 = leg.clean(x, eps, clip)
         s, next_s = leg.sigma / leg.alpha, leg.next_sigma / leg.next_alpha
         y = x / leg.alpha
@@ -259,6 +453,7 @@ def euler(
         yield leg.done(x, x0)
 
 
+@sampler("pd", schedule=CosineLogSNR(), predictions=("noise", "picture"))
 def pd(
     predict: Predictor,
     x: Picture,
@@ -266,46 +461,26 @@ def pd(
     timesteps: Times,
     *,
     clip: float | None = 1.0,
-    seed: Seed = 0,
+    noise: Noise | None = None,
     predicts: str = "noise",
 ) -> Iterator[Step]:
     """Progressive distillation: DDIM by the noise that the clipped picture leaves (Salimans and Ho, arXiv 2202.00512).
 
     The update is the DDIM rule of their section 2, the times are `CosineLogSNR().times(steps)`, and the last step gives
-    the predicted picture itself. Nothing is random: `seed` is not read.
+    the predicted image itself. Nothing is random: `noise` is not called.
 
-    The network is asked at pure noise, where α is 5e-5 and a rounded noise tells of the picture only to 1e-3. It
-    predicts the picture itself as well: with `predicts="picture"`, `predict` returns that, and nothing is lost.
+    At pure noise α is 5e-5, where a noise rounded to float32 determines the image only to 1e-3. The model predicts the
+    image as well: with `predicts="picture"`, `predict` returns the image, and nothing is lost.
     """
     if predicts not in ("noise", "picture"):
-        raise InputError(f"predicts is {predicts!r}; choose noise or picture")
+        raise InputError(f"predicts is {predicts!r}, expected noise or picture")
     x, legs = _start(x, schedule, timesteps, clip)
     for leg in legs:
-        answer = leg.ask(predict, x)
-        x0 = _clipped(answer.copy(), clip) if predicts == "picture" else leg.clean(x, answer, clip)
-        eps = answer if predicts == "noise" and clip is None else (x - leg.alpha * x0) / leg.sigma
+        given = leg.predicted(predict, x)
+        x0 = _clipped(given.copy(), clip) if predicts == "picture" else leg.clean(x, given, clip)
+        eps = given if predicts == "noise" and clip is None else (x - leg.alpha * x0) / leg.sigma
         x = leg.next_alpha * x0 + leg.next_sigma * eps
         yield leg.done(x, x0)
-
-
-SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpm++2m": dpm_solver_pp_2m,
-    "euler": euler,
-    "pd": pd,
-}
-"""Name -> sampler."""
-
-LAYOUT: Mapping[str, Mapping[str, bool]] = {"dpm++2m": {"drop_last": True}, "euler": {"whole": False}}
-"""Name -> how diffusers' scheduler of that sampler lays its timesteps otherwise: keywords of `schedules.timesteps`."""
-
-
-def get_sampler(name: str) -> Callable[..., Iterator[Step]]:
-    """The sampler of that name."""
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise InputError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
 
 
 def _clipped(x0: Picture, clip: float | None) -> Picture:
@@ -317,13 +492,11 @@ def _start(
 ) -> tuple[Picture, list[_Leg]]:
     """x as float32, and the way through the timesteps to the schedule's end."""
     x = np.asarray(x, np.float32)
-    if clip is not None and not clip > 0:
-        raise InputError(
-            f"clip is {clip!r}, expected None or the largest value of a clean picture, such as 1"
-        )
+    if clip is not None:
+        in_range("clip", clip, 0, ends="(]", otherwise="None")
     times: list[float] = np.asarray(timesteps).tolist()
     if not times:
-        raise InputError("there are no timesteps, expected one or more")
+        raise InputError("there are no timesteps; expected one or more")
     onward: list[float | None] = [*times[1:], None]
     if stride is not None:
         onward = [time - stride if time >= stride else None for time in times]

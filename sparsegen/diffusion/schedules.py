@@ -1,8 +1,9 @@
-"""Noise schedules: a time comes in, the shares of picture and of noise in x come out; and which times to take.
+"""Noise schedules: a time comes in, the shares of image and noise at it come out; and the times of a trajectory.
 
 Everywhere x = α·x0 + σ·noise with α² + σ² = 1 ("variance preserving", Ho et al., arXiv 2006.11239, equation 4). A
-schedule says what α and σ are at a time: of a network trained on 1000 timesteps (`Schedule`), or of one trained on the
-log signal-to-noise ratio itself (`CosineLogSNR`). After the last step the time is None.
+schedule gives α and σ at a time, and the times at which so many steps evaluate the model: for a model conditioned on
+1000 timesteps (`Schedule`), or on the log signal-to-noise ratio itself (`CosineLogSNR`). After the last step the time
+is None.
 
 Scalars here are Python floats, computed in float64; NumPy rounds each to float32 once, as it meets a float32 array. All
 arithmetic on arrays is element by element, so that a pixel's bits depend on that pixel alone.
@@ -14,10 +15,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from ..checks import is_whole, whole_number
 from ..errors import InputError, ShapeError
 
 Picture: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -26,12 +28,60 @@ Times: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 """`[steps]`, from the noisiest time to the cleanest: int64 timesteps, or float64."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a trajectory's times are laid over a schedule's timesteps."""
+
+    spacing: str = "leading"
+    """`leading`, `trailing` or `linspace`: diffusers' spacings (`Schedule.times`)."""
+    offset: int = 0
+    """Added to every timestep of `leading`, as diffusers' `steps_offset`; the other spacings ignore it, as there."""
+    drop_last: bool = False
+    """Lay one timestep more and drop the cleanest (`trailing` has no timestep 0 to drop)."""
+    whole: bool = True
+    """Round the timesteps of `linspace` to whole ones."""
+
+
+LEADING = Layout()
+_MOST_STEPS = 1_000_000
+
+
+class TooManySteps(InputError):
+    """There are more steps than times to take."""
+
+    def __init__(self, steps: int, most: int) -> None:
+        super().__init__(f"steps is {steps}, expected a whole number from 1 to {most}")
+        self.most = most
+        """How many there may be."""
+
+
 class NoiseSchedule(ABC):
-    """What samplers need to know: α and σ at a time."""
+    """How much image and noise there is at each time, and which times a trajectory takes."""
+
+    time: ClassVar[str]
+    """The condition that its times are: "timestep", "logsnr"."""
 
     @abstractmethod
     def alpha_sigma(self, time: float | None) -> tuple[float, float]:
-        """How much picture and how much noise x holds at `time`; None is after the last step."""
+        """α and σ, the shares of image and noise in x at `time`; None is after the last step."""
+
+    @abstractmethod
+    def times(self, steps: int, noise_level: int | None = None, layout: Layout = LEADING) -> Times:
+        """The times at which the model is evaluated, `[steps or fewer]`, from the noisiest to the cleanest.
+
+        `noise_level` None: from pure noise; else from less noise, to edit an image (SDEdit, Meng et al., arXiv
+        2108.01073), which enters at the first time returned: `noised(x0, noise, times[0])`.
+
+        Raises
+        ------
+        InputError
+            steps is not from 1 to the number of times (TooManySteps), or noise_level not from 1 to
+            `most_noise(steps)`; says which.
+        """
+
+    @abstractmethod
+    def most_noise(self, steps: int) -> int:
+        """The highest noise level of a trajectory of `steps`: that of pure noise."""
 
     def logsnr(self, time: float | None) -> float:
         """The log signal-to-noise ratio log(α²/σ²); infinity where there is no noise."""
@@ -79,6 +129,8 @@ class Schedule(NoiseSchedule):
         alphas_bar.flags.writeable = False
         object.__setattr__(self, "alphas_bar", alphas_bar)
 
+    time = "timestep"
+
     def __len__(self) -> int:
         """T, the number of timesteps."""
         return len(self.alphas_bar)
@@ -95,6 +147,52 @@ class Schedule(NoiseSchedule):
             low, high = np.sqrt(1 / self.alphas_bar[below : below + 2] - 1).tolist()
             alpha_bar = 1 / (1 + (low + (time - below) * (high - low)) ** 2)
         return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+    def most_noise(self, steps: int) -> int:
+        """T, however many the steps."""
+        return len(self)
+
+    def times(self, steps: int, noise_level: int | None = None, layout: Layout = LEADING) -> Times:
+        """`steps` of the timesteps 0 … T - 1, falling: int64 `[steps]` (float64 of a `linspace` that is not whole).
+
+        The spacings are diffusers' (Lin et al., arXiv 2305.08891, table 2), here 4 of 1000:
+
+        - `leading`: 750, 500, 250, 0: every (T // steps)th from 0 on, plus the offset;
+        - `trailing`: 999, 749, 499, 249: from the last one down;
+        - `linspace`: 999, 666, 333, 0: both ends.
+
+        `noise_level` L lays the steps over the first L timesteps instead of all T: 50 steps of 500 lead from 490 down
+        by 10. For `leading` this is SIGE's and the DDIM authors' range(0, L, L // steps), cut to `steps` where L is no
+        multiple of them.
+        """
+        length, spacing, offset = len(self), layout.spacing, layout.offset
+        extra = 1 if layout.drop_last and spacing != "trailing" else 0
+        if noise_level is not None:
+            length = whole_number("noise_level", noise_level, 1, length)
+            if length == extra:
+                raise InputError(
+                    "noise_level is 1, expected 2 or more: this sampler drops the cleanest timestep"
+                )
+        if is_whole(steps) and steps > length - extra:
+            raise TooManySteps(steps, length - extra)
+        whole_number("steps", steps, 1, length - extra)
+        whole_number("offset", offset, 0, len(self))
+        laid: Times
+        if spacing == "leading":
+            laid = np.arange(steps + extra)[::-1] * (length // (steps + extra)) + offset
+            if laid[0] >= len(self):
+                raise InputError(
+                    f"offset is {offset}, expected one that keeps timestep {laid[0]} under {len(self)}"
+                )
+        elif spacing == "trailing":
+            laid = np.arange(length, 0, -length / steps)[:steps].round() - 1
+        elif spacing == "linspace":
+            laid = np.linspace(0, length - 1, steps + extra)[::-1]
+            laid = laid.round() if layout.whole else laid
+        else:
+            raise InputError(f"unknown spacing {spacing!r}; expected leading, trailing or linspace")
+        laid = laid[: len(laid) - extra]
+        return laid.astype(np.int64) if layout.whole or spacing != "linspace" else laid
 
 
 def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
@@ -128,86 +226,18 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 def schedule(name: str, **settings: Any) -> Schedule:
     """The schedule of that name, by the settings of its function."""
     if not isinstance(name, str) or name not in SCHEDULES:
-        raise InputError(f"noise schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        raise InputError(f"unknown noise schedule {name!r}; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[name](**settings)
 
 
 def _check_betas(steps: int, start: float, end: float) -> None:
-    _whole("steps", steps, 1, 1_000_000)
+    whole_number("steps", steps, 1, _MOST_STEPS)
     if not 0 < start <= end < 1:
         raise InputError(f"β goes from {start} to {end}, expected it to rise, between 0 and 1")
 
 
 def _from_betas(betas: np.ndarray[Any, np.dtype[Any]]) -> Schedule:
     return Schedule(np.cumprod(1 - betas))
-
-
-# -- which timesteps to take -----------------------------------------------------------------------------
-
-
-class TooManySteps(InputError):
-    """There are more steps than timesteps to take."""
-
-    def __init__(self, steps: int, most: int) -> None:
-        super().__init__(f"steps is {steps}, expected a whole number from 1 to {most}")
-        self.most = most
-        """How many there may be."""
-
-
-def timesteps(
-    schedule_length: int,
-    steps: int,
-    spacing: str = "leading",
-    *,
-    offset: int = 0,
-    noise_level: int | None = None,
-    drop_last: bool = False,
-    whole: bool = True,
-) -> Times:
-    """`steps` of the timesteps 0 … T - 1, falling: int64 `[steps]`, at each of which the network is asked once.
-
-    The spacings are diffusers' (Lin et al., arXiv 2305.08891, table 2), here 4 of 1000:
-
-    - `leading`: 750, 500, 250, 0: every (T // steps)th from 0 on, plus `offset` (diffusers' `steps_offset`, which
-      the others ignore, as there);
-    - `trailing`: 999, 749, 499, 249: from the last one down;
-    - `linspace`: 999, 666, 333, 0: both ends.
-
-    `noise_level` L, to edit a picture (SDEdit, Meng et al., arXiv 2108.01073): the steps are laid over the first L
-    timesteps instead of all T, so 50 steps of 500 lead from 490 down by 10. For `leading` this is SIGE's and the
-    DDIM authors' range(0, L, L // steps), cut to `steps` where L is no multiple of them. The picture enters at the
-    first timestep returned: `schedule.noised(x0, noise, timesteps[0])`.
-
-    `drop_last` lays one timestep more and drops the cleanest (but for `trailing`, which has no 0 to drop);
-    without `whole`, `linspace` is not rounded. Which sampler wants which: `samplers.LAYOUT`.
-    """
-    _whole("schedule_length", schedule_length, 1, 1_000_000)
-    length = schedule_length
-    extra = 1 if drop_last and spacing != "trailing" else 0
-    if noise_level is not None:
-        length = _whole("noise_level", noise_level, 1, schedule_length)
-        if length == extra:
-            raise InputError("noise_level is 1, which leaves this sampler no timestep; give 2 or more")
-    if isinstance(steps, int | np.integer) and steps > length - extra:
-        raise TooManySteps(steps, length - extra)
-    _whole("steps", steps, 1, length - extra)
-    _whole("offset", offset, 0, schedule_length)
-    laid: Times
-    if spacing == "leading":
-        laid = np.arange(steps + extra)[::-1] * (length // (steps + extra)) + offset
-        if laid[0] >= schedule_length:
-            raise InputError(
-                f"offset is {offset}, expected one that keeps timestep {laid[0]} under {schedule_length}"
-            )
-    elif spacing == "trailing":
-        laid = np.arange(length, 0, -length / steps)[:steps].round() - 1
-    elif spacing == "linspace":
-        laid = np.linspace(0, length - 1, steps + extra)[::-1]
-        laid = laid.round() if whole else laid
-    else:
-        raise InputError(f"spacing {spacing!r} is unknown; choose one of leading, trailing, linspace")
-    laid = laid[: len(laid) - extra]
-    return laid.astype(np.int64) if whole or spacing != "linspace" else laid
 
 
 # -- continuous time -------------------------------------------------------------------------------------
@@ -219,6 +249,8 @@ class CosineLogSNR(NoiseSchedule):
 
     Source: Salimans and Ho, arXiv 2202.00512, section 2 and appendix; the bounds are those of their code.
     """
+
+    time = "logsnr"
 
     most: float = 20.0
     """The logsnr is from -most (noise) to most (clean)."""
@@ -238,15 +270,15 @@ class CosineLogSNR(NoiseSchedule):
         # the ends themselves are rounded to within the bounds
         return min(max(-2 * math.log(math.tan(a * u + b)), -self.most), self.most)
 
-    def times(self, steps: int, noise_level: int | None = None) -> Times:
-        """The logsnr of u = 1, … 2/steps, 1/steps: float64 `[steps]`, rising; `noise_level` takes the last so many."""
-        _whole("steps", steps, 1, 1_000_000)
-        level = steps if noise_level is None else _whole("noise_level", noise_level, 1, steps)
+    def most_noise(self, steps: int) -> int:
+        """All of the steps."""
+        return steps
+
+    def times(self, steps: int, noise_level: int | None = None, layout: Layout = LEADING) -> Times:
+        """The logsnr of u = 1, … 2/steps, 1/steps: float64 `[steps]`, rising; the last `noise_level` of them.
+
+        `layout` lays timesteps, of which there are none here: it has no effect.
+        """
+        whole_number("steps", steps, 1, _MOST_STEPS)
+        level = steps if noise_level is None else whole_number("noise_level", noise_level, 1, steps)
         return np.array([self.at(i / steps) for i in range(level, 0, -1)])
-
-
-def _whole(name: str, value: int, least: int, most: int) -> int:
-    """`value`, if it is a whole number within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
-    return int(value)

@@ -1,108 +1,154 @@
-"""How a diffusion model denoises: a model and what the user says come in, settings and a sampler's steps come out."""
+"""How a diffusion model denoises: defaults and a user's choices come in, settings and a sampler's steps come out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
+from ..checks import in_range, is_whole
 from ..errors import InputError
 from . import samplers, schedules
-from .samplers import Step
+from .samplers import Noise, Predictor, Step
+from .schedules import Picture
 
 OnStep = Callable[[Step], None]
-"""Called after every denoising step: `step.x` is a copy of what there is, `step.x0` a preview in [-1, 1]."""
+"""Called after every denoising step: `step.x` is a copy of the trajectory's state, `step.x0` a preview in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is denoised; what a family's `sampling` gives is the default."""
+    """How an image is denoised."""
 
     steps: int
-    """Denoising steps. (Progressive distillation: those of the whole way from noise; `noise_level` are taken.)"""
+    """Denoising steps. (Progressive distillation: of a trajectory from pure noise; `noise_level` of them.)"""
     noise_level: int
-    """Where the picture enters: as noisy as after so many of the 1000 timesteps (of the `steps`)."""
+    """Where the image enters: as noisy as after so many of the 1000 timesteps (of the `steps`)."""
     sampler: str
-    eta: float = 0.0
-    """DDIM's share of fresh noise in each step, 0 to 1."""
     schedule: str = "linear"
-    """How noise grows over the timesteps: linear, scaled_linear, cosine."""
+    """The noise schedule of a model conditioned on timesteps: linear, scaled_linear, cosine."""
     clip: float | None = 1.0
-    """Predicted pictures are cut to ±clip; None: they are not."""
+    """Predicted images are cut to ±clip; None: they are not."""
     seed: samplers.Seed = 0
-    """Of the noise: a number for each picture of a batch; one number s stands for s, s + 1, …"""
+    """Of the noise: a number for each image of a batch; one number s stands for s, s + 1, …"""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The sampler's own, by name, such as `eta` of ddim; an absent one has its default."""
 
-    def plain(self) -> Settings:
-        """The same in Python's own numbers, whatever kind was given: a file of text keeps them."""
-        clip = None if self.clip is None else float(self.clip)
+    @classmethod
+    def read(cls, described: Mapping[str, Any]) -> Settings:
+        """The settings that `described` gave.
+
+        Raises
+        ------
+        TypeError
+            One that has no default is missing.
+        """
+        names = {each.name for each in dataclasses.fields(cls)} - {"options"}
+        common = {name: value for name, value in described.items() if name in names}
+        return cls(**common, options={name: value for name, value in described.items() if name not in names})
+
+    def described(self) -> dict[str, Any]:
+        """All of them by name, the sampler's options among the others."""
+        plain = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        del plain["options"]
+        before = {name: plain.pop(name) for name in ("steps", "noise_level", "sampler")}
+        return {**before, **self.options, **plain}
+
+    def checked(self) -> Settings:
+        """The same in Python's own numbers, whichever kind was given, every option of the sampler among them.
+
+        Raises
+        ------
+        InputError
+            There is no such sampler or schedule, or a value is out of range; says which and what is expected.
+        """
+        options = samplers.get_sampler(self.sampler).checked_options(self.options)
+        clip = self.clip
+        if clip is not None:
+            clip = in_range("clip", clip, 0, ends="(]", otherwise="None")
+        self.times()
         return dataclasses.replace(
             self,
             steps=int(self.steps),
             noise_level=int(self.noise_level),
-            eta=float(self.eta),
             clip=clip,
             seed=samplers.checked_seed(self.seed),
+            options=options,
         )
 
     def noise_schedule(self) -> schedules.NoiseSchedule:
-        """The schedule by its name."""
-        if self.sampler == "pd":
-            return schedules.CosineLogSNR()
-        return schedules.schedule(self.schedule)
+        """The schedule: the sampler's only one, else by its name."""
+        return samplers.get_sampler(self.sampler).schedule or schedules.schedule(self.schedule)
 
     def times(self) -> list[float]:
-        """The time at which the network is asked in each step. Raises InputError: steps or noise level out of range."""
-        scheme = self.noise_schedule()
-        if isinstance(scheme, schedules.CosineLogSNR):
-            return [float(t) for t in scheme.times(self.steps, self.noise_level)]
-        assert isinstance(scheme, schedules.Schedule)
-        layout: Mapping[str, Any] = samplers.LAYOUT.get(self.sampler, {})
-        times = schedules.timesteps(len(scheme), self.steps, noise_level=self.noise_level, **layout)
-        return [float(t) for t in times]
+        """The time of each step's evaluation of the model. Raises InputError: steps or noise level out of range."""
+        layout = samplers.get_sampler(self.sampler).layout
+        return [float(t) for t in self.noise_schedule().times(self.steps, self.noise_level, layout)]
+
+    def trajectory(
+        self, predict: Predictor, x: Picture, *, predicts: str = "noise", noise: Noise | None = None
+    ) -> Iterator[Step]:
+        """The sampler's steps from `x` at the first of `times()` on, with all of these settings.
+
+        `noise` None: the seed's, for a batch of images of x's shape.
+        """
+        return samplers.get_sampler(self.sampler)(
+            predict,
+            x,
+            self.noise_schedule(),
+            np.asarray(self.times()),
+            predicts=predicts,
+            clip=self.clip,
+            noise=samplers.seeded(self.seed, x.shape) if noise is None else noise,
+            **self.options,
+        )
 
 
-DEFAULTS = {
-    "ddpm": Settings(steps=25, noise_level=500, sampler="ddim"),
-    "pd": Settings(steps=8, noise_level=5, sampler="pd"),
-}
-"""Family -> SIGE's settings: DDIM, every 20th of 500 timesteps; five of progressive distillation's eight steps."""
+@dataclass(frozen=True)
+class DiffusionDefaults:
+    """The diffusion side of a model family: its condition, its prediction, and the settings that are not given."""
+
+    time: str
+    """The condition that is the time, as noise schedules call it: "timestep", "logsnr"."""
+    predicts: Literal["noise", "picture"]
+    edit: Settings
+    """To edit an image."""
+    sample_steps: int
+    """Steps of a trajectory from pure noise."""
+
+    def samplers(self) -> list[str]:
+        """The samplers that such a model can be sampled with."""
+        return [name for name, one in samplers.SAMPLERS.items() if one.goes_with(self.time, self.predicts)]
 
 
-def settings_for(model: Any, **given: Any) -> Settings:
-    """The settings of `model`: the family's, what its own `sampling` says otherwise, and what is `given` and not None.
+def settings_for(defaults: DiffusionDefaults, own: Mapping[str, Any], **given: Any) -> Settings:
+    """The settings of a model: those `given` and not None, else its `own`, else its family's `defaults`.
+
+    `given`: `Settings` by name, the options of the sampler among them.
 
     Raises
     ------
     InputError
-        One of them cannot be used; says which and why.
+        One of them cannot be used; says which and what is expected.
     """
-    said = {name: value for name, value in given.items() if value is not None or name in ("clip", "seed")}
-    settings = dataclasses.replace(DEFAULTS[model.family], **{**model.sampling, **said})
-    samplers.get_sampler(settings.sampler)
-    if not is_number(settings.eta) or not 0 <= settings.eta <= 1:
-        raise InputError(f"eta is {settings.eta!r}, expected a number from 0 to 1")
-    clip = settings.clip
-    if clip is not None and (not is_number(clip) or not clip > 0):
-        raise InputError(f"clip is {clip!r}, expected None or a number above 0, such as 1")
-    if (settings.sampler == "pd") != (model.family == "pd"):
+    settings = _chosen(defaults, own, given)
+    if not samplers.get_sampler(settings.sampler).goes_with(defaults.time, defaults.predicts):
         raise InputError(
-            f"sampler {settings.sampler!r} does not go with a {model.family} network; "
-            f"choose {'pd' if model.family == 'pd' else 'one of ddim, ddpm, dpm++2m, euler'}"
+            f"sampler {settings.sampler!r} does not go with a model that is conditioned on {defaults.time} and "
+            f"predicts the {defaults.predicts}; choose one of {', '.join(defaults.samplers())}"
         )
-    if (
-        given.get("noise_level") is None
-        and model.family == "pd"
-        and settings.noise_level > settings.steps > 0
-    ):
-        raise InputError(
-            f"the default noise level of {settings.noise_level} steps is too high for {settings.steps}; give a noise "
-            f"level of {settings.steps} or lower, or more steps"
-        )
+    if given.get("noise_level") is None and is_whole(settings.steps) and settings.steps > 0:
+        most = settings.noise_schedule().most_noise(settings.steps)
+        if settings.noise_level > most:
+            raise InputError(
+                f"the default noise level of {settings.noise_level} steps is too high for {settings.steps}; give a "
+                f"noise level of {most} or lower, or more steps"
+            )
     try:
-        settings.times()
+        return settings.checked()
     except schedules.TooManySteps as error:
         if given.get("steps") is not None:
             raise
@@ -110,9 +156,24 @@ def settings_for(model: Any, **given: Any) -> Settings:
             f"the default of {settings.steps} steps is too many for noise level {settings.noise_level} with "
             f"{settings.sampler}; give {error.most} steps or fewer, or a higher noise level"
         ) from None
-    return settings.plain()
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a number, of Python or NumPy, and no bool."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+def whole_way(
+    defaults: DiffusionDefaults, own: Mapping[str, Any], *, steps: int | None = None, **given: Any
+) -> Settings:
+    """The settings of a trajectory from pure noise; the arguments and errors are those of `settings_for`."""
+    steps = defaults.sample_steps if steps is None else steps
+    most = _chosen(defaults, own, given).noise_schedule().most_noise(steps)
+    return settings_for(defaults, own, **{**given, "steps": steps, "noise_level": most})
+
+
+def _chosen(defaults: DiffusionDefaults, own: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+    """As `settings_for`, unchecked. Raises InputError: there is no such sampler."""
+    # clip=None and seed=None are values: the one is a choice, the other an error
+    chosen = {name: value for name, value in given.items() if value is not None or name in ("clip", "seed")}
+    inherited = {**defaults.edit.described(), **own}
+    # defaults of one sampler's options say nothing about another sampler
+    settings = Settings.read(inherited | chosen)
+    taken = samplers.get_sampler(settings.sampler).options
+    options = {name: each for name, each in settings.options.items() if name in chosen or name in taken}
+    return dataclasses.replace(settings, options=options)

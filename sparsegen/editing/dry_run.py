@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sparsegen.backends.shapes import ShapesBackend
 
-from ..engine.memory import Memory, input_path
+from ..engine.allocator import BackendAllocator
+from ..engine.memory import Memory
 from ..engine.run import Feature, Run
 from ..models.base import Inputs, Model
 from ..tiling.policies import Plan
@@ -24,10 +25,11 @@ def dry_run(
 
     `least_size` is the memory's; None: what a session of this input has.
     """
-    canvases = {input_path(name): array for name, array in inputs.canvases.items()}
+    backend = ShapesBackend()
     least = model.least_size(*inputs.shape[1:]) if least_size is None else least_size
-    memory = Memory(ShapesBackend(), canvases=canvases, coded=coded, least_size=least)
+    memory = Memory(backend, BackendAllocator(backend), coded=coded, least_size=least)
+    memory.take_inputs(inputs.canvases)
     run = Run(memory, plan, edited=changed.edited)
-    features = {name: Feature(run, (array,), (changed,)) for name, array in inputs.canvases.items()}
+    features = {name: Feature(run, (memory.input(name),), (changed,)) for name in inputs.canvases}
     model.forward(features, inputs.conditions)
     return run

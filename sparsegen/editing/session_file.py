@@ -27,19 +27,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Backend, Book, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles, WindowSet
 from sparsegen.weights import read_checkpoint, write_safetensors
 
+from ..engine.allocator import Allocator
 from ..engine.codebook import Codebook
 from ..engine.journal import Journal
-from ..engine.memory import Memory, input_path
-from ..engine.memory_float16 import memory_kind
-from ..engine.store import Store, block_bytes
+from ..engine.memory import input_path
+from ..engine.store import block_bytes
 from ..errors import SessionError, SparsegenError
-from ..layers import LabelConv, Parameter
+from ..layers import Parameter
 from ..models.base import Model
 from ..tiling.policies import Paper
 from ..tiling.tiles import TileSet
+from .history import Edit, History
+from .session_check import check
+from .state import State
 
 VERSION = "5"
 DIGEST = "sparsegen.digest"
@@ -49,72 +52,25 @@ Notes: TypeAlias = "dict[str, str | Host]"
 """What a user keeps in a session's file: text and arrays by name."""
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """The way to the other side of one edit: back before it, or forward again."""
-
-    journal: Journal
-    stale: TileSet
-    """The session's stale pixels on the other side."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class History:
-    """Where a session stands among its edits; one value, so that a session is never between two."""
-
-    stale: TileSet
-    """Input pixels whose change has not spread everywhere: what edits under approximate policies touched."""
-    steps: tuple[Step, ...] = ()
-    """Edits that can be undone, the last one last."""
-    undone: tuple[Step, ...] = ()
-    """Edits that can be made again, the next one last."""
-    forgotten: int = 0
-    """Edits since the last run that can no longer be undone."""
-    going: tuple[Journal, History] | None = None
-    """A journal that is being written or played back, and where the session stands once it has been played back."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that undoing and redoing takes."""
-        return sum(step.journal.nbytes for step in (*self.steps, *self.undone))
-
-
-@dataclass(eq=False, repr=False)
-class State:
-    """What makes a session, once it has run."""
-
-    model: Model
-    memory: Memory
-    conditions: dict[str, Host]
-    output_path: str
-    history: History
-    images: Host | None = None
-    """The output's pictures, of before an edit while it runs, never written into; None: not known."""
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """Those of the history."""
-        return self.history.steps
-
-    @property
-    def undone(self) -> tuple[Step, ...]:
-        """Those of the history."""
-        return self.history.undone
-
-
 def save(
     path: str | os.PathLike[str],
     states: Mapping[str, State],
+    history: History,
     *,
     metadata: Mapping[str, str] | None = None,
     tensors: Mapping[str, Host] | None = None,
     notes: Notes | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
-    """Write `states` of one model, by their prefixes, to `path`; on failure (CheckpointError) the old file stays whole.
+    """Write `states` of one model, by their prefixes, and their history to `path`, or leave the old file whole.
 
     `metadata`, `tensors` and the user's `notes` are kept beside them. An array is copied as it is written: no more than
-    one at a time.
+    one at a time. An edit that repainted nothing is not written: the caller keeps it.
+
+    Raises
+    ------
+    CheckpointError
+        The file could not be written.
     """
     model = next(iter(states.values())).model
     written: dict[str, Callable[[], Host]] = {
@@ -139,8 +95,8 @@ def save(
                     "coded": state.memory.coded,
                     "storage": state.memory.storage,
                     "least_size": state.memory.least_size,
-                    "edits": len(state.steps),
-                    "forgotten": state.history.forgotten,
+                    "edits": len(_written(history.edits)),
+                    "forgotten": history.forgotten,
                 }
                 for prefix, state in states.items()
             }
@@ -148,8 +104,9 @@ def save(
         "sparsegen.notes": json.dumps(texts),
         **(metadata or {}),
     }
-    for prefix, state in states.items():
-        written |= {f"{prefix}{name}": value for name, value in _parts(state).items()}
+    for i, (prefix, state) in enumerate(states.items()):
+        edits = [_Step(edit.journals[i], edit.stale) for edit in _written((*history.edits, *history.undone))]
+        written |= {f"{prefix}{name}": value for name, value in _parts(state, edits, history.stale).items()}
     digesting = _Digesting(written, described)
     write_safetensors(path, digesting, digesting.metadata, progress=progress)
 
@@ -189,19 +146,41 @@ class Digest:
         return self._digest.hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One state's share of an edit."""
+
+    journal: Journal
+    stale: TileSet
+
+
+def _written(edits: Sequence[Edit]) -> list[Edit]:
+    """The edits of which the file keeps journals."""
+    return [edit for edit in edits if edit.journals]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Loaded:
-    """What a file holds."""
+    """The contents of a file."""
 
     model: Model
     states: dict[str, State]
+    """By their prefixes, in the order of these."""
+    history: History
+    """Of all states together, without its images."""
     metadata: dict[str, str]
     tensors: dict[str, Host]
     notes: Notes
 
 
-def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = None) -> Loaded:
-    """Read a session file, its arrays into `store`. Raises SessionError, CheckpointError."""
+def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -> Loaded:
+    """Read a session file, its canvases and journals into arrays of `allocator`.
+
+    Raises
+    ------
+    SessionError, CheckpointError
+        The file is cut, altered, no session or of another version; there is no room for its arrays.
+    """
     checkpoint = read_checkpoint(path)
     metadata = {key: str(value) for key, value in checkpoint.metadata.items() if key.startswith("sparsegen.")}
     version = metadata.get("sparsegen.session")
@@ -209,30 +188,29 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | None = N
         raise SessionError(f"{path}: not a saved session")
     if version != VERSION:
         raise SessionError(f"{path}: session format {version}; this version of sparsegen reads {VERSION}")
-    # copies: the file may be written over while the session lives
-    tensors: dict[str, Host] = {}
-    said = metadata.pop(DIGEST, "")
+    tensors: dict[str, Array] = {}
+    digest_in_file = metadata.pop(DIGEST, "")
     digest = Digest(metadata)
-    if store is not None:
-        cached = [tensor for name, tensor in checkpoint.tensors.items() if _is_cached(name)]
-        store.check_room([block_bytes(tensor.nbytes) for tensor in cached])
+    cached = {name for name, tensor in checkpoint.tensors.items() if _is_cached(name)}
+    allocator.check_room([block_bytes(checkpoint.tensors[name].nbytes) for name in cached])
     for name, tensor in sorted(checkpoint.tensors.items()):
-        value = tensor.numpy()
-        if store is not None and value.dtype in _KEPT and _is_cached(name):
-            if value.dtype == np.float16 and value.ndim == 4:  # what edits compute in, before the RAM is full
-                store.shared(name.partition("canvas/")[2], value.shape)
-            tensors[name] = store.allocate(value.shape, dtype=str(value.dtype))
-            tensors[name][...] = value
+        value = np.array(tensor.numpy())  # a copy: the file may be written over while the session lives
+        digest.add(name, value)
+        if name in cached and value.dtype in _KEPT:
+            if value.dtype == np.float16 and value.ndim == 4:  # edits compute in it: before the RAM is full
+                allocator.shared(name.partition("canvas/")[2], value.shape)
+            tensors[name] = allocator.keep(value)
         else:
-            tensors[name] = np.array(value)
-        digest.add(name, tensors[name])
+            tensors[name] = value
         checkpoint.release()
-    if said != digest.text():
+    if digest_in_file != digest.text():
         raise SessionError(
             f"{path}: the file was altered or damaged (its digest does not match); save it again"
         )
     try:
-        return _loaded(tensors, metadata, backend, store)
+        return _loaded(path, tensors, metadata, backend, allocator)
+    except SessionError:
+        raise
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, SparsegenError) as error:
         raise SessionError(f"{path}: the file does not describe a session ({error})") from None
 
@@ -242,135 +220,40 @@ def _is_cached(name: str) -> bool:
     return "canvas/" in name or name.endswith(VALUES)
 
 
-def check(path: str | os.PathLike[str], state: State, expected: Memory) -> None:
-    """Hold a loaded state against the memory that its network makes of its input. Raises SessionError.
-
-    Kernels do not check what they index: every size, number of a label and number of a window is checked here.
-    """
-    memory = state.memory
-    shapes = {key: tuple(canvas.shape) for key, canvas in expected.canvases.items()}
-    found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}
-    if found != shapes or state.output_path not in shapes:
-        raise SessionError(f"{path}: its canvases are not those of its network")
-    if {key: str(c.dtype) for key, c in memory.canvases.items()} != {
-        key: memory.kept_as(key, c.shape, str(c.dtype)) for key, c in expected.canvases.items()
-    }:
-        raise SessionError(f"{path}: its canvases are of other types than those of its network")
-    reads = "int32" if any(isinstance(layer, LabelConv) for layer in state.model.layers()) else "float32"
-    if any(c.dtype != reads for key, c in memory.canvases.items() if key.startswith(input_path(""))):
-        raise SessionError(f"{path}: its input is of another type than {reads}")
-    if {key: [tuple(v.shape) for v in values] for key, values in memory.measured.items()} != {
-        key: [tuple(v.shape) for v in values] for key, values in expected.measured.items()
-    }:
-        raise SessionError(f"{path}: its statistics are not those of its network")
-    samples = memory.canvases[state.output_path].shape[0]
-    if any(v.dtype != "float32" or len(v) not in (1, samples) for m in memory.measured.values() for v in m):
-        raise SessionError(f"{path}: its statistics are not one for each sample")
-    if set(memory.codebooks) != set(expected.codebooks):
-        raise SessionError(f"{path}: its codebooks are not those of its network")
-    for key, codebook in memory.codebooks.items():
-        width = expected.codebooks[key].book.storage.shape[1]
-        if codebook.book.storage.shape[1] != width:
-            raise SessionError(
-                f"{path}: {key} has windows of {codebook.book.storage.shape[1]} instead of {width}"
-            )
-    for step in [*state.steps, *state.undone]:
-        for key, (tiles, _) in step.journal.tiles.items():
-            samples, height, width, _ = state.memory.canvases[key].shape
-            beyond = (samples, -(-height // TILE), -(-width // TILE))
-            if len(tiles) and ((tiles < 0).any() or (tiles >= beyond).any()):
-                raise SessionError(f"{path}: its journal has tiles outside {key}")
-    _check_indices(path, state, [])
-    _check_indices(path, state, state.steps)
-    _check_indices(path, state, state.undone)
-
-
-def _check_indices(path: str | os.PathLike[str], state: State, steps: Sequence[Step]) -> None:
-    """Hold every index, as it stands and after each of the `steps` from the last one back, against what it indexes."""
-    memory = state.memory
-    canvases = {
-        key: np.array(memory.backend.download(canvas))
-        for key, canvas in memory.canvases.items()
-        if np.issubdtype(canvas.dtype, np.integer)
-    }
-    windows = {key: codebook.book.keys for key, codebook in memory.codebooks.items()}
-    for step in [None, *reversed(steps)]:
-        if step is not None:
-            for key in canvases.keys() & step.journal.tiles.keys():
-                tiles, values = step.journal.tiles[key]
-                _paint(canvases[key], tiles, memory.backend.download(values))
-            for key, (count, keys) in step.journal.books.items():
-                if count > len(windows[key]) or (len(keys) and count != len(windows[key])):
-                    raise SessionError(f"{path}: a journal goes back to {count} windows of {key}")
-                windows[key] = np.concatenate([windows[key][:count], keys])
-        for key, canvas in canvases.items():
-            if key in windows:
-                _within(path, key, canvas, 0, len(windows[key]))
-            else:
-                _within(path, key, canvas, -1, _labels(state))
-        for key, known in windows.items():
-            inner = windows.get(key.rsplit(".", 2)[0])  # what its windows are made of: codes, or labels
-            _within(path, key, known, -1, _labels(state) if inner is None else len(inner))
-
-
-def _paint(canvas: Host, tiles: Host, values: Host) -> None:
-    """Write `values` `[K, TILE, TILE, C]` into the tiles of a canvas; what overhangs it is cut off."""
-    for (n, row, column), value in zip(tiles.tolist(), values, strict=True):
-        place = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
-        place[...] = value[: place.shape[0], : place.shape[1]]
-
-
-def _labels(state: State) -> int:
-    """How many labels the network's tables know."""
-    return min(layer.weight.shape[1] for layer in state.model.layers() if isinstance(layer, LabelConv))
-
-
-def _within(path: str | os.PathLike[str], key: str, values: Host, least: int, beyond: int) -> None:
-    if values.size and not least <= values.min() <= values.max() < beyond:
-        raise SessionError(f"{path}: {key} has numbers outside {least} to {beyond - 1}")
-
-
 def _value(parameter: Parameter) -> Host:
     return np.ascontiguousarray(parameter.value)
 
 
-def _parts(state: State) -> dict[str, Callable[[], Host]]:
-    """A state's arrays by name, each made when it is asked for."""
+def _parts(state: State, steps: Sequence[_Step], stale: TileSet) -> dict[str, Callable[[], Host]]:
+    """A state's arrays by name, each made when it is written; `steps` as in the file, `stale` after all of them."""
     backend, memory = state.memory.backend, state.memory
     parts: dict[str, Callable[[], Host]] = {}
     for key, canvas in memory.canvases.items():
-        # a canvas of a store is in main memory: it is written from there
-        parts[f"canvas/{key}"] = partial(backend.download if memory.store is None else np.asarray, canvas)
+        parts[f"canvas/{key}"] = partial(memory.allocator.host, canvas)
     for key, codebook in memory.codebooks.items():  # its tables follow from its windows
-        parts[f"windows/{key}"] = partial(np.asarray, codebook.book.keys)
-    for key, values in memory.measured.items():
+        parts[f"windows/{key}"] = partial(np.asarray, codebook.window_set.windows)
+    for key, values in memory.statistics.items():
         for i, value in enumerate(values):
             parts[f"measured/{key}/{i}"] = partial(backend.download, value)
     for key, value in state.conditions.items():
         parts[f"condition/{key}"] = partial(np.ascontiguousarray, value)
-    stale = _stale_sets([*(step.stale for step in _both(state)), state.history.stale])
-    small = {**_journal_tables(state), **stale}
+    small = {**_journal_tables(state, steps), **_stale_sets([*(step.stale for step in steps), stale])}
     parts |= {name: partial(np.asarray, value) for name, value in small.items()}
-    parts[VALUES] = partial(_journal_values, state)
+    parts[VALUES] = partial(_journal_values, state, steps)
     return parts
 
 
-def _both(state: State) -> list[Step]:
-    """The steps that can be undone, and those that can be redone."""
-    return [*state.steps, *state.undone]
-
-
-def _journal_tables(state: State) -> dict[str, Host]:
-    """What all journals keep, end to end, without the values."""
+def _journal_tables(state: State, steps: Sequence[_Step]) -> dict[str, Host]:
+    """All journals end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
     book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
     table, tiles, books, windows = [], [], [], []
-    for i, step in enumerate(_both(state)):
+    for i, step in enumerate(steps):
         for key in step.journal.paths:
-            kept = step.journal.kept_tiles(key)
+            kept = step.journal.saved_tiles(key)
             table.append((i, number[key], len(kept)))
-            tiles.append(kept)
-        for key, (count, keys) in step.journal.books.items():
+            tiles.append(kept.host)
+        for key, (count, keys) in step.journal.windows.items():
             books.append((i, book_number[key], count, len(keys)))
             windows.append(keys.reshape(-1))
     return {
@@ -381,12 +264,12 @@ def _journal_tables(state: State) -> dict[str, Host]:
     }
 
 
-def _journal_values(state: State) -> Host:
-    """The values that all journals keep, end to end, as 32-bit words."""
+def _journal_values(state: State, steps: Sequence[_Step]) -> Host:
+    """The values of all journals end to end, as 32-bit words."""
     backend = state.memory.backend
     values = [
-        np.ascontiguousarray(backend.download(step.journal.kept(backend, key)[1])).reshape(-1).view(np.int32)
-        for step in _both(state)
+        np.ascontiguousarray(backend.download(step.journal.saved(backend, key)[1])).reshape(-1).view(np.int32)
+        for step in steps
         for key in step.journal.paths
     ]
     return np.concatenate([np.zeros(0, np.int32), *values])
@@ -396,69 +279,79 @@ def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
     """All stale sets, end to end."""
     return {
         "stale.counts": np.array([s.count for s in sets], np.int32),
-        "stale.tiles": np.concatenate([s.tiles for s in sets]),
+        "stale.tiles": np.concatenate([s.tiles.host for s in sets]),
         "stale.pixels": np.concatenate([s.pixels for s in sets]).astype(np.uint8),
     }
 
 
 def _loaded(
-    tensors: Mapping[str, Host], metadata: Mapping[str, str], backend: Backend, store: Store | None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str],
+    backend: Backend,
+    allocator: Allocator,
 ) -> Loaded:
     kind = Model.registry.get(metadata["sparsegen.family"])
     if kind is None:
-        raise ValueError(f"unknown network {metadata['sparsegen.family']!r}")
+        raise ValueError(f"unknown family {metadata['sparsegen.family']!r}")
     build: Any = kind
     model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
     model.describe(json.loads(metadata["sparsegen.model"]))
     model.paper = Paper(**json.loads(metadata["sparsegen.paper"]))
     model.load_parameters(_under(tensors, "parameter/"))
-    states = {}
+    states: dict[str, State] = {}
+    histories = []
     for prefix, described in json.loads(metadata["sparsegen.states"]).items():
-        keep = memory_kind(described["storage"])
-        memory = keep(
-            backend,
-            model.prepared_for(backend),
-            store=store,
-            coded=bool(described["coded"]),
-            least_size=int(described["least_size"]),
-        )
-        states[prefix] = _state(
-            _under(tensors, prefix),
-            model,
-            memory,
-            str(described["output"]),
-            described["edits"],
-            int(described["forgotten"]),
-        )
+        state = State(model, backend, allocator=allocator, storage=described["storage"])
+        state.memory.coded = bool(described["coded"])
+        state.memory.least_size = int(described["least_size"])
+        steps, stale = _fill(state, _under(tensors, prefix), str(described["output"]))
+        check(path, state, [step.journal for step in steps], described["edits"])
+        states[prefix] = state
+        histories.append((steps, stale, described["edits"], int(described["forgotten"])))
     notes: Notes = {str(name): str(text) for name, text in json.loads(metadata["sparsegen.notes"]).items()}
     notes |= _under(tensors, "notes/")
-    return Loaded(model, states, dict(metadata), _under(tensors, "beside/"), notes)
+    history = _joined(histories)
+    return Loaded(model, states, history, dict(metadata), _under(tensors, "beside/"), notes)
+
+
+def _joined(histories: Sequence[tuple[list[_Step], TileSet, int, int]]) -> History:
+    """The history of states that were edited together. Raises ValueError: they were not."""
+    steps, stale, edits, forgotten = histories[0]
+    for others, other_stale, other_edits, _ in histories[1:]:
+        pairs = [(stale, other_stale), *((a.stale, b.stale) for a, b in zip(steps, others, strict=True))]
+        if other_edits != edits or any(
+            not np.array_equal(a.tiles.host, b.tiles.host) or not np.array_equal(a.pixels, b.pixels)
+            for a, b in pairs
+        ):
+            raise ValueError("its states were not edited together")
+    columns = zip(*(each[0] for each in histories), strict=True)
+    joined = [Edit(tuple(step.journal for step in column), column[0].stale) for column in columns]
+    return History(
+        stale, edits=tuple(joined[:edits]), undone=tuple(joined[edits:]), forgotten=max(forgotten, 0)
+    )
 
 
 def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
     return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
-def _state(
-    tensors: Mapping[str, Host],
-    model: Model,
-    memory: Memory,
-    output_path: str,
-    edits: int,
-    forgotten: int,
-) -> State:
-    backend = memory.backend
-    take: Callable[[Host], Array] = backend.upload if memory.store is None else np.asarray
-    memory.canvases = {key: take(value) for key, value in _under(tensors, "canvas/").items()}
+def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple[list[_Step], TileSet]:
+    """Put a file's arrays into a state, and give its steps and its stale pixels."""
+    memory, backend = state.memory, state.memory.backend
+    state.output_path, state.conditions = output_path, _under(tensors, "condition/")
+    memory.canvases = _under(tensors, "canvas/")
+    memory.inputs = {name: input_path(name) for name in state.model.inputs}
     for key, windows in _under(tensors, "windows/").items():
-        memory.codebooks[key] = Codebook(Book(windows.shape[1], windows))
-    measured: dict[str, list[Array]] = {}
+        memory.codebooks[key] = Codebook(
+            "", "", WindowSet(windows.shape[1], windows)
+        )  # `check` gives the names
+    statistics: dict[str, list[Array]] = {}
     for key, value in sorted(_under(tensors, "measured/").items()):
-        measured.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
-    memory.measured = {key: tuple(values) for key, values in measured.items()}
+        statistics.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
+    memory.statistics = {key: tuple(values) for key, values in statistics.items()}
 
-    inputs = [canvas for key, canvas in memory.canvases.items() if key.startswith(input_path(""))]
-    samples, height, width, _ = inputs[0].shape
+    samples, height, width, _ = next(iter(state.inputs.values())).shape
     ends = np.cumsum(tensors["stale.counts"])
     sets = [
         TileSet.of_tiles((samples, height, width), tiles, pixels.astype(bool))
@@ -469,9 +362,7 @@ def _state(
         )
     ]
     *beyond, stale = sets
-    steps = [Step(Journal(), s) for s in beyond]
-    if not isinstance(edits, int) or not 0 <= edits <= len(steps):
-        raise ValueError(f"{edits} of {len(steps)} edits can be undone")
+    steps = [_Step(Journal(), each) for each in beyond]
     keys, tile, word = sorted(memory.canvases), 0, 0
     for i, canvas_number, count in tensors["steps.table"].tolist():
         key = keys[canvas_number]
@@ -482,17 +373,15 @@ def _state(
         tiles = tensors["steps.tiles"][tile : tile + count]
         if tiles.dtype != np.int32 or tiles.shape != (count, 3):
             raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
-        steps[i].journal.add(key, tiles, take(values))
+        steps[i].journal.add(key, Tiles(tiles), values)
         tile, word = tile + count, word + size
     books, at = sorted(memory.codebooks), 0
     for i, book, count, follow in tensors["steps.books"].tolist():
         codebook = memory.codebooks[books[book]]
-        width = codebook.book.storage.shape[1]
+        width = codebook.window_set.storage.shape[1]
         windows = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
         if count < 0 or windows.dtype != np.int32:
             raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
-        steps[i].journal.add_book(books[book], count, windows)
+        steps[i].journal.add_windows(books[book], count, windows)
         at += follow * width
-    conditions = _under(tensors, "condition/")
-    history = History(stale, tuple(steps[:edits]), tuple(steps[edits:]), max(forgotten, 0))
-    return State(model, memory, conditions, output_path, history)
+    return steps, stale

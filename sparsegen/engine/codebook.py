@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Backend, Book, Host
+from sparsegen.backends.interface import Array, Backend, Host, WindowSet
 
 
 @dataclass
@@ -30,7 +30,11 @@ class Table:
 class Codebook:
     """A book of windows and the tables of the layers that are functions of such a window."""
 
-    book: Book
+    name: str
+    """The index canvas and the windows, in short: `labels.3.1`."""
+    source: str
+    """Path of the index canvas whose windows these are."""
+    window_set: WindowSet
     tables: dict[str, Table] = field(default_factory=dict)
     """Layer path -> its values."""
 
@@ -41,7 +45,7 @@ class Codebook:
 
         If `fill` fails, the rows it was to compute do not count.
         """
-        size = len(self.book)
+        size = len(self.window_set)
         table = self.tables.get(path)
         if table is None:
             table = self.tables[path] = Table(backend.alloc((0, channels)))
@@ -52,19 +56,19 @@ class Codebook:
             table.rows = grown
         new = table.rows[table.count : size]
         if len(new):
-            fill(new, self.book.keys[table.count :])
+            fill(new, self.window_set.windows[table.count :])
             table.count = size
         return table.rows[:size], new
 
     def clear(self) -> None:
         """Forget every window; the tables' memory stays, to be written again."""
-        self.book = Book(self.book.storage.shape[1])
+        self.window_set = WindowSet(self.window_set.storage.shape[1])
         for table in self.tables.values():
             table.count = 0
 
     def truncate(self, backend: Backend, count: int) -> None:
         """Forget the windows from number `count` on: nothing refers to them any more."""
-        backend.forget_windows(self.book, count)
+        backend.forget_windows(self.window_set, count)
         for table in self.tables.values():
             table.count = min(table.count, count)
 
@@ -75,15 +79,20 @@ class Codebook:
         """
         self.truncate(backend, count)
         if len(keys):
-            self.book = Book(keys.shape[1], np.concatenate([self.book.keys, keys]))
+            self.window_set = WindowSet(keys.shape[1], np.concatenate([self.window_set.windows, keys]))
 
     @property
     def nbytes(self) -> int:
         """Memory that the windows and the tables take, with the room for windows to come."""
-        arrays = [self.book.storage, *(table.rows for table in self.tables.values())]
-        return sum(int(array.nbytes) for array in arrays) + int(getattr(self.book.index, "nbytes", 0))
+        arrays = [self.window_set.storage, *(table.rows for table in self.tables.values())]
+        return sum(int(array.nbytes) for array in arrays) + int(getattr(self.window_set.index, "nbytes", 0))
+
+    @property
+    def path(self) -> str:
+        """Path of the canvas of codes."""
+        return codebook_path(self.name)
 
 
-def windows_path(source: str, kernel: int, step: int) -> str:
-    """The canvas of the codes of `kernel`² windows, `step` apart, of the index canvas `source`."""
-    return f"windows.{source.removeprefix('input.').removeprefix('windows.')}.{kernel}.{step}"
+def codebook_path(name: str) -> str:
+    """The path of the canvas of a codebook's codes."""
+    return f"windows.{name}"

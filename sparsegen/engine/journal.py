@@ -1,93 +1,98 @@
-"""A journal: what an edit is about to overwrite comes in, and is put back bit for bit."""
+"""A journal: the tiles that an edit is about to overwrite come in, and are put back bit for bit."""
 
 from __future__ import annotations
 
-from sparsegen.backends.interface import TILE, Array, Backend, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles
 
 from ..tiling.tiles import TileSet
 from .memory import Memory
 
 
 class Journal:
-    """What a change overwrote: it is kept before it is written, and `undo` puts it back bit for bit.
+    """What one change of a memory overwrote: saved before it is written, put back bit for bit by `undo`.
 
     Tiles are copied. A canvas that will be repainted whole is set aside instead, and a new one takes its place: that
     costs no more memory, and no copying.
     """
 
     def __init__(self) -> None:
-        self.tiles: dict[str, tuple[Host, Array]] = {}
-        """Path of the canvas -> (tiles `[K, 3]`, values `[K, TILE, TILE, C]`)."""
+        self.tiles: dict[str, tuple[Tiles, Array]] = {}
+        """Path of the canvas -> (tiles, values `[K, TILE, TILE, C]`)."""
         self.whole: dict[str, Array] = {}
         """Path -> the canvas as it was; no path is in both."""
-        self.books: dict[str, tuple[int, Host]] = {}
+        self.windows: dict[str, tuple[int, Host]] = {}
         """Path of a codebook -> how many of its windows stay, and those that follow them, int32 `[R, width]`."""
         self.nbytes = 0
         """Memory that undoing takes."""
 
-    def keep(self, memory: Memory, path: str, active: TileSet) -> None:
-        """Keep the `active` tiles of a canvas before they change. All of them: the memory gets a new one to paint."""
+    def save_before(self, memory: Memory, path: str, active: TileSet) -> None:
+        """Save the `active` tiles of a canvas before they change. All of them: the memory gets a new one to paint."""
         canvas = memory.canvases[path]
         if active.count == active.total:
             self._set_aside(path, canvas)
-            memory.canvases[path] = memory.allocate(canvas.shape, dtype=str(canvas.dtype))
+            memory.canvases[path] = memory.allocator.allocate(canvas.shape, dtype=str(canvas.dtype))
         else:
             self._copy(memory, path, active.tiles)
 
-    def add(self, path: str, tiles: Host, values: Array) -> None:
+    def add(self, path: str, tiles: Tiles, values: Array) -> None:
         """Keep `values` `[K, TILE, TILE, C]` of the `tiles` of a canvas."""
         self.tiles[path] = (tiles, values)
         self.nbytes += int(values.nbytes)
 
-    def add_book(self, path: str, count: int, keys: Host) -> None:
-        """Keep that a codebook knew `count` windows, and after them `keys`."""
-        self.books[path] = (count, keys)
-        self.nbytes += int(keys.nbytes)
+    def add_windows(self, path: str, count: int, windows: Host) -> None:
+        """Keep that a codebook had `count` windows, and after them `windows`."""
+        self.windows[path] = (count, windows)
+        self.nbytes += int(windows.nbytes)
 
     def _set_aside(self, path: str, canvas: Array) -> None:
         self.whole[path] = canvas
         self.nbytes += int(canvas.nbytes)
 
-    def _copy(self, memory: Memory, path: str, tiles: Host) -> None:
-        canvas, place = memory.canvases[path], None
-        if memory.store is not None and memory.store.budget is not None:  # where they count
-            shape = (len(tiles), TILE, TILE, canvas.shape[3])
-            place = memory.allocate(shape, dtype=str(canvas.dtype))
+    def _copy(self, memory: Memory, path: str, tiles: Tiles) -> None:
+        canvas = memory.canvases[path]
+        shape = (len(tiles), TILE, TILE, canvas.shape[3])
+        place = memory.allocator.place_for_tiles(shape, dtype=str(canvas.dtype))
         self.add(path, tiles, memory.backend.read_tiles(canvas, tiles, place))
 
-    def kept(self, backend: Backend, path: str) -> tuple[Host, Array]:
-        """The tiles kept of a canvas and their values, as in `tiles`, however they are kept."""
+    def saved(self, backend: Backend, path: str) -> tuple[Tiles, Array]:
+        """The tiles saved of a canvas and their values, as in `tiles`, however they are kept."""
         if path not in self.whole:
             return self.tiles[path]
-        tiles = self.kept_tiles(path)
+        tiles = self.saved_tiles(path)
         return tiles, backend.read_tiles(self.whole[path], tiles)
 
-    def kept_tiles(self, path: str) -> Host:
-        """The tiles `[K, 3]` kept of a canvas."""
+    def saved_tiles(self, path: str) -> Tiles:
+        """The tiles saved of a canvas."""
         if path not in self.whole:
             return self.tiles[path][0]
         return TileSet.full(*self.whole[path].shape[:3]).tiles
 
     @property
     def paths(self) -> list[str]:
-        """The canvases of which something is kept."""
+        """The canvases of which something is saved."""
         return [*self.tiles, *self.whole]
 
     def undo(self, memory: Memory) -> None:
-        """Put everything back. Done twice, or begun again after an interrupt, it is done once."""
+        """Put everything back. Repeating it, also after an interrupt, changes nothing more."""
         memory.canvases.update(self.whole)
         for path, (tiles, values) in self.tiles.items():
             memory.backend.write_tiles(memory.canvases[path], tiles, values)
-        for path, (count, keys) in self.books.items():  # no canvas names a later window any more
-            memory.codebooks[path].restore(memory.backend, count, keys)
+        for path, (count, windows) in self.windows.items():  # no canvas refers to a later window any more
+            memory.codebooks[path].restore(memory.backend, count, windows)
 
     def inverse(self, memory: Memory) -> Journal:
-        """The journal that puts back what `undo` is about to overwrite: that of the way forward."""
+        """The journal of the way forward: it puts back what `undo` is about to overwrite.
+
+        Raises
+        ------
+        MemoryError, SessionError
+            There is no memory for it.
+        """
         forward = Journal()
         for path in self.whole:
             forward._set_aside(path, memory.canvases[path])
         for path, (tiles, _) in self.tiles.items():
             forward._copy(memory, path, tiles)
-        for path, (count, _) in self.books.items():
-            forward.add_book(path, count, memory.codebooks[path].book.keys[count:].copy())
+        for path, (count, _) in self.windows.items():
+            forward.add_windows(path, count, memory.codebooks[path].window_set.windows[count:].copy())
         return forward

@@ -1,7 +1,7 @@
 """One pass of a model over its canvases: a plan and canvases come in, recomputed tiles and a record come out.
 
-`Run` is what a layer asks for everything it does not own: its canvas, its active tiles, its prepared weights, its
-measured statistics. A dense run and an edit differ only in the run's plan. `Feature` is what layers pass on.
+`Run` gives a layer everything that is not a parameter: its canvas, its active tiles, its prepared weights, its
+statistics. A dense run and an edit differ only in the run's plan. `Feature` is what layers pass on.
 """
 
 from __future__ import annotations
@@ -9,109 +9,99 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Book, Host, Source
+from sparsegen.backends.interface import Activation, Array, Host, Source, Tiles
 
 from ..errors import NonFiniteError, ShapeError
+from ..tiling.canvas import Canvas
 from ..tiling.policies import Plan
-from ..tiling.tiles import TileSet, strip
+from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
-from .codebook import Codebook, windows_path
 from .journal import Journal
 from .memory import Memory
+from .stats import LayerRecord
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What one layer did in one run."""
-
-    path: str
-    height: int
-    width: int
-    active: int
-    """Tiles recomputed."""
-    total: int
-    """Tiles of the canvas."""
-    macs: int
-    """Multiply-accumulates of the tiles recomputed, counted as the layer's plain formula (zeros included)."""
-    macs_dense: int
-    milliseconds: float
+OnLayer = Callable[[LayerRecord], None]
+"""Called after every layer of a run, with its record."""
 
 
 @dataclass
-class Part:
-    """A layer that another computes on its way, in no canvas of its own."""
+class Inner:
+    """A layer that another one computes on its way, in no canvas of its own."""
 
     path: str
     macs_per_pixel: int
-    milliseconds: float = 0.0
-    """What it took; set as it is computed."""
+    milliseconds: float | None = None
+    """Its time; set when it is computed and somebody measures."""
 
 
 class Run:
     """One execution of a model: dense when its plan is `Everything`, else an edit."""
 
     def __init__(
-        self, memory: Memory, plan: Plan, *, journal: Journal | None = None, edited: Host | None = None
+        self,
+        memory: Memory,
+        plan: Plan,
+        *,
+        journal: Journal | None = None,
+        edited: Host | None = None,
+        on_layer: OnLayer | None = None,
     ) -> None:
-        """`edited` bool `[N]`: the samples that an edit touches; None: all."""
+        """`edited` bool `[N]`: the samples that an edit touches; None: all. Only with `on_layer` is time measured."""
         self.memory = memory
         self.backend = memory.backend
         self.plan = plan
         self.journal = journal
         self.records: list[LayerRecord] = []
+        self.codes: dict[str, tuple[Canvas, TileSet]] = {}
+        """Path -> the codes that this run computed, and those that may have changed."""
         self._edited = edited
+        self._on_layer = on_layer
         self._whole: dict[tuple[int, int, int], TileSet] = {}
-        self._numbered: dict[
-            tuple[int, int, int], tuple[tuple[Array, ...], tuple[TileSet, ...]]
-        ] = {}  # parts, changed
-        self._codebooks: dict[int, Codebook] = {}
         memory.begin()
-        self.on_layer: Callable[[LayerRecord], None] | None = None
 
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
-        """A layer's weights in the backend's layout: `prepare(backend, *purpose)`, again only for another purpose."""
+        """A layer's weights in the backend's layout: `prepare(backend, *purpose)`, once for each purpose."""
         return self.memory.prepared.get(path, purpose, lambda: prepare(self.backend, *purpose))
 
-    def measured(self, path: str, measure: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
-        """Statistics measured in the dense run and reused by every edit."""
-        if path not in self.memory.measured:
-            self.memory.measured[path] = measure()
-        return self.memory.measured[path]
+    def once_per_base(self, path: str, compute: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
+        """Arrays that the dense run computes and every edit of its base reuses: statistics, embeddings."""
+        if path not in self.memory.statistics:
+            self.memory.statistics[path] = compute()
+        return self.memory.statistics[path]
 
     def compute(
         self,
         path: str,
         shape: tuple[int, int, int, int],
         reads: Sequence[Read],
-        kernel: Callable[[Array, Host], None],
+        kernel: Callable[[Array, Tiles], None],
         *,
         macs_per_pixel: int,
         whole_tiles: bool = False,
         dtype: str = "float32",
-        within: Part | None = None,
+        inner: Inner | None = None,
     ) -> Feature:
-        """Recompute the active tiles of a layer's canvas, in place; what comes out is said to have changed.
+        """Recompute the active tiles of a layer's canvas, in place, and return them as changed.
 
         Parameters
         ----------
         path
-            The layer's path: its canvas's name.
+            The layer's path: the name of its canvas.
         shape
             `(N, H, W, C)` of the canvas.
         reads
-            All that the output depends on and that an edit may change.
+            Everything that the output depends on and that an edit may change.
         kernel
-            `kernel(canvas, tiles)` writes those tiles.
+            `kernel(array, tiles)` writes those tiles.
         whole_tiles
             Every pixel of a recomputed tile may get other bits than before, not only those that read a changed one.
             (A tau above 0 takes that for no change.)
-        within
+        inner
             A layer that `kernel` computes on its way: it is recorded before this one.
 
         Raises
@@ -128,24 +118,23 @@ class Run:
             canvas, active = self.memory.transient(path, shape), self._everything(active)
         else:
             canvas = self.memory.canvas(path, shape, dtype)
-        start = time.perf_counter()
+        start = self.clock()
         if active.count:
             if self.journal is not None and not transient:
-                self.journal.keep(self.memory, path, active)
+                self.journal.save_before(self.memory, path, active)
                 canvas = self.memory.canvas(path, shape, dtype)
             self.memory.fetch(reads, active)
-            kernel(canvas, active.tiles)
-            self.check_finite(path, canvas, active.tiles)
-            self.memory.keep(path, canvas, active.tiles)
+            kernel(canvas.array, active.tiles)
+            self.check_finite(path, canvas.array, active.tiles)
+            self.memory.commit(canvas, active.tiles)
             if self.journal is not None and self.plan.tau is not None and not transient:
-                _, old = self.journal.kept(self.backend, path)
-                changed = self._settle(path, canvas, active, old, self.plan.tau)
-            self.backend.synchronize()
-        elapsed = (time.perf_counter() - start) * 1e3
-        if within is not None:
-            self._record(within.path, active, within.macs_per_pixel, within.milliseconds)
-            elapsed -= within.milliseconds
-        self._record(path, active, macs_per_pixel, elapsed)
+                changed = self._settle(canvas, active, self.journal, self.plan.tau)
+        elapsed = self.elapsed(start)
+        if inner is not None:
+            self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds)
+            if elapsed is not None:
+                elapsed -= inner.milliseconds or 0.0
+        self.record(path, active, macs_per_pixel, elapsed)
         return Feature(self, (canvas,), (changed,))
 
     def _everything(self, active: TileSet) -> TileSet:
@@ -155,140 +144,101 @@ class Run:
         whole = self._whole[active.shape]
         return active if active.count == whole.count else whole
 
-    def check_finite(self, path: str, canvas: Array, tiles: Host) -> None:
-        """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""
-        found = self.backend.find_non_finite(canvas, tiles)
-        if found is not None:
-            raise _not_finite(path, found)
+    def _settle(self, canvas: Canvas, active: TileSet, journal: Journal, tau: float) -> TileSet:
+        """The active tiles that moved by more than `tau`; all other values go back to the saved ones.
 
-    def numbered(self, indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:
-        """The codes of the `kernel`² windows, `step` apart, of an index feature: a feature of `size`, one channel.
-
-        Once in a run, however many layers ask; `memory.codebooks` has the windows under the codes' path.
+        Those are the tiles that moved less, and in all tiles the pixels that nothing changed has reached: recomputed,
+        they hold changes that an earlier edit held back and that their readers have not read.
         """
-        source = indices.parts[0]
-        key = (id(source), kernel, step)  # a canvas outlives the run
-        if key not in self._numbered:
-            of = next(path for path, canvas in self.memory.canvases.items() if canvas is source)
-            path = windows_path(of, kernel, step)
-            n, _, _, planes = indices.shape
-            codebook = self.memory.codebooks.get(path)
-            if codebook is None:
-                codebook = self.memory.codebooks[path] = Codebook(Book(kernel * kernel * planes))
-            if self.journal is not None:
-                self.journal.add_book(path, len(codebook.book), codebook.book.keys[:0].copy())
-
-            def number(codes: Array, tiles: Host) -> None:
-                self.backend.number_windows(codes, tiles, source, codebook.book, kernel=kernel, step=step)
-
-            half = kernel // 2
-            reads = indices.reads(Window(kernel, top=half, left=half, step=step))
-            codes = self.compute(path, (n, *size, 1), reads, number, macs_per_pixel=0, dtype="int32")
-            # not the feature: it holds the run, and the circle would keep the journal alive
-            self._numbered[key] = codes.parts, codes.changed
-            self._codebooks[id(codes.parts[0])] = codebook
-        return Feature(self, *self._numbered[key])
-
-    def codebook(self, codes: Feature) -> Codebook:
-        """The windows that `codes`, as `numbered` gave them, are the numbers of."""
-        return self._codebooks[id(codes.parts[0])]
-
-    def tabulated(
-        self,
-        path: str,
-        codes: Feature,
-        channels: int,
-        fill: Callable[[Array, Host], None],
-        *,
-        macs_per_pixel: int,
-    ) -> Coded:
-        """A layer's value for every window of `codes`, as `numbered` gave them: what `compute` is for pixels.
-
-        `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as
-        if it had computed the pixels: MACs count its plain formula.
-        """
-        start = time.perf_counter()
-        codebook = self.codebook(codes)
-        rows, new = codebook.rows(self.backend, path, channels, fill)
-        if len(new):
-            found = self.backend.find_non_finite(new.reshape(1, len(new), 1, channels), strip(len(new)))
-            if found is not None:
-                named = self.backend.download(codes.parts[0])[..., 0] == len(rows) - len(new) + found[1]
-                raise _not_finite(path, (*map(int, np.argwhere(named)[0]), found[3]))
-            self.backend.synchronize()
-        self._record(path, codes.changed[0], macs_per_pixel, (time.perf_counter() - start) * 1e3)
-        return Coded(codes, rows)
-
-    def _record(self, path: str, active: TileSet, macs_per_pixel: int, milliseconds: float) -> None:
-        """Note what a layer cost that recomputed `active`."""
-        n, h, w = active.shape
-        record = LayerRecord(
-            path,
-            h,
-            w,
-            active.count,
-            active.total,
-            macs_per_pixel * active.area,
-            macs_per_pixel * n * h * w,
-            milliseconds,
-        )
-        self.records.append(record)
-        if self.on_layer is not None:
-            self.on_layer(record)
-
-    def _settle(self, path: str, canvas: Array, active: TileSet, old: Array, tau: float) -> TileSet:
-        """The active tiles that moved by more than `tau` from their `old` values; whatever else did gets these back.
-
-        That is the tiles that moved less, and in all tiles the pixels that nothing changed has reached: computed
-        again, they show what an earlier edit held back, which their readers have not read.
-        """
-        backend = self.backend
-        if not np.issubdtype(canvas.dtype, np.floating):
-            tau = 0  # indices are near one another by accident
-        moved = backend.largest_change(canvas, active.tiles, old).astype(np.float64) > tau
+        backend, array = self.backend, canvas.array
+        _, old = journal.saved(backend, canvas.path)
+        if not np.issubdtype(array.dtype, np.floating):
+            tau = 0  # codes that lie near each other are not alike
+        moved = backend.largest_change(array, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        tiles, new = active.tiles[mixed], backend.upload(new_pixels[mixed])[..., None]
-        backend.write_tiles(canvas, tiles, np.where(new, backend.read_tiles(canvas, tiles), old[mixed]))
-        self.memory.keep(path, canvas, tiles)
-        return TileSet.of_tiles(active.shape, active.tiles[moved], active.pixels[moved])
+        tiles, new = Tiles(active.tiles.host[mixed]), backend.upload(new_pixels[mixed])[..., None]
+        backend.write_tiles(array, tiles, np.where(new, backend.read_tiles(array, tiles), old[mixed]))
+        self.memory.commit(canvas, tiles)
+        return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
+
+    def check_finite(self, path: str, array: Array, tiles: Tiles) -> None:
+        """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""
+        found = self.backend.find_non_finite(array, tiles)
+        if found is not None:
+            raise not_finite(path, found)
+
+    # -- the record --------------------------------------------------------------------------------------
+
+    def clock(self) -> float | None:
+        """The time now, in seconds, if somebody measures."""
+        return None if self._on_layer is None else time.perf_counter()
+
+    def elapsed(self, start: float | None) -> float | None:
+        """Milliseconds since `start`, once everything queued is computed; None where nobody measures."""
+        if start is None:
+            return None
+        self.backend.synchronize()
+        return (time.perf_counter() - start) * 1e3
+
+    def record(self, path: str, active: TileSet, macs_per_pixel: int, milliseconds: float | None) -> None:
+        """Note the cost of a layer that recomputed `active`."""
+        n, h, w = active.shape
+        macs, dense = macs_per_pixel * active.area, macs_per_pixel * n * h * w
+        record = LayerRecord(path, h, w, active.count, active.total, macs, dense, milliseconds)
+        self.records.append(record)
+        if self._on_layer is not None:
+            self._on_layer(record)
 
 
-def _not_finite(path: str, at: tuple[int, ...]) -> NonFiniteError:
+def not_finite(path: str, at: Sequence[int]) -> NonFiniteError:
+    """The error of a value at `at` (sample, row, column, channel) of a layer's output."""
     return NonFiniteError(
         f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
-        "look at this layer's weights, those of the layers before it, and the input"
+        "check the weights of this layer and of those before it, and the input"
     )
+
+
+class Modulation(Protocol):
+    """Gamma and beta for every pixel, as a `Source` takes them."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(N, H, W, 2C)`: gamma in the first C channels, beta in the last C."""
+
+    @property
+    def modulation(self) -> tuple[Array, Array | None]:
+        """A canvas and None; or rows `[R, 2C]` and the canvas of codes that choose among them."""
+
+    def reads(self, window: Window) -> list[Read]:
+        """The canvases that a layer depends on which reads this through `window`."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """An activation: canvases of one resolution, what may have changed in them, and work still pending.
+    """An activation: canvases of one resolution, the tiles that may have changed in them, and pending work.
 
-    Pending work (a norm, a modulation, an activation, upsampling) is done by whoever reads the feature while it
-    gathers its tiles, so normalised, activated, upsampled or concatenated copies never exist.
+    Pending work (a norm, a modulation, an activation, upsampling) is applied by the layer that reads the feature while
+    it gathers its tiles, so normalised, activated, upsampled or concatenated copies never exist.
     """
 
     run: Run
-    parts: tuple[Array, ...]
+    parts: tuple[Canvas, ...]
     """Canvases `[N, h, w, C_i]`, read as if concatenated along channels."""
     changed: tuple[TileSet, ...]
-    """Per part: what this run recomputed."""
+    """Per part: the tiles that this run recomputed."""
     upsample: int = 1
     scale: Array | None = None
     shift: Array | None = None
-    modulation: Feature | Coded | None = None
+    modulated_by: Modulation | None = None
     activation: Activation = "identity"
 
     @property
     def source(self) -> Source:
-        """What a kernel reads."""
-        modulation, codes = None, None
-        if isinstance(self.modulation, Coded):
-            modulation, codes = self.modulation.rows, self.modulation.codes.parts[0]
-        elif self.modulation is not None:
-            modulation = self.modulation.parts[0]
-        return Source(self.parts, self.upsample, self.scale, self.shift, modulation, self.activation, codes)
+        """The arrays and the pending work, as a kernel reads them."""
+        arrays = tuple(part.array for part in self.parts)
+        modulation, codes = (None, None) if self.modulated_by is None else self.modulated_by.modulation
+        return Source(arrays, self.upsample, self.scale, self.shift, modulation, self.activation, codes)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -298,32 +248,37 @@ class Feature:
             c += part.shape[3]
         return n, h * self.upsample, w * self.upsample, c
 
+    @property
+    def modulation(self) -> tuple[Array, None]:
+        """The canvas of a feature that modulates another. Raises ShapeError: it is not one canvas as it is."""
+        if len(self.parts) != 1 or self.upsample != 1:
+            raise ShapeError("gamma and beta must be one canvas of the size of what they modulate")
+        self._nothing_pending("a modulation")
+        return self.parts[0].array, None
+
     def reads(self, window: Window) -> list[Read]:
-        """What a layer that reads this feature through `window` depends on."""
+        """The canvases that a layer depends on which reads this feature through `window`."""
         resampled = window if self.upsample == window.upsample else replace(window, upsample=self.upsample)
         reads = [
             Read(changed, resampled, canvas=part)
             for changed, part in zip(self.changed, self.parts, strict=True)
         ]
-        return reads if self.modulation is None else reads + self.modulation.reads(window)
+        return reads if self.modulated_by is None else reads + self.modulated_by.reads(window)
 
     def normalised(self, scale: Array, shift: Array) -> Feature:
         """`x * scale + shift` per channel (`[1 or N, C]`), pending. Before any other pending work but upsampling."""
         self._nothing_pending("a norm")
         return replace(self, scale=scale, shift=shift)
 
-    def modulated(self, gamma_beta: Feature | Coded) -> Feature:
-        """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` is a plain feature of 2C channels."""
-        if self.modulation is not None or self.activation != "identity":
+    def modulated(self, gamma_beta: Modulation) -> Feature:
+        """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` has 2C channels and nothing pending."""
+        if self.modulated_by is not None or self.activation != "identity":
             raise ShapeError("a modulation must come before an activation, and only once")
         n, h, w, c = self.shape
-        plain = isinstance(gamma_beta, Coded)
-        if isinstance(gamma_beta, Feature):
-            gamma_beta._nothing_pending("a modulation")
-            plain = gamma_beta.upsample == 1 and len(gamma_beta.parts) == 1
-        if gamma_beta.shape != (n, h, w, 2 * c) or not plain:
+        if gamma_beta.shape != (n, h, w, 2 * c):
             raise ShapeError(f"gamma and beta are {gamma_beta.shape}, expected {(n, h, w, 2 * c)}")
-        return replace(self, modulation=gamma_beta)
+        _ = gamma_beta.modulation  # raises where it cannot modulate
+        return replace(self, modulated_by=gamma_beta)
 
     def activated(self, activation: Activation) -> Feature:
         """An activation, pending after everything else."""
@@ -333,38 +288,13 @@ class Feature:
 
     def upsampled(self) -> Feature:
         """Nearest upsampling by two, as a way to read. Per-channel work commutes with it, a modulation does not."""
-        if self.modulation is not None or self.upsample != 1:
+        if self.modulated_by is not None or self.upsample != 1:
             raise ShapeError("upsampling must come before a modulation, and only once")
         return replace(self, upsample=2)
 
-    def _nothing_pending(self, what: str) -> None:
-        if self.scale is not None or self.modulation is not None or self.activation != "identity":
-            raise ShapeError(f"{what} needs a feature without pending work")
-
-
-@dataclass(frozen=True)
-class Coded:
-    """An activation that depends on a window of labels alone: each pixel's code, and a row of values for each code."""
-
-    codes: Feature
-    """int32 `[N, H, W, 1]`."""
-    rows: Array
-    """float32 `[R, C]`."""
-
-    @property
-    def run(self) -> Run:
-        """The run that it belongs to."""
-        return self.codes.run
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """`(N, H, W, C)`."""
-        n, h, w, _ = self.codes.shape
-        return n, h, w, int(self.rows.shape[1])
-
-    def reads(self, window: Window) -> list[Read]:
-        """What a layer that reads this feature through `window` depends on."""
-        return self.codes.reads(window)
+    def _nothing_pending(self, operation: str) -> None:
+        if self.scale is not None or self.modulated_by is not None or self.activation != "identity":
+            raise ShapeError(f"{operation} needs a feature without pending work")
 
 
 def upsample(x: Feature) -> Feature:

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .run import LayerRecord
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of one run."""
+
+    path: str
+    height: int
+    width: int
+    active: int
+    """Tiles recomputed."""
+    total: int
+    """Tiles of the canvas."""
+    macs: int
+    """Multiply-accumulates of the tiles recomputed, counted by the layer's plain formula (zeros included)."""
+    macs_dense: int
+    milliseconds: float | None = None
+    """Time of the layer; None where nobody measured (a device need not wait for it then)."""
+
+    @property
+    def idle(self) -> LayerRecord:
+        """The record of a run in which nothing of the layer is recomputed."""
+        return replace(self, active=0, macs=0, milliseconds=None)
 
 
 def megabytes(count: int) -> str:

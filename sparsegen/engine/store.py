@@ -20,7 +20,7 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,7 +28,9 @@ import numpy as np
 
 from sparsegen.backends.interface import Array, Host
 
+from ..checks import is_whole
 from ..errors import InputError, SessionError
+from .allocator import Allocator
 from .turn import NotCopied, Turn
 
 PAGE = 4096
@@ -66,8 +68,8 @@ def parse_size(size: int | str | None) -> int | None:
             if not (unit or byte) and Fraction(number):
                 raise InputError(f"{size!r} has no unit; write 4GB, 500MB, or {number}B for bytes")
             return int(Fraction(number) * _UNITS[unit])
-    elif not isinstance(size, bool) and isinstance(size, int) and size >= 0:
-        return size
+    elif is_whole(size) and size >= 0:
+        return int(size)
     raise InputError(f"{size!r} is no amount of memory; write 4GB or 500MB")
 
 
@@ -122,7 +124,7 @@ class _File:
         self.spans = joined
 
 
-class Store(NotCopied):
+class Store(NotCopied, Allocator):
     """Gives out arrays in RAM up to `budget` bytes, then in files in `folder`; may be used from several threads.
 
     Parameters
@@ -203,10 +205,20 @@ class Store(NotCopied):
             return self._shared[name]
 
     @property
-    def shared_bytes(self) -> int:
-        """Memory that the shared arrays take."""
+    def shared_arrays(self) -> Mapping[str, Array]:
         with self._lock:
-            return sum(int(array.nbytes) for array in self._shared.values())
+            return dict(self._shared)
+
+    def keep(self, host: Host) -> Array:
+        kept = self.allocate(host.shape, dtype=str(host.dtype))
+        kept[...] = host
+        return kept
+
+    def host(self, array: Array) -> Host:
+        return np.asarray(array)
+
+    def place_for_tiles(self, shape: Sequence[int], *, dtype: str) -> Array | None:
+        return None if self.budget is None else self.allocate(shape, dtype=dtype)
 
     def settle(self) -> None:
         """Let the system take the pages of files out of the process's memory, until they are read again."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sparsegen.backends.interface import (
     Array,
-    Host,
+    Tiles,
 )
 
 from ..engine.run import Feature
@@ -31,7 +31,7 @@ class Attention(Layer):
         if c % self.heads or k.shape != v.shape or (k.shape[0], k.shape[3]) != (n, c):
             raise ShapeError(f"{self.path}: cannot attend {q.shape} to {k.shape} in {self.heads} heads")
 
-        def attend(canvas: Array, tiles: Host) -> None:
+        def attend(canvas: Array, tiles: Tiles) -> None:
             run.backend.attention(canvas, tiles, q.source, k.source, v.source, heads=self.heads)
 
         reads = [

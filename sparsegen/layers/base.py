@@ -6,7 +6,8 @@ of the `Run` under that path. No layer knows whether a run is dense or an edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -43,14 +44,17 @@ class Layer:
     path: str = ""
 
     def children(self) -> Iterator[tuple[str, Layer]]:
-        """(name, sublayer), in order of definition; the layers of a list `block` are called `block.0`, `block.1`, …"""
+        """(name, sublayer), in order of definition.
+
+        The layers of a list or tuple `block` are named `block.0`, `block.1`, …; those of a dict by its keys.
+        """
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value
-            elif isinstance(value, list):
-                for i, layer in enumerate(value):
+            else:
+                for key, layer in _items(value):
                     if isinstance(layer, Layer):
-                        yield f"{name}.{i}", layer
+                        yield f"{name}.{key}", layer
 
     def layers(self) -> Iterator[Layer]:
         """This layer and all below it."""
@@ -58,11 +62,30 @@ class Layer:
         for _, child in self.children():
             yield from child.layers()
 
-    def name_paths(self, path: str = "") -> None:
-        """Give every layer below its path. Called once, by the model."""
+    def name_paths(self) -> None:
+        """Give this layer, the root of a tree, and every layer below it its path. A `Model` does it when it is built.
+
+        Raises
+        ------
+        TypeError
+            A layer is where `children` does not find it, or at two places; names the attribute.
+        """
+        self._name_paths("", {})
+
+    def _name_paths(self, path: str, places: dict[Layer, str]) -> None:
+        """`places`: the layers that have a path by now, each with its attribute as the error names it."""
         self.path = path
+        places.setdefault(self, f"the root {type(self).__name__}")
+        for name, value in vars(self).items():
+            _check_found(f"{type(self).__name__}.{name}", value)
         for name, child in self.children():
-            child.name_paths(f"{path}.{name}" if path else name)
+            place = f"{type(self).__name__}.{name}"
+            if child in places:
+                raise TypeError(
+                    f"{place}: this {type(child).__name__} is {places[child]} too; a layer has one path, build a second"
+                )
+            places[child] = place
+            child._name_paths(f"{path}.{name}" if path else name, places)
 
     def parameters(self) -> dict[str, Parameter]:
         """Path -> parameter, of this layer and all below it."""
@@ -81,3 +104,47 @@ class Layer:
     def macs(self, tiles: TileSet) -> int:
         """Multiply-accumulates of recomputing `tiles` of the output; no run is needed to know."""
         return self.macs_per_pixel * tiles.area
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """(name, item) of a list, tuple or dict; of anything else nothing."""
+    if isinstance(value, list | tuple):
+        yield from ((str(i), item) for i, item in enumerate(value))
+    elif isinstance(value, dict):
+        yield from ((str(key), item) for key, item in value.items())
+
+
+def _contents(value: Any) -> Iterator[Any]:
+    """Everything in a container of any kind, and in the containers in it."""
+    if isinstance(value, Mapping):
+        inner = [*value.keys(), *value.values()]
+    elif isinstance(value, Collection) and not isinstance(value, str | bytes | np.ndarray):
+        inner = list(value)
+    else:
+        return
+    for item in inner:
+        yield item
+        yield from _contents(item)
+
+
+def _check_found(place: str, value: Any) -> None:
+    """Raise TypeError if the attribute `place` holds a layer or a parameter that no path leads to."""
+    held = list(_contents(value))
+    if any(isinstance(item, Parameter) for item in held):
+        raise TypeError(f"{place}: a parameter in a container has no path; give it an attribute of the layer")
+    found = sum(isinstance(item, Layer) for _, item in _items(value))
+    if sum(isinstance(item, Layer) for item in held) > found:
+        raise TypeError(
+            f"{place}: a layer in {_kind(value)} has no path; expected an attribute, or a list, tuple or dict "
+            "of layers in one"
+        )
+    if found and isinstance(value, dict):
+        names = [str(key) for key in value]
+        if any(not name or "." in name for name in names) or len(set(names)) < len(names):
+            raise TypeError(f"{place}: the keys {names} become paths; expected different ones without dots")
+
+
+def _kind(value: Any) -> str:
+    """The type of a container, for a message."""
+    name = type(value).__name__
+    return f"a container in a {name}" if isinstance(value, list | tuple | dict) else f"a {name}"

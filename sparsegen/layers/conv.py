@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import overload
@@ -18,9 +17,11 @@ from sparsegen.backends.interface import (
     Host,
     Padding,
     Source,
+    Tiles,
 )
 
-from ..engine.run import Coded, Feature, Part, Run
+from ..engine.coded import Coded, encode, tabulate
+from ..engine.run import Feature, Inner, Run
 from ..errors import ShapeError
 from ..tiling.windows import Read, Window
 from .base import Layer, Parameter
@@ -84,15 +85,15 @@ class Conv2d(Layer):
         if residual is not None:
             reads += residual.reads(Window())
         weights = self._weights(x)
-        within, whole_tiles = None, weights.whole_tiles
+        inner, whole_tiles = None, weights.whole_tiles
         if isinstance(residual, Added):
-            within = Part(residual.conv.path, residual.conv.macs_per_pixel)
+            inner = Inner(residual.conv.path, residual.conv.macs_per_pixel)
             whole_tiles |= residual.conv._weights(residual.x).whole_tiles
 
-        def kernel(canvas: Array, tiles: Host) -> None:
+        def kernel(canvas: Array, tiles: Tiles) -> None:
             if isinstance(residual, Added):
-                assert within is not None
-                source: Source | None = residual.computed(tiles, within)
+                assert inner is not None
+                source: Source | None = residual.computed(tiles, inner)
             else:
                 source = None if residual is None else residual.source
             run.backend.conv2d(
@@ -106,7 +107,7 @@ class Conv2d(Layer):
             kernel,
             macs_per_pixel=self.macs_per_pixel,
             whole_tiles=whole_tiles,
-            within=within,
+            inner=inner,
         )
 
     def added(self, x: Feature) -> Added:
@@ -144,8 +145,8 @@ class Conv2d(Layer):
         def fill(rows: Array, windows: Host) -> None:
             run.backend.convolve_windows(rows, windows, x.rows, weights)
 
-        codes = run.numbered(x.codes, kernel=k, size=(h, w))
-        return run.tabulated(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
+        codes = encode(x.codes, kernel=k, size=(h, w))
+        return tabulate(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend, size: tuple[int, int]) -> ConvWeights:
         g = self.geometry
@@ -173,14 +174,14 @@ class Added:
         """What its pixels depend on; `window` is that of a residual, the pixel itself."""
         return self.conv._reads(self.x)
 
-    def computed(self, tiles: Host, part: Part) -> Source:
-        """The values of `tiles`, in an array that the next such layer will write over."""
-        run, start = self.x.run, time.perf_counter()
-        canvas = run.memory.scratch(self.shape)
+    def computed(self, tiles: Tiles, inner: Inner) -> Source:
+        """The values of `tiles`, in an array that the next such layer overwrites."""
+        run = self.x.run
+        start = run.clock()
+        canvas = run.memory.allocator.scratch(self.shape)
         run.backend.conv2d(canvas, tiles, self.x.source, self.conv._weights(self.x))
-        run.check_finite(part.path, canvas, tiles)
-        run.backend.synchronize()
-        part.milliseconds = (time.perf_counter() - start) * 1e3
+        run.check_finite(inner.path, canvas, tiles)
+        inner.milliseconds = run.elapsed(start)
         return Source((canvas,))
 
 
@@ -210,7 +211,7 @@ class AvgPool(Layer):
 
         weights = _laid_out(run, self.path, ConvGeometry(c, c, (2, 2), 2, groups=c), prepare, size)
 
-        def pool(canvas: Array, tiles: Host) -> None:
+        def pool(canvas: Array, tiles: Tiles) -> None:
             run.backend.conv2d(canvas, tiles, x.source, weights)
 
         return run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)

@@ -12,9 +12,11 @@ from sparsegen.backends.interface import (
     Array,
     Backend,
     Host,
+    Tiles,
 )
 
-from ..engine.run import Coded, Feature
+from ..engine.coded import Coded, encode, tabulate
+from ..engine.run import Feature
 from ..errors import ShapeError
 from ..tiling.tiles import strip
 from ..tiling.windows import Window
@@ -65,8 +67,10 @@ class LabelConv(Layer):
         half = kernel // 2
         table, bias = run.prepared(self.path, self._prepare)
 
-        def look_up(canvas: Array, tiles: Host) -> None:
-            run.backend.lookup(canvas, tiles, labels.parts[0], table, bias, step=step, activation=activation)
+        def look_up(canvas: Array, tiles: Tiles) -> None:
+            run.backend.lookup(
+                canvas, tiles, labels.parts[0].array, table, bias, step=step, activation=activation
+            )
 
         return run.compute(
             self.path,
@@ -91,8 +95,8 @@ class LabelConv(Layer):
             by_place = table.reshape(1, kernel * kernel * classes, outputs)
             run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
 
-        codes = run.numbered(labels, kernel=kernel, step=step, size=size)
-        return run.tabulated(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
+        codes = encode(labels, kernel=kernel, step=step, size=size)
+        return tabulate(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
         outputs, labels, k, _ = self.weight.shape

@@ -8,6 +8,7 @@ from sparsegen.backends.interface import (
     Array,
     Backend,
     Host,
+    Tiles,
 )
 
 from ..engine.run import Feature, Run
@@ -30,7 +31,7 @@ class LatentStart(Layer):
         """z `[N, z_dim]` → `[N, *size, C]`, in the run of `x`; it reads nothing of x, so no edit touches it."""
         run, backend = x.run, x.run.backend
 
-        def spread(canvas: Array, tiles: Host) -> None:
+        def spread(canvas: Array, tiles: Tiles) -> None:
             weight, bias = backend.upload(self.weight.float32), backend.upload(self.bias.float32)
             rows = backend.download(backend.linear(backend.upload(z), weight, bias))
             start = rows.reshape(len(z), self.channels, *size).transpose(0, 2, 3, 1)

@@ -43,7 +43,7 @@ class InstanceNorm(Layer):
             mean, var = (backend.download(moment) for moment in backend.channel_moments(x.source))
             return _affine(backend, mean, var, self.eps)
 
-        return x.normalised(*x.run.measured(self.path, measure))
+        return x.normalised(*x.run.once_per_base(self.path, measure))
 
 
 class GroupNorm(Layer):
@@ -82,7 +82,7 @@ class GroupNorm(Layer):
                 scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
             return backend.upload(scale.astype(np.float32)), backend.upload(shift.astype(np.float32))
 
-        return x.normalised(*x.run.measured(self.path, measure))
+        return x.normalised(*x.run.once_per_base(self.path, measure))
 
 
 def _affine(backend: Backend, mean: Host, var: Host, eps: float) -> tuple[Array, Array]:

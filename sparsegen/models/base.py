@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 
 from sparsegen.backends.interface import Backend, Host
 
+from ..diffusion.samplers import sampler_options
+from ..diffusion.settings import DiffusionDefaults
 from ..engine.prepared import Prepared
 from ..engine.run import Feature
 from ..engine.turn import NotCopied
@@ -39,14 +41,25 @@ class Inputs:
         return n, h, w
 
 
-class Model(NotCopied, Layer):
-    """A network: a tree of layers, written once. Subclasses say what an input is and how a picture comes out."""
+class _Named(type):
+    """The class of `Model` classes: a new model names its layers' paths when its construction ends."""
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        model = super().__call__(*given, **named)
+        model.name_paths()
+        return model
+
+
+class Model(NotCopied, Layer, metaclass=_Named):
+    """A network: a tree of layers, written once. Subclasses define its inputs, and the picture of its output."""
 
     not_copied = "load it again (sessions of one model share its weights)"
     refusal = InputError
 
     family: ClassVar[str]
     """The architecture's name in files and at the command line."""
+    role: ClassVar[str]
+    """The network's role in a bundle: "unet", "generator"."""
     config_type: ClassVar[type]
     """A frozen dataclass of plain values: everything that decides the parameters' shapes. Checks what it is given."""
     registry: ClassVar[dict[str, type[Model]]] = {}
@@ -68,6 +81,8 @@ class Model(NotCopied, Layer):
     """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
     size: tuple[int, int] | None = None
     """(height, width) that a diffusion model was trained on, where that is known."""
+    diffusion: ClassVar[DiffusionDefaults | None] = None
+    """Of a diffusion family: its condition, its prediction and its default settings; None: it is another kind."""
 
     def __repr__(self) -> str:
         count = sum(math.prod(parameter.shape) for parameter in self.parameters().values())
@@ -167,7 +182,7 @@ class Model(NotCopied, Layer):
         self.name, self.source = str(described["name"]), str(described["source"])
         defaults = {str(name): tuple(map(float, value)) for name, value in described["defaults"].items()}
         sampling = dict(described["sampling"])
-        if not set(sampling) <= {"steps", "noise_level", "sampler", "eta", "schedule"}:
+        if not set(sampling) <= {"steps", "noise_level", "sampler", "schedule", *sampler_options()}:
             raise ValueError(f"its sampling is {', '.join(map(str, sampling))}")
         self.defaults, self.sampling = MappingProxyType(defaults), MappingProxyType(sampling)
         size = described["size"]
@@ -187,6 +202,20 @@ def checked_model(model: Any, needed: str) -> Model:
     if isinstance(model, str | os.PathLike):
         raise InputError(f"{needed}, not its name; give it sparsegen.load({os.fspath(model)!r})")
     raise InputError(f"{needed}, as sparsegen.load gives it, not {type(model).__name__}")
+
+
+def checked_diffusion(model: Any, needed: str, otherwise: str = "") -> DiffusionDefaults:
+    """The diffusion side of `model`, if it is a diffusion model.
+
+    Raises
+    ------
+    InputError
+        "`needed`, …; `otherwise`": it is no diffusion model, or no model.
+    """
+    diffusion = checked_model(model, needed).diffusion
+    if diffusion is None:
+        raise InputError(f"{needed}, {model.family!r} is none" + f"; {otherwise}" * bool(otherwise))
+    return diffusion
 
 
 def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..diffusion.settings import DiffusionDefaults, Settings
 from ..errors import InputError
 from ..tiling.policies import Paper
 from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsample
@@ -52,8 +53,13 @@ class DDPM(UNet):
 
     family = "ddpm"
     config_type = DDPMConfig
-    time = "timestep"
-    predicts = "noise"
+    # SIGE's edits: every 20th of 500 timesteps
+    diffusion = DiffusionDefaults(
+        time="timestep",
+        predicts="noise",
+        edit=Settings(steps=25, noise_level=500, sampler="ddim"),
+        sample_steps=50,
+    )
     paper = Paper(dilation=5, level_dilation=1, sparse_levels=16, least_size=64)
     eps = 1e-2
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..checks import whole_number
 from ..engine.run import Feature, leaky_relu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import BatchNorm, Conv2d, InstanceNorm, LabelConv, LatentStart, Layer
@@ -69,9 +70,7 @@ class GauGANConfig:
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise InputError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least, most))
         if self.num_upsampling_layers not in tuple(_HALVINGS):
             raise InputError(
                 f"num_upsampling_layers is {self.num_upsampling_layers!r}, expected one of {', '.join(_HALVINGS)}"
@@ -129,6 +128,7 @@ class GauGAN(Model):
     """The SPADE generator, with every option of upstream."""
 
     family = "gaugan"
+    role = "generator"
     config_type = GauGANConfig
     inputs = ("labels",)
     paper = Paper(dilation=1, level_dilation=2, sparse_levels=5)
@@ -151,7 +151,6 @@ class GauGAN(Model):
         if most:
             self.up_4 = SPADEResnetBlock(nf, nf // 2, config)
         self.conv_img = Conv2d(nf // 2 if most else nf, 3)
-        self.name_paths()
 
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
         labels = canvases["labels"]

@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..diffusion.settings import DiffusionDefaults, Settings
 from ..errors import InputError
 from ..tiling.policies import Paper
 from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsample
@@ -43,8 +44,13 @@ class ProgressiveDistillation(UNet):
 
     family = "pd"
     config_type = PDConfig
-    time = "logsnr"
-    predicts = "picture"
+    # SIGE's edits: the last five of eight steps
+    diffusion = DiffusionDefaults(
+        time="logsnr",
+        predicts="picture",
+        edit=Settings(steps=8, noise_level=5, sampler="pd"),
+        sample_steps=8,
+    )
     paper = Paper(dilation=2, level_dilation=1, sparse_levels=16, least_size=64)
     eps = 2e-2
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sparsegen.backends.interface import Array, Backend, Host
 
+from ..checks import in_range, whole_number
+from ..diffusion.settings import DiffusionDefaults
 from ..engine.run import Feature, Run, concat, silu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
@@ -80,15 +82,13 @@ class UNetConfig:
                     raise InputError(f"{field.name} is {value!r}, expected a list of {kind.__name__}")
                 object.__setattr__(self, field.name, tuple(value))
             elif type(field.default) is float:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-                    raise InputError(f"{field.name} is {value!r}, expected a number between 0 and 1")
+                object.__setattr__(self, field.name, in_range(field.name, value, 0, 1, ends="()"))
+            elif field.name in _RANGES:
+                object.__setattr__(self, field.name, whole_number(field.name, value, *_RANGES[field.name]))
             elif type(value) is not type(field.default):
                 raise InputError(
                     f"{field.name} is {value!r}, expected {type(field.default).__name__}, such as {field.default!r}"
                 )
-        for name, (least, most) in _RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise InputError(f"{name} is {getattr(self, name)}, expected {least} to {most}")
         if not 1 <= len(self.levels) <= 16 or not all(1 <= c <= _MOST for c in self.levels):
             raise InputError(f"levels are {self.levels}, expected 1 to 16 of 1 to {_MOST} channels")
         if len(self.attention) != len(self.levels):
@@ -130,7 +130,7 @@ class TimeEmbedding(Layer):
             waves = run.backend.upload(self.waves(time))
             return (silu_rows(run.backend, second(run, silu_rows(run.backend, first(run, waves)))),)
 
-        return run.measured(self.path, embed)[0]
+        return run.once_per_base(self.path, embed)[0]
 
     def waves(self, time: Host) -> Host:
         """Sines and cosines, float32 `[1 or N, features]`; of an odd number of features, the last is 0."""
@@ -174,7 +174,7 @@ class ResBlock(Layer):
 
     def __call__(self, x: Feature, temb: Array) -> Feature:
         """`[N, H, W, inputs]` → `[N, H', W', outputs]`; `temb` `[1 or N, time_channels]`."""
-        (time,) = x.run.measured(self.temb_proj.path, lambda: (self.temb_proj(x.run, temb),))
+        (time,) = x.run.once_per_base(self.temb_proj.path, lambda: (self.temb_proj(x.run, temb),))
         h = silu(self.norm1(x))
         if self.resample == "down":
             h, x = self.pool(h), self.pool_shortcut(x)
@@ -265,10 +265,9 @@ class UNet(Model):
     Subclasses say how time is called and embedded, how resolutions are changed, and what the prediction means.
     """
 
+    role = "unet"
     inputs = ("x",)
-    time: ClassVar[str]
-    """What the condition that is embedded is called: `timestep`, `logsnr`."""
-    predicts: ClassVar[Literal["noise", "picture"]]
+    diffusion: ClassVar[DiffusionDefaults]
     temb: TimeEmbedding
 
     def __init__(self, config: UNetConfig) -> None:
@@ -309,7 +308,6 @@ class UNet(Model):
             self.up.insert(0, up)
         self.norm_out = GroupNorm(first, groups=config.groups, eps=config.eps)
         self.conv_out = Conv2d(first, config.out_channels)
-        self.name_paths()
 
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
         x = canvases["x"]
@@ -330,6 +328,11 @@ class UNet(Model):
             if up.upsample is not None:
                 h = up.upsample(h, temb)
         return self.conv_out(silu(self.norm_out(h)))
+
+    @property
+    def time(self) -> str:
+        """The name of the condition that is embedded: `timestep`, `logsnr`."""
+        return self.diffusion.time
 
     # -- what subclasses say -----------------------------------------------------------------------------
 
@@ -352,7 +355,7 @@ class UNet(Model):
         return time
 
     def prediction(self, output: Host, x: Host, time: float) -> Host:
-        """The noise in `x`, or the picture, that an output stands for (`predicts`): float32 `[N, H, W, in_channels]`.
+        """The noise in `x` or the image (`diffusion.predicts`) that an output means: float32 `[N, H, W, in_channels]`.
 
         Pixel by pixel; `output` is the network's at `time` for `x`.
         """

@@ -9,30 +9,20 @@ from typing import Any
 import numpy as np
 
 from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.registry import get_backend
 
+from ..checks import is_whole, whole_number
 from ..diffusion import samplers
 from ..diffusion.samplers import START
-from ..diffusion.settings import DEFAULTS, OnStep, Settings, settings_for
-from ..editing.session import Result, Session
-from ..engine.run import LayerRecord
-from ..engine.stats import Stats
+from ..diffusion.settings import OnStep, whole_way
+from ..editing.session import Result
+from ..editing.state import State
+from ..engine.stats import LayerRecord, Stats
 from ..engine.store import Store
 from ..errors import InputError
-from ..models.base import Model, checked_model
-from ..models.unet import UNet
+from ..models.base import checked_diffusion
 from ..tiling.tiles import TileSet
 from .steps import denoised
-
-STEPS, TIMESTEPS = 50, 1000
-"""Denoising steps where nothing is said, and timesteps, of a network that counts timesteps."""
-
-
-def whole_way(model: Model, *, steps: int | None = None, **given: Any) -> Settings:
-    """The settings of a way from pure noise. Raises InputError."""
-    if model.family == "pd":
-        steps = DEFAULTS["pd"].steps if steps is None else steps
-        return settings_for(model, steps=steps, noise_level=steps, **given)
-    return settings_for(model, steps=STEPS if steps is None else steps, noise_level=TIMESTEPS, **given)
 
 
 def sample(
@@ -42,12 +32,12 @@ def sample(
     count: int = 1,
     steps: int | None = None,
     sampler: str | None = None,
-    eta: float | None = None,
     schedule: str | None = None,
     clip: float | None = 1.0,
     seed: samplers.Seed = 0,
     backend: str | Backend | None = None,
     on_step: OnStep | None = None,
+    **options: Any,
 ) -> Result:
     """Unconditional pictures of a diffusion model: noise is denoised all the way.
 
@@ -60,8 +50,8 @@ def sample(
     count
         Pictures, computed as one batch: memory grows with it.
     steps
-        Denoising steps; None: 50, of progressive distillation the family's own.
-    sampler, eta, schedule, clip
+        Denoising steps; None: the family's, 50 of a DDPM, 8 of progressive distillation.
+    sampler, schedule, clip, options
         As for `SDEdit`.
     seed
         A number for each picture; one number s means s, s + 1, … Each picture has the bits that it has alone.
@@ -78,31 +68,37 @@ def sample(
         A layer computed NaN or infinity.
     """
     start = time.perf_counter()
-    needed = "sample needs a diffusion model"
-    if not isinstance(checked_model(model, needed), UNet):
-        raise InputError(f"{needed}, {model.family!r} is none")
+    diffusion = checked_diffusion(model, "sample needs a diffusion model")
     height, width = _checked_size(model.size if size is None else size)
     model.check_size(height, width)
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-        raise InputError(f"count is {count!r}, expected a number of pictures, 1 or more")
+    count = whole_number("count", count, 1, unit="of pictures")
     settings = whole_way(
-        model, steps=steps, sampler=sampler, eta=eta, schedule=schedule, clip=clip, seed=seed
+        diffusion,
+        model.sampling,
+        steps=steps,
+        sampler=sampler,
+        schedule=schedule,
+        clip=clip,
+        seed=seed,
+        **options,
     )
-    x = samplers.noise(seed, START, (int(count), height, width, model.config.in_channels))
-    session = Session(model, backend, store=Store())
+    shape = (count, height, width, model.config.in_channels)
+    state = State(model, get_backend(backend), allocator=Store())
     records: list[LayerRecord] = []
 
     def compute(i: int, x: Host, now: float) -> Host:
-        conditions: dict[str, Any] = {model.time: now}
-        result = session.run(x, record=False, **conditions)
-        records.extend(result.stats.layers)
-        return result.output
+        conditions: dict[str, Any] = {diffusion.time: now}
+        inputs = model.encode(x, **conditions)
+        run, output = state.paint(inputs.canvases, inputs.conditions, keep_canvases=False)
+        records.extend(run.records)
+        return output
 
-    for step in denoised(model, settings, compute, x):
+    x = samplers.noise(seed, START, shape)
+    for step in denoised(model, settings, compute, x, samplers.seeded(seed, shape)):
         x = np.clip(step.x, -1, 1) if step.next_timestep is None else step.x
         if on_step is not None:
             on_step(dataclasses.replace(step, x=x.copy()))
-    stats = Stats(1.0, tuple(records), (time.perf_counter() - start) * 1e3, session.memory.nbytes)
+    stats = Stats(1.0, tuple(records), (time.perf_counter() - start) * 1e3, state.memory.nbytes)
     return Result(model.picture(x), x, stats, TileSet.full(*x.shape[:3]))
 
 
@@ -116,9 +112,7 @@ def _checked_size(size: Any) -> tuple[int, int]:
     if (
         not isinstance(sides, tuple | list)
         or len(sides) != 2
-        or not all(
-            isinstance(side, int | np.integer) and not isinstance(side, bool) and side > 0 for side in sides
-        )
+        or not all(is_whole(side) and side > 0 for side in sides)
     ):
         raise InputError(f"size is {size!r}, expected (height, width) in pixels")
     return int(sides[0]), int(sides[1])

@@ -1,9 +1,9 @@
-"""SDEdit: a picture and its edited copy come in, the edit made real comes out, each denoising step recomputed in part.
+"""SDEdit: an image and its edited copy come in, the edit made real comes out, each denoising step recomputed in part.
 
-The edited picture is noised and denoised again; outside the edit, every step keeps the original, noised alike (Meng et
-al., "SDEdit", arXiv 2108.01073, algorithm 2, as SIGE runs it). What a network computes of the original at each step
-does not depend on the edit: it is computed once and kept. Each step is a `Session` of its own, and an edit is an edit
-of every step: only the tiles around the changed pixels are computed again, whatever is edited next.
+The edited image is noised and denoised again; outside the edit, every step keeps the original, noised alike (Meng et
+al., "SDEdit", arXiv 2108.01073, algorithm 2, as SIGE runs it). The activations of the original at each step do not
+depend on the edit: they are computed once and kept, in one `State` for each step. An edit repaints every state: only
+the tiles around the changed pixels are computed again, by this edit and by every later one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -24,115 +22,33 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 from sparsegen.weights import read_checkpoint
 
-from ..checks import warn, warn_of_unit_range
+from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
-from ..diffusion.samplers import START, Step
-from ..diffusion.settings import OnStep, Settings, is_number, settings_for
+from ..diffusion.settings import OnStep, Settings, settings_for
 from ..editing import session_file
-from ..editing.dry_run import dry_run
-from ..editing.session import NOTHING_TO_REDO, Result, Session, nothing_to_undo, undo_limit, warn_forgotten
-from ..engine.memory import input_path
+from ..editing.history import Base, Edit, History, undo_limit
+from ..editing.session import Result, Session
+from ..editing.state import State
+from ..engine.allocator import BackendAllocator
 from ..engine.memory_float16 import memory_kind
-from ..engine.stats import Stats, counted, megabytes
-from ..engine.store import Store, block_bytes, parse_size
+from ..engine.stats import LayerRecord, Stats, counted, megabytes
+from ..engine.store import Store, parse_size
 from ..engine.turn import NotCopied, Turn
 from ..errors import InputError, SessionError, ShapeError
-from ..models.base import checked_model
-from ..models.unet import UNet
+from ..models.base import checked_diffusion
 from ..tiling.masks import check_mask, dilated
-from ..tiling.policies import Everything, Paper, Plan, Policy, get_policy
-from ..tiling.tiles import TileSet
-from .steps import denoised
+from ..tiling.policies import Paper, Policy, get_policy
+from ..tiling.tiles import TileSet, gather_tiles, union
+from .steps import CachePlan, Denoising, cache_blocks
 
-
-@dataclass(frozen=True)
-class CachePlan:
-    """What the caches of a picture will take."""
-
-    steps: int
-    bytes_per_step: int
-    """Canvases of one step."""
-    ram_bytes: int
-    disk_bytes: int
-    disk_free: int
-    """Bytes free on the disk of the cache's folder."""
-    shared_bytes: int = 0
-    """Canvases that all steps compute in, beside their own: of resolutions that every edit computes whole, and (float16
-    storage) of all others.
-    """
-    undo_bytes: int = 0
-    """What journals may take beside them, at most."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is room on the disk."""
-        return self.disk_bytes <= self.disk_free
-
-    def __str__(self) -> str:
-        shared = f" and {self.shared_bytes / 1e6:.1f} MB for all" if self.shared_bytes else ""
-        return (
-            f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM, "
-            f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free); to undo, up to "
-            f"{self.undo_bytes / 1e9:.2f} GB"
-        )
-
-
-_NO_PICTURE = "no picture yet: call run(picture) first, and let it end"
+_NO_IMAGE = "no image yet: call run(original) first, and let it end"
 _SETTINGS = "sparsegen.sdedit"
 """Name of the settings in a saved session's metadata."""
 
 
 def _prefix(step: int) -> str:
-    """What the names of a step's arrays begin with in a saved session."""
+    """The prefix of a step's arrays in a saved session."""
     return f"step.{step:05d}/"
-
-
-def _ran(sides: Sequence[_Side]) -> int:
-    """On how many of these ways every step's session has a step."""
-    return sum(side.ran for side in sides)
-
-
-_MOST_TRIES = 1000
-"""Steps that a session takes at most to come to where the past stands, those included that were interrupted."""
-
-
-class _PlannedOnce(Policy):
-    """The `paper` policy of an edit, whose tiles are the same at every step: they are found at the first."""
-
-    def __init__(self, policy: Paper) -> None:
-        self._policy = policy
-        self._plan: Plan | None = None
-
-    def plan(self, difference: Host, *, settled: bool = True) -> Plan:
-        if self._plan is None:
-            self._plan = self._policy.plan(difference, settled=settled)
-        return self._plan
-
-
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """The other side of an edit: before it, or after it where it was undone."""
-
-    picture: Host
-    ran: bool
-    """Whether the steps' sessions have a step to undo or redo."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Past:
-    """Where a session stands among its edits; one value, so that it is never between two."""
-
-    picture: Host
-    edits: tuple[_Side, ...] = ()
-    """Those that can be undone, the last one last."""
-    undone: tuple[_Side, ...] = ()
-    """Those that can be made again, the next one last."""
-    forgotten: int = 0
-    """Edits since the last run that can no longer be undone."""
-    complete: bool = True
-    """Whether every step has run on the picture."""
-    editing: bool = False
-    """Whether an edit is under way, which is to be taken back where it does not end."""
 
 
 class SDEdit(NotCopied):
@@ -142,13 +58,13 @@ class SDEdit(NotCopied):
     ----------
     model
         A network of `sparsegen.models`: DDPM or ProgressiveDistillation.
-    steps, noise_level, sampler, eta, schedule, clip, seed
+    steps, noise_level, sampler, schedule, clip, seed
         As in `Settings`; None: the model's own (`Model.sampling`), else the family's default.
     margin
         Pixels around an edit that are made anew with it (by a cross, as SIGE dilates); None: the family's.
     backend
         As for `Session`; one whose arrays lie in main memory.
-    cache
+    ram
         RAM that the canvases of all steps may take, such as "4GB"; the rest goes into files. None: no limit.
     folder
         Where these files go; None: the system's folder for temporary files.
@@ -156,7 +72,10 @@ class SDEdit(NotCopied):
         "float32", or "float16": the caches take half, beside one step's in float32 that all steps compute in. Edits of
         `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
     undo
-        As for `Session`, over all steps. With `cache`, journals too lie in RAM up to that budget, then in files.
+        As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
+
+    options
+        Options of the sampler, such as `eta` of ddim; None: their defaults.
 
     Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
@@ -175,46 +94,45 @@ class SDEdit(NotCopied):
         steps: int | None = None,
         noise_level: int | None = None,
         sampler: str | None = None,
-        eta: float | None = None,
         schedule: str | None = None,
         clip: float | None = 1.0,
         seed: samplers.Seed = 0,
         margin: int | None = None,
         backend: str | Backend | None = None,
-        cache: int | str | None = None,
+        ram: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
         storage: str = "float32",
         undo: int | str | None = None,
+        **options: Any,
     ) -> None:
-        needed = "SDEdit needs a diffusion model"
-        if not isinstance(checked_model(model, needed), UNet):
-            raise InputError(f"{needed}, {model.family!r} is none; use Session")
+        diffusion = checked_diffusion(model, "SDEdit needs a diffusion model", "use Session")
         self.model = model
         self.settings = settings_for(
-            model,
+            diffusion,
+            model.sampling,
             steps=steps,
             noise_level=noise_level,
             sampler=sampler,
-            eta=eta,
             schedule=schedule,
             clip=clip,
             seed=seed,
+            **options,
         )
         chosen = model.paper.dilation if margin is None else margin
-        if not is_number(chosen) or not isinstance(chosen, int | np.integer) or chosen < 0:
-            raise InputError(f"margin is {margin!r}, expected a number of pixels, 0 or more")
-        self.margin = int(chosen)
-        self.times = self.settings.times()
-        self.noise_schedule = self.settings.noise_schedule()
+        self.margin = whole_number("margin", chosen, 0, unit="of pixels")
+        self._states: list[State] = []
+        self._denoising = Denoising(model, self.settings, self._states)
+        self.times = self._denoising.times
         self.backend = get_backend(backend)
-        self.store = Store(cache, folder)
+        self.store = Store(ram, folder)
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
-        self._sessions: list[Session] = []
-        self._past: _Past | None = None
+        self._base: Base | None = None
+        self._running = False
+        """Whether the states are being painted: nothing can be edited."""
         self.notes: session_file.Notes = {}
-        """What else `save` is to keep for the user, by name: text and arrays."""
+        """Text and arrays that `save` keeps for the user, by name."""
 
     @property
     def _turn(self) -> Turn:
@@ -224,24 +142,24 @@ class SDEdit(NotCopied):
         s = self.settings
         how = f"{s.sampler}, {len(self.times)} steps from noise level {s.noise_level}, seed {s.seed}"
         lines = [f"<SDEdit of {self.model!r}", f"  on {self.backend!r}", f"  {how}"]
-        if self._past is None:
-            return "\n".join([*lines, "  no picture yet: call run(picture)>"])
-        n, height, width, _ = self._past.picture.shape
-        lines.append(f"  {n} of {height}×{width}, caches {megabytes(self._cache_nbytes())}")
-        journals = sum(session.journal_nbytes for session in list(self._sessions))
+        base = self._base
+        if base is None:
+            return "\n".join([*lines, "  no image yet: call run(original)>"])
+        n, height, width, _ = _image(base.history).shape
+        lines.append(f"  {n} of {height}×{width}, caches {megabytes(base.nbytes)}")
         undoing = f"{counted(self.edits, 'edit')} to undo, {self.undone} to redo"
-        return "\n".join([*lines, f"  {undoing}, journals {megabytes(journals)}>"])
+        return "\n".join([*lines, f"  {undoing}, journals {megabytes(base.history.nbytes)}>"])
 
-    # -- what it takes -----------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------------
 
-    def plan(self, picture: Any) -> CachePlan:
-        """What the caches of a picture of this size will take, in RAM and on disk; nothing is computed.
+    def cache_plan(self, original: Any) -> CachePlan:
+        """The memory that an image of this size will take, in RAM and on disk; nothing is computed.
 
         Raises
         ------
         InputError, ShapeError
         """
-        each, shared = self._blocks(self._encode(picture))
+        each, shared = self._blocks(self._encode(original))
         blocks = shared + each * len(self.times)
         in_ram = self.store.ram_of(blocks)
         return CachePlan(
@@ -254,28 +172,12 @@ class SDEdit(NotCopied):
             undo_limit(self._undo, sum(blocks)),
         )
 
-    def _blocks(self, x: Host) -> tuple[list[int], list[int]]:
-        """Bytes of the canvases that each step keeps, and of those that all steps share."""
-        inputs = self.model.encode(x, **self._at(self.times[0]))
-        full = TileSet.full(*inputs.shape)
-        memory = memory_kind(self.storage)(self.backend)
-        dry = dry_run(self.model, inputs, Everything(), full).memory
-        each, shared = [], [block_bytes(canvas.nbytes) for canvas in dry.transients.values()]
-        for path, canvas in dry.canvases.items():
-            kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
-            each.append(block_bytes(canvas.size * kept.itemsize))
-            if kept != canvas.dtype:
-                shared.append(block_bytes(canvas.nbytes))
-        return each, shared
-
-    # -- running -----------------------------------------------------------------------------------------
-
-    def run(self, picture: Any, *, on_step: OnStep | None = None) -> Result:
-        """Compute and keep what the network makes of a picture at every step; the picture comes out as it is.
+    def run(self, original: Any, *, on_step: OnStep | None = None) -> Result:
+        """Compute and keep the activations of an image at every step; the image itself comes out.
 
         Parameters
         ----------
-        picture
+        original
             uint8 `[H, W, 3]` or `[N, H, W, 3]`, or floats in [-1, 1] of that shape.
         on_step
             Called after every step.
@@ -283,162 +185,160 @@ class SDEdit(NotCopied):
         Raises
         ------
         InputError, ShapeError, SessionError
-            The picture does not fit, or the caches do not fit the RAM and the disk; the session stays as it was.
+            The image does not fit, or the caches do not fit the RAM and the disk; the session is unchanged.
         NonFiniteError
-            A layer computed NaN or infinity; the session must `run` again.
+            A layer computed NaN or infinity; call `run` again.
         """
         with self._turn.change("run"):
+            start = time.perf_counter()
+            image = self._encode(original)
+            if self._base is None or _image(self._base.history).shape != image.shape:
+                each, shared = self._blocks(image)
+                self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
+                self._states.clear()
+            image.flags.writeable = False  # callers may see it, and it stays
+            stale = TileSet.empty(*image.shape[:3])
+            self._running, self._base = True, Base([], History(stale, image))
             try:
-                return self._run(picture, on_step)
+                records = self._paint(image, on_step)
+            except BaseException:
+                self._base = None
+                raise
             finally:
-                if self._past is not None and not self._past.complete:
-                    self._past = None
+                self._running = False
+            base = self._base = Base(self._states, History(stale, image))
+            full = TileSet.full(*image.shape[:3])
+            return self._result(base, base.history, start, full, records, edited_area=1.0)
 
-    def _run(self, picture: Any, on_step: OnStep | None) -> Result:
-        start = time.perf_counter()
-        x0 = self._encode(picture)
-        noise = samplers.noise(self.settings.seed, START, x0.shape)
-        if self._past is None or self._past.picture.shape != x0.shape:
-            each, shared = self._blocks(x0)
-            self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
-            self._sessions.clear()
-        x0.flags.writeable = False  # it is shown, and stays
-        self._past = _Past(x0, complete=False)
-        results = []
-        while len(self._sessions) < len(self.times):
-            self._sessions.append(Session(self.model, self.backend, store=self.store, storage=self.storage))
-        ends: list[float | None] = [*self.times[1:], None]
-        for i, (session, now, after) in enumerate(zip(self._sessions, self.times, ends, strict=True)):
-            x = self.noise_schedule.noised(x0, noise, now)
-            results.append(session._paint(x, **self._at(now)))
+    def _paint(self, image: Host, on_step: OnStep | None) -> list[LayerRecord]:
+        """Paint the state of every step."""
+        records: list[LayerRecord] = []
+        while len(self._states) < len(self.times):
+            self._states.append(State(self.model, self.backend, allocator=self.store, storage=self.storage))
+        for i, condition, x, step in self._denoising.noised(image):
+            inputs = self.model.encode(x, **condition)
+            run, _ = self._states[i].paint(inputs.canvases, inputs.conditions)
+            records += run.records
             self.store.settle()
             if on_step is not None:
-                on_step(Step(i, len(self.times), now, after, x, x0))
-        self._past = _Past(x0)
-        return self._result(results, x0, start, TileSet.full(*x0.shape[:3]), self._past, edited_area=1.0)
+                on_step(step)
+        return records
 
     def edit(
         self,
-        picture: Any,
+        edited: Any,
         *,
         mask: Any = None,
         policy: str | Policy | None = None,
         on_step: OnStep | None = None,
     ) -> Result:
-        """Make real what differs from the current picture; the result becomes the base of the next edit.
+        """Make real what differs from the current image; the result becomes the base of the next edit.
 
         Pixels further than `margin` from the edit stay as they are, bit for bit.
 
         Parameters
         ----------
-        picture
-            The whole edited picture, as for `run` and of the same size; painted, say, over the last result's `image`.
+        edited
+            The whole edited image, as for `run` and of the same size; painted, say, over the last result's `image`.
         mask
             bool `[H, W]` or `[N, H, W]`: the pixels to make anew. None: those that differ by more than the family's
             eps. Changes outside a mask are not applied; `stats.ignored_pixels` counts them, and a warning says so.
         policy
             As for `Session.edit`; under "paper", the region that is made anew is not dilated once more.
         on_step
-            Called after every step.
+            Called after every step. Its `x0` is a preview of the region that is made anew.
 
         Raises
         ------
         InputError, ShapeError, SessionError, NonFiniteError
-            The session stays as it was, also when the edit is interrupted before it is done.
+            The session is unchanged, also when the edit is interrupted before it is done.
         """
         with self._turn.change("edit"):
-            return self._edit(picture, mask, policy, on_step)
+            start = time.perf_counter()
+            base, before = self._ready()
+            image, difference, ignored = self._difference(before, edited, mask)
+            chosen = get_policy(policy, paper=self.model.paper)
+            if isinstance(chosen, Paper):
+                chosen = dataclasses.replace(chosen, dilation=0)
+            region, stale = self._region(difference), base.history.stale
+            spread = union([region, stale]) if chosen.exact else region
+            records: list[LayerRecord] = []
+            active, painted, left = TileSet.empty(*image.shape[:3]), before, stale
+            with base.edit() as journals:
+                if region.count:
+                    plan = chosen.plan(spread.mask(), settled=not stale.count)
 
-    def _edit(self, picture: Any, mask: Any, policy: str | Policy | None, on_step: OnStep | None) -> Result:
-        start = time.perf_counter()
-        before, x0, difference, ignored = self._difference(picture, mask)
-        chosen = get_policy(policy, paper=self.model.paper)
-        if isinstance(chosen, Paper):
-            chosen = _PlannedOnce(dataclasses.replace(chosen, dilation=0))
-        region = self._region(difference)
-        results: list[Result] = []
+                    def compute(i: int, x: Host, now: float) -> Host:
+                        nonlocal active, plan
+                        if (
+                            i and plan.tau is not None
+                        ):  # tiles that depend on values are those of one run alone
+                            plan = chosen.plan(spread.mask(), settled=not stale.count)
+                        run, active = self._states[i].repaint(
+                            {"x": x}, region, plan, journal=journals[i], spread=spread
+                        )
+                        records.extend(run.records)
+                        self.store.settle()
+                        return self._states[i].output_tiles(region.tiles)
 
-        def compute(i: int, x: Host, now: float) -> Host:
-            results.append(self._sessions[i]._repaint(x, mask=region, policy=chosen, keep_history=True))
-            self.store.settle()
-            return results[-1].output
+                    painted = self._denoising.edited(image, before, region, compute, on_step)
+                    left = TileSet.empty(*region.shape) if chosen.exact else union([stale, region])
+                done = Edit(journals if region.count else (), stale, before)
+                settled = dataclasses.replace(base.history, going=None)
+                after = dataclasses.replace(
+                    settled, stale=left, image=painted, edits=(*settled.edits, done), undone=()
+                ).within(undo_limit(self._undo, base.nbytes))
+                journal_bytes = sum(journal.nbytes for journal in journals)
+                area = float(difference.mean())
+                result = self._result(base, after, start, active, records, area, ignored, journal_bytes)
+                base.commit(after)
+            return result
 
-        past = self._ready()
-        self._past = dataclasses.replace(past, editing=True)
-        try:
-            painted = self._denoise(x0, before, region, compute, on_step) if region.any() else before
-            active = results[-1].active if results else TileSet.empty(*x0.shape[:3])
-            edits = (*past.edits, _Side(before, ran=bool(results)))
-            after = self._within_budget(_Past(painted, edits, forgotten=past.forgotten))
-            result = self._result(
-                results, painted, start, active, after, edited_area=difference.mean(), ignored=ignored
-            )
-            self._past = after
-        except BaseException:
-            self._align()
-            raise
-        self._align()
-        return result
+    def dense(self, edited: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
+        """The result of `edit` if every step ran the whole model: the yardstick. The session is unchanged.
 
-    def _within_budget(self, past: _Past) -> _Past:
-        """The past without its oldest edits, as many as do not fit; whoever edits is told."""
-        limit, forgotten = undo_limit(self._undo, self._cache_nbytes()), 0
-        while self._journal_nbytes(past) > limit and len(past.edits) > 1:
-            past = dataclasses.replace(past, edits=past.edits[1:], forgotten=past.forgotten + 1)
-            forgotten += 1
-        if forgotten:
-            warn_forgotten(forgotten, limit)
-        return past
-
-    def dense(self, picture: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
-        """What `edit` would give if every step ran the whole network: the yardstick. The session stays as it is.
-
-        It computes in float32, however the caches are kept.
-        Its norms measure the edited picture; in an edit, they keep what they measured of the original.
+        It computes in float32, however the caches are kept. Its norms measure the edited image; in an edit, they keep
+        the statistics of the original.
 
         Raises
         ------
         InputError, ShapeError, SessionError, NonFiniteError
-            The session is untouched.
+            The session is unchanged.
         """
         with self._turn.change("dense"):
-            return self._dense(picture, mask, on_step)
+            start = time.perf_counter()
+            base, before = self._ready()
+            image, difference, ignored = self._difference(before, edited, mask)
+            region = self._region(difference)
+            scratch = State(self.model, self.backend, allocator=BackendAllocator(self.backend))
+            records: list[LayerRecord] = []
 
-    def _dense(self, picture: Any, mask: Any, on_step: OnStep | None) -> Result:
-        start = time.perf_counter()
-        before, x0, difference, ignored = self._difference(picture, mask)
-        scratch = Session(self.model, self.backend, store=Store())
-        results = []
+            def compute(i: int, x: Host, now: float) -> Host:
+                whole = self._denoising.input(i, region.tiles, x)
+                inputs = self.model.encode(whole, **{self.model.diffusion.time: now})
+                run, output = scratch.paint(inputs.canvases, inputs.conditions, keep_canvases=False)
+                records.extend(run.records)
+                return gather_tiles(output, region.tiles)
 
-        def compute(i: int, x: Host, now: float) -> Host:
-            results.append(scratch._paint(x, record=False, **self._at(now)))
-            return results[-1].output
-
-        painted = self._denoise(x0, before, self._region(difference), compute, on_step)
-        full = TileSet.full(*x0.shape[:3])
-        return self._result(
-            results, painted, start, full, self._known(), edited_area=difference.mean(), ignored=ignored
-        )
+            painted = self._denoising.edited(image, before, region, compute, on_step)
+            full, area = TileSet.full(*image.shape[:3]), float(difference.mean())
+            end = dataclasses.replace(base.history, image=painted)
+            return self._result(base, end, start, full, records, area, ignored)
 
     def undo(self) -> Result:
-        """Put back the picture and all that the last edit overwrote, bit for bit. As often as `edits` says.
+        """Put back the image and every tile that the last edit overwrote, bit for bit. As often as `edits` says.
 
         An interrupt waits until it is done.
 
         Raises
         ------
         SessionError
-            There is nothing to undo, or a callback of this session asked.
+            There is nothing to undo, or a callback of this session called.
         """
         with self._turn.change("undo"):
-            start, past = time.perf_counter(), self._ready()
-            if not past.edits:
-                raise nothing_to_undo(past.forgotten)
-            *edits, side = past.edits
-            undone = (*past.undone, _Side(past.picture, side.ran))
-            self._past = _Past(side.picture, tuple(edits), undone, past.forgotten)
-            self._align()
-            return self._exchanged(start, past.picture)
+            start, (base, before) = time.perf_counter(), self._ready()
+            base.undo()
+            return self._exchanged(base, before, start)
 
     def redo(self) -> Result:
         """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
@@ -448,47 +348,40 @@ class SDEdit(NotCopied):
         Raises
         ------
         SessionError
-            There is nothing to redo, or a callback of this session asked.
+            There is nothing to redo, or a callback of this session called.
         """
         with self._turn.change("redo"):
-            start, past = time.perf_counter(), self._ready()
-            if not past.undone:
-                raise SessionError(NOTHING_TO_REDO)
-            *undone, side = past.undone
-            inverses: list[session_file.Step] = []
-            if side.ran:  # all of them before anything is touched: there may be no memory for them
-                inverses = [session._inverse(session.state.undone[-1]) for session in self._sessions]
-            edits = (*past.edits, _Side(past.picture, side.ran))
-            self._past = _Past(side.picture, edits, tuple(undone), past.forgotten)
-            self._align(inverses)
-            return self._exchanged(start, past.picture)
+            start, (base, before) = time.perf_counter(), self._ready()
+            base.redo()
+            return self._exchanged(base, before, start)
 
-    def _exchanged(self, start: float, before: Host) -> Result:
+    def _exchanged(self, base: Base, before: Host, start: float) -> Result:
         """The result of an undo or redo."""
-        past = self._known()
-        changed = TileSet.of_mask((before != past.picture).any(-1))
-        return self._result([], past.picture, start, changed, past, edited_area=0.0)
+        changed = TileSet.of_mask((before != _image(base.history)).any(-1))
+        return self._result(base, base.history, start, changed)
 
     @property
     def edits(self) -> int:
         """How many edits can be undone."""
-        return 0 if self._past is None else len(self._past.edits)
+        base = self._base
+        return 0 if base is None else len(base.history.edits)
 
     @property
     def undone(self) -> int:
         """How many edits can be made again with `redo`."""
-        return 0 if self._past is None else len(self._past.undone)
+        base = self._base
+        return 0 if base is None else len(base.history.undone)
 
     @property
     def image(self) -> Host:
-        """The first picture as it stands, uint8 `[H, W, 3]`; while something changes, as it was before. Nobody waits.
+        """The first image as it stands, uint8 `[H, W, 3]`; while something changes, as it was before. Nobody waits.
 
         Raises SessionError: nothing has run yet.
         """
-        past = self._past
-        if past is None:
-            raise SessionError(_NO_PICTURE)
-        return np.asarray(self.model.picture(past.picture)[0])
+        base = self._base
+        if base is None:
+            raise SessionError(_NO_IMAGE)
+        return np.asarray(self.model.picture(_image(base.history))[0])
 
     # -- files and the end -------------------------------------------------------------------------------
 
@@ -508,29 +401,30 @@ class SDEdit(NotCopied):
             Nothing has run yet; the file could not be written; a callback of this session asked.
         """
         with self._turn.change("save"):
-            self._save(path, progress)
-
-    def _save(self, path: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> None:
-        past = self._ready()
-        sides = [*past.edits, *past.undone]
-        kept = {"picture": past.picture} | {f"history.{i:05d}": side.picture for i, side in enumerate(sides)}
-        described = {
-            **dataclasses.asdict(self.settings),
-            "margin": self.margin,
-            "storage": self.storage,
-            "ran": [side.ran for side in sides],
-            "edits": len(past.edits),
-            "forgotten": past.forgotten,
-        }
-        states = {_prefix(i): session.state for i, session in enumerate(self._sessions)}
-        session_file.save(
-            path,
-            states,
-            metadata={_SETTINGS: json.dumps(described)},
-            tensors=kept,
-            notes=self.notes,
-            progress=progress,
-        )
+            base, image = self._ready()
+            history = base.history
+            edits = (*history.edits, *history.undone)
+            kept = {"picture": image}
+            for i, edit in enumerate(edits):
+                assert edit.image is not None  # every edit of this session keeps one
+                kept[f"history.{i:05d}"] = edit.image
+            described = {
+                **self.settings.described(),
+                "margin": self.margin,
+                "storage": self.storage,
+                "ran": [bool(edit.journals) for edit in edits],
+                "edits": len(history.edits),
+                "forgotten": history.forgotten,
+            }
+            session_file.save(
+                path,
+                {_prefix(i): state for i, state in enumerate(self._states)},
+                history,
+                metadata={_SETTINGS: json.dumps(described)},
+                tensors=kept,
+                notes=self.notes,
+                progress=progress,
+            )
 
     @classmethod
     def load(
@@ -538,7 +432,7 @@ class SDEdit(NotCopied):
         path: str | os.PathLike[str],
         *,
         backend: str | Backend | None = None,
-        cache: int | str | None = None,
+        ram: int | str | None = None,
         folder: str | os.PathLike[str] | None = None,
         undo: int | str | None = None,
     ) -> SDEdit:
@@ -549,58 +443,54 @@ class SDEdit(NotCopied):
         SessionError, CheckpointError, InputError
             The file is cut, altered, of another kind or of a newer version; the caches do not fit.
         """
-        store = Store(cache, folder)
+        store = Store(ram, folder)
         loaded = session_file.load(path, get_backend(backend), store)
         try:
             described = json.loads(loaded.metadata[_SETTINGS])
             ran, margin = described.pop("ran"), described.pop("margin")
             storage, edits = described.pop("storage"), described.pop("edits")
             forgotten = int(described.pop("forgotten"))
-            settings = Settings(**described)  # these names and no others
+            settings = Settings.read(described).checked()  # these names and no others
             pipeline = cls(
                 loaded.model,
                 margin=margin,
                 backend=backend,
                 storage=storage,
                 undo=undo,
-                **dataclasses.asdict(settings),
+                **settings.described(),
             )
-            pictures = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
-            picture = loaded.tensors["picture"]
-            sides = tuple(_Side(each, bool(moved)) for each, moved in zip(pictures, ran, strict=True))
-            if not isinstance(edits, int) or not 0 <= edits <= len(sides):
-                raise ValueError(f"{edits} of {len(sides)} edits can be undone")
-            past = pipeline._past = _Past(picture, sides[:edits], sides[edits:], max(forgotten, 0))
             states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
             if loaded.states:
                 raise ValueError(f"{len(loaded.states)} steps too many")
+            images = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
+            image = loaded.tensors["picture"]
+            history = _with_images(loaded.history, ran, images, edits)
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
-        pipeline.store, pipeline.notes = store, loaded.notes
-        pipeline._sessions = [Session.of_state(state, path) for state in states]
-        shape = picture.shape
-        for session, before in zip(pipeline._sessions, pipeline.times, strict=True):
+        for state, now in zip(states, pipeline.times, strict=True):
             fits = (
-                session.memory.canvases[input_path("x")].shape == shape
-                and session.memory.storage == pipeline.storage
-                and session.edits == _ran(past.edits)
-                and session.undone == _ran(past.undone)
-                and list(session.state.conditions) == [pipeline.model.time]
+                state.inputs["x"].shape == image.shape
+                and state.memory.storage == pipeline.storage
+                and list(state.conditions) == [pipeline.model.diffusion.time]
                 and np.array_equal(
-                    session.state.conditions[pipeline.model.time], np.array([before], np.float32)
+                    state.conditions[pipeline.model.diffusion.time], np.array([now], np.float32)
                 )
             )
             if not fits:
                 raise SessionError(f"{path}: its steps do not belong together")
-        if any(p.shape != shape or p.dtype != np.float32 for p in (picture, *pictures)):
-            raise SessionError(f"{path}: its pictures are not of one shape")
+        if any(each.shape != image.shape or each.dtype != np.float32 for each in (image, *images)):
+            raise SessionError(f"{path}: its images are not of one shape")
+        pipeline.store, pipeline.notes = store, loaded.notes
+        pipeline._states[:] = states
+        history = dataclasses.replace(history, image=image, forgotten=max(forgotten, 0))
+        pipeline._base = Base(states, history)
         return pipeline
 
     def close(self) -> None:
         """Forget everything; the caches' files are gone with it. (They also are when the process ends.)"""
         with self._turn.change("close"):
-            self._past = None
-            self._sessions.clear()
+            self._base = None
+            self._states.clear()
             self.store.close()
 
     def __enter__(self) -> SDEdit:
@@ -613,23 +503,14 @@ class SDEdit(NotCopied):
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _at(self, time: float) -> dict[str, Any]:
-        """The condition that tells the network its time."""
-        return {self.model.time: time}
+    def _ready(self) -> tuple[Base, Host]:
+        """The base, once every state stands where its history says, and the current image."""
+        if self._base is None or self._running:
+            raise SessionError(_NO_IMAGE)
+        return self._base, _image(self._base.settle())
 
-    def _base(self) -> Host:
-        return self._known().picture
-
-    def _known(self) -> _Past:
-        if self._past is None or not self._past.complete:
-            raise SessionError(_NO_PICTURE)
-        return self._past
-
-    def _ready(self) -> _Past:
-        """Where we stand, once every step's session stands there too (an interrupt may have come between)."""
-        past = self._known()
-        self._align()
-        return past
+    def _blocks(self, image: Host) -> tuple[list[int], list[int]]:
+        return cache_blocks(self.model, image, self.times[0], self.storage)
 
     def _encode(self, picture: Any) -> Host:
         """A user's picture as float32 `[N, H, W, C]` in [-1, 1]."""
@@ -654,163 +535,97 @@ class SDEdit(NotCopied):
         warn_of_unit_range(array)
         return np.asarray(np.clip(array, -1, 1), np.float32, order="C")
 
-    def _difference(self, picture: Any, mask: Any) -> tuple[Host, Host, Host, int]:
-        """(the current picture, the edited one, bool `[N, H, W]`: what to make anew, pixels that are left out)."""
-        before, x0 = self._ready().picture, self._encode(picture)
-        if x0.shape != before.shape:
-            raise ShapeError(f"the edited picture is {x0.shape[:3]}, the base {before.shape[:3]} (N, H, W)")
-        difference = (np.abs(x0 - before) > self.model.eps).any(-1)
+    def _difference(self, before: Host, edited: Any, mask: Any) -> tuple[Host, Host, int]:
+        """(the edited image, bool `[N, H, W]`: the pixels to make anew, the number of pixels that are left out)."""
+        image = self._encode(edited)
+        if image.shape != before.shape:
+            raise ShapeError(f"the edited image is {image.shape[:3]}, the base {before.shape[:3]} (N, H, W)")
+        difference = (np.abs(image - before) > self.model.eps).any(-1)
         if mask is None:
-            return before, x0, difference, 0
+            return image, difference, 0
         given = check_mask(mask, before.shape[:3])
         ignored = int(np.count_nonzero(difference & ~given))
         if ignored:
             warn(f"{ignored} changed pixels lie outside the mask and are not applied")
-        return before, np.where(given[..., None], x0, before), given, ignored
+        return image, given, ignored
 
-    def _region(self, difference: Host) -> Host:
-        """bool `[N, H, W]`: the pixels that are made anew."""
+    def _region(self, difference: Host) -> TileSet:
+        """The pixels that are made anew: those that differ, grown by the margin."""
         changed = TileSet.of_mask(difference)
         if not changed.count:
-            return difference
+            return changed
         n, row, column = changed.first
         margin = min(self.margin, max(changed.height, changed.width))  # further is outside, whatever the edit
-        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin).mask()
-
-    def _denoise(
-        self,
-        x0: Host,
-        before: Host,
-        region: Host,
-        compute: Callable[[int, Host, float], Host],
-        on_step: OnStep | None,
-    ) -> Host:
-        """The picture that x0 becomes in `region`; `compute(i, x, time)` gives the network's output at step i."""
-        held = ~region
-        x = self._held(0)
-        noise = samplers.noise(self.settings.seed, START, x0.shape)
-        x[region] = self.noise_schedule.noised(x0, noise, self.times[0])[region]
-
-        for step in denoised(self.model, self.settings, compute, x):
-            if step.next_timestep is None:
-                np.clip(step.x, -1, 1, out=step.x)
-                step.x[held] = before[held]
-            else:
-                step.x[held] = self._held(step.index + 1)[held]
-            x = step.x
-            if on_step is not None:
-                on_step(dataclasses.replace(step, x=x.copy()))
-        return x
-
-    def _held(self, i: int) -> Host:
-        """A copy of what the network reads at step i."""
-        session = self._sessions[i]
-        return session.memory.backend.download(session.memory.canvases[input_path("x")])
+        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin)
 
     def _kept_bytes(self) -> int:
-        """What the store has back once the sessions are gone: no less than that."""
+        """Bytes that the store gets back once the states are gone, no fewer than these."""
         kept = self.store.shared_bytes
-        for session in self._sessions:
-            canvases = session.memory.canvases.items()
-            kept += sum(int(canvas.nbytes) for path, canvas in canvases if path != input_path("x"))
+        for state in self._states:
+            canvases = state.memory.canvases.items()
+            inputs = set(state.memory.inputs.values())
+            kept += sum(int(canvas.nbytes) for path, canvas in canvases if path not in inputs)
         return kept
-
-    def _align(self, inverses: Sequence[session_file.Step] = ()) -> None:
-        """Bring every step's session to where the past stands; what interrupts waits for the end.
-
-        `inverses` are those of every session's next step forward, where they are known.
-
-        Raises
-        ------
-        MemoryError, SessionError
-            There is no memory to keep what a redo overwrites.
-        """
-        past = self._known()
-        edits, undone = _ran(past.edits), _ran(past.undone)
-        interrupt: BaseException | None = None
-        for session, inverse in zip_longest(self._sessions, inverses):
-            for _ in range(_MOST_TRIES):
-                try:
-                    session._settled()
-                    excess = session.edits + session.undone - edits - undone
-                    if past.editing and session.edits > edits:
-                        session._take_back()
-                    elif excess > 0 and session.undone > undone:
-                        session._keep_undone(undone)
-                    elif excess > 0:
-                        session._forget_oldest(excess)
-                    elif session.edits > edits:
-                        session._step_back()
-                    elif session.edits < edits:
-                        session._step_forward(inverse)
-                    else:
-                        break
-                except (MemoryError, SessionError):
-                    raise
-                except BaseException as error:
-                    interrupt = error
-            else:
-                raise interrupt or AssertionError("a step's session does not come to where the past stands")
-        kept = all(session.undone == undone for session in self._sessions)  # there was memory to keep it
-        if past.editing or not kept:
-            self._past = dataclasses.replace(past, editing=False, undone=past.undone if kept else ())
-        if not kept:
-            for session in self._sessions:
-                session._keep_undone(0)
-        if interrupt is not None:
-            raise interrupt
-
-    def _cache_nbytes(self) -> int:
-        """Memory of the canvases of all steps, in RAM and in files."""
-        return sum(session.memory.nbytes for session in self._sessions) + self.store.shared_bytes
-
-    def _journal_nbytes(self, past: _Past) -> int:
-        """Memory that undoing and redoing what is in the `past` takes, at all steps (which may still have more)."""
-        pictures = sum(int(side.picture.nbytes) for side in (*past.edits, *past.undone))
-        edits, undone = _ran(past.edits), _ran(past.undone)
-        journals = 0
-        for session in self._sessions:
-            history = session.state.history
-            first, next_one = max(len(history.steps) - edits, 0), max(len(history.undone) - undone, 0)
-            steps = (*history.steps[first:], *history.undone[next_one:])
-            journals += sum(step.journal.nbytes for step in steps)
-        return pictures + journals
 
     def _result(
         self,
-        results: list[Result],
-        picture: Host,
+        base: Base,
+        history: History,
         start: float,
         active: TileSet,
-        past: _Past,
-        *,
-        edited_area: float,
+        records: list[LayerRecord] | None = None,
+        edited_area: float = 0.0,
         ignored: int = 0,
+        journal_bytes: int = 0,
     ) -> Result:
-        """What a change gives that ends at `past`."""
+        """The result of a change that ends at `history`."""
         stats = Stats(
-            float(edited_area),
-            tuple(record for result in results for record in result.stats.layers),
+            edited_area,
+            tuple(records or ()),
             (time.perf_counter() - start) * 1e3,
-            self._cache_nbytes(),
-            journal_bytes=sum(result.stats.journal_bytes for result in results),
+            base.nbytes,
+            journal_bytes=journal_bytes,
             ignored_pixels=ignored,
-            undo_edits=len(past.edits),
-            undo_bytes=self._journal_nbytes(past),
-            forgotten_edits=past.forgotten,
+            undo_edits=len(history.edits),
+            undo_bytes=history.nbytes,
+            forgotten_edits=history.forgotten,
         )
-        return Result(self.model.picture(picture), picture.copy(), stats, active)
+        image = _image(history)
+        return Result(self.model.picture(image), image.copy(), stats, active)
+
+
+def _image(history: History) -> Host:
+    """The image at that place of a session's history: every place has one."""
+    assert history.image is not None
+    return history.image
+
+
+def _with_images(history: History, ran: list[bool], images: list[Host], edits: Any) -> History:
+    """A history out of a file with its images, and with the edits that repainted nothing. Raises ValueError."""
+    if not isinstance(edits, int) or not 0 <= edits <= len(ran):
+        raise ValueError(f"{edits} of {len(ran)} edits can be undone")
+    written = iter((*history.edits, *history.undone))
+    all_edits, stale = [], history.stale
+    counts = sum(map(bool, ran[:edits])), sum(map(bool, ran[edits:]))
+    if counts != (len(history.edits), len(history.undone)):
+        raise ValueError(
+            f"{counts} edits ran, the states keep {len(history.edits)} and {len(history.undone)}"
+        )
+    for moved, image in zip(ran, images, strict=True):
+        edit = next(written) if moved else Edit((), stale)
+        all_edits.append(dataclasses.replace(edit, image=image))
+    return dataclasses.replace(history, edits=tuple(all_edits[:edits]), undone=tuple(all_edits[edits:]))
 
 
 def open_session(
     path: str | os.PathLike[str],
     backend: str | Backend | None = None,
     *,
-    cache: int | str | None = None,
+    ram: int | str | None = None,
     folder: str | os.PathLike[str] | None = None,
     undo: int | str | None = None,
 ) -> Session | SDEdit:
-    """Continue a saved session of either kind; `cache` and `folder` are for one of several steps.
+    """Continue a saved session of either kind; `ram` and `folder` are for one of several steps.
 
     Raises
     ------
@@ -820,5 +635,5 @@ def open_session(
     with read_checkpoint(path) as file:
         several = _SETTINGS in file.metadata
     if several:
-        return SDEdit.load(path, backend=backend, cache=cache, folder=folder, undo=undo)
+        return SDEdit.load(path, backend=backend, ram=ram, folder=folder, undo=undo)
     return Session.load(path, backend, undo=undo)

@@ -7,7 +7,7 @@ the changed pixels, so that it costs what the edit does, not the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,3 +126,19 @@ def check_mask(mask: Any, shape: tuple[int, int, int]) -> Host:
     if array.shape not in (shape, shape[1:]):
         raise ShapeError(f"the mask is {array.shape}, expected {shape[1:]} or {shape}")
     return np.broadcast_to(array, shape)
+
+
+def difference_mask(original: Mapping[str, Host], edited: Mapping[str, Host], *, eps: float = 0.0) -> Host:
+    """bool `[N, H, W]`: the pixels where any channel of two inputs differs by more than `eps` ≥ 0.
+
+    Both hold the same names and shapes `[N, H, W, P]`; values are finite.
+    """
+    mask: Host | None = None
+    for name, before in original.items():
+        after = edited[name]
+        for channel in range(before.shape[3]):  # one by one: reductions over a short last axis are slow
+            a, b = before[..., channel], after[..., channel]
+            differs = a != b if not eps else np.abs(a - b) > eps
+            mask = differs if mask is None else mask | differs
+    assert mask is not None  # an input has a canvas, and a canvas a channel
+    return np.asarray(mask)

@@ -6,17 +6,15 @@ dense run has a plan too, `Everything`: that is all the difference there is betw
 
 from __future__ import annotations
 
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from sparsegen.backends.interface import TILE, Host
 
+from ..checks import in_range, whole_number
 from ..errors import InputError, ShapeError
 from .masks import dilated, halvings, pyramid
 from .tiles import TileSet, union
@@ -94,9 +92,7 @@ class Adaptive(Policy):
     tau: float
 
     def __post_init__(self) -> None:
-        tau: Any = self.tau
-        if isinstance(tau, bool) or not isinstance(tau, (int, float, np.floating)) or not 0 <= tau < math.inf:
-            raise InputError(f"policy adaptive: tau is {tau!r}, expected a number, 0 or more")
+        in_range("policy adaptive: tau", self.tau, 0, ends="[)")
 
     @property
     def exact(self) -> bool:
@@ -110,26 +106,26 @@ class Adaptive(Policy):
 class _ExactPlan(Plan):
     def __init__(self, tau: float | None = None) -> None:
         self.tau, self.whole_tiles = tau, not tau
-        self._grown: dict[Any, tuple[Sequence[Read], TileSet]] = {}
+        self._grown: dict[Any, TileSet] = {}
+        """By output shape and reads; a `TileSet` is itself the key, by identity."""
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         changed = [read for read in reads if read.changed.count]
-        # norms of one block read the same canvas through the same window: grow it once
-        key = (shape, frozenset((id(read.changed), read.window, read.everywhere) for read in changed))
-        if key not in self._grown:  # what was read is kept beside the result, so that its id stays its own
+        # the norms of one block read the same canvas through the same window: grow it once
+        key = (shape, frozenset(changed))
+        if key not in self._grown:
             grown = [self._grow(read, shape) for read in changed]
-            self._grown[key] = (changed, union(grown) if grown else TileSet.empty(*shape))
-        return self._grown[key][1]
+            self._grown[key] = union(grown) if grown else TileSet.empty(*shape)
+        return self._grown[key]
 
     def _grow(self, read: Read, shape: tuple[int, int, int]) -> TileSet:
-        key = (shape, id(read.changed), read.window, read.everywhere)
+        key = (shape, read)
         if key not in self._grown:
             if read.everywhere:
-                grown = TileSet.full(*shape, only=read.changed.edited)
+                self._grown[key] = TileSet.full(*shape, only=read.changed.edited)
             else:
-                grown = grow(read.changed, read.window, *shape[1:])
-            self._grown[key] = ([read], grown)
-        return self._grown[key][1]
+                self._grown[key] = grow(read.changed, read.window, *shape[1:])
+        return self._grown[key]
 
 
 @dataclass(frozen=True)
@@ -151,13 +147,9 @@ class Paper(Policy):
 
     def __post_init__(self) -> None:
         for name in ("dilation", "level_dilation", "sparse_levels", "least_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"policy paper: {name} is {value!r}, expected a whole number, 0 or more")
-        if not 0 <= self.threshold < 1:
-            raise InputError(
-                f"policy paper: threshold is {self.threshold!r}, expected 0 or more and less than 1"
-            )
+            value = whole_number(f"policy paper: {name}", getattr(self, name), 0)
+            object.__setattr__(self, name, value)
+        in_range("policy paper: threshold", self.threshold, 0, 1, ends="[)")
 
     def plan(self, difference: Host, *, settled: bool = True) -> Plan:
         return _PaperPlan(self, difference)

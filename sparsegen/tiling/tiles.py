@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Host
+from sparsegen.backends.interface import TILE, Host, Tiles
 
 _WORD = np.dtype(f"u{TILE}")
 """A row of a tile's pixels as one number."""
@@ -121,9 +121,9 @@ class TileSet:
         return self.samples, self.height, self.width
 
     @cached_property
-    def tiles(self) -> Host:
-        """int32 `[K, 3]`: sample, tile row, tile column of the active tiles; sorted, each once."""
-        return (np.argwhere(self.held) + self.first).astype(np.int32)
+    def tiles(self) -> Tiles:
+        """The active tiles, sorted: one handle, so that a backend uploads them once."""
+        return Tiles(np.argwhere(self.held) + self.first)
 
     @property
     def pixels(self) -> Host:
@@ -141,7 +141,7 @@ class TileSet:
     def edited(self) -> Host:
         """bool `[N]`: the samples that have an active tile."""
         edited = np.zeros(self.samples, bool)
-        edited[self.tiles[:, 0]] = True
+        edited[self.tiles.host[:, 0]] = True
         return edited
 
     @property
@@ -154,8 +154,8 @@ class TileSet:
         """Pixels that the active tiles cover inside the image: what a layer recomputes."""
         if not self.height % TILE and not self.width % TILE:
             return self.count * TILE * TILE
-        h = np.minimum(self.height - self.tiles[:, 1] * TILE, TILE)
-        w = np.minimum(self.width - self.tiles[:, 2] * TILE, TILE)
+        h = np.minimum(self.height - self.tiles.host[:, 1] * TILE, TILE)
+        w = np.minimum(self.width - self.tiles.host[:, 2] * TILE, TILE)
         return int(h @ w)
 
     @property
@@ -175,22 +175,61 @@ class TileSet:
 
     def whole(self) -> TileSet:
         """The same tiles, every pixel inside the image counted as changed."""
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> TileSet:
         box = self.held.repeat(TILE, 1).repeat(TILE, 2)
         box[:, self.height - self.first[1] * TILE :] = False
         box[:, :, self.width - self.first[2] * TILE :] = False
         return TileSet(*self.shape, self.first, self.held, box)
 
 
-def strip(length: int) -> Host:
-    """int32 `[K, 3]`: all tiles of a column of `length` pixels, a canvas `[1, length, 1, C]`."""
+def strip(length: int) -> Tiles:
+    """All tiles of a column of `length` pixels, a canvas `[1, length, 1, C]`."""
     tiles = np.zeros((-(-length // TILE), 3), np.int32)
     tiles[:, 1] = np.arange(len(tiles))
-    return tiles
+    return Tiles(tiles)
+
+
+def gather_tiles(array: Host, tiles: Tiles) -> Host:
+    """The values of tiles of a host array `[N, H, W, C]`: `[K, TILE, TILE, C]`, 0 where a tile overhangs the border."""
+    _, height, width, channels = array.shape
+    n, row, column = tiles.host.T
+    if height % TILE == width % TILE == 0:
+        blocks = array.reshape(len(array), height // TILE, TILE, width // TILE, TILE, channels)
+        return np.asarray(blocks[n, row, :, column])
+    inside, pixels = _inside(array, tiles)
+    values = np.zeros((len(tiles), TILE, TILE, channels), array.dtype)
+    values[inside] = array[pixels]
+    return values
+
+
+def scatter_tiles(array: Host, tiles: Tiles, values: Host) -> None:
+    """Write `values` `[K, TILE, TILE, C]` into tiles of a host array; what overhangs the border is dropped."""
+    _, height, width, channels = array.shape
+    n, row, column = tiles.host.T
+    if height % TILE == width % TILE == 0:
+        blocks = array.reshape(len(array), height // TILE, TILE, width // TILE, TILE, channels)
+        blocks[n, row, :, column] = values
+        return
+    inside, pixels = _inside(array, tiles)
+    array[pixels] = values[inside]
+
+
+def _inside(array: Host, tiles: Tiles) -> tuple[Host, tuple[Host, Host, Host]]:
+    """Which of the tiles' pixels lie inside the image, bool `[K, TILE, TILE]`, and their sample, row and column."""
+    n, row, column = (tiles.host[:, i, None, None].astype(np.intp) for i in range(3))
+    y = row * TILE + np.arange(TILE)[:, None]
+    x = column * TILE + np.arange(TILE)
+    n, y, x = np.broadcast_arrays(n, y, x)
+    inside = (y < array.shape[1]) & (x < array.shape[2])
+    return inside, (n[inside], y[inside], x[inside])
 
 
 def union(sets: Iterable[TileSet]) -> TileSet:
     """All tiles and changed pixels of several sets of one canvas (at least one)."""
-    different = list({id(s): s for s in sets}.values())
+    different = list(dict.fromkeys(sets))  # by identity
     some = [s for s in different if s.count]
     if len(some) < 2:
         return (some or different)[0]

@@ -7,26 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Host
+from sparsegen.backends.interface import TILE, Host
 
+from .canvas import Canvas
 from .tiles import TileSet, whole_tiles
-
-
-@dataclass(frozen=True)
-class Read:
-    """One thing that a layer reads: the pixels of a canvas that may have changed, and the window it reads through."""
-
-    changed: TileSet
-    window: Window
-    everywhere: bool = False
-    """Whether every pixel of the output reads every pixel of its sample (attention's keys and values)."""
-    canvas: Array | None = field(default=None, compare=False, repr=False)
-    """The canvas itself."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the canvas as it is read."""
-        return self.window.resampled(self.changed.height, self.changed.width)
 
 
 @dataclass(frozen=True)
@@ -47,6 +31,23 @@ class Window:
     def resampled(self, height: int, width: int) -> tuple[int, int]:
         """The size at which a canvas of `height` × `width` is read."""
         return height * self.upsample // self.step, width * self.upsample // self.step
+
+
+@dataclass(frozen=True)
+class Read:
+    """One canvas that a layer reads: the pixels that may have changed, and the window through which it is read."""
+
+    changed: TileSet
+    window: Window
+    everywhere: bool = False
+    """Whether every pixel of the output reads every pixel of its sample (attention's keys and values)."""
+    canvas: Canvas | None = field(default=None, compare=False, repr=False)
+    """The canvas; None where only tiles are counted."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the canvas as it is read."""
+        return self.window.resampled(self.changed.height, self.changed.width)
 
 
 def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size: int) -> tuple[Host, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.testing import assert_array_equal
 
 from sparsegen.backends import TILE, Backend, Source
-from sparsegen.backends.interface import Activation, Array, Host, Padding
+from sparsegen.backends.interface import Activation, Array, Host, Padding, Tiles
 from tests.oracles import naive
 from tests.tolerances import check
 
@@ -69,7 +69,7 @@ class Case:
     launch: Callable[[Uploads, Array, Host], None]
     """`launch(put, out, tiles)` uploads the inputs and calls the primitive."""
 
-    def run(self, backend: Backend, tiles: Host) -> Host:
+    def run(self, backend: Backend, tiles: Tiles) -> Host:
         """The whole canvas after writing `tiles` into one full of NaN (which spreads, should it be read)."""
         put = Uploads(backend)
         out = backend.upload(np.full(self.oracle.shape, np.nan, np.float32))
@@ -79,20 +79,20 @@ class Case:
         return backend.download(out)
 
     @property
-    def tiles(self) -> Host:
+    def tiles(self) -> Tiles:
         return all_tiles(*self.oracle.shape[:3])
 
 
-def all_tiles(samples: int, height: int, width: int) -> Host:
-    """Every tile of a canvas, int32 `[K, 3]`."""
+def all_tiles(samples: int, height: int, width: int) -> Tiles:
+    """Every tile of a canvas."""
     grid = (samples, -(-height // TILE), -(-width // TILE))
-    return np.array(list(np.ndindex(grid)), np.int32).reshape(-1, 3)
+    return Tiles(np.array(list(np.ndindex(grid)), np.int32).reshape(-1, 3))
 
 
-def inside(tiles: Host, shape: tuple[int, ...]) -> Host:
+def inside(tiles: Tiles, shape: tuple[int, ...]) -> Host:
     """bool `[N, H, W]`: the pixels that `tiles` cover."""
     covered = np.zeros(shape[:3], bool)
-    for n, row, column in tiles:
+    for n, row, column in tiles.host:
         covered[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE] = True
     return covered
 
@@ -108,8 +108,8 @@ def assert_contract(case: Case, backend: Backend, rng: np.random.Generator) -> N
     full = case.run(backend, tiles)
     check(case.tolerance, full, case.oracle, largest=case.largest)
     blank = np.full(full.shape, np.nan, np.float32)
-    some = rng.permutation(tiles)[: rng.integers(1, len(tiles) + 1)]
-    for subset in (some, some[:1], tiles[:0]):
+    some = rng.permutation(tiles.host)[: rng.integers(1, len(tiles) + 1)]
+    for subset in map(Tiles, (some, some[:1], some[:0])):
         covered = inside(subset, full.shape)[..., None]
         assert_same_bits(case.run(backend, subset), np.where(covered, full, blank))
 
@@ -188,7 +188,7 @@ def conv_case(
         )
         v += naive.read(added)
 
-    def launch(put: Uploads, out: Array, tiles: Host) -> None:
+    def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         weights = put.backend.prepare_conv(weight, offset, stride=stride, padding=padding, groups=groups)
         put.backend.conv2d(
             out,
@@ -224,7 +224,7 @@ def lookup_case(
     half = kernel // 2
     v = naive.conv2d(naive.one_hot(indices, labels, step=step), weight, padding=(half,) * 4) + bias
 
-    def launch(put: Uploads, out: Array, tiles: Host) -> None:
+    def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         put.backend.lookup(out, tiles, put(indices), put(table), put(bias), step=step, activation=activation)
 
     return Case("lookup", naive.activate(v, activation), float(np.abs(v).max()), launch)
@@ -250,7 +250,7 @@ def attention_case(
     query = replace(query, parts=(query.parts[0] * np.float32(sharpness),))
     v = naive.attention(*map(naive.read, (query, key, value)), heads=heads)
 
-    def launch(put: Uploads, out: Array, tiles: Host) -> None:
+    def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         q, k, w = (put.source(s) for s in (query, key, value))
         put.backend.attention(out, tiles, q, k, w, heads=heads)
 
@@ -266,7 +266,7 @@ def layer_norm_case(*, mean: float = 0.0, seed: int = 0, **source_options: Any) 
     weight, bias = normal(rng, channels, mean=1, std=0.3), normal(rng, channels)
     v = naive.layer_norm(naive.read(source), weight, bias, 1e-5)
 
-    def launch(put: Uploads, out: Array, tiles: Host) -> None:
+    def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         put.backend.layer_norm(out, tiles, put.source(source), weight=put(weight), bias=put(bias), eps=1e-5)
 
     return Case("layer_norm, large mean" if mean else "layer_norm", v, float(np.abs(v).max()), launch)
@@ -281,7 +281,7 @@ def pointwise_case(*, residual: dict[str, Any] | None = None, seed: int = 0, **s
     if added is not None:
         v = v + naive.read(added)
 
-    def launch(put: Uploads, out: Array, tiles: Host) -> None:
+    def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         put.backend.pointwise(out, tiles, put.source(source), residual=put.source(added))
 
     return Case("pointwise", v, float(max(np.abs(linear).max(), np.abs(v).max())), launch)
@@ -291,9 +291,9 @@ def write_tiles_case(*, samples: int = 2, size: tuple[int, int] = (9, 10), chann
     """Tiles `[K, TILE, TILE, C]` cut out of a canvas by hand, NaN where they overhang it."""
     canvas = normal(np.random.default_rng(0), samples, *size, channels)
 
-    def launch(put: Uploads, out: Array, tiles: Host) -> None:
+    def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         values = np.full((len(tiles), TILE, TILE, channels), np.nan, np.float32)
-        for k, (n, row, column) in enumerate(tiles):
+        for k, (n, row, column) in enumerate(tiles.host):
             cut = canvas[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
             values[k, : cut.shape[0], : cut.shape[1]] = cut
         put.backend.write_tiles(out, tiles, put(values))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from sparsegen.backends import TILE, Backend
+from sparsegen.backends import TILE, Backend, BackendError
+from sparsegen.backends.interface import Host, Tiles
 from tests.backends.contract_cases import Uploads, all_tiles, inside, normal
 
 
@@ -54,15 +55,43 @@ def test_upload_and_download_are_copies(backend: Backend) -> None:
     assert (backend.download(array) == 2).all()
 
 
+def test_tiles_are_a_read_only_copy() -> None:
+    host = np.arange(12).reshape(4, 3)[:, ::-1]
+    tiles = Tiles(host)
+    expected = host.copy()
+    host[0] = 99
+    assert_array_equal(tiles.host, expected)
+    assert tiles.host.dtype == np.int32 and tiles.host.flags.c_contiguous and not tiles.host.flags.writeable
+    assert len(tiles) == 4 and repr(tiles) == "<Tiles: 4>"
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 2), (1, 4, 3)], ids=str)
+def test_tiles_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BackendError, match=r"tiles have shape .*, expected \(K, 3\)"):
+        Tiles(np.zeros(shape, int))
+
+
+def test_a_backends_form_of_tiles_is_made_once(backend: Backend) -> None:
+    tiles, calls = all_tiles(1, 9, 10), []
+
+    def make(host: Host) -> object:
+        calls.append(host)
+        return object()
+
+    assert tiles.on(backend, make) is tiles.on(backend, make)
+    assert tiles.on("another owner", make) is not tiles.on(backend, make)
+    assert len(calls) == 2 and all(host is tiles.host for host in calls)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_read_tiles_copies_and_write_tiles_puts_back(backend: Backend, dtype: str) -> None:
     host = np.random.default_rng(0).integers(1, 100, (2, 9, 10, 3)).astype(dtype)
-    canvas, tiles = backend.upload(host), all_tiles(2, 9, 10)[[13, 2, 8, 5]]
+    canvas, tiles = backend.upload(host), Tiles(all_tiles(2, 9, 10).host[[13, 2, 8, 5]])
     kept = backend.read_tiles(canvas, tiles)
     before = backend.download(kept)
     # the tile (0, 2, 2) holds rows 8 and columns 8 and 9: one row of two pixels lies inside
     expected = np.zeros((len(tiles), TILE, TILE, 3), dtype)
-    for k, (n, row, column) in enumerate(tiles):
+    for k, (n, row, column) in enumerate(tiles.host):
         cut = host[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         expected[k, : cut.shape[0], : cut.shape[1]] = cut
     assert before.dtype == np.dtype(dtype)
@@ -81,7 +110,7 @@ def test_read_tiles_copies_and_write_tiles_puts_back(backend: Backend, dtype: st
 
 
 def test_reading_no_tiles_gives_none(backend: Backend) -> None:
-    kept = backend.read_tiles(backend.alloc((1, 5, 5, 2)), np.zeros((0, 3), np.int32))
+    kept = backend.read_tiles(backend.alloc((1, 5, 5, 2)), Tiles(np.zeros((0, 3), np.int32)))
     assert backend.download(kept).shape == (0, TILE, TILE, 2)
 
 
@@ -151,15 +180,15 @@ def test_find_non_finite_says_where(backend: Backend, value: float, at: tuple[in
     put = Uploads(backend)
     found = backend.find_non_finite(put(host), tiles)
     assert found == at and all(type(index) is int for index in found)
-    elsewhere = tiles[(tiles != (at[0], at[1] // TILE, at[2] // TILE)).any(1)]
+    elsewhere = Tiles(tiles.host[(tiles.host != (at[0], at[1] // TILE, at[2] // TILE)).any(1)])
     assert backend.find_non_finite(put(host), elsewhere) is None
-    assert backend.find_non_finite(put(host), tiles[:0]) is None
+    assert backend.find_non_finite(put(host), Tiles(tiles.host[:0])) is None
     put.assert_untouched()
 
 
 def test_find_non_finite_gives_the_first_in_the_order_of_tiles_then_pixels(backend: Backend) -> None:
     host = np.zeros((1, 8, 8, 2), np.float32)
-    tiles = all_tiles(1, 8, 8)[[3, 0]]
+    tiles = Tiles(all_tiles(1, 8, 8).host[[3, 0]])
     for at in ((0, 3, 3, 0), (0, 2, 3, 1), (0, 2, 3, 0), (0, 2, 2, 1), (0, 7, 7, 1), (0, 6, 4, 0)):
         # each comes before all that were set before it
         host[at] = np.nan
@@ -178,18 +207,18 @@ def test_the_largest_values_are_finite_and_indices_always(backend: Backend) -> N
 def test_largest_change_by_tile(backend: Backend, dtype: str, channels: int) -> None:
     rng = np.random.default_rng(0)
     before, after = (rng.integers(-9, 10, (2, 9, 10, channels)).astype(dtype) for _ in range(2))
-    tiles = rng.permutation(all_tiles(2, 9, 10))
+    tiles = Tiles(rng.permutation(all_tiles(2, 9, 10).host))
     put = Uploads(backend)
     values = backend.read_tiles(put(before), tiles)
     change = backend.largest_change(put(after), tiles, values)
     assert isinstance(change, np.ndarray) and change.dtype == np.float32
     expected = [
         np.abs(after - before)[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].max()
-        for n, row, column in tiles
+        for n, row, column in tiles.host
     ]
     assert_array_equal(change, expected)
     assert_array_equal(backend.largest_change(put(before), tiles, values), np.zeros(len(tiles)))
-    assert backend.largest_change(put(after), tiles[:0], values[:0]).shape == (0,)
+    assert backend.largest_change(put(after), Tiles(tiles.host[:0]), values[:0]).shape == (0,)
     put.assert_untouched()
 
 

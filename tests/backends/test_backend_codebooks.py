@@ -1,6 +1,6 @@
-"""Codebooks, on every backend: windows of indices are numbered, forgotten and convolved; codes name rows to read.
+"""Codebooks, on every backend: windows of indices get codes, are forgotten and convolved; codes name rows to read.
 
-The oracle of the numbers is `naive.windows`: which pixels read the same window, whatever the numbers are.
+The oracle of the codes is `naive.windows`: which pixels read the same window, whatever the codes are.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from sparsegen.backends import Backend
-from sparsegen.backends.interface import Book, Host
+from sparsegen.backends.interface import Host, Tiles, WindowSet
 from tests.backends.contract_cases import Uploads, all_tiles, assert_same_bits, inside, make_source, normal
 from tests.oracles import naive
 from tests.tolerances import check
 
 
-def number(
+def encode(
     backend: Backend,
     indices: Host,
-    book: Book,
+    window_set: WindowSet,
     *,
     kernel: int = 3,
     step: int = 1,
-    tiles: Host | None = None,
+    tiles: Tiles | None = None,
     codes: Host | None = None,
 ) -> Host:
-    """Codes after numbering `tiles` (all) of `codes` (-7 everywhere), int32 `[N, H, W]`; the book takes windows in."""
+    """Codes after encoding `tiles` (all) of `codes` (-7 everywhere), int32 `[N, H, W]`; new windows are added."""
     put = Uploads(backend)
     samples, height, width = indices.shape[0], indices.shape[1] // step, indices.shape[2] // step
     canvas = backend.upload(np.full((samples, height, width, 1), -7, np.int32) if codes is None else codes)
     tiles = all_tiles(samples, height, width) if tiles is None else tiles
-    backend.number_windows(canvas, tiles, put(indices), book, kernel=kernel, step=step)
+    backend.encode_windows(canvas, tiles, put(indices), window_set, kernel=kernel, step=step)
     backend.synchronize()
     put.assert_untouched()
     return backend.download(canvas)
@@ -51,7 +51,7 @@ def draw(seed: int, *shape: int, labels: int = 3) -> Host:
     return np.ascontiguousarray(coarse.repeat(3, 1).repeat(3, 2)[:, :h, :w])
 
 
-# -- numbering -------------------------------------------------------------------------------------------
+# -- encoding --------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25)
@@ -67,27 +67,27 @@ def test_a_code_names_the_window_that_lookup_reads(
     backend: Backend, kernel: int, step: int, planes: int, samples: int, size: tuple[int, int], seed: int
 ) -> None:
     indices = draw(seed, samples, size[0] * step, size[1] * step, planes)
-    book = Book(kernel * kernel * planes)
-    codes = number(backend, indices, book, kernel=kernel, step=step)
+    window_set = WindowSet(kernel * kernel * planes)
+    codes = encode(backend, indices, window_set, kernel=kernel, step=step)
     windows = naive.windows(indices, kernel, step)
-    assert book.keys.dtype == codes.dtype == np.int32
-    assert_array_equal(book.keys[codes[..., 0]], windows)
+    assert window_set.windows.dtype == codes.dtype == np.int32
+    assert_array_equal(window_set.windows[codes[..., 0]], windows)
     # each window once, and none that no pixel reads
-    assert len(book) == len(np.unique(windows.reshape(-1, windows.shape[-1]), axis=0))
-    assert len(book) == len(np.unique(book.keys, axis=0))
+    assert len(window_set) == len(np.unique(windows.reshape(-1, windows.shape[-1]), axis=0))
+    assert len(window_set) == len(np.unique(window_set.windows, axis=0))
 
 
 def test_the_window_of_a_code_is_read_by_lookup(backend: Backend) -> None:
-    """`lookup` of a pixel is the sum over its code's key: what tables of codebooks rest on."""
+    """`lookup` of a pixel is the sum over its code's window: what tables of codebooks rest on."""
     rng = np.random.default_rng(0)
     indices, table = draw(1, 2, 12, 20, 2), normal(rng, 9, 3, 7)
-    book = Book(18)
-    codes = number(backend, indices, book, step=2)
-    keys = book.keys.reshape(len(book), 9, 2)
-    rows = np.zeros((len(book), 7))
+    window_set = WindowSet(18)
+    codes = encode(backend, indices, window_set, step=2)
+    windows = window_set.windows.reshape(len(window_set), 9, 2)
+    rows = np.zeros((len(window_set), 7))
     for tap in range(9):
         for plane in range(2):
-            label = keys[:, tap, plane]
+            label = windows[:, tap, plane]
             rows += np.where(label[:, None] >= 0, table[tap, label].astype(np.float64), 0)
     out = backend.alloc((2, 6, 10, 7))
     zero = backend.alloc((7,))
@@ -97,84 +97,86 @@ def test_the_window_of_a_code_is_read_by_lookup(backend: Backend) -> None:
 
 def test_only_the_given_tiles_get_codes(backend: Backend) -> None:
     indices = draw(2, 2, 9, 10, 1)
-    tiles = all_tiles(2, 9, 10)[[5, 0, 13]]
-    book = Book(9)
-    codes = number(backend, indices, book, tiles=tiles)
+    tiles = Tiles(all_tiles(2, 9, 10).host[[5, 0, 13]])
+    window_set = WindowSet(9)
+    codes = encode(backend, indices, window_set, tiles=tiles)
     covered = inside(tiles, codes.shape)
     assert (codes[~covered] == -7).all()
     windows = naive.windows(indices, 3, 1)
-    assert_array_equal(book.keys[codes[covered][..., 0]], windows[covered])
-    assert len(book) == len(np.unique(windows[covered], axis=0))
+    assert_array_equal(window_set.windows[codes[covered][..., 0]], windows[covered])
+    assert len(window_set) == len(np.unique(windows[covered], axis=0))
     # no tile: nothing
-    assert_array_equal(number(backend, indices, book, tiles=tiles[:0], codes=codes), codes)
+    assert_array_equal(encode(backend, indices, window_set, tiles=Tiles(tiles.host[:0]), codes=codes), codes)
 
 
-def test_the_same_window_has_the_same_number_ever_after(backend: Backend) -> None:
-    book, first = Book(9), draw(3, 1, 16, 16, 1)
-    codes = number(backend, first, book)
-    known = book.keys.copy()
-    assert_array_equal(number(backend, first, book), codes)
-    assert_array_equal(number(backend, first[:, ::-1], book), number(backend, first[:, ::-1], book))
-    number(backend, draw(4, 2, 13, 17, 1), book)
-    assert_array_equal(book.keys[: len(known)], known)
-    assert_array_equal(number(backend, first, book), codes)
+def test_a_window_keeps_its_code(backend: Backend) -> None:
+    window_set, first = WindowSet(9), draw(3, 1, 16, 16, 1)
+    codes = encode(backend, first, window_set)
+    known = window_set.windows.copy()
+    assert_array_equal(encode(backend, first, window_set), codes)
+    assert_array_equal(
+        encode(backend, first[:, ::-1], window_set), encode(backend, first[:, ::-1], window_set)
+    )
+    encode(backend, draw(4, 2, 13, 17, 1), window_set)
+    assert_array_equal(window_set.windows[: len(known)], known)
+    assert_array_equal(encode(backend, first, window_set), codes)
 
 
-def test_a_book_grows_beyond_any_capacity(backend: Backend) -> None:
-    """Every window distinct, several thousand: keys move to larger storage, numbers stay."""
+def test_a_window_set_grows_beyond_any_capacity(backend: Backend) -> None:
+    """Every window distinct, several thousand: windows move to larger storage, codes stay."""
     indices = np.random.default_rng(5).integers(0, 1000, (2, 60, 44, 1), dtype=np.int32)
-    book = Book(9)
-    capacity = len(book.storage)
-    codes = number(backend, indices, book)
-    assert len(book) == 2 * 60 * 44 > 10 * capacity
-    assert_array_equal(book.keys[codes[..., 0]], naive.windows(indices, 3, 1))
-    assert_array_equal(number(backend, indices, book), codes)
+    window_set = WindowSet(9)
+    capacity = len(window_set.storage)
+    codes = encode(backend, indices, window_set)
+    assert len(window_set) == 2 * 60 * 44 > 10 * capacity
+    assert_array_equal(window_set.windows[codes[..., 0]], naive.windows(indices, 3, 1))
+    assert_array_equal(encode(backend, indices, window_set), codes)
 
 
-def test_a_book_can_begin_with_windows(backend: Backend) -> None:
-    """As a session file gives them: the numbers go on where they were."""
+def test_a_window_set_can_begin_with_windows(backend: Backend) -> None:
+    """As a session file gives them: new codes follow the old ones."""
     indices = draw(6, 1, 16, 20, 1)
-    book = Book(9)
-    codes = number(backend, indices, book)
-    again = Book(9, book.keys.copy())
-    assert_array_equal(number(backend, indices, again), codes)
-    assert len(again) == len(book)
+    window_set = WindowSet(9)
+    codes = encode(backend, indices, window_set)
+    again = WindowSet(9, window_set.windows.copy())
+    assert_array_equal(encode(backend, indices, again), codes)
+    assert len(again) == len(window_set)
     more = draw(7, 1, 16, 20, 1)
-    assert_array_equal(number(backend, more, again), number(backend, more, book))
+    assert_array_equal(encode(backend, more, again), encode(backend, more, window_set))
 
 
 # -- forgetting ------------------------------------------------------------------------------------------
 
 
-def test_what_was_forgotten_is_numbered_again_in_the_same_way(backend: Backend) -> None:
-    book = Book(9)
+def test_a_forgotten_window_gets_the_same_code_again(backend: Backend) -> None:
+    window_set = WindowSet(9)
     maps = [np.random.default_rng(i).integers(0, 3, (1, 12, 16, 1), dtype=np.int32) for i in range(6)]
     sizes, codes = [0], []
     for indices in maps:
-        codes.append(number(backend, indices, book))
-        sizes.append(len(book))
+        codes.append(encode(backend, indices, window_set))
+        sizes.append(len(window_set))
     assert sizes == sorted(set(sizes))
-    keys = book.keys.copy()
+    windows = window_set.windows.copy()
     for back in (5, 3, 0):  # last in, first out
-        backend.forget_windows(book, sizes[back])
-        assert len(book) == sizes[back]
-        assert_array_equal(book.keys, keys[: sizes[back]])
+        backend.forget_windows(window_set, sizes[back])
+        assert len(window_set) == sizes[back]
+        assert_array_equal(window_set.windows, windows[: sizes[back]])
         for i in range(back, 6):
-            assert_array_equal(number(backend, maps[i], book), codes[i])
-        assert_array_equal(book.keys, keys)
+            assert_array_equal(encode(backend, maps[i], window_set), codes[i])
+        assert_array_equal(window_set.windows, windows)
 
 
 def test_forgetting_none_or_more_than_there_are_changes_nothing(backend: Backend) -> None:
-    book, indices = Book(9), draw(8, 1, 12, 12, 1)
-    codes = number(backend, indices, book)
-    for count in (len(book), len(book) + 100):
-        backend.forget_windows(book, count)
-        assert_array_equal(number(backend, indices, book), codes)
-    loaded = Book(9, book.keys.copy())  # one that no window was looked for in yet
+    window_set, indices = WindowSet(9), draw(8, 1, 12, 12, 1)
+    codes = encode(backend, indices, window_set)
+    for count in (len(window_set), len(window_set) + 100):
+        backend.forget_windows(window_set, count)
+        assert_array_equal(encode(backend, indices, window_set), codes)
+    loaded = WindowSet(9, window_set.windows.copy())  # no window was searched in it yet
     backend.forget_windows(loaded, 3)
-    assert_array_equal(loaded.keys, book.keys[:3])
-    number(backend, indices, loaded)
-    assert_array_equal(np.unique(loaded.keys, axis=0), np.unique(book.keys, axis=0))
+    assert_array_equal(loaded.windows, window_set.windows[:3])
+    encode(backend, indices, loaded)
+    assert_array_equal(np.unique(loaded.windows, axis=0), np.unique(window_set.windows, axis=0))
 
 
 # -- convolving ------------------------------------------------------------------------------------------

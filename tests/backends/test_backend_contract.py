@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from scipy.signal import correlate
 
 from sparsegen.backends import Backend, BackendError, Source
-from sparsegen.backends.interface import Activation
+from sparsegen.backends.interface import Activation, Tiles
 from tests.backends.contract_cases import (
     ACTIVATIONS,
     CASES,
@@ -146,7 +146,7 @@ def test_weights_and_tiles_may_be_read_only_and_lie_in_any_order(
     """As a mapped file gives them, or a transposed tensor."""
     rng = np.random.default_rng(0)
     weight, bias, v = normal(rng, 12, 12 // groups, k, k), normal(rng, 12), normal(rng, 1, 16, 20, 12)
-    tiles, source, results = all_tiles(1, 16, 20), Source((backend.upload(v),)), []
+    tiles, source, results = all_tiles(1, 16, 20).host, Source((backend.upload(v),)), []
     for w, b, t in (
         (weight, bias, tiles),
         (np.asfortranarray(weight), np.repeat(bias, 2)[::2], np.asfortranarray(tiles)),
@@ -154,11 +154,12 @@ def test_weights_and_tiles_may_be_read_only_and_lie_in_any_order(
     ):
         for array in (w, b, t):
             array.setflags(write=False)
+        active = Tiles(t)
         weights = backend.prepare_conv(w, b, padding=(k // 2,) * 4, groups=groups, size=(16, 20))
         out = backend.alloc((1, 16, 20, 12))
-        backend.conv2d(out, t, source, weights)
-        backend.write_tiles(out, t, backend.read_tiles(out, t))
-        assert backend.find_non_finite(out, t) is None
+        backend.conv2d(out, active, source, weights)
+        backend.write_tiles(out, active, backend.read_tiles(out, active))
+        assert backend.find_non_finite(out, active) is None
         results.append(backend.download(out))
     for result in results[1:]:
         assert_array_equal(result, results[0])

@@ -20,10 +20,10 @@ import llvmlite.binding as llvm  # noqa: E402  (comes with numba)
 from llvmlite import ir  # noqa: E402  (comes with numba)
 
 from sparsegen.backends.numba_cpu import NumbaBackend  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.atomics import emit_pause  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.gemm import emit_block  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.simd import (  # noqa: E402  (needs numba)
     WIDTH,
-    emit_pause,
     exponential,
     load,
     store,
@@ -171,8 +171,10 @@ def test_nothing_but_the_table_of_targets_names_a_processor() -> None:
     words = re.compile(
         r"\b(avx\w*|sse\d?\w*|x86\w*|amd64|[xyz]mm\d*|neon|fmla|vfmadd\w*|aarch64|arm64)\b", re.I
     )
-    package = HERE.parent
-    for path in sorted(p for folder in ("sparsegen", "backends") for p in (package / folder).rglob("*.py")):
+    root = HERE.parents[1]
+    paths = sorted(p for folder in ("sparsegen", "backends") for p in (root / folder).rglob("*.py"))
+    assert len(paths) > 50, f"{root} is not the project's root"
+    for path in paths:
         if path.name == "target.py":
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))

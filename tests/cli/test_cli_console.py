@@ -176,7 +176,7 @@ def test_options_are_shown_with_the_names_of_their_types(
         "--edited PATH",
         "--steps INTEGER",
         "--eta FLOAT",
-        "--cache TEXT",
+        "--ram TEXT",
         "--weights float32|float16|bfloat16",
         "--crop HEIGHTxWIDTH",
         "--resize HEIGHTxWIDTH",
@@ -199,7 +199,7 @@ def test_options_are_shown_with_the_names_of_their_types(
         ("edt", "did you mean 'edit'? (see 'sparsegen --help')"),
         ("insepct net.safetensors", "did you mean 'inspect'?"),
         ("EDIT", "did you mean 'edit'?"),
-        ("edit --edited a -o b.png --cache 4", "--cache: '4' has no unit; write 4GB"),
+        ("edit --edited a -o b.png --ram 4", "--ram: '4' has no unit; write 4GB"),
         ("edit --edited a -o b.png --undo much", "--undo: 'much' is no amount of memory"),
         ("fly", "there are demo, edit, undo, redo, sample, inspect"),
         ("sample --count many", "(see 'sparsegen sample --help')"),
@@ -448,19 +448,19 @@ def test_no_memory_is_said_with_the_budget_that_can_be_given(
     monkeypatch.setattr(messages, "_limit", lambda: None)
     assert main(EDIT.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {said}") and "--cache 500MB" in line and "--steps" in line
+    assert line.startswith(f"error: {said}") and "--ram 500MB" in line and "--steps" in line
     monkeypatch.setattr(messages, "_limit", lambda: 600_000_000)
     assert main(["demo"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--cache" not in line, "demo takes none"
+    assert "--ram" not in line, "demo takes none"
     assert "(ulimit -v leaves this process 0.60 GB)" in line
 
 
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        ("undo --session s", "give the process more memory; for diffusion, a budget such as --cache 500MB"),
-        ("redo --session s", "give the process more memory; for diffusion, a budget such as --cache 500MB"),
+        ("undo --session s", "give the process more memory; for diffusion, a budget such as --ram 500MB"),
+        ("redo --session s", "give the process more memory; for diffusion, a budget such as --ram 500MB"),
         ("sample -o s.png", "give a smaller --size, or the process more memory"),
         ("warmup", "give the process more memory"),
         ("inspect net.safetensors", "give the process more memory"),
@@ -549,7 +549,7 @@ sys.exit(main(["edit", "--model", "landscape-ddpm", "--original", sys.argv[1], "
     )
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: not enough memory") and "--cache" in line and "ulimit -v" in line
+    assert line.startswith("error: not enough memory") and "--ram" in line and "ulimit -v" in line
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 

@@ -191,7 +191,7 @@ def test_caches_in_files_give_the_same_picture_and_leave_nothing(files, capsys, 
         return result
 
     monkeypatch.setattr(SDEdit, "run", spy)
-    assert edit("--steps", "3", "--cache", "0", "--cache-folder", "caches") == 0
+    assert edit("--steps", "3", "--ram", "0", "--cache-folder", "caches") == 0
     ((ram, on_disk, folder),) = seen
     assert ram == 0 and on_disk > 0 and folder == "caches"
     assert np.array_equal(read("out.png"), in_ram)
@@ -272,12 +272,15 @@ MISTAKES = {
     "an unknown schedule": (f"{TINY} --schedule flat", "flat"),
     "a schedule for distillation": (f"{PD} --schedule cosine", "--schedule"),
     "too much eta": (f"{TINY} --eta 2", "eta is 2.0"),
-    "eta of another sampler": (f"{TINY} --eta 1 --sampler euler", "--eta: for the sampler ddim"),
+    "eta of another sampler": (
+        f"{TINY} --eta 1 --sampler euler",
+        "eta is an option of sampler ddim, not of euler; omit it",
+    ),
     "a negative margin": (f"{TINY} --margin -1", "margin is -1"),
     "a negative seed": (f"{TINY} --seed -1", "--seed"),
-    "an amount that is none": (f"{TINY} --cache much", "'much' is no amount of memory"),
+    "an amount that is none": (f"{TINY} --ram much", "'much' is no amount of memory"),
     "a folder without files": (f"{TINY} --cache-folder .", "--cache-folder"),
-    "a folder that is missing": (f"{TINY} --cache 0 --cache-folder nowhere", "nowhere"),
+    "a folder that is missing": (f"{TINY} --ram 0 --cache-folder nowhere", "nowhere"),
     "caches of bytes": (f"{TINY} --cache-storage int8", "storage is 'int8', expected float32 or float16"),
     "previews too seldom": (f"{TINY} --steps 4 --preview-every 5", "there are 4 steps"),
     "previews at no step": (f"{TINY} --preview-every 0", "--preview-every"),
@@ -299,7 +302,7 @@ MISTAKES = {
     "a policy that is none": (f"{TINY} --policy magic", "magic"),
     "instances": (f"{TINY} --instances labels.png", "--instances: not for this model"),
     "instances of edits": (f"{TINY} --edited-instances labels.png", "--edited-instances: not for this model"),
-    "steps of a GauGAN": (f"{LABELS} --steps 5 --cache 4GB", "--steps, --cache: not for this model"),
+    "steps of a GauGAN": (f"{LABELS} --steps 5 --ram 4GB", "--steps, --ram: not for this model"),
     "previews of a GauGAN": (f"{LABELS} --preview-every 5", "no diffusion model (gaugan)"),
     "a picture for a GauGAN": (
         TINY.replace("net.", "gaugan."),
@@ -330,9 +333,9 @@ def test_what_cannot_fit_is_refused_with_its_plan(files, monkeypatch, capsys):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(strokes, "_ram", lambda: 1000)
     assert edit() == 2
-    assert "25 steps of" in (line := capsys.readouterr().err) and "--cache 4GB" in line
+    assert "25 steps of" in (line := capsys.readouterr().err) and "--ram 4GB" in line
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
-    assert edit("--cache", "0") == 2
+    assert edit("--ram", "0") == 2
     assert "25 steps of" in (line := capsys.readouterr().err) and "too little disk" in line
     assert written(files) == []
 
@@ -363,7 +366,7 @@ def test_an_interrupt_leaves_nothing(files, monkeypatch, capsys):
 
     monkeypatch.setattr(SDEdit, "edit", interrupt)
     (files / "caches").mkdir()
-    assert edit("--steps", "2", "--cache", "0", "--cache-folder", "caches") == 130
+    assert edit("--steps", "2", "--ram", "0", "--cache-folder", "caches") == 130
     assert written(files) == ["caches"] and not list((files / "caches").iterdir())
     assert capsys.readouterr().err == ""
 

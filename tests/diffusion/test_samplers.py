@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from sparsegen.diffusion.samplers import (
-    LAYOUT,
     SAMPLERS,
     START,
+    Noise,
     Step,
     ddim,
     ddpm,
@@ -21,15 +21,16 @@ from sparsegen.diffusion.samplers import (
     get_sampler,
     noise,
     pd,
+    seeded,
 )
 from sparsegen.diffusion.schedules import (
     CosineLogSNR,
+    Layout,
     NoiseSchedule,
     Picture,
     Times,
     cosine,
     linear,
-    timesteps,
 )
 from sparsegen.errors import InputError, ShapeError
 from tests.tolerances import check
@@ -54,7 +55,12 @@ def way(variant: str, steps: int = 6, noise_level: bool = False) -> tuple[NoiseS
     if name == "pd":
         distilled = CosineLogSNR()
         return distilled, distilled.times(2 * steps, steps) if noise_level else distilled.times(steps)
-    return linear(), timesteps(1000, steps, noise_level=500 if noise_level else None, **LAYOUT.get(name, {}))
+    return linear(), linear().times(steps, 500 if noise_level else None, get_sampler(name).layout)
+
+
+def drawn(seed: int) -> Noise:
+    """The noise of each step, in `SHAPE`."""
+    return seeded(seed, SHAPE)
 
 
 def pixelwise(x: Picture, i: int, t: float) -> Picture:
@@ -66,7 +72,7 @@ def walk(variant: str, x: Picture, predict: Any = pixelwise, **settings: Any) ->
     """The steps of a variant from x on."""
     name, options = VARIANTS[variant]
     noisy, times = way(variant)
-    return get_sampler(name)(predict, x, noisy, times, **(options | settings))
+    return get_sampler(name)(predict, x, noisy, times, **({"noise": drawn(0)} | options | settings))
 
 
 # -- where they lead -------------------------------------------------------------------------------------
@@ -83,7 +89,8 @@ def test_who_knows_the_picture_is_led_to_it(variant: str) -> None:
         return (x - alpha * picture) / sigma
 
     name, options = VARIANTS[variant]
-    steps = list(get_sampler(name)(knows, noisy.noised(picture, start, times[0]), noisy, times, **options))
+    x = noisy.noised(picture, start, times[0])
+    steps = list(get_sampler(name)(knows, x, noisy, times, noise=drawn(0), **options))
     for step in steps:
         check("trajectory", step.x0, picture)
         if variant not in RANDOM:
@@ -95,12 +102,12 @@ def test_who_knows_the_picture_is_led_to_it(variant: str) -> None:
 def test_euler_is_ddim_and_a_first_order_solver_too() -> None:
     """Three derivations of one step: arXiv 2010.02502, equation 14, and the first order of arXiv 2211.01095."""
     x = noise(1, START, SHAPE)
-    times = timesteps(1000, 20, "linspace", noise_level=500)
+    times = linear().times(20, 500, Layout("linspace"))
     by_ddim = list(ddim(pixelwise, x, linear(), times))
     for step, other in zip(euler(pixelwise, x, linear(), times), by_ddim, strict=True):
         check("trajectory", step.x, other.x)
     # two steps of fewer than 15: the second-order solver has no history in the first, and none is used in the last
-    times = timesteps(1000, 2, noise_level=500)
+    times = linear().times(2, 500)
     by_ddim = list(ddim(pixelwise, x, linear(), times))
     for step, other in zip(SAMPLERS["dpm++2m"](pixelwise, x, linear(), times), by_ddim, strict=True):
         check("trajectory", step.x, other.x)
@@ -108,7 +115,7 @@ def test_euler_is_ddim_and_a_first_order_solver_too() -> None:
 
 def test_euler_that_clips_is_the_distilled_sampler_on_other_times() -> None:
     """Both go on along the noise that the clipped picture leaves in x."""
-    x, times = noise(1, START, SHAPE), timesteps(1000, 10, noise_level=500)
+    x, times = noise(1, START, SHAPE), linear().times(10, 500)
     walked = list(euler(pixelwise, x, linear(), times, clip=0.5))
     for step, other in zip(walked, pd(pixelwise, x, linear(), times, clip=0.5), strict=True):
         check("trajectory", step.x, other.x)
@@ -120,9 +127,9 @@ def test_euler_that_clips_is_the_distilled_sampler_on_other_times() -> None:
 def test_ddim_with_all_of_its_noise_fresh_is_ddpm(clip: float | None) -> None:
     """arXiv 2010.02502, section 4.1; where the picture is clipped the two differ, and only there."""
     x = noise(1, START, SHAPE)
-    noisy, times = linear(), timesteps(1000, 10, noise_level=500)
-    one = next(iter(ddpm(pixelwise, x, noisy, times, clip=clip, seed=3)))
-    other = next(iter(ddim(pixelwise, x, noisy, times, eta=1.0, clip=clip, seed=3)))
+    noisy, times = linear(), linear().times(10, 500)
+    one = next(iter(ddpm(pixelwise, x, noisy, times, clip=clip, noise=drawn(3))))
+    other = next(iter(ddim(pixelwise, x, noisy, times, eta=1.0, clip=clip, noise=drawn(3))))
     same = np.abs(one.x0) < (clip or np.inf)
     assert same.any()
     assert same.all() == (clip is None)
@@ -232,10 +239,10 @@ def test_numbers_of_numpy_keep_the_arithmetic_in_float32() -> None:
     wide = np.float64(0.7)
     x = noise(1, START, SHAPE).astype(np.float64)
     noisy = replace(linear(), end=linear().alphas_bar[0])
-    for step in ddim(pixelwise, x, noisy, timesteps(1000, 3), eta=wide, clip=wide):
+    for step in ddim(pixelwise, x, noisy, linear().times(3), eta=wide, clip=wide, noise=drawn(0)):
         assert step.x.dtype == step.x0.dtype == np.float32
-    plain = ddim(pixelwise, x, noisy, timesteps(1000, 3), eta=0.7, clip=0.7)
-    given = ddim(pixelwise, x, noisy, timesteps(1000, 3), eta=wide, clip=wide)
+    plain = ddim(pixelwise, x, noisy, linear().times(3), eta=0.7, clip=0.7, noise=drawn(0))
+    given = ddim(pixelwise, x, noisy, linear().times(3), eta=wide, clip=wide, noise=drawn(0))
     for step, other in zip(plain, given, strict=True):
         assert step.x.tobytes() == other.x.tobytes()
     for step in euler(pixelwise, x, noisy, np.array([900.5, 20]), clip=wide):
@@ -286,9 +293,38 @@ def test_a_pixel_is_decided_by_that_pixel_alone(variant: str, clip: float | None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_tiles_that_are_gathered_have_the_bits_that_they_have_in_the_image(variant: str) -> None:
+    """x may have any shape: the noise of a step comes from the caller, gathered as x is."""
+    shape = (2, 8, 12, 3)
+
+    def gathered(image: Picture) -> Picture:
+        rows = image.reshape(2, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(12, 4, 4, 3)
+        return np.ascontiguousarray(rows[[1, 4, 5, 11]])
+
+    x, fresh = noise(1, START, shape), seeded(5, shape)
+    whole = walk(variant, x, noise=fresh)
+    for step, part in zip(whole, walk(variant, gathered(x), noise=lambda i: gathered(fresh(i))), strict=True):
+        assert part.x.tobytes() == gathered(step.x).tobytes()
+        assert part.x0.tobytes() == gathered(step.x0).tobytes()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_noise_is_drawn_where_it_is_needed(variant: str) -> None:
+    steps: list[int] = []
+
+    def fresh(step: int) -> Picture:
+        steps.append(step)
+        return noise(0, step, SHAPE)
+
+    list(walk(variant, noise(1, START, SHAPE), noise=fresh))
+    # the last step ends in the image
+    assert steps == ([*range(5)] if variant in RANDOM else [])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_seed_decides_what_is_random(variant: str) -> None:
     x = noise(1, START, SHAPE)
-    first, again, other = (list(walk(variant, x, seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (list(walk(variant, x, noise=drawn(seed))) for seed in (5, 5, 6))
     for a, b in zip(first, again, strict=True):
         assert a.x.tobytes() == b.x.tobytes()
     assert (first[-1].x.tobytes() != other[-1].x.tobytes()) == (variant in RANDOM)
@@ -311,13 +347,14 @@ def test_every_seed_and_step_has_noise_of_its_own() -> None:
 def first(sampler: str = "ddim", **given: Any) -> Step:
     """The first step of a sampler, of which some arguments are `given`."""
     arguments: dict[str, Any] = {"predict": pixelwise, "x": noise(0, START, SHAPE), "schedule": linear()}
-    return next(get_sampler(sampler)(**(arguments | {"timesteps": timesteps(1000, 3)} | given)))
+    arguments["noise"] = drawn(given.pop("seed", 0))
+    return next(get_sampler(sampler)(**(arguments | {"timesteps": linear().times(3)} | given)))
 
 
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "sampler": (
         lambda: get_sampler("plms"),
-        "'plms' is unknown; choose one of ddpm, ddim, dpm\\+\\+2m, euler, pd",
+        r"unknown sampler 'plms'; known: ddpm, ddim, dpm\+\+2m, euler, pd",
     ),
     "no timesteps": (lambda: first(timesteps=np.array([], int)), "there are no timesteps"),
     "rising": (
@@ -328,14 +365,19 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "past the end": (lambda: first(timesteps=np.array([1000, 3])), "timestep 1000 is outside 0 … 999"),
     "eta": (lambda: first(eta=1.5), "eta is 1.5, expected a number from 0"),
     "eta, not a number": (lambda: first(eta=math.nan), "eta is nan"),
-    "clip": (lambda: first(clip=0), "clip is 0, expected None or the largest value"),
+    "clip": (lambda: first(clip=0), "clip is 0, expected None or a number above 0"),
     "variance": (
         lambda: first("ddpm", variance="learned"),
-        "'learned' is unknown; choose fixedsmall or fixedlarge",
+        "variance is 'learned', expected fixedsmall or fixedlarge",
     ),
     "seed": (lambda: first("ddpm", seed=-1), "seed is -1, expected a whole number, 0 or more"),
     "seed, broken": (lambda: first("ddpm", seed=0.5), "seed is 0.5"),
-    "predicts": (lambda: first("pd", predicts="v"), "predicts is 'v'; choose noise or picture"),
+    "predicts": (lambda: first("pd", predicts="v"), "predicts is 'v', expected noise or picture"),
+    "predicts, of another sampler": (
+        lambda: first("euler", predicts="picture"),
+        "predicts is 'picture', expected noise for sampler 'euler'",
+    ),
+    "no noise": (lambda: first("ddpm", noise=None), "adds fresh noise; expected noise=, such as seeded"),
 }
 
 
@@ -348,8 +390,15 @@ def test_bad_input_is_refused_in_one_line(what: str) -> None:
 
 
 def test_a_prediction_of_another_shape_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"gave \[2, 5, 6, 1\] for x of \[2, 5, 6, 3\]"):
+    with pytest.raises(
+        ShapeError, match=r"prediction has shape \[2, 5, 6, 1\], expected \[2, 5, 6, 3\], the shape of x"
+    ):
         first(predict=lambda x, i, t: x[..., :1])
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"noise has shape \[1, 5, 6, 3\], expected \[2, 5, 6, 3\]"):
+        first("ddpm", noise=lambda i: noise(0, i, (1, *SHAPE[1:])))
 
 
 def test_the_last_step_may_stay_where_it_is() -> None:
@@ -358,6 +407,6 @@ def test_the_last_step_may_stay_where_it_is() -> None:
         noisy = replace(noisy, end=float(noisy.alphas_bar[0]))
         x = noise(1, START, SHAPE)
         for name in ("ddpm", "ddim", "dpm++2m", "euler"):
-            times = timesteps(1000, 16)
-            *_, before, last = get_sampler(name)(pixelwise, x, noisy, times)
+            times = linear().times(16)
+            *_, before, last = get_sampler(name)(pixelwise, x, noisy, times, noise=drawn(0))
             check("trajectory", last.x, before.x)

@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
-from sparsegen.diffusion.samplers import LAYOUT, START, get_sampler, noise  # noqa: E402  (keeps the order below the skip)
-from sparsegen.diffusion.schedules import SCHEDULES, Picture, Schedule, schedule, timesteps  # noqa: E402  (as above)
+from sparsegen.diffusion.samplers import START, get_sampler, noise, seeded  # noqa: E402  (keeps the order below the skip)
+from sparsegen.diffusion.schedules import SCHEDULES, Picture, Schedule, linear, schedule  # noqa: E402  (as above)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
 
 pytestmark = [
@@ -96,13 +96,19 @@ def compare(
     """Walk both ways from the same x, each with its own predictions, and compare x after every step."""
     name, settings, _, _ = VARIANTS[variant]
     oracle.set_timesteps(steps)
-    times = timesteps(1000, steps, spacing, offset=offset, **LAYOUT.get(name, {}))
+    times = noisy.times(steps, layout=replace(get_sampler(name).layout, spacing=spacing, offset=offset))
     assert np.abs(times - oracle.timesteps.numpy()).max() < 1e-4  # whole numbers, or float32 there
     # diffusers' DDIM goes on by this whatever the spacing
     settings = settings | ({"stride": 1000 // steps} if name == "ddim" else {})
     x = noise(SEED, START, SHAPE)
     ours = get_sampler(name)(
-        lambda x, i, t: predicted(x, t), x, noisy, times, clip=1.0 if clip else None, seed=SEED, **settings
+        lambda x, i, t: predicted(x, t),
+        x,
+        noisy,
+        times,
+        clip=1.0 if clip else None,
+        noise=seeded(SEED, SHAPE),
+        **settings,
     )
     for step, expected in zip(ours, theirs(oracle, variant, x, monkeypatch), strict=True):
         check(row, step.x, expected)
@@ -120,6 +126,7 @@ def test_schedules(betas: str) -> None:
 @pytest.mark.parametrize("variant", ["ddpm", "ddim", "dpm++2m", "euler"])
 def test_timesteps(variant: str, spacing: str) -> None:
     oracle = scheduler(variant, "linear", spacing, clip=False)
+    noisy, layout = linear(), replace(get_sampler(VARIANTS[variant][0]).layout, spacing=spacing)
     for steps in [*range(1, 100), *range(100, 1000, 7), 999]:
         oracle.set_timesteps(steps)
         laid = oracle.timesteps.numpy()
@@ -127,7 +134,7 @@ def test_timesteps(variant: str, spacing: str) -> None:
             # np.arange(1000, 0, -1000 / steps) is sometimes rounded past its end
             assert spacing == "trailing"
             assert laid[-1] == -1
-        ours = timesteps(1000, steps, spacing, **LAYOUT.get(VARIANTS[variant][0], {}))
+        ours = noisy.times(steps, layout=layout)
         assert np.abs(ours - laid[:steps]).max() < 1e-4
 
 

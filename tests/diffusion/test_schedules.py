@@ -5,21 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sparsegen.diffusion.samplers import LAYOUT
+from sparsegen.diffusion.samplers import SAMPLERS
 from sparsegen.diffusion.schedules import (
     CosineLogSNR,
+    Layout,
     Schedule,
+    Times,
     cosine,
     linear,
     scaled_linear,
     schedule,
-    timesteps,
 )
 from sparsegen.errors import InputError, ShapeError
+
+KNOWN = {length: linear(length) for length in (400, 1000)}
+
+
+def timesteps(
+    length: int, steps: int, spacing: str = "leading", *, noise_level: int | None = None, **layout: Any
+) -> Times:
+    """The timesteps of a schedule of `length`."""
+    return KNOWN[length].times(steps, noise_level, Layout(spacing, **layout))
+
 
 EVERY = {"linear": linear(), "scaled_linear": scaled_linear(), "cosine": cosine()}
 
@@ -98,15 +110,15 @@ def test_a_noise_level_lays_the_steps_over_the_first_timesteps() -> None:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("layout", [{}, *LAYOUT.values()], ids=str)
-def test_timesteps_are_as_many_as_asked_and_fall(spacing: str, layout: dict[str, bool]) -> None:
+@pytest.mark.parametrize("layout", {each.layout for each in SAMPLERS.values()}, ids=str)
+def test_timesteps_are_as_many_as_asked_and_fall(spacing: str, layout: Layout) -> None:
     for steps in range(1, 1000):
-        laid = timesteps(1000, steps, spacing, **layout)
+        laid = KNOWN[1000].times(steps, layout=replace(layout, spacing=spacing))
         assert laid.shape == (steps,)
         assert (np.diff(laid) < 0).all()
         assert laid[0] <= 999
         assert laid[-1] >= 0
-        assert laid.dtype == (np.float64 if spacing == "linspace" and "whole" in layout else np.int64)
+        assert laid.dtype == (np.float64 if spacing == "linspace" and not layout.whole else np.int64)
 
 
 def test_the_cosine_of_progressive_distillation() -> None:
@@ -127,6 +139,14 @@ def test_the_cosine_of_progressive_distillation() -> None:
     assert distilled.times(8, noise_level=5).tolist() == times[3:].tolist()
 
 
+def test_pure_noise_is_the_highest_noise_level() -> None:
+    for noisy, steps, most in ((linear(), 4, 1000), (linear(400), 4, 400), (CosineLogSNR(), 4, 4)):
+        assert noisy.most_noise(steps) == most
+        assert noisy.times(steps, most).tolist() == noisy.times(steps).tolist()
+        with pytest.raises(InputError, match=f"noise_level is {most + 1}, expected .* from 1 to {most}"):
+            noisy.times(steps, most + 1)
+
+
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no steps": (lambda: timesteps(1000, 0), "steps is 0, expected a whole number from 1 to 1000"),
     "half a step": (lambda: timesteps(1000, 2.5), "steps is 2.5, expected a whole number"),
@@ -138,7 +158,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "spacing": (
         lambda: timesteps(1000, 5, "even"),
-        "spacing 'even' is unknown; .* leading, trailing, linspace",
+        "unknown spacing 'even'; expected leading, trailing or linspace",
     ),
     "offset past the end": (
         lambda: timesteps(1000, 1000, offset=1),
@@ -147,7 +167,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "offset below": (lambda: timesteps(1000, 5, offset=-1), "offset is -1"),
     "name": (
         lambda: schedule("sigmoid"),
-        "schedule 'sigmoid' is unknown; choose one of linear, scaled_linear",
+        "unknown noise schedule 'sigmoid'; known: linear, scaled_linear",
     ),
     "β": (lambda: schedule("linear", start=0.1, end=0.01), "β goes from 0.1 to 0.01"),
     "length": (lambda: cosine(0), "steps is 0"),

@@ -45,16 +45,23 @@ def state(session: Session) -> dict[str, Host]:
     found = {
         path: session.memory.backend.download(canvas) for path, canvas in session.memory.canvases.items()
     }
-    return found | {f"{path} keys": book.book.keys.copy() for path, book in session.memory.codebooks.items()}
+    return found | {
+        f"{path} keys": book.window_set.windows.copy() for path, book in session.memory.codebooks.items()
+    }
 
 
 def sizes(session: Session) -> Iterator[int]:
     """What may grow: room in books, hash tables and tables; things kept by name; journals."""
     memory = session.memory
     for codebook in memory.codebooks.values():
-        yield from (codebook.book.storage.size, len(codebook.book.index))
+        yield from (codebook.window_set.storage.size, len(codebook.window_set.index))
         yield from (table.rows.size for table in codebook.tables.values())
-    yield from (len(memory.canvases), len(memory.measured), len(memory.codebooks), len(memory.prepared._made))
+    yield from (
+        len(memory.canvases),
+        len(memory.statistics),
+        len(memory.codebooks),
+        len(memory.prepared._made),
+    )
     yield from (memory.nbytes, session.edits)
 
 

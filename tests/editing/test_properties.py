@@ -19,6 +19,7 @@ from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.run import Feature, Run
 from sparsegen.models import GauGAN
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
 from tests.networks import (
@@ -136,7 +137,7 @@ def test_undo_equals_before_any_number_deep(backend, drawn, seed, n, chosen):
     session = dense(backend, model, labels)
     history = []
     for policy in chosen:
-        known = {path: len(codebook.book) for path, codebook in session.memory.codebooks.items()}
+        known = {path: len(codebook.window_set) for path, codebook in session.memory.codebooks.items()}
         history.append((canvases(session), known))
         labels = repaint(rng, labels)
         session.edit(labels, policy=policy)
@@ -144,7 +145,9 @@ def test_undo_equals_before_any_number_deep(backend, drawn, seed, n, chosen):
         result = session.undo()
         before, known = history.pop()
         assert_same(canvases(session), before)
-        assert {path: len(codebook.book) for path, codebook in session.memory.codebooks.items()} == known
+        assert {
+            path: len(codebook.window_set) for path, codebook in session.memory.codebooks.items()
+        } == known
         assert np.array_equal(result.output, before["conv_img"])
     assert session.edits == 0
 
@@ -250,20 +253,26 @@ class Audit(Run):
         self.off: dict[str, float] = {}
 
     def compute(
-        self, path, shape, reads, kernel, *, macs_per_pixel, whole_tiles=False, dtype="float32", within=None
+        self, path, shape, reads, kernel, *, macs_per_pixel, whole_tiles=False, dtype="float32", inner=None
     ):
-        canvas, everything = self.memory.canvases[path], TileSet.full(*shape[:3])
+        canvas, everything = Canvas(path, self.memory.canvases[path]), TileSet.full(*shape[:3])
         anew = self.backend.alloc(shape, dtype=dtype)
         kernel(anew, everything.tiles)
-        self._compare(path, anew, canvas, rounding=5e-6 if whole_tiles and self.tau else 0.0)
+        self._compare(path, anew, canvas.array, rounding=5e-6 if whole_tiles and self.tau else 0.0)
         return Feature(self, (canvas,), (everything,))
 
-    def tabulated(self, path, codes, channels, fill, *, macs_per_pixel):
-        coded = super().tabulated(path, codes, channels, fill, macs_per_pixel=macs_per_pixel)
-        anew = self.backend.alloc(coded.rows.shape)
-        fill(anew, self.codebook(codes).book.keys)
-        self._compare(path, anew, coded.rows, rounding=0.0)
-        return coded
+    def forward(self, model, conditions):
+        """The whole model; what codebooks hold is computed anew too, and compared."""
+        kept = {}
+        for codebook in self.memory.codebooks.values():
+            for path, table in codebook.tables.items():
+                kept[path], table.count = self.backend.download(table.rows[: table.count]), 0
+        canvas = self.memory.input("labels")
+        everything = TileSet.full(*canvas.shape[:3])
+        model.forward({"labels": Feature(self, (canvas,), (everything,))}, conditions)
+        for codebook in self.memory.codebooks.values():
+            for path, table in codebook.tables.items():
+                self._compare(path, table.rows[: table.count], kept[path], rounding=0.0)
 
     def _compare(self, path, anew, kept, *, rounding):
         anew, kept = (self.backend.download(array).astype(np.float64) for array in (anew, kept))
@@ -282,11 +291,8 @@ def test_after_any_adaptive_edits_no_value_is_further_than_tau_from_what_its_lay
     for _ in range(5):
         labels = repaint(rng, labels)
         session.edit(labels, policy=Adaptive(tau))
-        state, audit = session._base(), Audit(session.memory, tau)
-        canvas = session.memory.canvases["input.labels"]
-        model.forward(
-            {"labels": Feature(audit, (canvas,), (TileSet.full(*canvas.shape[:3]),))}, state.conditions
-        )
+        audit = Audit(session.memory, tau)
+        audit.forward(model, session._state.conditions)
         assert len(audit.off) > 30 and all(off <= tau for off in audit.off.values())
 
 

@@ -90,9 +90,9 @@ def test_a_session_file_is_no_network(session, tmp_path):
 
 def test_a_forged_session_is_refused(session, tmp_path):
     """Whoever can make the digest can lie about the rest; the canvases must still be the network's."""
-    session._base().output_path = "nowhere"
+    session._state.output_path = "nowhere"
     session.save(tmp_path / "s.safetensors")
-    with pytest.raises(SessionError, match="not those of its network"):
+    with pytest.raises(SessionError, match="not those of its model"):
         Session.load(tmp_path / "s.safetensors")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from numpy.testing import assert_array_equal
 
 from sparsegen.backends import Backend, BackendError
 from sparsegen.backends.interface import Host
+from sparsegen.engine.allocator import BackendAllocator
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.run import Feature, Run, concat, silu, upsample
 from sparsegen.errors import ShapeError
 from sparsegen.layers import Conv2d, GroupNorm, InstanceNorm, Layer
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything, Exact
 from sparsegen.tiling.tiles import TileSet
 from tests.backends.contract_cases import assert_same_bits, normal
@@ -48,23 +51,27 @@ class Join(Layer):
 def materialised(*features: Feature) -> Feature:
     """What `concat` stands for: one canvas with the channels of all."""
     first, backend = features[0], features[0].run.backend
-    canvas = backend.upload(np.concatenate([backend.download(f.parts[0]) for f in features], axis=-1))
+    canvas = backend.upload(np.concatenate([backend.download(f.parts[0].array) for f in features], axis=-1))
     everything = TileSet.full(*canvas.shape[:3])
-    return Feature(first.run, (canvas,), (everything,), first.upsample)
+    return Feature(first.run, (Canvas("joined", canvas),), (everything,), first.upsample)
 
 
 def forward(run: Run, net: Join, inputs: list[Host], changed: list[TileSet]) -> Feature:
     features = []
     for name, host, tiles in zip("ab", inputs, changed, strict=True):
-        run.memory.canvases[f"input.{name}"] = canvas = run.backend.upload(host)
-        features.append(Feature(run, (canvas,), (tiles,)))
+        run.memory.take_inputs({name: run.backend.upload(host)})
+        features.append(Feature(run, (run.memory.input(name),), (tiles,)))
     return net(*features)
 
 
 def dense(memory: Memory, net: Join, inputs: list[Host]) -> Host:
     everything = TileSet.full(*inputs[0].shape[:3])
     out = forward(Run(memory, Everything()), net, inputs, [everything] * 2)
-    return memory.backend.download(out.parts[0])
+    return memory.backend.download(out.parts[0].array)
+
+
+def fresh(backend: Backend, *given: Any, **more: Any) -> Memory:
+    return Memory(backend, BackendAllocator(backend), *given, **more)
 
 
 def draw(seed: int = 0) -> list[Host]:
@@ -77,7 +84,7 @@ def draw(seed: int = 0) -> list[Host]:
 def test_two_canvases_are_read_as_the_one_they_stand_for(
     backend: Backend, channels: tuple[int, int], norm: str
 ) -> None:
-    outputs = [dense(Memory(backend), Join(channels, norm, join), draw()) for join in (concat, materialised)]
+    outputs = [dense(fresh(backend), Join(channels, norm, join), draw()) for join in (concat, materialised)]
     assert outputs[0].shape == (2, 2 * SIZE[0], 2 * SIZE[1], 21)
     assert_same_bits(*outputs)
 
@@ -88,7 +95,7 @@ def test_two_canvases_are_read_as_the_one_they_stand_for(
 def test_an_edit_of_either_part_is_the_dense_run_bit_for_bit(
     backend: Backend, channels: tuple[int, int], edited: tuple[bool, bool], norm: str
 ) -> None:
-    net, memory, before = Join(channels, norm, concat), Memory(backend), draw()
+    net, memory, before = Join(channels, norm, concat), fresh(backend), draw()
     dense(memory, net, before)
     old = {path: backend.download(canvas) for path, canvas in memory.canvases.items()}
     after, changed = [], []
@@ -105,8 +112,8 @@ def test_an_edit_of_either_part_is_the_dense_run_bit_for_bit(
     assert (active["left"] > 0, active["right"] > 0) == edited
     assert 0 < active["conv"] < out.changed[0].total
     # statistics are measured once, by the dense run
-    again = Memory(backend, memory.prepared, measured=memory.measured)
-    assert_same_bits(backend.download(out.parts[0]), dense(again, net, after))
+    again = fresh(backend, memory.prepared, statistics=memory.statistics)
+    assert_same_bits(backend.download(out.parts[0].array), dense(again, net, after))
     for path, canvas in again.canvases.items():
         assert_same_bits(backend.download(memory.canvases[path]), backend.download(canvas))
     journal.undo(memory)
@@ -116,10 +123,10 @@ def test_an_edit_of_either_part_is_the_dense_run_bit_for_bit(
 
 
 def test_what_cannot_be_concatenated_is_refused(backend: Backend) -> None:
-    run = Run(Memory(backend), Everything())
+    run = Run(fresh(backend), Everything())
 
     def feature(*shape: int) -> Feature:
-        return Feature(run, (backend.alloc(shape),), (TileSet.full(*shape[:3]),))
+        return Feature(run, (Canvas("some", backend.alloc(shape)),), (TileSet.full(*shape[:3]),))
 
     a = feature(1, 8, 8, 3)
     for other in (feature(1, 8, 4, 3), feature(2, 8, 8, 3), upsample(feature(1, 4, 4, 3)), silu(a)):

@@ -179,7 +179,7 @@ def test_a_callback_of_sdedit_reads_and_does_not_change(rng, tmp_path):
     def on_step(step) -> None:
         shown.append(pipeline.image)
         assert (pipeline.edits, pipeline.undone) in ((0, 0), (1, 0), (2, 0)) and repr(pipeline)
-        assert pipeline.plan(original).steps == 3
+        assert pipeline.cache_plan(original).steps == 3
         for name, change in changes.items():
             with pytest.raises(
                 SessionError, match=f"^{name}: the session is being changed.*call {name} once"
@@ -253,7 +253,7 @@ def test_reading_changes_nothing_whatever_came_before(rng, tmp_path, storage):
         result = loaded.edit(new, policy="exact", progress=look)
         assert np.array_equal(result.output, expected.output)
         assert all(np.array_equal(each, before) for each in seen) and len(seen) > 5
-    with pytest.raises(SessionError, match="no picture yet: a run must end first"):
+    with pytest.raises(SessionError, match="no image yet: a run must end first"):
         fresh = Session(DDPM)
         fresh.run(x, timestep=10, progress=lambda record: fresh.image)
 
@@ -362,12 +362,12 @@ def test_what_is_printed_is_short_and_says_what_matters(session, rng):
     shown = [
         *fresh,
         *(repr(each) for result in results for each in (result, result.stats, result.active)),
-        *(repr(each) for each in (session, pipeline, session.model, pipeline.model, session.state)),
-        repr([session.memory, session.state.steps, pipeline.store]),
+        *(repr(each) for each in (session, pipeline, session.model, pipeline.model, session._base)),
+        repr([session.memory, session._base.history.edits, pipeline.store]),
     ]
     for text in shown:
         assert 1 <= len(text.splitlines()) <= 5 and len(text) < 600, text
-    assert "call run(input)" in fresh[0] and "call run(picture)" in fresh[1]
+    assert "call run(original)" in fresh[0] and "call run(original)" in fresh[1]
     assert "0.10 M parameters" in repr(session.model)
     assert "64×128" in repr(session) and "1 edit to undo" in repr(session)
     assert "ddim, 3 steps from noise level 500, seed 3" in repr(pipeline)

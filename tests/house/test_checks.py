@@ -1,17 +1,74 @@
-"""What an engine cannot know of an input: floats in another range are warned of, sizes have neighbours that fit."""
+"""Checks of a user's input: numbers in range, warnings of floats in another one, sizes with neighbours that fit."""
 
 from __future__ import annotations
 
 import warnings
-from math import log
+from math import inf, log
 
 import numpy as np
 import pytest
 
-from sparsegen import SDEdit, Session, ShapeError
+from sparsegen import InputError, SDEdit, Session, ShapeError
+from sparsegen.checks import in_range, is_number, is_whole, whole_number
 from sparsegen.models import GauGAN, GauGANConfig
 from tests.networks import random_gaugan
 from tests.unets import picture, random_ddpm
+
+# -- numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_whole_numbers_are_python_integers(value):
+    assert type(whole_number("steps", value, 3, 3)) is int
+    assert is_whole(value) and is_number(value)
+
+
+@pytest.mark.parametrize("value", [0, 6, True, 3.0, np.float32(3), "3", None, float("nan"), [3]])
+def test_what_is_no_whole_number_in_range_is_refused(value):
+    expected = r"^steps is .*, expected a whole number from 1 to 5$"
+    with pytest.raises(InputError, match=expected):
+        whole_number("steps", value, 1, 5)
+    assert is_whole(value) == (value in (0, 6) and value is not True)
+
+
+def test_whole_numbers_without_an_upper_bound_have_a_unit():
+    assert whole_number("margin", 10**30, 0) == 10**30
+    with pytest.raises(InputError, match=r"^margin is -1, expected a whole number of pixels, 0 or more$"):
+        whole_number("margin", -1, 0, unit="of pixels")
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.5), np.int32(1)])
+def test_numbers_in_range_are_python_floats(value):
+    found = in_range("eta", value, 0, 1)
+    assert type(found) is float
+    assert found == value
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 2, True, "0.5", None, float("nan"), float("inf"), [0.5]])
+def test_what_is_no_number_in_range_is_refused(value):
+    with pytest.raises(InputError, match=r"^eta is .*, expected a number from 0 to 1$"):
+        in_range("eta", value, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("ends", "most", "taken", "refused", "expected"),
+    [
+        ("[]", 1, [0, 1], [-1, 2], "a number from 0 to 1"),
+        ("()", 1, [0.5], [0, 1], "a number between 0 and 1"),
+        ("[)", 1, [0], [1], "a number, 0 or more and less than 1"),
+        ("(]", 1, [1], [0], "a number above 0, up to 1"),
+        ("[)", inf, [0, 1e308], [-1, inf, 10**400], "a number, 0 or more"),
+        ("(]", inf, [1e-9, inf], [0, 10**400], "a number above 0"),
+    ],
+)
+def test_bounds_belong_to_a_range_or_not(ends, most, taken, refused, expected):
+    for value in taken:
+        assert in_range("x", value, 0, most, ends=ends) == value
+    for value in refused:
+        with pytest.raises(InputError, match=f", expected None or {expected}$"):
+            in_range("x", value, 0, most, ends=ends, otherwise="None")
+
 
 # -- floats in [0, 1] ------------------------------------------------------------------------------------
 
@@ -45,7 +102,7 @@ def test_what_may_well_be_meant_is_not(photo, name):
     }[name]
     with SDEdit(random_ddpm(), steps=2, backend="reference") as session, warnings.catch_warnings():
         warnings.simplefilter("error")
-        session.plan(given)
+        session.cache_plan(given)
 
 
 def test_noisy_pictures_of_one_step_have_no_range():

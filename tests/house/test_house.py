@@ -120,7 +120,7 @@ def files() -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    """`backends/reference/tiling.py` -> `sparsegen.backends.reference.tiling`."""
+    """`backends/numba_cpu/launch.py` -> `sparsegen.backends.numba_cpu.launch`."""
     parts = [FOLDERS.get(path.parts[0], path.parts[0]), *path.with_suffix("").parts[1:]]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -175,17 +175,17 @@ def complain(wrong: list[Import], rule: str) -> None:
 def test_the_reader_of_imports_reads_imports() -> None:
     text = """
 import numpy.linalg as la
-from . import tiling
-from .tiling import scatter
+from . import launch
+from .launch import Launcher
 def late():
     from ..interface import TILE
     from ...errors import InputError
 """
-    found = [(i.module, i.name) for i in imports(Path("backends/reference/backend.py"), text)]
+    found = [(i.module, i.name) for i in imports(Path("backends/numba_cpu/backend.py"), text)]
     assert found == [
         ("numpy.linalg", None),
-        ("sparsegen.backends.reference.tiling", None),
-        ("sparsegen.backends.reference.tiling", "scatter"),
+        ("sparsegen.backends.numba_cpu.launch", None),
+        ("sparsegen.backends.numba_cpu.launch", "Launcher"),
         ("sparsegen.backends.interface", "TILE"),
         ("sparsegen.errors", "InputError"),
     ]

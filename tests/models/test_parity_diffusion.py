@@ -46,7 +46,7 @@ def compare(
         output = network(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(times))
     output = getattr(output, "sample", output).permute(0, 2, 3, 1).numpy()
     kept = {path: v for path, v in values(session).items() if not path.startswith("input.")}
-    layers = kept | session.memory.transients
+    layers = kept | session.memory.allocator.shared_arrays
     within = {path for path in found if path.endswith("nin_shortcut")}  # of a sum that is kept, conv2's
     assert layers.keys() | within == found.keys()
     for path, ours in layers.items():

@@ -19,6 +19,7 @@ from sparsegen.engine.run import Feature, Run
 from sparsegen.engine.store import Store
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.profile import profile
@@ -184,14 +185,12 @@ class Audit(Run):
     off: dict[str, float]
 
     def compute(self, path, shape, reads, kernel, **settings):
-        canvas, everywhere = (
-            {**self.memory.canvases, **self.memory.transients}[path],
-            TileSet.full(*shape[:3]),
-        )
+        arrays = {**self.memory.canvases, **self.memory.allocator.shared_arrays}
+        canvas, everywhere = Canvas(path, arrays[path]), TileSet.full(*shape[:3])
         anew = self.backend.alloc(shape)
         kernel(anew, everywhere.tiles)
         rounding = 5e-6 * np.abs(anew).max() if settings.get("whole_tiles") else 0.0
-        self.off[path] = np.abs(anew - canvas).max() - rounding
+        self.off[path] = np.abs(anew - canvas.array).max() - rounding
         return Feature(self, (canvas,), (everywhere,))
 
 
@@ -206,10 +205,10 @@ def test_after_adaptive_edits_no_value_is_further_than_tau_from_what_its_layer_c
     for _ in range(3):
         x = painted(rng, x)
         session.edit(x, policy=Adaptive(tau))
-        canvas, audit = session.memory.canvases["input.x"], Audit(session.memory, Everything())
+        canvas, audit = session.memory.input("x"), Audit(session.memory, Everything())
         audit.off = {}
         everywhere = TileSet.full(*canvas.shape[:3])
-        model.forward({"x": Feature(audit, (canvas,), (everywhere,))}, session.state.conditions)
+        model.forward({"x": Feature(audit, (canvas,), (everywhere,))}, session._state.conditions)
         assert len(audit.off) > 20 and all(off <= tau for off in audit.off.values())
 
 
@@ -241,7 +240,7 @@ def test_canvases_of_resolutions_that_are_computed_whole_are_not_kept(backend, f
     model, x = FAMILIES[family](), noisy(rng, (16, 16), 2)
     model.paper = replace(model.paper, least_size=16)
     session = started(backend, model, x)
-    kept, transients = session.memory.canvases, session.memory.transients
+    kept, transients = session.memory.canvases, session.memory.allocator.shared_arrays
     assert kept["conv_out"].shape[1] == 16 and all(canvas.shape[1] == 8 for canvas in transients.values())
     # the way down reads 16×16, and is a way to compute some tiles alone: what it writes is kept
     small = [path for path, canvas in kept.items() if canvas.shape[1] == 8]
@@ -253,7 +252,7 @@ def test_canvases_of_resolutions_that_are_computed_whole_are_not_kept(backend, f
     edited = x.copy()
     edited[1, 2:4, 3:6] -= 2
     result = session.edit(edited, policy=policy)
-    assert not set(session.state.steps[0].journal.paths) & set(transients)
+    assert not set(session._base.history.edits[0].journals[0].paths) & set(transients)
     layers = {layer.path: layer for layer in result.stats.layers}
     for path in transients:  # every tile of the sample that was edited
         assert (layers[path].active, layers[path].total) == (4, 8)
@@ -318,11 +317,11 @@ def test_a_run_that_records_nothing_gives_the_same_bits_and_refuses_edits(backen
     kept = started(backend, model, x)
     store = None if budget == "none" else Store(budget, tmp_path)
     session = Session(model, backend, store=store)
-    result = session.run(x, record=False, **at(model, 2))
+    result = session.run(x, keep_canvases=False, **at(model, 2))
     assert np.array_equal(result.output, values(kept)["conv_out"])
     assert set(session.memory.canvases) == {"input.x"} and result.stats.canvas_bytes == x.nbytes
     assert result.stats.macs == result.stats.macs_dense > 0
-    for call in (lambda: session.edit(x), session.undo, lambda: session.state):
+    for call in (lambda: session.edit(x), session.undo, lambda: session.image):
         with pytest.raises(SessionError, match="run"):
             call()
     if store is not None:
@@ -331,7 +330,7 @@ def test_a_run_that_records_nothing_gives_the_same_bits_and_refuses_edits(backen
         assert taken < sum(canvas.nbytes for canvas in kept.memory.canvases.values()) or budget == 0
     assert np.array_equal(session.run(x, **at(model, 2)).output, result.output)
     session.edit(painted(rng, x))
-    assert np.array_equal(session.run(x, record=False, **at(model, 2)).output, result.output)
+    assert np.array_equal(session.run(x, keep_canvases=False, **at(model, 2)).output, result.output)
     with pytest.raises(SessionError):
         session.edit(x)
 

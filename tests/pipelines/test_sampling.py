@@ -11,7 +11,7 @@ import sparsegen
 from sparsegen import InputError, Session, ShapeError
 from sparsegen.diffusion import samplers
 from sparsegen.diffusion.samplers import START
-from sparsegen.diffusion.schedules import CosineLogSNR, schedule, timesteps
+from sparsegen.diffusion.schedules import CosineLogSNR, schedule
 from sparsegen.models import GauGAN, GauGANConfig
 from tests.unets import random_ddpm, random_pd
 
@@ -41,7 +41,7 @@ def test_it_is_the_sampler_from_noise_to_the_picture(backend, way):
         extra = {"predicts": "picture"}
     else:
         scheme = schedule(options.get("schedule", "linear"))
-        times = timesteps(1000, steps, **samplers.LAYOUT.get(name, {}))
+        times = scheme.times(steps, layout=samplers.get_sampler(name).layout)
         extra = {"eta": options["eta"]} if "eta" in options else {}
     session = Session(model, backend)
 
@@ -50,7 +50,9 @@ def test_it_is_the_sampler_from_noise_to_the_picture(backend, way):
 
     x = samplers.noise(5, START, (1, *SIZE, 3))
     clip = options.get("clip", 1.0)
-    *_, last = samplers.get_sampler(name)(predict, x, scheme, times, clip=clip, seed=5, **extra)
+    *_, last = samplers.get_sampler(name)(
+        predict, x, scheme, times, clip=clip, noise=samplers.seeded(5, x.shape), **extra
+    )
     seen = []
     result = sparsegen.sample(model, size=SIZE, seed=5, backend=backend, on_step=seen.append, **options)
     assert np.array_equal(result.output, np.clip(last.x, -1, 1))
@@ -74,11 +76,11 @@ def test_each_picture_of_a_batch_is_that_of_its_seed(backend, way):
     ("options", "message"),
     [
         ({}, r"which size the network was trained on; give size=\(height, width\)"),
-        ({"size": SIZE, "count": 0}, "count is 0, expected a number of pictures"),
+        ({"size": SIZE, "count": 0}, "count is 0, expected a whole number of pictures, 1 or more"),
         ({"size": SIZE, "count": 2, "seed": [1]}, "there are 1 seeds for 2 pictures"),
         ({"size": SIZE, "steps": 2000}, "steps is 2000, expected a whole number from 1 to 1000"),
         ({"size": SIZE, "steps": 0}, "steps is 0"),
-        ({"size": SIZE, "sampler": "pd"}, "does not go with a ddpm network"),
+        ({"size": SIZE, "sampler": "pd"}, "does not go with a model that is conditioned on timestep"),
         ({"size": (16, 16, 3)}, r"size is \(16, 16, 3\), expected \(height, width\)"),
         ({"size": 16}, r"size is 16, expected \(height, width\)"),
         ({"size": (-8, 8)}, r"size is \(-8, 8\), expected"),

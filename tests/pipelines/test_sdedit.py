@@ -63,7 +63,7 @@ def opened(way=WAYS["ddim"], backend="numba", **options) -> SDEdit:
 
 def of(pipeline: SDEdit) -> list[np.ndarray]:
     """What the network reads at every step."""
-    return [np.array(session.memory.canvases["input.x"]) for session in pipeline._sessions]
+    return [np.array(session.memory.canvases["input.x"]) for session in pipeline._states]
 
 
 # -- what an edit does -----------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_an_edit_of_everything_is_dense_with_the_statistics_of_the_original(rng)
     """With statistics that are equal, that is `dense` itself."""
     pipeline, original = opened(), picture(rng, SIZE)
     pipeline.run(original)
-    measured = [session.memory.measured for session in pipeline._sessions]
+    measured = [session.memory.statistics for session in pipeline._states]
     mask = np.ones(SIZE, bool)
     dense = pipeline.dense(original, mask=mask)
     before = everything(pipeline)
@@ -138,7 +138,7 @@ def test_an_edit_of_everything_is_dense_with_the_statistics_of_the_original(rng)
     # the first step's statistics are the original's; the later ones' differ, as the picture does
     assert not np.array_equal(dense.output, edited.output)
     assert np.abs(dense.output - edited.output).mean() < 0.2
-    assert [session.memory.measured for session in pipeline._sessions] == measured
+    assert [session.memory.statistics for session in pipeline._states] == measured
     pipeline.undo()
     assert_all_same(everything(pipeline), before)
 
@@ -363,19 +363,19 @@ def test_what_is_given_and_what_comes_out_may_be_painted_over(rng):
 # -- where the caches lie --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", [None, "1GB", "300KB", 0])
-def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, cache, monkeypatch):
+@pytest.mark.parametrize("ram", [None, "1GB", "300KB", 0])
+def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, ram, monkeypatch):
     monkeypatch.setattr(store_module, "CHUNK", 64 * PAGE)
     original = picture(rng, SIZE)
-    plain, cached = opened(backend=backend), opened(backend=backend, cache=cache, folder=tmp_path)
-    plan = cached.plan(original)
+    plain, cached = opened(backend=backend), opened(backend=backend, ram=ram, folder=tmp_path)
+    plan = cached.cache_plan(original)
     for pipeline in (plain, cached):
         pipeline.run(original)
     assert_all_same(everything(cached), everything(plain))
     # what was planned is what is taken
-    canvases = sum(int(c.nbytes) for session in cached._sessions for c in session.memory.canvases.values())
+    canvases = sum(int(c.nbytes) for session in cached._states for c in session.memory.canvases.values())
     assert plan.steps == 3 and plan.fits and plan.bytes_per_step % PAGE == 0
-    layers = sum(len(session.memory.canvases) for session in cached._sessions)
+    layers = sum(len(session.memory.canvases) for session in cached._states)
     assert canvases <= plan.steps * plan.bytes_per_step <= canvases + PAGE * layers
     assert plan.shared_bytes == cached.store.shared_bytes > 0
     total = plan.steps * plan.bytes_per_step + plan.shared_bytes
@@ -383,7 +383,7 @@ def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, cache, monk
     assert cached.store.budget is None or cached.store.ram_bytes <= plan.ram_bytes <= cached.store.budget
     inputs = sum(-(-c.nbytes // PAGE) * PAGE for c in of(cached))  # these lie beside the caches
     assert cached.store.ram_bytes + cached.store.file_bytes >= total - inputs
-    if cache in (0, "300KB"):
+    if ram in (0, "300KB"):
         assert cached.store.file_bytes >= plan.disk_bytes - inputs > 0
     else:
         assert cached.store.file_bytes == plan.disk_bytes == 0
@@ -408,7 +408,7 @@ def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, cache, monk
 def test_a_plan_reads_well(rng, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "disk_free", lambda store: 10**9)
     original = picture(rng, SIZE)
-    plan = opened(cache=10**5, folder=tmp_path).plan(original)
+    plan = opened(ram=10**5, folder=tmp_path).cache_plan(original)
     each, shared = plan.bytes_per_step, plan.shared_bytes
     total = 3 * each + shared
     assert (plan.ram_bytes, plan.disk_bytes, plan.fits) == (10**5, total - 10**5, True)
@@ -417,15 +417,15 @@ def test_a_plan_reads_well(rng, tmp_path, monkeypatch):
         f"{(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free); to undo, up to 0.27 GB"
     )
     monkeypatch.setattr(Store, "disk_free", lambda store: 5)
-    assert not opened(cache=0, folder=tmp_path).plan(original).fits
-    assert opened().plan(original).fits  # no disk is asked for
+    assert not opened(ram=0, folder=tmp_path).cache_plan(original).fits
+    assert opened().cache_plan(original).fits  # no disk is asked for
     with pytest.raises(ShapeError, match="multiples of 2"):
-        opened().plan(original[:31])
+        opened().cache_plan(original[:31])
 
 
 def test_many_edits_and_runs_do_not_fill_the_disk(rng, tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "CHUNK", 64 * PAGE)
-    pipeline = opened(steps=2, cache=0, folder=tmp_path)
+    pipeline = opened(steps=2, ram=0, folder=tmp_path)
     for i in range(12):
         pipeline.run(picture(rng, [(32, 32), (16, 32), (24, 16)][i % 3]))
         for _ in range(2):
@@ -492,7 +492,7 @@ def test_an_edit_that_fails_at_any_step_leaves_no_trace(rng, monkeypatch, how, s
         with pytest.raises(error):
             pipeline.edit(edited, mask=mask, on_step=on_step)
     assert_all_same(everything(pipeline), before)
-    assert pipeline.edits == 1 and {session.edits for session in pipeline._sessions} == {1}
+    assert pipeline.edits == 1 and {session.edits for session in pipeline._states} == {1}
     # and it goes on
     other = opened()
     other.run(original)
@@ -537,7 +537,7 @@ def test_an_undo_that_is_interrupted_is_an_undo(rng, monkeypatch, at):
 @pytest.mark.parametrize("after", [0, 1, 3, 10])
 def test_a_disk_that_fills_during_an_edit_loses_nothing(rng, tmp_path, monkeypatch, after):
     monkeypatch.setattr(store_module, "CHUNK", 4 * PAGE)
-    pipeline, original = opened(cache=0, folder=tmp_path), picture(rng, SIZE)
+    pipeline, original = opened(ram=0, folder=tmp_path), picture(rng, SIZE)
     pipeline.run(original)
     pipeline.edit(stroke(original, (20, 20)))
     before = everything(pipeline)
@@ -563,7 +563,7 @@ def test_a_disk_that_fills_during_an_edit_loses_nothing(rng, tmp_path, monkeypat
 
 
 def test_a_picture_whose_caches_do_not_fit_is_refused_before_anything_is_lost(rng, tmp_path, monkeypatch):
-    pipeline, original = opened(cache="50KB", folder=tmp_path), picture(rng, SIZE)
+    pipeline, original = opened(ram="50KB", folder=tmp_path), picture(rng, SIZE)
     pipeline.run(original)
     pipeline.edit(stroke(original))
     before = everything(pipeline)
@@ -578,7 +578,7 @@ def test_a_picture_whose_caches_do_not_fit_is_refused_before_anything_is_lost(rn
     monkeypatch.setattr(Store, "disk_free", lambda store: 0)
     pipeline.run(picture(rng, (16, 64)))
     pipeline.run(original)
-    fresh = opened(cache=0, folder=tmp_path)
+    fresh = opened(ram=0, folder=tmp_path)
     with pytest.raises(SessionError, match="caches need"):
         fresh.run(original)
 
@@ -607,11 +607,14 @@ OPTIONS = [
     ({"steps": 10**9}, "steps is 1000000000"),
     ({"noise_level": 0}, "noise_level is 0, expected a whole number from 1 to 1000"),
     ({"noise_level": 2000}, "noise_level is 2000"),
-    ({"sampler": "foo"}, "sampler 'foo' is unknown; choose one of"),
-    ({"sampler": ["ddim"]}, "is unknown; choose one of"),
-    ({"sampler": "pd"}, "does not go with a ddpm network; choose one of ddim"),
-    ({"schedule": "steep"}, "noise schedule 'steep' is unknown"),
-    ({"schedule": {}}, "is unknown"),
+    ({"sampler": "foo"}, "unknown sampler 'foo'; known: ddpm, ddim"),
+    ({"sampler": ["ddim"]}, "unknown sampler .*; known: ddpm, ddim"),
+    (
+        {"sampler": "pd"},
+        "does not go with a model that is conditioned on timestep and predicts the noise; choose one of ddpm, ddim",
+    ),
+    ({"schedule": "steep"}, "unknown noise schedule 'steep'; known: linear"),
+    ({"schedule": {}}, "unknown noise schedule {}"),
     ({"seed": -1}, "seed is -1, expected a whole number, 0 or more"),
     ({"seed": 1.5}, "seed is 1.5"),
     ({"seed": True}, "seed is True"),
@@ -624,11 +627,11 @@ OPTIONS = [
     ({"clip": 0}, "clip is 0"),
     ({"clip": "1"}, "clip is '1'"),
     ({"clip": float("nan")}, "clip is nan"),
-    ({"cache": "x"}, "'x' is no amount of memory"),
-    ({"cache": -5}, "no amount of memory"),
+    ({"ram": "x"}, "'x' is no amount of memory"),
+    ({"ram": -5}, "no amount of memory"),
     ({"folder": "/no/such/folder"}, "/no/such/folder: no folder that can be written to"),
-    ({"folder": "/no/such/folder", "cache": 0}, "/no/such/folder: no folder"),
-    ({"margin": -1}, "margin is -1, expected a number of pixels"),
+    ({"folder": "/no/such/folder", "ram": 0}, "/no/such/folder: no folder"),
+    ({"margin": -1}, "margin is -1, expected a whole number of pixels, 0 or more"),
     ({"margin": 1.5}, "margin is 1.5"),
     ({"margin": True}, "margin is True"),
     ({"margin": "wide"}, "margin is 'wide'"),
@@ -702,12 +705,12 @@ PICTURES = {
 def test_a_picture_that_cannot_be_used_is_said_and_nothing_is_lost(mistake):
     wrong, error, message = PICTURES[mistake]
     pipeline = opened(backend="reference", steps=1)
-    for call in (pipeline.plan, pipeline.run):
+    for call in (pipeline.cache_plan, pipeline.run):
         with pytest.raises(error, match=message):
             call(wrong)
     pipeline.run(GOOD)
     before = everything(pipeline)
-    for call in (pipeline.plan, pipeline.run, pipeline.edit, pipeline.dense):
+    for call in (pipeline.cache_plan, pipeline.run, pipeline.edit, pipeline.dense):
         with pytest.raises(error, match=message):
             call(wrong)
     with pytest.raises(ShapeError, match=r"edited picture is \(1, 16, 32\), the base \(1, 32, 32\)"):
@@ -738,7 +741,7 @@ def test_slightly_beyond_the_range_is_rounding_and_is_cut():
 
 
 def test_it_is_closed_at_the_end_of_its_block(tmp_path):
-    with opened(cache=0, folder=tmp_path, steps=1) as pipeline:
+    with opened(ram=0, folder=tmp_path, steps=1) as pipeline:
         pipeline.run(GOOD)
         assert pipeline.store.file_bytes > 0
     assert pipeline.store.file_bytes == 0
@@ -751,5 +754,5 @@ def test_sessions_of_one_model_share_its_weights():
     one.run(GOOD)
     other.run(GOOD)
     single = Session(DDPM, one.backend)
-    prepared = {id(s.memory.prepared) for s in (*one._sessions, *other._sessions, single)}
+    prepared = {id(s.memory.prepared) for s in (*one._states, *other._states, single)}
     assert len(prepared) == 1

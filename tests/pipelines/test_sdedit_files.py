@@ -42,7 +42,7 @@ def loaded(path, **options) -> SDEdit:
 
 def refused(path: Path, *kinds: type[Exception], match: str | None = None) -> None:
     """Both ways to open the file say so, in one line that names it."""
-    for opening in (loaded, lambda path: loaded(path, cache=0, folder=path.parent)):
+    for opening in (loaded, lambda path: loaded(path, ram=0, folder=path.parent)):
         with pytest.raises(kinds or (SessionError,), match=match) as caught:
             opening(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
@@ -51,10 +51,10 @@ def refused(path: Path, *kinds: type[Exception], match: str | None = None) -> No
 # -- what comes back -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", [None, "100KB", 0])
+@pytest.mark.parametrize("ram", [None, "100KB", 0])
 @pytest.mark.parametrize("family", ["ddpm", "pd"])
-def test_a_loaded_session_continues_with_the_same_bits_and_the_same_undo(tmp_path, family, cache):
-    options = {"cache": cache, "folder": tmp_path}
+def test_a_loaded_session_continues_with_the_same_bits_and_the_same_undo(tmp_path, family, ram):
+    options = {"ram": ram, "folder": tmp_path}
     if family == "pd":
         model, options = random_pd(2), {**options, "steps": 6, "noise_level": 3}
     else:
@@ -64,7 +64,7 @@ def test_a_loaded_session_continues_with_the_same_bits_and_the_same_undo(tmp_pat
     told = []
     pipeline.save(path, progress=lambda *step: told.append(step))
     assert told[-1][:2] == (len(told), len(told)) and os.listdir(tmp_path) == ["x.session"]
-    again = loaded(path, cache=cache, folder=tmp_path)
+    again = loaded(path, ram=ram, folder=tmp_path)
     assert again.settings == pipeline.settings and again.margin == 2 and again.edits == 3
     assert again.store.budget == pipeline.store.budget
     assert again.store.budget is None or again.store.ram_bytes <= again.store.budget
@@ -95,7 +95,7 @@ def test_every_network_and_setting_comes_back(tmp_path):
     pipeline.save(tmp_path / "x")
     again = loaded(tmp_path / "x")
     assert again.model.config == pipeline.model.config and again.settings == pipeline.settings
-    assert again.settings.eta == 0.25 and again.margin == 1
+    assert again.settings.options == {"eta": 0.25} and again.margin == 1
     for name, parameter in pipeline.model.parameters().items():
         assert np.array_equal(again.model.parameters()[name].value, parameter.value)
     for each in (pipeline, again):
@@ -123,7 +123,7 @@ def test_a_session_without_edits_comes_back_into_files(tmp_path):
     pipeline = SDEdit(random_ddpm(2), **OPTIONS)
     pipeline.run(ORIGINAL)
     pipeline.save(tmp_path / "x")
-    again = loaded(tmp_path / "x", cache=0, folder=tmp_path)
+    again = loaded(tmp_path / "x", ram=0, folder=tmp_path)
     assert again.edits == 0 and again.store.ram_bytes == 0 < again.store.file_bytes
     assert_all_same(everything(again), everything(pipeline))
     with pytest.raises(SessionError, match="nothing to undo"):
@@ -199,7 +199,7 @@ def test_files_of_other_kinds_are_refused(saved, tmp_path):
 def test_caches_that_cannot_be_given_are_said(saved, tmp_path, monkeypatch):
     path = tmp_path / "x.session"
     path.write_bytes(saved)
-    for options in ({"cache": "much"}, {"cache": 0, "folder": tmp_path / "none"}):
+    for options in ({"ram": "much"}, {"ram": 0, "folder": tmp_path / "none"}):
         with pytest.raises(InputError):
             loaded(path, **options)
 
@@ -208,13 +208,13 @@ def test_caches_that_cannot_be_given_are_said(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(SessionError, match=r"no room for .* give more RAM or another folder"):
-        loaded(path, cache="50KB", folder=tmp_path)
+        loaded(path, ram="50KB", folder=tmp_path)
     assert os.listdir(tmp_path) == ["x.session"]
     monkeypatch.undo()
     monkeypatch.setattr(Store, "disk_free", lambda store: 5)
     monkeypatch.setattr(Store, "allocate", None)  # said before any room is taken
     with pytest.raises(SessionError, match=r"the caches need .* in RAM and .* where 0.0 MB are free"):
-        loaded(path, cache="50KB", folder=tmp_path)
+        loaded(path, ram="50KB", folder=tmp_path)
 
 
 # -- files that somebody made ----------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def on_step(step):
     if step.index == 1 and sys.argv[2] == "kill":
         print(len(os.listdir(sys.argv[1])), pipeline.store.file_bytes > 0, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-pipeline = SDEdit(random_ddpm(), steps=3, backend="reference", cache=0, folder=sys.argv[1])
+pipeline = SDEdit(random_ddpm(), steps=3, backend="reference", ram=0, folder=sys.argv[1])
 pipeline.run(original)
 pipeline.edit(stroke(original, (3, 3)), on_step=on_step)
 print(len(os.listdir(sys.argv[1])), pipeline.store.file_bytes > 0, flush=True)
@@ -428,7 +428,7 @@ def test_no_cache_outlives_its_process(tmp_path, end):
 
 def test_two_sessions_may_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "CHUNK", 64 * PAGE)
-    one, other = edited(cache=0, folder=tmp_path), edited(cache=0, folder=tmp_path, seed=1)
+    one, other = edited(ram=0, folder=tmp_path), edited(ram=0, folder=tmp_path, seed=1)
     before = everything(other)
     one.close()
     assert_all_same(everything(other), before)

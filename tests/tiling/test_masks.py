@@ -225,7 +225,7 @@ THREE, ONE = Window(3, top=1, left=1), Window()
 def active(plan: Plan, window: Window, height: int, width: int, *, samples: int = 1) -> list[tuple[int, ...]]:
     """(row, column) of the active tiles of a layer that reads changed pixels through `window`; (n, …) of several."""
     size = (height * window.stride, width * window.stride)
-    tiles = plan.active([Read(TileSet.full(samples, *size), window)], (samples, height, width)).tiles
+    tiles = plan.active([Read(TileSet.full(samples, *size), window)], (samples, height, width)).tiles.host
     return [tuple(map(int, tile[samples == 1 :])) for tile in tiles]
 
 

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import Host, Tiles
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.editing.session import Session
+from sparsegen.engine.allocator import BackendAllocator
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.run import Feature, LayerRecord, Run
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.models import GauGAN, GauGANConfig
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.masks import dilate
 from sparsegen.tiling.policies import Adaptive, Everything, Exact, Paper, Plan, Policy, get_policy
 from sparsegen.tiling.tiles import TileSet
@@ -82,7 +84,7 @@ def test_paper_asks_whether_a_layer_reads_an_edit_but_not_where() -> None:
     everywhere = Read(TileSet.full(1, 32, 32), THREE)
     expected = plan.active([everywhere], (1, 32, 32))
     assert 0 < expected.count < expected.total
-    assert_array_equal(plan.active([elsewhere], (1, 32, 32)).tiles, expected.tiles)
+    assert_array_equal(plan.active([elsewhere], (1, 32, 32)).tiles.host, expected.tiles.host)
 
 
 def test_paper_masks_live_at_the_resolution_a_layer_reads_after_resampling() -> None:
@@ -91,14 +93,14 @@ def test_paper_masks_live_at_the_resolution_a_layer_reads_after_resampling() -> 
     upsampled = Read(TileSet.full(1, 8, 8), Window(3, top=1, left=1, upsample=2))
     shrunk = Read(TileSet.full(1, 32, 32), Window(3, top=1, left=1, step=2))
     for read in (upsampled, shrunk):
-        assert_array_equal(plan.active([read], (1, 16, 16)).tiles, expected.tiles)
+        assert_array_equal(plan.active([read], (1, 16, 16)).tiles.host, expected.tiles.host)
 
 
 def test_below_the_sparse_levels_edited_samples_are_whole_and_others_untouched() -> None:
     plan = Paper(dilation=0, level_dilation=0, sparse_levels=2).plan(difference(samples=3))
     for size, sparse in ((32, True), (16, True), (8, False), (4, False), (1, False)):
         active = plan.active([Read(TileSet.full(3, size, size), ONE)], (3, size, size))
-        assert set(active.tiles[:, 0].tolist()) == {0}
+        assert set(active.tiles.host[:, 0].tolist()) == {0}
         assert active.count == (1 if sparse else max(1, size // 4) ** 2)
 
 
@@ -256,8 +258,11 @@ def test_a_layer_knows_its_macs_without_a_run(name: str, z_dim: int) -> None:
     labels = np.zeros((2, 64, 32, 1), np.int32)
     changed = difference(samples=2, size=(64, 32))
     plan = Listening(Everything() if name == "everything" else EDITS[name].plan(changed))
-    run = Run(Memory(ShapesBackend()), plan)
-    model.forward({"labels": Feature(run, (labels,), (TileSet.of_mask(changed),))}, conditions)
+    backend = ShapesBackend()
+    run = Run(Memory(backend, BackendAllocator(backend)), plan)
+    model.forward(
+        {"labels": Feature(run, (Canvas("input.labels", labels),), (TileSet.of_mask(changed),))}, conditions
+    )
     layers = {layer.path: layer for layer in model.layers()}
     # a shortcut's convolution is not asked for: it is computed for the tiles of the layer that adds it, recorded next
     asked = [record for record in run.records if not record.path.endswith(".conv_s")]
@@ -346,25 +351,26 @@ def test_an_input_repainted_without_change_stops_at_the_first_layers() -> None:
 def test_what_an_adaptive_edit_held_back_is_stale_until_an_exact_edit() -> None:
     session, labels = edited_session()
     session.edit(labels, policy=Adaptive(0.3))
-    assert np.array_equal(session._base().history.stale.mask()[0], labels > 0)
+    assert np.array_equal(session._base.history.stale.mask()[0], labels > 0)
     session.edit(labels, policy=Adaptive(0))
-    assert session._base().history.stale.count == 0
+    assert session._base.history.stale.count == 0
     assert_array_equal(
         session.memory.canvases["conv_img"], Session(session.model, "reference").run(labels).output
     )
 
 
 def test_any_change_of_an_index_spreads() -> None:
-    memory = Memory(ReferenceBackend())
+    backend = ReferenceBackend()
+    memory = Memory(backend, BackendAllocator(backend))
     memory.canvases["numbers"] = np.zeros((1, 8, 8, 1), np.int32)
     run = Run(memory, Adaptive(100).plan(difference(size=(8, 8), at=(0, 0))), journal=Journal())
 
-    def number(canvas: Any, tiles: Host) -> None:
+    def number(canvas: Any, tiles: Tiles) -> None:
         canvas[0, 5, 6] = 1
 
     everything = Read(TileSet.full(1, 8, 8), ONE)
     feature = run.compute("numbers", (1, 8, 8, 1), [everything], number, macs_per_pixel=0)
-    assert feature.changed[0].tiles.tolist() == [[0, 1, 1]]
+    assert feature.changed[0].tiles.host.tolist() == [[0, 1, 1]]
     assert memory.canvases["numbers"].sum() == 1
 
 

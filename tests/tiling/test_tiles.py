@@ -37,11 +37,11 @@ def whole_tiles(mask: Host) -> Host:
 
 def assert_well_formed(tiles: TileSet) -> None:
     """Types, order, no tile twice, none outside, no pixel outside the image, none empty."""
-    assert tiles.tiles.dtype == np.int32
-    assert tiles.tiles.shape == (tiles.count, 3)
+    assert tiles.tiles.host.dtype == np.int32
+    assert tiles.tiles.host.shape == (tiles.count, 3)
     assert tiles.pixels.dtype == bool
     assert tiles.pixels.shape == (tiles.count, TILE, TILE)
-    listed = [tuple(map(int, tile)) for tile in tiles.tiles]
+    listed = [tuple(map(int, tile)) for tile in tiles.tiles.host]
     assert listed == sorted(set(listed))
     for (n, row, column), pixels in zip(listed, tiles.pixels, strict=True):
         assert 0 <= n < tiles.samples
@@ -83,19 +83,19 @@ def test_full_is_everything_and_empty_nothing(shape: tuple[int, int, int]) -> No
         assert tiles.total == full.count
     assert full.mask().all()
     assert full.area == np.prod(shape)
-    assert_array_equal(full.tiles, TileSet.of_mask(np.ones(shape, bool)).tiles)
+    assert_array_equal(full.tiles.host, TileSet.of_mask(np.ones(shape, bool)).tiles.host)
     assert not empty.mask().any()
     assert (empty.count, empty.area) == (0, 0)
-    assert_array_equal(empty.tiles, TileSet.of_mask(np.zeros(shape, bool)).tiles)
+    assert_array_equal(empty.tiles.host, TileSet.of_mask(np.zeros(shape, bool)).tiles.host)
 
 
 def test_the_ragged_edge_by_hand() -> None:
     # 9 rows are tiles of 4, 4 and 1; 6 columns are tiles of 4 and 2
     full = TileSet.full(1, 9, 6)
-    assert full.tiles[:, 1:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
+    assert full.tiles.host[:, 1:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
     assert full.pixels.sum((1, 2)).tolist() == [16, 8, 16, 8, 4, 2]
     corner = pixel_set((1, 9, 6), (8, 5))
-    assert corner.tiles.tolist() == [[0, 2, 1]]
+    assert corner.tiles.host.tolist() == [[0, 2, 1]]
     assert corner.pixels[0].nonzero()[0].tolist() == [0]
     assert corner.pixels[0].nonzero()[1].tolist() == [1]
     assert corner.area == 2
@@ -195,7 +195,7 @@ def test_grow_by_hand() -> None:
     changed = pixel_set((1, 8, 8), (3, 4))
     grown = grow(changed, Window(3, top=1, left=1), 8, 8)
     # rows 2 to 4 and columns 3 to 5 read pixel (3, 4): all four tiles around the corner at (4, 4)
-    assert grown.tiles.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert grown.tiles.host.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert np.argwhere(grown.mask()[0]).tolist() == [[y, x] for y in (2, 3, 4) for x in (3, 4, 5)]
     # nearest downsampling by 4 reads rows and columns 0 and 4: pixel (3, 4) is never read, (4, 4) is
     assert grow(changed, Window(step=4), 2, 2).count == 0
@@ -239,10 +239,12 @@ def test_windows_are_compared_by_value() -> None:
 @given(masks())
 def test_tiles_and_pixels_make_the_set_again(mask: Host) -> None:
     changed = TileSet.of_mask(mask)
-    again = TileSet.of_tiles(changed.shape, changed.tiles, changed.pixels)
+    again = TileSet.of_tiles(changed.shape, changed.tiles.host, changed.pixels)
     assert_array_equal(again.mask(), mask)
-    assert_array_equal(again.tiles, changed.tiles)
-    assert_array_equal(TileSet.of_tiles(changed.shape, changed.tiles).mask(), changed.mask(whole_tiles=True))
+    assert_array_equal(again.tiles.host, changed.tiles.host)
+    assert_array_equal(
+        TileSet.of_tiles(changed.shape, changed.tiles.host).mask(), changed.mask(whole_tiles=True)
+    )
     assert_array_equal(changed.whole().mask(), changed.mask(whole_tiles=True))
 
 

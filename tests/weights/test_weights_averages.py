@@ -58,8 +58,8 @@ def gives(path: Path, average: Mapping[str, np.ndarray], last: Mapping[str, np.n
     assert holds(taken, average)
     assert taken.source.startswith("averaged weights (")
     assert re.search(r"beside them: \w", taken.source) and "not taken" not in taken.source
-    assert holds(sparsegen.load(path, weights="ema"), average)
-    others = sparsegen.load(path, weights="model")
+    assert holds(sparsegen.load(path, which="ema"), average)
+    others = sparsegen.load(path, which="model")
     assert holds(others, last)
     assert others.source.startswith("last weights")
 
@@ -162,7 +162,7 @@ def test_what_lies_beside_a_network_and_is_no_average(taken: str, other: str, tm
     assert holds(model, LAST)
     assert "average" not in model.source
     with pytest.raises(CheckpointError, match=r"holds no averaged weights|cannot be taken"):
-        sparsegen.load(path, weights="ema")
+        sparsegen.load(path, which="ema")
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_an_average_among_networks_that_no_word_tells_apart(tmp_path: Path) -> N
     state = under("student.", LAST) | under("teacher.", OTHER)
     path = write(tmp_path / "net.safetensors", state | under("student_ema.", AVERAGE))
     for weights in (None, "ema"):
-        assert holds(sparsegen.load(path, weights=weights), AVERAGE)
+        assert holds(sparsegen.load(path, which=weights), AVERAGE)
     with pytest.raises(CheckpointError, match=r"several networks \(student, teacher\)"):
-        sparsegen.load(path, weights="model")
+        sparsegen.load(path, which="model")
 
 
 @pytest.mark.torch
@@ -258,9 +258,9 @@ def test_mmengine_swaps_the_two_when_it_saves(tmp_path: Path) -> None:
 def test_pytorchs_averaged_model(tmp_path: Path) -> None:
     state = under("module.", AVERAGE) | {"n_averaged": np.array(7)}
     path = write(tmp_path / "net.safetensors", state)
-    assert holds(sparsegen.load(path, weights="ema"), AVERAGE)
+    assert holds(sparsegen.load(path, which="ema"), AVERAGE)
     with pytest.raises(CheckpointError, match="holds no weights beside the averaged ones"):
-        sparsegen.load(path, weights="model")
+        sparsegen.load(path, which="model")
     state = (
         under("model.", LAST) | under("model_ema.module.", AVERAGE) | {"model_ema.n_averaged": np.array(7)}
     )
@@ -300,7 +300,7 @@ def test_names_that_become_the_same_without_dots(tmp_path: Path) -> None:
     state["model.conv_i.n.bias"] = LAST["conv_in.bias"]
     path = write(tmp_path / "net.safetensors", state)
     with pytest.raises(CheckpointError, match=r"two of the network's names are conv_inbias without dots"):
-        sparsegen.load(path, weights="ema")
+        sparsegen.load(path, which="ema")
 
 
 # Lists in the order of the parameters.
@@ -377,11 +377,11 @@ def refused(
     assert re.search(rf"averaged weights not taken: {reason}", model.source)
     assert [(record.levelname, record.name) for record in caplog.records] == [("WARNING", "sparsegen")]
     assert model.source in caplog.text
-    assert holds(sparsegen.load(path, weights="model"), wanted)
+    assert holds(sparsegen.load(path, which="model"), wanted)
     with pytest.raises(
-        CheckpointError, match=rf"averaged weights cannot be taken: {reason}.*Omit `weights=`"
+        CheckpointError, match=rf"averaged weights cannot be taken: {reason}.*Omit `which=`"
     ) as caught:
-        sparsegen.load(path, weights="ema")
+        sparsegen.load(path, which="ema")
     assert str(caught.value).startswith(str(path))
 
 
@@ -604,7 +604,7 @@ def test_the_command_line_says_which_were_taken(tmp_path: Path, capsys: pytest.C
     path = write(tmp_path / "net.safetensors", under("model.", LAST) | under("model_ema.", AVERAGE))
     for options, said in (
         ([], "weights taken averaged (model_ema) beside them model"),
-        (["--set", "weights=model"], "weights taken last (model) beside them model_ema"),
+        (["--set", "which=model"], "weights taken last (model) beside them model_ema"),
     ):
         assert main(["inspect", str(path), *options]) == 0
         assert said in " ".join(capsys.readouterr().out.split())
@@ -617,7 +617,7 @@ def test_the_command_line_says_which_were_taken(tmp_path: Path, capsys: pytest.C
     assert main(["inspect", str(path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "weights taken last (model) not taken ema (their names are not those of the network)" in said
-    assert main(["inspect", str(path), "--set", "weights=ema"]) == 2
+    assert main(["inspect", str(path), "--set", "which=ema"]) == 2
     assert "cannot be taken: ema" in capsys.readouterr().err
 
 

@@ -224,7 +224,7 @@ def test_options_that_are_not_computed_are_refused_by_name(
     [
         ({"block_out_channels": [32, 64, 100]}, "100 channels do not divide into 32 groups"),
         ({"block_out_channels": [32, 64, 10**9]}, "expected 1 to 16 of 1 to 65536"),
-        ({"layers_per_block": 10**6}, "blocks is 1000000, expected 1 to 64"),
+        ({"layers_per_block": 10**6}, "blocks is 1000000, expected a whole number from 1 to 64"),
         ({"attention_head_dim": 24}, "channels do not divide into heads of 24"),
         ({"norm_eps": 2.0}, "eps is 2.0, expected a number between 0 and 1"),
         ({"norm_eps": float("nan")}, "eps is nan, expected a number between 0 and 1"),

@@ -135,13 +135,13 @@ def test_an_averaged_network_beside_the_last_one(indexed: bool, name: str, tmp_p
     assert holds(model, AVERAGE)
     assert model.config == OURS
     assert model.source == f"averaged weights ({name}); beside them: unet"
-    assert holds(sparsegen.load(folder, weights="ema"), AVERAGE)
+    assert holds(sparsegen.load(folder, which="ema"), AVERAGE)
     with (
         read_checkpoint(folder) as checkpoint,
-        pytest.raises(CheckpointError, match=r'path, weights="model"'),
+        pytest.raises(CheckpointError, match=r'path, which="model"'),
     ):
-        identify(checkpoint, weights="model")
-    last = sparsegen.load(folder, weights="model")
+        identify(checkpoint, which="model")
+    last = sparsegen.load(folder, which="model")
     assert holds(last, MADE)
     assert last.source == f"last weights (unet); beside them: {name}"
 
@@ -150,7 +150,7 @@ def test_an_average_beside_a_network_at_the_root(tmp_path: Path) -> None:
     folder = at_the_root(tmp_path / "net")
     write_average(folder / "unet_ema")
     assert holds(sparsegen.load(folder), AVERAGE)
-    assert holds(sparsegen.load(folder, weights="model"), MADE)
+    assert holds(sparsegen.load(folder, which="model"), MADE)
 
 
 def test_an_average_alone(tmp_path: Path) -> None:
@@ -158,21 +158,19 @@ def test_an_average_alone(tmp_path: Path) -> None:
     write_average(tmp_path / "net" / "unet_ema")
     for folder in (tmp_path / "net", tmp_path / "net" / "unet_ema"):
         for weights in (None, "ema"):
-            assert holds(sparsegen.load(folder, weights=weights), AVERAGE)
+            assert holds(sparsegen.load(folder, which=weights), AVERAGE)
         assert sparsegen.load(folder).source.startswith("averaged weights (")
         with pytest.raises(
-            CheckpointError, match=r"holds no weights beside the averaged ones\. Omit `weights=`"
+            CheckpointError, match=r"holds no weights beside the averaged ones\. Omit `which=`"
         ):
-            sparsegen.load(folder, weights="model")
+            sparsegen.load(folder, which="model")
 
 
 def test_a_folder_without_an_average_says_so(tmp_path: Path) -> None:
     folder = pipeline(tmp_path / "net")
-    assert holds(sparsegen.load(folder, weights="model"))
-    with pytest.raises(
-        CheckpointError, match=r"holds no averaged weights \(ema\)\. Omit `weights=`"
-    ) as caught:
-        sparsegen.load(folder, weights="ema")
+    assert holds(sparsegen.load(folder, which="model"))
+    with pytest.raises(CheckpointError, match=r"holds no averaged weights \(ema\)\. Omit `which=`") as caught:
+        sparsegen.load(folder, which="ema")
     assert str(caught.value).startswith(str(folder))
 
 
@@ -186,7 +184,7 @@ def test_an_average_without_its_weights_is_not_passed_over_in_silence(
     assert "averaged weights not taken: unet_ema (has no weights file)" in model.source
     assert [(record.levelname, record.name) for record in caplog.records] == [("WARNING", "sparsegen")]
     with pytest.raises(CheckpointError, match=r"cannot be taken: unet_ema \(has no weights file\)"):
-        sparsegen.load(folder, weights="ema")
+        sparsegen.load(folder, which="ema")
 
 
 def _without_config(average: Path) -> None:
@@ -263,8 +261,8 @@ def test_an_average_that_cannot_be_opened_is_named_and_the_last_weights_are_take
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     refused_ema = pytest.raises(CheckpointError, match=rf"averaged weights cannot be taken: {reason}")
     with refused_ema:
-        sparsegen.load(folder, weights="ema")
-    assert holds(sparsegen.load(folder, weights="model"), MADE)
+        sparsegen.load(folder, which="ema")
+    assert holds(sparsegen.load(folder, which="model"), MADE)
 
 
 @pytest.mark.torch
@@ -284,7 +282,7 @@ def test_a_backup_beside_the_weights_is_no_sign_of_an_average(tmp_path: Path) ->
     folder = pipeline(tmp_path / "net") / "unet"
     save_file(as_diffusers(AVERAGE), folder / f"{STEM}.backup.safetensors")
     for weights in (None, "model"):
-        model = sparsegen.load(folder, weights=weights)
+        model = sparsegen.load(folder, which=weights)
         assert holds(model, MADE)
         assert "average" not in model.source
 
@@ -294,7 +292,7 @@ def test_averages_inside_the_file_of_a_folder(tmp_path: Path) -> None:
     state |= {f"ema.{name}": value for name, value in as_diffusers(AVERAGE).items()}
     folder = write(tmp_path / "net", state=state)
     assert holds(sparsegen.load(folder), AVERAGE)
-    assert holds(sparsegen.load(folder, weights="model"), MADE)
+    assert holds(sparsegen.load(folder, which="model"), MADE)
 
 
 @pytest.mark.parametrize(
@@ -315,8 +313,8 @@ def test_averages_as_variants_of_one_folder(
         made = AVERAGE if variant == average else MADE
         save_file(as_diffusers(made), folder / ".".join(filter(None, (STEM, variant, "safetensors"))))
     assert holds(sparsegen.load(folder), AVERAGE)
-    assert holds(sparsegen.load(folder, weights="ema"), AVERAGE)
-    assert holds(sparsegen.load(folder, weights="model"), MADE)
+    assert holds(sparsegen.load(folder, which="ema"), AVERAGE)
+    assert holds(sparsegen.load(folder, which="model"), MADE)
 
 
 def test_the_command_line_says_which_weights_a_folder_gave(
@@ -329,17 +327,17 @@ def test_the_command_line_says_which_weights_a_folder_gave(
     assert main(["inspect", str(folder)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "weights taken averaged (unet_ema) beside them unet noise schedule linear" in said
-    assert main(["inspect", str(folder), "--set", "weights=model"]) == 0
+    assert main(["inspect", str(folder), "--set", "which=model"]) == 0
     assert "weights taken last (unet) beside them unet_ema" in " ".join(capsys.readouterr().out.split())
     out = tmp_path / "own.safetensors"
     for which, made in (("ema", AVERAGE), ("model", MADE)):
-        assert main(["convert", str(folder), "-o", str(out), "--set", f"weights={which}"]) == 0
+        assert main(["convert", str(folder), "-o", str(out), "--set", f"which={which}"]) == 0
         kind = "averaged" if which == "ema" else "last"
         assert f"written: {kind} weights (unet" in capsys.readouterr().out
         assert holds(sparsegen.load(out), made)
-    assert main(["inspect", str(folder), "--set", "weights=best"]) == 2
+    assert main(["inspect", str(folder), "--set", "which=best"]) == 2
     assert main(["inspect", str(folder), "--set", "ngf=3"]) == 2
-    assert "expected --set weights=ema or --set weights=model" in capsys.readouterr().err
+    assert "expected --set which=ema or --set which=model" in capsys.readouterr().err
 
 
 # Variants and shards.
@@ -552,6 +550,6 @@ def test_an_average_that_diffusers_saved(tmp_path: Path) -> None:
     diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
     average.save_pretrained(tmp_path / "unet_ema")
     for weights, factor in ((None, 0.5), ("ema", 0.5), ("model", 1)):
-        model = sparsegen.load(tmp_path, weights=weights)
+        model = sparsegen.load(tmp_path, which=weights)
         assert np.array_equal(model.parameters()["conv_in.weight"].value, factor * weight)
         assert model.sampling == {"schedule": "linear"}

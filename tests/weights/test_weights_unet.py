@@ -134,8 +134,8 @@ def test_the_average_is_taken_unless_the_last_weights_are_asked_for(case: str, t
     last, average = WRAPPED[case]
     path = write(tmp_path / "net.safetensors", prefixed(last, LAST) | prefixed(average, AVERAGE))
     assert holds(sparsegen.load(path), AVERAGE)
-    assert holds(sparsegen.load(path, weights="ema"), AVERAGE)
-    assert holds(sparsegen.load(path, weights="model"), LAST)
+    assert holds(sparsegen.load(path, which="ema"), AVERAGE)
+    assert holds(sparsegen.load(path, which="model"), LAST)
 
 
 def test_a_list_of_networks_says_nothing_of_an_average(tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_files_of_one_kind_alone(tmp_path: Path) -> None:
     ):
         path = write(tmp_path / f"{prefix}safetensors", prefixed(prefix, AVERAGE))
         assert holds(sparsegen.load(path), AVERAGE)
-        assert holds(sparsegen.load(path, weights=fits), AVERAGE)
+        assert holds(sparsegen.load(path, which=fits), AVERAGE)
         with pytest.raises(CheckpointError, match=message):
-            sparsegen.load(path, weights=lacks)
-    with pytest.raises(InputError, match="weights is 'best', expected ema or model"):
-        sparsegen.load(path, weights="best")
+            sparsegen.load(path, which=lacks)
+    with pytest.raises(InputError, match="which is 'best', expected ema or model"):
+        sparsegen.load(path, which="best")
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
@@ -175,7 +175,7 @@ def test_training_checkpoints_of_ermongroup(as_zip: bool, tmp_path: Path) -> Non
     torch.save([*states, average], tmp_path / "ckpt.pth", _use_new_zipfile_serialization=as_zip)
     torch.save(states, tmp_path / "without.pth", _use_new_zipfile_serialization=as_zip)
     assert holds(sparsegen.load(tmp_path / "ckpt.pth"), AVERAGE)
-    assert holds(sparsegen.load(tmp_path / "ckpt.pth", weights="model"), LAST)
+    assert holds(sparsegen.load(tmp_path / "ckpt.pth", which="model"), LAST)
     assert holds(sparsegen.load(tmp_path / "without.pth"), LAST)
 
 
@@ -190,7 +190,7 @@ def test_files_of_sige(tmp_path: Path) -> None:
     }
     torch.save(states, tmp_path / "church.pth")
     assert holds(sparsegen.load(tmp_path / "church.pth"), AVERAGE)
-    assert holds(sparsegen.load(tmp_path / "church.pth", weights="model"), LAST)
+    assert holds(sparsegen.load(tmp_path / "church.pth", which="model"), LAST)
     pd = {name: torch.tensor(value) for name, value in FAMILIES["distilled"][2].items()}
     torch.save({"model": pd}, tmp_path / "church128-pd-unet.pth")
     assert holds(sparsegen.load(tmp_path / "church128-pd-unet.pth"), PD_STATE)
@@ -204,9 +204,9 @@ def test_a_broken_average_does_not_pass_for_the_network(tmp_path: Path) -> None:
     assert re.search(
         r"last weights \(model\).*not taken: ema \(\d+ of the \d+ tensors .* up\.0\.block", model.source
     )
-    with pytest.raises(CheckpointError, match=r"averaged weights cannot be taken: ema \(.*Omit `weights=`"):
-        sparsegen.load(path, weights="ema")
-    assert holds(sparsegen.load(path, weights="model"), LAST)
+    with pytest.raises(CheckpointError, match=r"averaged weights cannot be taken: ema \(.*Omit `which=`"):
+        sparsegen.load(path, which="ema")
+    assert holds(sparsegen.load(path, which="model"), LAST)
 
 
 # What does not fit.
@@ -297,7 +297,7 @@ def test_the_command_line_inspects_and_converts(tmp_path: Path, capsys: pytest.C
     assert "pesser-ddpm" in said
     assert "32, 64, 96" in said
     out = tmp_path / "out.safetensors"
-    assert main(["convert", str(path), "-o", str(out), "--set", "weights=model", "--dtype", "float16"]) == 0
+    assert main(["convert", str(path), "-o", str(out), "--set", "which=model", "--dtype", "float16"]) == 0
     assert holds(
         sparsegen.load(out),
         {name: value.astype(np.float16).astype(np.float32) for name, value in LAST.items()},

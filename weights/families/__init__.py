@@ -73,7 +73,7 @@ class _Network:
     error: CheckpointError | None = None
 
 
-def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[Family, dict[str, Any]]:
+def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Family, dict[str, Any]]:
     """Recognise a checkpoint by its keys, and read the network's sizes off its shapes.
 
     A state dict is found inside any wrapping (`{"state_dict": ...}`, `{"netG": ...}`, `module.` of DataParallel); other
@@ -83,9 +83,9 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
 
     Parameters
     ----------
-    weights : {"ema", "model"}, optional
-        Which to take of a checkpoint that holds both. If not given: the average, where it has every tensor that the
-        network needs (of networks with batch norm: also the statistics), else the last weights.
+    which : {"ema", "model"}, optional
+        The weights to take from a checkpoint that holds both. Default: the average, if it has every tensor that the
+        network needs (with batch norm, also the statistics), else the last weights.
 
     Returns
     -------
@@ -102,13 +102,13 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
     """
     if checkpoint.chosen is not None:
         # The folder holds both, and one was opened.
-        if weights is not None and checkpoint.chosen.averaged is not (weights == "ema"):
+        if which is not None and checkpoint.chosen.averaged is not (which == "ema"):
             raise CheckpointError(
                 f"was opened for its {checkpoint.chosen}",
                 path=checkpoint.path,
-                advice=f'Open it with read_checkpoint(path, weights="{weights}")',
+                advice=f'Open it with read_checkpoint(path, which="{which}")',
             )
-        weights = None
+        which = None
     # Key -> the end and the kind of its last word that has a kind; the tensor's own name is left out.
     kinds = {key: deciding(key.rpartition(".")[0]) for key in checkpoint.tensors}
     places = _places(checkpoint)
@@ -120,21 +120,19 @@ def identify(checkpoint: Checkpoint, *, weights: Which | None = None) -> tuple[F
     last, doubt = _first(checkpoint, others)
     usable, unusable = _judged(checkpoint, sorted(averages, key=_rank), nameless, last)
     unusable += _unread(checkpoint, [*places, *nameless])
-    if doubt is not None and (weights == "model" or not usable):
+    if doubt is not None and (which == "model" or not usable):
         raise doubt
     if last is not None and last.error is not None and not usable:
         raise last.error
-    if weights == "ema" and unusable and not usable:
+    if which == "ema" and unusable and not usable:
         raise CheckpointError(
             f"its averaged weights cannot be taken: {listed(unusable, 3)}",
             path=checkpoint.path,
-            advice="Omit `weights=` to take the last weights"
-            if last
-            else "Save them by name, as a state dict",
+            advice="Omit `which=` to take the last weights" if last else "Save them by name, as a state dict",
         )
-    taken = usable[0] if usable and weights != "model" else last if weights != "ema" else None
+    taken = usable[0] if usable and which != "model" else last if which != "ema" else None
     if taken is None:
-        raise _nothing(checkpoint, weights, bool(networks), unusable)
+        raise _nothing(checkpoint, which, bool(networks), unusable)
     if taken.error is not None:
         raise taken.error
     chosen = checkpoint.chosen or Chosen(
@@ -377,11 +375,11 @@ def _shown_place(place: str) -> str:
 
 
 def _nothing(
-    checkpoint: Checkpoint, weights: Which | None, known: bool, unusable: list[str]
+    checkpoint: Checkpoint, which: Which | None, known: bool, unusable: list[str]
 ) -> CheckpointError:
     if known:
-        missing = "averaged weights (ema)" if weights == "ema" else "weights beside the averaged ones"
-        return CheckpointError(f"holds no {missing}", path=checkpoint.path, advice="Omit `weights=`")
+        missing = "averaged weights (ema)" if which == "ema" else "weights beside the averaged ones"
+        return CheckpointError(f"holds no {missing}", path=checkpoint.path, advice="Omit `which=`")
     names = [shown(name, 60) for name in list(checkpoint.tensors)[:200]]
     averages = f"; averaged weights that cannot be taken: {listed(unusable, 3)}" if unusable else ""
     return CheckpointError(

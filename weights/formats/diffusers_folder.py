@@ -110,7 +110,7 @@ class _Candidate:
 
 def find_unet(
     folder: str | os.PathLike[str],
-    weights: Which | None = None,
+    which: Which | None = None,
     without: Mapping[str, str] = MappingProxyType({}),
 ) -> UNetFolder:
     """Find the UNet in a folder.
@@ -119,8 +119,8 @@ def find_unet(
     ----------
     folder : path
         Of a pipeline, a training checkpoint or a network.
-    weights : {"ema", "model"}, optional
-        Which to take where there are averaged weights beside the last ones: by default the averaged ones.
+    which : {"ema", "model"}, optional
+        The weights to take, if there are averaged ones beside the last ones. Default: the averaged ones.
     without : mapping of str to str, optional
         Places of averaged weights that could not be opened -> the reason.
 
@@ -158,7 +158,7 @@ def find_unet(
         candidates = [*own, *candidates]
     candidates = [each for each in candidates if each.place not in without]
     unusable = tuple(f"{shown(name)} ({reason})" for name, reason in closed.items())
-    taken, chosen = _choose(candidates, weights, unusable)
+    taken, chosen = _choose(candidates, which, unusable)
     if taken is None:
         raise _none_found(unet or top / averages[0])
     index = None if _WHOLE.fullmatch(taken.file.name) else _index(taken.file)
@@ -259,19 +259,19 @@ def _candidates(folder: Path, place: str, inherited: Kind | None) -> list[_Candi
 
 
 def _choose(
-    candidates: list[_Candidate], weights: Which | None, unusable: tuple[str, ...]
+    candidates: list[_Candidate], which: Which | None, unusable: tuple[str, ...]
 ) -> tuple[_Candidate | None, Chosen | None]:
     """The weights to take, and the choice in words; (None, None) if there are none to take."""
     averages = averages_of(candidates, [each.kind for each in candidates])
     others = [each for each in candidates if each not in averages]
-    if weights == "model" and averages and not others:
-        raise CheckpointError("holds no weights beside the averaged ones", advice="Omit `weights=`")
-    if weights == "ema" and unusable and not averages:
+    if which == "model" and averages and not others:
+        raise CheckpointError("holds no weights beside the averaged ones", advice="Omit `which=`")
+    if which == "ema" and unusable and not averages:
         raise CheckpointError(
             f"its averaged weights cannot be taken: {', '.join(unusable)}",
-            advice="Omit `weights=` to take the last weights",
+            advice="Omit `which=` to take the last weights",
         )
-    of_kind = averages if averages and weights != "model" else others
+    of_kind = averages if averages and which != "model" else others
     if not of_kind:
         return None, None
     plain = [each for each in of_kind if each.plain]

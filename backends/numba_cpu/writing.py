@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import types
 
-from ..interface import TILE
-from .jit import inline
-from .reading import READING, activate, load_some, read_window, store_some
-from .simd import WIDTH, load
+from ..interface import TILE, Activation, Array, Source
+from .arrays import flat, writable
+from .gemm import PANEL
+from .items import take_tiles
+from .jit import inline, kernel
+from .reading import ACTIVATIONS, NO_FLOATS, NOTHING, READING, activate, read_window, reading
+from .simd import WIDTH, load, load_some, store_some
+
+PIXELS = TILE * TILE
+"""Pixels of a tile."""
 
 
 class Writing(NamedTuple):
@@ -39,6 +46,38 @@ WRITING = types.NamedTuple(
 """Numba's type of a `Writing`."""
 
 
+def padded_bias(bias: Array | None, outputs: int) -> Array:
+    """A bias of `outputs` values (None: zeros) filled up with zeros to whole panels."""
+    padded = np.zeros(-(-outputs // PANEL) * PANEL, np.float32)
+    if bias is not None:
+        padded[:outputs] = bias
+    return padded
+
+
+def writing(
+    out: Array,
+    bias: Array | None = None,
+    *,
+    shift: Array | None = None,
+    residual: Source | None = None,
+    activation: Activation = "identity",
+) -> Writing:
+    """The arrays of an output; `bias` is filled up to whole panels already."""
+    channels = out.shape[3]
+    return Writing(
+        writable(out),
+        out.shape[1],
+        out.shape[2],
+        channels,
+        padded_bias(None, channels) if bias is None else bias,
+        NO_FLOATS if shift is None else flat(shift),
+        -1 if shift is None else channels if len(shift) > 1 else 0,
+        NOTHING if residual is None else reading(residual),
+        int(residual is not None),
+        ACTIVATIONS[activation],
+    )
+
+
 @inline
 def _finish(v: Any, w: Any, c: int, count: int, shift: int, scratch: Any, residual: int, at: int) -> None:
     v = v + load(w.bias, c)
@@ -65,7 +104,7 @@ def write_tile(
 ) -> None:
     """Write channels `begin` … `end` of a tile; its sums lie from `scratch[sums]` on, `pixel` and `line` floats apart.
 
-    `begin` is a multiple of WIDTH; `scratch[spare:]` takes the residual, TILE * TILE * C + WIDTH floats.
+    `begin` is a multiple of WIDTH; `scratch[spare:]` takes the residual, PIXELS * C + WIDTH floats.
     """
     shift = -1 if w.shift_stride < 0 else sample * w.shift_stride
     rows, columns = min(TILE, w.height - row * TILE), min(TILE, w.width - column * TILE)
@@ -82,3 +121,28 @@ def write_tile(
             if whole < end:
                 v = load(scratch, value + whole)
                 _finish(v, w, whole, end - whole, shift, scratch, residual, at)
+
+
+def scratch_floats(channels: int) -> int:
+    """What any kernel of this file needs."""
+    return (2 * PIXELS + 4) * (channels + WIDTH) + 8 * WIDTH
+
+
+@kernel(
+    types.void(
+        types.int64[::1],
+        types.int64,
+        types.int64,
+        types.int32[:, ::1],
+        READING,
+        WRITING,
+        types.float32[::1],
+    )
+)
+def write_out(counter: Any, items: int, batch: int, tiles: Any, r: Any, w: Any, scratch: Any) -> None:
+    """Write what a source reads, and the residual, into tiles; items are batches of tiles."""
+    spare = PIXELS * w.channels + WIDTH
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        n, row, column = tiles[t, 0], tiles[t, 1], tiles[t, 2]
+        read_window(r, n, row * TILE, column * TILE, TILE, TILE, scratch, 0, w.channels)
+        write_tile(w, n, row, column, 0, w.channels, 0, w.channels, TILE * w.channels, scratch, spare)

@@ -11,14 +11,14 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
+from .items import take_items, take_tiles
 from .jit import inline, kernel
-from .reading import load_some
 from .simd import (
     WIDTH,
     largest,
     load,
+    load_some,
     magnitude,
-    next_item,
     peak,
     splat,
     store,
@@ -61,19 +61,15 @@ def copy(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, into: int
 ) -> None:
     """Tiles of `canvas` (`shape` = height, width, channels) to `values` `[K, TILE, TILE, C]`, or back when `into`."""
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            rows, count = _extent(tiles, t, shape)
-            for y in range(rows):
-                at = _row(tiles, t, y, shape)
-                kept = (t * TILE + y) * TILE * shape[2]
-                if into:
-                    _copy(values, kept, canvas, at, count)
-                else:
-                    _copy(canvas, at, values, kept, count)
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        rows, count = _extent(tiles, t, shape)
+        for y in range(rows):
+            at = _row(tiles, t, y, shape)
+            kept = (t * TILE + y) * TILE * shape[2]
+            if into:
+                _copy(values, kept, canvas, at, count)
+            else:
+                _copy(canvas, at, values, kept, count)
 
 
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves, types.uint8[::1]))
@@ -83,36 +79,28 @@ def narrow(
     """Tiles of `canvas` rounded to float16, there and in `halves` (channels: whole vectors); `lost` `[K]`: where
     one became infinite.
     """
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            rows, count = _extent(tiles, t, shape)
-            zero = splat(0.0)
-            for y in range(rows):
-                at = _row(tiles, t, y, shape)
-                for c in range(at, at + count, WIDTH):
-                    store_halves(halves, c, load(canvas, c))
-                    v = load_halves(halves, c, False)
-                    store(canvas, c, v)
-                    zero = zero + (v - v)
-            lost[t] = total(zero) != 0.0
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        rows, count = _extent(tiles, t, shape)
+        zero = splat(0.0)
+        for y in range(rows):
+            at = _row(tiles, t, y, shape)
+            for c in range(at, at + count, WIDTH):
+                store_halves(halves, c, load(canvas, c))
+                v = load_halves(halves, c, False)
+                store(canvas, c, v)
+                zero = zero + (v - v)
+        lost[t] = total(zero) != 0.0
 
 
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _halves))
 def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any) -> None:
     """Tiles of `canvas` out of `halves` (channels: whole vectors)."""
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            rows, count = _extent(tiles, t, shape)
-            for y in range(rows):
-                at = _row(tiles, t, y, shape)
-                for c in range(at, at + count, WIDTH):
-                    store(canvas, c, load_halves(halves, c, False))
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        rows, count = _extent(tiles, t, shape)
+        for y in range(rows):
+            at = _row(tiles, t, y, shape)
+            for c in range(at, at + count, WIDTH):
+                store(canvas, c, load_halves(halves, c, False))
 
 
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, _floats, _floats))
@@ -120,46 +108,38 @@ def change(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, changes: Any
 ) -> None:
     """The largest |canvas - values| of each tile, `changes` `[K]`."""
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            rows, count = _extent(tiles, t, shape)
-            whole = count - count % WIDTH
-            most = splat(0.0)
-            for y in range(rows):
-                at = _row(tiles, t, y, shape)
-                kept = (t * TILE + y) * TILE * shape[2]
-                for c in range(0, whole, WIDTH):
-                    most = largest(magnitude(load(canvas, at + c) - load(values, kept + c)), most)
-                if whole < count:
-                    rest = count - whole
-                    off = load_some(canvas, at + whole, rest) - load_some(values, kept + whole, rest)
-                    most = largest(magnitude(off), most)
-            changes[t] = peak(most)
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        rows, count = _extent(tiles, t, shape)
+        whole = count - count % WIDTH
+        most = splat(0.0)
+        for y in range(rows):
+            at = _row(tiles, t, y, shape)
+            kept = (t * TILE + y) * TILE * shape[2]
+            for c in range(0, whole, WIDTH):
+                most = largest(magnitude(load(canvas, at + c) - load(values, kept + c)), most)
+            if whole < count:
+                rest = count - whole
+                off = load_some(canvas, at + whole, rest) - load_some(values, kept + whole, rest)
+                most = largest(magnitude(off), most)
+        changes[t] = peak(most)
 
 
 @kernel(types.void(_counter, types.int64, types.int64, _tiles, _shape, _floats, types.uint8[::1]))
 def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any) -> None:
     """Which tiles hold a NaN or an infinity, `found` `[K]`: v - v is 0 for every other value, and NaN for these."""
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
-        for t in range(item * batch, min((item + 1) * batch, len(tiles))):
-            rows, count = _extent(tiles, t, shape)
-            whole = count - count % WIDTH
-            zero = splat(0.0)
-            for y in range(rows):
-                at = _row(tiles, t, y, shape)
-                for c in range(0, whole, WIDTH):
-                    v = load(canvas, at + c)
-                    zero = zero + (v - v)
-                if whole < count:
-                    v = load_some(canvas, at + whole, count - whole)
-                    zero = zero + (v - v)
-            found[t] = total(zero) != 0.0
+    for t in take_tiles(counter, items, batch, len(tiles)):
+        rows, count = _extent(tiles, t, shape)
+        whole = count - count % WIDTH
+        zero = splat(0.0)
+        for y in range(rows):
+            at = _row(tiles, t, y, shape)
+            for c in range(0, whole, WIDTH):
+                v = load(canvas, at + c)
+                zero = zero + (v - v)
+            if whole < count:
+                v = load_some(canvas, at + whole, count - whole)
+                zero = zero + (v - v)
+        found[t] = total(zero) != 0.0
 
 
 SPAN = 64
@@ -175,10 +155,7 @@ def differ_int32(
     counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: int, mask: Any
 ) -> None:
     """`mask[p]`: whether any value of pixel p differs by more than `eps`."""
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         for first in range(item * batch, min((item + 1) * batch, len(mask)), SPAN):
             last = min(first + SPAN, (item + 1) * batch, len(mask))
             bits: Any = np.int32(0)
@@ -201,10 +178,7 @@ def differ_float32(
     counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: float, mask: Any
 ) -> None:
     """`mask[p]`: whether any value of pixel p differs by more than `eps`, or is NaN; equal infinities do not differ."""
-    while True:
-        item = next_item(counter)
-        if item >= items:
-            return
+    for item in take_items(counter, items):
         for first in range(item * batch, min((item + 1) * batch, len(mask)), SPAN):
             last = min(first + SPAN, (item + 1) * batch, len(mask))
             unequal: Any = np.int32(0)

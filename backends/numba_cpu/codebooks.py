@@ -12,10 +12,11 @@ import numpy as np
 from numba import types
 
 from ..interface import TILE
-from .gemm import PACKED, PANEL, WIDENED, multiply_packed
+from .gemm import PANEL
+from .items import take_items
 from .jit import inline, kernel
-from .reading import store_some
-from .simd import WIDTH, load, next_item, splat
+from .packing import PACKED, WIDENED, multiply_packed
+from .simd import WIDTH, load, splat, store_some
 
 _MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)], np.uint64)
 """Odd multipliers, one for each place of a key (then again from the first)."""
@@ -209,10 +210,7 @@ def convolve_windows(
     flat = out.reshape(-1)
     all_rows = starts[taps]
     products = all_rows * taps if together else all_rows
-    while True:
-        panel = next_item(counter)
-        if panel >= items:
-            return
+    for panel in take_items(counter, items):
         for tap in range(taps):
             first = 0 if together else starts[tap]
             rows = all_rows if together else starts[tap + 1] - first

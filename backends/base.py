@@ -1,0 +1,368 @@
+"""The portable backend: every primitive in plain array arithmetic, over an array module that a subclass names.
+
+Read `interface.py` first: each method here is the formula of its docstring there. `xp` is the array module: NumPy, or
+a module with NumPy's functions for a device's arrays. Host arrays (lists of tiles, window sets, masks) stay NumPy's. A
+new backend defines `xp`, `alloc`, `upload` and `download`, and overrides the primitives that have to be fast.
+
+The matrix product of a convolution has the same shape for every tile (16 rows), so a tile's bits do not depend on the
+other tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .interface import (
+    LEAKY_SLOPE,
+    TILE,
+    Activation,
+    Array,
+    Backend,
+    ConvGeometry,
+    ConvWeights,
+    Host,
+    Padding,
+    Source,
+    Tiles,
+    WindowSet,
+)
+
+BATCH = 1 << 22
+"""Values that one step gathers at most (16 MB): tiles are taken in batches."""
+
+
+class PortableBackend(Backend):
+    """Every primitive over `xp`; a subclass adds `alloc`, `upload` and `download`."""
+
+    xp: ClassVar[Any]
+    """The module of the backend's arrays: NumPy, CuPy, …"""
+
+    # -- convolution -------------------------------------------------------------------------------------
+
+    def prepare_conv(
+        self,
+        weight: Host,
+        bias: Host | None,
+        *,
+        stride: int = 1,
+        padding: Padding = (0, 0, 0, 0),
+        groups: int = 1,
+        size: tuple[int, int] | None = None,
+    ) -> ConvWeights:
+        outputs, inputs, kh, kw = weight.shape
+        geometry = ConvGeometry.of(weight, stride, padding, groups)
+        # OIHW -> [groups, kh * kw * I, O]: rows in the order in which a window is flattened (y, x, channel)
+        packed = weight.reshape(groups, outputs // groups, inputs, kh, kw).transpose(0, 3, 4, 2, 1)
+        packed = packed.reshape(groups, kh * kw * inputs, outputs // groups)
+        return ConvWeights(geometry, self.upload(packed), None if bias is None else self.upload(bias))
+
+    def conv2d(
+        self,
+        out: Array,
+        tiles: Tiles,
+        source: Source,
+        weights: ConvWeights,
+        *,
+        shift: Array | None = None,
+        residual: Source | None = None,
+        activation: Activation = "identity",
+    ) -> None:
+        g = weights.geometry
+        (kh, kw), (top, _, left, _) = g.kernel, g.padding
+        size = ((TILE - 1) * g.stride + kh, (TILE - 1) * g.stride + kw)
+        for batch in self._batches(tiles, TILE * TILE * kh * kw * g.inputs):
+            count = len(batch)
+            v = self._read(source, *self._positions(batch, size, stride=g.stride, top=top, left=left))
+            v = self._windows(v, g.kernel, stride=g.stride)  # [K, 4, 4, kh * kw, I]
+            # -> [groups, K, 16, kh * kw * I / groups]
+            v = v.reshape(count, TILE * TILE, kh * kw, g.groups, -1).transpose(3, 0, 1, 2, 4)
+            v = v.reshape(g.groups, count, TILE * TILE, -1)
+            y = v @ weights.packed[:, None]  # one product of 16 rows a tile and group
+            y = y.transpose(1, 2, 0, 3).reshape(count, TILE, TILE, g.outputs)
+            if weights.bias is not None:
+                y = y + weights.bias
+            if shift is not None:
+                y = y + shift[batch[:, 0] if len(shift) > 1 else 0].reshape(-1, 1, 1, g.outputs)
+            if residual is not None:
+                y = y + self._read_pixels(residual, batch)
+            self._scatter(out, batch, self._activate(y, activation))
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        y = (x[:, None, :] @ weight.T)[:, 0]  # a product a row: its bits do not depend on the other rows
+        return y if bias is None else y + bias
+
+    # -- statistics and pointwise work -------------------------------------------------------------------
+
+    def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        v = self._read_images(source, self.xp.arange(source.shape[0])).astype(np.float64)
+        return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
+
+    def layer_norm(
+        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
+    ) -> None:
+        for batch in self._batches(tiles, TILE * TILE * len(weight)):
+            v = self._read_pixels(source, batch)
+            mean = v.mean(-1, keepdims=True)
+            variance = v.var(-1, keepdims=True)
+            y = (v - mean) / self.xp.sqrt(variance + np.float32(eps)) * weight + bias
+            self._scatter(out, batch, y)
+
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+        for batch in self._batches(tiles, TILE * TILE * out.shape[3]):
+            v = self._read_pixels(source, batch)
+            if residual is not None:
+                v = v + self._read_pixels(residual, batch)
+            self._scatter(out, batch, v)
+
+    # -- reading by index --------------------------------------------------------------------------------
+
+    def lookup(
+        self,
+        out: Array,
+        tiles: Tiles,
+        indices: Array,
+        table: Array,
+        bias: Array,
+        *,
+        step: int = 1,
+        activation: Activation = "identity",
+    ) -> None:
+        xp, k = self.xp, round(len(table) ** 0.5)
+        for batch in self._batches(tiles, TILE * TILE * len(bias)):
+            channels = self._windows(
+                self._read_indices(indices, batch, k, step), (k, k)
+            )  # [K, 4, 4, k * k, P]
+            v = xp.broadcast_to(bias, (len(batch), TILE, TILE, len(bias)))
+            for tap in range(k * k):
+                for plane in range(indices.shape[3]):
+                    channel = channels[..., tap, plane]
+                    v = v + xp.where(channel[..., None] >= 0, table[tap, channel], np.float32(0))
+            self._scatter(out, batch, self._activate(v, activation))
+
+    def attention(
+        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
+    ) -> None:
+        xp, channels = self.xp, query.shape[3]
+        scale = np.float32((channels / heads) ** -0.5)
+
+        def all_tokens(source: Source, sample: int) -> Array:  # -> [heads, h * w, C / heads]
+            v = self._read_images(source, xp.arange(sample, sample + 1))
+            return v.reshape(-1, heads, channels // heads).transpose(1, 0, 2)
+
+        for sample in np.unique(tiles.host[:, 0]).tolist():
+            k, v = all_tokens(key, sample), all_tokens(value, sample)
+            of_sample = Tiles(tiles.host[tiles.host[:, 0] == sample])
+            for batch in self._batches(of_sample, TILE * TILE * heads * k.shape[1]):
+                q = self._read_pixels(query, batch).reshape(len(batch), TILE * TILE, heads, -1)
+                scores = q.transpose(0, 2, 1, 3) @ k.transpose(0, 2, 1) * scale  # [K, heads, 16, h * w]
+                weights = xp.exp(scores - scores.max(-1, keepdims=True))
+                weights = weights / weights.sum(-1, keepdims=True)
+                mixed = (weights @ v).transpose(0, 2, 1, 3)
+                self._scatter(out, batch, mixed.reshape(len(batch), TILE, TILE, channels))
+
+    # -- codebooks ---------------------------------------------------------------------------------------
+
+    def encode_windows(
+        self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
+    ) -> None:
+        if window_set.index is None:
+            window_set.index = {window.tobytes(): code for code, window in enumerate(window_set.windows)}
+        for batch in self._batches(tiles, TILE * TILE * kernel * kernel * indices.shape[3]):
+            inside, pixels = self._inside(codes, batch)
+            read = self._windows(self._read_indices(indices, batch, kernel, step), (kernel, kernel))
+            found = self.download(read[inside]).reshape(-1, window_set.storage.shape[1])
+            of_pixels = np.empty((len(found), 1), np.int32)
+            for pixel, window in enumerate(found):
+                code = window_set.index.setdefault(window.tobytes(), len(window_set))
+                if code == len(window_set):  # its first occurrence
+                    window_set.reserve(code + 1)
+                    window_set.storage[code] = window
+                    window_set.count += 1
+                of_pixels[pixel] = code
+            codes[pixels] = self.upload(of_pixels)
+
+    def forget_windows(self, window_set: WindowSet, count: int) -> None:
+        for window in window_set.windows[count:]:
+            if window_set.index is not None:
+                del window_set.index[window.tobytes()]
+        window_set.count[0] = min(len(window_set), count)
+
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+        for start in range(0, len(windows), 256):
+            taps = self.upload(windows[start : start + 256])
+            rows = self.xp.where(taps[..., None] >= 0, table[taps], np.float32(0))  # [R, k * k, I]
+            y = self.linear(rows.reshape(len(taps), -1), weights.packed[0].T, weights.bias)
+            out[start : start + 256] = y
+
+    # -- tiles and masks ---------------------------------------------------------------------------------
+
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
+        inside, pixels = self._inside(canvas, self._placed(tiles))
+        shape = (len(tiles), TILE, TILE, canvas.shape[3])
+        values = self.xp.empty(shape, canvas.dtype) if out is None else out
+        values[...] = 0
+        values[inside] = canvas[pixels]
+        return values
+
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        self._scatter(canvas, self._placed(tiles), values)
+
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
+        with np.errstate(over="ignore"):
+            values = self.read_tiles(canvas, tiles).astype(np.float16)
+        self.write_tiles(halves, tiles, values)
+        self.write_tiles(canvas, tiles, values.astype(np.float32))
+        return bool(self.xp.isfinite(values).all())
+
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
+        self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype(np.float32))
+
+    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
+        xp = self.xp
+        if original.dtype == np.int32:  # the difference of two int32 may need 33 bits
+            return self.download((xp.abs(original.astype(np.int64) - edited) > eps).any(-1))
+        with np.errstate(invalid="ignore"):  # the difference of equal infinities
+            near = (original == edited) | (xp.abs(original - edited) <= eps)
+        return self.download(~near.all(-1))
+
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
+        if not np.issubdtype(canvas.dtype, np.floating):
+            return None
+        for batch in self._batches(tiles, TILE * TILE * canvas.shape[3]):
+            _, pixels = self._inside(canvas, batch)
+            finite = self.xp.isfinite(canvas[pixels])  # [pixels, C]
+            if not finite.all():
+                pixel, channel = np.argwhere(~self.download(finite))[0].tolist()
+                n, y, x = (int(position[pixel]) for position in pixels)
+                return n, y, x, channel
+        return None
+
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
+        inside, _ = self._inside(canvas, self._placed(tiles))
+        change = self.xp.abs(self.read_tiles(canvas, tiles) - values)
+        change = self.xp.where(inside[..., None], change, 0).max((1, 2, 3))
+        return self.download(change).astype(np.float32)
+
+    # -- gather and scatter ------------------------------------------------------------------------------
+
+    def _placed(self, tiles: Tiles) -> Array:
+        """The backend's own `[K, 3]` of a handle, uploaded once."""
+        return tiles.on(self, self.upload)
+
+    def _batches(self, tiles: Tiles, values_per_tile: int) -> Iterator[Array]:
+        """Runs of the backend's own `[K, 3]` whose gathered windows stay near `BATCH` values."""
+        placed, step = self._placed(tiles), max(1, BATCH // max(1, values_per_tile))
+        for start in range(0, len(tiles), step):
+            yield placed[start : start + step]
+
+    def _positions(
+        self,
+        tiles: Array,
+        size: tuple[int, int],
+        *,
+        stride: int = 1,
+        top: int = 0,
+        left: int = 0,
+        step: int = 1,
+    ) -> tuple[Array, Array, Array]:
+        """Sample, rows and columns that the windows of `tiles` read, ready to broadcast to `[K, size0, size1]`.
+
+        A tile's window starts at output pixel `TILE * tile`, times `stride`, less the padding; neighbours lie
+        `step` apart. Positions may lie outside the image.
+        """
+        n, row, column = (tiles[:, i].astype(np.intp) for i in range(3))
+        y = (row[:, None] * TILE * stride - top + self.xp.arange(size[0])) * step
+        x = (column[:, None] * TILE * stride - left + self.xp.arange(size[1])) * step
+        return n[:, None, None], y[:, :, None], x[:, None, :]
+
+    def _read(self, source: Source, n: Array, y: Array, x: Array) -> Array:
+        """Values of `source` at pixels (n, y, x), after its prologue; 0 outside the image. `[..., C]`"""
+        xp = self.xp
+        _, height, width, _ = source.shape
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        y, x = y.clip(0, height - 1), x.clip(0, width - 1)
+        yy, xx = y // source.upsample, x // source.upsample
+        v = xp.concatenate([part[n, yy, xx] for part in source.parts], axis=-1)
+        if source.scale is not None:
+            assert source.shift is not None  # `Source` holds both or neither
+            per_sample = n if len(source.scale) > 1 else xp.zeros_like(n)
+            v = v * source.scale[per_sample] + source.shift[per_sample]
+        if source.modulation is not None:
+            row = (n, y, x) if source.codes is None else source.codes[n, y, x, 0]
+            gamma, beta = xp.split(source.modulation[row], 2, axis=-1)
+            v = v * (1 + gamma) + beta
+        return xp.where(inside[..., None], self._activate(v, source.activation), np.float32(0))
+
+    def _read_pixels(self, source: Source, tiles: Array) -> Array:
+        """The tiles' own pixels of `source`, after its prologue: `[K, TILE, TILE, C]`."""
+        return self._read(source, *self._positions(tiles, (TILE, TILE)))
+
+    def _read_images(self, source: Source, samples: Array) -> Array:
+        """All pixels of some samples of `source`, after its prologue: `[len(samples), H, W, C]`."""
+        _, height, width, _ = source.shape
+        y, x = self.xp.arange(height)[:, None], self.xp.arange(width)
+        return self._read(source, samples[:, None, None], y, x)
+
+    def _read_indices(self, indices: Array, tiles: Array, kernel: int, step: int) -> Array:
+        """The index pixels around which `tiles`' kernel × kernel windows lie, -1 outside the image: `[K, S, S, P]`."""
+        _, height, width, _ = indices.shape
+        side = TILE + kernel - 1
+        n, y, x = self._positions(tiles, (side, side), top=kernel // 2, left=kernel // 2, step=step)
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        return self.xp.where(
+            inside[..., None], indices[n, y.clip(0, height - 1), x.clip(0, width - 1)], np.int32(-1)
+        )
+
+    def _windows(self, v: Array, kernel: tuple[int, int], *, stride: int = 1) -> Array:
+        """The kernel's windows in gathered ones: `[K, S, S', C]` → `[K, TILE, TILE, taps, C]`, taps row by row."""
+        span = (TILE - 1) * stride + 1
+        taps = [
+            v[:, dy : dy + span : stride, dx : dx + span : stride]
+            for dy in range(kernel[0])
+            for dx in range(kernel[1])
+        ]
+        return self.xp.stack(taps, axis=3)
+
+    def _inside(self, canvas: Array, tiles: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        """Which of the tiles' pixels lie inside the canvas, bool `[K, TILE, TILE]`, and their (n, y, x)."""
+        n, y, x = self.xp.broadcast_arrays(*self._positions(tiles, (TILE, TILE)))
+        inside = (y < canvas.shape[1]) & (x < canvas.shape[2])
+        return inside, (n[inside], y[inside], x[inside])
+
+    def _scatter(self, canvas: Array, tiles: Array, values: Array) -> None:
+        """Write `values` `[K, TILE, TILE, C]` into the canvas; what overhangs its border is dropped."""
+        inside, pixels = self._inside(canvas, tiles)
+        canvas[pixels] = values[inside]
+
+    def _activate(self, v: Array, activation: Activation) -> Array:
+        """An activation of each value, any shape."""
+        xp = self.xp
+        if activation == "relu":
+            return xp.maximum(v, 0)
+        if activation == "leaky_relu":
+            return xp.where(v > 0, v, v * np.float32(LEAKY_SLOPE))
+        if activation == "silu":
+            with np.errstate(over="ignore"):  # below -88 exp(-v) is inf, and v / inf the 0 that it should be
+                return v / (1 + xp.exp(-v))
+        if activation == "tanh":
+            return xp.tanh(v)
+        return v
+
+
+class HostBackend(PortableBackend):
+    """A portable backend whose arrays are NumPy's, in main memory."""
+
+    xp: ClassVar[Any] = np
+
+    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return np.zeros(tuple(shape), dtype)
+
+    def upload(self, host: Host) -> Array:
+        is_float = np.issubdtype(host.dtype, np.floating)
+        return np.array(host, np.float32 if is_float else host.dtype, order="C")
+
+    def download(self, array: Array) -> Host:
+        return np.array(array)

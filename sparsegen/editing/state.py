@@ -1,0 +1,193 @@
+"""A state: a model's canvases of one input, painted by a dense run and repainted where an edit changed the input.
+
+This is the core under every session. It works on canvases alone: it knows no masks, no images and no history. A
+session of a GAN has one state, a diffusion session one for each denoising step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsegen.backends.interface import Backend, Host, Tiles
+
+from ..engine.allocator import Allocator
+from ..engine.journal import Journal
+from ..engine.memory_float16 import memory_kind
+from ..engine.run import Feature, OnLayer, Run
+from ..engine.stats import LayerRecord
+from ..models.base import Inputs, Model
+from ..tiling.canvas import Canvas
+from ..tiling.policies import Everything, Plan
+from ..tiling.tiles import TileSet
+
+
+class State:
+    """A model's canvases of one input.
+
+    Parameters
+    ----------
+    model
+        The model that paints.
+    backend
+        The backend that computes.
+    allocator
+        Where canvases lie.
+    storage
+        The type that canvases are kept as, "float32" or "float16".
+
+    Raises
+    ------
+    InputError
+        The storage is unknown.
+    """
+
+    def __init__(
+        self, model: Model, backend: Backend, *, allocator: Allocator, storage: str = "float32"
+    ) -> None:
+        self.model = model
+        self.memory = memory_kind(storage)(backend, allocator, model.prepared_for(backend))
+        self.conditions: dict[str, Host] = {}
+        self.output_path = ""
+        """The path of the output's canvas; empty before `paint`."""
+        self.idle: tuple[LayerRecord, ...] = ()
+        """The record of an edit that changes nothing."""
+
+    def paint(
+        self,
+        canvases: Mapping[str, Host],
+        conditions: Mapping[str, Host],
+        *,
+        keep_canvases: bool = True,
+        on_layer: OnLayer | None = None,
+    ) -> tuple[Run, Host]:
+        """The dense run: paint every canvas. The previous canvases are overwritten where the size is the same.
+
+        Parameters
+        ----------
+        canvases
+            The inputs by name, `[N, H, W, P]`, as `Model.encode` gives them.
+        conditions
+            By name, as `Model.encode` gives them.
+        keep_canvases
+            False: no canvas is kept longer than it is read, and nothing can be repainted.
+
+        Returns
+        -------
+        The run, and the output, float32 `[N, H, W, C]`.
+
+        Raises
+        ------
+        NonFiniteError
+            A layer computed a value that is not finite; the state must be painted again.
+        """
+        inputs = Inputs(dict(canvases), dict(conditions))
+        before, backend = self.memory, self.memory.backend
+        same_size = all(canvas.shape[:3] == inputs.shape for canvas in self.inputs.values())
+        self.output_path = ""
+        memory = type(before)(
+            backend,
+            before.allocator if same_size else before.allocator.fresh(),
+            self.model.prepared_for(backend),
+            before.canvases if same_size and keep_canvases else {},
+            coded=backend.codebooks,
+            keep_canvases=keep_canvases,
+            least_size=self.model.least_size(*inputs.shape[1:]),
+        )
+        if same_size:
+            memory.codebooks = before.codebooks
+            for codebook in memory.codebooks.values():
+                codebook.clear()
+        self.memory, self.conditions = memory, inputs.conditions
+        memory.take_inputs({name: backend.upload(array) for name, array in inputs.canvases.items()})
+        run = Run(memory, Everything(), on_layer=on_layer)
+        output = self._forward(run, TileSet.full(*inputs.shape))
+        self.idle = tuple(record.idle for record in run.records)
+        if keep_canvases:
+            self.output_path = output.parts[0].path
+        return run, memory.whole(output.parts[0])
+
+    def repaint(
+        self,
+        canvases: Mapping[str, Host],
+        changed: TileSet,
+        plan: Plan,
+        *,
+        journal: Journal,
+        spread: TileSet | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> tuple[Run, TileSet]:
+        """Write changed pixels into the inputs and recompute the active tiles, in place.
+
+        Parameters
+        ----------
+        canvases
+            The inputs by name: `[K, TILE, TILE, P]`, the values of the tiles of `changed`.
+        changed
+            The pixels of the inputs that take these values; other pixels of its tiles stay as they are.
+        plan
+            Which tiles are active.
+        journal
+            Saves every tile before it is overwritten; `journal.undo(memory)` takes the change back, also where this
+            method failed or was interrupted.
+        spread
+            The pixels of the inputs from which active tiles grow; None: `changed`. (More than these where earlier
+            edits have not spread.)
+
+        Returns
+        -------
+        The run, and the tiles of the output that it repainted.
+
+        Raises
+        ------
+        NonFiniteError, SessionError
+            A layer computed a value that is not finite; there is no room for a journal.
+        """
+        spread = changed if spread is None else spread
+        run = Run(self.memory, plan, journal=journal, edited=spread.edited, on_layer=on_layer)
+        for name, values in canvases.items():
+            self._write_input(name, values, changed, journal)
+        return run, self._forward(run, spread).changed[0]
+
+    def _write_input(self, name: str, values: Host, changed: TileSet, journal: Journal) -> None:
+        """Take over the changed pixels of an input."""
+        memory, backend, path = self.memory, self.memory.backend, self.memory.inputs[name]
+        journal.save_before(memory, path, changed)
+        pixels = backend.upload(changed.pixels)[..., None]
+        _, old = journal.saved(backend, path)
+        new = np.where(pixels, backend.upload(values), old)
+        backend.write_tiles(memory.canvases[path], changed.tiles, new)
+
+    def _forward(self, run: Run, changed: TileSet) -> Feature:
+        features = {name: Feature(run, (canvas,), (changed,)) for name, canvas in self.inputs.items()}
+        with np.errstate(
+            all="ignore"
+        ):  # damaged weights: a value that is not finite is found and named by the run
+            return self.model.forward(features, self.conditions)
+
+    @property
+    def inputs(self) -> dict[str, Canvas]:
+        """The inputs' canvases by name."""
+        return {name: self.memory.input(name) for name in self.memory.inputs}
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """`(N, H, W, C)` of the output."""
+        return Canvas(self.output_path, self.memory.canvases[self.output_path]).shape
+
+    def output(self) -> Host:
+        """A host copy of the whole output."""
+        return self.memory.whole(self._output())
+
+    def output_tiles(self, tiles: Tiles) -> Host:
+        """A host copy of tiles of the output, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border."""
+        return self.memory.tiles(self._output(), tiles)
+
+    def input_tiles(self, name: str, tiles: Tiles) -> Host:
+        """A host copy of tiles of an input, likewise."""
+        return self.memory.tiles(self.memory.input(name), tiles)
+
+    def _output(self) -> Canvas:
+        self.memory.begin()
+        return self.memory.canvas(self.output_path, self.output_shape, "float32")

@@ -1,0 +1,100 @@
+"""Where arrays that outlive a run come from: the backend's own memory, or a `Store` of RAM and mapped files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sparsegen.backends.interface import Array, Backend, Host
+
+from .turn import Turn
+
+
+class Allocator(ABC):
+    """Gives out arrays of no particular value; those of one allocator may share memory that every run writes anew."""
+
+    turn: Turn
+    """The turn of every session that uses this allocator: its runs must not overlap."""
+
+    @abstractmethod
+    def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        """An array of `shape`, for a canvas that will be painted whole, or for tiles of one. Raises SessionError."""
+
+    @abstractmethod
+    def keep(self, host: Host) -> Array:
+        """An array with the values and the type of a host array, which is not used afterwards. Raises SessionError."""
+
+    @abstractmethod
+    def host(self, array: Array) -> Host:
+        """The values of an array, to be read before the array is written again."""
+
+    @abstractmethod
+    def scratch(self, shape: Sequence[int]) -> Array:
+        """A float32 array for values that are read before this thread's next call overwrites them."""
+
+    @abstractmethod
+    def shared(self, name: str, shape: Sequence[int]) -> Array:
+        """The float32 array of that name, the same for every caller; another shape replaces it."""
+
+    @property
+    @abstractmethod
+    def shared_arrays(self) -> Mapping[str, Array]:
+        """Name -> array that `shared` gave."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory of all shared arrays."""
+        return sum(int(array.nbytes) for array in self.shared_arrays.values())
+
+    def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
+        """Raise SessionError if arrays of so many bytes find no room, once `released` bytes are given back."""
+        return None
+
+    def fresh(self) -> Allocator:
+        """An allocator of the same turn that shares no array with this one, where arrays are one session's alone."""
+        return self
+
+    def place_for_tiles(self, shape: Sequence[int], *, dtype: str) -> Array | None:
+        """An array for the tiles that a journal copies, where they count towards a budget; None: the backend's own."""
+        return None
+
+
+class BackendAllocator(Allocator):
+    """Arrays of the backend's own, for one session."""
+
+    def __init__(self, backend: Backend, *, turn: Turn | None = None) -> None:
+        self.turn = turn or Turn()
+        self._backend = backend
+        self._scratch: dict[tuple[int, ...], Array] = {}
+        self._shared: dict[str, Array] = {}
+
+    def fresh(self) -> Allocator:
+        return BackendAllocator(self._backend, turn=self.turn)
+
+    def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return self._backend.alloc(shape, dtype=dtype)
+
+    def keep(self, host: Host) -> Array:
+        if host.dtype == np.float16:  # `upload` makes float32 of it: as words, its bits stay
+            return self._backend.upload(host.view(np.int32)).view(np.float16)
+        return self._backend.upload(host)
+
+    def host(self, array: Array) -> Host:
+        return self._backend.download(array)
+
+    def scratch(self, shape: Sequence[int]) -> Array:
+        key = tuple(shape)
+        if key not in self._scratch:
+            self._scratch[key] = self._backend.alloc(shape)
+        return self._scratch[key]
+
+    def shared(self, name: str, shape: Sequence[int]) -> Array:
+        if name not in self._shared or self._shared[name].shape != tuple(shape):
+            self._shared[name] = self._backend.alloc(shape)
+        return self._shared[name]
+
+    @property
+    def shared_arrays(self) -> Mapping[str, Array]:
+        return self._shared

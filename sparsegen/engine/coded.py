@@ -1,0 +1,119 @@
+"""Layers of labels by code: index features come in, codes and one row of values for each code come out.
+
+What `Run.compute` is for pixels, `tabulate` is for the distinct windows of labels (see `codebook.py`): a layer that
+depends on such a window alone is computed once for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsegen.backends.interface import Array, Host, Tiles, WindowSet
+
+from ..tiling.tiles import strip
+from ..tiling.windows import Read, Window
+from .codebook import Codebook, codebook_path
+from .memory import Memory
+from .run import Feature, Run, not_finite
+
+
+@dataclass(frozen=True)
+class Coded:
+    """An activation that depends on a window of labels alone: each pixel's code, and a row of values for each code."""
+
+    codes: Feature
+    """int32 `[N, H, W, 1]`."""
+    rows: Array
+    """float32 `[R, C]`."""
+
+    @property
+    def run(self) -> Run:
+        """The run that it belongs to."""
+        return self.codes.run
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(N, H, W, C)`."""
+        n, h, w, _ = self.codes.shape
+        return n, h, w, int(self.rows.shape[1])
+
+    @property
+    def modulation(self) -> tuple[Array, Array]:
+        """The rows, and the codes that choose among them."""
+        return self.rows, self.codes.parts[0].array
+
+    def reads(self, window: Window) -> list[Read]:
+        """The canvases that a layer depends on which reads this through `window`."""
+        return self.codes.reads(window)
+
+
+def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:
+    """The codes of the `kernel`² windows, `step` apart, of an index feature: int32 `[N, *size, 1]`.
+
+    They are computed once in a run, however many layers need them. Border: -1 outside the image.
+    """
+    run, source = indices.run, indices.parts[0]
+    n, _, _, planes = indices.shape
+    codebook = _codebook(run.memory, source.path, kernel, step, planes)
+    path = codebook.path
+    if path not in run.codes:
+        if run.journal is not None:
+            run.journal.add_windows(path, len(codebook.window_set), codebook.window_set.windows[:0].copy())
+
+        def encode_tiles(codes: Array, tiles: Tiles) -> None:
+            run.backend.encode_windows(
+                codes, tiles, source.array, codebook.window_set, kernel=kernel, step=step
+            )
+
+        half = kernel // 2
+        reads = indices.reads(Window(kernel, top=half, left=half, step=step))
+        codes = run.compute(path, (n, *size, 1), reads, encode_tiles, macs_per_pixel=0, dtype="int32")
+        # not the feature: it holds the run, and the circle would keep the journal alive
+        run.codes[path] = codes.parts[0], codes.changed[0]
+    canvas, changed = run.codes[path]
+    return Feature(run, (canvas,), (changed,))
+
+
+def _codebook(memory: Memory, source: str, kernel: int, step: int, planes: int) -> Codebook:
+    """The memory's codebook of those windows of the canvas `source`, new if there is none."""
+    inner = memory.codebooks.get(source)
+    names = {path: name for name, path in memory.inputs.items()}
+    name = f"{names[source] if inner is None else inner.name}.{kernel}.{step}"
+    path = codebook_path(name)
+    if path not in memory.codebooks:
+        memory.codebooks[path] = Codebook(name, source, WindowSet(kernel * kernel * planes))
+    return memory.codebooks[path]
+
+
+def tabulate(
+    path: str,
+    codes: Feature,
+    channels: int,
+    fill: Callable[[Array, Host], None],
+    *,
+    macs_per_pixel: int,
+) -> Coded:
+    """A layer's value for every window of `codes`, as `encode` gave them.
+
+    `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as if it
+    had computed the pixels: MACs count its plain formula.
+
+    Raises
+    ------
+    NonFiniteError
+        A row holds a value that is not finite; the error names a pixel with that code.
+    """
+    run, canvas = codes.run, codes.parts[0]
+    start = run.clock()
+    rows, new = run.memory.codebooks[canvas.path].rows(run.backend, path, channels, fill)
+    if len(new):
+        found = run.backend.find_non_finite(new.reshape(1, len(new), 1, channels), strip(len(new)))
+        if found is not None:
+            code = len(rows) - len(new) + found[1]
+            pixel = np.argwhere(run.backend.download(canvas.array)[..., 0] == code)[0]
+            raise not_finite(path, (*map(int, pixel), found[3]))
+    run.record(path, codes.changed[0], macs_per_pixel, run.elapsed(start))
+    return Coded(codes, rows)
