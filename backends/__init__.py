@@ -2,8 +2,9 @@
 
 Importing this loads no accelerator; `get_backend(name)` does. Floors, none importing what stands above it:
 
-    4  registry                  1  shapes
-    3  reference · numba_cpu     0  interface
+    4  registry                  2  base
+    3  reference · numba_cpu     1  shapes
+                                 0  interface
 """
 
 from .interface import TILE, Backend, BackendError, Source

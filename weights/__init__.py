@@ -1,13 +1,13 @@
-"""Checkpoints in, parameters out: read without PyTorch, without running what is in them, without copying.
+"""Checkpoints in, parameters out: read without PyTorch, without running the code in them, without copying.
 
     with read_checkpoint("latest_net_G.pth") as checkpoint:      # torch.save (zip, legacy), safetensors, a folder
         family, config = identify(checkpoint)                    # by its keys; sizes off its shapes
         parameters = convert(family, checkpoint, expected)       # renamed, folded, checked
 
-`checkpoint` finds the format and asks the reader in `formats`; the two readers of PyTorch's files share the machine of
-`pickles`. All give `tensor.Tensor`s that look into a `mapped` file, at a cost that `limits` bounds. `keymap`, with
-`transforms`, applies the table that one of the `families` has; `which` and `averages` tell averaged weights from the
-last ones. `writer` writes, `builtin` lists the models that come with the package. Everything wrong with a file is a
+`checkpoint` finds the format and calls its reader in `formats`; the two readers of PyTorch's files share the machine of
+`pickles`. All return `tensor.Tensor`s, views of a `mapped` file, at a cost that `limits` bounds. `keymap`, with
+`transforms`, applies the table of one of the `families`; `which` and `averages` distinguish averaged weights from the
+last ones. `writer` writes files, `builtin` lists the models in the package. Every fault of a file is a
 `CheckpointError`. Floors, none importing what stands above it:
 
     7  families                2  tensor

@@ -1,4 +1,4 @@
-"""A moving average without its tensors' names, and the network beside it, in; the key of each tensor by its name out.
+"""A moving average without its tensors' names, and the weights beside it, in; each tensor's key by its name out.
 
 Sources: github.com/CompVis/latent-diffusion (ldm/modules/ema.py: `LitEma` keeps parameters as buffers, whose names may
 have no dots), github.com/fadel/pytorch_ema and github.com/huggingface/diffusers (training_utils.py: `shadow_params`, a
@@ -14,38 +14,38 @@ from .checkpoint import Checkpoint, without_wrappers
 from .errors import shown
 from .which import deciding
 
-# What state_dict() holds beside the parameters, of every module that our families have.
+# Buffers that state_dict() holds beside the parameters, in the modules of our families.
 _BUFFER = re.compile(r"(?:.*\.)?(?:running_mean|running_var|num_batches_tracked|weight_[uv]|_[uv])", re.ASCII)
 
-# A hostile file could nest a network in any number of modules; each is a look at every name.
+# Modules around a network that are tried, each at the cost of a pass over all names: a hostile file could nest more.
 _MOST_MODULES = 8
-# Digits of a place in a list.
+# Digits of an index of a list.
 _LONGEST_INDEX = 10
 
 
 def name_averages(
     checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]], network: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
-    """Find out which tensor of an average is which.
+    """Match the tensors of averages to the names of the network's.
 
-    Each module around the network is looked at once, for all averages together.
+    Each module around the network is tried once, for all averages together.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         Of the averages and the network.
     groups : mapping of str to sequence of str
-        What the keys of an average begin with ("state_dict.model_ema.", "ema.shadow_params.") -> its keys.
+        The prefix of an average's keys ("state_dict.model_ema.", "ema.shadow_params.") -> its keys.
     network : mapping of str to str
         Name -> key of the last weights beside them.
     prefix : str
-        What the network's keys begin with.
+        The prefix of the network's keys.
 
     Returns
     -------
     dict
-        For each group: name -> key of the average's tensors, of as many as it has; or, as a text, why they cannot be
-        named: the end of a sentence that begins with where they are.
+        For each group: name -> key, for the tensors that the average has; or a string, the reason why they have no
+        names (the end of a sentence whose subject is the group).
     """
     named: dict[str, dict[str, str] | str] = {}
     lists: dict[str, list[str]] = {}
@@ -66,7 +66,7 @@ def name_averages(
 def _by_order(
     checkpoint: Checkpoint, lists: Mapping[str, list[str]], network: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
-    """Lists in the order of the parameters, of the network or of a module that it is part of."""
+    """Match lists in the order of the parameters, of the network or of a module around it."""
     named: dict[str, dict[str, str] | str] = {}
     if not lists:
         return named
@@ -75,7 +75,7 @@ def _by_order(
         return dict.fromkeys(lists, reason)
     tensors = checkpoint.tensors
     names = {key: name for name, key in network.items()}
-    # Where the last word ends that names something other than the network's modules.
+    # Key -> end of its last word that marks an average or the like, not a module of the network.
     inner = [(key, deciding(key.rpartition(".")[0])[0]) for key in tensors if not _BUFFER.fullmatch(key)]
     for module in _modules(prefix):
         keys = [key for key, end in inner if key.startswith(module) and end <= len(module)]
@@ -96,7 +96,7 @@ def _by_order(
 def _by_letters(
     groups: Mapping[str, Mapping[str, str]], network: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
-    """Names that have lost their dots, of the network or of a module that it is part of."""
+    """Match names without dots, of the network or of a module around it."""
     best: dict[str, dict[str, str]] = {at: {} for at in groups}
     twice: dict[str, str] = {}
     for module in _modules(prefix) if groups else ():
@@ -124,7 +124,7 @@ def _by_letters(
 
 
 def _modules(prefix: str) -> Iterator[str]:
-    """What the keys of a network begin with, then those of each module around it: "a.b.", "a.", ""."""
+    """The prefix of a network's keys, then that of each module around it: "a.b.", "a.", ""."""
     for _ in range(_MOST_MODULES):
         yield prefix
         if not prefix:

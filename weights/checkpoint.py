@@ -1,4 +1,4 @@
-"""A path in; a `Checkpoint` out: tensors by name, read when asked for, whatever wrote the file."""
+"""A path in; a `Checkpoint` out: tensors by name, read on demand, the same for every format."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .tensor import Tensor
 from .which import Chosen, Which
 
 WRAPPERS = frozenset({"module", "_orig_mod"})
-"""What DataParallel and torch.compile put into names, in front of a network or of one block of it."""
+"""Segments that DataParallel and torch.compile insert into names, before a network or one of its blocks."""
 
 _HEAD = 1 << 16
-"""Bytes that tell what a file is that no reader takes."""
+"""Bytes at the start of a file by which one that no reader takes is described."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one file, by dotted name; their numbers are read from the mapped file when asked for.
+    """The tensors of one file, by dotted name; their values are read from the mapped file on demand.
 
-    Of a diffusers folder, those of its weights file or of all its shards, with the configuration beside them.
+    For a diffusers folder: the tensors of its weights file or of all its shards, and its configuration.
 
     Attributes
     ----------
@@ -45,18 +45,17 @@ class Checkpoint:
     metadata : mapping of str to str, int, float, bool or None
         Plain values found beside the tensors (short lists and texts alone), or the metadata of a safetensors file.
     placeholders : tuple of str
-        What the file holds beside them that was seen, and neither built nor read: objects, by their classes; long
-        lists; long texts.
+        Values beside the tensors that were skipped: objects (by class), long lists, long texts.
     stand_ins : mapping of str to str
-        Where the objects among them are, by dotted name, and of which class.
+        The objects among them: dotted name -> class.
     prefix : str
-        What `under` took off the names of the tensors.
+        The prefix that `under` removed from the names of the tensors.
     config : mapping of str to any, optional
-        A diffusers folder's config.json as parsed: whoever takes a value out of it checks its type.
+        A diffusers folder's config.json as parsed; the types of its values are not checked.
     schedule : str, optional
-        The noise that a diffusion model was trained on (linear, scaled_linear, cosine), where the file says it.
+        The noise schedule that a diffusion model was trained on, if the file has it: linear, scaled_linear, cosine.
     chosen : Chosen, optional
-        Which of a diffusers folder's weights these are, where it holds averaged ones.
+        The choice among a diffusers folder's weights, if it holds averaged ones.
     """
 
     path: str
@@ -74,13 +73,12 @@ class Checkpoint:
     def keys_under(self, prefix: str) -> dict[str, str]:
         """Name -> key of the tensors whose keys begin with `prefix`.
 
-        The name is the rest of the key without `module.` of DataParallel and `_orig_mod.` of torch.compile, wherever
-        they stand in it.
+        The name is the rest of the key without the segments `module` (DataParallel) and `_orig_mod` (torch.compile).
 
         Raises
         ------
         CheckpointError
-            Where two keys have the same name.
+            Two keys have the same name.
         """
         keys: dict[str, str] = {}
         for key in self.tensors:
@@ -88,27 +86,27 @@ class Checkpoint:
                 name = without_wrappers(key[len(prefix) :])
                 if keys.setdefault(name, key) != key:
                     raise CheckpointError(
-                        f"holds {shown(keys[name])} and {shown(key)}, which are one tensor of a network",
+                        f"holds {shown(keys[name])} and {shown(key)}, two keys of one tensor",
                         path=self.path,
                         advice="Save the state dict of the network itself, without DataParallel and torch.compile",
                     )
         return keys
 
     def under(self, prefix: str) -> Checkpoint:
-        """The tensors whose keys begin with `prefix`, named as by `keys_under`; the rest is set aside.
+        """A checkpoint of the tensors whose keys begin with `prefix`, named as by `keys_under`.
 
-        The file stays shared: closing either closes both.
+        Both share the file: closing either closes both.
         """
         kept = {name: self.tensors[key] for name, key in self.keys_under(prefix).items()}
         return replace(self, tensors=MappingProxyType(kept), prefix=self.prefix + prefix)
 
     def release(self) -> None:
-        """Let go of the memory that reading took; arrays that were read stay good, and more may be read."""
+        """Free the memory that reading took; arrays that were read stay valid, and more may be read."""
         for file in self._files:
             file.release()
 
     def close(self) -> None:
-        """Let go of the files. Arrays that were read keep what they look into."""
+        """Close the files. Arrays that were read stay valid: each keeps its map alive."""
         for file in self._files:
             file.close()
 
@@ -127,9 +125,9 @@ def without_wrappers(name: str) -> str:
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None) -> Checkpoint:
-    """Open a checkpoint of torch.save (zip or legacy) or safetensors; its content tells which, not its name.
+    """Open a checkpoint of torch.save (zip or legacy) or safetensors, recognised by its content, not by its name.
 
-    Only the file's structure is read; it is memory-mapped, and nothing in it is ever executed.
+    Only the file's structure is read. The file is memory-mapped, and nothing in it is executed.
 
     Parameters
     ----------
@@ -142,30 +140,30 @@ def read_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None)
     Returns
     -------
     Checkpoint
-        To be closed, or used in a `with` statement.
+        Close it, or use it in a `with` statement.
 
     Raises
     ------
     CheckpointError
-        For everything that is wrong with the file: which file, what, where in it, and what to do.
+        The file is damaged, hostile or of another kind: the message names the file, the place in it and the fix.
     MemoryError, OSError
-        Of a sound file, where the system has no memory for it (the latter with errno ENOMEM).
+        The system has no memory for a sound file (OSError with errno ENOMEM).
     """
     try:
         return open_checkpoint(path, which=which)
     except CheckpointError:
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
-        # No file is known that comes here. Should one exist, its owner sees a sentence and not a traceback.
+        # No known file gets here. If one does, its owner reads a sentence, not a traceback.
         raise CheckpointError(
-            f"is damaged in a way that no check foresaw ({type(error).__name__})",
+            f"is damaged in a way that no check covers ({type(error).__name__})",
             path=os.fspath(path),
             advice="Download or copy it again, and report this file if that does not help",
         ) from error
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None) -> Checkpoint:
-    """`read_checkpoint` without its net: what the fuzz tests call."""
+    """`read_checkpoint` without its safety net; the fuzz tests call it."""
     return _open_folder(path, which) if os.path.isdir(path) else _open_file(path)
 
 
@@ -181,7 +179,7 @@ def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _open_folder(path: str | os.PathLike[str], which: Which | None) -> Checkpoint:
-    """The weights in a folder; where averaged ones cannot be taken, the next ones, with the reason in `chosen`."""
+    """The weights in a folder; if averaged ones cannot be read, the next ones, with the reason in `chosen`."""
     without: dict[str, str] = {}
     while True:
         try:
@@ -195,7 +193,7 @@ def _open_folder(path: str | os.PathLike[str], which: Which | None) -> Checkpoin
         except CheckpointError as error:
             if not _has_others(found):
                 raise
-            reason = error.what
+            reason = error.problem
         else:
             reason = _not_a_unet(opened) if _has_others(found) else ""
             if not reason:
@@ -205,14 +203,14 @@ def _open_folder(path: str | os.PathLike[str], which: Which | None) -> Checkpoin
 
 
 def _has_others(found: UNetFolder) -> bool:
-    """Whether these weights are an average that others lie beside."""
+    """Whether these weights are an average, with others beside them."""
     return found.chosen is not None and bool(found.chosen.averaged and found.chosen.beside)
 
 
 def _not_a_unet(checkpoint: Checkpoint) -> str:
-    """Why weights out of a folder cannot be a UNet's; empty where they may be."""
+    """The reason why weights of a folder cannot be a UNet's; "" if they may be."""
     if not any(without_wrappers(key).endswith("conv_in.weight") for key in checkpoint.tensors):
-        return "holds no tensors with the names of a UNet's"
+        return "holds no tensors with the names of a UNet"
     for key, tensor in checkpoint.tensors.items():
         fault = tensor.fault or (
             ""
@@ -253,7 +251,7 @@ def _open_found(path: str | os.PathLike[str], found: UNetFolder) -> Checkpoint:
 
 
 def _open_all(paths: Sequence[Path]) -> list[Checkpoint]:
-    """All of them, or none."""
+    """Open all files; if one fails, close the others and raise its error."""
     opened: list[Checkpoint] = []
     try:
         for path in paths:
@@ -266,7 +264,7 @@ def _open_all(paths: Sequence[Path]) -> list[Checkpoint]:
 
 
 def _joined(found: UNetFolder, shards: Sequence[Checkpoint]) -> dict[str, Tensor]:
-    """The tensors of all shards, each of them where the index says it is and nowhere else."""
+    """The tensors of all shards. Raises CheckpointError unless each is in the one file that the index names."""
     held = [
         (key, path.name) for path, shard in zip(found.weights, shards, strict=True) for key in shard.tensors
     ]
@@ -277,15 +275,15 @@ def _joined(found: UNetFolder, shards: Sequence[Checkpoint]) -> dict[str, Tensor
             "not in the index": [f"{key} of {name}" for key, name in held if found.index.get(key) != name],
         }
         faults = [
-            f"{what} ({len(items)}): {listed([shown(item) for item in items], 4)}"
-            for what, items in lists.items()
+            f"{fault} ({len(items)}): {listed([shown(item) for item in items], 4)}"
+            for fault, items in lists.items()
             if items
         ]
         if faults:
             raise CheckpointError(
-                f"its shards do not hold what their index says; {'; '.join(faults)}",
+                f"its shards do not match their index; {'; '.join(faults)}",
                 path=os.path.dirname(found.weights[0]),
-                advice="The shards are of different downloads or damaged: get all of them again",
+                advice="The shards come from different downloads, or are damaged: download all of them again",
             )
     return {key: tensor for shard in shards for key, tensor in shard.tensors.items()}
 

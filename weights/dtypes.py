@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class DType:
     """An element type as stored.
 
-    `stored` is the NumPy type of the stored bytes without byte order ("f4"), or "" when NumPy has none and
-    the values are not converted. bfloat16 is the upper half of a float32: `u2`, widened when it is read.
+    `stored` is the NumPy type of the stored bytes without byte order ("f4"), or "" for a type without one, whose
+    values are not converted. bfloat16 is the upper half of a float32: `u2`, widened when it is read.
     """
 
     name: str
@@ -60,7 +60,7 @@ TORCH_STORAGES: dict[str, str] = {
     "LongStorage": "int64",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
-    # Untyped bytes: `_rebuild_tensor_v3` says beside them what they are.
+    # Untyped bytes: `_rebuild_tensor_v3` gives their element type.
     "UntypedStorage": "uint8",
 }
 

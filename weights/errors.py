@@ -1,4 +1,4 @@
-"""What was wrong with a checkpoint, in the words of the person who has the file."""
+"""The error for every fault of a checkpoint, and names from untrusted files made safe to print."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ class CheckpointError(ValueError):
 
     Parameters
     ----------
-    what : str
-        What is wrong, as a sentence without its full stop.
+    problem : str
+        The fault, as a sentence without its subject (the file) and full stop.
     path : str
-        The file. The readers below `read_checkpoint` leave it out; `read_checkpoint` fills it in.
+        The file. Readers below `read_checkpoint` omit it; `read_checkpoint` fills it in.
     where : str
         The place inside the file: an archive entry, a byte, a tensor's name.
     advice : str
-        What to do about it, as a sentence without its full stop.
+        The fix, as a sentence without its full stop.
     """
 
-    def __init__(self, what: str, *, path: str = "", where: str = "", advice: str = "") -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(self, problem: str, *, path: str = "", where: str = "", advice: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
         self.path = path
         self.where = where
         self.advice = advice
 
     def __str__(self) -> str:
-        message = ": ".join(part for part in (self.path, self.where, self.what) if part)
+        message = ": ".join(part for part in (self.path, self.where, self.problem) if part)
         if not self.advice:
             return message
-        # Behind a message of several lines (the lists of a key map) the advice has its own.
+        # After a message of several lines (the lists of a key map) the advice has a line of its own.
         return f"{message}\n  {self.advice}." if "\n" in message else f"{message}. {self.advice}."
 
 
 def shown(text: object, limit: int = 80) -> str:
-    """A name out of an untrusted file, safe to print: one line, ASCII, at most `limit` characters.
+    """A name from an untrusted file, safe to print: one line, ASCII, at most `limit` characters.
 
-    A file may name its tensors with terminal escape sequences, or with a megabyte of text.
+    A hostile file can name a tensor with terminal escape sequences, or with a megabyte of text.
     """
     if not isinstance(text, (str, bytes)):
-        # Never repr() a value out of a file: nested a million deep, it would exhaust the stack.
+        # No repr() of a value from a file: nested a million deep, it would exhaust the stack.
         if isinstance(text, (list, tuple)) and not any(
             isinstance(each, (list, tuple)) for each in text[:100]
         ):
@@ -52,6 +52,6 @@ def shown(text: object, limit: int = 80) -> str:
 
 
 def listed(items: list[str], limit: int = 8) -> str:
-    """`items` joined by commas, a long list cut short with how many were left out."""
+    """`items` joined by commas; of a long list the first `limit`, and the number of the others."""
     head = ", ".join(items[:limit])
     return head if len(items) <= limit else f"{head}, and {len(items) - limit} more"

@@ -1,8 +1,8 @@
 """A checkpoint and a family's table of rules in; the model's parameters by their own paths out.
 
-A table renames, and says what happens on the way: copy, fold a spectral norm, stack rows, hand rows out.
+A table renames keys, and names the operation on the way: copy, fold a spectral norm, stack rows, split rows.
 Every key of a checkpoint is matched by exactly one rule, which may be "ignored, because"; every parameter is
-filled exactly once; and whatever does not fit is said in one error, all of it together.
+filled exactly once; one error lists everything that does not fit.
 """
 
 from __future__ import annotations
@@ -25,31 +25,30 @@ from .which import Chosen
 Shape = tuple[int, ...]
 
 _FIT_ADVICE = (
-    "Check that the file is whole and holds this model; settings that a file cannot tell"
-    " can be given when it is loaded"
+    "Check that the file is whole and holds this model; give settings that a file does not store"
+    " when it is loaded"
 )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the keys that `source` matches.
+    """The treatment of the keys that `source` matches.
 
     Attributes
     ----------
     source : str
         A regular expression for a whole source key.
     targets : tuple of str
-        Paths of the parameters that the tensor goes into; `{name}` stands for the group of that name. Several
-        only for "split".
+        Paths of the parameters that the tensor fills; `{name}` stands for the group of that name. Several for
+        "split" only.
     transform : str
         A name in `TRANSFORMS`.
     part : str
-        Which of the transform's inputs this key is.
+        The transform's input that this key is.
     ignored : str
-        Instead of targets: why the key is not needed.
+        Instead of targets: the reason why the key is not needed.
     when, unless : str
-        A sibling key, with groups as in `targets`: the rule holds only where the checkpoint has, or lacks,
-        it.
+        A sibling key, with groups as in `targets`: the rule holds only if the checkpoint has it, or lacks it.
     """
 
     source: str
@@ -61,7 +60,7 @@ class Rule:
     unless: str = ""
 
     def match(self, key: str, keys: Mapping[str, object]) -> dict[str, str] | None:
-        """The groups of `key`, or None where the rule does not hold for it."""
+        """The groups of `key`; None if the rule does not hold for it."""
         found = re.fullmatch(self.source, key)
         if found is None:
             return None
@@ -73,26 +72,26 @@ class Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint.
+    """One kind of checkpoint: how it is recognised, and its table of rules.
 
     Attributes
     ----------
     name : str
-        What it is called: "nvlabs-spade".
+        Its name: "nvlabs-spade".
     model : str
-        The network that it holds: "gaugan".
+        The family of the model that it holds: "gaugan".
     rules : tuple of Rule
-        Its table.
+        Its table of rules.
     recognise : callable
-        From a checkpoint to the network's configuration, read off keys and shapes; None for another family.
+        Checkpoint -> the model's configuration, read off keys and shapes; None for another family.
     rules_for : callable, optional
-        From the configuration to the table, where that depends on the network's sizes.
+        Configuration -> table, if the table depends on the model's sizes.
     prefix : str
-        Of a family that `identify` found: what stands before the network's keys in this file, such as "state_dict.".
+        Set by `identify`: the prefix of the network's keys in this file, such as "state_dict.".
     keys : mapping of str to str, optional
-        The same: names that the table knows -> keys of the file. If not given: all keys behind the prefix.
+        Set by `identify`: names that the table matches -> keys of the file. Default: all keys with the prefix.
     chosen : Chosen
-        The same: which of the file's weights these are.
+        Set by `identify`: the choice among the file's weights.
     """
 
     name: str
@@ -105,12 +104,12 @@ class Family:
     chosen: Chosen = field(default_factory=Chosen)
 
     def tensors(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The network's tensors in a checkpoint, by the names that the table knows."""
+        """The network's tensors in a checkpoint, by the names that the table matches."""
         keys = checkpoint.keys_under(self.prefix) if self.keys is None else self.keys
         return {name: checkpoint.tensors[key] for name, key in keys.items()}
 
     def needs(self, names: Mapping[str, object]) -> list[str]:
-        """Those of the names whose tensors become parameters, or a part of one."""
+        """The names whose tensors become parameters, or parts of one."""
         return [
             name
             for name in names
@@ -131,9 +130,9 @@ class _Recipe:
 
 
 class Parameters(Mapping[str, NDArray[np.float32]]):
-    """The parameters by path, each read and converted to float32 when it is asked for, and not kept.
+    """The parameters by path, each read and converted to float32 on access, and not kept.
 
-    A float32 tensor that is only renamed stays a view into the file.
+    A float32 tensor that is only renamed is a view into the file.
     """
 
     def __init__(self, recipes: dict[str, _Recipe], order: list[str], path: str) -> None:
@@ -167,23 +166,23 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
     Parameters
     ----------
     family : Family
-        From `identify`: its table, and the prefix under which the checkpoint has it.
+        From `identify`: the table, and the network's place in the checkpoint.
     checkpoint : Checkpoint
-        As `read_checkpoint` gave it, still open.
+        From `read_checkpoint`, still open.
     expected : mapping of str to tuple of int
         The model's parameters and their shapes.
 
     Returns
     -------
     Parameters
-        float32 arrays by parameter path, in the order of `expected`. All keys and shapes are checked now, the
-        numbers are read when they are asked for: keep the checkpoint open until then.
+        float32 arrays by parameter path, in the order of `expected`. Keys and shapes are checked now, values are read
+        on access: keep the checkpoint open until then.
 
     Raises
     ------
     CheckpointError
-        One for everything that does not fit: missing, unexpected, mis-shaped, unreadable (float8, integers,
-        without numbers), filled twice.
+        Lists everything that does not fit: missing, unexpected, mis-shaped, unreadable (float8, integers, without
+        values), filled twice.
     """
     tensors = family.tensors(checkpoint)
     recipes: dict[str, _Recipe] = {}
@@ -205,7 +204,7 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
 
 
 def unreadable(tensor: Tensor) -> str:
-    """Why a tensor cannot be a network's weights, however it is called; empty where it can."""
+    """The reason why a tensor of any name cannot be weights; "" if it can."""
     if not tensor.fault and tensor.dtype not in FLOATING:
         return f"has the element type {tensor.dtype}, expected floating point"
     return tensor.fault
@@ -230,7 +229,7 @@ class _Faults:
             ("unreadable", self.unreadable),
             ("given twice", self.twice),
         )
-        return "".join(f"\n  {what} ({len(items)}): {listed(items)}" for what, items in lists if items)
+        return "".join(f"\n  {fault} ({len(items)}): {listed(items)}" for fault, items in lists if items)
 
 
 def _apply_rules(
@@ -253,7 +252,7 @@ def _apply_rules(
         return
     names = [target.format(**groups) for target in rule.targets]
     if rule.transform == "split":
-        # A block without a shortcut has no norm_s: the rows go to the parameters that the model has.
+        # A block without a shortcut has no norm_s: the rows fill the parameters that the model has.
         names = [name for name in names if name in expected]
         if not names:
             faults.unexpected.append(shown(key))

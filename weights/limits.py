@@ -1,8 +1,8 @@
-"""How much a file's structure may cost before it is refused: memory, copies, nesting.
+"""Limits on the cost of a file's structure: memory, copies, nesting.
 
-A pickle byte can ask for a hundred bytes of Python objects, and a reference for a copy of all that came
-before. So each reader pays for what it builds out of one `Budget`, and the bill is bounded by the file's own
-size. What is skipped (long lists of plain values, long texts, arrays) is not built, and its cost is given back.
+One byte of a pickle can create a hundred bytes of Python objects, and one reference can copy everything before it. So
+each reader pays for the objects that it builds from one `Budget`, whose size is proportional to the file's. Skipped
+values (long lists of plain values, long texts, arrays) are not built, and their cost is refunded.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from .errors import CheckpointError
 
 BASE_BYTES = 32 << 20
-"""What any file's structure may take, however small the file."""
+"""Bytes that the structure of any file may take, however small the file."""
 
 MAX_COPIES = 2_000_000
-"""Elements that calls may copy out of containers, which a pickle can refer to again and again."""
+"""Elements that calls may copy out of containers, to which a pickle can refer many times."""
 
 KEPT_VALUES = 256
-"""Plain values (keys and values, of a dict) that are kept of one list; of more, none."""
+"""Plain values that are kept of one list (keys and values, of a dict); of a longer one, none."""
 
 KEPT_BYTES = 14 << 10
-"""Bytes that a plain container with all in it may take; of a larger one, the containers in it are not kept. A thousand,
-which is as many as a pickle puts into one container at once, take less than `BASE_BYTES`."""
+"""Bytes that a plain container and its contents may take; of a larger one, the containers in it are not kept. A
+thousand, the most that a pickle puts into one container at once, take less than `BASE_BYTES`."""
 
 LONGEST_TEXT = 4096
-"""Bytes of a string that is read. A longer one is a log, or an array spelled as text."""
+"""Bytes of the longest string that is read. A longer one is a log, or an array as text."""
 
 MAX_ENTRIES = 100_000
-"""Names that flattening may visit: a list that holds one list many times multiplies without growing."""
+"""Names that flattening may visit: lists of references to one list multiply names without taking memory."""
 
 MAX_STORAGES = 60_000
 """Entries of an archive, or tensors of a safetensors header."""
@@ -35,13 +35,13 @@ MAX_DEPTH = 32
 """Dicts within dicts. Training checkpoints use about six."""
 
 MAX_DIMENSIONS = 32
-"""Axes of one tensor: what every NumPy can hold."""
+"""Axes of one tensor: every NumPy supports as many."""
 
 SAVE_ALONE = "If the file is whole, save the weights alone: torch.save(model.state_dict(), path)"
 
 
 class Budget:
-    """The bytes of Python objects that reading one file may still build, and the copies it may still make."""
+    """The bytes of Python objects that reading one file may still take, and the copies that it may still make."""
 
     __slots__ = ("bytes_left", "bytes_total", "copies_left")
 
@@ -51,7 +51,7 @@ class Budget:
         self.copies_left = MAX_COPIES
 
     def copy(self, count: int) -> None:
-        """Spend `count` copies, or raise CheckpointError when they are not left."""
+        """Pay for `count` copies. Raises CheckpointError if fewer are left."""
         self.copies_left -= count
         if self.copies_left < 0:
             raise CheckpointError(
@@ -60,7 +60,7 @@ class Budget:
             )
 
     def take(self, cost: int) -> None:
-        """Pay `cost` bytes, or raise CheckpointError when they are not left."""
+        """Pay for `cost` bytes. Raises CheckpointError if fewer are left."""
         self.bytes_left -= cost
         if self.bytes_left < 0:
             raise CheckpointError(

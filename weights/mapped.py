@@ -11,20 +11,22 @@ from .errors import CheckpointError
 
 
 class MappedFile:
-    """A file's bytes, mapped read-only; what is not touched is never read from the disk.
+    """A file's bytes, mapped read-only; untouched pages are never read from the disk.
 
-    The map is shared with the file: whoever shortens the file in place while it is open takes the bytes away
-    under it. Replace files (as `write_safetensors` does) rather than writing over them.
+    The map is shared with the file: shortening the file in place while it is open invalidates the map. Replace files
+    (as `write_safetensors` does) instead of writing over them.
+
+    Raises CheckpointError: the path is not a regular file, is empty, or cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
-            # Asked before opening: opening a pipe would wait for its writer for ever.
+            # Checked before opening: opening a pipe would wait for its writer for ever.
             kind = os.stat(self.path)
             if not stat.S_ISREG(kind.st_mode):
-                what = "is a folder" if stat.S_ISDIR(kind.st_mode) else "is not a regular file"
-                raise CheckpointError(what, path=self.path, advice="Give the path of one checkpoint file")
+                problem = "is a folder" if stat.S_ISDIR(kind.st_mode) else "is not a regular file"
+                raise CheckpointError(problem, path=self.path, advice="Give the path of one checkpoint file")
             with open(self.path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
@@ -45,14 +47,14 @@ class MappedFile:
         return self.map
 
     def release(self) -> None:
-        """Let go of the memory that reading took; what is looked at again is read again, by arrays handed out too."""
+        """Free the memory that reading took. Pages are read again on access, also through arrays handed out before."""
         if self.map is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             self.map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Let go of the map; arrays already handed out keep it alive until they are gone.
+        """Drop the map; arrays handed out before keep it alive until they are gone.
 
-        Not by `mmap.close`: NumPy does not tell the map that an array looks into it, so the map would be unmapped
-        under the array. Dropped, it goes with its last reference, and every array holds one.
+        `mmap.close` would unmap it under those arrays, since NumPy does not register an array with the map. A dropped
+        map is unmapped with its last reference, and every array holds one.
         """
         self.map = None

@@ -1,4 +1,4 @@
-"""Where a tensor's numbers lie in a mapped file, checked; NumPy arrays out, when they are asked for."""
+"""A tensor's place in a mapped file in, checked; its values as a NumPy array out, on demand."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _WIDEST = 16
 """Bytes of the widest element type."""
 
 
-UNREADABLE_ADVICE = "Save them with their numbers, as float16, bfloat16 or float32"
+UNREADABLE_ADVICE = "Save the tensors with their values, as float16, bfloat16 or float32"
 
 
 @dataclass(eq=False)
 class Storage:
-    """A run of bytes that tensors look into. `start` is its place in the file, -1 until that is known."""
+    """Consecutive bytes that tensors are views of. `start` is their place in the file, -1 until it is known."""
 
     dtype: str
     key: str
@@ -34,8 +34,8 @@ class Storage:
 class Layout:
     """A tensor as a file describes it, checked against its storage. Strides and offset in elements.
 
-    A tensor of PyTorch's meta device has no storage. `negative` and `conjugate` are PyTorch's bits: the values are
-    those of the storage, negated or conjugated.
+    A tensor of PyTorch's meta device has no storage. `negative` and `conjugate` are PyTorch's bits: the stored values
+    are negated or conjugated.
     """
 
     storage: Storage | None
@@ -55,21 +55,21 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _whole(values: object, what: str) -> tuple[int, ...]:
-    """`values` as a tuple of counts. A bool is an int to Python, but never a size."""
+def _counts(values: object, name: str) -> tuple[int, ...]:
+    """`values` as a tuple of counts. A bool is an int in Python, but not a size."""
     if type(values) not in (tuple, list):
-        raise CheckpointError(f"a tensor's {what} is a {type(values).__name__}, expected a tuple")
+        raise CheckpointError(f"a tensor's {name} is a {type(values).__name__}, expected a tuple")
     assert isinstance(values, (tuple, list))
     if len(values) > MAX_DIMENSIONS:
         raise CheckpointError(f"a tensor has {len(values)} dimensions, at most {MAX_DIMENSIONS} are read")
     for value in values:
         if type(value) is not int or not 0 <= value < _LARGEST:
-            raise CheckpointError(f"a tensor's {what} holds {shown(value)}, expected a count of 0 or more")
+            raise CheckpointError(f"a tensor's {name} holds {shown(value)}, expected a count of 0 or more")
     return tuple(values)
 
 
 def _geometry(size: object, stride: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    shape, strides = _whole(size, "size"), _whole(stride, "stride")
+    shape, strides = _counts(size, "size"), _counts(stride, "stride")
     if len(shape) != len(strides):
         raise CheckpointError(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
     if math.prod(n for n in shape if n) * _WIDEST >= _LARGEST:
@@ -78,7 +78,7 @@ def _geometry(size: object, stride: object) -> tuple[tuple[int, ...], tuple[int,
 
 
 def meta_layout(dtype: str, size: object, stride: object) -> Layout:
-    """A tensor without numbers, as PyTorch's meta device has them; arguments as of `checked_layout`."""
+    """A tensor of PyTorch's meta device, without values; arguments as of `checked_layout`."""
     shape, strides = _geometry(size, stride)
     return Layout(None, dtype, 0, shape, strides)
 
@@ -86,16 +86,21 @@ def meta_layout(dtype: str, size: object, stride: object) -> Layout:
 def checked_layout(
     storage: object, dtype: str | None, offset: object, size: object, stride: object
 ) -> Layout:
-    """A tensor over a storage, every element of it inside the storage.
+    """The layout of a tensor over a storage, every element of it inside the storage.
 
     Parameters
     ----------
     storage : Storage
-        What the tensor looks into.
+        The bytes that the tensor is a view of.
     dtype : str or None
-        The element type; None for the storage's own.
+        The element type; None for the storage's.
     offset, size, stride : int, tuple of int, tuple of int
-        As the file says them, in elements: not trusted.
+        In elements, as in the file: not trusted.
+
+    Raises
+    ------
+    CheckpointError
+        A value is not a count, or an element is outside the storage.
     """
     if not isinstance(storage, Storage):
         raise CheckpointError(f"a tensor is built over a {type(storage).__name__}, expected a storage")
@@ -114,20 +119,20 @@ def checked_layout(
 
 
 class Tensor:
-    """One tensor of a checkpoint: its description now, its numbers when `numpy()` is called.
+    """One tensor of a checkpoint: described now, its values read when `numpy()` is called.
 
     Attributes
     ----------
     name : str
         The dotted name.
     shape : tuple of int
-        Its shape, in the file's own axis order.
+        Its shape, in the file's axis order.
     dtype : str
         Its element type as stored: "float16", "bfloat16", "float32", "int64", "bool", ...
     nbytes : int
-        The bytes of its elements, each counted as often as the shape repeats it.
+        The bytes of its elements, each counted as often as the shape repeats it (strides of 0).
     fault : str
-        Why its numbers cannot be read; empty where they can.
+        The reason why its values cannot be read; "" if they can.
     """
 
     __slots__ = (
@@ -148,11 +153,11 @@ class Tensor:
         self._big_endian = big_endian
         self.fault = ""
         if layout.storage is None:
-            self.fault = "is a tensor of the meta device, saved without numbers"
+            self.fault = "is a tensor of the meta device, saved without values"
         elif not DTYPES[layout.dtype].stored:
-            self.fault = f"has the element type {layout.dtype}, which is not converted"
+            self.fault = f"has the element type {layout.dtype}, which is not supported"
         elif self.nbytes > file.size:
-            # Strides of 0 make a view of any size over one element: harmless to look at, fatal to copy.
+            # Strides of 0 make a view of any size over one element: harmless as a view, fatal to copy.
             self.fault = (
                 f"claims {self.nbytes} bytes by repeating elements, more than the whole file's {file.size}"
             )
@@ -161,16 +166,16 @@ class Tensor:
         return f"Tensor({shown(self.name)!r}, {self.dtype}, {list(self.shape)})"
 
     def numpy(self) -> np.ndarray:
-        """The numbers, as a read-only array of `shape`.
+        """The values, as a read-only array of `shape`.
 
-        A view into the mapped file, without a copy, wherever NumPy has the type and the file the alignment.
+        A view into the mapped file, without a copy, if NumPy has the type and the file the alignment.
         bfloat16 is widened to float32 (exact); bool, negated, conjugated and misaligned elements are copied.
 
         Raises
         ------
         CheckpointError
-            After the checkpoint was closed, or for a tensor with a `fault`: float8, without numbers (of the meta
-            device), or larger than the file by repeating elements.
+            The checkpoint is closed, or the tensor has a `fault`: float8, without values (meta device), or larger than
+            the file by repeating elements.
         """
         if self.fault:
             raise CheckpointError(
@@ -189,7 +194,7 @@ class Tensor:
             wide <<= 16
             array = wide.view(np.float32)
         elif self.dtype == "bool":
-            # Any byte may stand in the file, but NumPy's bool knows only 0 and 1.
+            # The file may hold any byte, NumPy's bool only 0 and 1.
             array = np.asarray(array != 0)
         elif not array.flags.aligned or not stored.isnative:
             array = array.astype(stored.newbyteorder("="))

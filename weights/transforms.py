@@ -1,4 +1,4 @@
-"""Source tensors of one parameter in, the parameter out: the few things that key maps do besides renaming."""
+"""Source tensors of one parameter in, the parameter out: the operations of key maps beside renaming."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Shape = tuple[int, ...]
 
 
 class ShapeMismatch(ValueError):
-    """The sources of one parameter do not go together; the message says why."""
+    """The sources of one parameter do not fit together; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """The parts that it needs, the shape that they make, and the making."""
+    """One operation: the parts that it needs, the shape of its result, and the computation."""
 
     parts: tuple[str, ...]
     shape: Callable[[Mapping[str, Shape]], Shape]
@@ -47,7 +47,9 @@ def fold_spectral_norm(parts: Mapping[str, Array]) -> Array:
     weight = parts["orig"]
     matrix = weight.reshape(weight.shape[0], -1)
     # In float64: sigma scales every weight of the layer, and its sum may have 10,000 terms.
-    with np.errstate(all="ignore"):  # a damaged file may hold anything: what is not finite is refused below
+    with np.errstate(
+        all="ignore"
+    ):  # a damaged file may hold any values: a sigma that is not finite is refused below
         v = parts["v"].astype(np.float64)
         products = np.array([np.dot(row.astype(np.float64), v) for row in matrix])
         sigma = float(np.dot(parts["u"].astype(np.float64), products))
@@ -82,11 +84,11 @@ def _stack(parts: Mapping[str, Array]) -> Array:
 
 TRANSFORMS: dict[str, Transform] = {
     "copy": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
-    # One tensor's rows, handed out to several parameters in turn.
+    # One tensor's rows, distributed to several parameters in turn.
     "split": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
     # Two tensors' rows, one below the other.
     "stack": Transform(("first", "second"), _stacked_shape, _stack),
-    # A matrix over channels as the 1×1 convolution that it is.
+    # A matrix over channels, as a 1×1 convolution.
     "pointwise": Transform(("value",), _pointwise_shape, _pointwise),
     "spectral": Transform(("orig", "u", "v"), _spectral_shape, fold_spectral_norm),
 }

@@ -1,4 +1,4 @@
-"""The words that name weights in; whether they are a moving average of the training, or the last ones, out."""
+"""The words before a tensor's name in; whether its weights are a moving average over the training, or the last, out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Literal, TypeVar
 from .errors import listed
 
 Which = Literal["ema", "model"]
-"""The weights that a checkpoint holds twice: a moving average over the training, or the last ones."""
+"""A choice among weights that a checkpoint holds twice: a moving average over the training, or the last ones."""
 
 Kind = Literal["average", "no average", "other"]
-"""What a word says of the weights under it: an average; the last weights beside one (non_ema); something else."""
+"""The weights under a word: an average; the last weights beside one (non_ema); something else."""
 
-# What a network is called, alone or beside a word for an average.
+# Words for a network, alone or beside a word for an average.
 _NETWORK = {
     *("model", "models", "net", "nets", "network", "networks", "unet", "generator", "module"),
     *(
@@ -35,14 +35,14 @@ _NETWORK = {
 
 # ema, model_ema, state_dict_ema, netG_ema, shadow_params, average_model_state …
 _AVERAGE = {"ema", "emas", "average", "averages", "averaged", "shadow", "swa", "polyak"}
-# An average of weights only beside a network's words: avg_model; loss_avg is another.
+# A word for an average of weights only beside a network's words: avg_model, but not loss_avg.
 _SHORT = "avg"
 _GLUED = re.compile(
     rf"(?:{'|'.join(sorted(_NETWORK))})(?:ema|swa)s?|(?:ema|swa)(?:{'|'.join(sorted(_NETWORK))})"
 )
 
-# What the weights beside an average are called within it: ema-pytorch's online_model, torch_ema's collected_params.
-# Elsewhere the words say nothing: current and best, model and backup.
+# Words for the weights beside an average, within its state: ema-pytorch's online_model, torch_ema's collected_params.
+# Elsewhere they do not refer to averages: current and best, model and backup.
 _OTHER = {"online", "current", "collected", "backup"}
 _NOT = {"non", "no", "not", "without"}
 _DENIED = {"nonema", "noema"}
@@ -113,7 +113,7 @@ def _tokens(word: str) -> list[str]:
 
 
 def _are_moments(tokens: Sequence[str]) -> bool:
-    """Whether they name what an optimizer keeps for each parameter."""
+    """Whether the tokens name moments that an optimizer keeps for each parameter."""
     return not _MOMENTS.isdisjoint(tokens) or ("exp" in tokens and _SHORT in tokens)
 
 
@@ -141,10 +141,10 @@ def _kind_of_word(word: str) -> Kind | None:
 
 
 def deciding(words: str) -> tuple[int, Kind | None]:
-    """The innermost of the dotted `words` that says what lies under them: where it ends, and what it says.
+    """The innermost of the dotted `words` that has a kind: the position of its end, and the kind.
 
-    "ema.ema_model" is an average, "ema.online_model" is none, nor is "non_ema", nor anything within an optimizer's
-    state. (0, None) where no word says anything.
+    "ema.ema_model" is an average; "ema.online_model" and "non_ema" are not, nor is anything within an optimizer's
+    state. (0, None) if no word has a kind.
     """
     end = len(words)
     while end > 0:
@@ -159,7 +159,7 @@ def deciding(words: str) -> tuple[int, Kind | None]:
 
 
 def kind_of(words: str) -> Kind | None:
-    """What the innermost of the dotted `words` says that says anything, as `deciding` finds it."""
+    """The kind of the innermost of the dotted `words` that has one, as `deciding` finds it."""
     return deciding(words)[1]
 
 
@@ -172,14 +172,14 @@ def of_optimizer(words: str) -> bool:
 
 
 def names_settings(words: str) -> bool:
-    """Whether one of the dotted `words` is what averaging is set to, and not an average: ema_decay, ema.device."""
+    """Whether one of the dotted `words` is a setting of averaging, not an average: ema_decay, ema.device."""
     return any(not _SETTINGS.isdisjoint(_tokens(word)) for word in words.split("."))
 
 
 def averages_of(items: Sequence[T], kinds: Sequence[Kind | None]) -> list[T]:
-    """Those of the items that are averages, by what `kind_of` makes of each.
+    """The items that are averages, by the kind of each.
 
-    Where one is called no average (non_ema) and none an average, those that no word describes are the average.
+    If an item is named as no average (non_ema) and none as an average, the items without a kind are the averages.
     """
     pairs = list(zip(items, kinds, strict=True))
     marked = [item for item, kind in pairs if kind == "average"]
@@ -189,18 +189,18 @@ def averages_of(items: Sequence[T], kinds: Sequence[Kind | None]) -> list[T]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which of a checkpoint's weights are taken. As text: one line for people.
+    """The weights of a checkpoint that are taken. As text: one line for people.
 
     Attributes
     ----------
     place : str
-        Where they are: "ema", "state_dict.model", "unet_ema"; empty for the whole file.
+        Their place: "ema", "state_dict.model", "unet_ema"; "" for the whole file.
     averaged : bool or None
-        Whether they are a moving average; None where nothing in the file or folder speaks of one.
+        Whether they are a moving average; None if nothing in the file or folder names one.
     beside : tuple of str
-        Where the weights are that could be taken instead.
+        Places of weights that could be taken instead.
     unusable : tuple of str
-        Averages that are there and cannot be taken, each with the reason.
+        Averages that exist but cannot be taken, each with the reason.
     """
 
     place: str = ""
@@ -210,7 +210,7 @@ class Chosen:
 
     @property
     def kind(self) -> str:
-        """ "averaged", "last", "the only"; empty where there are others and no word tells what they are."""
+        """ "averaged", "last" or "the only"; "" if there are others and no word gives the kind."""
         if self.averaged is None:
             return "" if self.beside else "the only"
         return "averaged" if self.averaged else "last"

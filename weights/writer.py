@@ -1,4 +1,4 @@
-"""Arrays by name in, a safetensors file out: whole or not at all, one array in memory at a time."""
+"""Arrays by name in; a safetensors file out, complete or not at all, with one array in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CODES = {
     "f2": "F16", "f4": "F32", "f8": "F64", "c8": "C64", "b1": "BOOL",
     "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64", "u1": "U8", "u2": "U16", "u4": "U32", "u8": "U64",
 }  # fmt: skip
-"""NumPy's types -> those of safetensors."""
+"""NumPy's types -> safetensors' types."""
 _ENTRY = 512
-"""Bytes that a tensor's entry in the header takes at most, beside its name: 20 sizes and two offsets."""
+"""Bytes that a tensor's entry in the header takes at most, without its name: 20 sizes and two offsets."""
 
 
 def write_safetensors(
@@ -30,35 +30,38 @@ def write_safetensors(
     dtype: Literal["float16", "float32"] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
-    """Write `tensors` to `path`, replacing what is there only once the new file is complete on the disk.
+    """Write `tensors` to `path`; a file that is there is replaced once the new one is complete on the disk.
 
     Parameters
     ----------
     path : path
-        The file to make or replace.
+        The file to create or replace.
     tensors : mapping of str to ndarray
-        May be lazy: each is asked for once.
+        May be lazy: each is read once.
     metadata : mapping of str to str, optional
-        Stored in the header, as it is when the last tensor was taken: a digest may be put in then, where text of the
-        same length was before.
+        Stored in the header, as it is after the last tensor was read: a digest may then replace a placeholder of the
+        same length.
     dtype : {"float16", "float32"}, optional
-        What floating-point tensors are cast to; others keep their type.
+        The type that floating-point tensors are cast to; others keep theirs.
     progress : callable, optional
-        Called as `progress(done, total, name)` after each tensor was taken.
+        Called as `progress(done, total, name)` after each tensor was read.
 
     Raises
     ------
     CheckpointError
-        Where a value does not fit float16, a type has no place in safetensors, or the disk refuses. The old
-        file is then as it was, and no other file is left.
+        A value does not fit float16, safetensors does not support a type, or the disk fails. The old file is then
+        unchanged, and no other file is left.
     """
     path = os.fspath(path)
     if dtype not in (None, "float16", "float32"):
-        raise CheckpointError(f"cannot be written as {shown(dtype)}, only as float16 or float32", path=path)
+        raise CheckpointError(f"cannot be written as {shown(dtype)}, expected float16 or float32", path=path)
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise CheckpointError(
-                "metadata holds only text", path=path, where=shown(key), advice="Use json.dumps"
+                "metadata holds a value that is not a string",
+                path=path,
+                where=shown(key),
+                advice="Use json.dumps",
             )
     folder, name = os.path.split(os.path.abspath(path))
     temporary = ""
@@ -93,9 +96,9 @@ def _write(
     dtype: str | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
-    """The tensors' bytes one after another, then the header into the room left for it at the start.
+    """Write the tensors' bytes one after another, then the header into the space left for it at the start.
 
-    (The library's own writer takes a copy of everything at once, which a session's canvases do not leave room for.)
+    (The library's writer copies everything at once; a session's canvases leave no memory for that.)
     """
     room = len(json.dumps(dict(metadata))) + sum(len(json.dumps(key)) + _ENTRY for key in tensors)
     room += -room % 8
@@ -114,7 +117,7 @@ def _write(
             file.write(array.reshape(-1).view(np.uint8).data)
         end += array.nbytes
 
-    # what is narrower than the rest waits for the end, so that no array lies at an address that is not its multiple
+    # narrower types are written last, so that every array is aligned to its item size
     least = 2 if dtype == "float16" else 4
     narrow: dict[str, NDArray[Any]] = {}
     for done, key in enumerate(tensors, start=1):
@@ -137,7 +140,7 @@ def _write(
 
 
 def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
-    """`array`, cast as asked, contiguous and little-endian."""
+    """`array`, cast to `dtype`, contiguous and little-endian. Raises CheckpointError."""
     array = np.asarray(array)
     if dtype is not None and array.dtype.kind == "f" and array.dtype != dtype:
         with np.errstate(over="ignore"):
@@ -152,7 +155,7 @@ def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDAr
         array = cast
     if array.dtype.str[1:] not in _CODES:
         raise CheckpointError(
-            f"has the type {array.dtype}, which safetensors does not have",
+            f"has the type {array.dtype}, which safetensors does not support",
             path=path,
             where=f"tensor {shown(name)}",
         )
@@ -160,7 +163,7 @@ def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDAr
 
 
 def _mode(path: str) -> int:
-    """The permissions of the file that is replaced, or those that a new file would get."""
+    """The permissions of the file that is replaced, or of a new file."""
     try:
         return os.stat(path).st_mode & 0o777
     except FileNotFoundError:
@@ -170,8 +173,8 @@ def _mode(path: str) -> int:
 
 
 def _flush(path: str) -> None:
-    """Wait until `path` is on the disk: a power cut after the rename must not find an empty file."""
-    # Windows flushes only what is open for writing, and has no handles of folders.
+    """Wait until `path` is on the disk: a power cut after the rename must not leave an empty file."""
+    # Windows flushes only files that are open for writing, and has no handles of folders.
     handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     try:
         os.fsync(handle)

@@ -214,7 +214,7 @@ def test_what_a_session_has_already_is_not_said_otherwise(files, capsys, words, 
     [
         (["--session", "photo.png"], "photo.png: is also an input"),
         (["--session", "first.session"], "a new session, which begins with a picture: give --original"),
-        (["--session", "text"], "text: is in no known format"),
+        (["--session", "text"], "text: is in an unknown format"),
         (["--session", "nowhere/kept"], "the folder nowhere does not exist"),
         ([], "--original: missing"),
     ],

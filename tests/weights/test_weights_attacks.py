@@ -89,7 +89,7 @@ def test_dangerous_names_are_refused_by_name(module, name, container, tmp_path):
     shown = f"{'builtins' if module == '__builtin__' else module}.{name}".replace("\x1b", "\\x1b")
     for spelled in (named(module, name), named_by_stack(module, name)):
         message = refused(tmp_path / "x.pth", container(spelled + group(text("touch canary")) + b"R"))
-        assert f"the file asks for {shown}, which is not on the list of safe names" in message
+        assert f"the file refers to {shown}, which is not on the list of safe names" in message
         # Naming is enough: it is refused before there is anything to call.
         assert "which is not on the list" in refused(tmp_path / "x.pth", container(spelled))
 
@@ -111,7 +111,7 @@ ATTACKS = {
         + b"R"
         + group(COMMAND)
         + b"R",
-        "which is nothing to call",
+        "which cannot be called",
     ),
     "NEWOBJ": (named("subprocess", "Popen") + group(COMMAND) + b"\x81", "subprocess.Popen"),
     "NEWOBJ_EX": (named("subprocess", "Popen") + group(COMMAND) + b"}\x92", "subprocess.Popen"),
@@ -123,7 +123,7 @@ ATTACKS = {
         text("system") + b"q\x00" + b"0" + text("os") + b"h\x00\x93" + group(COMMAND) + b"R",
         "os.system",
     ),
-    "STACK_GLOBAL of numbers": (b"K\x01K\x02\x93", "no strings"),
+    "STACK_GLOBAL of numbers": (b"K\x01K\x02\x93", "not strings"),
     "EXT1": (b"\x82\x01", "EXT1"),
     "EXT2": (b"\x83\x01\x00", "EXT2"),
     "EXT4": (b"\x84\x01\x00\x00\x00", "EXT4"),
@@ -138,7 +138,7 @@ ATTACKS = {
     "calling a dtype": (named("torch", "float32") + b")R", "torch.float32"),
     "calling int": (named("builtins", "int") + group(COMMAND) + b"R", "builtins.int"),
     "calling a placeholder's instance": (PLACEHOLDER + b")R", "Trainer"),
-    "arguments that are no tuple": (SAFE + COMMAND + b"R", "as arguments"),
+    "arguments that are no tuple": (SAFE + COMMAND + b"R", "as arguments, expected a tuple"),
     "BUILD on a string": (COMMAND + b"}b", "attributes of a str"),
     "BUILD on a list": (b"]}b", "attributes of a list"),
     "BUILD on a name": (SAFE + table({"call": COMMAND}) + b"b", "attributes of a collections.OrderedDict"),
@@ -168,16 +168,16 @@ ATTACKS = {
         named("torch._tensor", "_rebuild_from_type_v2")
         + group(named("torch", "Size"), named("torch", "Tensor"), b")", b"}")
         + b"R",
-        "builds no plain tensor",
+        "does not build a plain tensor",
     ),
     "a tensor subclass with a foreign type": (
         named("torch._tensor", "_rebuild_from_type_v2")
         + group(named("torch._utils", "_rebuild_tensor"), named("builtins", "dict"), b")", b"}")
         + b"R",
-        "no plain tensor",
+        "other than a plain tensor",
     ),
     "a parameter of a string": (PARAMETER + group(COMMAND) + b"R", "expected a tensor"),
-    "keywords to a plain object": (SAFE + b")" + table({"a": b"K\x01"}) + b"\x92", "keywords"),
+    "keywords to a plain object": (SAFE + b")" + table({"a": b"K\x01"}) + b"\x92", "keyword arguments"),
     "the next pickle of two": (b"N." + named("os", "system") + group(COMMAND) + b"R", ""),
     "buffers": (b"\x97", "NEXT_BUFFER"),
     "protocol 0": (b"S'touch canary'\n", "STRING"),

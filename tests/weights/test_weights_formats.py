@@ -358,9 +358,9 @@ NOT_CHECKPOINTS = {
     "a web page": (b"<!DOCTYPE html><html>", "is a web page"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer"),
     "gzip": (b"\x1f\x8b\x08" + b"\0" * 50, "gzip"),
-    "tar": (b"sys_info".ljust(257, b"\0") + b"ustar  \0" + b"\0" * 300, "PyTorch file from before 0.4"),
+    "tar": (b"sys_info".ljust(257, b"\0") + b"ustar  \0" + b"\0" * 300, "a file of PyTorch before 0.4"),
     "a plain pickle": (hostile.pickled(b"}"), "plain pickle"),
-    "text": (b"hello, this is text", "no known format"),
+    "text": (b"hello, this is text", "unknown format"),
     "nothing": (b"", "is empty"),
     "one byte": (b"\x80", "plain pickle"),
 }

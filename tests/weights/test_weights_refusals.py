@@ -74,7 +74,7 @@ def test_the_advice_to_pack_again_works(checkpoint, tmp_path):
 @pytest.mark.parametrize("folders", [False, True])
 def test_archives_that_were_compressed(method, folders, checkpoint, tmp_path):
     message = refusal(packed(checkpoint, tmp_path / "again.pth", method, folders=folders))
-    assert "is a torch.save archive that was packed again and is now compressed" in message
+    assert "is a torch.save archive that was packed again, compressed" in message
     assert "zip -0 -r" in message
 
 
@@ -83,7 +83,7 @@ def test_archives_that_were_compressed(method, folders, checkpoint, tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_archives_without_their_one_folder(root, method, checkpoint, tmp_path):
     message = refusal(packed(checkpoint, tmp_path / "again.pth", method, root=root))
-    assert "does not lie in the archive's one folder" in message and "zip -0 -r" in message
+    assert "is not in the archive's one folder" in message and "zip -0 -r" in message
 
 
 @pytest.mark.torch
@@ -111,7 +111,7 @@ def test_a_zip_around_a_checkpoint(method, inside, checkpoint, tmp_path):
         file.writestr("__MACOSX/._" + inside, b"x")
         file.writestr("README.txt", b"x")
     message = refusal(tmp_path / "download.zip")
-    assert "is a zip archive around " in message and inside.rpartition("/")[2] in message
+    assert "is a zip archive that holds " in message and inside.rpartition("/")[2] in message
     assert "Unpack it, and give the file in it" in message
 
 
@@ -126,7 +126,7 @@ def test_other_archives(tmp_path):
         "model.weights.h5": "is a Keras archive",
         "serialized_exported_program.json": "is an archive of torch.export",
         "model/archive_format": "is an archive of torch.export",
-        "word/document.xml": "without data.pkl, so not from torch.save: it holds word/document.xml",
+        "word/document.xml": "without data.pkl, so torch.save did not write it: it holds word/document.xml",
     }
     for name, expected in cases.items():
         with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
@@ -146,7 +146,7 @@ def test_an_unpacked_checkpoint(inner, checkpoint, tmp_path):
     message = refusal(folder)
     assert "is a torch.save archive that was unpacked into a folder" in message and "zip -0 -r" in message
     message = refusal(tmp_path / "out" / "net_G" / "data.pkl")
-    assert "is the data.pkl out of a torch.save archive" in message and "zip -0 -r" in message
+    assert "is the data.pkl of a torch.save archive" in message and "zip -0 -r" in message
 
 
 @pytest.mark.torch
@@ -157,7 +157,7 @@ def test_data_pkl_of_every_protocol(protocol, tmp_path):
     torch.save(state, tmp_path / "x.pth", pickle_protocol=protocol)
     with zipfile.ZipFile(tmp_path / "x.pth") as file:
         (tmp_path / "data.pkl").write_bytes(file.read("x/data.pkl"))
-    assert "is the data.pkl out of a torch.save archive" in refusal(tmp_path / "data.pkl")
+    assert "is the data.pkl of a torch.save archive" in refusal(tmp_path / "data.pkl")
 
 
 def test_a_distributed_checkpoint(tmp_path):
@@ -253,15 +253,15 @@ def test_classes_are_answered_with_state_dict(module, name, tmp_path):
 # Safetensors.
 
 METADATA = {
-    "a number": ({"epoch": 3}, "holds the number 3 as 'epoch', expected text"),
+    "a number": ({"epoch": 3}, "holds the number 3 as 'epoch', expected a string"),
     "null": ({"epoch": None}, "holds null as 'epoch'"),
     "a truth": ({"done": True}, "holds true as 'done'"),
     "a list": ({"sizes": [1]}, "holds a list as 'sizes'"),
     "an object": ({"a": {"b": "c"}}, "holds an object as 'a'"),
     "one of several": ({"a": "b", "c": 1.5}, "holds the number 1.5 as 'c'"),
-    "metadata that is a list": (["a"], "is a list, expected an object of texts"),
-    "metadata that is text": ("a", "is text, expected an object of texts"),
-    "metadata that is a number": (3, "is the number 3, expected an object of texts"),
+    "metadata that is a list": (["a"], "is a list, expected an object of strings"),
+    "metadata that is text": ("a", "is a string, expected an object of strings"),
+    "metadata that is a number": (3, "is the number 3, expected an object of strings"),
 }
 
 

@@ -246,8 +246,8 @@ def test_one_error_names_everything_that_does_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("conv_in.weight", None, r"conv_in\.weight, which tells a size, is missing"),
-        ("conv_out.weight", (0,), r"conv_out\.weight, which tells a size, is \[0\]"),
+        ("conv_in.weight", None, r"conv_in\.weight, which determines a size, is missing"),
+        ("conv_out.weight", (0,), r"conv_out\.weight, which determines a size, is \[0\]"),
         ("down.1.block.0.conv1.weight", (0, 3), r"down\.1\.block\.0\.conv1\.weight, .* is \[0, 3\]"),
         ("conv_in.weight", (33, 3, 3, 3), "33 channels do not divide into 32 groups"),
         ("conv_in.weight", (1 << 20, 0, 3, 3), r"is \[1048576, 0, 3, 3\]"),

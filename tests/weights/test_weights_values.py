@@ -1,4 +1,4 @@
-"""Tensors whose values are more than their storage says: negated, conjugated, expanded, without numbers."""
+"""Tensors whose values differ from those of their storage: negated, conjugated, expanded, without values."""
 
 from __future__ import annotations
 

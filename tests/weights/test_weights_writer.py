@@ -140,8 +140,8 @@ def test_progress_is_reported_tensor_by_tensor(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metadata": {"a": 1}}, "metadata holds only text"),
-        ({"dtype": "int8"}, "only as float16 or float32"),
+        ({"metadata": {"a": 1}}, "metadata holds a value that is not a string"),
+        ({"dtype": "int8"}, "cannot be written as int8, expected float16 or float32"),
         ({"tensors": {"t": np.array(["text"])}}, "tensor t: has the type <U4"),
         ({"tensors": {"t": np.array([None])}}, "tensor t: has the type object"),
         ({"tensors": {"t": np.zeros(1, "c16")}}, "tensor t: has the type complex128"),

@@ -1,6 +1,6 @@
-"""The models that come with the package: a name comes in, its file, settings and example edits come out.
+"""The models in the package: a name comes in; its file, settings and example edits come out.
 
-NumPy arrays and paths only; what a network is, the engine knows.
+Paths and plain values only: the engine builds the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names and colours of a label map: position is the label."""
+    """Class names and colours of a label map, both indexed by label."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -23,7 +23,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Edit:
-    """An edited label map, or a picture with strokes painted over it, a PNG file."""
+    """An edited label map, or an image with strokes painted over it: a PNG file."""
 
     path: Path
     caption: str
@@ -31,7 +31,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Example:
-    """An original label map, a PNG file with a palette, or a picture; and edits of it."""
+    """An original label map (a PNG file with a palette) or image, and its edits."""
 
     original: Path
     caption: str
@@ -45,17 +45,17 @@ class BuiltIn:
     name: str
     checkpoint: Path
     examples: tuple[Example, ...]
-    """The first is the demo's."""
+    """The first is used by the demo."""
     labels: Labels | None = None
-    """Of a model that paints label maps; None: it takes pictures."""
+    """For a model of label maps; None: its input is an image."""
     defaults: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """What the network is given where the user says nothing: `z`."""
+    """Conditions of a run that the user does not give: `z`."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Of a model that takes pictures: its own `steps`, `noise_level`, `sampler`, `eta`, `schedule`."""
+    """For a diffusion model: its default `steps`, `noise_level`, `sampler`, `eta`, `schedule`."""
     size: tuple[int, int] | None = None
-    """Of a model that takes pictures: the (height, width) that it was trained on."""
+    """For a diffusion model: the (height, width) that it was trained on."""
     paper: dict[str, int] = field(default_factory=dict)
-    """What is its own of the `paper` policy: a small network may want another `least_size`."""
+    """Settings of the `paper` policy that differ from the family's: a small model may need another `least_size`."""
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""A checkpoint in; the family that it belongs to, and which of its weights to take, out."""
+"""A checkpoint in; its family, and the choice among its weights, out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAMILIES: tuple[Family, ...] = (
     DIFFUSERS_UNET,
 )
 
-# Ends of keys that every network of a family has: what stands before one is a place where a network is.
+# Ends of keys that every network of a family has: the part of a key before one is the place of a network.
 _LANDMARKS = tuple(
     tuple(name.split("."))
     for name in (
@@ -42,7 +42,7 @@ _LANDMARKS = tuple(
     )
 )
 
-# What training scripts put a state dict into, in the order of preference where a file has several.
+# Names under which training scripts save a state dict, in the order of preference if a file has several.
 _USUAL = (
     *("state_dict", "model_state_dict", "model", "netG", "net_G", "generator", "G", "params", "module"),
     *("ema", "ema_model", "params_ema"),
@@ -51,21 +51,21 @@ _USUAL = (
 # Tensors of one number that averaging leaves beside the weights.
 _COUNTERS = {"decay", "num_updates", "initted", "step", "steps", "n_averaged", "optimization_step"}
 
-# Objects beside the tensors that hold numbers or other objects by name.
+# Classes of objects beside the tensors that hold values or other objects by name.
 _MAY_HOLD_WEIGHTS = re.compile(
     r"numpy\.(?:ndarray|matrix|recarray)|array\.\w+"
     r"|argparse\.Namespace|types\.SimpleNamespace|collections\.(?:UserDict|UserList|ChainMap)"
 )
 
-# A hostile file could hold any number of networks; each place costs a look at every name.
+# Places that are tried, each at the cost of a pass over all names: a hostile file could hold more networks.
 _MOST_PLACES = 32
-# Averages without names that are looked at, each a look at the names of the last weights.
+# Averages without names that are tried, each at the cost of a pass over the names of the last weights.
 _MOST_NAMELESS = 32
 
 
 @dataclass(frozen=True)
 class _Network:
-    """A place in a checkpoint, and the family that was recognised there, or what is wrong with it."""
+    """A place in a checkpoint, and the family that was recognised there, or the error."""
 
     place: str
     family: Family
@@ -76,32 +76,32 @@ class _Network:
 def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Family, dict[str, Any]]:
     """Recognise a checkpoint by its keys, and read the network's sizes off its shapes.
 
-    A state dict is found under whatever it is wrapped in (`{"state_dict": ...}`, `{"netG": ...}`, `module.` of
-    DataParallel); what lies beside it is set aside. Averaged weights are known by the words around them (ema, shadow,
-    averaged …), also where they have lost their names: LitEma's, and lists in the order of the parameters
-    (`shadow_params`), if the weights beside them give the names.
+    A state dict is found inside any wrapping (`{"state_dict": ...}`, `{"netG": ...}`, `module.` of DataParallel); other
+    values beside it are ignored. Averaged weights are recognised by the words around them (ema, shadow, averaged …),
+    also without names of their own: LitEma's, and lists in the order of the parameters (`shadow_params`), if the
+    weights beside them give the names.
 
     Parameters
     ----------
     which : {"ema", "model"}, optional
-        Which to take of a checkpoint that holds both. If not given: the average, where it has every tensor that the
-        network needs (of networks with batch norm: also the statistics), else the last weights.
+        The weights to take from a checkpoint that holds both. Default: the average, if it has every tensor that the
+        network needs (with batch norm, also the statistics), else the last weights.
 
     Returns
     -------
     Family
-        For `convert`: with `prefix`, `keys` and `chosen`, whose text says which weights were taken.
+        For `convert`: with `prefix`, `keys` and `chosen`, whose text names the weights taken.
     dict
-        The configuration of the network `family.model`.
+        The configuration of the model `family.model`.
 
     Raises
     ------
     CheckpointError
-        For no known family: it lists those that are, and some of the keys that were found. For several networks
-        without a word which is meant, and for averaged or last weights that are asked for and not there.
+        The family is unknown (the message lists the known ones, and some of the keys found); there are several networks
+        and no name decides; averaged or last weights are requested and missing.
     """
     if checkpoint.chosen is not None:
-        # Its folder held both, and one was opened.
+        # The folder holds both, and one was opened.
         if which is not None and checkpoint.chosen.averaged is not (which == "ema"):
             raise CheckpointError(
                 f"was opened for its {checkpoint.chosen}",
@@ -109,11 +109,11 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
                 advice=f'Open it with read_checkpoint(path, which="{which}")',
             )
         which = None
-    # Where the last word of a key ends that says what weights it is of, the tensor's own name left out.
-    said = {key: deciding(key.rpartition(".")[0]) for key in checkpoint.tensors}
+    # Key -> the end and the kind of its last word that has a kind; the tensor's own name is left out.
+    kinds = {key: deciding(key.rpartition(".")[0]) for key in checkpoint.tensors}
     places = _places(checkpoint)
-    nameless = _nameless(checkpoint, places, said)
-    found = [_recognised(checkpoint, place, places, said) for place in places]
+    nameless = _nameless(checkpoint, places, kinds)
+    found = [_recognised(checkpoint, place, places, kinds) for place in places]
     networks = [network for network in found if network is not None]
     averages = averages_of(networks, [_marked(checkpoint, network.place) for network in networks])
     others = [network for network in networks if network not in averages]
@@ -128,7 +128,7 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
         raise CheckpointError(
             f"its averaged weights cannot be taken: {listed(unusable, 3)}",
             path=checkpoint.path,
-            advice="Omit `which=` to take the last weights" if last else "Save them as a state dict, by name",
+            advice="Omit `which=` to take the last weights" if last else "Save them by name, as a state dict",
         )
     taken = usable[0] if usable and which != "model" else last if which != "ema" else None
     if taken is None:
@@ -136,18 +136,20 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
     if taken.error is not None:
         raise taken.error
     chosen = checkpoint.chosen or Chosen(
-        _said(taken.place),
+        _shown_place(taken.place),
         taken in usable if usable or unusable else None,
-        tuple(_said(each.place) or "the top level" for each in (*usable, *others) if each is not taken),
+        tuple(
+            _shown_place(each.place) or "the top level" for each in (*usable, *others) if each is not taken
+        ),
         tuple(unusable),
     )
     return replace(taken.family, chosen=chosen), dict(taken.config)
 
 
 def _places(checkpoint: Checkpoint) -> list[str]:
-    """What stands before the keys of a network: "", "state_dict.", "ema.module."; at least the first of these."""
+    """The prefixes of the keys of networks, such as "state_dict." and "ema.module."; [""] if there is none."""
     if MODEL_KEY in checkpoint.metadata:
-        return [""]  # a file of our own is one network, whatever its keys are
+        return [""]  # a file of ours is one network, for any keys
     found: dict[str, None] = {}
     for key in checkpoint.tensors:
         words = key.split(".")
@@ -165,12 +167,12 @@ def _places(checkpoint: Checkpoint) -> list[str]:
 
 
 def _nameless(
-    checkpoint: Checkpoint, places: Sequence[str], said: Mapping[str, tuple[int, Kind | None]]
+    checkpoint: Checkpoint, places: Sequence[str], kinds: Mapping[str, tuple[int, Kind | None]]
 ) -> dict[str, list[str]]:
-    """Averages in which no network is to be seen: what their keys begin with -> the keys. The largest come first."""
+    """Averages in which no network is recognised: the prefix of their keys -> the keys. The largest come first."""
     found: dict[str, list[str]] = {}
     within = tuple(place for place in places if place)
-    for key, (end, kind) in said.items():
+    for key, (end, kind) in kinds.items():
         if kind != "average" or key.startswith(within):
             continue
         if key.rpartition(".")[2] in _COUNTERS and math.prod(checkpoint.tensors[key].shape) == 1:
@@ -182,29 +184,31 @@ def _nameless(
 
 
 def _unread(checkpoint: Checkpoint, places: Iterable[str]) -> list[str]:
-    """Averages that are objects, which are not read: NumPy arrays by name, a namespace; each with what it is."""
+    """Averages that are objects, which are not read: NumPy arrays by name, a namespace; each with its class."""
     found: dict[str, str] = {}
-    for path, kind in checkpoint.stand_ins.items():
-        end, what = deciding(path)
+    for path, stand_in in checkpoint.stand_ins.items():
+        end, kind = deciding(path)
         at = path[:end]
         if (
-            what == "average"
+            kind == "average"
             and at not in found
-            and _MAY_HOLD_WEIGHTS.fullmatch(kind)
+            and _MAY_HOLD_WEIGHTS.fullmatch(stand_in)
             and not names_settings(path)
             and not any(place.startswith(at + ".") for place in places)
         ):
-            found[at] = kind
-    return [f"{_said(at)} (an object of {shown(kind)}, which is not read)" for at, kind in found.items()]
+            found[at] = stand_in
+    return [
+        f"{_shown_place(at)} (an object of {shown(name)}, which is not read)" for at, name in found.items()
+    ]
 
 
 def _recognised(
     checkpoint: Checkpoint,
     place: str,
     places: Iterable[str],
-    said: Mapping[str, tuple[int, Kind | None]],
+    kinds: Mapping[str, tuple[int, Kind | None]],
 ) -> _Network | None:
-    """The network at one of the places, without the other places and the averages inside of it."""
+    """The network at one of the places, without the other places and the averages inside it."""
     inner = tuple(other for other in places if other.startswith(place) and other != place)
     try:
         under = checkpoint.under(place)
@@ -216,7 +220,7 @@ def _recognised(
                 keys = {
                     name: key
                     for name, key in checkpoint.keys_under(place).items()
-                    if not key.startswith(inner) and said[key][0] <= len(place)
+                    if not key.startswith(inner) and kinds[key][0] <= len(place)
                 }
                 return _Network(
                     place, replace(family, prefix=place, model=named, rules=rules, keys=keys), config
@@ -228,7 +232,7 @@ def _recognised(
 
 
 def _marked(checkpoint: Checkpoint, place: str) -> Kind | None:
-    """Whether the weights at a place are an average, by the words of the place and by what lies beside it."""
+    """The kind of the weights at a place, by the words of the place and by the values beside it."""
     words = place.split(".")[:-1]
     while words and words[-1] in WRAPPERS:
         words.pop()
@@ -246,7 +250,7 @@ def _marked(checkpoint: Checkpoint, place: str) -> Kind | None:
     return kind_of(".".join(words))
 
 
-# Programs that swap the two when they save: what they call the last weights and the average, and what tells of them.
+# Programs that swap the two when they save: their names of the last weights and of the average, and a sign of them.
 _SWAPPED = (
     ("current_model_state", "state_dict", "averaging_state"),  # Lightning's WeightAveraging
     ("ema_state_dict", "state_dict", "meta.mmengine_version"),
@@ -254,7 +258,7 @@ _SWAPPED = (
 
 
 def _holds(checkpoint: Checkpoint, path: str) -> bool:
-    """Whether a file has anything of that name, or under it."""
+    """Whether a file has a value of that name, or under it."""
     return any(
         name == path or name.startswith(path + ".")
         for names in (checkpoint.tensors, checkpoint.metadata)
@@ -275,7 +279,7 @@ def _is_ermongroup(checkpoint: Checkpoint) -> bool:
 
 
 def _rank_of(place: str) -> tuple[int, int, list[int]]:
-    """Usual places before unusual ones, the shallow before the deep."""
+    """A key to sort places: usual before unusual ones, shallow before deep ones."""
     words = [word for word in place.split(".")[:-1] if word not in WRAPPERS]
     known = [_USUAL.index(word) for word in words if word in _USUAL]
     return len(words) - len(known), len(words), known
@@ -288,12 +292,12 @@ def _rank(network: _Network) -> tuple[bool, tuple[int, int, list[int]]]:
 def _first(
     checkpoint: Checkpoint, networks: Sequence[_Network]
 ) -> tuple[_Network | None, CheckpointError | None]:
-    """The network that is meant where none is an average; or the error where nothing tells which it is."""
+    """The network to take if none is an average; or the error if nothing decides between several."""
     ranked = sorted(networks, key=_rank)
     alike = [each for each in ranked if _rank_of(each.place)[:2] == _rank_of(ranked[0].place)[:2]]
     if len(alike) > 1 and _rank_of(alike[0].place)[0]:
         return None, CheckpointError(
-            f"holds several networks ({listed([_said(each.place) for each in alike])}), expected one",
+            f"holds several networks ({listed([_shown_place(each.place) for each in alike])}), expected one",
             path=checkpoint.path,
             advice="Save the state dict of one of them alone",
         )
@@ -306,7 +310,7 @@ def _judged(
     nameless: Mapping[str, list[str]],
     last: _Network | None,
 ) -> tuple[list[_Network], list[str]]:
-    """The averages that are whole networks; and where the others are, each with what is wrong with it."""
+    """The averages that are whole networks; and the places of the others, each with its fault."""
     usable: list[_Network] = []
     unusable: list[str] = []
     beside = None if last is None or last.error else last
@@ -314,23 +318,23 @@ def _judged(
         wrong = (
             ""
             if last is None
-            else average.error.what
+            else average.error.problem
             if average.error
             else _lacking(checkpoint, average, beside)
         )
         if wrong:
-            unusable.append(f"{_said(average.place)} ({wrong})")
+            unusable.append(f"{_shown_place(average.place)} ({wrong})")
         else:
             usable.append(average)
     looked_at = dict(list(nameless.items())[:_MOST_NAMELESS])
     for at, names in _named(checkpoint, looked_at, beside).items():
         if isinstance(names, str) or beside is None:
-            unusable.append(f"{_said(at)} ({names})")
+            unusable.append(f"{_shown_place(at)} ({names})")
             continue
         average = replace(beside, place=at, family=replace(beside.family, prefix=at, keys=names))
         wrong = _lacking(checkpoint, average, beside)
         if wrong:
-            unusable.append(f"{_said(at)} ({wrong})")
+            unusable.append(f"{_shown_place(at)} ({wrong})")
         else:
             usable.append(average)
     if len(nameless) > len(looked_at):
@@ -342,19 +346,19 @@ def _named(
     checkpoint: Checkpoint, groups: Mapping[str, list[str]], last: _Network | None
 ) -> Mapping[str, dict[str, str] | str]:
     if last is None or last.family.keys is None:
-        return dict.fromkeys(groups, "there are no weights beside them that give the names of their tensors")
+        return dict.fromkeys(groups, "no weights beside them give the names of their tensors")
     return name_averages(checkpoint, groups, last.family.keys, last.place)
 
 
 def _lacking(checkpoint: Checkpoint, average: _Network, last: _Network | None) -> str:
-    """Why an average cannot stand for the last weights; empty where it can."""
+    """The reason why an average cannot replace the last weights; "" if it can."""
     if last is None:
         return ""
     ours, theirs = average.family.tensors(checkpoint), last.family.tensors(checkpoint)
     if average.family.name != last.family.name:
         same = (average.family.model, average.config) == (last.family.model, last.config)
         if not same:
-            return f"they are another network: {average.family.name}"
+            return f"they are of another model: {average.family.name}"
         theirs = ours
     needed = average.family.needs(theirs)
     absent = [name for name in needed if name not in ours or ours[name].shape != theirs[name].shape]
@@ -366,7 +370,7 @@ def _lacking(checkpoint: Checkpoint, average: _Network, last: _Network | None) -
     )
 
 
-def _said(place: str) -> str:
+def _shown_place(place: str) -> str:
     return shown(place.rstrip("."), 60)
 
 
@@ -379,8 +383,8 @@ def _nothing(
     names = [shown(name, 60) for name in list(checkpoint.tensors)[:200]]
     averages = f"; averaged weights that cannot be taken: {listed(unusable, 3)}" if unusable else ""
     return CheckpointError(
-        f"is of no known family (known: {', '.join(family.name for family in FAMILIES)});"
+        f"is of an unknown family (known: {', '.join(family.name for family in FAMILIES)});"
         f" its tensors: {listed(names, 5) if names else 'none'}{averages}",
         path=checkpoint.path,
-        advice="Give a generator's weights in one of these families",
+        advice="Give the weights of a model of one of these families",
     )

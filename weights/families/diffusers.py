@@ -1,7 +1,7 @@
 """diffusers' `UNet2DModel`: its config.json and its tensors' names in, the engine's configuration and key table out.
 
 Source: github.com/huggingface/diffusers (models/unets/unet_2d.py and unet_2d_blocks.py), read for names, options and
-their defaults. What an option asks for and the engine does not compute is refused, by the option's name.
+their defaults. An option whose value the engine does not support is refused by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..keymap import Family, Rule
 
 CLASS = "UNet2DModel"
 
-# What the class takes an option to be that the file does not mention.
+# The class's defaults of options that the file omits.
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -46,7 +46,7 @@ _DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
 }
 
-# Options of which the engine computes one choice, or these.
+# Options -> the values that the engine supports.
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
@@ -64,7 +64,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "num_class_embeds": (None,),
 }
 
-# Options that decide nothing of what is computed, and what averaging in training leaves beside them.
+# Options without effect on the output, and settings of averaging in training.
 _WITHOUT_EFFECT = {
     "sample_size",
     "dropout",
@@ -72,7 +72,7 @@ _WITHOUT_EFFECT = {
     *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
 }
 
-# Kind of a block -> whether it has attention, and what changes the resolution after it ("": an option says it).
+# Kind of a block -> whether it has attention, and how the resolution changes after it ("": given by an option).
 _DOWN = {
     "DownBlock2D": (False, "conv"),
     "AttnDownBlock2D": (True, ""),
@@ -97,15 +97,15 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
             folder = os.path.dirname(checkpoint.path)
             there = os.path.isfile(os.path.join(folder, "config.json"))
             raise CheckpointError(
-                "is the weights file of a diffusers UNet, which does not say how they are used",
+                "is the weights file of a diffusers UNet, without its configuration",
                 advice=f"Give the folder {folder or '.'}, which has its config.json"
                 if there
-                else "Give the folder that it lies in, with its config.json",
+                else "Give the folder that holds it, with its config.json",
             )
         return None
     name = config.get("_class_name", CLASS)
     if name != CLASS:
-        raise CheckpointError(f"is a {shown(name)}, supported is {CLASS}", where=_WHERE)
+        raise CheckpointError(f"is a {shown(name)}, supported: {CLASS}", where=_WHERE)
     strange = [
         f"{shown(key)} ({shown(value)})"
         for key, value in config.items()
@@ -115,20 +115,20 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
         and not (value is None or value is False)
     ]
     if strange:
-        raise CheckpointError(
-            f"has options that {CLASS} is not known to have: {listed(strange)}", where=_WHERE
-        )
+        raise CheckpointError(f"has unknown options of {CLASS}: {listed(strange)}", where=_WHERE)
     options = {**_DEFAULTS, **config}
     for key, choices in _CHOICES.items():
         if not any(type(options[key]) is type(each) and options[key] == each for each in choices) and not (
             type(options[key]) is float and options[key] in choices
         ):
-            raise _refused(key, options[key], " or ".join(_said(each) for each in choices))
+            raise _refused(key, options[key], " or ".join(_as_json(each) for each in choices))
     in_film = options["resnet_time_scale_shift"] == "scale_shift"
     groups = _count(options, "norm_num_groups")
     if options["attn_norm_num_groups"] not in (None, groups):
         raise _refused(
-            "attn_norm_num_groups", options["attn_norm_num_groups"], f"null or {groups}, as elsewhere"
+            "attn_norm_num_groups",
+            options["attn_norm_num_groups"],
+            f"null or {groups}, the value of norm_num_groups",
         )
     levels = _list(options, "block_out_channels", int)
     attention, resample = _levels(options, len(levels))
@@ -147,7 +147,7 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
         "time_channels": 4 * levels[0] if time is None else _count(options, "time_embedding_dim"),
         "head_channels": 0 if head is None else _count(options, "attention_head_dim"),
         "middle_attention": options["add_attention"],
-        # with scale_shift, the middle's attention has a norm only if its groups are given (of old, always)
+        # with scale_shift, the middle's attention has a norm only if its groups are given (in old versions, always)
         "middle_norm": not in_film
         or options["attn_norm_num_groups"] is not None
         or "mid_block.attentions.0.group_norm.weight" in checkpoint.tensors,
@@ -162,7 +162,7 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _levels(options: Mapping[str, Any], count: int) -> tuple[tuple[bool, ...], str]:
-    """For each level whether it has attention; and what changes resolutions, "conv" or "resnet"."""
+    """Whether each level has attention; and how resolutions change, by "conv" or "resnet"."""
     sides = []
     for key, kinds, option in (
         ("down_block_types", _DOWN, "downsample_type"),
@@ -170,7 +170,7 @@ def _levels(options: Mapping[str, Any], count: int) -> tuple[tuple[bool, ...], s
     ):
         names = [name.removeprefix("UNetRes") for name in _list(options, key, str)]
         if len(names) != count:
-            raise _refused(key, options[key], f"{count} of them, as block_out_channels has")
+            raise _refused(key, options[key], f"{count} entries, as many as block_out_channels has")
         unknown = next((name for name in names if name not in kinds), None)
         if unknown is not None:
             raise _refused(key, unknown, " or ".join(kinds))
@@ -180,7 +180,7 @@ def _levels(options: Mapping[str, Any], count: int) -> tuple[tuple[bool, ...], s
     down, up = sides[0], sides[1][::-1]
     if [attends for attends, _ in down] != [attends for attends, _ in up]:
         raise _refused(
-            "up_block_types", options["up_block_types"], "attention on the levels of down_block_types"
+            "up_block_types", options["up_block_types"], "attention on the same levels as down_block_types"
         )
     ways = {how for _, how in down[:-1]} | {how for _, how in up[1:]}
     if len(ways) > 1:
@@ -206,17 +206,17 @@ def _count(options: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _said(value: object) -> str:
-    """As JSON has it."""
+def _as_json(value: object) -> str:
+    """`value` as JSON writes it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def _refused(key: str, value: object, supported: str) -> CheckpointError:
-    return CheckpointError(f"{key} is {_said(value)}, supported: {supported}", where=_WHERE)
+    return CheckpointError(f"{key} is {_as_json(value)}, supported: {supported}", where=_WHERE)
 
 
 def _rules(config: Mapping[str, Any]) -> tuple[Rule, ...]:
-    """The table for a network of as many levels: diffusers counts them on the way up from the lowest."""
+    """The table for a model of as many levels; on the way up, diffusers counts them from the lowest."""
     count = len(config["levels"])
     blocks = [
         (r"down_blocks\.(?P<level>\d+)\.resnets\.(?P<block>\d+)", "down.{level}.block.{block}"),
@@ -260,7 +260,7 @@ def _block(source: str, target: str) -> Sequence[Rule]:
 
 
 def _attention(source: str, target: str) -> Sequence[Rule]:
-    """Matrices over channels become 1×1 convolutions; their names before diffusers 0.17 are the second ones."""
+    """Matrices over channels become 1×1 convolutions; the second names are those before diffusers 0.17."""
     rules = [_renamed(rf"{source}\.group_norm", f"{target}.norm")]
     for names, part in (
         ("to_q|query", "q"),
@@ -274,7 +274,7 @@ def _attention(source: str, target: str) -> Sequence[Rule]:
 
 
 def _resampler(source: str, target: str) -> Sequence[Rule]:
-    """A convolution that older files call `op`, or hold under two names."""
+    """A convolution that older files name `op`, or hold under two names."""
     named = rf"(?P<at>{source})\.Conv2d_0\.{_KIND}"
     return (
         Rule(rf"{source}\.(?:conv|op)\.{_KIND}", (f"{target}.conv.{{kind}}",)),

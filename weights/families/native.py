@@ -1,4 +1,4 @@
-"""sparsegen's own files: safetensors whose names are the model's parameter paths, and whose metadata says which."""
+"""sparsegen's files: safetensors named by parameter paths, with the family and the configuration in the metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_CONFIG = 1 << 16
 
 
 def native_metadata(model: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata that lets `identify` read a file back: the network's name and its configuration."""
+    """The metadata by which `identify` recognises a file of ours: the model's family and its configuration."""
     return {MODEL_KEY: model, CONFIG_KEY: json.dumps(dict(config), sort_keys=True)}
 
 
@@ -33,7 +33,7 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
         return None
     if SESSION_KEY in checkpoint.metadata:
         raise CheckpointError(
-            "is a saved session, not a network", advice="Open it with sparsegen.Session.load"
+            "is a saved session, expected a model", advice="Open it with sparsegen.Session.load"
         )
     config: object = None
     if isinstance(text, str) and len(text) <= _LONGEST_CONFIG:
@@ -43,7 +43,7 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
             config = None
     if not isinstance(config, dict) or not all(_plain(value) for value in config.values()):
         raise CheckpointError(
-            "is no JSON object of plain values and lists of them",
+            "is not a JSON object of plain values and lists of them",
             where=f"metadata {CONFIG_KEY}",
             advice="Save the model again with write_safetensors and native_metadata",
         )

@@ -1,4 +1,4 @@
-"""GauGAN's generator (SPADE) as NVlabs and SIGE save it: how to know it, its sizes, and its key tables.
+"""GauGAN's generator (SPADE) as NVlabs and SIGE save it: how it is recognised, its sizes, and its key tables.
 
 Sources: github.com/NVlabs/SPADE (models/networks) and github.com/lmxyy/sige (gaugan/models), read for names,
 shapes and the order of fused rows.
@@ -19,8 +19,7 @@ _BLOCK = r"(?P<block>head_0|G_middle_[01]|up_[0-4])"
 _NORM = rf"{_BLOCK}\.(?P<norm>norm_[01s])"
 _CONV = rf"(?P<conv>{_BLOCK}\.conv_[01s])"
 
-# Rows that are gone at inference, or that parameters of this model are made without.
-_COUNTER = "how many batches the statistics saw; inference does not ask"
+_COUNTER = "the number of batches that the statistics saw, not needed for inference"
 
 _ENDS = (
     Rule(r"(?P<name>(?:fc|conv_img)\.(?:weight|bias))", ("{name}",)),
@@ -32,9 +31,9 @@ _ENDS = (
 
 _PLAIN_CONVOLUTIONS = (Rule(rf"{_CONV}\.weight", ("{conv}.weight",)),)
 
-# torch.nn.utils.spectral_norm has saved two things in its life. Since PyTorch 0.4.1: weight_orig, weight_u
-# and weight_v, from which the weight is computed. Before: weight_orig, weight_u and the computed weight
-# itself. torch.nn.utils.parametrizations.spectral_norm has names of its own for the three.
+# torch.nn.utils.spectral_norm saves, since PyTorch 0.4.1, weight_orig, weight_u and weight_v, from which the weight is
+# computed; before, it saved weight_orig, weight_u and the computed weight. The names that
+# torch.nn.utils.parametrizations.spectral_norm saves are others.
 _PARAMETRIZED = r"\.parametrizations\.weight\."
 _SPECTRAL_CONVOLUTIONS = (
     Rule(rf"{_CONV}{_PARAMETRIZED}original", ("{conv}.weight",), "spectral", "orig"),
@@ -45,7 +44,11 @@ _SPECTRAL_CONVOLUTIONS = (
     Rule(rf"{_CONV}\.weight_v", ("{conv}.weight",), "spectral", "v"),
     Rule(rf"{_CONV}\.weight", ("{conv}.weight",), unless="{conv}.weight_v"),
     Rule(rf"{_CONV}\.weight", ignored="computed again from weight_orig", when="{conv}.weight_v"),
-    Rule(rf"{_CONV}\.weight_(?:orig|u|bar)", ignored="the weight lies beside it", unless="{conv}.weight_v"),
+    Rule(
+        rf"{_CONV}\.weight_(?:orig|u|bar)",
+        ignored="the computed weight is beside it",
+        unless="{conv}.weight_v",
+    ),
 )
 
 _SEPARATE_MLPS = (
@@ -64,8 +67,7 @@ _SEPARATE_MLPS = (
     ),
 )
 
-# SIGE computes the hidden layers of a block's two or three norms in one convolution: their rows follow one
-# another.
+# SIGE computes the hidden layers of a block's two or three norms in one convolution, their rows one after another.
 _FUSED_MLPS = (
     Rule(
         rf"{_BLOCK}\.mlp_shared\.0\.(?P<kind>weight|bias)",
@@ -77,7 +79,7 @@ _FUSED_MLPS = (
 
 _LARGEST_NGF = 4096
 
-# Input channels of the published generators that have an instance edge map as the last of them: Cityscapes
+# Input channels of the published generators whose last channel is an instance edge map: Cityscapes
 # (34 labels, "don't care", edges) and COCO-Stuff (182, "don't care", edges). ADE20K (151) has none.
 _CITYSCAPES = 36
 _WITH_EDGES = (_CITYSCAPES, 184)
@@ -100,7 +102,7 @@ _COMPANIONS = (
 
 
 def _refuse_companions(tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for the encoder or discriminator of a GAN, whose files lie beside the generator's."""
+    """Raise CheckpointError for the encoder or discriminator of a GAN: their files lie beside the generator's."""
     for network, letter, every, some in _COMPANIONS:
         each = re.compile(f"{every}|{some}")
         one = re.compile(some)
@@ -123,7 +125,7 @@ def _separate(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _fused(checkpoint: Checkpoint) -> dict[str, Any] | None:
     for found, shape in _shapes(checkpoint.tensors, rf"{_BLOCK}\.mlp_shared\.0\.weight", 4):
-        # Blocks that keep their width have two norms, those that narrow it have one more for the shortcut.
+        # A block that keeps its width has two norms, a block that narrows it a third, for the shortcut.
         norms = 3 if found["block"].startswith("up_") else 2
         nhidden = shape[0] // norms
         return _config(checkpoint.tensors, semantic_nc=shape[1], nhidden=nhidden, kernel_size=shape[2])
@@ -143,11 +145,11 @@ def _shapes(
 def _config(
     tensors: Mapping[str, Tensor], *, semantic_nc: int, nhidden: int, kernel_size: int
 ) -> dict[str, Any]:
-    """The network's configuration, as far as a file can tell it.
+    """The model's configuration, as far as shapes determine it.
 
-    'normal' and 'more' have the same parameters: Cityscapes was trained with 'more', the others with
-    'normal', and the number of input channels says which this is. Nor can a file tell whether the last input
-    is an edge map. Both can be overridden where the model is loaded.
+    'normal' and 'more' have the same parameters: Cityscapes was trained with 'more', the others with 'normal', so the
+    number of input channels decides. Shapes do not show either whether the last input is an edge map; the number of
+    channels decides again. Settings of `sparsegen.load` override both.
     """
     most = any(name.startswith("up_4.") for name in tensors)
     ngf = _ngf(tensors, most)
@@ -163,13 +165,13 @@ def _config(
         "edge_channel": semantic_nc in _WITH_EDGES,
         "z_dim": z_dim,
         "kernel_size": kernel_size,
-        # A generator that starts from z makes 16 ngf channels for each pixel of its smallest picture.
+        # A generator that starts from z makes 16 ngf channels for each pixel of its lowest resolution.
         "start_cells": fc[0] // (16 * ngf) if z_dim else 0,
     }
 
 
 def _ngf(tensors: Mapping[str, Tensor], most: bool) -> int:
-    """Channels of the last block but one, from the first of these tensors that is there."""
+    """Channels of the last block but one, from the first of these tensors that exists."""
     for name, axis, scale in (
         ("conv_img.weight", 1, 2 if most else 1),
         ("up_3.conv_0.bias", 0, 1),
@@ -182,8 +184,8 @@ def _ngf(tensors: Mapping[str, Tensor], most: bool) -> int:
             if 0 < ngf <= _LARGEST_NGF:
                 return ngf
     raise CheckpointError(
-        "is a SPADE generator without any tensor that tells its width (conv_img.weight)",
-        advice="The file is not whole: get it from its source again",
+        "is a SPADE generator without a tensor that determines its width (conv_img.weight)",
+        advice="The file is not whole: download it again",
     )
 
 

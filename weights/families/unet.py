@@ -16,7 +16,7 @@ from ..keymap import Family, Rule
 from ..tensor import Tensor
 
 MOST_LEVELS, MOST_BLOCKS = 16, 64
-"""More than any network has: a forged file cannot make tables long."""
+"""More than any model has: a forged file cannot make tables long."""
 
 _RESAMPLE = r"down\.\d+\.downsample|up\.\d+\.upsample"
 _BLOCK = rf"(?:(?:down|up)\.\d+\.block\.\d+|mid\.block_[12]|{_RESAMPLE})"
@@ -25,7 +25,7 @@ _KIND = r"(?P<kind>weight|bias)"
 
 
 def _same(names: str) -> Rule:
-    """The layers of these names are called so here too."""
+    """A rule for layers that have the same names in the engine."""
     return Rule(rf"(?P<name>(?:{names})\.(?:weight|bias))", ("{name}",))
 
 
@@ -44,8 +44,8 @@ _FUSED_ATTENTION = (
         "split",
     ),
 )
-# One matrix projects the embedded time for all blocks, its rows in the order in which the blocks run; what a
-# network lacks of these is passed over.
+# One matrix projects the embedded time for all blocks, its rows in the order in which the blocks run; blocks that a
+# model does not have are skipped.
 _FUSED_TIME = (
     Rule(
         rf"temb\.dense\.2\.{_KIND}",
@@ -78,12 +78,12 @@ def _distilled(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if "mid.attn_1.qkv.weight" not in tensors or "temb.dense.2.weight" in tensors:
         return None
     sizes = _sizes(tensors)
-    # Heads leave no trace in shapes. The published networks have them of 64 channels.
+    # Shapes do not depend on heads. In the published models they have 64 channels.
     return None if sizes is None else {**sizes, "head_channels": 64}
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The network's configuration, as far as a file can tell it; None where these are no such UNet's tensors."""
+    """The model's configuration, as far as shapes determine it; None if the tensors are not of such a UNet."""
     if "temb.dense.0.weight" not in tensors or "down.0.block.0.conv1.weight" not in tensors:
         return None
     count = _count(tensors, "down.{}.block.0.conv1.weight", MOST_LEVELS)
@@ -99,7 +99,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 def _count(tensors: Mapping[str, Tensor], name: str, most: int) -> int:
-    """How many of the names there are, counting from 0 without a gap."""
+    """The number of consecutive names, from 0, at most `most`."""
     return next((i for i in range(most) if name.format(i) not in tensors), most)
 
 
@@ -107,9 +107,9 @@ def _size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
     tensor = tensors.get(name)
     if tensor is None or len(tensor.shape) <= axis or not tensor.shape[axis]:
         raise CheckpointError(
-            f"is a diffusion UNet whose {name}, which tells a size, is "
+            f"is a diffusion UNet whose {name}, which determines a size, is "
             + ("missing" if tensor is None else f"{list(tensor.shape)}"),
-            advice="The file is not whole: get it from its source again",
+            advice="The file is not whole: download it again",
         )
     return tensor.shape[axis]
 

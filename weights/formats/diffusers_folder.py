@@ -1,8 +1,8 @@
 """A folder in; the config.json, the weights files and the noise schedule of the diffusers UNet in it out.
 
-A pipeline's folder (`model_index.json`, the network in `unet/` or, of old, beside it), a training checkpoint's (`unet/`
-and `unet_ema/`) or the network's own. Nothing in it is run, and only files of known names are opened. Links are
-followed: the hub's downloader makes folders of them.
+A folder of a pipeline (`model_index.json`, the network in `unet/` or, in old versions, beside it), of a training
+checkpoint (`unet/` and `unet_ema/`) or of the network. Nothing in it is run, and only files of known names are opened.
+Links are followed: the hub's downloader makes folders of links.
 
 Source: github.com/huggingface/diffusers (models/modeling_utils.py and training_utils.py) for the names of files.
 """
@@ -30,7 +30,7 @@ _SCHEDULES = {
     ("scaled_linear", 0.00085, 0.012): "scaled_linear",
     ("squaredcos_cap_v2", None, None): "cosine",
 }
-"""A scheduler's `beta_schedule`, `beta_start`, `beta_end` (None: has no say) -> the noise schedule of that kind."""
+"""A scheduler's `beta_schedule`, `beta_start`, `beta_end` (None: not used) -> the noise schedule."""
 _TIMESTEPS = 1000
 
 _PIXELS, _LATENTS, _LATENTS_SCALED = (
@@ -51,7 +51,7 @@ _SCHEDULERS = {
     **dict.fromkeys(("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"), _LATENTS),
     **dict.fromkeys(("LCMScheduler", "TCDScheduler"), _LATENTS_SCALED),
 }
-"""diffusers' schedulers whose noise is given by betas -> their defaults of the three options."""
+"""diffusers' schedulers with betas -> their defaults of the three options."""
 
 _LONGEST_JSON = 1 << 16
 """Bytes. A network's configuration takes about 1000."""
@@ -60,7 +60,7 @@ _LONGEST_INDEX = 4 << 20
 _MOST_SHARDS = 200
 
 _STEM = "diffusion_pytorch_model"
-# A variant is any word. In the names of shards it stands in front of their number or, of old, behind it.
+# A variant is any word. In the names of shards it is before their number or, in old versions, after it.
 _NUMBER = r"-\d{5}-of-\d{5}"
 _WHOLE = re.compile(rf"{_STEM}(?:\.(?P<variant>[^.]+))?\.(?P<suffix>safetensors|bin)")
 _INDEX = re.compile(
@@ -76,7 +76,7 @@ _PLAIN_NAME = re.compile(r"\w[\w.+-]{0,250}\.(?:safetensors|bin)", re.ASCII)
 
 @dataclass(frozen=True)
 class UNetFolder:
-    """What was found: the parsed config.json, not yet judged, and where the tensors are."""
+    """A UNet in a folder: the parsed config.json, not yet checked, and the files of the tensors."""
 
     config: dict[str, Any]
     weights: tuple[Path, ...]
@@ -84,11 +84,11 @@ class UNetFolder:
     index: Mapping[str, str] | None
     """Of shards: a tensor's key -> the name of the file that holds it."""
     schedule: str | None
-    """The noise that the network was trained on, where the folder says it: linear, scaled_linear or cosine."""
+    """The noise schedule of the training, if the folder has it: linear, scaled_linear or cosine."""
     chosen: Chosen | None
-    """Which weights these are, where the folder has averaged ones."""
+    """The choice among the folder's weights, if it has averaged ones."""
     place: str
-    """Where in the folder they are."""
+    """The place of the weights in the folder."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Candidate:
 
     @property
     def plain(self) -> bool:
-        """Whether the variant is none, or says no more than whether this is an average."""
+        """Whether there is no variant, or one that only names an average or its absence."""
         return not self.variant or kind_of(self.variant) in ("average", "no average")
 
 
@@ -113,22 +113,22 @@ def find_unet(
     which: Which | None = None,
     without: Mapping[str, str] = MappingProxyType({}),
 ) -> UNetFolder:
-    """Look into a folder.
+    """Find the UNet in a folder.
 
     Parameters
     ----------
     folder : path
-        A pipeline's, a training checkpoint's or a network's own.
+        Of a pipeline, a training checkpoint or a network.
     which : {"ema", "model"}, optional
-        Which to take where there are averaged weights beside the last ones: by default the averaged ones.
+        The weights to take, if there are averaged ones beside the last ones. Default: the averaged ones.
     without : mapping of str to str, optional
-        Places of averaged weights that cannot be taken, as was found when they were opened -> the reason.
+        Places of averaged weights that could not be opened -> the reason.
 
     Raises
     ------
     CheckpointError
-        For a folder that is not a diffusers pipeline's or network's, whose pipeline is more than one network of
-        pixels, or that does not say which of its weights are meant.
+        The folder is not of a diffusers pipeline or network, its pipeline has more parts than a network of pixels and a
+        scheduler, or several of its weights could be meant.
     """
     top = Path(folder)
     unet = _network(top)
@@ -149,9 +149,9 @@ def find_unet(
             except CheckpointError as error:
                 if unet is None:
                     raise
-                closed[name] = ": ".join(filter(None, (os.path.basename(error.path), error.what)))
+                closed[name] = ": ".join(filter(None, (os.path.basename(error.path), error.problem)))
     if unet is not None:
-        # what diffusers' EMAModel writes into the configuration of the network that it saves
+        # diffusers' EMAModel writes these into the configuration of the network that it saves
         kind: Kind | None = "average" if {"decay", "optimization_step"} <= config.keys() else None
         place = "" if unet == top else unet.name
         own = _candidates(unet, place, kind)
@@ -174,7 +174,7 @@ def find_unet(
 
 
 def _opened(path: Path, name: str) -> list[_Candidate]:
-    """The weights in an averaged network's folder, once all of it was seen to be there."""
+    """The weights in an averaged network's folder, if all its files exist. Raises CheckpointError."""
     if not path.is_dir():
         _followed(path)
         raise CheckpointError("is a file, expected a folder with config.json and weights")
@@ -192,12 +192,12 @@ def _opened(path: Path, name: str) -> list[_Candidate]:
 
 
 def _network(top: Path) -> Path | None:
-    """The folder of the network's config.json, its pipeline judged; None where only an average can be there."""
+    """The folder of the network's config.json, its pipeline checked; None if there can only be an average."""
     unet = top / "unet"
     if _there(top / "model_index.json"):
         _check_pipeline(_json(top / "model_index.json", _LONGEST_JSON))
         if not _there(unet) and _there(top / "config.json"):
-            return top  # pipelines of old: everything in one folder
+            return top  # old pipelines: everything in one folder
         return None if not _there(unet) and _averages(top) else unet
     return unet if _there(unet / "config.json") else top if _there(top / "config.json") else None
 
@@ -207,7 +207,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _averages(top: Path) -> list[str]:
-    """What is called an averaged UNet in this folder, whether it can be opened or not: unet_ema."""
+    """Names in this folder of averaged UNets, such as unet_ema, readable or not."""
     return [
         name
         for name in _names(top)
@@ -216,7 +216,7 @@ def _averages(top: Path) -> list[str]:
 
 
 def _may_be_unet(path: Path) -> bool:
-    """Whether something called an average is one of a UNet: by its configuration, or its name where it has none."""
+    """Whether a path named as an average may be one of a UNet: by its configuration, else by its name."""
     if not path.is_dir() and not path.is_symlink():
         return _CHECKPOINT.search(path.name) is not None and not path.name.startswith(_STEM)
     try:
@@ -237,7 +237,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _candidates(folder: Path, place: str, inherited: Kind | None) -> list[_Candidate]:
-    """The variants of the weights in a folder, each in its best form: safetensors before pickles, whole before cut."""
+    """Variants of the weights in a folder, each in its best form: safetensors before pickle, whole before shards."""
     files: dict[str, tuple[int, str]] = {}
     for name in _names(folder):
         whole, index = _WHOLE.fullmatch(name), _INDEX.fullmatch(name)
@@ -253,15 +253,15 @@ def _candidates(folder: Path, place: str, inherited: Kind | None) -> list[_Candi
     for variant, (_, name) in sorted(files.items()):
         kind = kind_of(variant)
         file = f"{_STEM}.{variant}" if variant else "" if place else _STEM
-        said = "/".join(filter(None, (place, file)))
-        found.append(_Candidate(folder, variant, said, inherited if kind is None else kind, folder / name))
+        at = "/".join(filter(None, (place, file)))
+        found.append(_Candidate(folder, variant, at, inherited if kind is None else kind, folder / name))
     return found
 
 
 def _choose(
     candidates: list[_Candidate], which: Which | None, unusable: tuple[str, ...]
 ) -> tuple[_Candidate | None, Chosen | None]:
-    """The weights to take, and in words which they are; (None, None) where there are none to take."""
+    """The weights to take, and the choice in words; (None, None) if there are none to take."""
     averages = averages_of(candidates, [each.kind for each in candidates])
     others = [each for each in candidates if each not in averages]
     if which == "model" and averages and not others:
@@ -278,9 +278,9 @@ def _choose(
     if not plain and len({each.variant for each in of_kind}) > 1:
         raise CheckpointError(
             f"has its weights in several variants ({listed([shown(each.variant) for each in of_kind])})"
-            f" and none is {_STEM}.safetensors or .bin",
+            f", none of them {_STEM}.safetensors or .bin",
             path=str(of_kind[0].folder),
-            advice="Give a folder with config.json and one of them",
+            advice="Give a folder with config.json and one variant",
         )
     taken = (plain or of_kind)[0]
     if not averages and not unusable:
@@ -304,7 +304,7 @@ def _none_found(folder: Path) -> CheckpointError:
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Key of a tensor -> name of its shard, all of them there."""
+    """Key of a tensor -> name of its shard; all shards exist. Raises CheckpointError."""
     weight_map = _json(path, _LONGEST_INDEX).get("weight_map")
     if (
         not isinstance(weight_map, dict)
@@ -312,7 +312,7 @@ def _index(path: Path) -> dict[str, str]:
         or not all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in weight_map.values())
     ):
         raise CheckpointError(
-            "its weight_map is no table from tensors to names of files in the same folder",
+            "its weight_map is not a table from tensors to names of files in the same folder",
             path=str(path),
             advice="Download it again",
         )
@@ -330,7 +330,7 @@ def _index(path: Path) -> dict[str, str]:
 
 
 def _check_pipeline(index: dict[str, Any]) -> None:
-    """That a pipeline is one network that sees pixels, and a scheduler."""
+    """Raise CheckpointError unless a pipeline is one network of pixels and a scheduler."""
     parts = {
         name: value
         for name, value in index.items()
@@ -339,18 +339,18 @@ def _check_pipeline(index: dict[str, Any]) -> None:
     where = "model_index.json"
     _, kind = parts.get("unet", (None, "missing"))
     if kind != UNET_CLASS:
-        raise CheckpointError(f"its unet is {shown(kind)}, supported is {UNET_CLASS}", where=where)
+        raise CheckpointError(f"its unet is {shown(kind)}, supported: {UNET_CLASS}", where=where)
     others = sorted(set(parts) - {"unet", "scheduler"})
     if others:
         raise CheckpointError(
-            f"its pipeline has {', '.join(map(shown, others[:5]))} beside unet and scheduler, which are not computed",
+            f"its pipeline has {', '.join(map(shown, others[:5]))} beside unet and scheduler, which are not supported",
             where=where,
             advice="To load the network alone, give the unet folder",
         )
 
 
 def _find_schedule(top: Path, *, alone: bool) -> str | None:
-    """The noise schedule beside a network, which lies in a folder of its own (`alone`) or not."""
+    """The noise schedule beside a network; `alone`: the network has a folder of its own."""
     for path in (top / "scheduler" / "scheduler_config.json", top / "scheduler_config.json"):
         if _there(path):
             return _schedule(_json(path, _LONGEST_JSON), path, alone)
@@ -358,7 +358,7 @@ def _find_schedule(top: Path, *, alone: bool) -> str | None:
 
 
 def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
-    """The name of a scheduler's noise schedule; options that it leaves out have diffusers' defaults."""
+    """The name of a scheduler's noise schedule; options that it omits have diffusers' defaults."""
     advice = (
         "To load the network alone, give the unet folder"
         if alone
@@ -368,7 +368,7 @@ def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
     defaults = _SCHEDULERS.get(name) if isinstance(name, str) else None
     if defaults is None:
         raise CheckpointError(
-            f"is the configuration of a {shown(name)}, expected a scheduler of betas, such as DDPMScheduler",
+            f"is the configuration of a {shown(name)}, expected a scheduler with betas, such as DDPMScheduler",
             path=str(path),
             advice=advice,
         )
@@ -388,12 +388,12 @@ def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
         config.get(option, default)
         for option, default in zip(("beta_schedule", "beta_start", "beta_end"), defaults, strict=True)
     )
-    said = (kind, None, None) if kind == "squaredcos_cap_v2" else (kind, *betas)
+    given = (kind, None, None) if kind == "squaredcos_cap_v2" else (kind, *betas)
     steps = config.get("num_train_timesteps", _TIMESTEPS)
-    found = next((name for known, name in _SCHEDULES.items() if known == said), None)
+    found = next((name for known, name in _SCHEDULES.items() if known == given), None)
     if found is None or steps != _TIMESTEPS or config.get("trained_betas") is not None:
         raise CheckpointError(
-            f"its noise grows as no schedule here: beta_schedule {shown(kind)} from {shown(betas[0])} to "
+            f"its noise schedule is not supported: beta_schedule {shown(kind)} from {shown(betas[0])} to "
             f"{shown(betas[1])} in {shown(steps)} timesteps",
             path=str(path),
             advice=advice,
@@ -406,7 +406,7 @@ def _there(path: Path) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """`path`, once no link on the way to it leads nowhere."""
+    """`path`, unless it or its folder is a link to a file that does not exist. Raises CheckpointError."""
     for link in (path.parent, path):
         if link.is_symlink() and not os.path.exists(os.path.realpath(link)):
             raise CheckpointError(
@@ -429,5 +429,5 @@ def _json(path: Path, longest: int) -> dict[str, Any]:
     finally:
         file.close()
     if not isinstance(found, dict):
-        raise CheckpointError("is no JSON object", path=str(path), advice="Download or copy it again")
+        raise CheckpointError("is not a JSON object", path=str(path), advice="Download or copy it again")
     return found

@@ -1,6 +1,6 @@
-"""A file or folder that people take for a checkpoint in; the CheckpointError that says what it is and what to do out.
+"""A file or folder that is not a checkpoint in; a CheckpointError with its kind and the fix out.
 
-Each is recognised by how it begins, by the names in its archive, or by the names in its folder.
+Each is recognised by its first bytes, by the names in its archive, or by the names in its folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import CheckpointError, listed, shown
 
 _OTHER_FILE = "Get the model's safetensors or PyTorch file instead"
 
-# By the first bytes.
+# First bytes, the problem, the fix.
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself", "Run: git lfs pull"),
     (b"\x1f\x8b", "is compressed with gzip", "Unpack it first"),
@@ -37,7 +37,7 @@ _PACK_AGAIN = "or pack its whole folder again without compression: zip -0 -r che
 _SCRIPT_ADVICE = "Save the weights alone: torch.save(torch.jit.load(path).state_dict(), other_path)"
 
 _MOST_LOOKED_AT = 1000
-"""Entries of a folder."""
+"""Entries of a folder that are looked at."""
 
 _CHECKPOINT = re.compile(
     r"(?:.*/)?[^/]+\.(?:pth|pt|ckpt|bin|safetensors|pkl|th|tar)", re.IGNORECASE | re.DOTALL
@@ -46,9 +46,9 @@ _CHECKPOINT = re.compile(
 
 def unknown_file(head: bytes) -> CheckpointError:
     """The error for a file that no reader takes, by its first bytes."""
-    for beginning, what, advice in _BEGINNINGS:
+    for beginning, problem, advice in _BEGINNINGS:
         if head.startswith(beginning):
-            return CheckpointError(what, advice=advice)
+            return CheckpointError(problem, advice=advice)
     if head.lstrip()[:1] == b"<":
         return CheckpointError("is a web page", advice="The download failed: open its address in a browser")
     if head.lstrip()[:1] in (b"{", b"["):
@@ -57,34 +57,34 @@ def unknown_file(head: bytes) -> CheckpointError:
         )
     if head[257:262] == b"ustar":
         return CheckpointError(
-            "is a tar archive: a PyTorch file from before 0.4, or a packed folder",
-            advice="Unpack it, or load and save it again with a PyTorch from 0.4 on",
+            "is a tar archive: a file of PyTorch before 0.4, or a packed folder",
+            advice="Unpack it, or load and save it again with PyTorch 0.4 or later",
         )
     if head.startswith(b"\x80"):
         if b"storage" in head and b"torch" in head:
             return CheckpointError(
-                "is the data.pkl out of a torch.save archive: its numbers lie beside it, in the folder data",
+                "is the data.pkl of a torch.save archive: the tensors' values are in the folder data beside it",
                 advice=f"Give the file that it was unpacked from, {_PACK_AGAIN}",
             )
         return CheckpointError(
             "is a plain pickle, without torch.save's magic number",
-            advice="Pickles run code when they are loaded: ask its author for a safetensors file",
+            advice="Loading a pickle runs code: ask its author for a safetensors file",
         )
     return CheckpointError(
-        "is in no known format: neither torch.save's (zip or legacy) nor safetensors",
-        advice="The file is cut short or damaged, or no checkpoint: download or copy it again",
+        "is in an unknown format; known: torch.save (zip or legacy), safetensors",
+        advice="The file is cut short, damaged or not a checkpoint: download or copy it again",
     )
 
 
 def refuse_other_archives(names: list[str], method: int) -> None:
-    """Raise CheckpointError for a zip archive that is not torch.save's, by the names of its entries.
+    """Raise CheckpointError for a zip archive that torch.save did not write, by the names of its entries.
 
     Parameters
     ----------
     names : list of str
-        Of all entries, with their folders; those of folders end with a slash.
+        Of all entries, with their folders; the names of folders end with a slash.
     method : int
-        How the first entry is compressed that is; 0 where all are stored.
+        The compression method of the first compressed entry; 0 if there is none.
     """
     names = [name for name in names if not name.startswith("__MACOSX/")]
     below = {name.partition("/")[2] for name in names}
@@ -94,13 +94,13 @@ def refuse_other_archives(names: list[str], method: int) -> None:
     if "data.pkl" in below:
         if method:
             raise CheckpointError(
-                f"is a torch.save archive that was packed again and is now compressed (method {method})",
+                f"is a torch.save archive that was packed again, compressed (method {method})",
                 advice=f"Get the file from its source again, {_PACK_AGAIN}",
             )
         return
     if any(name.rpartition("/")[2] == "data.pkl" for name in files):
         raise CheckpointError(
-            "holds an unpacked torch.save archive that does not lie in the archive's one folder",
+            "holds an unpacked torch.save archive that is not in the archive's one folder",
             advice=f"Get the file from its source again, {_PACK_AGAIN}",
         )
     if files and all(name.endswith(".npy") for name in files):
@@ -112,17 +112,17 @@ def refuse_other_archives(names: list[str], method: int) -> None:
     inside = [shown(name) for name in files if _CHECKPOINT.fullmatch(name)]
     if inside:
         raise CheckpointError(
-            f"is a zip archive around {listed(inside, 3)}", advice="Unpack it, and give the file in it"
+            f"is a zip archive that holds {listed(inside, 3)}", advice="Unpack it, and give the file in it"
         )
     held = f": it holds {listed([shown(name) for name in files], 3)}" if files else ""
     raise CheckpointError(
-        f"is a zip archive without data.pkl, so not from torch.save{held}",
+        f"is a zip archive without data.pkl, so torch.save did not write it{held}",
         advice="If it holds a checkpoint file, unpack it and give that file",
     )
 
 
 def refuse_unpacked(folder: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError for a folder that a checkpoint was unpacked into, or that PyTorch sharded one into."""
+    """Raise CheckpointError for a folder with an unpacked checkpoint, or with a distributed one of PyTorch."""
     try:
         inside = sorted(islice(Path(folder).iterdir(), _MOST_LOOKED_AT))
         folders = [Path(folder), *(path for path in inside if path.is_dir())]

@@ -1,4 +1,4 @@
-"""A file of torch.save before 1.6 (or with the old serialisation) in; tensors that look into the map out.
+"""A file of torch.save before 1.6 (or with the old serialisation) in; tensors that are views of the map out.
 
 Five pickles in a row (magic number, protocol, the machine's properties, the object, the storages' keys); then
 for each key an 8-byte count of elements and the elements.
@@ -27,26 +27,28 @@ _CUT_SHORT = "The file is cut short or damaged: download or copy it again"
 
 
 def read_legacy(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
-    """Read `file`'s pickles and the places of its storages; the tensors' bytes stay where they are.
+    """Read `file`'s pickles and the places of its storages; the tensors' bytes are not read.
 
     Raises
     ------
     CheckpointError
-        Where the file is not one that torch.save writes, or its parts contradict each other.
+        torch.save does not write such a file, or its parts contradict each other.
     """
     budget = Budget(file.size)
     storages = StorageTable(fields=6)
     machine = Unpickler(file.bytes, 0, file.size, where="header", budget=budget, whole=True)
     magic, protocol, system = machine.load(), machine.load(), machine.load()
     if type(magic) is not int or magic != MAGIC or type(protocol) is not int or protocol != PROTOCOL:
-        raise CheckpointError("has another magic number or protocol than torch.save writes", where="header")
+        raise CheckpointError("has a magic number or protocol that torch.save does not write", where="header")
     if type(system) is not dict or system.get("little_endian") is not True:
         raise CheckpointError(
-            "was written on a big-endian machine", where="header", advice="Save it again with a new PyTorch"
+            "was written on a big-endian machine",
+            where="header",
+            advice="Save it again with PyTorch 2.1 or later",
         )
 
     def find(identity: object) -> object:
-        # A class of a layer comes with its source text, which is not looked at: ("module", class, file, source).
+        # A layer's class comes with its source text, which is ignored: ("module", class, file, source).
         if type(identity) is tuple and len(identity) == 4 and identity[0] == "module":
             kind = identity[1]
             if isinstance(kind, Global) and kind.call is None:
@@ -63,9 +65,9 @@ def read_legacy(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
 
 
 def _place(file: MappedFile, position: int, keys: object, storages: StorageTable) -> None:
-    """Walk over the storages' bytes behind the pickles, and give each its place."""
+    """Walk over the storages' bytes after the pickles, and set the place of each."""
     if type(keys) is not list:
-        raise CheckpointError("is no list", where="the list of storages", advice=_CUT_SHORT)
+        raise CheckpointError("is not a list", where="the list of storages", advice=_CUT_SHORT)
     waiting = dict(storages.by_key)
     for key in keys:
         storage = waiting.pop(key, None) if type(key) is str else None
@@ -82,7 +84,7 @@ def _place(file: MappedFile, position: int, keys: object, storages: StorageTable
         expected = storage.nbytes // DTYPES[storage.dtype].itemsize
         if count != expected:
             raise CheckpointError(
-                f"has {count} elements, the pickle says {expected}", where=where, advice=_CUT_SHORT
+                f"has {count} elements, {expected} according to the pickle", where=where, advice=_CUT_SHORT
             )
         storage.start = position + _COUNT.size
         position = storage.start + storage.nbytes
@@ -101,6 +103,6 @@ def _place(file: MappedFile, position: int, keys: object, storages: StorageTable
         raise CheckpointError(
             f"{file.size - position} bytes follow the last storage",
             where=f"byte {position}",
-            advice="The file is damaged, or two files in one: get it from its source again",
+            advice="The file is damaged, or is two files in one: download it again",
         )
     storages.place_windows()

@@ -1,4 +1,4 @@
-"""A file of torch.save (zip, PyTorch 1.6 and later) in; tensors that look into the mapped file out."""
+"""A file of torch.save (zip, PyTorch 1.6 and later) in; tensors that are views of the mapped file out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SIGNATURE = b"PK\x03\x04"
 
 
 def read_zip(file: MappedFile) -> tuple[dict[str, Tensor], Flat]:
-    """Read `file`'s directory and pickle; the tensors' bytes stay where they are.
+    """Read `file`'s directory and pickle; the tensors' bytes are not read.
 
     Raises
     ------
     CheckpointError
-        Where the archive is not one that torch.save writes, or its parts contradict each other.
+        torch.save does not write such an archive, or its parts contradict each other.
     """
     budget = Budget(file.size)
     entries = read_directory(file.bytes, file.size, budget)
@@ -55,7 +55,7 @@ def _place(storage: Storage, entries: dict[str, Entry]) -> None:
         )
     if entry.size != storage.nbytes:
         raise CheckpointError(
-            f"storage {shown(storage.key)!r} has {storage.nbytes} bytes by the pickle, {entry.size} in the file",
+            f"storage {shown(storage.key)!r} has {entry.size} bytes, {storage.nbytes} according to the pickle",
             advice="The file is damaged: download or copy it again",
         )
     storage.start = entry.start
@@ -64,7 +64,7 @@ def _place(storage: Storage, entries: dict[str, Entry]) -> None:
 def _big_endian(file: MappedFile, entries: dict[str, Entry]) -> bool:
     entry = entries.get("byteorder")
     if entry is None:
-        return False  # Files before PyTorch 2.1 do not say, and are little-endian.
+        return False  # files before PyTorch 2.1, which are little-endian
     order = file.bytes[entry.start : entry.start + min(entry.size, 16)]
     if order not in (b"little", b"big"):
         raise CheckpointError(f"is {shown(order)!r}, expected little or big", where="entry byteorder")

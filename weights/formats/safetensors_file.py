@@ -1,7 +1,7 @@
-"""A safetensors file in; tensors that look into the mapped file, and its metadata, out.
+"""A safetensors file in; tensors that are views of the mapped file, and its metadata, out.
 
-The safetensors library judges the header first (its limits, offsets without holes or overlaps, the file's
-exact end). What it lets through and should not, names that come twice, is refused here.
+The safetensors library checks the header first (its limits, offsets without holes or overlaps, the file's exact end).
+It accepts a name twice; that is refused here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEADER_BASE, _HEADER_MOST = 1 << 20, 16 << 20
 
 
 def header_bytes(file: MappedFile) -> int | None:
-    """The length of the header, or None where `file` does not begin as a safetensors file does."""
+    """The length of the header in bytes; None if `file` does not begin like a safetensors file."""
     if file.size < 10:
         return None
     (length,) = struct.unpack_from("<Q", file.bytes, 0)
@@ -37,12 +37,12 @@ def header_bytes(file: MappedFile) -> int | None:
 
 
 def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read `file`'s header; the tensors' bytes stay where they are.
+    """Read `file`'s header; the tensors' bytes are not read.
 
     Raises
     ------
     CheckpointError
-        Where the safetensors library refuses the header, or a name comes twice.
+        The safetensors library refuses the header, or a name is in it twice.
     """
     length = header_bytes(file)
     if length is None:
@@ -60,7 +60,7 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(file.path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        _check_metadata(_header(raw))  # in the file's terms, where that is the reason
+        _check_metadata(_header(raw))  # names the entry, if metadata is the reason
         raise CheckpointError(shown(str(error), 200), where="header", advice=_ADVICE) from None
     header = _header(raw)
     metadata = _check_metadata(header)
@@ -72,20 +72,20 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def _check_metadata(header: dict[str, object]) -> dict[str, str]:
-    """The header's metadata: text by name."""
+    """The header's metadata: strings by name. Raises CheckpointError."""
     metadata = header.get("__metadata__")
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):
         raise CheckpointError(
-            f"is {_json_kind(metadata)}, expected an object of texts",
+            f"is {_json_kind(metadata)}, expected an object of strings",
             where="__metadata__",
             advice=_METADATA_ADVICE,
         )
     for name, value in metadata.items():
         if not isinstance(value, str):
             raise CheckpointError(
-                f"holds {_json_kind(value)} as {shown(name)!r}, expected text",
+                f"holds {_json_kind(value)} as {shown(name)!r}, expected a string",
                 where="__metadata__",
                 advice=_METADATA_ADVICE,
             )
@@ -98,27 +98,27 @@ def _json_kind(value: object) -> str:
     if isinstance(value, (int, float)):
         return f"the number {shown(value)}"
     if isinstance(value, str):
-        return "text"
+        return "a string"
     return "a list" if isinstance(value, list) else "an object"
 
 
 def _header(raw: bytes) -> dict[str, object]:
-    """The header's JSON. Its nesting and types were judged by the library."""
+    """The header's JSON, whose nesting and types the library has checked. Raises CheckpointError."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(pairs)
         if len(result) != len(pairs):
             seen: set[str] = set()
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # add is None: falsy
-            raise CheckpointError(f"the name {shown(twice)!r} comes twice", where="header", advice=_ADVICE)
+            raise CheckpointError(f"the name {shown(twice)!r} is there twice", where="header", advice=_ADVICE)
         return result
 
     try:
         header = json.loads(raw, object_pairs_hook=unique, parse_int=_integer)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise CheckpointError("is no JSON", where="header", advice=_ADVICE) from None
+        raise CheckpointError("is not JSON", where="header", advice=_ADVICE) from None
     if not isinstance(header, dict):
-        raise CheckpointError("is no JSON object", where="header", advice=_ADVICE)
+        raise CheckpointError("is not a JSON object", where="header", advice=_ADVICE)
     return header
 
 
@@ -129,20 +129,20 @@ def _integer(digits: str) -> int:
 
 
 def _tensor(name: str, info: object, base: int, file: MappedFile) -> Tensor:
-    """One tensor. The header was parsed again, so its numbers are checked again."""
+    """One tensor. The header was parsed a second time, so its numbers are checked a second time."""
     where = f"tensor {shown(name)!r}"
     if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
         raise CheckpointError("lacks its dtype, shape or offsets", where=where, advice=_ADVICE)
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_CODES:
         raise CheckpointError(
-            f"has the element type {shown(dtype)}, which is not read",
+            f"has the element type {shown(dtype)}, which is not supported",
             where=where,
             advice="Save it as float16, bfloat16 or float32",
         )
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise CheckpointError("has a shape or offsets that are no lists", where=where, advice=_ADVICE)
-    # Before its strides are multiplied up: a size of 0 lets any others past the library, a million of them too.
+        raise CheckpointError("has a shape or offsets that are not lists", where=where, advice=_ADVICE)
+    # Before strides are multiplied: beside a size of 0, the library accepts any others, even a million of them.
     if len(shape) > MAX_DIMENSIONS:
         raise CheckpointError(f"has {len(shape)} dimensions, at most {MAX_DIMENSIONS} are read", where=where)
     begin, end = offsets
@@ -163,5 +163,5 @@ def _tensor(name: str, info: object, base: int, file: MappedFile) -> Tensor:
 
 
 def _counts(shape: list[object]) -> tuple[int, ...]:
-    """`shape` for its strides; what is no count is left for `checked_layout` to name."""
+    """`shape` for its strides; `checked_layout` reports entries that are not counts."""
     return tuple(n if type(n) is int and n >= 0 else 0 for n in shape)

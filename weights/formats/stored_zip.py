@@ -1,8 +1,8 @@
-"""A zip archive in, the place of each entry out; for archives that store their entries, and only for those.
+"""A zip archive with uncompressed entries in; the place of each entry out.
 
-`zipfile` believes what an archive says of itself. This reads the same structures, but believes nothing:
-entries are stored (so there is nothing to inflate), lie inside the file, do not overlap, agree with their own
-headers, and have one plain name each, all under one root. So an archive is never larger than its file.
+`zipfile` trusts an archive's description of itself. This reads the same structures and checks them all: entries are
+stored uncompressed, lie inside the file, do not overlap, agree with their headers, and have one plain name each, all
+under one root. So the contents are never larger than the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENTRY_COST = 300
 _LONGEST_NAME = 512
 
 _CUT_SHORT = "The file is cut short or damaged: download or copy it again"
-_REFUSED = "torch.save does not write such archives: get the file from its source again"
+_REFUSED = "torch.save does not write such archives: download the file from its source again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class Entry:
     size: int
 
 
-def _damaged(what: str, where: str = "zip directory") -> CheckpointError:
-    return CheckpointError(what, where=where, advice=_CUT_SHORT)
+def _damaged(problem: str, where: str = "zip directory") -> CheckpointError:
+    return CheckpointError(problem, where=where, advice=_CUT_SHORT)
 
 
 def _directory(data: mmap.mmap, size: int) -> tuple[int, int, int]:
     """Start, length and entry count of the central directory."""
-    # The end record is the last thing in the file; a comment of up to 64 KiB may follow it.
+    # The end record ends the file, but for a comment of up to 64 KiB.
     at = data.rfind(b"PK\x05\x06", max(0, size - _END.size - 0xFFFF))
     if at < 0 or at + _END.size > size:
         raise _damaged("the archive has no end record")
@@ -65,7 +65,7 @@ def _directory(data: mmap.mmap, size: int) -> tuple[int, int, int]:
             data, limit
         )
         if signature != b"PK\x06\x06" or disk or first_disk or here != count64:
-            raise _damaged("the archive's zip64 record is not one")
+            raise _damaged("the archive's zip64 record is invalid")
         for small, large, marker in (
             (count, count64, 0xFFFF),
             (length, length64, _IN_ZIP64),
@@ -82,7 +82,7 @@ def _directory(data: mmap.mmap, size: int) -> tuple[int, int, int]:
 
 
 def _zip64_fields(extra: bytes, values: list[int], name: str) -> list[int]:
-    """`values` (size, packed size, offset), with those that did not fit 32 bits read from the extra field."""
+    """`values` (size, packed size, offset); values that do not fit 32 bits are read from the extra field."""
     wanted = [index for index, value in enumerate(values) if value == _IN_ZIP64]
     at = 0
     while wanted and at + 4 <= len(extra):
@@ -101,17 +101,17 @@ def _zip64_fields(extra: bytes, values: list[int], name: str) -> list[int]:
 
 
 def _check_path(name: str) -> None:
-    """That a name is a plain path; a folder's ends with a slash."""
+    """Raise CheckpointError unless a name is a plain path; a folder's ends with a slash."""
     parts = name.removesuffix("/").split("/")
-    # The root folder is named after the file that torch.save wrote to: a colon may be in it, but no drive.
+    # The root folder has the name of the file that torch.save wrote: it may contain a colon, but no drive.
     drive = len(parts[0]) == 2 and parts[0][1] == ":"
     if drive or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise CheckpointError(f"an entry's name is no plain path: {shown(name)}", advice=_REFUSED)
+        raise CheckpointError(f"an entry's name is not a plain path: {shown(name)}", advice=_REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """One entry as the directory lists it, believed so far as the directory itself is whole."""
+    """One entry as the directory lists it, not checked against its header."""
 
     raw_name: bytes
     flags: int
@@ -123,12 +123,12 @@ class _Listed:
 
     @property
     def name(self) -> str:
-        """Its path; as far as it is UTF-8, which is judged once the archive is known to be torch.save's."""
+        """Its path, decoded as far as possible: `read_directory` refuses invalid UTF-8 later."""
         return self.raw_name.decode("utf-8", "replace")
 
 
 def _list(data: mmap.mmap, size: int, budget: Budget) -> tuple[list[_Listed], int]:
-    """The directory's entries, and where it begins."""
+    """The directory's entries, and its first byte."""
     start, length, count = _directory(data, size)
     if count > MAX_STORAGES:
         raise CheckpointError(
@@ -156,37 +156,37 @@ def _list(data: mmap.mmap, size: int, budget: Budget) -> tuple[list[_Listed], in
         extra = data[extra_at : extra_at + extra_bytes]
         found.append(_Listed(data[names_at:extra_at], flags, method, packed, unpacked, fields[16], extra))
     if at != end:
-        raise _damaged(f"the directory has {end - at} bytes more than its {count} entries")
+        raise _damaged(f"the directory has {end - at} bytes after its {count} entries")
     return found, start
 
 
 def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entry]:
-    """Where the entries of an archive of torch.save lie.
+    """The places of the entries of an archive of torch.save.
 
     Parameters
     ----------
     data : mmap
         The mapped file.
     size : int
-        Its bytes.
+        Its size in bytes.
     budget : Budget
-        What the table may cost.
+        Pays for the table.
 
     Returns
     -------
     dict of str to Entry
-        By name without the root folder: "data.pkl", which is always there, "data/0". Folders, which tools that pack
-        again list as entries, are left out.
+        By name without the root folder: "data.pkl" (always there), "data/0". Folders, which packing tools list as
+        entries, are omitted.
 
     Raises
     ------
     CheckpointError
-        For another program's archive (TorchScript, NumPy, a zip around a checkpoint, a compressed one); for encrypted
-        entries, sizes and places outside the file, overlaps, names that are no plain paths, come twice, or lie under
-        more than one root.
+        The archive is of another program (TorchScript, NumPy, a zip around a checkpoint) or compressed; an entry is
+        encrypted, outside the file, overlaps another, or its name is not a plain path, not unique or not under the one
+        root.
     """
     found, start = _list(data, size, budget)
-    # First what the archive is, so that its owner hears of that, and not of its compression.
+    # First the kind of the archive: for another program's, compression is not the fault to report.
     for each in found:
         _check_path(each.name)
     method = next((each.method for each in found if each.method != _STORED), _STORED)
@@ -208,11 +208,11 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
             raise CheckpointError("is encrypted", where=where, advice=_REFUSED)
         unpacked, packed, offset = _zip64_fields(each.extra, [each.unpacked, each.packed, each.offset], full)
         if packed != unpacked:
-            raise _damaged(f"is stored, yet {packed} bytes hold {unpacked}", where)
+            raise _damaged(f"is stored uncompressed, but {packed} bytes hold {unpacked}", where)
         entry = _local(data, offset, packed, each.raw_name, start, where)
         spans.append((offset, entry.start + entry.size))
         if left_out:
-            continue  # a Mac's notes, made when the archive was packed again
+            continue  # files that macOS adds when it packs an archive
         folder, _, name = full.partition("/")
         if root and folder != root:
             raise CheckpointError(
@@ -220,7 +220,7 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
             )
         root = folder
         if name in entries:
-            raise CheckpointError("comes twice in the archive", where=where, advice=_REFUSED)
+            raise CheckpointError("is in the archive twice", where=where, advice=_REFUSED)
         if not name or name.endswith("/"):
             if entry.size:
                 raise CheckpointError("is a folder that holds bytes", where=where, advice=_REFUSED)
@@ -234,7 +234,7 @@ def read_directory(data: mmap.mmap, size: int, budget: Budget) -> dict[str, Entr
 
 
 def _local(data: mmap.mmap, offset: int, size: int, raw_name: bytes, limit: int, where: str) -> Entry:
-    """The bytes of an entry, from its own header, which must agree with the directory's."""
+    """The bytes of an entry, by its header, which must agree with the directory."""
     if offset + _LOCAL.size > limit:
         raise _damaged(f"begins at byte {offset}, past the end of the data", where)
     signature, _, flags, method, _, _, _, packed, unpacked, name_bytes, extra_bytes = _LOCAL.unpack_from(
@@ -243,7 +243,7 @@ def _local(data: mmap.mmap, offset: int, size: int, raw_name: bytes, limit: int,
     names_at = offset + _LOCAL.size
     if signature != b"PK\x03\x04" or data[names_at : names_at + name_bytes] != raw_name:
         raise _damaged("its own header names another entry", where)
-    # 0: the sizes follow the data (so torch.save streams them); all ones: they are in the extra field.
+    # 0: the sizes follow the data (torch.save streams them); all ones: they are in the extra field.
     if flags & _ENCRYPTED or method != _STORED or {packed, unpacked} - {size, 0, _IN_ZIP64}:
         raise _damaged("its own header contradicts the directory", where)
     start = names_at + name_bytes + extra_bytes

@@ -1,7 +1,7 @@
-"""Global names that a pickle may mention: each becomes an inert stand-in, and every other name is refused.
+"""A global name of a pickle in; its inert stand-in out, or an error for a name that is not on the list.
 
-Nothing is imported and nothing of the named modules is run. A name on the list is answered with a stand-in;
-"calling" one runs a few lines of this package, which build tuples, dicts, placeholders and tensor descriptions.
+No named module is imported, and none of its code is run. A call of a stand-in runs a few lines of this package, which
+build tuples, dicts, placeholders and tensor layouts.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .rebuild import Arguments, taken
 from .refused_names import refusal
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped
 
-# Classes, and the functions that pickle makes their objects with, that training scripts leave beside the weights. What
-# the file says of their contents is dropped. None of them would run anything of the file's choice.
+# Classes (and the functions by which pickle makes their objects) that training scripts leave beside the weights. The
+# contents of such objects are dropped. None of these would run code of the file's choice.
 _INERT = (
-    # Training frameworks: anything of theirs that is named as a class.
+    # Training frameworks: all names of classes.
     r"(?:pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf)(?:\.\w+)*\._?[A-Z]\w*",
     r"torch\.torch_version\.TorchVersion|torch\._C\.Generator|torch\._utils\.torch\.(?:channels_last(?:_3d)?"
     r"|contiguous_format|preserve_format)",
     r"torch\.optim(?:\.\w+)*\.[A-Z]\w*|torch(?:\.cuda)?\.amp\.grad_scaler\.\w+",
     r"torch\.nn\.parameter\.Uninitialized(?:Parameter|Buffer)",
-    # Python's own.
+    # Python's library.
     r"builtins\.(?:slice|range|complex|Ellipsis|NotImplemented)",
     r"argparse\.Namespace|types\.SimpleNamespace|uuid\.(?:UUID|SafeUUID)|decimal\.Decimal|fractions\.Fraction",
     r"pathlib(?:\._local)?\.(?:Pure)?(?:Posix|Windows)?Path",
@@ -45,7 +45,7 @@ _INERT = (
 )
 _INERT_NAME = re.compile("|".join(_INERT), re.ASCII)
 
-# Classes and functions that a training state refers to (a default factory, an activation). Naming one is harmless; an
+# Classes and functions that a training state refers to (a default factory, an activation). A reference is harmless; an
 # object of one is a part of a network pickled whole, and is refused.
 _NAMED = (
     r"builtins\.(?:int|float|str|bool|object|list|dict|tuple|long|unicode)",
@@ -56,7 +56,7 @@ _NAMED = (
 _FUNCTIONS = "torch._C._VariableFunctionsClass"
 _NAMED_ONLY = re.compile("|".join(_NAMED), re.ASCII)
 
-# What older versions of PyTorch and NumPy called them; for Python's own names, pickle has a table.
+# Names in older versions of PyTorch and NumPy -> names now; for Python's library, pickle has a table.
 _OLD_MODULES = {
     "torch.tensor": "torch._tensor",
     "numpy.core.multiarray": "numpy._core.multiarray",
@@ -79,7 +79,7 @@ def _mapping(args: Arguments) -> object:
             result[pair] = None
             continue
         if type(pair) not in (list, tuple) or len(pair) != 2:
-            raise CheckpointError("a dict is built from something that is no list of pairs")
+            raise CheckpointError("a dict is built from an item that is not a pair")
         check_key(pair[0])
         if type(pair[0]) is tuple:
             raise CheckpointError("a dict is built from pairs with a tuple as key")
@@ -88,9 +88,9 @@ def _mapping(args: Arguments) -> object:
 
 
 def check_key(key: object) -> None:
-    """That `key` may be the key of a dict; of a tuple, `tuple_key` judges the parts.
+    """Raise CheckpointError if `key` may not be the key of a dict; `tuple_key` checks the parts of a tuple.
 
-    Integers over 64 bits may not: they can be chosen to share one hash and make a dict quadratic.
+    Integers over 64 bits may not: a file could choose ones that share one hash, and make a dict quadratic.
     """
     kind = type(key)
     if kind is int and not -(1 << 64) < key < 1 << 64:  # type: ignore[operator]  # an int, by its kind
@@ -103,7 +103,7 @@ def check_key(key: object) -> None:
 
 def _default_dict(args: Arguments) -> object:
     taken(args, 0, 1, "collections.defaultdict")
-    return {}  # Its factory would only make missing entries: no entry of the file needs it.
+    return {}  # its factory would only make missing entries
 
 
 def _sequence(args: Arguments) -> object:
@@ -125,18 +125,18 @@ def _deque(args: Arguments) -> object:
 
 
 def _text(args: Arguments) -> object:
-    """torch.device("cuda", 0), torch.serialization._get_layout("torch.strided"): what they are called."""
+    """torch.device("cuda", 0), torch.serialization._get_layout("torch.strided"): their names."""
     taken(args, 1, 2, "a device or layout")
     if not all(type(arg) in (str, int) for arg in args):
-        raise CheckpointError("a device or layout is built from something that is no name")
+        raise CheckpointError("a device or layout is built from a value that is not a name")
     return ":".join(shown(arg) for arg in args)
 
 
 def _encode(args: Arguments) -> object:
-    """_codecs.encode(text, "latin1"): how pickle protocol 2 spells bytes."""
+    """_codecs.encode(text, "latin1"): bytes as pickle protocol 2 writes them."""
     text, encoding = taken(args, 2, 2, "_codecs.encode")
     if type(encoding) is not str or encoding not in ("latin1", "latin-1"):
-        raise CheckpointError("_codecs.encode is asked for more than latin1 bytes")
+        raise CheckpointError("_codecs.encode is called for an encoding other than latin1")
     if isinstance(text, Skipped):
         return text
     if type(text) is not str:
@@ -158,7 +158,7 @@ def _bytes(args: Arguments) -> object:
 
 
 def _placeholder(name: str) -> Callable[[Arguments], object]:
-    """An object of that class: a new one each time, so that two as keys of a dict are two keys."""
+    """A call that gives an object of that class: a new one each time, so that two keys of a dict stay two."""
 
     def ignored(args: Arguments) -> object:
         return Placeholder(name)
@@ -166,13 +166,13 @@ def _placeholder(name: str) -> Callable[[Arguments], object]:
     return ignored
 
 
-# Names that could run code, and do not in the one call that pickles of harmless objects make.
+# Names that could run code, but do not in the one kind of call that pickles of harmless objects make.
 
 
 def _attribute(args: Arguments) -> object:
     """getattr(ZoneInfo, "_unpickle"), getattr(Outer, "Inner"): a name below a class that is inert itself.
 
-    torch.relu is getattr(torch._C._VariableFunctionsClass, "relu"), and may be named only.
+    torch.relu is getattr(torch._C._VariableFunctionsClass, "relu"); it may be named, not called.
     """
     functions = isinstance(args[0], Global) and args[0].name == _FUNCTIONS if args else False
     if len(args) == 2 and isinstance(args[0], Global) and (functions or _INERT_NAME.fullmatch(args[0].name)):
@@ -184,14 +184,14 @@ def _attribute(args: Arguments) -> object:
 
 
 def _type(args: Arguments) -> object:
-    """type(None): how the class of None is pickled."""
+    """type(None): the class of None in a pickle."""
     if args == (None,):
         return Placeholder("NoneType")
     raise refusal("builtins.type")
 
 
 def _partial(args: Arguments) -> object:
-    """functools.partial(function) of a name on the list: it is never called."""
+    """functools.partial(function) of a name on the list; the result is never called."""
     if len(args) == 1 and isinstance(args[0], Global) and not args[0].narrow:
         return Placeholder("functools.partial")
     raise refusal("functools.partial")

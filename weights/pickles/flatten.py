@@ -1,4 +1,4 @@
-"""What a pickle held in; tensors and plain values by dotted name out."""
+"""The object of a pickle in; its tensors and plain values by dotted name out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _VISIT_COST = 130
 
 
 class Flat:
-    """The leaves of a checkpoint: tensors, the plain values beside them, and what was seen but not read.
+    """The leaves of a checkpoint: tensors, the plain values beside them, and the values that were skipped.
 
-    `stand_ins` says where objects were, by dotted name, and of which class.
+    `stand_ins` maps the dotted names of objects to their classes.
 
-    Raises CheckpointError for a root that is no dict and holds no tensors: an object pickled whole, or a text.
+    Raises CheckpointError for a root that holds no tensors and is not a dict: an object pickled whole, or a text.
     """
 
     def __init__(self, root: object, budget: Budget) -> None:
@@ -38,7 +38,7 @@ class Flat:
         if not self.tensors and type(root) is not dict:
             foreign = isinstance(root, (Global, Placeholder))
             raise CheckpointError(
-                f"holds {_what(root)} and no tensors, expected a dict of tensors",
+                f"holds {_kind(root)} and no tensors, expected a dict of tensors",
                 advice=WHOLE if foreign else PLAIN,
             )
 
@@ -47,7 +47,7 @@ class Flat:
         if self._visits > MAX_ENTRIES:
             if not self._is_plain(value):
                 raise CheckpointError(
-                    f"the file unfolds into more than {MAX_ENTRIES} entries, with tensors among the last",
+                    f"the file has more than {MAX_ENTRIES} entries when flattened, with tensors among the last",
                     advice=SAVE_ALONE,
                 )
             self.placeholders[MANY_VALUES.name] = None
@@ -59,16 +59,16 @@ class Flat:
                 raise CheckpointError(
                     "two tensors have the same dotted name", where=shown(name), advice=SAVE_ALONE
                 )
-            self.tensors[name] = value  # type: ignore[assignment]  # told apart by kind
+            self.tensors[name] = value  # type: ignore[assignment]  # a Layout, by its kind
         elif kind is dict or kind is list or kind is tuple:
             self._enter(name, value)
         elif kind in (str, int, float, bool, type(None)):
-            self.values[name] = value  # type: ignore[assignment]  # told apart by kind
+            self.values[name] = value  # type: ignore[assignment]  # a scalar, by its kind
         elif kind is Placeholder or kind is Global or kind is Skipped:
             self.placeholders[value.name] = None  # type: ignore[attr-defined]  # a stand-in, by its kind
             if kind is Placeholder:
                 self.stand_ins[name] = value.name  # type: ignore[attr-defined]  # likewise
-        # Bytes and bare storages have no name among tensors and no meaning among plain values.
+        # Bytes and bare storages are neither tensors nor plain values: ignored.
 
     def _enter(self, name: str, container: object) -> None:
         assert isinstance(container, (dict, list, tuple))
@@ -103,8 +103,8 @@ def _word(key: object) -> str:
     return key.decode("latin-1") if isinstance(key, bytes) else str(key)
 
 
-def _what(root: object) -> str:
-    """What a root is, for an error."""
+def _kind(root: object) -> str:
+    """The name of a root in an error."""
     if isinstance(root, (Global, Placeholder, Skipped)):
         return shown(root.name)
     return f"a {type(root).__name__}"

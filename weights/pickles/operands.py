@@ -1,4 +1,4 @@
-"""What follows the opcodes of a pickle: integers, lines and texts, counted before they are believed to be there."""
+"""The bytes after the opcodes of a pickle in; integers, lines and texts out, each length checked before it is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..limits import LONGEST_TEXT, Budget
 from .stand_ins import Skipped
 
 CUT_SHORT = "The file is cut short or damaged: download or copy it again"
-DAMAGED = "The file is damaged, or no checkpoint of torch.save: download or copy it again"
+DAMAGED = "The file is damaged, or torch.save did not write it: download or copy it again"
 
 TEXT_COST = 64
 """Bytes that a string takes beyond its characters."""
@@ -21,7 +21,7 @@ _LONGEST_INTEGER = 64
 class Operands:
     """Reads `buffer[position:end]` piece by piece; each piece moves `position` behind it.
 
-    Raises CheckpointError where a piece is longer than what is left, or is not of its kind.
+    Raises CheckpointError if a piece is longer than the bytes left, or malformed.
     """
 
     def __init__(self, buffer: mmap.mmap, start: int, end: int, budget: Budget) -> None:
@@ -31,11 +31,11 @@ class Operands:
         self.budget = budget
 
     def need(self, count: int) -> None:
-        """Nothing, when `count` bytes are left."""
+        """Raise CheckpointError unless `count` bytes are left."""
         left = self.end - self.position
         if count > left:
             raise CheckpointError(
-                f"the pickle announces {count} bytes where {left} are left", advice=CUT_SHORT
+                f"the pickle announces {count} bytes, but only {left} are left", advice=CUT_SHORT
             )
 
     def take(self, count: int) -> bytes:
@@ -54,13 +54,13 @@ class Operands:
         """The bytes up to the next line break, at most `longest`."""
         stop = self.buffer.find(b"\n", self.position, min(self.end, self.position + longest + 1))
         if stop < 0:
-            raise CheckpointError(f"a name goes on for more than {longest} bytes", advice=DAMAGED)
+            raise CheckpointError(f"a name has more than {longest} bytes", advice=DAMAGED)
         line = self.buffer[self.position : stop]
         self.position = stop + 1
         return line
 
     def long(self, layout: struct.Struct) -> int | Skipped:
-        """An integer of as many bytes as the length before it says; of more than are read, a stand-in."""
+        """An integer with its length before it; a stand-in for one that is too long."""
         count = self.count(layout)
         if count < 0:
             raise CheckpointError(f"the pickle holds an integer of {count} bytes", advice=DAMAGED)
@@ -71,17 +71,17 @@ class Operands:
         return int.from_bytes(self.take(count), "little", signed=True)
 
     def decimal(self) -> int | bool:
-        """Integers over 32 bits, and bools, as Python 2 spelled them."""
+        """An integer over 32 bits, or a bool, as Python 2 writes them."""
         line = self.line(_LONGEST_INTEGER)
         if line in (b"00", b"01"):
             return line == b"01"
         digits = line[1:] if line[:1] == b"-" else line
         if not digits.isdigit():
-            raise CheckpointError("the pickle holds an integer that is none", advice=DAMAGED)
+            raise CheckpointError("the pickle holds an invalid decimal integer", advice=DAMAGED)
         return int(line)
 
     def bytes_of(self, layout: struct.Struct) -> bytes | Skipped:
-        """As many bytes as the length before them says, paid for as text; of more than are read, a stand-in."""
+        """Bytes with their length before them, paid for as text; a stand-in for more than `LONGEST_TEXT`."""
         count = self.count(layout)
         if count < 0:
             raise CheckpointError("the pickle announces a string of negative length", advice=DAMAGED)
@@ -98,7 +98,7 @@ class Operands:
         return decoded(raw) if isinstance(raw, bytes) else raw
 
     def old_text_of(self, layout: struct.Struct) -> str | bytes | Skipped:
-        """Python 2's str: text in every name that matters, bytes in a few values beside them."""
+        """Python 2's str: text in all names of tensors, bytes in a few values beside them."""
         raw = self.bytes_of(layout)
         try:
             return raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -107,7 +107,7 @@ class Operands:
 
 
 def decoded(raw: bytes) -> str:
-    """`raw` as text."""
+    """`raw` as text. Raises CheckpointError if it is not UTF-8."""
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""A value out of a pickle in; whether it holds no tensor, out."""
+"""A value of a pickle in; whether it holds no tensor, out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CONTAINERS = (list, dict, tuple)
 
 
 class Plainness:
-    """Which containers hold no tensor. Each is looked into once, however often it is referred to."""
+    """A test for values without tensors. Each container is searched once, however often it is referred to."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -19,7 +19,7 @@ class Plainness:
         self._known: dict[int, tuple[object, bool]] = {}
 
     def __call__(self, value: object) -> bool:
-        """Whether `value` is no tensor or storage, and holds none. Raises CheckpointError when the budget is spent."""
+        """Whether `value` is not a tensor or storage, and holds none. Raises CheckpointError: the budget is spent."""
         if type(value) not in _CONTAINERS:
             return type(value) not in (Layout, Storage)
         seen: dict[int, tuple[object, bool]] = {}

@@ -14,12 +14,12 @@ from .stand_ins import Global
 
 Arguments = tuple[object, ...]
 
-# Attributes of a tensor that are no attributes beside it, but its values or its type.
+# Attributes of a tensor that are its values or its type.
 _VALUES = ("data", "real", "imag", "__class__", "__dict__")
 
 
 def taken(args: Arguments, least: int, most: int, name: str) -> Arguments:
-    """`args`, when there are as many as `name` takes."""
+    """`args`, if there are as many as `name` takes. Raises CheckpointError."""
     if not least <= len(args) <= most:
         expected = f"{least}" if least == most else f"{least} to {most}"
         raise CheckpointError(f"{name} is given {len(args)} arguments, expected {expected}")
@@ -27,7 +27,7 @@ def taken(args: Arguments, least: int, most: int, name: str) -> Arguments:
 
 
 def _check_gradient(requires_grad: object, hooks: object, name: str) -> None:
-    """What training alone looks at: a flag, and no hooks."""
+    """Raise CheckpointError unless the arguments that only training uses are a flag and no hooks."""
     if type(requires_grad) is not bool:
         raise CheckpointError(f"{name} is given {shown(requires_grad)} as requires_grad, expected a bool")
     if hooks is not None and (type(hooks) is not dict or hooks):
@@ -57,7 +57,7 @@ def _marked(layout: Layout, metadata: object, name: str) -> Layout:
 
 def _dtype(value: object, name: str) -> str:
     if type(value) is not Global or value.dtype is None:
-        raise CheckpointError(f"{name} is given a {type(value).__name__} as dtype")
+        raise CheckpointError(f"{name} is given a {type(value).__name__} as dtype, expected a dtype")
     return value.dtype
 
 
@@ -125,15 +125,15 @@ def _from_type(args: Arguments) -> Layout:
     """(function, type, arguments, state): a plain tensor; the state's attributes are not read."""
     function, kind, arguments, state = taken(args, 4, 4, "_rebuild_from_type_v2")
     if not isinstance(kind, Global) or not kind.tensor_type:
-        raise CheckpointError("_rebuild_from_type_v2 is given a type that is no plain tensor")
+        raise CheckpointError("_rebuild_from_type_v2 is given a type other than a plain tensor's")
     if not isinstance(function, Global) or function.name not in REBUILDERS or type(arguments) is not tuple:
-        raise CheckpointError("_rebuild_from_type_v2 is given a function that builds no plain tensor")
+        raise CheckpointError("_rebuild_from_type_v2 is given a function that does not build a plain tensor")
     _check_attributes(state)
     return REBUILDERS[function.name](arguments)
 
 
 def _check_attributes(state: object) -> None:
-    """That attributes to be set on a tensor, (a dict, or two for a class with slots), leave its values alone."""
+    """Raise CheckpointError if attributes for a tensor (a dict, or two for a class with slots) replace its values."""
     parts = state if type(state) is tuple and len(state) == 2 else (state,)
     for part in parts:
         if part is None:
@@ -148,14 +148,14 @@ def _check_attributes(state: object) -> None:
 
 
 def check_state(state: object) -> None:
-    """That what BUILD gives a tensor leaves its values alone.
+    """Check that the state that BUILD gives a tensor does not replace its values.
 
-    Attributes, or (requires_grad, volatile, hooks) of PyTorch 0.2 to 0.3.
+    A state is attributes, or (requires_grad, volatile, hooks) of PyTorch 0.2 to 0.3.
 
     Raises
     ------
     CheckpointError
-        For any other state, such as the whole tensor that PyTorch 0.1 gave.
+        The state is another, such as the whole tensor in files of PyTorch 0.1.
     """
     if type(state) is not tuple or len(state) == 2:
         _check_attributes(state)
@@ -179,7 +179,7 @@ REBUILDERS: dict[str, Callable[[Arguments], Layout]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
 }
-"""Functions that build a tensor from a storage, and so may be named by `_rebuild_from_type_v2` too."""
+"""Functions that build a tensor from a storage; `_rebuild_from_type_v2` may name them too."""
 
 CALLS: dict[str, Callable[[Arguments], Layout]] = {
     **REBUILDERS,

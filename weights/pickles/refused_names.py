@@ -1,4 +1,4 @@
-"""A name that is not on the allow-list in; the CheckpointError that says what it may be, and what to do, out."""
+"""A name that is not on the allow-list in; a CheckpointError with its likely purpose and the fix out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from ..errors import CheckpointError, shown
 
 ATTACK = "It may be an attack: do not open it with torch.load either"
-PLAIN = "Save the weights alone, where the file was made: torch.save(model.state_dict(), path)"
+PLAIN = "Where the file was made, save the weights alone: torch.save(model.state_dict(), path)"
 WHOLE = "If this is a model saved whole, save its model.state_dict() instead, where its code is"
 
-# Modules whose functions run programs, Python code or pickles, and reach files and machines.
+# Modules whose functions run programs, Python code or pickles, or access files and machines.
 _MODULES = (
     r"os|posix|nt|posixpath|ntpath|shutil|tempfile|sys|gc|atexit|cffi|_?ctypes|_?socket|ssl"
     r"|subprocess|_posixsubprocess|pty|pexpect|popen2|multiprocessing|threading|_thread|asyncio|webbrowser"
@@ -26,11 +26,11 @@ _HARMLESS = re.compile(
     re.ASCII,
 )
 
-# Functions that do, of modules that are harmless otherwise.
+# Such functions of modules that are harmless otherwise.
 _FUNCTIONS = (
     r"builtins\.(?:eval|exec|execfile|compile|__import__|getattr|setattr|delattr|open|file|input|raw_input|apply|map"
     r"|breakpoint|globals|locals|vars|help|exit|quit)",
-    # Modules whose names people give to modules of their own too, or that hold harmless classes.
+    # Modules that share names with users' modules, or that hold harmless classes.
     r"_?io\.(?:open|open_code|FileIO|OpenWrapper)|signal\.[a-z_]\w*|http\.(?:client|server)\..+",
     r"code\.(?:Interactive\w+|interact|compile_command)|cmd\.Cmd|trace\.(?:Trace|main)|profile\.(?:Profile|run|runctx)",
     r"site\.(?:exec\w+|main|add\w+|enablerlcompleter)|commands\.(?:getoutput|getstatusoutput|getstatus)",
@@ -53,11 +53,11 @@ def refusal(full: str) -> CheckpointError:
     if _RUNS.fullmatch(full) and not _HARMLESS.fullmatch(full):
         advice = ATTACK
     elif _UNUSUAL.match(full):
-        advice = "Quantized, sparse and nested tensors are not read: save plain ones"
+        advice = "Quantized, sparse and nested tensors are not supported: save dense ones"
     elif _CLASS.fullmatch(full):
         advice = WHOLE
     else:
         advice = PLAIN
     return CheckpointError(
-        f"the file asks for {shown(full)}, which is not on the list of safe names", advice=advice
+        f"the file refers to {shown(full)}, which is not on the list of safe names", advice=advice
     )

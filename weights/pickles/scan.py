@@ -1,7 +1,7 @@
-"""Pickled bytes in; what can be known before they are read: places of the memo in use, ends of runs of numbers.
+"""Pickled bytes in; the places of the memo in use, and the ends of runs of numbers, out, before they are read.
 
-Pickles remember every object, in case it is referred to again, and refer to few. What no opcode refers to need not be
-kept. Nor need the numbers of a long list be built one by one, only to be dropped.
+Pickles put every object into the memo and refer to few: objects that no opcode refers to need not be kept. The numbers
+of a long list need not be built one by one, only to be dropped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def _codes(*names: str) -> bytes:
     return b"".join(re.escape(getattr(pickle, name)) for name in names)
 
 
-# Opcodes with operands of fixed length, a thousand at a time: a pattern without bound would take memory for each.
-# Frames begin anywhere between others.
+# Opcodes with operands of fixed length, at most a thousand in a match: an unbounded pattern takes memory for each.
+# A frame may begin between any two.
 _NUMBERS = (
     rb"(?:[" + _codes("NONE", "NEWTRUE", "NEWFALSE") + rb"]"
     rb"|" + _codes("BININT1") + rb"."
@@ -66,7 +66,7 @@ _REFERENCES = {pickle.BINGET[0]: struct.Struct("<B"), pickle.LONG_BINGET[0]: str
 def referenced_places(buffer: mmap.mmap, start: int, end: int, budget: Budget) -> set[int]:
     """The places of the memo that the pickle at `start` reads.
 
-    The scan stops at STOP, and at anything that it does not understand: the pickle is refused when it is read so far.
+    The scan ends at STOP, and at any opcode that it does not know: reading refuses the pickle there.
     """
     places: set[int] = set()
     at = start
@@ -98,9 +98,9 @@ def referenced_places(buffer: mmap.mmap, start: int, end: int, budget: Budget) -
 
 
 def end_of_numbers(buffer: mmap.mmap, at: int, end: int) -> int:
-    """Where a group of more than `KEPT_VALUES` numbers ends that begins at `at`; 0 where none does.
+    """The end of a group of more than `KEPT_VALUES` numbers that begins at `at`; 0 if there is no such group.
 
-    There an opcode stands that makes the group a list's items, a set's, or a tuple.
+    The opcode there makes the group the items of a list or set, or a tuple.
     """
     run = _MANY_NUMBERS.match(buffer, at, end)
     while run is not None and run.end() > at:

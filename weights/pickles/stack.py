@@ -1,8 +1,8 @@
-"""The stack of a pickle being read: values in; whole groups out, or one stand-in for a group that nobody needs.
+"""The stack of a pickle that is read: values in; groups of them out, or one stand-in for a long group without tensors.
 
-A group is plain where nothing in it is `held`: no tensor, and no container with one. Of a long plain group nothing is
-kept, of a large one no containers; the bytes that they took are given back to the budget, unless the group holds
-something that the pickle refers to again.
+A group is plain if nothing in it is `held`: no tensor, and no container with one. Of a plain group with too many values
+none is kept, of one that takes too many bytes no containers. Their cost is refunded to the budget, unless the pickle
+refers to something in the group again.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class Stack(Operands):
         return items
 
     def pop_group(self, *, step: int = 1) -> list[object]:
-        """The items of a group that goes into a container, as far as they are kept.
+        """Close a group that fills a container, and take the items that are kept.
 
-        Of a plain group with too many values nothing is kept, of a large one only what is no container. `step` is 2
-        for keys and values.
+        Of a plain group with too many values none is kept, of one with too many bytes no containers. `step` is 2 for
+        keys and values.
         """
         mark = self.marks[-1] if self.marks else NO_MARK
         spent = mark.bytes_left - self.budget.bytes_left
@@ -107,7 +107,7 @@ class Stack(Operands):
         if len(items) > KEPT_VALUES:
             passed_over: list[object] = [MANY_VALUES, None] if step == 2 else [MANY_VALUES]
             if step == 2:
-                # One object of many stays with its key, so that it is known what is there.
+                # One object of many is kept with its key, so that its class can be reported.
                 at = next((i for i in range(1, len(items), 2) if type(items[i]) is Placeholder), None)
                 passed_over += [] if at is None else items[at - 1 : at + 1]
             items = passed_over
@@ -122,7 +122,7 @@ class Stack(Operands):
         return items
 
     def pop_group_for_top(self, *, step: int = 1) -> list[object]:
-        """`pop_group` of items that go into the container below them; a placeholder keeps none."""
+        """`pop_group` of items that fill the container below them; a placeholder keeps none."""
         mark = self.marks[-1] if self.marks else None
         items = self.pop_group(step=step)
         if mark is not None and mark.held == self.held and type(self.top()) is Placeholder:
@@ -130,10 +130,10 @@ class Stack(Operands):
         return items
 
     def thin_out(self) -> None:
-        """Drop the values of an open group that is plain and far too long to be kept, when the budget runs out.
+        """When the budget runs out: drop the values of an open group that is plain and far too long to be kept.
 
-        Tuples and frozen sets come as one group, however long they are. As many are left as make it too long, and an
-        even number of them even.
+        Tuples and frozen sets come as one group of any length. The number of values left is too many to be kept, and
+        even if it was even.
         """
         mark = self.marks[-1] if self.marks else None
         if mark is None or mark.held != self.held or self.whole:
@@ -145,7 +145,7 @@ class Stack(Operands):
             self.give_back(mark, MARK + SLOT * left)
 
     def give_back(self, mark: Mark, cost: int) -> None:
-        """The bytes that were taken since a mark, but for what is kept of them."""
+        """Refund the bytes that were taken since `mark`, but for `cost` bytes of values that are kept."""
         if mark.remembered == self.remembered:
             left = mark.bytes_left - (self.retained - mark.retained) - cost
             self.budget.bytes_left = max(self.budget.bytes_left, left)

@@ -1,6 +1,6 @@
-"""What stands in for objects of a pickle that are not built: names, foreign objects, skipped values, tuple keys.
+"""Stand-ins for objects of a pickle that are not built: names, foreign objects, skipped values, tuple keys.
 
-None of them holds anything that runs, and each is hashed by its identity or by text of bounded length.
+None holds anything that runs, and each is hashed by its identity or by a text of bounded length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..limits import SAVE_ALONE
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Global:
-    """The stand-in for a name. `call` is what REDUCE and NEWOBJ do with it; without one they are refused.
+    """The stand-in for a name. REDUCE and NEWOBJ run `call`; without one they are refused.
 
     A `narrow` name (getattr, type, functools.partial) is harmless in one kind of call only: a pickle that names it
     and never makes that call is refused.
@@ -30,14 +30,14 @@ class Global:
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Placeholder:
-    """An object of a foreign class: it holds nothing and does nothing; its presence is noted."""
+    """The stand-in for an object of a foreign class: its name alone."""
 
     name: str
 
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Skipped:
-    """Values that were passed over: a long text (each its own stand-in), or many plain values in a row."""
+    """The stand-in for skipped values: a long text (one stand-in each), or many plain values in a row."""
 
     name: str = "a long text or array"
 
@@ -47,7 +47,7 @@ MANY_VALUES = Skipped("a long list of plain values")
 
 @dataclass(frozen=True, slots=True)
 class TupleKey:
-    """A tuple as the key of a dict, by its text: Python's hash of a tuple of numbers can be chosen by a file."""
+    """A tuple as the key of a dict, by its text: a file could choose tuples of numbers that share one hash."""
 
     text: str
 
@@ -56,19 +56,19 @@ _MOST_PARTS, _LONGEST_PART, _DEEPEST_KEY = 16, 256, 3
 
 
 def tuple_key(key: tuple[object, ...], number: int) -> TupleKey:
-    """The key that stands in for a tuple of strings, numbers, stand-ins, and such tuples.
+    """The stand-in for a key that is a tuple of strings, numbers, stand-ins, and such tuples.
 
     Parameters
     ----------
     key : tuple
-        As the pickle has it.
+        The tuple in the pickle.
     number : int
-        Another one for each key: it tells those apart whose text does not, as stand-ins and long strings are in them.
+        A different one for each key: distinguishes keys with the same text (of stand-ins and long strings).
 
     Raises
     ------
     CheckpointError
-        For a tuple of more than 16 parts, or nested more than three deep, or with a part that is no key itself.
+        The tuple has more than 16 parts, is nested more than three deep, or a part cannot be a key.
     """
     parts = 0
     alike = False
@@ -78,7 +78,7 @@ def tuple_key(key: tuple[object, ...], number: int) -> TupleKey:
         parts += 1
         if parts > _MOST_PARTS or depth > _DEEPEST_KEY:
             raise CheckpointError(
-                f"a dict has a tuple as key of more than {_MOST_PARTS} parts or {_DEEPEST_KEY} levels",
+                f"a dict has a tuple of more than {_MOST_PARTS} parts or {_DEEPEST_KEY} levels as key",
                 advice=SAVE_ALONE,
             )
         if isinstance(item, tuple):
@@ -98,8 +98,8 @@ def tuple_key(key: tuple[object, ...], number: int) -> TupleKey:
             advice=SAVE_ALONE,
         )
 
-    said = text(key, 0)
-    return TupleKey(f"{said}[{number}]" if alike else said)
+    spelled = text(key, 0)
+    return TupleKey(f"{spelled}[{number}]" if alike else spelled)
 
 
 _PLAINLY = {"list": "list or set", "dict": "dict"}

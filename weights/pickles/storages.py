@@ -1,4 +1,4 @@
-"""Persistent ids out of a torch pickle in; storages of known type and size out, each key once."""
+"""Persistent ids of a torch pickle in; storages of known type and size out, one for each key."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LARGEST = 1 << 62
 class StorageTable:
     """The storages that a pickle mentions, by key.
 
-    A storage's id is `("storage", type, key, location, numel)`; the legacy format adds a sixth field, which
-    is None or, in files of old, a window `(key, offset, numel)` into the storage.
+    A storage's id is `("storage", type, key, location, numel)`; the legacy format adds a sixth field, which is None or,
+    in files of early versions, a window `(key, offset, numel)` into the storage.
     """
 
     def __init__(self, fields: int) -> None:
@@ -23,7 +23,7 @@ class StorageTable:
         self.windows: dict[tuple[str, str], tuple[Storage, Storage, int]] = {}
 
     def find(self, identity: object) -> Storage:
-        """The storage that a persistent id names. Raises CheckpointError where it is no such id."""
+        """The storage that a persistent id names. Raises CheckpointError if it does not name one."""
         if type(identity) is not tuple or not identity or identity[0] != "storage":
             kind = identity[0] if type(identity) is tuple and identity else identity
             if kind == "module":
@@ -36,15 +36,15 @@ class StorageTable:
             raise CheckpointError(f"a storage's id has {len(identity)} fields, expected {self.fields}")
         kind, key, location, numel = identity[1:5]
         if type(kind) is not Global or kind.storage is None:
-            raise CheckpointError("a storage has a type that is none")
+            raise CheckpointError("a storage's type is not a storage class")
         if type(location) is not str or location == "meta":
             raise CheckpointError(
-                f"a storage lies on the device {shown(location)}, expected one with numbers: cpu, cuda:0"
+                f"a storage is on the device {shown(location)}, expected one with values, such as cpu or cuda:0"
             )
         if type(key) is int:
             key = str(key)
         if type(key) is not str or type(numel) is not int or not 0 <= numel < _LARGEST:
-            raise CheckpointError("a storage has a key that is no string, or a size that is no count")
+            raise CheckpointError("a storage's key is not a string, or its size is not a count")
         nbytes = numel * DTYPES[kind.storage].itemsize
         known = self.by_key.get(key)
         if known is None:
@@ -59,10 +59,10 @@ class StorageTable:
 
     def _window(self, root: Storage, window: object) -> Storage:
         if type(window) is not tuple or len(window) != 3 or type(window[0]) not in (str, int):
-            raise CheckpointError("a storage's window is no (key, offset, size)")
+            raise CheckpointError("a storage's window is not a (key, offset, size)")
         name, offset, numel = window
         if type(offset) is not int or type(numel) is not int or offset < 0 or numel < 0:
-            raise CheckpointError("a storage's window has an offset or size that is no count")
+            raise CheckpointError("a storage's window has an offset or size that is not a count")
         itemsize = DTYPES[root.dtype].itemsize
         if (offset + numel) * itemsize > root.nbytes:
             raise CheckpointError(f"a window into storage {shown(root.key)!r} reaches past its end")
@@ -75,6 +75,6 @@ class StorageTable:
         return known[0]
 
     def place_windows(self) -> None:
-        """Give each window its place in the file, once its storage has one."""
+        """Set the place of each window in the file; the storages have theirs."""
         for part, root, offset in self.windows.values():
             part.start = root.start + offset

@@ -1,14 +1,11 @@
 """Pickled bytes in; plain values and inert stand-ins out. Nothing that a pickle names is imported or called.
 
-A pickle is a program for a small stack machine. This is that machine without its dangerous half: names
-resolve to the stand-ins of `allowlist` or are refused, calls reach only the few functions there, INST, OBJ,
-extension codes and the text opcodes of protocol 0 are refused, and every length is checked against the bytes
-that are left before a byte is copied. Objects are paid for from a `Budget`: one byte of pickle can ask for a
-hundred of memory.
+A pickle is a program for a small stack machine. This is that machine without its dangerous half: names resolve to the
+stand-ins of `allowlist` or are refused; calls reach only the few functions there; INST, OBJ, extension codes and the
+text opcodes of protocol 0 are refused; every length is checked against the bytes that are left before a byte is copied.
+Objects are paid for from a `Budget`: one byte of pickle can create a hundred bytes of objects.
 
-What nobody needs is not built: a long text is passed over, and so are a long list of plain values and the containers
-in a large one. A group of values is plain where nothing in it is `held`: no tensor, and no container with one. Its cost
-is given back, unless it holds something that the pickle refers to again.
+Long texts, long lists of plain values and the containers in large plain ones are skipped: see `stack`.
 """
 
 from __future__ import annotations
@@ -30,16 +27,16 @@ from .scan import end_of_numbers, referenced_places
 from .stack import ENTRY, NO_MARK, SLOT, WEIGHTY, Mark, Stack
 from .stand_ins import MANY_VALUES, Global, Placeholder, Skipped, tuple_key
 
-# What things cost in memory beyond their slot on the stack, rounded up.
+# Bytes of memory, rounded up, beyond a slot on the stack.
 _CONTAINER, _MEMO, _OBJECT, _NAME = 72, 104, 256, 1024
 
-# What a tensor takes, and its storage, once the arguments are gone that described them.
+# Bytes of a tensor and of a storage, without the arguments that described them.
 _TENSOR, _STORAGE = 256, 160
 
-# Bytes that are left when an open group is looked at: more than one opcode takes.
+# With fewer bytes left, an open group is thinned out: more than one opcode takes.
 _LOW = 1 << 16
 
-# What making the stand-in of a tuple key takes, in copies of a value.
+# Copies of values that making the stand-in of a tuple key takes.
 _TUPLE_KEY = 32
 
 _LONGEST_NAME = 512
@@ -57,22 +54,22 @@ def _op(name: str) -> int:
 
 
 class Unpickler(Stack):
-    """Reads one pickle after another from `buffer[start:end]`.
+    """The machine: reads one pickle after another from `buffer[start:end]`.
 
     Parameters
     ----------
     buffer : mmap
         The mapped file.
     start, end : int
-        Where the pickle begins, and where at the latest it ends.
+        The first byte of the pickle, and the end of the bytes that it may take.
     where : str
-        What to call this stretch in errors.
+        The name of these bytes in errors.
     budget : Budget
-        What building the objects may cost.
+        Pays for the objects.
     persistent : callable, optional
-        From a persistent id, as found, to its storage; without it such ids are refused.
+        Persistent id, not checked -> storage; if not given, such ids are refused.
     whole : bool
-        Whether to build every value, long lists too.
+        Whether to build every value, also long lists.
     """
 
     def __init__(
@@ -95,7 +92,7 @@ class Unpickler(Stack):
 
     def _begin(self) -> None:
         self.clear()
-        # The tuple that was made last of a group, and the group's mark.
+        # The last tuple that was made of a group, and the group's mark.
         self.arguments: tuple[object, Mark] = (None, NO_MARK)
         self.memo: dict[int, object] = {}
         self.memoized = 0
@@ -103,11 +100,11 @@ class Unpickler(Stack):
         self.references: set[int] = set()
         self.tuple_keys = 0
         self.is_plain = Plainness(self.budget)
-        # Names that are harmless in one call only, and were not called yet.
+        # Names that are harmless in one kind of call only, and were not called yet.
         self.unused: set[str] = set()
 
     def load(self) -> object:
-        """The object that the next pickle describes; `position` is then just behind it."""
+        """The object that the next pickle describes; `position` is then right after it. Raises CheckpointError."""
         self._begin()
         opcode_at = self.position
         budget, buffer, actions = self.budget, self.buffer, _ACTIONS
@@ -126,7 +123,7 @@ class Unpickler(Stack):
                 if opcode == _STOP:
                     result = self.pop()
                     if self.stack:
-                        raise CheckpointError("the pickle leaves values behind", advice=DAMAGED)
+                        raise CheckpointError("the pickle ends with values left on its stack", advice=DAMAGED)
                     if self.unused:
                         raise refusal(min(self.unused))
                     return result
@@ -142,7 +139,7 @@ class Unpickler(Stack):
                 error.where = f"{self.where}, byte {opcode_at - self.start}"
             raise
 
-    # Opcodes, by what they leave on the stack.
+    # Opcodes that push values.
 
     def _push(self, value: object) -> None:
         self.stack.append(value)
@@ -176,7 +173,7 @@ class Unpickler(Stack):
         self._tuple(items[::-1])
 
     def _pop_or_mark(self) -> None:
-        # Python's own rule: POP right behind a MARK takes the mark.
+        # Python's rule: POP right after a MARK removes the mark.
         if self.marks and len(self.stack) == self.marks[-1].start:
             self.marks.pop()
         else:
@@ -185,7 +182,7 @@ class Unpickler(Stack):
     def _duplicate(self) -> None:
         self.stack.append(self.top())
 
-    # The memo. What nothing refers to is not remembered.
+    # The memo. Only values that an opcode refers to are kept.
 
     def _put(self, index: int) -> None:
         if self.memoized:
@@ -209,14 +206,14 @@ class Unpickler(Stack):
     def _get(self, index: int) -> None:
         if index not in self.memo:
             raise CheckpointError(
-                f"the pickle refers back to object {index}, which is not there", advice=DAMAGED
+                f"the pickle refers to object {index}, which does not exist", advice=DAMAGED
             )
         value = self.memo[index]
         if type(value) in WEIGHTY and not self.is_plain(value):
             self.held += 1
         self.stack.append(value)
 
-    # Filling containers. A placeholder swallows what it is given.
+    # Filling containers. Items given to a placeholder are dropped.
 
     def _append(self) -> None:
         self._extend([self.pop()])
@@ -287,24 +284,27 @@ class Unpickler(Stack):
     def _stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
-            raise CheckpointError("the pickle names something by values that are no strings", advice=DAMAGED)
+            raise CheckpointError("the pickle names an object by values that are not strings", advice=DAMAGED)
         if max(len(name), len(module)) > _LONGEST_NAME:
-            raise CheckpointError(f"a name goes on for more than {_LONGEST_NAME} characters", advice=DAMAGED)
+            raise CheckpointError(f"a name has more than {_LONGEST_NAME} characters", advice=DAMAGED)
         self._name(module, name)
 
     def _reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
         if type(arguments) is not tuple:
-            raise CheckpointError(f"the pickle calls with a {_kind(arguments)} as arguments", advice=DAMAGED)
+            raise CheckpointError(
+                f"the pickle calls with a {_kind(arguments)} as arguments, expected a tuple",
+                advice=DAMAGED,
+            )
         if type(function) is not Global or function.call is None:
             whole = type(function) is Global and function.name.startswith("torch.nn.")
             raise CheckpointError(
                 f"the pickle holds a loss or layer object, {_kind(function)}, which is not built"
                 if whole
-                else f"the pickle calls {_kind(function)}, which is nothing to call",
+                else f"the pickle calls {_kind(function)}, which cannot be called",
                 advice=WHOLE if whole else DAMAGED,
             )
-        # The result may copy what a container holds (a dict from pairs), or a text, as often as they are referred to.
+        # The result may copy the items of a container (a dict from pairs) or a text, once for each reference to it.
         first = arguments[0] if arguments else None
         copies = len(first) if isinstance(first, (list, tuple, dict)) else 0
         text = len(first) if isinstance(first, (str, bytes)) else 0
@@ -322,13 +322,13 @@ class Unpickler(Stack):
     def _new_object_with_keywords(self) -> None:
         keywords = self.pop()
         if type(keywords) is not dict:
-            raise CheckpointError("the pickle gives keywords that are no dict", advice=DAMAGED)
+            raise CheckpointError("the pickle gives keyword arguments that are not a dict", advice=DAMAGED)
         self._reduce()
         if keywords and type(self.stack[-1]) is not Placeholder:
-            raise CheckpointError("the pickle gives keywords to a plain object", advice=DAMAGED)
+            raise CheckpointError("the pickle gives keyword arguments to a plain object", advice=DAMAGED)
 
     def _build(self) -> None:
-        """Attributes for an object: dropped, once they are seen to leave a tensor's values alone."""
+        """Drop the attributes of an object, after a check that they do not replace a tensor's values."""
         state = self.pop()
         target = self.top()
         if type(target) is Layout:
@@ -339,7 +339,7 @@ class Unpickler(Stack):
     def _persistent(self) -> None:
         identity = self.pop()
         if self.persistent is None:
-            raise CheckpointError("the pickle refers to a storage where none belongs", advice=DAMAGED)
+            raise CheckpointError("the pickle refers to a storage where none is allowed", advice=DAMAGED)
         self.budget.take(_STORAGE)
         self.retained += _STORAGE
         self.held += 1
@@ -352,7 +352,7 @@ class Unpickler(Stack):
         version = self.take(1)[0]
         if not 2 <= version <= 5:
             raise CheckpointError(
-                f"the pickle is of protocol {version}, torch.save writes 2 to 5", advice=DAMAGED
+                f"the pickle has protocol {version}, torch.save writes 2 to 5", advice=DAMAGED
             )
 
 
@@ -362,7 +362,7 @@ _STOP = _op("STOP")
 
 
 def _kind(value: object) -> str:
-    """What a value is called in an error, whatever it holds."""
+    """The name of a value in an error, whatever it holds."""
     if isinstance(value, (Global, Placeholder, Skipped)):
         return shown(value.name)
     return "tensor" if isinstance(value, Layout) else type(value).__name__
@@ -397,7 +397,7 @@ _BY_NAME: dict[str, Callable[[Unpickler], object]] = {
     "EMPTY_LIST": Unpickler._new_list,
     "EMPTY_DICT": Unpickler._new_dict,
     "EMPTY_TUPLE": lambda m: m._push(()),
-    # Sets are kept as lists: no value out of a file needs hashing.
+    # Sets are kept as lists: no value from a file is hashed.
     "EMPTY_SET": Unpickler._new_list,
     "FROZENSET": Unpickler._frozen_set,
     "TUPLE": Unpickler._marked_tuple,

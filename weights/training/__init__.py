@@ -1,1 +1,1 @@
-"""Training of the built-in landscape generator: painter, network, training and export scripts."""
+"""Training of the built-in models: painter, networks, training and export scripts. Not in the installed package."""

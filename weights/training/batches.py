@@ -1,4 +1,4 @@
-"""Painted landscapes in, tensors out: the batch of a step, and pictures between bytes and tensors."""
+"""Painted landscapes in, tensors out: the batch of a step, and the conversion of images between bytes and tensors."""
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def to_bytes(pictures):
 
 
 class Batches:
-    """Batches that depend on (seed, step) alone, so that a resumed training sees what an unbroken one would."""
+    """Batches that depend on (seed, step) alone: a resumed training uses the same data as an unbroken one."""
 
     def __init__(self, arrays, seed):
         self.labels, self.pictures, self.styles = arrays

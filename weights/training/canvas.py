@@ -1,4 +1,4 @@
-"""A seed in, an empty canvas out: its light, its style, and how paint is laid on it."""
+"""A seed in, an empty canvas out: its light, its style, and the operations that paint on it."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Noisy pictures [N, 3, H, W] and their timesteps [N] in, the noise in them [N, 3, H, W] out: DDPM, in PyTorch.
 
-The network is the ``Model`` of ermongroup/ddim (``models/diffusion.py``, after github.com/pesser), parameter name
-by parameter name, so that its checkpoint is one that any importer of those checkpoints reads: Ho et al. 2020,
-arXiv:2006.11239. Without dropout.
+The network is the ``Model`` of ermongroup/ddim (``models/diffusion.py``, after github.com/pesser), with the same
+parameter names, so that importers of those checkpoints read its own: Ho et al. 2020, arXiv:2006.11239. No dropout.
 """
 
 import math

@@ -1,8 +1,8 @@
 """A seed and a spectrum in, textures out: noise fields [H, W], ridge lines [W] and soft masks for the painter.
 
 The coarse part of every texture is the same at the same place in every picture (it comes from the texture's
-own seed), the fine part is drawn anew: a network trained with L1 can then learn the coarse part by heart,
-and only the fine part is left to the adversarial loss.
+own seed), the fine part is random: a network trained with L1 can then memorise the coarse part, and only the fine
+part is left to the adversarial loss.
 """
 
 from functools import cache

@@ -1,8 +1,8 @@
 """Label map one-hot [N, 11, H, W] and style [N, 16] in, picture [N, 3, H, W] in -1..1 out: SPADE, in PyTorch.
 
-The generator is NVlabs's (github.com/NVlabs/SPADE, ``SPADEGenerator`` with ``use_vae``), parameter name by
-parameter name, so that its checkpoint is one that any importer of NVlabs checkpoints reads. The
-discriminator is their multi-scale PatchGAN, smaller. Paper: Park et al. 2019, arXiv:1903.07291.
+The generator is NVlabs's (github.com/NVlabs/SPADE, ``SPADEGenerator`` with ``use_vae``), with the same parameter
+names, so that importers of NVlabs checkpoints read its own. The discriminator is their multi-scale PatchGAN, smaller.
+Paper: Park et al. 2019, arXiv:1903.07291.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils import spectral_norm
 
 
 class SPADE(nn.Module):
-    """Batch norm without own scale, then scaled and shifted place by place by what the label map says."""
+    """Batch norm without parameters, then scaled and shifted at each place by functions of the label map."""
 
     def __init__(self, channels, label_nc, nhidden):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A canvas with its ground in, what stands on it painted: trees, woods and houses, with their shadows."""
+"""A canvas with its ground in; trees, woods and houses on it, with their shadows, out."""
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
     python -m sparsegen.weights.training.train --minutes 85 --out .training/landscape
 
-Run again with the same folder, it goes on from the last checkpoint. Hinge GAN, feature matching and L1; small
+Run again with the same folder, it continues from the last checkpoint. Hinge GAN, feature matching and L1; small
 windows first, then whole pictures with frozen batch statistics (the statistics that inference will use).
 """
 

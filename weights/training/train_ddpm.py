@@ -2,7 +2,7 @@
 
     python -m sparsegen.weights.training.train_ddpm --minutes 90 --out .training/landscape-ddpm
 
-Run again with the same folder, it goes on from the last checkpoint. The network predicts the noise (the simple loss
+Run again with the same folder, it continues from the last checkpoint. The network predicts the noise (the simple loss
 of Ho et al. 2020); small windows first, then whole pictures.
 """
 
@@ -24,9 +24,7 @@ from .ddpm_network import Model
 from .export import save
 
 WINDOW = 64  # pixels: the size of the windows before ``whole_from``
-EDITED = (
-    600  # timesteps below are what SDEdit uses: four of five examples are drawn from them, the fifth from all
-)
+EDITED = 600  # SDEdit uses timesteps below: four of five examples are drawn from them, the fifth from all
 
 
 def small(folder, count):
@@ -40,7 +38,7 @@ def small(folder, count):
 
 
 class Examples:
-    """Noisy pictures that depend on (seed, step) alone, so that a resumed training sees what an unbroken one would."""
+    """Noisy images that depend on (seed, step) alone: a resumed training uses the same data as an unbroken one."""
 
     def __init__(self, pictures, seed):
         self.pictures, self.seed = pictures, seed
@@ -66,7 +64,7 @@ class Examples:
 
 
 class Clock:
-    """Counts what the steps took, but a step at most as three median ones: pauses are not training."""
+    """Counts the time of the steps, a step as at most three median ones: pauses are not training."""
 
     def __init__(self, seconds=0.0):
         self.seconds, self.recent = seconds, deque(maxlen=51)

@@ -33,13 +33,13 @@ def shore(canvas):
 
 
 def water(canvas, far, near):
-    """Water between the two edges: what stands above its far edge mirrored, ripples, the sun's glitter."""
+    """Water between the two edges: the scene above its far edge mirrored, ripples, the sun's glitter."""
     rng, t = canvas.rng, canvas.t
     depth = np.clip((Y - far) / 120, 0, 1)
     ripples = texture(rng, 8, falloff=0.9, stretch=(0.33, 2.6), low=16)
     swell = texture(rng, 9, falloff=1.3, stretch=(0.30, 3.0), low=6)
     wave = swell * 0.6 + ripples * 0.6
-    # A lake mirrors what stands behind it; a pond amid the meadow lies too low for that and mirrors the sky.
+    # A lake mirrors the scene behind it; a pond amid the meadow lies too low for that and mirrors the sky.
     axis = np.where(far > canvas.horizon + 14, canvas.horizon - 0.12 * (far - canvas.horizon), far)
     row = 2 * axis - Y - 1 + wave * (1.0 + 5.0 * depth)
     row = np.clip(row + 0.12 * (Y - axis), 0, HEIGHT - 1).astype(int)
