@@ -47,8 +47,9 @@ class Options:
     @property
     def given(self) -> dict[str, Any]:
         """All of them by the name that the command line has for them."""
-        plain = dict(vars(self))
-        return {**plain, **plain.pop("sampler_options")}
+        named = dict(vars(self))
+        options = named.pop("sampler_options")
+        return {**named, **options}
 
 
 def edit(job: Job, options: Options) -> None:
