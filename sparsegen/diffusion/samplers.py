@@ -18,8 +18,8 @@ Randomness is the caller's: `noise(i)` gives the fresh noise of step i, in x's s
 by element, with scalars computed in float64: the bits of an element depend on that element of x, of the predictions and
 of the noise alone. So x may be images `[N, H, W, C]` or the tiles gathered from them, `[K, 4, 4, C]`.
 
-A sampler registers itself with `@sampler(…)`, which declares what it takes and what it goes with. Settings, errors and
-the command line read the registry: a new sampler, with options of its own, is one decorated function.
+A sampler registers itself with `@sampler(…)`, which declares its options and the models that it goes with. Settings,
+errors and the command line read the registry: a new sampler, with options of its own, is one decorated function.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
 def noise(seed: Seed, index: int, shape: Sequence[int]) -> Picture:
     """The standard normal noise of a seed's step `index` (or of `START`): float32 of `shape`, the same every time.
 
-    Each sample of a batch has that of its own seed: the bits that it has alone. Raises InputError.
+    Each sample of a batch has the noise of its own seed: the bits that it has alone. Raises InputError.
     """
-    # the seed last: however large, its words then never read as another seed's step
+    # the seed last: NumPy splits large seeds into words, which then never collide with another seed's step
     generators = (np.random.default_rng([index + 1, each]) for each in sample_seeds(seed, shape[0]))
     return np.stack([generator.standard_normal(tuple(shape[1:]), np.float32) for generator in generators])
 
@@ -153,7 +153,7 @@ Steps: TypeAlias = Callable[..., Iterator[Step]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A registered sampler: its function, and what `@sampler` declares of it."""
+    """A registered sampler: its function, and the declarations of `@sampler`."""
 
     name: str
     steps: Steps
@@ -223,7 +223,7 @@ SAMPLERS: dict[str, Sampler] = {}
 """Name -> sampler, in the order of their registration."""
 
 _COMMON = {"steps", "noise_level", "sampler", "schedule", "clip", "seed", "noise", "predicts"}
-"""Names that no option has: those of the settings and of every sampler's arguments."""
+"""Names that no option may have: the common settings, and the arguments of every sampler."""
 
 
 def sampler(
