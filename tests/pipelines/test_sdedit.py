@@ -654,7 +654,9 @@ def test_a_noise_level_too_low_for_the_default_steps_says_how_many_there_may_be(
 
 
 def test_noise_levels_that_leave_no_step_are_said():
-    with pytest.raises(InputError, match="noise_level is 1, expected 2 or more: this sampler drops the cleanest timestep"):
+    with pytest.raises(
+        InputError, match="noise_level is 1, expected 2 or more: this sampler drops the cleanest timestep"
+    ):
         SDEdit(DDPM, sampler="dpm++2m", noise_level=1)
     for sampler in ("ddpm", "ddim", "euler"):
         assert len(SDEdit(DDPM, sampler=sampler, noise_level=1, steps=1).times) == 1
@@ -665,7 +667,9 @@ def test_noise_levels_that_leave_no_step_are_said():
 
 
 def test_networks_that_do_not_go_with_it_are_said():
-    with pytest.raises(InputError, match="'ddim' does not go with a model .* on logsnr .* picture; choose one of pd"):
+    with pytest.raises(
+        InputError, match=r"'ddim' does not go with a model .* on logsnr .* picture; choose one of pd"
+    ):
         SDEdit(PD, sampler="ddim")
     with pytest.raises(InputError, match="noise_level is 9, expected a whole number from 1 to 8"):
         SDEdit(PD, noise_level=9)
