@@ -75,8 +75,8 @@ class NoiseSchedule(ABC):
         Raises
         ------
         InputError
-            steps is not from 1 to the number of times (TooManySteps), or noise_level not from 1 to
-            `most_noise(steps)`; says which.
+            `steps` is not from 1 to the number of times (TooManySteps if it is more), or `noise_level` not from 1 to
+            `most_noise(steps)`.
         """
 
     @abstractmethod
@@ -110,6 +110,8 @@ class NoiseSchedule(ABC):
 class Schedule(NoiseSchedule):
     """The noise at each of the T timesteps that a model was trained on, 0 the cleanest."""
 
+    time = "timestep"
+
     alphas_bar: np.ndarray[Any, np.dtype[Any]]
     """float64 `[T]`: α² at each timestep, ᾱ of the DDPM paper: the running products of 1 - β."""
     end: float = 1.0
@@ -121,15 +123,15 @@ class Schedule(NoiseSchedule):
         if alphas_bar.ndim != 1 or not alphas_bar.size or not (alphas_bar[-1] > 0 and alphas_bar[0] < 1):
             raise InputError(f"alphas_bar is {alphas_bar!r}, expected a list of numbers between 0 and 1")
         if not (np.diff(alphas_bar) < 0).all():
-            raise InputError("alphas_bar rises, expected that it falls from each timestep to the next")
+            raise InputError(
+                "alphas_bar is not decreasing, expected that it falls from each timestep to the next"
+            )
         if not alphas_bar[0] <= self.end <= 1:
             raise InputError(
                 f"end is {self.end!r}, expected a number from alphas_bar[0] = {alphas_bar[0]} to 1"
             )
         alphas_bar.flags.writeable = False
         object.__setattr__(self, "alphas_bar", alphas_bar)
-
-    time = "timestep"
 
     def __len__(self) -> int:
         """T, the number of timesteps."""

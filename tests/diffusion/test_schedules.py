@@ -178,7 +178,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "distilled steps": (lambda: CosineLogSNR().times(0), "steps is 0"),
     "distilled noise": (lambda: CosineLogSNR().times(8, noise_level=9), "noise_level is 9, .* from 1 to 8"),
-    "rising": (lambda: Schedule(np.array([0.5, 0.6])), "alphas_bar rises, expected that it falls"),
+    "rising": (
+        lambda: Schedule(np.array([0.5, 0.6])),
+        "alphas_bar is not decreasing, expected that it falls",
+    ),
     "zero": (lambda: Schedule(np.array([0.5, 0.0])), "expected a list of numbers between 0 and 1"),
     "empty": (lambda: Schedule(np.array([])), "expected a list"),
     "end": (lambda: Schedule(np.array([0.5, 0.4]), end=0.45), "end is 0.45"),
