@@ -1,4 +1,4 @@
-"""Checks of what a user gives: numbers within their range, else an InputError; doubtful pictures, else a warning."""
+"""Checks of a user's input: a number comes in, or InputError if it is out of range; doubtful images get a warning."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def in_range(
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that called the package, however deep inside this is found."""
+    """A UserWarning at the line of the user's code that called the package, however deep the call is."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _inside(frame.f_globals):
         frame, level = frame.f_back, level + 1
@@ -85,18 +85,18 @@ def warn(message: str) -> None:
 
 
 def _inside(variables: dict[str, object]) -> bool:
-    """Whether these are the globals of a module of the package."""
+    """Whether `variables` are the globals of a module of the package."""
     return str(variables.get("__name__")).partition(".")[0] == "sparsegen"
 
 
 def warn_of_unit_range(picture: Host) -> None:
-    """Warn where a picture of floats in [-1, 1] looks like one in [0, 1]: it varies, and nothing is negative.
+    """Warn if an image of floats in [-1, 1] looks like one in [0, 1]: it varies, and no value is negative.
 
-    A picture of one value does not vary and is taken as it is.
+    An image of one value does not vary and causes no warning.
     """
     least = picture.min()
     if 0 <= least < picture.max():
         warn(
-            "no value of the picture is negative; floats are taken as [-1, 1], from black to white. "
-            "Give 2 * picture - 1 where yours are in [0, 1], or uint8"
+            "no value of the picture is negative; floats are expected in [-1, 1], from black to white. "
+            "If its range is [0, 1], give 2 * picture - 1, or uint8"
         )

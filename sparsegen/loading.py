@@ -44,7 +44,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Bundle:
-    """The parts of a checkpoint: its networks by their roles, and what is beside them."""
+    """The parts of a checkpoint: its networks by their roles, the noise schedule and the tokenizer beside them."""
 
     name: str
     """As it was given to `load_bundle`: a built-in name or a path."""
@@ -151,9 +151,9 @@ def _network(
     kind: Any = Model.registry.get(family.model)
     if kind is None:
         raise CheckpointError(
-            f"holds a network of the kind {shown(family.model)!r}, which this version of sparsegen does not have",
+            f"is of the unknown family {shown(family.model)!r}; known: {', '.join(sorted(Model.registry))}",
             path=path,
-            advice=f"It has: {', '.join(sorted(Model.registry))}. Update sparsegen, or convert the original file again",
+            advice="Update sparsegen, or convert the original file again",
         )
     fields = [field.name for field in dataclasses.fields(kind.config_type)]
     unknown = set(settings) - set(fields)
@@ -164,7 +164,7 @@ def _network(
     foreign = [shown(name) for name in sorted(set(config) - set(fields))]
     if foreign:
         raise CheckpointError(
-            f"its configuration has settings that {family.model} does not have: {', '.join(foreign[:5])}",
+            f"its configuration has unknown settings of {family.model}: {', '.join(foreign[:5])}",
             path=path,
             advice="Update sparsegen, or convert the original file again",
         )

@@ -1,9 +1,9 @@
 """The command line: arguments and files come in, pictures and tables go out; a mistake is one line and exit code 2.
 
-`editing` has demo and edit, which `labels` and `strokes` do for the two kinds of models; `kept` are sessions in files,
-`history` undo and redo, which walk through them; `sampling` has sample, `checkpoints` inspect and convert, `machine`
-backends, warmup and the version. `options`, `reading`, `job` and `console` are what they share. `messages` puts errors
-into words, `streams` outlives its readers, `help` is laid out for narrow terminals.
+Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for the two kinds of models; `history` has
+undo and redo; `sampling` has sample, `checkpoints` inspect and convert, `machine` backends, warmup and the version.
+Shared by them: `kept` (sessions in files), `options`, `reading`, `job` and `console`. `messages` turns errors into
+lines, `streams` survives closed pipes, `help` lays help out for narrow terminals.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .streams import lasting_streams
 _ALL = (demo, edit, undo, redo, sample, inspect, convert, backends, warmup)
 COMMANDS = {function.__name__: function for function in _ALL}
 REPORTS = {"inspect", "backends"}
-"""Commands whose work is what they print."""
+"""Commands whose only result is printed."""
 
 app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 for command in COMMANDS.values():
@@ -52,12 +52,14 @@ def root(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done, even if standard output was closed or full meanwhile; 1: it was full, and printing was all there was to do;
-    2: a user's mistake, or no memory or disk for it; 130: interrupted.
+    0: done, even if standard output was closed or full meanwhile; 1: it was full, and the command only prints;
+    2: a user's mistake, or too little memory or disk; 130: interrupted.
     """
     words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with lasting_streams() as out, warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)  # a note is no error, whatever the environment says
+        warnings.simplefilter(
+            "always", UserWarning
+        )  # PYTHONWARNINGS=error must not turn a note into an error
         warnings.showwarning = _print_warning
         code = _run(words)
         if out is not None:
@@ -94,7 +96,7 @@ def _run(words: list[str]) -> int:
 
 
 def _prints_alone(words: list[str]) -> bool:
-    """Whether what these words ask for is printed, and nothing else is done."""
+    """Whether the command of these words only prints."""
     return words[0].startswith("-") or words[0] in REPORTS or not {"-h", "--help"}.isdisjoint(words)
 
 

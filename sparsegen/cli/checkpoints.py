@@ -1,4 +1,4 @@
-"""Commands about networks in files: a checkpoint comes in, a description or another file goes out."""
+"""Commands about models in files: a checkpoint comes in, a description or another file goes out."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def convert(
 
 
 def _which(settings: dict[str, Any]) -> Which | None:
-    """The one setting that says what is read of a file."""
+    """The setting `which`, the only one that inspect takes. Raises InputError."""
     which: Which | None = settings.pop("which", None)
     if settings or which not in (None, "ema", "model"):
         raise InputError("inspect: expected --set which=ema or --set which=model, and no other setting")

@@ -1,4 +1,4 @@
-"""What the commands share: tables and progress bars go out, and what is to be written is looked at beforehand."""
+"""Output that the commands share: tables, progress bars, and checks of the files to write before the work begins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _shown: list[Progress] = []
 
 
 class _Console(Console):
-    """A console whose lines stand above bars that are shown on another one; above its own they stand anyway."""
+    """A console whose lines appear above the progress bars of another console, as they do above its own."""
 
     def print(self, *given: Any, **how: Any) -> None:
         bars = [each for each in _shown if each.console is not self]
@@ -38,8 +38,8 @@ class _Console(Console):
 
 
 def _console(*, stderr: bool) -> Console:
-    """Names out of files are printed there: no markup, so that none of them means anything."""
-    # rich takes COLUMNS=0 for a width, and prints nothing
+    """A console without markup, so that names out of files are printed as they are."""
+    # rich reads COLUMNS=0 as a width, and prints nothing
     width = shutil.get_terminal_size().columns if set(os.environ.get("COLUMNS", "")) == {"0"} else None
     return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
@@ -48,7 +48,7 @@ out, err = _console(stderr=False), _console(stderr=True)
 
 
 class Bar(Protocol):
-    """A progress bar goes where it is called to."""
+    """A progress bar: calling it moves it to `done`."""
 
     def __call__(self, done: int, doing: str, total: int | None = None) -> None: ...
 
@@ -59,13 +59,13 @@ def print_line(kind: str, message: str) -> None:
 
 
 VALUE = 20
-"""Columns that a table's values need beside their names; in a narrower terminal they stand in lines of their own."""
+"""The least columns of a table's values beside their names; in a narrower terminal each value has its own line."""
 FIRST, EVERY = 2.0, 5.0
 """Seconds until progress is first reported in a line, and between such lines."""
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Two columns under a title. No value is ever cut off; into a pipe or file, each row is one line."""
+    """Print two columns under a title. No value is cut off; into a pipe or file, each row is one line."""
     rows = list(rows)
     out.print(title, style="bold", soft_wrap=True)
     width = max((len(name) for name, _ in rows), default=0)
@@ -85,10 +85,10 @@ def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
-    """A maker of bars on stderr, `start(description, total)`, which vanish in the end.
+    """A maker of progress bars on stderr, `start(description, total)`, which are erased at the end.
 
-    Where that is no terminal but a log, or one that cannot move its cursor, a line is written every few seconds
-    instead, and none of work that takes less.
+    If stderr is a log, or a terminal that cannot move its cursor, a line is written every few seconds instead, and
+    none for work that takes less.
     """
     live = err.is_terminal and not err.is_dumb_terminal
     columns = (
@@ -120,7 +120,7 @@ def progress_bars() -> Iterator[Callable[[str, int | None], Bar]]:
 
 @contextmanager
 def _showing(bars: Progress, live: bool) -> Iterator[None]:
-    """Bars that give way to what is printed, where they are live."""
+    """Stop live bars while a line is printed above them."""
     if not live:
         yield
         return
@@ -133,7 +133,7 @@ def _showing(bars: Progress, live: bool) -> Iterator[None]:
 
 @contextmanager
 def bar_without_steps(description: str) -> Iterator[Bar]:
-    """A bar for work that may not say how far it is: a log has its lines all the same, from a thread that waits."""
+    """A bar for work without steps; a thread writes the lines of a log."""
     done = threading.Event()
     with progress_bars() as start:
         bar = start(description, None)
@@ -143,7 +143,7 @@ def bar_without_steps(description: str) -> Iterator[Bar]:
                 bar(0, "still at it")
 
         thread = threading.Thread(target=report, daemon=True)
-        with suppress(RuntimeError):  # no room for a thread: no lines
+        with suppress(RuntimeError):  # too little memory for a thread: no lines
             thread.start()
         try:
             yield bar
@@ -159,7 +159,7 @@ def numbered(path: Path, mark: str) -> Path:
 
 
 def check_writable(path: Path, *, suffix: str = "", inputs: Sequence[Path] = ()) -> None:
-    """Fail before the work, not after it, when a result could not be written."""
+    """Raise InputError, before the work begins, if a result could not be written to `path`."""
     folder = path.parent
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of the file to write")
@@ -174,7 +174,7 @@ def check_writable(path: Path, *, suffix: str = "", inputs: Sequence[Path] = ())
 
 
 def _reads(given: Path, path: Path) -> bool:
-    """Whether an input, a file or a whole folder, takes in the existing file `path`."""
+    """Whether an input, a file or a whole folder, includes the existing file `path`."""
     if given.is_dir():
         return path.resolve().is_relative_to(given.resolve())
     return given.exists() and path.samefile(given)

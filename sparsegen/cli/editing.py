@@ -1,4 +1,4 @@
-"""Commands that edit: options and files come in, a model of either kind paints, pictures and tables go out."""
+"""Commands that edit: options and files come in, a model of either kind runs, pictures and tables go out."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def edit(
     strokes painted over, and makes the strokes real (SDEdit). Options that begin with "Diffusion" or "Label maps" are
     for that kind alone; their defaults are the model family's, or those that a built-in model says.
     """
-    # everything that can be wrong is looked at before the work begins
+    # all options and paths are checked before the work begins
     files = (original, *edited, mask, instances, *(edited_instances or ()))
     given = [path for path in files if path is not None]
     seeds = [None] if count == 1 else [(seed or 0) + i for i in range(count)]
@@ -233,7 +233,7 @@ def edit(
     kept = None
     if session is not None:
         if count > 1:
-            raise InputError("--count: variations are several sessions, one --session cannot keep them")
+            raise InputError("--count: each variation is a session; omit --session, which keeps one")
         if session.resolve() in {path.resolve() for path in targets}:
             raise InputError(f"--session {session}: is also an output; give another name")
         check_writable(session, inputs=given)
@@ -241,7 +241,7 @@ def edit(
         crop, resize = kept.option("crop", crop), kept.option("resize", resize)
     fit = Fit.parse(crop, resize)
     if kept is not None and kept.session is not None:
-        kept.refuse({"set": settings}, "has its network already")
+        kept.refuse({"set": settings}, "has its model already")
         known = kept.session.model.name
         if (
             model is not None
@@ -249,13 +249,13 @@ def edit(
             and Path(known).exists()
             and Path(model).samefile(known)
         ):
-            model = known  # by another way to the same file
+            model = known  # another path to the same file
         kept.check_same({"model": model}, {"model": known})
         network = kept.session.model
     else:
         network = load(model or DEFAULT_MODEL, **parse_settings(settings))
     if original is None and kept is None:
-        raise InputError("--original: missing; it may be left out only where a --session goes on")
+        raise InputError("--original: missing; it may be omitted only with a --session that exists")
     named = original if kept is None else kept.original(original)
     assert named is not None
     for path in targets:
@@ -290,7 +290,7 @@ def edit(
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
-    """Raise InputError if any of another kind's options is given."""
+    """Raise InputError if one of another kind of model's options is given."""
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, [])]
     if given:
         raise InputError(f"{', '.join(given)}: not for this model; {why}")

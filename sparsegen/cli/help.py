@@ -1,4 +1,4 @@
-"""How `--help` reads: a command comes in, and goes out with types by name and columns that fit the terminal."""
+"""The layout of `--help`: a command comes in, and goes out with named types and columns that fit the terminal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 TYPES = {str: "TEXT", Path: "PATH", int: "INTEGER", float: "FLOAT"}
-"""What a value is called."""
+"""Type -> its name in the help."""
 WIDTHS = 20, 100
-"""Columns: the least that are written for, and the most that read well."""
+"""The least and the most columns that are used."""
 BESIDE = 30
-"""Columns that a description needs to stand beside its option; with less it stands below."""
+"""The least columns of a description beside its option; with fewer it is below."""
 
 
 def first_sentence(command: Callable[..., None]) -> str:
-    """What the list of commands says of one; nothing under `python -OO`, which drops docstrings."""
+    """A command's description in the list of commands; empty under `python -OO`, which drops docstrings."""
     return (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ")
 
 
@@ -32,7 +32,7 @@ def type_name(hint: Any) -> str:
 def make_readable(command: Any, function: Callable[..., Any]) -> None:
     """Name the types of a command's values, and lay its help out for narrow terminals too.
 
-    The command-line library does the first in another way in each version, and the second not at all.
+    The command-line library names types differently in each version, and has no layout for narrow terminals.
     """
     hints = get_type_hints(function)
     for parameter in command.params:
@@ -49,7 +49,7 @@ def make_readable(command: Any, function: Callable[..., Any]) -> None:
 
 
 class _Columns:
-    """Over the library's own formatter: as wide as the terminal, and one column where two would be too narrow."""
+    """The library's formatter, as wide as the terminal, with one column where two would be too narrow."""
 
     width: int
     current_indent: int
@@ -63,7 +63,7 @@ class _Columns:
         self.width = min(max(shutil.get_terminal_size().columns, least), most) - 2
 
     def write_dl(self, rows: Sequence[tuple[str, str]], *given: Any, **named: Any) -> None:
-        """Options or commands, and what they are."""
+        """Write options or commands with their descriptions."""
         if self.width - max(len(first) for first, _ in rows) - 4 >= BESIDE:
             super().write_dl(rows, *given, **named)  # type: ignore[misc]  # the library's formatter
             return

@@ -1,4 +1,4 @@
-"""Commands that walk through a saved session: its file comes in, the picture of another moment goes out."""
+"""Commands that undo and redo edits of a saved session: its file comes in, the picture after the step goes out."""
 
 from __future__ import annotations
 

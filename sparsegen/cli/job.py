@@ -1,4 +1,4 @@
-"""What `sparsegen edit`, `demo` and `sample` were told, whatever kind of model it is for."""
+"""The job of `sparsegen edit`, `demo` and `sample`, for every kind of model: its files, its model, its settings."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .reading import Fit
 
 @dataclass(frozen=True)
 class Engine:
-    """A network, what computes it, and by which policy."""
+    """A model, the backend that computes it, and the policy of its edits."""
 
     network: Model
     backend: Backend
     policy: str | None
-    """None: it does not edit."""
+    """None: there are no edits."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Files of an edit, all of which were looked at: what can be written, and what it is painted from."""
+    """The files and options of an edit, checked: every input can be read, every output written."""
 
     engine: Engine
     model: str
-    """As the user called it."""
+    """The name that the user gave."""
     original: Path
     edited: tuple[Path, ...]
     output: Path
@@ -44,17 +44,17 @@ class Job:
     seed: int | None
     """None: not given."""
     count: int
-    """Variations, of this seed and those that follow it."""
+    """Number of variations, with this seed and the following ones."""
     fit: Fit
-    """What is done with files of a size that the network cannot take."""
+    """The cropping and resizing of files whose size the model does not support."""
     undo: str | None = None
     """Memory for undoing edits; None: the session's own choice."""
     kept: Kept | None = None
-    """The file that the session is opened from, if there is one, and saved in."""
+    """The file of the session, if it is kept in one."""
 
     @property
     def seeds(self) -> list[int | None]:
-        """The seed of each variation; one that was not given is 0, where there are several."""
+        """The seed of each variation; of several, the first is 0 if none is given."""
         return [self.seed] if self.count == 1 else [(self.seed or 0) + i for i in range(self.count)]
 
     def outputs(self, seed: int | None) -> list[Path]:
@@ -82,7 +82,7 @@ def used_settings(settings: Settings) -> dict[str, Any]:
 
 
 def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
-    """What is really used, given or not, for a table."""
+    """The settings in effect, given or not, as the rows of a table."""
     network, backend = engine.network, engine.backend
     count = sum(math.prod(parameter.shape) for parameter in network.parameters().values())
     threads = getattr(backend, "threads", None)
@@ -97,7 +97,7 @@ def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
 
 
 def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:
-    """What an edit cost, and what of it was left out."""
+    """Print the cost of an edit, and the pixels that were not applied."""
     print_table(f"{path} → {target}", stats.lines())
     if stats.ignored_pixels:
         out.print(
@@ -107,14 +107,14 @@ def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:
 
 
 def shown(value: Any) -> str | None:
-    """A setting for people: a size as 128×128; None: there is nothing to say."""
+    """A setting as text: a size as 128×128; None: it is not shown."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "×".join(map(str, value))
     return None if value is None else str(value)
 
 
 def written_by(model: str, engine: Engine, **settings: Any) -> dict[str, str]:
-    """What a written PNG says of how it was made."""
-    said = {"model": model, "policy": engine.policy, "backend": engine.backend.name, **settings}
-    words = [f"{name}={text}" for name, value in said.items() if (text := shown(value)) is not None]
+    """The text chunk of a written PNG: the settings that it was made with."""
+    settings = {"model": model, "policy": engine.policy, "backend": engine.backend.name, **settings}
+    words = [f"{name}={text}" for name, value in settings.items() if (text := shown(value)) is not None]
     return {"sparsegen": " ".join([__version__, *words])}

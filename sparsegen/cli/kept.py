@@ -1,4 +1,4 @@
-"""Sessions in files at the command line: a file comes in, a session that goes on from it; and back into the file."""
+"""Sessions in files at the command line: a file comes in, a session that continues from it goes out, and back."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from ..pipelines.sdedit import SDEdit, open_session
 from .console import bar_without_steps, out, progress_bars
 
 _NOTES = "cli."
-"""What the names of our notes in a session's file begin with."""
+"""Prefix of the command line's notes in a session's file."""
 ORIGINAL, PAINTED = "original", "painted"
-"""Notes: the path of the original; the last edited picture, whose strokes are no news."""
+"""Notes: the path of the original; the last edited picture, whose strokes are applied by now."""
 
 
 @dataclass
 class Kept:
-    """The file of `--session`, and what is in it."""
+    """The file of `--session`, and the session in it."""
 
     path: Path
     session: Session | SDEdit | None = None
-    """None: there is no such file yet."""
+    """None: the file does not exist yet."""
     changed: bool = field(default=False, init=False)
     """Whether there is something to save."""
     options: dict[str, str] = field(default_factory=dict, init=False)
-    """Options that a new session is made with."""
+    """The options of a new session."""
 
     def __post_init__(self) -> None:
         self.goes_on = self.session is not None
-        """Whether the session was in the file: its original has run."""
+        """Whether the session was in the file, so that its original has run."""
 
     @classmethod
     def open(
         cls, path: Path, backend: Backend, ram: str | None, folder: Path | None, undo: str | None = None
     ) -> Kept:
-        """Look whether there is such a file, and load it. Raises SessionError, CheckpointError, InputError."""
+        """The session in the file, loaded if it exists. Raises SessionError, CheckpointError, InputError."""
         if not path.exists():
             return cls(path)
         with bar_without_steps(f"loading {path}"):
@@ -57,12 +57,12 @@ class Kept:
         if given is not None:
             return given
         if self.session is None:
-            raise InputError(f"{self.path}: a new session, which begins with a picture: give --original")
+            raise InputError(f"{self.path}: a new session needs an original; give --original")
         noted = self.note(ORIGINAL)
         if not isinstance(noted, str):
-            raise InputError(f"{self.path}: does not say what its original is; give --original")
+            raise InputError(f"{self.path}: has no note of its original; give --original")
         if not Path(noted).is_file():
-            raise InputError(f"{self.path}: its original was {noted}, which is gone; give --original")
+            raise InputError(f"{self.path}: its original {noted} does not exist; give --original")
         return Path(noted)
 
     def note(self, name: str) -> str | Host | None:
@@ -75,28 +75,36 @@ class Kept:
         self.session.notes[_NOTES + name] = note
 
     def option(self, name: str, given: str | int | None, *, later: bool = False) -> str | None:
-        """An option that the original was read or run with: as given, or as the session was made with.
+        """An option of the original: the given one, or the one noted in the session's file.
 
-        Raises InputError: it is given otherwise; `later`: unless the session was made without.
+        `later`: it may be given to a session that was made without it.
+
+        Raises
+        ------
+        InputError
+            The session has another value.
         """
-        said, noted = None if given is None else str(given), self.note(name)
+        text, noted = None if given is None else str(given), self.note(name)
         if self.goes_on and (isinstance(noted, str) or not later):
-            self.check_same({name: said}, {name: noted or "none"})
+            self.check_same({name: text}, {name: noted or "none"})
             return noted if isinstance(noted, str) else None
-        if said is not None:
-            self.options[name] = said
-        return said
+        if text is not None:
+            self.options[name] = text
+        return text
 
     def begin(self, session: Session | SDEdit) -> None:
-        """A new session is made."""
+        """Keep a new session, with its options as notes."""
         self.session = session
         for name, value in self.options.items():
             self.write_note(name, value)
 
     def check_file(self, name: str, path: Path, read: Host) -> None:
-        """Note what was read of a file of the original; where the session goes on, see that it is the same.
+        """Note the digest of a file of the original.
 
-        Raises InputError.
+        Raises
+        ------
+        InputError
+            The session was made from another file, or without this one.
         """
         digest, noted = digest_of(read), self.note(f"{name}.sha256")
         if self.goes_on and noted is None and name != ORIGINAL:
@@ -111,7 +119,7 @@ class Kept:
         self.write_note(name, str(path.resolve()))
 
     def refuse(self, given: dict[str, Any], why: str) -> None:
-        """Raise InputError if one of these options is given: it is decided when a session is made."""
+        """Raise InputError if one of these options is given, which a session has from its beginning."""
         named = [
             f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, [], False)
         ]
@@ -119,7 +127,7 @@ class Kept:
             raise InputError(f"{', '.join(named)}: {self.path} {why}; omit it, or give another --session")
 
     def check_same(self, given: dict[str, Any], kept: dict[str, Any]) -> None:
-        """Raise InputError where an option says otherwise than the session in the file."""
+        """Raise InputError if an option differs from the session in the file."""
         for name, value in given.items():
             if value is not None and value != kept.get(name):
                 raise InputError(
@@ -147,10 +155,10 @@ class Kept:
 
 @contextmanager
 def keeping(kept: Kept | None) -> Iterator[None]:
-    """Save the session at the end; also what was done before something failed."""
+    """Save the session at the end, and also after a failure, with the edits before it."""
     try:
         yield
-    except BaseException:  # also when it is interrupted: it may have taken long
+    except BaseException:  # also an interrupt: the edits before it may have taken long
         if kept is not None and kept.changed:
             kept.save()
         raise
@@ -159,7 +167,7 @@ def keeping(kept: Kept | None) -> Iterator[None]:
 
 
 def note_change(kept: Kept | None) -> None:
-    """There is something to save."""
+    """Mark the session as changed, to be saved."""
     if kept is not None:
         kept.changed = True
 

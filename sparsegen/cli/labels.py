@@ -1,4 +1,4 @@
-"""Editing label maps at the command line: PNGs of labels come in, painted pictures and what they cost go out."""
+"""Editing label maps at the command line: PNGs of labels come in, painted pictures and their costs go out."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from .reading import decoded, naming
 def edit(
     job: Job, instances: Path | None, edited_instances: list[Path], unknown_label: int | None = None
 ) -> None:
-    """Paint the original label map, then what each edited one changes; in variations, of as many latent vectors."""
+    """Paint the original label map, then the changes of each edited one; a variation has its own latent vector."""
     network, kept = job.engine.network, job.kept
-    assert isinstance(network, GauGAN)  # the one kind that takes label maps
+    assert isinstance(network, GauGAN)  # the only kind that takes label maps
     goes_on = kept is not None and kept.goes_on
     if edited_instances and ((instances is None and not goes_on) or len(edited_instances) != len(job.edited)):
         raise InputError(
@@ -48,10 +48,10 @@ def edit(
     conditions: dict[str, Any] = {}
     seed = job.seeds[0]
     if kept is not None:
-        said = kept.option("unknown_label", unknown_label, later=True)
-        unknown_label = None if said is None else int(said)
-        said = kept.option("seed", seed)
-        seed = None if said is None else int(said)
+        kept_label = kept.option("unknown_label", unknown_label, later=True)
+        unknown_label = None if kept_label is None else int(kept_label)
+        kept_seed = kept.option("seed", seed)
+        seed = None if kept_seed is None else int(kept_seed)
     files = decoded([*job.inputs, *([instances] if instances else []), *edited_instances])
     original = files[job.original]
     maps = [_read(files[path], original, job, network, unknown_label) for path in (job.original, *job.edited)]
@@ -93,7 +93,7 @@ def edit(
         layer_bars(network, first, **conditions) as bar,
         warnings.catch_warnings(),
     ):
-        # what is left out or forgotten is said below, in our words
+        # pixels that are not applied and forgotten edits are printed below
         warnings.simplefilter("ignore", UserWarning)
         for one, z in latents.items():
             if not goes_on:
@@ -112,7 +112,7 @@ def edit(
 
 
 def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tuple[Host, str, list[Any]]:
-    """The first edit of the first example: a sheet of pictures, what was edited, and the lines of a table."""
+    """The first edit of the first example: a sheet of pictures, its caption, and the rows of a table."""
     example = known.examples[0]
     change = example.edits[0]
     original, edited = (pictures.read_labels(path) for path in (example.original, change.path))
@@ -120,7 +120,7 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
     with layer_bars(engine.network, original) as bar:
         first = session.run(original, progress=bar("dense run of the original"))
         sparse = session.edit(edited, policy=engine.policy, progress=bar("sparse edit"))
-        # the same session again: what is made ready once, the weights, is ready for both
+        # the same session again: the weights are prepared for both
         dense = session.run(edited, progress=bar("dense run of the edited"))
     dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
     panels = [
@@ -142,11 +142,13 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
 
 
 def latent(network: Model, seed: int, count: int = 1) -> Host:
-    """z from a standard normal; InputError where the network has none."""
+    """z from a standard normal. Raises InputError: the model has no z."""
     length = getattr(network.config, "z_dim", 0)
     if not length:
         option = "--seed" if count == 1 else "--count"
-        raise InputError(f"{option}: this network starts from the label map; it has no latent z to vary")
+        raise InputError(
+            f"{option}: this network starts from the label map and has no latent z to vary; omit it"
+        )
     return np.random.default_rng(seed).standard_normal(length).astype(np.float32)
 
 
@@ -154,7 +156,7 @@ def latent(network: Model, seed: int, count: int = 1) -> Host:
 def layer_bars(
     network: Model, labels: Host, **conditions: Any
 ) -> Iterator[Callable[[str], Callable[[LayerRecord], None]]]:
-    """A maker of progress bars, one step a layer."""
+    """A maker of progress bars with a step for each layer."""
     layers = len(profile(network, labels, **conditions).layers)
     with progress_bars() as start:
 
@@ -172,7 +174,7 @@ def layer_bars(
 
 
 def _read(file: ImageFile, original: ImageFile, job: Job, network: GauGAN, unknown_label: int | None) -> Host:
-    """A label map; of a built-in model, by its colours, else as the original numbers them."""
+    """A label map; of a built-in model by its colours, else by the numbers of the original."""
     known = builtin.get(job.model)
     palette = known.labels.palette if known and known.labels else None
     try:

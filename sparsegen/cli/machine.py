@@ -1,4 +1,4 @@
-"""Commands about this machine: which backends can run here, their kernels made ready, and the version."""
+"""Commands about this machine: the backends that can run here, the compilation of their kernels, the version."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def warmup(
 ) -> None:
     """Compile a backend's kernels now, for images and installers, so that the first edit need not wait for them.
 
-    Says in which folder they are kept (the user's cache folder, or SPARSEGEN_CACHE_DIR; where that cannot be written,
-    one of the user's among temporary files), and fails where the next process would not find them.
+    Prints the folder that keeps them (the user's cache folder, or SPARSEGEN_CACHE_DIR; if that cannot be written,
+    one of the user's among temporary files), and fails if the next process would not find them.
     """
     engine, start = get_backend(backend), time.perf_counter()
     ready = engine.warm_up()
@@ -35,7 +35,7 @@ def warmup(
 
 
 def print_version() -> None:
-    """The version, Python's, and what computes where nothing else is asked for."""
+    """Print the version, Python's version and the default backend."""
     name = default_backend()
     count: int | None = getattr(get_backend(name), "threads", None)
     threads = "" if count is None else f", {count} thread{'s' * (count != 1)}"

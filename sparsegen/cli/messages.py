@@ -1,4 +1,4 @@
-"""What went wrong, in a line for the user: an exception comes in; one that is a bug of ours has no such line."""
+"""Error messages: an exception comes in, a line for the user goes out; an exception that is our bug has none."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ try:
 except ImportError:  # Windows
     resource = None
 
-# compiled and imported beforehand: where there is no memory, there may be none for that either
+# compiled and imported now: an error about memory may leave too little for it
 _ARRAY = re.compile(r"Unable to allocate ([\d.]+ \w+)")
-"""NumPy's words for an array that it gets no memory for."""
+"""NumPy's message for an array that cannot be allocated."""
 _SMALLER = {"--original": "a smaller input", "--size": "a smaller --size"}
-"""Option -> what may be given to a command that has it, so that it takes less memory."""
+"""Option -> the advice of a command that has it, to take less memory."""
 
 
 def message_of(error: Exception, command: Any) -> str | None:
-    """The line for an error of the command (the command-line library's object) that the user gave; None: a bug."""
+    """The line for an error of `command` (the command-line library's object); None: the error is a bug."""
     if _no_memory(error):
         return _memory_message(error, command)
     if isinstance(error, (SparsegenError, CheckpointError, BackendError)):
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    # what the command-line library raises for wrong words; its class differs between its versions
+    # the command-line library's error for wrong arguments, whose class differs between its versions
     describe = getattr(error, "format_message", None)
     if describe is None:
         return None
@@ -46,37 +46,37 @@ def message_of(error: Exception, command: Any) -> str | None:
 
 
 def check_command(word: str, known: list[str]) -> None:
-    """Raise InputError for a command that there is none of; it names the nearest."""
+    """Raise InputError, which names the nearest command, if `word` is none."""
     if word not in known:
         near = get_close_matches(word.lower(), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
-        raise InputError(f"no command '{word}'; {hint} (see 'sparsegen --help')")
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        raise InputError(f"unknown command '{word}'; {hint} (see 'sparsegen --help')")
 
 
 def _no_memory(error: Exception) -> bool:
-    """Whether the system gave no memory: for an array, a mapping, a thread's stack or a library that is imported."""
+    """Whether the system refused memory: for an array, a mapping, a thread's stack or an imported library."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
-        # also the loader's words for a library on a disk from which nothing may run
+        # the loader's message too for a library on a disk mounted noexec, hence the limit
         or (isinstance(error, ImportError) and "failed to map segment" in str(error) and _limit() is not None)
     )
 
 
 def _memory_message(error: Exception, command: Any) -> str:
-    """What is wrong, and which of the command's options help. What the failed calls hold is let go of first."""
+    """The line for too little memory, with the options that help. The failed calls' frames are freed first."""
     failed: BaseException | None = error
     while failed is not None:
         failed.__traceback__, failed = None, failed.__context__
     array = _ARRAY.match(str(error))
     if array is not None:
-        what = f" for {array[1]} more"
+        problem = f" for {array[1]} more"
     else:
-        what = f": {error}" if isinstance(error, MemoryError) and str(error) else ""
+        problem = f": {error}" if isinstance(error, MemoryError) and str(error) else ""
     limit = _limit()
     if limit is not None:
-        what += f" (ulimit -v leaves this process {limit / 1e9:.2f} GB)"
+        problem += f" (ulimit -v leaves this process {limit / 1e9:.2f} GB)"
     options = {name for parameter in getattr(command, "params", ()) for name in parameter.opts}
     smaller = "".join(f"{given}, or " for option, given in _SMALLER.items() if option in options)
     advice = f"give {smaller}the process more memory"
@@ -84,11 +84,11 @@ def _memory_message(error: Exception, command: Any) -> str:
         files = "" if limit is None else " (ulimit -v counts its files too)"
         steps = " or fewer --steps" if "--steps" in options else ""
         advice += f"; for diffusion, a budget such as --ram 500MB{files}{steps}"
-    return f"not enough memory{what}; {advice}"
+    return f"not enough memory{problem}; {advice}"
 
 
 def _limit() -> int | None:
-    """Bytes of address space that this process may take, where that is limited."""
+    """The limit of this process's address space in bytes; None: there is none."""
     if resource is None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]

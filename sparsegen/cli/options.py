@@ -1,4 +1,4 @@
-"""Words of the command line that several commands understand, and what they mean."""
+"""Options that several commands share: words of the command line come in, checked values go out."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def with_sampler_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_memory(**given: str | None) -> None:
-    """Raise InputError for an amount of memory that cannot be read; it names the option."""
+    """Raise InputError, which names the option, for an amount of memory that cannot be parsed."""
     for name, amount in given.items():
         try:
             parse_size(amount)
@@ -174,7 +174,7 @@ def open_backend(name: str | None, threads: int | None, direct: bool, weights: s
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """`name=value` pairs; a value is JSON where it reads as such, else text."""
+    """`name=value` pairs as a dict; a value is parsed as JSON if it is valid, else it is text. Raises InputError."""
     parsed: dict[str, Any] = {}
     for setting in settings or ():
         name, equals, text = setting.partition("=")

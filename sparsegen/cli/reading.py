@@ -1,4 +1,4 @@
-"""Files of an edit: paths and options come in; decoded files, the size that they get, errors and notes go out."""
+"""Files of an edit: paths and options come in; decoded files and their crop and size go out, errors and notes too."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..pictures import Frame, ImageFile, Size, read_file
 from .console import print_line
 
 Wanted = Size | Literal["auto"] | None
-"""A size that an option gives; "auto": one that the network can take; None: as the files are."""
+"""A size that an option gives; "auto": the nearest supported one; None: the files' own."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How the files of an edit are made to fit the network: cropped, then resized."""
+    """The cropping, then resizing, that fits the files of an edit to the model."""
 
     crop: Wanted = None
     resize: Wanted = None
 
     @classmethod
     def parse(cls, crop: str | None, resize: str | None) -> Fit:
-        """What `--crop` and `--resize` say. Raises InputError."""
+        """The values of `--crop` and `--resize`. Raises InputError."""
         if crop == "auto" and resize is not None:
             raise InputError("--crop auto: not beside --resize, which fits any crop; give --crop a size")
         return cls(_wanted("--crop", crop), _wanted("--resize", resize))
 
     def frame(self, network: Model, original: ImageFile) -> Frame:
-        """What becomes of every file that has the original's size. Raises InputError: the network cannot take it."""
+        """The crop and size of every file of the original's size. Raises InputError: the size is not supported."""
         source = original.size
         crop = source if self.crop is None else self.crop
         if crop == "auto":
@@ -86,7 +86,7 @@ def _named(size: Size) -> str:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Errors about what was read from a file name the file."""
+    """Errors about the content of a file name the file."""
     try:
         yield
     except (InputError, ShapeError) as error:
@@ -94,12 +94,12 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def decoded(paths: Iterable[Path]) -> dict[Path, ImageFile]:
-    """Each file, decoded once. Notes say what Pillow warns of in it, except its size. Raises InputError."""
+    """Each file, decoded once. Pillow's warnings of it become notes, except of its size. Raises InputError."""
     found: dict[Path, ImageFile] = {}
     for path in dict.fromkeys(paths):
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            warnings.simplefilter("ignore", RuntimeWarning)  # its word on size
+            warnings.simplefilter("ignore", RuntimeWarning)  # Pillow's warning of a large size
             warnings.showwarning = partial(_note, path)
             found[path] = read_file(path)
     return found

@@ -1,4 +1,4 @@
-"""The command that samples: a diffusion model and a number come in, that many pictures of nothing given go out."""
+"""The command that samples: a diffusion model and a number come in, that many pictures from pure noise go out."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def sample(
     if network.diffusion is None:
         raise InputError(f"--model {model}: no diffusion model ({network.family}); sample needs one")
     if wanted is None and network.size is None:
-        raise InputError(f"{model}: does not say which size it was trained on; give --size, such as 256x256")
+        raise InputError(f"{model}: the size that it was trained on is unknown; give --size, such as 256x256")
     engine = Engine(network, open_backend(backend, threads, direct, weights), None)
     chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "schedule": schedule, **sampler_options}
     settings_used = whole_way(network.diffusion, network.sampling, **chosen, seed=seed)

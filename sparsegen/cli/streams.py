@@ -1,7 +1,7 @@
-"""Standard output and error of a command: what is printed comes in, and if it cannot go out, the work goes on.
+"""Standard output and error of a command: text comes in and is written, or dropped once a write has failed.
 
-The reader of a pipe may have seen enough (`sparsegen edit … | head -1`), or the disk behind it may be full. What is
-printed is lost then; every picture is written all the same.
+The reader of a pipe may have ended (`sparsegen edit … | head -1`), or the disk behind it may be full. The text is lost
+then; the work goes on, and every picture is written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any, TextIO, cast
 
 CLOSED = {errno.EPIPE, errno.EINVAL}
-"""What writing to a pipe fails with when its reader has gone (the latter on Windows)."""
+"""The errors of writing to a pipe without a reader (EINVAL on Windows)."""
 
 
 class Stream:
@@ -24,7 +24,7 @@ class Stream:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failure: OSError | None = None
-        """Why it ended, unless its reader has gone."""
+        """The error that ended it; None: it goes on, or its reader has ended."""
         self._ended = False
 
     def write(self, text: str) -> int:
@@ -50,25 +50,25 @@ class Stream:
         self._ended, self.failure = True, None if error.errno in CLOSED else error
         with suppress(OSError, ValueError):  # a stream without a descriptor
             place, nowhere = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
-            # what the stream still holds goes there: Python would complain of it when the process ends
+            # the buffered text goes to the null device, else Python reports it as the process ends
             os.dup2(nowhere, place)
             os.close(nowhere)
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "buffer":  # the command-line library would write there, past this
+        if name == "buffer":  # the command-line library would write to it, past this object
             raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 @contextmanager
 def lasting_streams() -> Iterator[Stream | None]:
-    """`sys.stdout` and `sys.stderr` as such streams for a while; gives the first, None where there is none."""
+    """`sys.stdout` and `sys.stderr` as `Stream`s within the context, which is the first; None: there is none."""
     _fill_descriptors()
     streams = []
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console without × shows ?, and the work is not lost
+            stream.reconfigure(errors="replace")  # an encoding without × prints ?, instead of an error
         streams.append(None if stream is None else Stream(stream))
     out, err = streams
     with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
@@ -81,9 +81,9 @@ def lasting_streams() -> Iterator[Stream | None]:
 
 
 def _fill_descriptors() -> None:
-    """Open what a shell closed (`>&-`): else the next file that is opened would get what other code prints."""
+    """Open the descriptors that a shell closed (`>&-`), else the next opened file would receive printed text."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor

@@ -1,4 +1,4 @@
-"""Editing pictures at the command line: a picture and strokes painted over it come in, made real they go out."""
+"""Editing pictures at the command line: a picture and strokes painted over it come in, real content goes out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .reading import decoded
 
 @dataclass(frozen=True)
 class Options:
-    """What else can be said of an edit with a diffusion model; None: the family's own."""
+    """The options of an edit with a diffusion model; None: not given, the model's default."""
 
     steps: int | None
     noise_level: int | None
@@ -47,12 +47,13 @@ class Options:
     @property
     def given(self) -> dict[str, Any]:
         """All of them by the name that the command line has for them."""
-        plain = dict(vars(self))
-        return {**plain, **plain.pop("sampler_options")}
+        named = dict(vars(self))
+        options = named.pop("sampler_options")
+        return {**named, **options}
 
 
 def edit(job: Job, options: Options) -> None:
-    """Run the original through every step, then make real what each edited picture changes; in variations, each so."""
+    """Run the original through every step, then make the strokes of each edited picture real, for each variation."""
     network, kept = job.engine.network, job.kept
     with _session(job, options, job.seeds[0]) as session:
         previews = _previews(job, len(session.times), options.preview_every)
@@ -85,7 +86,7 @@ def _edit(
     previews: dict[tuple[Path, int], Path],
     seed: int | None,
 ) -> None:
-    """One variation: the original, if it has not run yet, then every edit; the first one was painted over `before`."""
+    """One variation: the original, unless it has run, then every edit, of which the first was painted over `before`."""
     kept, network, of = job.kept, job.engine.network, len(session.times)
     text = written_by(job.model, job.engine, **_used(session))
 
@@ -99,15 +100,15 @@ def _edit(
         return after
 
     with keeping(kept), step_bars(of) as bar, warnings.catch_warnings():
-        # what is left out or forgotten is said below, in our words
+        # pixels that are not applied and forgotten edits are printed below
         warnings.simplefilter("ignore", UserWarning)
         if kept is None or not kept.goes_on:
             result = session.run(first, on_step=bar("original"))
             note_change(kept)
             out.print(f"original: {of} steps in {result.stats.milliseconds / 1e3:.1f} s, kept for the edits")
         for path, target, painted in zip(job.edited, job.outputs(seed), strokes, strict=True):
-            # what was painted since the file before goes over the picture as it stands: strokes that are
-            # real by now are not made anew, whether this file was painted over them or over the result
+            # only the strokes since the previous file are edited: the strokes before are real by now, whether this file
+            # was painted over them or over the result
             new = (painted != before).any(-1, keepdims=True)
             picture = np.where(new, painted, session.image[..., : first.shape[-1]])
             result = session.edit(
@@ -123,12 +124,12 @@ def _edit(
 
 
 def _used(session: SDEdit) -> dict[str, Any]:
-    """The settings that a session really has."""
+    """The settings in effect in a session."""
     return {**used_settings(session.settings), "margin": session.margin, "cache_storage": session.storage}
 
 
 def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
-    """The first edit of the first example: a sheet of pictures, what was edited, and the lines of a table."""
+    """The first edit of the first example: a sheet of pictures, its caption, and the rows of a table."""
     example = known.examples[0]
     change = example.edits[0]
     original = pictures.read_picture(example.original)
@@ -164,7 +165,7 @@ def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
 
 @contextmanager
 def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
-    """A maker of progress bars, one step a denoising step."""
+    """A maker of progress bars with a step for each denoising step."""
     with progress_bars() as start:
 
         def bar(description: str) -> OnStep:
@@ -174,14 +175,14 @@ def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
         yield bar
 
 
-# -- looked at before the work begins --------------------------------------------------------------------
+# -- checked before the work begins ----------------------------------------------------------------------
 
 
 def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
-    """The session that the options describe; an option that would have no effect is a mistake."""
+    """The session that the options describe. Raises InputError, also for an option that would have no effect."""
     kept = job.kept
     if options.cache_folder is not None and options.ram is None:
-        raise InputError("--cache-folder: no file goes there unless --ram says how much RAM there is")
+        raise InputError("--cache-folder: has no effect without --ram; give --ram, such as --ram 4GB")
     given = {
         "steps": options.steps,
         "noise_level": options.noise_level,
@@ -216,11 +217,11 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
 
 
 def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int], Path]:
-    """(output, index of a step) -> the preview that is written after it."""
+    """(output, index of a step) -> the file of the preview after it. Raises InputError."""
     if every is None:
         return {}
     if every > steps:
-        raise InputError(f"--preview-every {every}: there are {steps} steps")
+        raise InputError(f"--preview-every {every}: there are {steps} steps; give {steps} or less")
     found = {
         (target, done - 1): numbered(target, f"preview-{done:02d}")
         for seed in job.seeds
@@ -233,7 +234,7 @@ def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int],
 
 
 def _before(job: Job, session: SDEdit, first: Host) -> Host:
-    """What the first edit is painted over: the original, or the last strokes of a session that goes on."""
+    """The picture that the first edit is painted over: the original, or the last strokes of a continued session."""
     kept = job.kept
     if kept is None or not kept.goes_on:
         return first
@@ -243,7 +244,7 @@ def _before(job: Job, session: SDEdit, first: Host) -> Host:
             f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's picture is "
             f"{image.shape[0]}×{image.shape[1]}"
         )
-    # (after an undo the picture is no longer what those strokes became)
+    # after an undo, the picture is no longer the result of those strokes
     if isinstance(painted, np.ndarray) and kept.note(f"{PAINTED}.result") == digest_of(image):
         return painted
     return image[..., : first.shape[-1]]
@@ -252,7 +253,7 @@ def _before(job: Job, session: SDEdit, first: Host) -> Host:
 def _strokes(
     job: Job, files: dict[Path, pictures.ImageFile], before: Host, frame: pictures.Frame
 ) -> list[Host]:
-    """The edited pictures, uint8 `[H, W, C]`; where one is transparent, it shows the one before."""
+    """The edited pictures, uint8 `[H, W, C]`; a transparent part shows the picture before."""
     found = [before]
     for path in job.edited:
         found.append(
@@ -264,31 +265,31 @@ def _strokes(
 def _channels(network: Model) -> int:
     channels = int(network.config.in_channels)
     if channels not in (1, 3):
-        raise InputError(f"this network takes {channels} channels; pictures have 3, or 1")
+        raise InputError(f"this network takes {channels} channels, expected 3 or 1, as pictures have")
     return channels
 
 
 def _plan(session: SDEdit, picture: Host) -> CachePlan:
-    """What the caches will take, once it is seen that they fit."""
+    """The memory of the caches. Raises InputError: there is too little RAM or disk."""
     plan = session.cache_plan(picture)
     if not plan.fits:
-        raise InputError(f"{plan}: too little disk; name another folder, give more RAM or fewer steps")
+        raise InputError(f"{plan}: too little disk; give another --cache-folder, more --ram or fewer --steps")
     ram = _ram()
     if ram is not None and plan.ram_bytes > ram:
         raise InputError(
-            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; say how much of it, such as --ram 4GB: "
-            "the rest goes into files"
+            f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; give a budget, such as --ram 4GB: the rest goes into "
+            "files"
         )
     return plan
 
 
 def _ram() -> int | None:
-    """Bytes of RAM that this process may use, where the system says so."""
+    """Bytes of RAM that this process may use; None: unknown."""
     found = []
     try:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
-    except (AttributeError, OSError, ValueError):  # not this system; no limit of a container
+    except (AttributeError, OSError, ValueError):  # another system, or no limit of a container
         pass
     return min((size for size in found if size > 0), default=None)
 
@@ -296,7 +297,7 @@ def _ram() -> int | None:
 def _notice(
     job: Job, session: SDEdit, files: dict[Path, pictures.ImageFile], before: Host, strokes: list[Host]
 ) -> None:
-    """Say which lossy file will have more than half of the picture made anew, and what to do."""
+    """Print a note for each lossy file that would have more than half of the picture made anew, with advice."""
     known, lossy = job.original, files[job.original].lossy
     if job.kept is not None and job.kept.goes_on:
         known, lossy = job.kept.path, ""
@@ -320,9 +321,9 @@ def _notice(
 
 
 def _share(session: SDEdit, before: Host, painted: Host) -> float:
-    """How much of a picture an edit makes anew: pixels that moved by more than the family ignores, and their margin.
+    """The share of a picture that an edit makes anew: pixels that moved by more than the family's eps, with a margin.
 
-    A margin that is wider than the family's own is the user's wish, and no sign of loss.
+    Of a margin wider than the family's, only the family's counts: the rest is the user's choice, and no sign of loss.
     """
     # pixels are -1 to 1 to the network
     moved = np.abs(painted.astype(np.int16) - before) > session.model.eps * 127.5

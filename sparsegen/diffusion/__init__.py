@@ -1,4 +1,4 @@
 """Diffusion: noise schedules, samplers, and the settings that choose among them. NumPy alone.
 
-A schedule owns its times, a sampler its options; neither knows a network.
+A schedule owns its times, a sampler its options; both work on arrays and are independent of models.
 """

@@ -18,8 +18,8 @@ Randomness is the caller's: `noise(i)` gives the fresh noise of step i, in x's s
 by element, with scalars computed in float64: the bits of an element depend on that element of x, of the predictions and
 of the noise alone. So x may be images `[N, H, W, C]` or the tiles gathered from them, `[K, 4, 4, C]`.
 
-A sampler registers itself with `@sampler(…)`, which declares what it takes and what it goes with. Settings, errors and
-the command line read the registry: a new sampler, with options of its own, is one decorated function.
+A sampler registers itself with `@sampler(…)`, which declares its options and the models that it goes with. Settings,
+errors and the command line read the registry: a new sampler, with options of its own, is one decorated function.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
 def noise(seed: Seed, index: int, shape: Sequence[int]) -> Picture:
     """The standard normal noise of a seed's step `index` (or of `START`): float32 of `shape`, the same every time.
 
-    Each sample of a batch has that of its own seed: the bits that it has alone. Raises InputError.
+    Each sample of a batch has the noise of its own seed: the bits that it has alone. Raises InputError.
     """
-    # the seed last: however large, its words then never read as another seed's step
+    # the seed last: NumPy splits large seeds into words, which then never collide with another seed's step
     generators = (np.random.default_rng([index + 1, each]) for each in sample_seeds(seed, shape[0]))
     return np.stack([generator.standard_normal(tuple(shape[1:]), np.float32) for generator in generators])
 
@@ -122,11 +122,11 @@ class Option:
 
     default: float | int | str
     about: str
-    """What it is, for the help of the command line: "share of fresh noise"."""
-    least: float = -math.inf
+    """A few words for the help of the command line: "share of fresh noise"."""
+    least: float = 0
     most: float = math.inf
     choices: tuple[str, ...] = ()
-    """The values of a text."""
+    """Of a text: its values."""
 
     def checked(self, name: str, value: Any) -> float | int | str:
         """`value` as Python's own number, or the text. Raises InputError, which calls it `name`."""
@@ -142,7 +142,7 @@ class Option:
 
     @property
     def bounds(self) -> str:
-        """The values that it takes, for the help: "0 to 1"."""
+        """Its range in words, for the help: "0 to 1"."""
         if self.choices:
             return " or ".join(self.choices)
         return f"{self.least:g} to {self.most:g}" if self.most < math.inf else f"{self.least:g} or more"
@@ -153,7 +153,7 @@ Steps: TypeAlias = Callable[..., Iterator[Step]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A registered sampler: its function, and what `@sampler` declares of it."""
+    """A registered sampler: its function, and the declarations of `@sampler`."""
 
     name: str
     steps: Steps
@@ -185,7 +185,7 @@ class Sampler:
         InputError
             An option is out of range, or no option of this sampler.
         """
-        for name in given.keys() - self.options.keys():
+        for name in [name for name in given if name not in self.options]:
             others = sampler_options().get(name, {})
             if not any(given[name] in (None, option.default) for option in others.values()):
                 if others:
@@ -223,7 +223,7 @@ SAMPLERS: dict[str, Sampler] = {}
 """Name -> sampler, in the order of their registration."""
 
 _COMMON = {"steps", "noise_level", "sampler", "schedule", "clip", "seed", "noise", "predicts"}
-"""Names that no option has: those of the settings and of every sampler's arguments."""
+"""Names that no option may have: the common settings, and the arguments of every sampler."""
 
 
 def sampler(
@@ -336,7 +336,7 @@ def ddpm(
     clip: float | None = None,
     noise: Noise | None = None,
 ) -> Iterator[Step]:
-    """Ancestral sampling: a step to the expected picture, then fresh noise (Ho et al., arXiv 2006.11239, algorithm 2).
+    """Ancestral sampling: a step to the expected image, then fresh noise (Ho et al., arXiv 2006.11239, algorithm 2).
 
     `variance` of that noise: `fixedsmall`, the posterior's β̃ of equation 7, or `fixedlarge`, β itself (section 3.2).
     The last step adds none (algorithm 2, line 3), whichever timestep it starts from.
@@ -370,13 +370,13 @@ def ddim(
     noise: Noise | None = None,
     stride: int | None = None,
 ) -> Iterator[Step]:
-    """The predicted picture with the predicted noise put back, less of it (Song et al., arXiv 2010.02502, equation 12).
+    """The predicted image with a smaller share of the predicted noise (Song et al., arXiv 2010.02502, equation 12).
 
     `eta`, 0 … 1, is how much of that noise is fresh (equation 16): none, or as much as DDPM's.
 
     A step goes to the next timestep, or `stride` timesteps on. (diffusers' scheduler always goes T // steps on, which
     is not the next timestep where these are laid by `linspace`, or by `trailing` with T no multiple of the steps;
-    `stride=T // steps` gives its pictures.)
+    `stride=T // steps` gives its images.)
     """
     eta = in_range("eta", eta, 0, 1)
     x, legs = _start(x, schedule, timesteps, clip, stride)
@@ -401,13 +401,13 @@ def dpm_solver_pp_2m(
     clip: float | None = None,
     noise: Noise | None = None,
 ) -> Iterator[Step]:
-    """DPM-Solver++(2M): the predicted picture, led on from the one before (Lu et al., arXiv 2211.01095, algorithm 2).
+    """DPM-Solver++(2M): the predicted image, extrapolated from the last (Lu et al., arXiv 2211.01095, algorithm 2).
 
     The first step has none before it; the last does without, as in diffusers, where it ends clean or there are fewer
     than 15 steps. Nothing is random: `noise` is not called.
 
-    The history is of predicted pictures. What the caller writes into `step.x` leaves it as it was predicted: a pixel
-    that is held at every step is overwritten whatever its history, and no pixel's history reaches another pixel.
+    The history is of predicted images, and writing into `step.x` does not change it: a pixel that is held at every step
+    is overwritten whatever its history, and no pixel's history reaches another pixel.
     """
     x, legs = _start(x, schedule, timesteps, clip)
     before: Picture | None = None
@@ -464,7 +464,7 @@ def pd(
     noise: Noise | None = None,
     predicts: str = "noise",
 ) -> Iterator[Step]:
-    """Progressive distillation: DDIM by the noise that the clipped picture leaves (Salimans and Ho, arXiv 2202.00512).
+    """Progressive distillation: DDIM by the noise that the clipped image leaves (Salimans and Ho, arXiv 2202.00512).
 
     The update is the DDIM rule of their section 2, the times are `CosineLogSNR().times(steps)`, and the last step gives
     the predicted image itself. Nothing is random: `noise` is not called.

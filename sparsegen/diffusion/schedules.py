@@ -23,7 +23,7 @@ from ..checks import is_whole, whole_number
 from ..errors import InputError, ShapeError
 
 Picture: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
-"""float32 `[N, H, W, C]`, clean or noisy; a network of pictures expects values within -1 … 1."""
+"""float32 `[N, H, W, C]`, clean or noisy; a model of images expects values within -1 … 1."""
 Times: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 """`[steps]`, from the noisiest time to the cleanest: int64 timesteps, or float64."""
 
@@ -52,7 +52,7 @@ class TooManySteps(InputError):
     def __init__(self, steps: int, most: int) -> None:
         super().__init__(f"steps is {steps}, expected a whole number from 1 to {most}")
         self.most = most
-        """How many there may be."""
+        """The largest number of steps."""
 
 
 class NoiseSchedule(ABC):
@@ -75,8 +75,8 @@ class NoiseSchedule(ABC):
         Raises
         ------
         InputError
-            steps is not from 1 to the number of times (TooManySteps), or noise_level not from 1 to
-            `most_noise(steps)`; says which.
+            `steps` is not from 1 to the number of times (TooManySteps if it is more), or `noise_level` not from 1 to
+            `most_noise(steps)`.
         """
 
     @abstractmethod
@@ -89,15 +89,15 @@ class NoiseSchedule(ABC):
         return 2 * math.log(alpha / sigma) if sigma else math.inf
 
     def noised(self, x0: Picture, noise: Picture, time: float | None) -> Picture:
-        """The picture `x0` at the noise of `time`: where a trajectory that edits x0 starts, or is held.
+        """The image `x0` at the noise of `time`: the start of a trajectory that edits x0, and its held pixels.
 
-        At None of a schedule that ends clean this is x0, bit for bit. (From nothing, a trajectory starts from the
+        At None of a schedule that ends clean this is x0, bit for bit. (A trajectory from pure noise starts from the
         noise alone.)
         """
         x0, noise = np.asarray(x0, np.float32), np.asarray(noise, np.float32)
         if x0.shape != noise.shape:
             raise ShapeError(
-                f"the picture is {list(x0.shape)}, its noise {list(noise.shape)}; expected the same"
+                f"the image has shape {list(x0.shape)}, its noise {list(noise.shape)}; expected the same shape"
             )
         alpha, sigma = self.alpha_sigma(time)
         return alpha * x0 + sigma * noise
@@ -108,28 +108,30 @@ class NoiseSchedule(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Schedule(NoiseSchedule):
-    """The noise at each of the T timesteps that a network was trained on, 0 the cleanest."""
+    """The noise at each of the T timesteps that a model was trained on, 0 the cleanest."""
+
+    time = "timestep"
 
     alphas_bar: np.ndarray[Any, np.dtype[Any]]
     """float64 `[T]`: α² at each timestep, ᾱ of the DDPM paper: the running products of 1 - β."""
     end: float = 1.0
-    """ᾱ after the last step: 1, a clean picture. Stable Diffusion's samplers end at `alphas_bar[0]` instead (what
-    diffusers calls `set_alpha_to_one=False`, or `final_sigmas_type="sigma_min"`): `dataclasses.replace` it."""
+    """ᾱ after the last step: 1, a clean image. Stable Diffusion's samplers end at `alphas_bar[0]` instead (diffusers'
+    `set_alpha_to_one=False`, or `final_sigmas_type="sigma_min"`): `dataclasses.replace` it."""
 
     def __post_init__(self) -> None:
         alphas_bar = np.array(self.alphas_bar, np.float64)
         if alphas_bar.ndim != 1 or not alphas_bar.size or not (alphas_bar[-1] > 0 and alphas_bar[0] < 1):
             raise InputError(f"alphas_bar is {alphas_bar!r}, expected a list of numbers between 0 and 1")
         if not (np.diff(alphas_bar) < 0).all():
-            raise InputError("alphas_bar must fall from one timestep to the next: each holds more noise")
+            raise InputError(
+                "alphas_bar is not decreasing, expected that it falls from each timestep to the next"
+            )
         if not alphas_bar[0] <= self.end <= 1:
             raise InputError(
-                f"end is {self.end!r}, expected 1, or as little as alphas_bar[0] = {alphas_bar[0]}"
+                f"end is {self.end!r}, expected a number from alphas_bar[0] = {alphas_bar[0]} to 1"
             )
         alphas_bar.flags.writeable = False
         object.__setattr__(self, "alphas_bar", alphas_bar)
-
-    time = "timestep"
 
     def __len__(self) -> int:
         """T, the number of timesteps."""
@@ -140,7 +142,7 @@ class Schedule(NoiseSchedule):
         if time is None:
             return math.sqrt(self.end), math.sqrt(1 - self.end)
         if not 0 <= time <= len(self) - 1:
-            raise InputError(f"timestep {time} is outside 0 … {len(self) - 1}, those that the schedule has")
+            raise InputError(f"timestep is {time}, expected a number from 0 to {len(self) - 1}")
         below = int(time)
         alpha_bar = float(self.alphas_bar[below])
         if below != time:
@@ -224,7 +226,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule(name: str, **settings: Any) -> Schedule:
-    """The schedule of that name, by the settings of its function."""
+    """The schedule of that name; `settings` are the arguments of its function. Raises InputError."""
     if not isinstance(name, str) or name not in SCHEDULES:
         raise InputError(f"unknown noise schedule {name!r}; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[name](**settings)
@@ -233,7 +235,7 @@ def schedule(name: str, **settings: Any) -> Schedule:
 def _check_betas(steps: int, start: float, end: float) -> None:
     whole_number("steps", steps, 1, _MOST_STEPS)
     if not 0 < start <= end < 1:
-        raise InputError(f"β goes from {start} to {end}, expected it to rise, between 0 and 1")
+        raise InputError(f"β goes from {start} to {end}, expected that it rises, between 0 and 1")
 
 
 def _from_betas(betas: np.ndarray[Any, np.dtype[Any]]) -> Schedule:
@@ -245,7 +247,7 @@ def _from_betas(betas: np.ndarray[Any, np.dtype[Any]]) -> Schedule:
 
 @dataclass(frozen=True)
 class CosineLogSNR(NoiseSchedule):
-    """Continuous time, measured by the log signal-to-noise ratio itself; the cosine says which of them to take.
+    """Continuous time, measured by the log signal-to-noise ratio itself; a cosine lays the times.
 
     Source: Salimans and Ho, arXiv 2202.00512, section 2 and appendix; the bounds are those of their code.
     """
@@ -260,7 +262,7 @@ class CosineLogSNR(NoiseSchedule):
         if time is None:
             return 1.0, 0.0
         if not -self.most <= time <= self.most:
-            raise InputError(f"logsnr {time} is outside -{self.most} … {self.most}")
+            raise InputError(f"logsnr is {time}, expected a number from -{self.most} to {self.most}")
         return math.sqrt(1 / (1 + math.exp(-time))), math.sqrt(1 / (1 + math.exp(time)))
 
     def at(self, u: float) -> float:

@@ -63,7 +63,7 @@ class Settings:
         Raises
         ------
         InputError
-            There is no such sampler or schedule, or a value is out of range; says which and what is expected.
+            There is no such sampler or schedule, or a value is out of range; names it and its range.
         """
         options = samplers.get_sampler(self.sampler).checked_options(self.options)
         clip = self.clip
@@ -132,7 +132,7 @@ def settings_for(defaults: DiffusionDefaults, own: Mapping[str, Any], **given: A
     Raises
     ------
     InputError
-        One of them cannot be used; says which and what is expected.
+        One of them cannot be used; names it and its range.
     """
     settings = _chosen(defaults, own, given)
     if not samplers.get_sampler(settings.sampler).goes_with(defaults.time, defaults.predicts):
@@ -169,10 +169,10 @@ def whole_way(
 
 def _chosen(defaults: DiffusionDefaults, own: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
     """As `settings_for`, unchecked. Raises InputError: there is no such sampler."""
-    # clip=None and seed=None are values: the one is a choice, the other an error
+    # None is a choice for clip, and an error for seed
     chosen = {name: value for name, value in given.items() if value is not None or name in ("clip", "seed")}
     inherited = {**defaults.edit.described(), **own}
-    # defaults of one sampler's options say nothing about another sampler
+    # the defaults of one sampler's options do not apply to another sampler
     settings = Settings.read(inherited | chosen)
     taken = samplers.get_sampler(settings.sampler).options
     options = {name: each for name, each in settings.options.items() if name in chosen or name in taken}

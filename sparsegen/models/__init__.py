@@ -1,4 +1,4 @@
-"""The networks, one file each. Importing this makes every architecture known to `Model.registry`."""
+"""The models, one file each. Importing this room registers every architecture in `Model.registry`."""
 
 from .ddpm import DDPM, DDPMConfig
 from .gaugan import GauGAN, GauGANConfig

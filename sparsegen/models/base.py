@@ -1,4 +1,4 @@
-"""What a network is to the rest of the engine: a user's input comes in, canvases and in the end a picture come out."""
+"""The interface of a model: a user's input comes in, canvases and in the end an image come out."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ..tiling.policies import Paper
 
 @dataclass(frozen=True, repr=False)
 class Inputs:
-    """What a user's input becomes: canvases that an edit may repaint, and conditions that it may not."""
+    """A user's input as arrays: canvases, which an edit may repaint, and conditions, which it may not."""
 
     canvases: dict[str, Host]
     """Name -> array `[N, H, W, P]`; the same N, H, W for all."""
     conditions: dict[str, Host] = field(default_factory=dict)
-    """Name -> array; fixed for the life of a session's base."""
+    """Name -> array; fixed until a session runs again."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,26 +61,26 @@ class Model(NotCopied, Layer, metaclass=_Named):
     role: ClassVar[str]
     """The network's role in a bundle: "unet", "generator"."""
     config_type: ClassVar[type]
-    """A frozen dataclass of plain values: everything that decides the parameters' shapes. Checks what it is given."""
+    """A frozen dataclass of plain values that determine the parameters' shapes; it checks its values."""
     registry: ClassVar[dict[str, type[Model]]] = {}
-    """Family -> class; a class that names a `family` of its own registers itself."""
+    """Family -> class; a class that defines `family` registers itself."""
 
     inputs: ClassVar[tuple[str, ...]]
-    """What the canvases of its `Inputs` are called."""
+    """The names of the canvases of its `Inputs`."""
     paper: Paper
     """The family's own settings of the `paper` policy."""
     eps: float = 0.0
-    """Inputs that differ by no more than this count as equal."""
+    """The largest difference at which two input pixels count as equal."""
     name: str = ""
-    """What the user called it: a built-in name or a file. For messages only."""
+    """The name that it was loaded by: a built-in name or a path. For messages only."""
     source: str = ""
-    """Which weights of its file it has: "averaged weights (ema); beside them: model". For messages only."""
+    """The weights of its file that it has: "averaged weights (ema); beside them: model". For messages only."""
     defaults: Mapping[str, Any] = MappingProxyType({})
-    """Conditions of a run that does not give them, by name."""
+    """The conditions of a run that are not given, by name."""
     sampling: Mapping[str, Any] = MappingProxyType({})
-    """Of a diffusion model: what of SDEdit's settings is its own and not its family's, by name."""
+    """Of a diffusion model: the settings in which it differs from its family, by name."""
     size: tuple[int, int] | None = None
-    """(height, width) that a diffusion model was trained on, where that is known."""
+    """(height, width) that a diffusion model was trained on; None: unknown."""
     diffusion: ClassVar[DiffusionDefaults | None] = None
     """Of a diffusion family: its condition, its prediction and its default settings; None: it is another kind."""
 
@@ -93,7 +93,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
         if "family" in vars(cls):
             if cls.family in Model.registry:
                 raise TypeError(
-                    f"two classes call themselves {cls.family!r}: {Model.registry[cls.family]}, {cls}"
+                    f"family {cls.family!r} has two classes, {Model.registry[cls.family]} and {cls}; expected one"
                 )
             Model.registry[cls.family] = cls
 
@@ -103,7 +103,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
         self._release: Callable[[], None] = lambda: None
 
     def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
-        """Check a user's input and make canvases of it; what is not given is taken from `base`.
+        """The canvases and conditions of a user's input, checked; conditions that are not given come from `base`.
 
         Raises
         ------
@@ -112,19 +112,19 @@ class Model(NotCopied, Layer, metaclass=_Named):
         raise NotImplementedError
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Sizes (height, width) that the network can take, the nearest first; the given one alone where it can."""
+        """Supported sizes (height, width), the nearest first; the given one alone if it is supported."""
         raise NotImplementedError
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ShapeError, which names the nearest sizes: the network cannot take inputs of that size."""
+        """Raises ShapeError, which names the nearest sizes, if inputs of that size are not supported."""
         raise NotImplementedError
 
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
-        """The network: input features in, the output feature out."""
+        """The computation: input features in, the output feature out."""
         raise NotImplementedError
 
     def picture(self, output: Host) -> Host:
-        """The output canvas `[N, H, W, C]`, or a part of it, as uint8 pictures `[N, H, W, 3]`; pixel by pixel."""
+        """The output `[N, H, W, C]`, or a part of it, as uint8 images `[N, H, W, 3]`; pixel by pixel."""
         raise NotImplementedError
 
     def load_parameters(
@@ -134,24 +134,28 @@ class Model(NotCopied, Layer, metaclass=_Named):
         release: Callable[[], None] | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        """Take values by path; every parameter must be there in its shape (readers check and name what is not).
+        """Take the parameters' values by path.
 
-        With `release`, `values` can be asked again at any time (a file's): they are read now to be checked, and again
-        when a backend lays them out, but not kept, and `release` is called whenever some were read. `progress(done,
-        total, path)` is called after each. A session that has run keeps the weights that painted its canvases; it
-        takes these with its next `run`.
+        With `release`, `values` reads from a file: each value is read now to check it, and again when a backend
+        prepares it, but not kept; `release` is called after each read. `progress(done, total, path)` is called after
+        each parameter. A session that has run keeps its weights until its next `run`.
+
+        Raises
+        ------
+        ShapeError
+            A parameter is missing or has another shape, or a value has no parameter; names the first few.
         """
         self._prepared, self._release = WeakKeyDictionary(), release or (lambda: None)
         kept: dict[str, Host] = {}
         parameters = self.parameters()
         if set(values) != set(parameters):
             raise ShapeError(
-                f"{self.family}: parameters do not match: {sorted(set(values) ^ set(parameters))[:5]}"
+                f"{self.family}: parameters are missing or unexpected: {sorted(set(values) ^ set(parameters))[:5]}"
             )
         for done, (path, parameter) in enumerate(parameters.items(), start=1):
             value = values[path]  # once: a lazy mapping computes it now
             if tuple(value.shape) != parameter.shape:
-                raise ShapeError(f"{path}: expected {parameter.shape}, got {tuple(value.shape)}")
+                raise ShapeError(f"{path} has shape {tuple(value.shape)}, expected {parameter.shape}")
             if release is None:
                 kept[path] = value
             parameter.read = partial((values if release else kept).__getitem__, path)
@@ -160,15 +164,15 @@ class Model(NotCopied, Layer, metaclass=_Named):
                 progress(done, len(parameters), path)
 
     def least_size(self, height: int, width: int) -> int:
-        """The shorter side below which the family's `paper` policy computes an input's resolutions whole."""
+        """The shorter side below which the family's `paper` policy recomputes a resolution whole."""
         return min(self.paper.least_size, height, width)
 
     def prepared_for(self, backend: Backend) -> Prepared:
-        """The parameters as `backend` lays them out: one set for all sessions, gone with the model or the backend."""
+        """The parameters as `backend` reads them: one set for all sessions, freed with the model or the backend."""
         return self._prepared.setdefault(backend, Prepared(self._release))
 
     def described(self) -> dict[str, Any]:
-        """What the model is beside its configuration and parameters, in plain values that JSON can keep."""
+        """The model beside its configuration and parameters, in plain values for JSON."""
         return {
             "name": self.name,
             "source": self.source,
@@ -178,12 +182,12 @@ class Model(NotCopied, Layer, metaclass=_Named):
         }
 
     def describe(self, described: Mapping[str, Any]) -> None:
-        """Take what `described` gave. Raises ValueError, TypeError, LookupError: it is something else."""
+        """Take the values that `described` gave. Raises ValueError, TypeError, LookupError: they are others."""
         self.name, self.source = str(described["name"]), str(described["source"])
         defaults = {str(name): tuple(map(float, value)) for name, value in described["defaults"].items()}
         sampling = dict(described["sampling"])
         if not set(sampling) <= {"steps", "noise_level", "sampler", "schedule", *sampler_options()}:
-            raise ValueError(f"its sampling is {', '.join(map(str, sampling))}")
+            raise ValueError(f"unknown settings of sampling: {', '.join(map(str, sampling))}")
         self.defaults, self.sampling = MappingProxyType(defaults), MappingProxyType(sampling)
         size = described["size"]
         if size is not None:
@@ -196,7 +200,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
 
 
 def checked_model(model: Any, needed: str) -> Model:
-    """`model`, if it is one. Raises InputError: "`needed`, …", where a name or a file was given, say."""
+    """`model`, if it is one. Raises InputError that begins with `needed`, such as for a name or a path."""
     if isinstance(model, Model):
         return model
     if isinstance(model, str | os.PathLike):
@@ -219,7 +223,7 @@ def checked_diffusion(model: Any, needed: str, otherwise: str = "") -> Diffusion
 
 
 def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> list[tuple[int, int]]:
-    """`sizes` (height, width), the least stretched from the given one first: by the logarithm of both factors."""
+    """`sizes` (height, width), the nearest to the given one first, by the logarithms of both scale factors."""
 
     def stretch(size: tuple[int, int]) -> float:
         return math.log(size[0] / max(height, 1)) ** 2 + math.log(size[1] / max(width, 1)) ** 2
@@ -228,7 +232,7 @@ def nearest_sizes(sizes: Iterable[tuple[int, int]], height: int, width: int) -> 
 
 
 def multiples_near(unit: int, height: int, width: int) -> list[tuple[int, int]]:
-    """`nearest_sizes` of those whose sides are multiples of `unit`: each side shrunk or grown to the next one."""
+    """The sizes around the given one whose sides are multiples of `unit`, the nearest first."""
     rows, columns = (
         sorted({max(side // unit, 1) * unit, max(-(-side // unit), 1) * unit}) for side in (height, width)
     )
@@ -236,5 +240,5 @@ def multiples_near(unit: int, height: int, width: int) -> list[tuple[int, int]]:
 
 
 def named_sizes(sizes: Iterable[tuple[int, int]]) -> str:
-    """The first few of some sizes, for a message."""
+    """The first three sizes, for a message."""
     return ", ".join(f"{height}×{width}" for height, width in islice(sizes, 3)) + " (height × width)"

@@ -1,7 +1,7 @@
-"""DDPM: a noisy picture and its timestep come in, the noise in it comes out.
+"""DDPM: a noisy image and its timestep come in, the noise in it comes out.
 
 Source: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239; the network of its LSUN models, with
-the options of diffusers' `UNet2DModel` that decide what is computed.
+the options of diffusers' `UNet2DModel` that change the computation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsampl
 
 @dataclass(frozen=True)
 class DDPMConfig(UNetConfig):
-    """What decides the network's shape and its embedding of time.
+    """The values that determine the network's shape and its embedding of time.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class DDPMConfig(UNetConfig):
     symmetric_downsampling
         Whether a downsampling convolution is padded on all sides instead of on the right and at the bottom.
     frequency_shift
-        1: the lowest frequency of the embedding is 1 / 10000; 0: the first below the next in line.
+        1: the lowest frequency of the embedding is 1 / 10000; 0: it is the one before, of one frequency more.
     cosine_first
         Whether the embedding's cosines come before its sines.
     """
@@ -84,5 +84,5 @@ class DDPM(UNet):
         return Upsample(channels)
 
     def prediction(self, output: Host, x: Host, time: float) -> Host:
-        """The output itself (of one that also predicts a variance, the first half of the channels)."""
+        """The output, or its first half of the channels if the network predicts a variance too."""
         return np.ascontiguousarray(output[..., : self.config.in_channels])

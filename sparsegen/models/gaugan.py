@@ -1,7 +1,7 @@
-"""GauGAN: a label map comes in, a picture comes out, through spatially-adaptive normalisation (SPADE).
+"""GauGAN: a label map comes in, an image comes out, through spatially-adaptive normalisation (SPADE).
 
-Source: Park et al., "Semantic Image Synthesis with Spatially-Adaptive Normalization", arXiv 1903.07291; layer names
-are those of its code, NVlabs/SPADE, so that checkpoints line up with what is written here.
+Source: Park et al., "Semantic Image Synthesis with Spatially-Adaptive Normalization", arXiv 1903.07291; layers are
+named as in its code, NVlabs/SPADE, whose checkpoints then need no rename.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class GauGANConfig:
-    """Everything that decides the network's shape, in upstream's words.
+    """The values that determine the network's shape, by upstream's names.
 
     Attributes
     ----------
@@ -83,16 +83,18 @@ class GauGANConfig:
             raise InputError(f"kernel_size is {self.kernel_size}, expected an odd number")
         if bool(self.z_dim) != bool(self.start_cells):
             raise InputError(
-                f"z_dim is {self.z_dim} and start_cells {self.start_cells}; a network has both or neither"
+                f"z_dim is {self.z_dim} and start_cells is {self.start_cells}; expected both or neither to be 0"
             )
         if self.semantic_nc <= self.edge_channel:
-            raise InputError(f"semantic_nc is {self.semantic_nc}: no label is left beside the edge channel")
+            raise InputError(
+                f"semantic_nc is {self.semantic_nc}, expected 2 or more: a label and the edge channel"
+            )
         if self.num_upsampling_layers == "most" and self.ngf < 2:
             raise InputError("ngf is 1, expected 2 or more with num_upsampling_layers most")
 
 
 class SPADE(Layer):
-    """Normalise x, then scale and shift every pixel by what the label map says there."""
+    """Normalise x, then scale and shift every pixel by values computed from the labels around it."""
 
     def __init__(self, channels: int, config: GauGANConfig) -> None:
         self.norm = BatchNorm(channels) if config.norm == "batch" else InstanceNorm()
@@ -177,7 +179,7 @@ class GauGAN(Model):
         return height // self._unit, width // self._unit
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Sizes that the network can take, the nearest first: multiples of what it doubles; with z, of one area."""
+        """Supported sizes, the nearest first: multiples of 2 to the number of doublings; with z, of one area."""
         unit, cells = self._unit, self.config.start_cells
         if not self.config.z_dim:
             return multiples_near(unit, height, width)
@@ -186,7 +188,7 @@ class GauGAN(Model):
         return found[:1] if found[0] == (height, width) else found
 
     def check_size(self, height: int, width: int) -> None:
-        """Whether the network can take a label map of that size. Raises ShapeError, which names the nearest sizes."""
+        """Raises ShapeError, which names the nearest sizes, if label maps of that size are not supported."""
         unit = self._unit
         if height % unit or width % unit or not height or not width:
             need = f"needs multiples of {unit}"
@@ -202,11 +204,11 @@ class GauGAN(Model):
 
     @property
     def labels(self) -> int:
-        """How many labels a map can have: 0 to that minus 1."""
+        """The number of labels: a map holds 0 to this minus 1."""
         return int(self.config.semantic_nc - self.config.edge_channel)
 
     def check_labels(self, labels: Host) -> None:
-        """Raises InputError, which says where: a map `[H, W]` or `[N, H, W]` holds a label that the network has not."""
+        """Raises InputError, which gives its place, if a map `[H, W]` or `[N, H, W]` holds an unknown label."""
         if not labels.size or (labels.min() >= 0 and labels.max() < self.labels):
             return
         *sample, row, column = np.argwhere((labels < 0) | (labels >= self.labels))[0]
@@ -223,7 +225,7 @@ class GauGAN(Model):
         )
 
     def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
-        """Check a label map and make the canvas of one-hot channel numbers.
+        """A label map as the canvas of one-hot channel numbers, checked.
 
         Parameters
         ----------
@@ -241,7 +243,7 @@ class GauGAN(Model):
         """
         unknown = set(conditions) - {"instances", "z"}
         if unknown:
-            raise InputError(f"gaugan takes labels, instances and z, not {', '.join(sorted(unknown))}")
+            raise InputError(f"unknown condition {', '.join(sorted(unknown))}; gaugan takes instances and z")
         labels = _index_map(picture, "the label map")
         self.check_labels(labels)
         self.check_size(*labels.shape[1:])
@@ -249,14 +251,14 @@ class GauGAN(Model):
         if self.config.edge_channel:
             planes.append(self._edges(labels, conditions.get("instances"), base))
         elif conditions.get("instances") is not None:
-            raise InputError("this network has no edge channel: it cannot use an instance map")
+            raise InputError("an instance map is given, but this network has no edge channel; omit it")
         canvas = np.empty((*labels.shape, len(planes)), np.int32)
         for i, plane in enumerate(planes):
             canvas[..., i] = plane
         z = conditions.get("z")
         if self.config.z_dim == 0:
             if z is not None:
-                raise InputError("this network starts from labels: it cannot use z")
+                raise InputError("z is given, but this network starts from labels; omit it")
             return Inputs({"labels": canvas})
         if z is None and base is not None:
             return Inputs({"labels": canvas}, base.conditions)
@@ -273,7 +275,7 @@ class GauGAN(Model):
 
     @property
     def _unit(self) -> int:
-        """What the sides of a label map are multiples of."""
+        """The divisor of a label map's sides: 2 to the number of doublings."""
         return int(2 ** _HALVINGS[self.config.num_upsampling_layers])
 
     def _up_blocks(self) -> Iterator[SPADEResnetBlock]:
@@ -289,7 +291,9 @@ class GauGAN(Model):
         if instances is not None:
             ids = _index_map(instances, "the instance map")
             if ids.shape != labels.shape:
-                raise ShapeError(f"the instance map is {ids.shape}, the label map {labels.shape}")
+                raise ShapeError(
+                    f"the instance map is {ids.shape}, expected {labels.shape}, as the label map"
+                )
             across, down = ids[:, :, 1:] != ids[:, :, :-1], ids[:, 1:] != ids[:, :-1]
             edge[:, :, 1:] |= across
             edge[:, :, :-1] |= across
@@ -310,13 +314,13 @@ class GauGAN(Model):
         return np.ascontiguousarray(np.broadcast_to(latent, (samples, length)))
 
 
-def _index_map(value: Any, what: str) -> Host:
+def _index_map(value: Any, name: str) -> Host:
     """An integer map as `[N, H, W]`."""
     array = np.asarray(value)
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or not len(array):
-        raise ShapeError(f"{what} is {array.shape}, expected [H, W] or [N, H, W] with N ≥ 1")
+        raise ShapeError(f"{name} is {array.shape}, expected [H, W] or [N, H, W] with N ≥ 1")
     if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{what} is {array.dtype}, expected integers")
+        raise InputError(f"{name} is {array.dtype}, expected integers")
     return array

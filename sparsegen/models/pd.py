@@ -1,7 +1,7 @@
-"""Progressive distillation: a noisy picture and its log signal-to-noise ratio come in, picture and noise come out.
+"""Progressive distillation: a noisy image and its log signal-to-noise ratio come in, image and noise come out.
 
 Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", arXiv 2202.00512, section 4
-and appendix B; the network's names are those of SIGE's port.
+and appendix B; layers are named as in SIGE's port.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsampl
 
 @dataclass(frozen=True)
 class PDConfig(UNetConfig):
-    """What decides the network's shape; the defaults are those of SIGE's LSUN church model of 128×128."""
+    """The values that determine the network's shape; the defaults give SIGE's LSUN church model of 128×128."""
 
     out_channels: int = 6
     channels: int = 64
@@ -35,12 +35,13 @@ class PDConfig(UNetConfig):
         super().__post_init__()
         if self.out_channels != 2 * self.in_channels:
             raise InputError(
-                f"out_channels is {self.out_channels}, expected twice in_channels: a picture and its noise"
+                f"out_channels is {self.out_channels}, expected {2 * self.in_channels}, twice in_channels: "
+                "an image and its noise"
             )
 
 
 class ProgressiveDistillation(UNet):
-    """A network for few steps: it predicts the clean picture and the noise, and trusts each where it is the safer."""
+    """A network for few steps, which predicts the clean image and the noise; each is weighted where it is the safer."""
 
     family = "pd"
     config_type = PDConfig
@@ -73,7 +74,7 @@ class ProgressiveDistillation(UNet):
         return (1000 * angle / (math.pi / 2)).astype(np.float32)
 
     def prediction(self, output: Host, x: Host, time: float) -> Host:
-        """The picture as predicted, and as the predicted noise leaves it, mixed; `time` is the logsnr.
+        """The predicted image mixed with the image that the predicted noise implies; `time` is the logsnr.
 
         `σ² x̂ + α² (x - σ ε̂) / α`, with α² = sigmoid(logsnr), σ² = 1 - α²: near pure noise x̂, near the end ε̂.
         """

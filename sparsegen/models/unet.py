@@ -1,8 +1,8 @@
-"""The UNet that diffusion models share: a noisy picture and an embedded time come in, a prediction comes out.
+"""The UNet that diffusion models share: a noisy image and an embedded time come in, a prediction comes out.
 
-Down through halved resolutions, across the middle, up again, each block on the way up reading its counterpart's
-output beside its own input. Source: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, appendix
-B; names are those of its PyTorch port (pesser/pytorch_diffusion), so that checkpoints line up with what is here.
+Levels of halved resolutions lead down to the middle and up again; each block on the way up also reads the output of
+its counterpart on the way down. Source: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239,
+appendix B; layers are named as in its PyTorch port (pesser/pytorch_diffusion), whose checkpoints then need no rename.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST = 65536
 _RANGES = {
     "in_channels": (1, _MOST),
     "out_channels": (1, _MOST),
-    "channels": (4, _MOST),  # the waves have a first and a last frequency
+    "channels": (4, _MOST),  # the embedding has a first and a last frequency
     "blocks": (1, 64),
     "time_channels": (1, _MOST),
     "head_channels": (0, _MOST),
@@ -36,14 +36,14 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What decides a UNet's shape, whatever it is told about time.
+    """The values that determine a UNet's shape, whichever time it is conditioned on.
 
     Attributes
     ----------
     in_channels, out_channels
-        Channels of the noisy picture and of the prediction.
+        Channels of the noisy image and of the prediction.
     channels
-        Channels that the picture is taken into at first; also the length of the waves that stand for time.
+        Channels of the first convolution's output; also the length of the sinusoidal embedding of time.
     levels
         For each level, from the input's resolution down, its channels.
     attention
@@ -90,10 +90,10 @@ class UNetConfig:
                     f"{field.name} is {value!r}, expected {type(field.default).__name__}, such as {field.default!r}"
                 )
         if not 1 <= len(self.levels) <= 16 or not all(1 <= c <= _MOST for c in self.levels):
-            raise InputError(f"levels are {self.levels}, expected 1 to 16 of 1 to {_MOST} channels")
+            raise InputError(f"levels is {self.levels}, expected 1 to 16 of 1 to {_MOST} channels")
         if len(self.attention) != len(self.levels):
             raise InputError(
-                f"attention is said of {len(self.attention)} levels, there are {len(self.levels)}"
+                f"attention has {len(self.attention)} entries, expected {len(self.levels)}, one per level"
             )
         for channels in {self.channels, *self.levels}:
             if channels % self.groups:
@@ -109,10 +109,10 @@ class UNetConfig:
 
 
 class TimeEmbedding(Layer):
-    """A number as a vector: sines and cosines of it at many frequencies, then two linear layers.
+    """The embedding of time: sines and cosines of it at many frequencies, then two linear layers.
 
-    Source: Vaswani et al., arXiv 1706.03762, section 3.5; half of the features are sines, half cosines, the frequencies
-    falling geometrically from 1 to 1 / 10000 (`frequency_shift` 1: the last is reached; 0: not quite).
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5; half of the features are sines, half cosines. With n = half
+    the features, frequency k is 10000^(-k / (n - frequency_shift)), which falls from 1 to 1 / 10000 or just above it.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class TimeEmbedding(Layer):
         self.dense: list[Layer] = [Linear(features, outputs), Linear(outputs, outputs)]
 
     def __call__(self, run: Run, time: Host) -> Array:
-        """`time` `[1 or N]` → silu of the embedding, `[1 or N, outputs]`: every block begins with that."""
+        """`time` `[1 or N]` → silu of the embedding, `[1 or N, outputs]`, as every block reads it."""
 
         def embed() -> tuple[Array]:
             first, second = self.dense
@@ -136,7 +136,7 @@ class TimeEmbedding(Layer):
         """Sines and cosines, float32 `[1 or N, features]`; of an odd number of features, the last is 0."""
         half = self.features // 2
         frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - self.frequency_shift))
-        # (the frequencies and angles are rounded to float32, as everywhere: angles near 1000 keep 16 bits of a turn)
+        # frequencies and angles are rounded to float32, as PyTorch's: an angle near 1000 keeps 16 bits of a turn
         angles = time.astype(np.float32)[:, None] * frequencies.astype(np.float32)
         waves = [np.sin(angles), np.cos(angles)]
         found = np.concatenate(waves[::-1] if self.cosine_first else waves, axis=1)
@@ -146,12 +146,12 @@ class TimeEmbedding(Layer):
 def silu_rows(backend: Backend, x: Array) -> Array:
     """`x * sigmoid(x)` of a few rows."""
     v = backend.download(x).astype(np.float64)
-    with np.errstate(over="ignore"):  # exp of a large number is inf, and v / inf the 0 that it should be
+    with np.errstate(over="ignore"):  # exp of a large number is inf, and v / inf is 0, the limit of silu
         return backend.upload((v / (1 + np.exp(-v))).astype(np.float32))
 
 
 class ResBlock(Layer):
-    """Two convolutions, each after group norm and SiLU, told about time in between; and a shortcut.
+    """A residual block: two convolutions, each after group norm and SiLU, conditioned on time in between.
 
     Time is added to the first convolution's output, or with `film` scales and shifts the second norm (FiLM, arXiv
     1709.07871). `resample` "down" or "up" halves or doubles the resolution between the first norm and its convolution.
@@ -186,7 +186,7 @@ class ResBlock(Layer):
 
 
 class AttentionBlock(Layer):
-    """Every pixel looks at every other: x + attention(norm(x)), with 1×1 convolutions before and after."""
+    """Self-attention over all pixels: x + attention(norm(x)), with 1×1 convolutions before and after."""
 
     def __init__(self, channels: int, config: UNetConfig, *, norm: bool = True) -> None:
         self.norm = GroupNorm(channels, groups=config.groups, eps=config.eps) if norm else None
@@ -220,13 +220,13 @@ class Upsample(Layer):
 
 
 class Level(Layer):
-    """The blocks of one resolution, in one direction; `resample` leads to the next."""
+    """The blocks of one resolution, on the way down or up."""
 
     def __init__(self, block: list[ResBlock], attn: list[AttentionBlock]) -> None:
         self.block, self.attn = block, attn
 
     def __call__(self, number: int, x: Feature, temb: Array) -> Feature:
-        """The residual block of that number, and the attention block if the level has them."""
+        """The residual block of that number, then its attention block if the level has attention."""
         x = self.block[number](x, temb)
         return self.attn[number](x) if self.attn else x
 
@@ -260,9 +260,9 @@ class Middle(Layer):
 
 
 class UNet(Model):
-    """A diffusion model's network: a noisy picture `[N, H, W, C]` in, its prediction out.
+    """The network of a diffusion model: a noisy image `[N, H, W, C]` in, a prediction out.
 
-    Subclasses say how time is called and embedded, how resolutions are changed, and what the prediction means.
+    Subclasses define the embedding of time, the change of resolutions, and the meaning of the prediction.
     """
 
     role = "unet"
@@ -334,7 +334,7 @@ class UNet(Model):
         """The name of the condition that is embedded: `timestep`, `logsnr`."""
         return self.diffusion.time
 
-    # -- what subclasses say -----------------------------------------------------------------------------
+    # -- defined by subclasses ---------------------------------------------------------------------------
 
     @property
     def film(self) -> bool:
@@ -351,26 +351,26 @@ class UNet(Model):
         raise NotImplementedError
 
     def embedded_time(self, time: Host) -> Host:
-        """What of the time `[1 or N]` is embedded."""
+        """The number `[1 or N]` that is embedded for the time `[1 or N]`."""
         return time
 
     def prediction(self, output: Host, x: Host, time: float) -> Host:
         """The noise in `x` or the image (`diffusion.predicts`) that an output means: float32 `[N, H, W, in_channels]`.
 
-        Pixel by pixel; `output` is the network's at `time` for `x`.
+        Pixel by pixel; `output` is the network's output for `x` at `time`.
         """
         raise NotImplementedError
 
     # -- inputs and pictures -----------------------------------------------------------------------------
 
     def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
-        """Check a noisy picture and its time.
+        """A noisy image and its time, checked.
 
         Parameters
         ----------
         picture
-            Floats `[H, W, C]` or `[N, H, W, C]`, a picture in [-1, 1] with noise on it.
-        timestep (logsnr, where the network is told that)
+            Floats `[H, W, C]` or `[N, H, W, C]`, an image in [-1, 1] with noise on it.
+        timestep (logsnr, if the model is conditioned on it)
             A number, or one for each sample `[N]`; None: the base's.
 
         Raises
@@ -380,12 +380,12 @@ class UNet(Model):
         unknown = set(conditions) - {self.time}
         if unknown:
             raise InputError(
-                f"{self.family} takes a picture and {self.time}, not {', '.join(sorted(unknown))}"
+                f"unknown condition {', '.join(sorted(unknown))}; {self.family} takes {self.time}"
             )
         x = np.asarray(picture)
         if not np.issubdtype(x.dtype, np.floating):
             raise InputError(
-                f"the noisy picture is {x.dtype}, expected floats (for uint8 pictures, use sparsegen.SDEdit)"
+                f"the noisy picture is {x.dtype}, expected floats; for uint8 pictures, use sparsegen.SDEdit"
             )
         x = x[None] if x.ndim == 3 else x
         channels = self.config.in_channels
@@ -394,7 +394,7 @@ class UNet(Model):
                 f"the noisy picture is {np.shape(picture)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
             )
         self.check_size(*x.shape[1:3])
-        with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and said so
+        with np.errstate(over="ignore"):  # a value too large for float32 becomes inf, which is refused below
             x = np.ascontiguousarray(x, np.float32)
         if not np.isfinite(x).all():
             n, row, column, _ = np.argwhere(~np.isfinite(x))[0]
@@ -402,16 +402,18 @@ class UNet(Model):
         given = conditions.get(self.time)
         if given is None:
             if base is None:
-                raise InputError(f"{self.family} needs a {self.time}")
+                raise InputError(
+                    f"no {self.time} is given; {self.family} needs {self.time}= in the first run"
+                )
             return Inputs({"x": x}, base.conditions)
         return Inputs({"x": x}, {self.time: self._time(given, len(x))})
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Sizes that the network can take, the nearest first: multiples of what its levels halve."""
+        """Supported sizes, the nearest first: sides in multiples of 2 to the number of halvings."""
         return multiples_near(self._unit, height, width)
 
     def check_size(self, height: int, width: int) -> None:
-        """Whether the network can take a picture of that size. Raises ShapeError, which names the nearest sizes."""
+        """Raises ShapeError, which names the nearest sizes, if images of that size are not supported."""
         if height % self._unit or width % self._unit or not height or not width:
             raise ShapeError(
                 f"the picture is {height}×{width}; this network needs sides in multiples of {self._unit}, "
@@ -420,7 +422,7 @@ class UNet(Model):
 
     @property
     def _unit(self) -> int:
-        """What the sides of a picture are multiples of."""
+        """The divisor of an image's sides: 2 to the number of halvings."""
         return int(2 ** (len(self.config.levels) - 1))
 
     def _time(self, given: Any, samples: int) -> Host:
@@ -435,7 +437,7 @@ class UNet(Model):
         return time
 
     def picture(self, output: Host) -> Host:
-        """The first three channels of a prediction (or a picture) in [-1, 1] as uint8, rounded."""
+        """The first three channels of an output (or an image) in [-1, 1] as uint8, rounded; one channel as grey."""
         v = output[..., :3]
         v = v.repeat(3, -1) if v.shape[-1] == 1 else v
         return np.clip(np.rint((v + 1) * 127.5), 0, 255).astype(np.uint8)

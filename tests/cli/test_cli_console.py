@@ -376,7 +376,7 @@ def test_work_that_cannot_say_how_far_it_is_has_lines_in_a_log(
 def test_a_terminal_that_says_it_has_no_columns_loses_no_line(columns: str, tmp_path: Path) -> None:
     line = f"export COLUMNS={columns}; sparsegen backends; sparsegen edt"
     printed, said = shell(tmp_path, line)
-    assert "numba" in printed and said.startswith("error: no command 'edt'")
+    assert "numba" in printed and said.startswith("error: unknown command 'edt'")
 
 
 @pytest.mark.parametrize("name", ["[red]x[/nope]", "\x1b[2Jgone", "line\nbreak"])

@@ -268,7 +268,10 @@ MISTAKES = {
     "too much noise": (f"{TINY} --noise-level 1001", "noise_level is 1001"),
     "no noise": (f"{TINY} --noise-level 0", "noise_level is 0"),
     "an unknown sampler": (f"{TINY} --sampler heun", "heun"),
-    "the sampler of another family": (f"{TINY} --sampler pd", "does not go with a ddpm"),
+    "the sampler of another family": (
+        f"{TINY} --sampler pd",
+        "does not go with a model that is conditioned on timestep",
+    ),
     "an unknown schedule": (f"{TINY} --schedule flat", "flat"),
     "a schedule for distillation": (f"{PD} --schedule cosine", "--schedule"),
     "too much eta": (f"{TINY} --eta 2", "eta is 2.0"),

@@ -178,7 +178,7 @@ def test_a_session_keeps_the_label_of_unknown_pixels(files, capsys):
             "--model pd.safetensors: the session in kept.session has ddpm.safetensors",
         ),
         (["--cache-storage", "float16"], "--cache-storage float16: the session in kept.session has float32"),
-        (["--set", "eps=0.1"], "--set: kept.session has its network already; omit it"),
+        (["--set", "eps=0.1"], "--set: kept.session has its model already; omit it"),
         (["--count", "2"], "--count: variations are several sessions"),
         (["--instances", "labels.png"], "--instances: not for this model"),
         (["--undo", "much"], "'much' is no amount of memory"),
@@ -213,7 +213,7 @@ def test_what_a_session_has_already_is_not_said_otherwise(files, capsys, words, 
     ("words", "message"),
     [
         (["--session", "photo.png"], "photo.png: is also an input"),
-        (["--session", "first.session"], "a new session, which begins with a picture: give --original"),
+        (["--session", "first.session"], "a new session needs an original; give --original"),
         (["--session", "text"], "text: is in an unknown format"),
         (["--session", "nowhere/kept"], "the folder nowhere does not exist"),
         ([], "--original: missing"),
@@ -253,7 +253,7 @@ def test_a_session_that_python_saved_goes_on(files, capsys):
     session.save("python.session")
     words = ["--edited", "first.png", "-o", "a.png", "--session", "python.session"]
     assert edit(*words) == 2
-    assert "does not say what its original is; give --original" in capsys.readouterr().err
+    assert "has no note of its original; give --original" in capsys.readouterr().err
     assert edit(*words, "--original", "photo.png") == 2
     assert "photo.png: is 32×32, the session's picture is 16×16" in capsys.readouterr().err
     maps = Session(sparsegen.load("gaugan.safetensors"))
@@ -404,7 +404,7 @@ def test_samples_are_those_of_the_library(files, capsys, model):
     ("words", "message"),
     [
         (["--model", "gaugan.safetensors"], "no diffusion model (gaugan); sample needs one"),
-        (["--model", "ddpm.safetensors"], "does not say which size it was trained on; give --size"),
+        (["--model", "ddpm.safetensors"], "the size that it was trained on is unknown; give --size"),
         (["--model", "ddpm.safetensors", "--size", "15x16"], "multiples of 2"),
         (["--model", "ddpm.safetensors", "--size", "16"], "--size 16: expected HEIGHTxWIDTH"),
         (["--model", "ddpm.safetensors", "--size", "16x16", "--sampler", "pd"], "does not go with"),

@@ -362,7 +362,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         "step 0 goes from 3 to 9, expected a time of less noise",
     ),
     "twice": (lambda: first(timesteps=np.array([9, 3, 3, 1])), "step 1 goes from 3 to 3"),
-    "past the end": (lambda: first(timesteps=np.array([1000, 3])), "timestep 1000 is outside 0 … 999"),
+    "past the end": (
+        lambda: first(timesteps=np.array([1000, 3])),
+        "timestep is 1000, expected a number from 0 to 999",
+    ),
     "eta": (lambda: first(eta=1.5), "eta is 1.5, expected a number from 0"),
     "eta, not a number": (lambda: first(eta=math.nan), "eta is nan"),
     "clip": (lambda: first(clip=0), "clip is 0, expected None or a number above 0"),

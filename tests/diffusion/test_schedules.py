@@ -84,7 +84,7 @@ def test_noised_is_float32_and_of_each_pixel_alone() -> None:
     part = (slice(1, 2), slice(3, 8), slice(2, 3))
     assert linear().noised(x0[part], noise[part], 600).tobytes() == whole[part].tobytes()
     assert linear().noised(x0, noise, None).tobytes() == x0.astype(np.float32).tobytes()
-    with pytest.raises(ShapeError, match=r"picture is \[2, 9, 7, 3\], its noise \[1, 9, 7, 3\]"):
+    with pytest.raises(ShapeError, match=r"image has shape \[2, 9, 7, 3\], its noise \[1, 9, 7, 3\]"):
         linear().noised(x0, noise[:1], 600)
 
 
@@ -171,11 +171,17 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "β": (lambda: schedule("linear", start=0.1, end=0.01), "β goes from 0.1 to 0.01"),
     "length": (lambda: cosine(0), "steps is 0"),
-    "timestep": (lambda: linear().alpha_sigma(1000), "timestep 1000 is outside 0 … 999"),
-    "logsnr": (lambda: CosineLogSNR().alpha_sigma(21.0), "logsnr 21.0 is outside -20.0 … 20.0"),
+    "timestep": (lambda: linear().alpha_sigma(1000), "timestep is 1000, expected a number from 0 to 999"),
+    "logsnr": (
+        lambda: CosineLogSNR().alpha_sigma(21.0),
+        "logsnr is 21.0, expected a number from -20.0 to 20.0",
+    ),
     "distilled steps": (lambda: CosineLogSNR().times(0), "steps is 0"),
     "distilled noise": (lambda: CosineLogSNR().times(8, noise_level=9), "noise_level is 9, .* from 1 to 8"),
-    "rising": (lambda: Schedule(np.array([0.5, 0.6])), "must fall"),
+    "rising": (
+        lambda: Schedule(np.array([0.5, 0.6])),
+        "alphas_bar is not decreasing, expected that it falls",
+    ),
     "zero": (lambda: Schedule(np.array([0.5, 0.0])), "expected a list of numbers between 0 and 1"),
     "empty": (lambda: Schedule(np.array([])), "expected a list"),
     "end": (lambda: Schedule(np.array([0.5, 0.4]), end=0.45), "end is 0.45"),

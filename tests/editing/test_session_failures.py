@@ -171,7 +171,11 @@ MISTAKES = {
     "instances without edges": (bad(LABELS, instances=LABELS), InputError, "no edge channel"),
     "no samples": (bad(np.zeros((0, 64, 128), int)), ShapeError, "N ≥ 1"),
     "unknown labels": (bad(LABELS + 255), InputError, "'unknown'"),
-    "z without a latent": (bad(LABELS, z=[1.0]), InputError, "cannot use z"),
+    "z without a latent": (
+        bad(LABELS, z=[1.0]),
+        InputError,
+        "z is given, but this network starts from labels",
+    ),
 }
 
 

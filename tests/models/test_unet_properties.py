@@ -416,7 +416,7 @@ def spoiled(value: float) -> np.ndarray:
 
 
 MISTAKES = {
-    "no timestep": (X, {}, InputError, "ddpm needs a timestep"),
+    "no timestep": (X, {}, InputError, "no timestep is given; ddpm needs timestep="),
     "NaN": (X, {"timestep": np.nan}, InputError, "timestep is nan, expected finite"),
     "infinity": (X, {"timestep": [1, np.inf]}, InputError, "timestep .* finite"),
     "three times for two samples": (X, {"timestep": [1, 2, 3]}, ShapeError, r"expected one number or \(2,\)"),
@@ -426,7 +426,7 @@ MISTAKES = {
         X,
         {"timestep": 1, "logsnr": 2},
         InputError,
-        "takes a picture and timestep, not logsnr",
+        "unknown condition logsnr; ddpm takes timestep",
     ),
     "uint8": ((X * 9).astype(np.uint8), {"timestep": 1}, InputError, r"uint8.*sparsegen\.SDEdit"),
     "integers": (X.astype(int), {"timestep": 1}, InputError, "expected floats"),

@@ -77,7 +77,7 @@ def test_each_picture_of_a_batch_is_that_of_its_seed(backend, way):
     [
         ({}, r"which size the network was trained on; give size=\(height, width\)"),
         ({"size": SIZE, "count": 0}, "count is 0, expected a whole number of pictures, 1 or more"),
-        ({"size": SIZE, "count": 2, "seed": [1]}, "there are 1 seeds for 2 pictures"),
+        ({"size": SIZE, "count": 2, "seed": [1]}, "there are 1 seeds for 2 images; expected one for each"),
         ({"size": SIZE, "steps": 2000}, "steps is 2000, expected a whole number from 1 to 1000"),
         ({"size": SIZE, "steps": 0}, "steps is 0"),
         ({"size": SIZE, "sampler": "pd"}, "does not go with a model that is conditioned on timestep"),

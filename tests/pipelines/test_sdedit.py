@@ -295,7 +295,7 @@ def test_a_sample_of_a_batch_is_the_batch_of_one_of_its_seed(backend, rng, way, 
 def test_seeds_that_do_not_fit_the_batch_are_said(seed):
     originals = picture(np.random.default_rng(0), SIZE, samples=3)
     with pytest.raises(
-        InputError, match=r"seed is .*, expected|there are 2 seeds for 3 pictures; give one for each"
+        InputError, match=r"seed is .*, expected|there are 2 seeds for 3 images; expected one for each"
     ):
         opened(seed=seed).run(originals)
 
@@ -654,7 +654,9 @@ def test_a_noise_level_too_low_for_the_default_steps_says_how_many_there_may_be(
 
 
 def test_noise_levels_that_leave_no_step_are_said():
-    with pytest.raises(InputError, match="leaves this sampler no timestep; give 2 or more"):
+    with pytest.raises(
+        InputError, match="noise_level is 1, expected 2 or more: this sampler drops the cleanest timestep"
+    ):
         SDEdit(DDPM, sampler="dpm++2m", noise_level=1)
     for sampler in ("ddpm", "ddim", "euler"):
         assert len(SDEdit(DDPM, sampler=sampler, noise_level=1, steps=1).times) == 1
@@ -665,7 +667,9 @@ def test_noise_levels_that_leave_no_step_are_said():
 
 
 def test_networks_that_do_not_go_with_it_are_said():
-    with pytest.raises(InputError, match="sampler 'ddim' does not go with a pd network; choose pd"):
+    with pytest.raises(
+        InputError, match=r"'ddim' does not go with a model .* on logsnr .* picture; choose one of pd"
+    ):
         SDEdit(PD, sampler="ddim")
     with pytest.raises(InputError, match="noise_level is 9, expected a whole number from 1 to 8"):
         SDEdit(PD, noise_level=9)
