@@ -21,8 +21,10 @@ from ..interface import (
     ConvWeights,
     Host,
     Padding,
+    Position,
     Source,
     Tiles,
+    Watch,
     WindowSet,
 )
 from . import attention, direct, pointwise, winograd
@@ -206,11 +208,13 @@ class NumbaBackend(HostBackend):
                 direct.convolve, -(-len(tiles) // batch) * splits, args, floats, work * len(tiles)
             )
 
-    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
+    ) -> Array:
         out = np.empty((len(x), len(weight)), np.float32)
         args = (readable(x), readable(weight), out)
         self._launcher.run(pointwise.linear, len(weight), args, 0, 2.0 * x.size * len(weight))
-        return out if bias is None else out + bias
+        return self._activate_rows(out if bias is None else out + bias, activation)
 
     # -- statistics and pointwise work -------------------------------------------------------------------
 
@@ -376,13 +380,15 @@ class NumbaBackend(HostBackend):
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
         self._launcher.over_tiles(tile_kernels.copy, canvas, tiles, args, scratch=False)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
         if not _vectors_of_halves(canvas):
-            return super().narrow_tiles(halves, canvas, tiles)
+            super().narrow_tiles(halves, canvas, tiles, watch=watch, layer=layer)
+            return
         lost = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], target(canvas), target(halves).view(np.uint16), lost)
         self._launcher.over_tiles(tile_kernels.narrow, canvas, tiles, args, scratch=False)
-        return not lost.any()
+        if lost.any():  # the kernel has found which tiles; the watch finds the value
+            watch.watch(canvas, tiles, layer)
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
@@ -391,7 +397,7 @@ class NumbaBackend(HostBackend):
         args = (canvas.shape[1:], target(canvas), flat(halves).view(np.uint16))
         self._launcher.over_tiles(tile_kernels.widen, canvas, tiles, args, scratch=False)
 
-    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)

@@ -586,12 +586,13 @@ class Session(NotCopied):
     def _take_over(self, edited: dict[str, Array], changed: TileSet, journal: Journal) -> None:
         """Write the changed pixels into the input's canvases."""
         backend = self.memory.backend
-        taken = backend.upload(changed.pixels)[..., None]
         for name, canvas in edited.items():
             path = input_path(name)
             journal.keep(self.memory, path, changed)
-            new, (_, old) = backend.read_tiles(canvas, changed.tiles), journal.kept(backend, path)
-            backend.write_tiles(self.memory.canvases[path], changed.tiles, np.where(taken, new, old))
+            kept, (_, old) = self.memory.canvases[path], journal.kept(backend, path)
+            backend.write_tiles(kept, changed.tiles, old)  # `kept` may be new, its values in the journal
+            new = backend.read_tiles(canvas, changed.tiles)
+            backend.merge_tiles(kept, changed.tiles, new, changed.pixels)
 
     def _forward(
         self, run: Run, conditions: dict[str, Host], changed: TileSet, progress: Progress | None

@@ -72,7 +72,9 @@ class HalfMemory(Memory):
         kept = self.canvases.get(path)
         if kept is None or kept.dtype != np.float16:
             return
-        if not self.backend.narrow_tiles(kept, canvas, tiles):
+        watch = self.backend.watch_run()
+        self.backend.narrow_tiles(kept, canvas, tiles, watch=watch, layer=0)
+        if watch.first_watched() is not None:
             raise SessionError(
                 f"{path}: a value is beyond 65504, the largest of float16; keep the caches as float32"
             )

@@ -252,8 +252,8 @@ class Run:
         moved = backend.largest_change(canvas, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        tiles, new = Tiles(active.tiles.host[mixed]), backend.upload(new_pixels[mixed])[..., None]
-        backend.write_tiles(canvas, tiles, np.where(new, backend.read_tiles(canvas, tiles), old[mixed]))
+        tiles = Tiles(active.tiles.host[mixed])
+        backend.merge_tiles(canvas, tiles, old[backend.upload(mixed)], ~new_pixels[mixed])
         self.memory.keep(path, canvas, tiles)
         return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
 
