@@ -49,7 +49,7 @@ def _thread_count(threads: int | None) -> int | None:
 
 
 def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> Backend:
-    """The instance of a backend with these options, made at the first call. Raises BackendError, or any import error."""
+    """The instance of a backend with these options, made once. Raises BackendError, and whatever its import raises."""
     kind = point.load()
     has = getattr(kind, "options", ())
     foreign = sorted(set(options) - set(has))
