@@ -413,7 +413,8 @@ class NumbaBackend(HostBackend):
 
     def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
-            return super().largest_change(canvas, tiles, values)
+            change = np.abs(self.read_tiles(canvas, tiles) - values)
+            return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
         changes = np.zeros(len(tiles), np.float32)
         before = flat(np.ascontiguousarray(values, np.float32))
         args = (canvas.shape[1:], flat(canvas), before, changes)
