@@ -1,8 +1,10 @@
 """The Numba backend: every primitive as a kernel compiled for this processor, without a line of another language.
 
-Read `gemm.py` first (the product that everything rests on), then `winograd.py`; `simd.py` is the vocabulary they are
-written in, `reading.py` and `epilogue.py` what happens before and after; `backend.py` puts the primitives together,
-`launch.py` cuts work for threads, `threads.py` and `waiting.py` run it in them.
+Read `gemm.py` first, the product that everything rests on, then `winograd.py`. Kernels are written in the vectors of
+`simd.py`; `reading.py` gathers and `writing.py` scatters. Each algorithm has one file, with its kernel, its scratch's
+layout (`regions.py`) and its launch: `winograd`, `direct`, `depthwise`, `linear`, `norms`, `lookup`, `attention`,
+`codebooks`, `copies`. `backend.py` chooses among them, `launch.py` and `items.py` cut work into items, `threads.py` and
+`waiting.py` run them, `jit.py` and `cache.py` compile kernels once for a machine.
 """
 
 import sys

@@ -19,7 +19,7 @@ from .target import TARGET, Target
 
 @intrinsic
 def next_item(typing: Any, counter: Any) -> Any:
-    """`next_item(counter)`: take the next number of an int64 counter that several threads share."""
+    """`next_item(counter)`: add 1 to a shared int64 counter, and return its value from before."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         pointer = ir_pointer(context, builder, sig.args[0], args[0], I64(0))
@@ -30,7 +30,7 @@ def next_item(typing: Any, counter: Any) -> Any:
 
 @intrinsic
 def watched(typing: Any, words: Any, index: Any) -> Any:
-    """`watched(words, index)`: an int64 that another thread may set at any time."""
+    """`watched(words, index)`: read an int64 that another thread may set at any time."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         return builder.load_atomic(ir_pointer(context, builder, sig.args[0], *args), "acquire", 8)
@@ -40,7 +40,7 @@ def watched(typing: Any, words: Any, index: Any) -> Any:
 
 @intrinsic
 def word_set(typing: Any, words: Any, index: Any, value: Any) -> Any:
-    """`word_set(words, index, value)`: set an int64 that another thread watches, after all that was written before."""
+    """`word_set(words, index, value)`: set an int64 that another thread polls; earlier writes become visible first."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
@@ -62,7 +62,7 @@ def emit_pause(builder: ir.IRBuilder, target: Target) -> None:
 
 @intrinsic
 def pause(typing: Any) -> Any:
-    """`pause()`: let the core rest for a moment between two looks."""
+    """`pause()`: let the core rest for a moment between two polls."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         emit_pause(builder, TARGET)

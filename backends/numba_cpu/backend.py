@@ -1,7 +1,7 @@
-"""The Numba backend: the contract's primitives, each a kernel over items that threads share.
+"""The Numba backend: the contract's primitives, each handed to the algorithm that computes it.
 
-Which algorithm computes a convolution is decided once, in `prepare_conv`; how its tiles are cut into items for threads
-at every call, here and in `launch.py`, and no bit of a result depends on that.
+The algorithm of a convolution is chosen once, in `prepare_conv`. At every call its `launch` cuts the tiles into items
+for threads; no bit of a result depends on that.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ from .packing import STORED, Packed, store_as
 from .reading import reading
 from .simd import WIDTH
 from .target import TARGET
-from .writing import launch as pointwise
-from .writing import padded_bias, writing
+from .writing import launch_pointwise, padded_bias, writing
 
 Algorithm = Literal["winograd", "direct", "depthwise"]
 
@@ -54,7 +53,7 @@ class _Packed:
 
 
 def _vectors_of_halves(canvas: Array) -> bool:
-    """Whether the kernels can narrow and widen a pixel: its channels are whole vectors, which one instruction turns."""
+    """Whether the kernels can convert a canvas: one instruction converts a vector, and a pixel is whole vectors."""
     return TARGET.half and canvas.shape[3] % WIDTH == 0
 
 
@@ -66,17 +65,17 @@ class NumbaBackend(HostBackend):
     threads
         How many threads compute; None: one for each core that this process may use (`cores.py`).
     direct
-        Compute every convolution as it is defined, without Winograd's transforms: closest to other engines' results.
+        Compute every 3×3 convolution directly, without Winograd's transforms: closest to other engines' results.
     weights
-        How convolutions' weights are kept: "float16" and "bfloat16" take half the memory and half the time to read
-        (which is what few tiles of low resolutions wait for), are widened as they are multiplied, and round every
-        weight to 11 or 8 bits: results move by about 2e-4 or 2e-3 of the largest value.
+        How convolutions' weights are stored. "float16" and "bfloat16" take half the memory and half the time to read,
+        on which edits of few tiles at low resolutions spend most of their time. They round every weight to 11 or 8
+        bits: results move by about 2e-4 or 2e-3 of the largest value.
 
     Raises
     ------
     BackendError
-        Weights cannot be stored so, or not on this processor; `threads` is less than 1. (A weight that is too large
-        for float16 is refused when weights are prepared.)
+        `weights` is unknown, or not supported by this processor; `threads` is less than 1. `prepare_conv` raises it
+        for a weight that is too large for its stored type.
     """
 
     name = "numba"
@@ -136,16 +135,16 @@ class NumbaBackend(HostBackend):
             values, stored = depthwise.prepare(weight), "float32"
         packed = _Packed(algorithm, store_as(values, stored))
         bias = padded_bias(bias, geometry.outputs)
-        return ConvWeights(geometry, packed, bias, whole_tiles=algorithm == "winograd")
+        return ConvWeights(geometry, packed, bias, algorithm == "winograd")
 
     def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> Algorithm:
-        """The fastest algorithm for outputs of `size`; the number of samples or tiles has no say in it."""
+        """The fastest algorithm for outputs of `size`, whatever the number of samples or tiles."""
         g = geometry
         if g.groups > 1 and g.inputs == g.outputs == g.groups:
             return "depthwise"
         if self.direct or g.kernel != (3, 3) or g.stride != 1 or g.groups != 1 or g.inputs < 8:
             return "direct"
-        # one tile's 16 pixels fill the products' rows as they are
+        # a single tile leaves one row to each of Winograd's products; directly its 16 pixels are 16 rows
         return "direct" if size is not None and max(size) <= TILE else "winograd"
 
     def conv2d(
@@ -187,7 +186,7 @@ class NumbaBackend(HostBackend):
         )
 
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
-        pointwise(self._launcher, out, tiles, reading(source), writing(out, residual=residual))
+        launch_pointwise(self._launcher, out, tiles, reading(source), writing(out, residual=residual))
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -210,8 +209,8 @@ class NumbaBackend(HostBackend):
     ) -> None:
         if not len(tiles):
             return
-        read = (reading(source) for source in (query, key, value))
-        attention.launch(self._launcher, in_order(tiles), *read, heads, writing(out))
+        q, k, v = reading(query), reading(key), reading(value)
+        attention.launch(self._launcher, in_order(tiles), q, k, v, heads, writing(out))
 
     # -- codebooks ---------------------------------------------------------------------------------------
 

@@ -1,11 +1,10 @@
 """Files of compiled kernels: machine code is written to a file for each kernel, and a later process reads it back.
 
-A file begins with a digest of its content, of the kernel's name and of what it was compiled from. So a file that is
-missing, empty, damaged or another kernel's is a miss: nothing of it is unpickled, and the kernel's next save overwrites
-it.
+A file begins with a digest of its content, of the kernel's name and of the kernel's source. So a file that is missing,
+empty, damaged or another kernel's is a miss: nothing of it is unpickled, and the kernel's next save overwrites it.
 
-The content is a pickle: whoever can write such a file can run code as this user. So a file or folder is used only if it
-belongs to this user (or the administrator, who may provide kernels) and nobody else may write to it.
+The content is a pickle: a user who can write such a file can run code as this user. So a file or folder is used only if
+it belongs to this user (or the administrator, who may provide kernels) and no other user may write to it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_VARIABLE = "SPARSEGEN_CACHE_DIR"
-"""Environment variable: where compiled kernels are kept, instead of the user's cache folder."""
+"""Environment variable: the folder of compiled kernels, instead of the user's cache folder."""
 
 LARGEST = 1 << 26
 """Bytes that a file is read up to; a kernel's has less than 1 MB."""
@@ -51,9 +50,8 @@ def private_folder() -> Path:
 
     Raises OSError where there is no folder for temporary files.
     """
-    user = (
-        "" if sys.platform == "win32" else f"-{os.getuid()}"
-    )  # Windows: temporary files are each user's own
+    # on Windows, each user has a separate folder for temporary files
+    user = "" if sys.platform == "win32" else f"-{os.getuid()}"
     return Path(tempfile.gettempdir()) / f"sparsegen{user}"
 
 
@@ -113,7 +111,7 @@ def _unwritable(folder: Path) -> str | None:
 
 
 def _objection(folder: Path) -> str | None:
-    """Why kernels must not be kept in a folder; None: it is this user's, and nobody else may write there."""
+    """Why kernels must not be kept in a folder; None: it is this user's, and no other user may write there."""
     if sys.platform == "win32":
         return None
     state = folder.stat()
@@ -128,7 +126,7 @@ def _private_objection(folder: Path) -> str | None:
 
 
 def _trusted(state: os.stat_result) -> bool:
-    """Whether code there may be run: it is this user's or the administrator's, and nobody else may write there."""
+    """Whether code there may be run: it is this user's or the administrator's, and no other user may write there."""
     return sys.platform == "win32" or (state.st_uid in (0, os.getuid()) and not _open_to_others(state))
 
 
@@ -142,7 +140,7 @@ class KernelFiles:
     def __init__(self, folders: Folders) -> None:
         self.folders = folders
         self.used: set[Path] = set()
-        """Folders that a kernel was loaded from or saved to."""
+        """Folders that kernels were loaded from or saved to."""
         self.kept = folders.keep
         """Where the last kernel was saved, or the first one will be."""
         self.why = folders.why
@@ -151,7 +149,7 @@ class KernelFiles:
         """Why a kernel could not be saved."""
 
     def load(self, name: str, key: str) -> bytes | None:
-        """What was saved under that name and key; None: nothing, or it is damaged or cannot be trusted."""
+        """The content saved under that name and key; None: none, or it is damaged or cannot be trusted."""
         for folder in self.folders.read:
             with contextlib.suppress(OSError):  # no such file, or none that can be read
                 content = _unsealed(_read(folder / f"{name}.nbc"), name, key)
@@ -161,7 +159,7 @@ class KernelFiles:
         return None
 
     def save(self, name: str, key: str, content: bytes) -> None:
-        """Write a kernel's file over whatever has its name; where no folder has room for it, `lost` says why."""
+        """Write a kernel's file, replacing any of its name; `lost` gives the reason where no folder has room."""
         if self.folders.keep is None:
             self.lost = self.folders.why
             return
@@ -195,14 +193,14 @@ def _digest(content: bytes, name: str, key: str) -> bytes:
 
 
 def _unsealed(sealed: bytes, name: str, key: str) -> bytes | None:
-    """The content behind its digest; None: it is not what was written."""
+    """The content behind its digest; None: it has changed since it was written."""
     size = hashlib.sha256().digest_size
     digest, content = sealed[:size], sealed[size:]
     return content if digest == _digest(content, name, key) else None
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a regular file in a trusted folder; empty where either is none, or the file is too large for one."""
+    """The bytes of a regular, trusted file in a trusted folder; else empty, as for a file that is too large."""
     if not (_trusted(path.parent.stat()) and path.is_file()):  # to open a pipe would wait for its writer
         return b""
     with path.open("rb") as file:
@@ -211,7 +209,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: another process may read it at any moment."""
+    """Write a file atomically: another process may read it at any moment."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}")
     try:
         # this user alone may write it, whatever the process's mask is; others may read it, unless the mask forbids it

@@ -1,7 +1,7 @@
-"""Codebooks: windows of an index canvas come in, numbers and a table with a row for each distinct window come out.
+"""Codebooks: windows of an index canvas come in; their numbers, and a table row for each distinct window, come out.
 
-A hash table gives every distinct window the next free number; a convolution's value is then computed once for each
-number, not for each pixel.
+A hash table gives every distinct window the next free number. A convolution is then computed once for each number, not
+for each pixel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)],
 
 @inline
 def _hash(key: Any, width: int, mask: int) -> Any:
-    """A sum of products, which a processor computes side by side, and its high bits folded into the low ones."""
+    """A sum of independent products, its high bits folded into the low ones, cut to `mask`."""
     h = np.uint64(width)
     for i in range(width):
         h += np.uint64(np.uint32(key[i]) + np.uint32(2)) * _MIX[i & 63]
@@ -62,7 +62,7 @@ def rehash(keys: Any, count: int, slots: Any) -> None:
 
 @kernel(void(int32[:, ::1], int64[::1], int32[::1], int64))
 def forget(keys: Any, count: Any, slots: Any, until: int) -> None:
-    """Take the newest windows out, last in first out: no later window's search passes through the slot it leaves."""
+    """Remove windows down to `until`, the newest first: no other window's search passes through the slot it leaves."""
     while count[0] > until:
         count[0] -= 1
         slots[_find(keys[count[0]], keys, slots)] = -1
@@ -144,10 +144,10 @@ def number(
     )
 )
 def share(windows: Any, places: Any, used: Any, starts: Any, together: int, index: Any) -> int:
-    """The codes that windows use, each once: for all taps `together`, or once for each tap.
+    """List the codes that windows use, each once: once for all taps `together`, or once for each tap.
 
-    Tap t's codes are `used[starts[t]:starts[t + 1]]`, or all of `used` together; `index[r, t]` says which of them
-    `windows[r, t]` is, -1 staying -1. `places`, all -1, has room for every code. Returns how many are used.
+    Tap t's codes are `used[starts[t]:starts[t + 1]]`, or all of `used` together; `index[r, t]` is the place there of
+    `windows[r, t]`, -1 for -1. `places`, all -1, has room for every code. Returns the length of the list.
     """
     count, rows, taps = 0, windows.shape[0], windows.shape[1]
     for t in range(taps):
@@ -158,7 +158,7 @@ def share(windows: Any, places: Any, used: Any, starts: Any, together: int, inde
             if code < 0:
                 index[r, t] = -1
                 continue
-            if places[code] < start:  # not yet, or only for an earlier tap
+            if places[code] < start:  # not listed, or only for an earlier tap
                 places[code] = count
                 used[count] = code
                 count += 1
@@ -286,13 +286,13 @@ def _launch(
     windows = readable(windows)
     rows, taps = windows.shape
     starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
-    # windows share their parts: each is multiplied once by each tap's weights
+    # windows share codes: each code's row is multiplied once by each tap's weights
     for together in (False, True):
         used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
         places = np.full(len(table), -1, np.int32)
         count = share(windows, places, used, starts, int(together), index)
         if together or count * 4 < 3 * len(table) * taps:
-            break  # where every tap uses nearly all of them, they need not be gathered for each
+            break  # else every tap uses nearly all codes, and one list for all is shorter to gather
     products, depth = count * taps if together else count, table.shape[1]
     at = layout(products)
     args = (flat(table[used[:count]]), starts, int(together), depth, index, weights, bias, out, at)

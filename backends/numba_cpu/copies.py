@@ -1,6 +1,6 @@
-"""Tiles in and out of canvases, and what changed in them: copies for the journal, differences, values not finite.
+"""Copies of tiles and comparisons of canvases: for the journal, for storage in float16, for masks and finite checks.
 
-Canvases are taken flat, as float32 whatever they hold: a copy moves bits.
+Canvases come in flat. Copies take them as float32 whatever their type: they move bits.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _FLOATS, _HALVES, _INTEGERS = float32[::1], uint16[::1], int32[::1]
 
 @inline
 def _extent(tiles: Any, t: int, shape: Any) -> Any:
-    """Of tile t of a canvas of `shape` = (height, width, channels): rows inside the image, and floats of such a row."""
+    """Tile t's rows inside the image, and the floats of each, in a canvas of `shape` = (height, width, channels)."""
     height, width, channels = shape
     return min(TILE, height - tiles[t, 1] * TILE), min(TILE, width - tiles[t, 2] * TILE) * channels
 
 
 @inline
 def _row(tiles: Any, t: int, y: int, shape: Any) -> Any:
-    """Where row y of tile t begins in the canvas; the pixels of a tile's row lie side by side."""
+    """The offset in the canvas of row y of tile t; the pixels of the row follow one another."""
     height, width, channels = shape
     pixel = (tiles[t, 0] * height + tiles[t, 1] * TILE + y) * width + tiles[t, 2] * TILE
     return pixel * channels
@@ -49,6 +49,7 @@ def _row(tiles: Any, t: int, y: int, shape: Any) -> Any:
 
 @inline
 def _copy(source: Any, at: int, target: Any, to: int, count: int) -> None:
+    """Exactly `count` floats."""
     whole = count - count % WIDTH
     for c in range(0, whole, WIDTH):
         store(target, to + c, load(source, at + c))
@@ -76,8 +77,9 @@ def copy(
 def narrow(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any, lost: Any
 ) -> None:
-    """Tiles of `canvas` rounded to float16, there and in `halves` (channels: whole vectors); `lost` `[K]`: where
-    one became infinite.
+    """Round tiles of `canvas` to float16, in place and into `halves`; `lost` `[K]`: tiles with an infinity or a NaN.
+
+    Pixels are whole vectors.
     """
     for t in take_tiles(counter, items, batch, len(tiles)):
         rows, count = _extent(tiles, t, shape)
@@ -94,7 +96,7 @@ def narrow(
 
 @kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, _HALVES))
 def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any) -> None:
-    """Tiles of `canvas` out of `halves` (channels: whole vectors)."""
+    """Tiles of `canvas` from `halves`, the bits of float16; pixels are whole vectors."""
     for t in take_tiles(counter, items, batch, len(tiles)):
         rows, count = _extent(tiles, t, shape)
         for y in range(rows):
@@ -126,7 +128,7 @@ def change(
 
 @kernel(void(COUNTER, int64, int64, TILES, _SHAPE, _FLOATS, uint8[::1]))
 def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any) -> None:
-    """Which tiles hold a NaN or an infinity, `found` `[K]`: v - v is 0 for every other value, and NaN for these."""
+    """Tiles with a NaN or an infinity, `found` `[K]`: v - v is NaN for these, and 0 for every other value."""
     for t in take_tiles(counter, items, batch, len(tiles)):
         rows, count = _extent(tiles, t, shape)
         whole = count - count % WIDTH
@@ -143,7 +145,7 @@ def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, can
 
 
 SPAN = 64
-"""Pixels that are compared together first: nearly all of them are the same."""
+"""Pixels compared together first, since nearly all spans are equal."""
 
 
 @kernel(void(COUNTER, int64, int64, int64, _INTEGERS, _INTEGERS, int64, uint8[::1]))

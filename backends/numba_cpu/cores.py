@@ -1,8 +1,8 @@
-"""How many cores this process may use: processors, affinity and CPU quotas come in, a number goes out.
+"""The number of cores that this process may use, from its processors, its affinity and its CPU quotas.
 
-A quota (a container's `--cpus`) gives a process so much processor time in a period, on however many cores. More threads
-use it up sooner, and then all of them wait for the next period. Linux keeps quotas in control groups, of version 2
-(`cpu.max`) or 1 (`cpu.cfs_quota_us`); each group that a process lies in, at any depth, may have one.
+A quota (a container's `--cpus`) limits processor time per period, on however many cores. More threads use it up sooner,
+and then all of them wait for the next period. Linux keeps quotas in control groups, of version 2 (`cpu.max`)
+or 1 (`cpu.cfs_quota_us`); each group that contains the process, at any depth, may have one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, at least 1; a part of one counts as one. `root` has `proc` and `sys`."""
+    """Cores that this process may use, at least 1; fractions count as one. `root` holds `proc` and `sys`."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = min(cores, len(os.sched_getaffinity(0)))
@@ -24,7 +24,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def quotas(root: Path = Path("/")) -> list[float]:
-    """What each quota on this process is worth in cores."""
+    """The cores that each quota on this process amounts to."""
     found = []
     for group in _groups(root):
         with suppress(OSError, ValueError, ArithmeticError):  # no such file, or no limit: "max 100000"
@@ -39,7 +39,7 @@ def quotas(root: Path = Path("/")) -> list[float]:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups of this process, each followed by those around it, as far as they are seen."""
+    """Folders of this process's control groups, each followed by its visible parents."""
     paths: dict[str, PurePosixPath] = {}
     for line in _lines(root / "proc/self/cgroup"):
         # version 1 "4:cpu,cpuacct:/group", version 2 "0::/group"
@@ -54,7 +54,7 @@ def _groups(root: Path) -> Iterator[Path]:
         if found[3] == "cgroup2" or "cpu" in found[4].split(","):
             seen, mount = (PurePosixPath(_unescaped(text)) for text in (found[1], found[2]))
             path = paths[found[3]]
-            # a container sees its own group as the whole tree, whatever name the group has outside
+            # in a container the process's group is the root of the visible tree, whatever its name outside
             inside = path.relative_to(seen) if path.is_relative_to(seen) else PurePosixPath()
             if ".." in inside.parts:
                 inside = PurePosixPath()

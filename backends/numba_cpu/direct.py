@@ -31,7 +31,7 @@ from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 SHALLOW = 48
 """Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
 CACHE = 1 << 18
-"""Floats of windows and sums that a batch may take: what a thread's own cache holds."""
+"""Floats of windows and sums that a batch may take: they fit a core's second-level cache."""
 BATCH = 32
 """Tiles in a batch, at most."""
 
@@ -166,7 +166,7 @@ def _gather(
 
 
 @inline
-def _tap(piece: int, g: Any, line: int, inputs: int) -> int:
+def _tap(piece: int, g: Any, line: int, inputs: int) -> Any:
     """Where a piece of the depth lies in a window, from its first: a row of taps, or with groups a single tap."""
     if g.groups == 1:
         return piece * line

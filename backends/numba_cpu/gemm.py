@@ -1,11 +1,11 @@
-"""The product that all rests on: rows of inputs and a panel of packed weights come in, a block of sums comes out.
+"""The matrix product under every kernel: rows of inputs and a panel of packed weights come in, sums come out.
 
     sums[m, j] = Σ_k inputs[m, k] · weights[k, j]          m < rows, j < panel
 
 The block's sums stay in registers while k runs; each step loads `columns` vectors of weights and multiplies them by
 one number of each row. Depth is taken in pieces. Either a sum is one chain of multiply-adds in the order of k, however
-the pieces are cut; or each piece is a chain of its own and pieces, cut alike for all, are added in order, which rounds
-less. Whatever the number of rows, a sum's bits depend on its row and its column alone.
+the pieces are cut; or each piece is a separate chain, and pieces, cut alike for all sums, are added in order, which
+rounds less. Whatever the number of rows, a sum's bits depend on its row and its column alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS, PANEL = TARGET.rows, TARGET.panel
 LINE = 16
 """Floats in a cache line."""
 REPLACE, GO_ON, ADD = 0, 1, -1
-"""What a piece does to the sums that are there: nothing of them stays; its chains go on from them; it is added."""
+"""How a piece of the depth changes the sums in memory: replaces them; continues their chains; is added to them."""
 DEPTH = 128
 """Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, fills half of a first-level cache."""
 
@@ -53,9 +53,9 @@ def emit_block(
 ) -> None:
     """Emit the product of some rows with one panel, for any target.
 
-    Pointers to each row of inputs, to the panel and to the first row of sums, whose rows are `sum_stride` floats apart;
-    `depth` ≥ 1 steps of k; `resume`: REPLACE, GO_ON (any positive number) or ADD. At every step the weights `ahead`
-    floats on are fetched into the cache.
+    `input_rows`, `weights` and `sums` are pointers: to each row of inputs, to the panel, and to the first row of sums,
+    whose rows are `sum_stride` floats apart. `depth` ≥ 1 counts steps of k; `resume` is REPLACE, GO_ON (any positive
+    number) or ADD. Every step prefetches the weights `ahead` floats further.
     """
     width, columns, rows = target.width, target.columns, len(input_rows)
     zero = ir_constant(0.0, width)
@@ -150,7 +150,7 @@ def _block(rows: int) -> Any:
     return block
 
 
-# the rows left at the end of a batch go through smaller blocks: no row is computed that is not asked for
+# the last rows of a batch go through smaller blocks, so that no row is computed in vain
 _full_block, _half_block, _quarter_block, _row_block = (
     _block(max(1, rows)) for rows in (ROWS, ROWS // 2, ROWS // 4, 1)
 )
@@ -171,14 +171,15 @@ def multiply_rows(
     steps: int,
     resume: int,
 ) -> None:
-    """`sums[rows, PANEL]`, as `resume` says, by `inputs[rows, steps] @ weights[steps, PANEL]`: a piece of one panel.
+    """`inputs[rows, steps] @ weights[steps, PANEL]`, a piece of one panel, into `sums[rows, PANEL]` by `resume`.
 
-    As many rows at a time as there are blocks for.
+    Row m of the inputs begins at `a` plus m times `rows_at`, or plus `rows_at[m]` where that is an array. Rows go
+    through the largest block that they fill.
     """
     m = 0
     while m < rows:
         left = rows - m
-        # the first rows wait for these weights; the next have time to fetch the panel behind, a line a step each
+        # the first rows wait for these weights; later ones have time to prefetch the next panel, a line a step
         ahead = steps * PANEL + (m // ROWS - 1) * LINE % PANEL if m > 0 else 0
         if left >= ROWS:
             _full_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)

@@ -10,7 +10,7 @@ from ..interface import ConvGeometry
 
 
 class Geometry(NamedTuple):
-    """What a kernel needs of a `ConvGeometry`; channels come with what is read and written."""
+    """A `ConvGeometry` without its channels, which a kernel takes from its source and output."""
 
     kernel_rows: int
     kernel_columns: int

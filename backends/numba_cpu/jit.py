@@ -1,8 +1,8 @@
-"""How kernels are compiled: typed Python functions come in, machine code comes out and is kept for later processes.
+"""Compilation of kernels: typed Python functions come in, machine code comes out and is kept for later processes.
 
-`inline` marks a piece of a kernel, `kernel` one that is called from Python. Nothing is compiled before
-`compile_all`, which takes some seconds once for a machine and a version of this package, says so on stderr whenever it
-does, and keeps the machine code in files (`cache.py`); the next process loads it from there in a moment.
+`kernel` declares a function that Python calls, `inline` a piece of kernels, `both` a function for Python and kernels.
+Nothing is compiled before `compile_all`. It takes half a minute once for a machine and a version of this package,
+reports that on stderr, and keeps the machine code in files (`cache.py`) for the next process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OPTIONS = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
 
 
 def _version() -> str:
-    """A digest of all that the machine code depends on: these sources, Numba, LLVM, Python and the processor."""
+    """A digest of everything that the machine code depends on: these sources, Numba, LLVM, Python, the processor."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for source in sorted([*here.glob("*.py"), here.parent / "interface.py"]):
@@ -59,7 +59,7 @@ def kernel_files() -> KernelFiles:
 
 @functools.cache
 def _source(path: str) -> str:
-    """A digest of a source file; of one that is not there, nothing."""
+    """A digest of a source file; "" where there is no such file."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
@@ -67,10 +67,10 @@ def _source(path: str) -> str:
 
 
 class _Cache:
-    """What Numba asks for a kernel's machine code and hands it to: `kernel_files`, not files that Numba looks after.
+    """A kernel's cache, with the methods that Numba calls, over `kernel_files`.
 
-    Numba's own (`numba.core.caching.Cache`, whose methods these are) trust what they find, which may be damaged, and
-    cannot read a folder that they cannot write.
+    Numba's own `numba.core.caching.Cache` trusts files that may be damaged, and cannot read a folder that it cannot
+    write.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -83,7 +83,7 @@ class _Cache:
         return repr((self._source, signature, codegen.magic_tuple()))
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """The kernel, ready to be called; None: it must be compiled."""
+        """The kernel, ready to be called; None: no valid file holds it."""
         target.refresh()
         content = kernel_files().load(self._name, self._key(signature, target.codegen()))
         if content is None:
@@ -92,11 +92,11 @@ class _Cache:
             return CompileResult._rebuild(target, *pickle.loads(content))
         except MemoryError:
             raise
-        except Exception:  # what this Numba cannot rebuild, it compiles again
+        except Exception:  # a kernel that this Numba cannot rebuild is compiled again
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep what was compiled."""
+        """Write a compiled kernel to its file."""
         key = self._key(signature, compiled.codegen)
         kernel_files().save(self._name, key, dumps(compiled._reduce()))
 
@@ -108,16 +108,16 @@ _ready: Ready | None = None
 
 @dataclass(frozen=True)
 class Ready:
-    """How the kernels were made ready."""
+    """The outcome of `compile_all`."""
 
     compiled: int
-    """Kernels that this process compiled; it loaded the others."""
+    """Kernels that this process compiled; the others were loaded."""
     folders: tuple[Path, ...]
-    """Where they were loaded from or are kept."""
+    """Folders that kernels were loaded from or written to."""
     lost: str | None
-    """Why some that were compiled could not be kept; None when the next process will find all of them."""
+    """Why some compiled kernels could not be written; None: the next process finds all of them."""
     why: str | None
-    """Why some of them are not in the user's cache folder; None when all of them are."""
+    """Why some kernels are not in the user's cache folder; None: all of them are."""
 
 
 def inline(function: F) -> F:
@@ -133,7 +133,7 @@ def both(function: F) -> F:
 
 
 def kernel(signature: Any) -> Callable[[F], F]:
-    """A kernel of that signature: it runs without the GIL, and the next process loads it from `kernel_files`."""
+    """Declare a kernel of that signature: it runs with the GIL released, and is kept in `kernel_files`."""
 
     def declare(function: F) -> F:
         compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
@@ -145,9 +145,9 @@ def kernel(signature: Any) -> Callable[[F], F]:
 
 
 def compile_all() -> Ready:
-    """Make every declared kernel ready: from `kernel_files`, or by compiling it (which is said on stderr)."""
+    """Load every declared kernel from `kernel_files`, or compile it and report that on stderr. Raises MemoryError."""
     global _ready
-    if _ready is None:  # asked without the lock, which another thread may hold while the process forks
+    if _ready is None:  # first without the lock, which another thread may hold while the process forks
         with _lock:
             if _ready is None:
                 _ready = _make_ready(_declared)
@@ -155,22 +155,22 @@ def compile_all() -> Ready:
 
 
 class _Progress(event.Listener):
-    """Says that kernels are being compiled: as soon as Numba begins to, which is when it found no code to load."""
+    """Reports compilation on stderr as soon as Numba begins it, which is after it found no file to load."""
 
     def __init__(self, kernels: list[Any]) -> None:
         self._numbers = {id(kernel): number for number, kernel in enumerate(kernels)}
         self.compiled = 0
-        self._said = False
+        self._reported = False
 
     def on_start(self, of: Any) -> None:
         number = self._numbers.get(id(of.data["dispatcher"]))
-        if number is not None:  # else somebody else's function, in another thread
-            if not self._said:
+        if number is not None:  # None: another package's function, in another thread
+            if not self._reported:
                 check_room(COMPILING, "compiling kernels")
             self.compiled += 1
             text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
-            _say(text, number, len(self._numbers), first=not self._said)
-            self._said = True
+            _report(text, number, len(self._numbers), first=not self._reported)
+            self._reported = True
 
     def on_end(self, of: Any) -> None:
         pass
@@ -183,19 +183,19 @@ def _make_ready(declared: list[tuple[Any, Any]]) -> Ready:
     progress = _Progress([compiled for compiled, _ in declared])
     with event.install_listener("numba:compile", progress):
         for compiled, signature in declared:
-            if not compiled.signatures:  # else an attempt before this one was interrupted
+            if not compiled.signatures:  # else an earlier, interrupted attempt made it ready
                 compiled.compile(signature.args)
                 compiled.disable_compile()
     if progress.compiled:
         because = "" if files.why is None else f" ({files.why})"
         kept = f"kept in {files.kept}{because}" if files.lost is None else f"but not kept ({files.lost})"
-        _say(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
+        _report(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
     why = files.why if files.folders.private in files.used else None
     return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)
 
 
-def _say(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:
-    """A line on stderr. With `of`, one that counts up in its place, or said once where nobody watches it count."""
+def _report(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:
+    """Print a line to stderr. With `of`: a count that a terminal updates in place, and a file gets once."""
     if sys.stderr is None:
         return
     if not of:

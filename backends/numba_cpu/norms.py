@@ -138,7 +138,7 @@ def launch_layer_norm(
 # -- moments ---------------------------------------------------------------------------------------------
 
 BLOCK = 32
-"""Pixels whose sums float32 holds well."""
+"""Pixels summed in float32 before they are added in float64."""
 SPAN = 256
 """Pixels of an item."""
 
@@ -197,10 +197,10 @@ def _sum_vector(
 def _sum_block(
     array: Any, at: int, pixel: int, count: int, channels: int, scratch: Any, to: int, row: int
 ) -> None:
-    """The mean of `count` pixels, every `pixel` floats, and Σ off and Σ off², `off` being a pixel less the mean.
+    """The mean of `count` pixels, every `pixel` floats, and Σ off and Σ off², where off = pixel - mean.
 
     Three rows of `scratch[to:]`, `row` floats apart; up to WIDTH - 1 floats more than `channels` are written of each.
-    The mean is rounded: that is what Σ off is for.
+    The mean is rounded, and Σ off corrects for it.
     """
     four = channels - channels % (4 * WIDTH)
     whole = channels - channels % WIDTH
@@ -243,8 +243,8 @@ def _sum_block(
 def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at: Any, scratch: Any) -> None:
     """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are SPAN pixels of a sample each.
 
-    BLOCK pixels are summed in float32 about their mean: what rounding loses is a few units in the last place of how far
-    they scatter, whatever their mean, and whichever of them is far off. Blocks add up in float64:
+    BLOCK pixels are summed in float32 about their mean: rounding loses a few units in the last place of their spread,
+    whatever their mean, and whichever of them is far off. Blocks are added in float64:
 
         Σ v = Σ off + count · mean        Σ v² = Σ off² + mean · (2 · Σ off + count · mean)
     """

@@ -1,4 +1,4 @@
-"""Packed weights: a matrix of weights comes in, panels come out, in 32 or 16 bits; and products by them."""
+"""Packed weights: a matrix of weights comes in, panels of 32 or 16 bits come out, and products with them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from ..interface import BackendError
 from .gemm import DEPTH, LINE, PANEL, multiply_rows
 from .jit import inline
 from .simd import WIDTH, fetch, store, widen
+from .sizes import ceil_div
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 STORED = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
-"""How packed weights may be stored, as the kernels number it."""
+"""Types that packed weights may be stored in -> the number that kernels know them by."""
 WIDENED = DEPTH * PANEL
-"""Floats of a panel's piece, which half as wide weights are widened into before they are multiplied."""
+"""Floats of the scratch that a panel's piece of 16-bit weights is widened into before it is multiplied."""
 
 
 class Packed(NamedTuple):
-    """Packed weights as kernels take them."""
+    """Packed weights, as kernels take them."""
 
     floats: Any
-    """float32, flat; empty when they are stored in 16 bits."""
+    """float32, flat; empty where they are stored in 16 bits."""
     halves: Any
-    """uint16, flat: the bits of float16 or bfloat16."""
+    """uint16, flat: the bits of float16 or bfloat16; empty where they are stored in 32 bits."""
     stored: int
 
 
@@ -35,9 +36,9 @@ PACKED = NamedTupleType([float32[::1], uint16[::1], int64], Packed)
 
 
 def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
-    """Packed float32 values, rounded to the nearest of their stored type (ties to even).
+    """Packed float32 values as `Packed`, rounded to the nearest value of the stored type (ties to even).
 
-    Raises BackendError where one is too large for that type.
+    Raises BackendError where a value is too large for that type.
     """
     if stored == "float32":
         return Packed(values, np.zeros(0, np.uint16), FLOAT32)
@@ -53,7 +54,7 @@ def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
     if beyond.any():
         largest = np.abs(values[beyond]).max()
         raise BackendError(
-            f"a weight as the kernels need it is {largest:.4g}, too large for {stored}; store weights as float32"
+            f"a weight of {largest:.4g} is too large for {stored}; store weights as float32"
             + (" or bfloat16" if stored == "float16" else "")
         )
     return Packed(np.zeros(0, np.float32), halves, STORED[stored])
@@ -68,7 +69,7 @@ def widen_piece(weights: Any, at: int, scratch: Any, to: int, count: int) -> Non
 
 @inline
 def fetch_packed(weights: Any, at: int, part: int, parts: int, count: int) -> None:
-    """Have one of `parts` parts of `count` weights, from number `at` on, brought near; an end too far does no harm."""
+    """Prefetch one of `parts` parts of `count` weights, from weight `at` on; they may lie past the end."""
     count //= parts
     first = at + part * count
     if weights.stored == FLOAT32:
@@ -94,10 +95,9 @@ def multiply_piece(
     resume: int,
     spare: int,
 ) -> None:
-    """Some ≤ DEPTH steps of a product with one panel, however its weights are stored: `multiply_rows` by them.
+    """`multiply_rows` with packed weights, for at most DEPTH steps; `sums[spare:]` takes WIDENED floats.
 
     Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
-    `sums[spare:]` takes WIDENED floats.
     """
     if weights.stored == FLOAT32:
         w = weights.floats
@@ -122,7 +122,7 @@ def multiply_packed(
     panels: int,
     spare: int,
 ) -> None:
-    """`multiply` by packed weights however they are stored; `sums[spare:]` takes WIDENED floats."""
+    """`multiply` with packed weights; `sums[spare:]` takes WIDENED floats."""
     for panel in range(panels):
         for first in range(0, depth, DEPTH):
             steps = min(DEPTH, depth - first)
@@ -136,10 +136,10 @@ def multiply_packed(
 def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """`[..., depth, O]` → flat `[..., panels, depth, PANEL]`: a panel's outputs of one k side by side, then the next k.
 
-    Outputs are filled up with zeros to whole panels.
+    Outputs are filled with zeros to whole panels.
     """
     *outer, depth, outputs = weights.shape
-    panels = -(-outputs // PANEL)
+    panels = ceil_div(outputs, PANEL)
     packed = np.zeros((*outer, panels, depth, PANEL), np.float32)
     for panel in range(panels):
         columns = weights[..., panel * PANEL : (panel + 1) * PANEL]

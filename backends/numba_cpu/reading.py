@@ -1,6 +1,6 @@
-"""Gather: a `Reading` (a source's arrays, flat) and pixel positions come in, values after the prologue come out.
+"""Gather: a `Reading` (a `Source` as kernels take it) and pixel positions come in, values after the prologue come out.
 
-A `Reading` is what a kernel knows of a `Source`. Reads outside the image are 0 after the prologue.
+Pixels outside the image are 0 after the prologue.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .simd import (
 
 IDENTITY, RELU, LEAKY_RELU, SILU, TANH = range(5)
 ACTIVATIONS = {"identity": IDENTITY, "relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU, "tanh": TANH}
-"""The contract's activations as the kernels number them."""
+"""The contract's activations -> the numbers that kernels know them by."""
 
 PLAIN, PER_PIXEL, BY_CODE = range(3)
-"""Modulation: none, a row of gamma and beta for each pixel, or the row that the pixel's code names."""
+"""Modulation: none; a row of gamma and beta for each pixel; the row of the pixel's code."""
 
 _SLOPE = np.float32(LEAKY_SLOPE)
 
 
 class Reading(NamedTuple):
-    """A source as kernels take it; arrays are flat, absent ones are empty."""
+    """A source, as kernels take it; arrays are flat, absent ones are empty."""
 
     first: Any
     """float32: the first part's canvas."""
@@ -74,7 +74,7 @@ NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 
 def reading(source: Source) -> Reading:
-    """The arrays of a source, flat."""
+    """A source's `Reading`."""
     first, second = source.parts if len(source.parts) == 2 else (source.parts[0], None)
     _, height, width, channels = source.shape
     modulation = PLAIN
@@ -99,12 +99,12 @@ def reading(source: Source) -> Reading:
 
 
 def is_plain(r: Reading) -> bool:
-    """Whether a reading's values are the canvases' own, at the canvases' resolution or half of it: no work pends."""
+    """Whether no work is pending on a reading: its values are the canvases', though maybe upsampled."""
     return r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY
 
 
 NOTHING = reading(Source((np.zeros((1, 1, 1, 0), np.float32),)))
-"""The reading of no source at all: a residual that is not there."""
+"""The reading of an absent residual."""
 
 
 @inline
@@ -169,7 +169,7 @@ def _modulate(r: Any, row: int, channels: int, buffer: Any, at: int) -> None:
 
 @inline
 def _activate(activation: int, channels: int, buffer: Any, at: int) -> None:
-    """The activation in place: a loop for each, so that none asks which it is at every vector."""
+    """The activation in place: a loop for each, so that none tests its kind at every vector."""
     if activation == RELU:
         for c in range(0, channels, WIDTH):
             store(buffer, at + c, activate(load(buffer, at + c), RELU))
@@ -186,7 +186,7 @@ def _activate(activation: int, channels: int, buffer: Any, at: int) -> None:
 
 @inline
 def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> None:
-    """All channels of pixel (y, x) into `buffer[at:]`, which has WIDTH floats to spare."""
+    """All channels of pixel (y, x) into `buffer[at:]`, and up to WIDTH - 1 more floats of no meaning."""
     channels = r.first_channels + r.second_channels
     if y < 0 or y >= r.height or x < 0 or x >= r.width:
         for c in range(0, channels, WIDTH):
@@ -242,7 +242,7 @@ def read_tile(r: Any, tiles: Any, t: int, buffer: Any, at: int) -> None:
 
 @inline
 def run_of(tiles: Any, at: int, end: int) -> int:
-    """How many tiles from number `at` on (`end` excluded) lie side by side: their windows share columns."""
+    """How many of the tiles `at` … `end` - 1 lie side by side in a row, from `at` on: their windows share columns."""
     run = 1
     while (
         at + run < end

@@ -44,6 +44,6 @@ def layout_type(layout: Any) -> Any:
 
 
 def remembered(layout: F) -> F:
-    """A layout function whose results are kept: every call of a kernel asks for one, and most ask for the same."""
+    """A layout function whose results are cached: every launch needs one, and most need the same."""
     kept: Any = lru_cache(maxsize=1024)(layout)
     return kept  # type: ignore[no-any-return]

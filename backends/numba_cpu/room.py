@@ -1,7 +1,7 @@
-"""Room in memory: a number of bytes comes in, and where the system would not give them, MemoryError.
+"""Room in memory: a number of bytes comes in; MemoryError is raised where the system cannot allocate them.
 
-Asked before Numba and LLVM are loaded, and before kernels are: where they get no memory, they end the process or hang.
-The numbers are address space, which `ulimit -v` limits; little of it is ever touched.
+Checked before Numba and LLVM are loaded, and before kernels are: out of memory, they end the process or hang. The
+numbers are address space, which `ulimit -v` limits; little of it is ever touched.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ IMPORTING = 370 << 20
 LOADING = 190 << 20
 """Bytes that loading the kernels from their files takes at most."""
 COMPILING = 1 << 28
-"""Bytes that compiling them takes at most, beside what a process has that loads them."""
+"""Bytes that compiling them takes at most, beside those of loading them."""
 
 
 def check_room(size: int, purpose: str) -> None:
-    """Raise MemoryError where there are no `size` bytes left."""
+    """Raise MemoryError where `size` bytes cannot be allocated."""
     try:
         mmap.mmap(-1, size).close()
     except OSError:

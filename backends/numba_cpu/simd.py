@@ -1,11 +1,11 @@
 """Vectors in Numba: arrays and indices come in, `width` floats at a time are loaded, computed and stored.
 
-Numba has no vector type, and leaves it to LLVM to find vectors in loops. Here is one: `load`, `store`, `splat`, `fma`
+Numba has no vector type: it leaves LLVM to find vectors in loops. This is one: `load`, `store`, `splat`, `fma`
 and the operators `+ - * /` compile to LLVM's own vector instructions, which it lowers to AVX or NEON alike. Arrays
 are flat (`float32[::1]`); indices count elements and are not checked.
 
-No operation carries a fast-math flag: what is written is what is rounded, so a value never depends on how the
-compiler arranged its neighbours.
+No operation carries a fast-math flag: each is rounded as it is written, so a value never depends on how the compiler
+arranges its neighbours.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def ir_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
 
 
 def ir_prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Have a cache line brought into the second-level cache; any address may be given."""
+    """Prefetch a cache line into the second-level cache; any address may be given."""
     pointer = builder.bitcast(pointer, F32.as_pointer())
     ir_call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
 
@@ -118,7 +118,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def fetch(typing: Any, array: Any, index: Any) -> Any:
-    """`fetch(array, index)`: have the cache line of `array[index]` brought near; an index past the end does no harm."""
+    """`fetch(array, index)`: prefetch the cache line of `array[index]`; the index may lie past the end."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         ir_prefetch(builder, ir_pointer(context, builder, sig.args[0], *args))
@@ -138,7 +138,7 @@ def widen(typing: Any, halves: Any, index: Any, bfloat: Any) -> Any:
         value = builder.load(builder.bitcast(pointer, bits.as_pointer()), align=2)
         upper = builder.shl(builder.zext(value, integers), ir.Constant(integers, [16] * WIDTH))
         from_bfloat = builder.bitcast(upper, floats)
-        if not TARGET.half:  # the backend refuses float16 there
+        if not TARGET.half:  # the backend refuses float16 weights there
             return from_bfloat
         from_half = builder.fpext(builder.bitcast(value, ir.VectorType(ir.HalfType(), WIDTH)), floats)
         return builder.select(args[2], from_bfloat, from_half)
@@ -148,10 +148,10 @@ def widen(typing: Any, halves: Any, index: Any, bfloat: Any) -> Any:
 
 @intrinsic
 def narrow(typing: Any, halves: Any, index: Any, value: Any) -> Any:
-    """`narrow(halves, index, value)`: a vector rounded to float16, its bits to `halves[index]` on (not everywhere)."""
+    """`narrow(halves, index, value)`: a vector rounded to float16, its bits to `halves[index]` on, if `TARGET.half`."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        if TARGET.half:  # the backend computes it otherwise where this is no instruction
+        if TARGET.half:  # elsewhere the backend converts canvases with NumPy
             pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
             value = builder.fptrunc(args[2], ir.VectorType(ir.HalfType(), WIDTH))
             builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=2)

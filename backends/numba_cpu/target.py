@@ -1,6 +1,6 @@
-"""What the processor can do: its features come in, the width and the shape of the kernels' vectors come out.
+"""Processors: a processor's features come in, the width of vectors and the shape of the product's block come out.
 
-The one table here is all that is specific to a processor; every kernel is written in terms of `Target`.
+The table is all that is specific to a processor; every kernel is written in terms of `Target`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Target:
     half: bool
     """Whether float16 widens to float32 in one instruction."""
     pause: tuple[str, ...] = ()
-    """LLVM's name of what lets a core rest between two looks at a word, and the number it takes, if any."""
+    """LLVM's name of the instruction that lets a core rest between two polls, and its argument, if any."""
 
     @property
     def panel(self) -> int:
@@ -47,7 +47,7 @@ TARGETS: dict[str, Target] = {
 
 
 def detect(machine: str, features: Mapping[str, bool]) -> Target:
-    """The target of a processor: `machine` as `platform.machine()` says it, LLVM's `features` as name -> has it."""
+    """The target of a processor: `machine` from `platform.machine()`; LLVM's `features`, name -> supported."""
     if machine.lower() in ("arm64", "aarch64"):
         return TARGETS["neon"]
     if features.get("avx512f") and features.get("avx512vl"):

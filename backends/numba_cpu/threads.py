@@ -1,8 +1,8 @@
-"""Threads: a kernel and its items come in; several threads take items until none is left.
+"""Threads: a kernel comes in as a call; several threads make it, and share its items until none is left.
 
-The threads are Python's own, and kernels run without the GIL. So any number of sessions may compute at once in as many
-Python threads (Numba's own pool aborts the process then), and nothing depends on OpenMP, which does not survive a fork.
-After a fork the child starts threads of its own.
+They are Python threads, and kernels run with the GIL released. So any number of sessions may compute at once in as many
+Python threads, where Numba's pool aborts the process, and nothing depends on OpenMP, which does not survive a fork.
+After a fork the child starts new threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Words = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Local(threading.local):
-    """Each thread's scratch memory, kept from one kernel to the next."""
+    """A thread's scratch, kept from one kernel to the next."""
 
     floats: Scratch = np.zeros(0, np.float32)
 
@@ -34,7 +34,7 @@ _local = _Local()
 
 
 def scratch(count: int) -> Scratch:
-    """At least `count` floats of this thread's own, of no particular value, from the start of a cache line."""
+    """At least `count` uninitialised floats that belong to this thread, from the start of a cache line."""
     if len(_local.floats) < count:
         _local.floats = aligned(count, "float32")
     return _local.floats
@@ -47,18 +47,18 @@ class _Job:
         self._call: Callable[[Scratch], None] | None = call
         self._floats = floats
         self._words = words
-        """Of a kernel that is watched: what says who computes for it."""
+        """The pool's words, if the kernel is watched: they show which helpers compute for it."""
         self.number = 0 if words is None else int(words[waiting.NUMBER])
-        """Of all that were watched; 0: it is not."""
+        """The kernel's number among all watched ones; 0: it is not watched."""
         self.failure: BaseException | None = None
-        """What a helper failed with."""
+        """The exception of a helper that failed."""
         self._lock = threading.Lock()
         self._closed, self._running = False, 0
         self._news: SimpleQueue[None] = SimpleQueue()
-        """An entry after each helper that is done with it."""
+        """An entry for each helper that has finished."""
 
     def help(self, number: int) -> None:
-        """Take items until none is left, in the helper of that number; nothing once the job is closed."""
+        """Make the call in the helper of that number; return at once where the job is closed."""
         with self._lock:
             call = self._call
             if self._closed or call is None:
@@ -68,33 +68,33 @@ class _Job:
                 self._words[waiting.BUSY + number * waiting.LINE] = 1
         try:
             call(scratch(self._floats))
-        except BaseException as error:  # a MemoryError, say: it is raised where the job was given
+        except BaseException as error:  # such as a MemoryError: raised again in the caller
             self.failure = error
         with self._lock:
             self._running -= 1
         self._news.put(None)
 
     def close(self) -> None:
-        """Let nobody begin any more, and wait for those who have; may be called again where it was interrupted."""
+        """Let no more helpers begin, and wait for those that have; may be called again after an interrupt."""
         with self._lock:
             self._closed = True
         if self._words is not None and self._running:
-            waiting.await_helpers(self._words, waiting.LOOKS)
-        # whoever runs will put an entry after it is counted out, so this never waits for nobody
+            waiting.await_helpers(self._words, waiting.POLLS)
+        # a running helper puts an entry after it has left the count, so this never waits in vain
         while self._running:
             self._news.get()
-        # a helper that is busy elsewhere has this job in its queue, and needs no canvas for it
+        # the job stays in the queue of a busy helper, and must not keep canvases alive there
         self._call = None
 
 
 def _work(jobs: SimpleQueue[_Job | None], words: Words, number: int) -> None:
-    """What a helper does all its life: look out for a watched kernel for a moment, then sleep until there is work."""
+    """A helper's loop: poll for a watched kernel for a moment, then sleep until there is a job."""
     seen = 0
     while True:
-        begun = waiting.await_kernel(words, number, seen, waiting.LOOKS) if words[waiting.READY] else -1
+        begun = waiting.await_kernel(words, number, seen, waiting.POLLS) if words[waiting.READY] else -1
         try:
             job = jobs.get() if begun < 0 else jobs.get_nowait()
-        except Empty:  # that kernel needs no more helpers
+        except Empty:  # other helpers took that kernel's jobs
             seen = begun
             continue
         if job is None:
@@ -107,9 +107,9 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
-    """Up to `threads` threads, the caller's among them; the others start with the first job that needs them.
+    """Up to `threads` threads, one of them the caller's; the helpers start with the first job that needs them.
 
-    With `watchful`, helpers look out for the next kernel for a moment before they sleep (`waiting.py`): for no more
+    With `watchful`, helpers poll for the next kernel for a moment before they sleep (`waiting.py`). It suits no more
     threads than there are cores.
     """
 
@@ -120,17 +120,17 @@ class Pool:
         _pools.add(self)
 
     def _forget(self) -> None:
-        """As new: no thread runs (what a forked child finds)."""
+        """Reset to a pool in which no thread runs, as in a forked child."""
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._words = waiting.words(self.threads - 1)
         self._watched = threading.Lock()
-        """Held while a kernel is watched: one at a time."""
+        """Held while a kernel is watched, which one at a time can be."""
         self._helpers: int | None = None
-        """Threads that were started."""
+        """Helpers that were started; None: not yet tried."""
 
     def _start(self) -> int:
-        """How many helpers there are; those that the system has no room for are done without."""
+        """Start the helpers, as many as the system allows, and return their number."""
         with self._lock:
             if self._helpers is None:
                 self._helpers = 0
@@ -141,7 +141,7 @@ class Pool:
                     )
                     try:
                         thread.start()
-                    except RuntimeError:  # a limit on threads or memory: those that run do all the work
+                    except RuntimeError:  # a limit on threads or memory: fewer helpers do the work
                         break
                     self._helpers = number
                 weakref.finalize(self, _stop, self._jobs, self._helpers)
@@ -149,7 +149,7 @@ class Pool:
 
     def count(self, call: Callable[[Words, Scratch], None], floats: int, threads: int) -> None:
         """`run` a kernel, `call(counter, scratch)`, that takes the numbers of its items from an int64 counter."""
-        if min(threads, self.threads) < 2:  # nobody to wait for
+        if min(threads, self.threads) < 2:  # no helper to wait for
             call(np.zeros(1, np.int64), scratch(floats))
             return
         if not (self._watchful and self._watched.acquire(blocking=False)):
@@ -163,7 +163,7 @@ class Pool:
             counter = words[waiting.COUNTER : waiting.COUNTER + 1]
             self.run(partial(call, counter), floats, threads, words)
         finally:
-            words[waiting.COUNTER] = 0  # over: nobody comes any more
+            words[waiting.COUNTER] = 0  # over: no helper joins any more
             self._watched.release()
 
     def run(
@@ -171,9 +171,8 @@ class Pool:
     ) -> None:
         """`call(scratch)` in up to `threads` threads at once, each with `floats` floats of scratch; wait for all.
 
-        The call shares a counter of items with its copies, so it does not matter how many there are. When the caller's
-        own returns, no item is left: a helper that another session keeps busy until then is not waited for. `words`
-        are those by which helpers know of it.
+        The calls share a counter of items, so their number does not matter. When the caller's call returns, no item is
+        left: a helper that has not begun by then is not waited for. `words` are the pool's, for a watched kernel.
         """
         job = _Job(call, floats, words)
         failure: BaseException | None = None
@@ -185,7 +184,7 @@ class Pool:
             call(scratch(floats))
         except BaseException as error:
             failure = error
-        while True:  # however often it is interrupted: nobody may still write when the caller goes on
+        while True:  # however often it is interrupted: no helper may write once the caller goes on
             try:
                 job.close()
                 break

@@ -1,4 +1,4 @@
-"""Winograd's transforms of windows, of sums and of kernels: the matrices, and what they do to vectors of channels.
+"""Winograd's transforms of windows, of sums and of kernels: the matrices, and their products with vectors of channels.
 
 For m×m outputs of a 3×3 kernel g over a window d of (m + 2)×(m + 2) pixels (Lavin & Gray, arXiv 1509.09308):
 

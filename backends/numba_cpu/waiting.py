@@ -1,8 +1,9 @@
-"""Short waits without sleeping: a few words of memory that threads share come in; who waits looks at them for a while.
+"""Short waits without sleeping: words of memory that threads share come in, and are polled for a while.
 
-To wake a thread that sleeps takes 50 to 150 µs, as long as half the layers of an edit compute. So a helper that is done
-looks out for the next kernel for a moment before it sleeps, and the caller for the last helper. Both look without the
-GIL, and nothing is said while anybody holds it: the words change inside kernels.
+Waking a thread that sleeps takes 50 to 150 µs, as long as half the layers of an edit compute. So a helper that has
+finished polls for the next kernel for a moment before it sleeps, and the caller polls for the last helper. Both sides
+poll with the GIL released. A helper joins a kernel only after its counter has moved, which happens inside the kernel,
+when its caller has released the GIL too.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from .atomics import pause, watched, word_set
 from .jit import kernel
 
 LINE = CACHE_LINE // 8
-"""int64 words of a cache line: each of those below has one of its own."""
+"""int64 words of a cache line; each word below lies in a separate one."""
 COUNTER, NUMBER, READY, BUSY = 0, LINE, 2 * LINE, 3 * LINE
-"""The watched kernel's counter of items; its number, of all that were watched; whether any was; from BUSY on, a line
-for each helper: whether it computes for that kernel.
+"""Places of the words: the watched kernel's counter of items; its number among all watched kernels; 1 once a kernel was
+watched; from BUSY on, a line for each helper: 1 while it computes for that kernel.
 """
-LOOKS = 20000
-"""Looks at a word before a thread sleeps: half a millisecond or one."""
+POLLS = 20000
+"""Polls of a word before a thread sleeps: half a millisecond to one."""
 
 
 def words(helpers: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Words for so many helpers, from the start of a cache line."""
+    """Words for that many helpers, all 0, from the start of a cache line."""
     return np.asarray(aligned(BUSY + helpers * LINE, "int64"))
 
 
 @kernel(int64(int64[::1], int64, int64, int64))
-def await_kernel(shared: Any, helper: int, seen: int, looks: int) -> Any:
-    """A helper has nothing to do: the number, not `seen`, of a watched kernel that has begun; -1: none for a while."""
+def await_kernel(shared: Any, helper: int, seen: int, polls: int) -> Any:
+    """Poll, in an idle helper, for a watched kernel that has begun: its number, other than `seen`; -1: none came."""
     word_set(shared, BUSY + helper * LINE, 0)
-    for _ in range(looks):
-        if watched(shared, COUNTER) > 0:  # its caller has taken an item, and holds the GIL no more
+    for _ in range(polls):
+        if watched(shared, COUNTER) > 0:  # the caller has taken an item, with the GIL released
             number = watched(shared, NUMBER)
             if number != seen:
                 return number
@@ -45,10 +46,10 @@ def await_kernel(shared: Any, helper: int, seen: int, looks: int) -> Any:
 
 
 @kernel(void(int64[::1], int64))
-def await_helpers(shared: Any, looks: int) -> None:
-    """Return when no helper computes for the watched kernel, or after a while."""
+def await_helpers(shared: Any, polls: int) -> None:
+    """Poll until no helper computes for the watched kernel, at most `polls` times."""
     busy = BUSY
-    for _ in range(looks):
+    for _ in range(polls):
         while busy < len(shared) and watched(shared, busy) == 0:
             busy += LINE
         if busy >= len(shared):

@@ -1,19 +1,21 @@
 """3×3 convolutions of stride 1 by Winograd's F(4×4, 3×3): a tile's 6×6 window and 36 products instead of 144.
 
-Summed over the input channels, `y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A` (see `transforms.py`) is, for each position in the
-transformed window, a plain product of [tiles, inputs] with [inputs, outputs]. A batch of tiles goes through gather,
-transform, products, transform and epilogue while it lies in the cache.
+    y = Aᵀ [ Σ_inputs (G g Gᵀ) ⊙ (Bᵀ d B) ] A        d: window, g: kernel (`transforms.py` has the matrices)
 
-Kernels are stored as they are, 9 floats each, and transformed where they are multiplied, a piece of the depth at a
-time: 36 floats each take 4 times the memory, and 4 times as long to read, which is what few tiles and many channels
-wait for. The transform is 54 operations on a vector of kernels where the products are 36 for each tile. Measured with
-weights that no cache holds (2 cores, AVX-512), against transformed ones in memory, and F(2×2, 3×3) where that was
-better: 1.1 to 1.7 times as fast for 2 to 16 tiles of 256 to 1024 channels; within 10 % where tiles are many.
-(0.8 times for a single tile of a layer that has four: its products have but one row.)
+The sum over inputs is, for each of the 36 positions in the transformed window, a plain product of [tiles, inputs] with
+[inputs, outputs]. A batch of tiles goes through gather, transform, products, transform back and scatter while it is
+in the cache.
 
-Errors, relative to the largest value of a layer of 512 inputs: 1.2e-6, of 1024 inputs 1.3e-6, because each piece of
-the depth is a sum of its own (one chain through all of them: 5e-6); with weights in float16 2e-4 and in bfloat16
-1.7e-3, as rounding weights gives in a direct convolution too: it is not the transformed ones that are rounded.
+Kernels are stored untransformed, 9 floats each, and transformed a piece of the depth at a time, just before they are
+multiplied. Transformed kernels of 36 floats take 4 times the memory and 4 times as long to read, and reading limits few
+tiles of many channels. The transform takes 54 operations on a vector of kernels, the products 36 for each
+tile. Measured against transformed kernels in memory, with weights that no cache holds (2 cores, AVX-512), and against
+F(2×2, 3×3) where that was better: 1.1 to 1.7 times as fast for 2 to 16 tiles of 256 to 1024 channels; within 10 % for
+many tiles; 0.8 times for a single tile, whose products have one row.
+
+Errors relative to a layer's largest value: 1.2e-6 for 512 inputs, 1.3e-6 for 1024, because each piece of the depth is
+summed by itself (one chain through all pieces: 5e-6). With weights in float16 2e-4, in bfloat16 1.7e-3, as in a direct
+convolution: weights are rounded before they are transformed.
 """
 
 from __future__ import annotations

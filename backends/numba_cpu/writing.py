@@ -181,7 +181,7 @@ def write_out(
         write_tile(out, tiles, t, 0, channels, scratch, at.values, channels, at.residual)
 
 
-def launch(launcher: Launcher, canvas: Array, tiles: Tiles, source: Reading, out: Writing) -> None:
+def launch_pointwise(launcher: Launcher, canvas: Array, tiles: Tiles, source: Reading, out: Writing) -> None:
     """Run `write_out` for `tiles` of `canvas`."""
     at = layout(out.channels, residual_floats(out))
     launcher.over_tiles(write_out, canvas, tiles, (source, out, at), at.size)

@@ -14,7 +14,8 @@ from sparsegen.backends.numba_cpu import NumbaBackend
 from sparsegen.backends.numba_cpu import launch as module
 from tests.networks import random_gaugan, random_labels, repaint, values
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+"""Where other processes find `tests.backends.numba_work`."""
 
 
 def worked(backend: Backend, seed: int = 0) -> dict[str, Host]:

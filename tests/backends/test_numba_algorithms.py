@@ -107,7 +107,7 @@ def test_an_output_that_is_read_only_or_in_pieces_is_refused() -> None:
     weights = backend.prepare_conv(np.ones((4, 4, 3, 3), np.float32), None, padding=(1, 1, 1, 1))
     for out, why in (
         (np.broadcast_to(np.float32(0), (1, 8, 8, 4)), "is not contiguous"),
-        (np.zeros((1, 8, 8, 4), np.float32), "is to be written, and is read-only"),
+        (np.zeros((1, 8, 8, 4), np.float32), "is read-only, expected a writable one"),
     ):
         out.setflags(write=False)
         for write in (

@@ -19,7 +19,7 @@ from tests.networks import assert_same
 numba = pytest.importorskip("numba")
 
 from sparsegen.backends.numba_cpu import NumbaBackend, launch  # noqa: E402  (needs numba)
-from tests.backends.numba_work import HERE, digest, in_this_process, worked  # noqa: E402  (needs numba)
+from tests.backends.numba_work import ROOT, digest, in_this_process, worked  # noqa: E402  (needs numba)
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def test_the_number_of_items_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_another_process_computes_the_same_bits() -> None:
-    code = "from numba_work import digest; print(digest({}))"
+    code = "from tests.backends.numba_work import digest; print(digest({}))"
     for threads in (1, 3):
         done = subprocess.run(
             [sys.executable, "-c", code.format(threads)],
-            cwd=HERE,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=300,

@@ -24,7 +24,7 @@ numba = pytest.importorskip("numba")
 from sparsegen.backends.numba_cpu import NumbaBackend, cache, jit, room  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.cache import Folders, KernelFiles  # noqa: E402  (needs numba)
 from tests.backends.numba_damage import DAMAGES  # noqa: E402  (needs numba)
-from tests.backends.numba_work import HERE, in_this_process  # noqa: E402  (needs numba)
+from tests.backends.numba_work import ROOT, in_this_process  # noqa: E402  (needs numba)
 
 
 def names(folder: Path) -> list[str]:
@@ -304,13 +304,13 @@ def test_a_cold_cache_is_filled_once_also_by_two_processes_and_mended_where_it_i
     tmp_path: Path,
 ) -> None:
     """One of this test's processes compiles; it takes the time that a user waits for the first result."""
-    code = "from numba_work import digest; print(digest(2))"
+    code = "from tests.backends.numba_work import digest; print(digest(2))"
     environment = {**os.environ, "SPARSEGEN_CACHE_DIR": str(tmp_path / "cache")}
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=HERE,
+            cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

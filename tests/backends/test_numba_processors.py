@@ -30,7 +30,7 @@ from sparsegen.backends.numba_cpu.simd import (  # noqa: E402  (needs numba)
 )
 from sparsegen.backends.numba_cpu.target import TARGETS, detect  # noqa: E402  (needs numba)
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 # -- vectors ---------------------------------------------------------------------------------------------
@@ -171,9 +171,8 @@ def test_nothing_but_the_table_of_targets_names_a_processor() -> None:
     words = re.compile(
         r"\b(avx\w*|sse\d?\w*|x86\w*|amd64|[xyz]mm\d*|neon|fmla|vfmadd\w*|aarch64|arm64)\b", re.I
     )
-    root = HERE.parents[1]
-    paths = sorted(p for folder in ("sparsegen", "backends") for p in (root / folder).rglob("*.py"))
-    assert len(paths) > 50, f"{root} is not the project's root"
+    paths = sorted(p for folder in ("sparsegen", "backends") for p in (ROOT / folder).rglob("*.py"))
+    assert len(paths) > 50, f"{ROOT} is not the project's root"
     for path in paths:
         if path.name == "target.py":
             continue
