@@ -274,14 +274,6 @@ class PortableBackend(Backend):
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype(np.float32))
 
-    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
-        xp = self.xp
-        if original.dtype == np.int32:  # the difference of two int32 may need 33 bits
-            return self.download((xp.abs(original.astype(np.int64) - edited) > eps).any(-1))
-        with np.errstate(invalid="ignore"):  # the difference of equal infinities
-            near = (original == edited) | (xp.abs(original - edited) <= eps)
-        return self.download(~near.all(-1))
-
     def watch_run(self) -> Watch:
         return ImmediateWatch(self)
 

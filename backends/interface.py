@@ -13,7 +13,7 @@ Conventions of every backend
   outside the image is 0 *after* the prologue, because a dense layer pads activated values.
 * Settings, everything after the tensors, are keyword-only.
 * A primitive changes no input; an input may be a read-only array (a mapped file, a broadcast array).
-* Only `download`, `synchronize`, `encode_windows`, `difference_mask`, `find_non_finite`, `largest_change` and
+* Only `download`, `synchronize`, `encode_windows`, `find_non_finite`, `largest_change` and
   `Watch.first_watched` may wait for a device; the others queue their work.
 
 `base.py` implements every primitive in plain array arithmetic; on NumPy it is the `reference` backend, the oracle of
@@ -466,13 +466,6 @@ class Backend(ABC):
     @abstractmethod
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         """`canvas[tiles] = halves[tiles]`: float32 from float16, exactly."""
-
-    @abstractmethod
-    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
-        """Host bool `[N, H, W]`: where any channel of two canvases, float32 or int32, differs by more than `eps` ≥ 0.
-
-        A NaN differs from every value, also from a NaN; equal infinities do not differ.
-        """
 
     @abstractmethod
     def watch_run(self) -> Watch:

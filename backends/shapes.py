@@ -80,9 +80,6 @@ class ShapesBackend(Backend):
     def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         return self.alloc((len(tiles), TILE, TILE, canvas.shape[3]))
 
-    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
-        return np.zeros(original.shape[:3], bool)
-
     def watch_run(self) -> Watch:
         return ImmediateWatch(self)
 

@@ -316,15 +316,3 @@ class NumbaBackend(HostBackend):
         args = (canvas.shape[1:], flat(canvas), before, changes)
         self._launcher.over_tiles(copies.change, canvas, tiles, args)
         return changes
-
-    def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
-        mask = np.empty(original.shape[:3], bool)
-        pixels, channels = mask.size, original.shape[3]
-        a, b = (readable(canvas).reshape(-1) for canvas in (original, edited))
-        indices = original.dtype == np.int32
-        kernel = copies.differ_int32 if indices else copies.differ_float32
-        allowed = np.int64(min(eps, 1 << 32)) if indices else np.float32(eps)
-        items, batch = -(-pixels // 8192), 8192
-        args = (batch, channels, a, b, allowed, writable(mask).view(np.uint8))
-        self._launcher.run(kernel, items, args, 0, 1.0 * a.size)
-        return mask

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba.types import UniTuple, float32, int32, int64, uint8, uint16, void
 
 from ..interface import TILE
-from .items import COUNTER, TILES, take_items, take_tiles
+from .items import COUNTER, TILES, take_tiles
 from .jit import inline, kernel
 from .simd import (
     WIDTH,
@@ -142,45 +141,3 @@ def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, can
                 v = load_some(canvas, at + whole, count - whole)
                 zero = zero + (v - v)
         found[t] = total(zero) != 0.0
-
-
-SPAN = 64
-"""Pixels compared together first, since nearly all spans are equal."""
-
-
-@kernel(void(COUNTER, int64, int64, int64, _INTEGERS, _INTEGERS, int64, uint8[::1]))
-def differ_int32(
-    counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: int, mask: Any
-) -> None:
-    """`mask[p]`: whether any value of pixel p differs by more than `eps`."""
-    for item in take_items(counter, items):
-        for first in range(item * batch, min((item + 1) * batch, len(mask)), SPAN):
-            last = min(first + SPAN, (item + 1) * batch, len(mask))
-            bits: Any = np.int32(0)
-            for i in range(first * channels, last * channels):
-                bits |= a[i] ^ b[i]
-            for p in range(first, last):
-                differs: Any = False
-                if bits != 0:
-                    for i in range(p * channels, (p + 1) * channels):
-                        differs |= abs(np.int64(a[i]) - np.int64(b[i])) > eps
-                mask[p] = differs
-
-
-@kernel(void(COUNTER, int64, int64, int64, _FLOATS, _FLOATS, float32, uint8[::1]))
-def differ_float32(
-    counter: Any, items: int, batch: int, channels: int, a: Any, b: Any, eps: float, mask: Any
-) -> None:
-    """`mask[p]`: whether any value of pixel p differs by more than `eps`, or is NaN; equal infinities do not differ."""
-    for item in take_items(counter, items):
-        for first in range(item * batch, min((item + 1) * batch, len(mask)), SPAN):
-            last = min(first + SPAN, (item + 1) * batch, len(mask))
-            unequal: Any = np.int32(0)
-            for i in range(first * channels, last * channels):
-                unequal |= np.int32(a[i] != b[i])
-            for p in range(first, last):
-                differs: Any = False
-                if unequal != 0:
-                    for i in range(p * channels, (p + 1) * channels):
-                        differs |= (a[i] != b[i]) & (not (abs(a[i] - b[i]) <= eps))
-                mask[p] = differs

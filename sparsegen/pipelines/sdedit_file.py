@@ -100,6 +100,8 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store) -> Loaded
         images = [file.tensors[f"history.{i:05d}"] for i in range(len(ran))]
         image = file.tensors["picture"]
         history = _with_images(file.history, ran, images, edits)
+        if file.model.diffusion is None:
+            raise ValueError(f"a {file.model.family} model is no diffusion model")
         time = file.model.diffusion.time
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None

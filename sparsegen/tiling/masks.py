@@ -131,14 +131,20 @@ def check_mask(mask: Any, shape: tuple[int, int, int]) -> Host:
 def difference_mask(original: Mapping[str, Host], edited: Mapping[str, Host], *, eps: float = 0.0) -> Host:
     """bool `[N, H, W]`: the pixels where any channel of two inputs differs by more than `eps` ≥ 0.
 
-    Both hold the same names and shapes `[N, H, W, P]`; values are finite.
+    Both hold the same names and shapes `[N, H, W, P]`. A NaN differs from every value, also from a NaN; equal
+    infinities do not differ.
     """
     mask: Host | None = None
     for name, before in original.items():
         after = edited[name]
         for channel in range(before.shape[3]):  # one by one: reductions over a short last axis are slow
             a, b = before[..., channel], after[..., channel]
-            differs = a != b if not eps else np.abs(a - b) > eps
+            differs = a != b
+            if eps:
+                if np.issubdtype(a.dtype, np.integer):  # the difference of two int32 may need 33 bits
+                    a = a.astype(np.int64)
+                with np.errstate(invalid="ignore"):  # the difference of equal infinities
+                    differs &= ~(np.abs(a - b) <= eps)
             mask = differs if mask is None else mask | differs
     assert mask is not None  # an input has a canvas, and a canvas a channel
     return np.asarray(mask)

@@ -139,63 +139,6 @@ def test_reading_no_tiles_gives_none(backend: Backend) -> None:
     assert backend.download(kept).shape == (0, TILE, TILE, 2)
 
 
-def test_difference_mask_of_indices(backend: Backend) -> None:
-    original = np.random.default_rng(0).integers(-1, 4, (2, 5, 7, 2), dtype=np.int32)
-    edited = original.copy()
-    edited[0, 1, 2, 1] += 1
-    edited[1, 4, 6] = 9
-    expected = np.zeros((2, 5, 7), bool)
-    expected[0, 1, 2] = expected[1, 4, 6] = True
-    mask = backend.difference_mask(backend.upload(original), backend.upload(edited))
-    assert isinstance(mask, np.ndarray)
-    assert mask.dtype == bool
-    assert_array_equal(mask, expected)
-    assert not backend.difference_mask(backend.upload(original), backend.upload(original)).any()
-
-
-def test_difference_mask_is_above_eps_on_any_channel(backend: Backend) -> None:
-    original = np.zeros((1, 1, 5, 2), np.float32)
-    edited = original.copy()
-    # exactly eps is no difference; either sign and either channel counts
-    edited[0, 0, :, 0] = [0, 0.5, -0.5, 0.5000001, 0]
-    edited[0, 0, 4, 1] = -0.75
-    put = Uploads(backend)
-    mask = backend.difference_mask(put(original), put(edited), eps=0.5)
-    assert_array_equal(mask, [[[False, False, False, True, True]]])
-    assert_array_equal(
-        backend.difference_mask(put(original), put(edited)), [[[False, True, True, True, True]]]
-    )
-    put.assert_untouched()
-
-
-@pytest.mark.parametrize("eps", [0.0, 0.5, 1e30])
-def test_a_nan_differs_from_everything_and_equal_infinities_do_not(backend: Backend, eps: float) -> None:
-    original = np.array([1, np.nan, np.nan, np.inf, -np.inf, np.inf, np.inf], np.float32)
-    edited = np.array([np.nan, 1, np.nan, np.inf, -np.inf, -np.inf, 1], np.float32)
-    put = Uploads(backend)
-    mask = backend.difference_mask(
-        put(original.reshape(1, 1, 7, 1)), put(edited.reshape(1, 1, 7, 1)), eps=eps
-    )
-    assert_array_equal(mask[0, 0], [True, True, True, False, False, True, True])
-
-
-def test_the_difference_of_indices_is_above_eps(backend: Backend) -> None:
-    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-    original = np.array([0, 5, 5, -3, least, least], np.int32)
-    edited = np.array([0, 6, 7, -5, most, least], np.int32)
-    put = Uploads(backend)
-    a, b = put(original.reshape(1, 1, 6, 1)), put(edited.reshape(1, 1, 6, 1))
-    for eps, expected in (
-        (0, [False, True, True, True, True, False]),
-        (0.5, [False, True, True, True, True, False]),
-        (1, [False, False, True, True, True, False]),
-        (1.5, [False, False, True, True, True, False]),
-        (2, [False, False, False, False, True, False]),
-        (1e30, [False] * 6),
-    ):
-        assert_array_equal(backend.difference_mask(a, b, eps=eps)[0, 0], expected)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [(0, 0, 0, 0), (1, 8, 9, 36), (0, 6, 3, 17), (1, 4, 8, 5)], ids=str)
 def test_find_non_finite_says_where(backend: Backend, value: float, at: tuple[int, int, int, int]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from sparsegen.backends.interface import Host
-from sparsegen.tiling.masks import dilate, pyramid, resample
+from sparsegen.tiling.masks import difference_mask, dilate, pyramid, resample
 from sparsegen.tiling.policies import Paper, Plan
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tiling.windows import Read, Window
@@ -280,3 +280,55 @@ def test_active_tiles_of_a_batch_are_those_of_each_sample() -> None:
     for size in (32, 16, 8, 4, 2, 1):
         expected = [(n, *tile) for n in (0, 1) for tile in active(alone[n], THREE, size, size)]
         assert active(together, THREE, size, size, samples=2) == expected
+
+
+# -- differences -----------------------------------------------------------------------------------------
+
+
+def test_difference_mask_of_indices() -> None:
+    original = np.random.default_rng(0).integers(-1, 4, (2, 5, 7, 2), dtype=np.int32)
+    edited = original.copy()
+    edited[0, 1, 2, 1] += 1
+    edited[1, 4, 6] = 9
+    expected = np.zeros((2, 5, 7), bool)
+    expected[0, 1, 2] = expected[1, 4, 6] = True
+    mask = difference_mask({"x": original}, {"x": edited})
+    assert isinstance(mask, np.ndarray)
+    assert mask.dtype == bool
+    assert_array_equal(mask, expected)
+    assert not difference_mask({"x": original}, {"x": original}).any()
+
+
+def test_difference_mask_is_above_eps_on_any_channel() -> None:
+    original = np.zeros((1, 1, 5, 2), np.float32)
+    edited = original.copy()
+    # exactly eps is no difference; either sign and either channel counts
+    edited[0, 0, :, 0] = [0, 0.5, -0.5, 0.5000001, 0]
+    edited[0, 0, 4, 1] = -0.75
+    mask = difference_mask({"x": original}, {"x": edited}, eps=0.5)
+    assert_array_equal(mask, [[[False, False, False, True, True]]])
+    assert_array_equal(difference_mask({"x": original}, {"x": edited}), [[[False, True, True, True, True]]])
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.5, 1e30])
+def test_a_nan_differs_from_everything_and_equal_infinities_do_not(eps: float) -> None:
+    original = np.array([1, np.nan, np.nan, np.inf, -np.inf, np.inf, np.inf], np.float32)
+    edited = np.array([np.nan, 1, np.nan, np.inf, -np.inf, -np.inf, 1], np.float32)
+    mask = difference_mask({"x": original.reshape(1, 1, 7, 1)}, {"x": edited.reshape(1, 1, 7, 1)}, eps=eps)
+    assert_array_equal(mask[0, 0], [True, True, True, False, False, True, True])
+
+
+def test_the_difference_of_indices_is_above_eps() -> None:
+    least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    original = np.array([0, 5, 5, -3, least, least], np.int32)
+    edited = np.array([0, 6, 7, -5, most, least], np.int32)
+    a, b = original.reshape(1, 1, 6, 1), edited.reshape(1, 1, 6, 1)
+    for eps, expected in (
+        (0, [False, True, True, True, True, False]),
+        (0.5, [False, True, True, True, True, False]),
+        (1, [False, False, True, True, True, False]),
+        (1.5, [False, False, True, True, True, False]),
+        (2, [False, False, False, False, True, False]),
+        (1e30, [False] * 6),
+    ):
+        assert_array_equal(difference_mask({"x": a}, {"x": b}, eps=eps)[0, 0], expected)
