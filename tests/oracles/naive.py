@@ -1,6 +1,6 @@
 """The contract's primitives as naive loops in float64: `Source`s of NumPy arrays come in, whole canvases come out.
 
-Nothing here knows of tiles. Convolution and attention return what the formula of `interface.py` says, one output
+Nothing here knows of tiles. Convolution and attention return what the formula of `backends/interface.py` says, one output
 pixel after another; nothing is shared with any backend.
 """
 
