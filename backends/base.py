@@ -25,13 +25,31 @@ from .interface import (
     ConvWeights,
     Host,
     Padding,
+    Position,
     Source,
     Tiles,
+    Watch,
     WindowSet,
 )
 
 BATCH = 1 << 22
 """Values that one step gathers at most (16 MB): tiles are taken in batches."""
+
+
+class ImmediateWatch(Watch):
+    """A watch that checks at each call and keeps the first value that is not finite."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._first: tuple[int, Position] | None = None
+
+    def watch(self, canvas: Array, tiles: Tiles, layer: int) -> None:
+        if self._first is None:
+            position = self._backend.find_non_finite(canvas, tiles)
+            self._first = None if position is None else (layer, position)
+
+    def first_watched(self) -> tuple[int, Position] | None:
+        return self._first
 
 
 class PortableBackend(Backend):
@@ -90,15 +108,46 @@ class PortableBackend(Backend):
                 y = y + self._read_pixels(residual, batch)
             self._scatter(out, batch, self._activate(y, activation))
 
-    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
+    ) -> Array:
         y = (x[:, None, :] @ weight.T)[:, 0]  # a product a row: its bits do not depend on the other rows
-        return y if bias is None else y + bias
+        return self._activate_rows(y if bias is None else y + bias, activation)
+
+    def _activate_rows(self, y: Array, activation: Activation) -> Array:
+        """An activation of a few float32 values, computed in float64 and rounded once."""
+        if activation == "identity":
+            return y
+        return self._activate(y.astype(np.float64), activation).astype(np.float32)
 
     # -- statistics and pointwise work -------------------------------------------------------------------
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         v = self._read_images(source, self.xp.arange(source.shape[0])).astype(np.float64)
         return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
+
+    def norm_affine(
+        self,
+        mean: Array,
+        variance: Array,
+        *,
+        groups: int,
+        eps: float,
+        weight: Array | None = None,
+        bias: Array | None = None,
+        film: Array | None = None,
+    ) -> tuple[Array, Array]:
+        # [N, C] -> [N, G, C / G]
+        means, variances = (v.astype(np.float64).reshape(len(v), groups, -1) for v in (mean, variance))
+        each = means.shape[2]
+        of_group = means.mean(2).repeat(each, 1)
+        deviation = self.xp.sqrt(variances.mean(2) + means.var(2) + eps).repeat(each, 1)
+        scale = (1 if weight is None else weight) / deviation
+        shift = -of_group * scale if bias is None else bias - of_group * scale
+        if film is not None:
+            gain, offset = self.xp.split(film.astype(np.float64), 2, axis=1)
+            scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
+        return scale.astype(np.float32), shift.astype(np.float32)
 
     def layer_norm(
         self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
@@ -210,12 +259,17 @@ class PortableBackend(Backend):
     def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         self._scatter(canvas, self._placed(tiles), values)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
+    def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
+        taken = self.upload(pixels)[..., None]
+        merged = self.xp.where(taken, values, self.read_tiles(canvas, tiles))
+        self.write_tiles(canvas, tiles, merged)
+
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
         with np.errstate(over="ignore"):
             values = self.read_tiles(canvas, tiles).astype(np.float16)
         self.write_tiles(halves, tiles, values)
         self.write_tiles(canvas, tiles, values.astype(np.float32))
-        return bool(self.xp.isfinite(values).all())
+        watch.watch(canvas, tiles, layer)
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         self.write_tiles(canvas, tiles, self.read_tiles(halves, tiles).astype(np.float32))
@@ -228,7 +282,10 @@ class PortableBackend(Backend):
             near = (original == edited) | (xp.abs(original - edited) <= eps)
         return self.download(~near.all(-1))
 
-    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
+    def watch_run(self) -> Watch:
+        return ImmediateWatch(self)
+
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
         if not np.issubdtype(canvas.dtype, np.floating):
             return None
         for batch in self._batches(tiles, TILE * TILE * canvas.shape[3]):

@@ -48,6 +48,10 @@ Padding: TypeAlias = tuple[int, int, int, int]
 """Zero rows and columns around the input: top, bottom, left, right."""
 
 
+Position: TypeAlias = tuple[int, int, int, int]
+"""Where a value lies in a canvas: sample, row, column, channel."""
+
+
 class BackendError(RuntimeError):
     """A backend is unknown or cannot run here; the message lists what can."""
 
@@ -211,6 +215,24 @@ class WindowSet:
             self.storage = storage
 
 
+class Watch(ABC):
+    """The finite checks of one run, as `Backend.watch_run` gives it: noted layer by layer, answered once at the end."""
+
+    @abstractmethod
+    def watch(self, canvas: Array, tiles: Tiles, layer: int) -> None:
+        """Note that the values in `tiles` of the canvas are to be checked, as they are now; waits for nothing.
+
+        `layer` is a number of the caller's choice, no smaller than that of the call before.
+        """
+
+    @abstractmethod
+    def first_watched(self) -> tuple[int, Position] | None:
+        """(layer, position) of the first NaN or infinity among all that was watched; None: there is none.
+
+        First in the order of the calls of `watch`, then as `find_non_finite` orders values. Waits for the backend.
+        """
+
+
 class Backend(ABC):
     """One way to compute. Stateless: arrays go in, arrays are written; any number of threads may call at once."""
 
@@ -245,7 +267,7 @@ class Backend(ABC):
         return "nothing to compile"
 
     def synchronize(self) -> None:
-        """Return when everything queued has been computed (what a clock must wait for)."""
+        """Return when all queued work is done. Called only where somebody measures time: nothing else waits."""
         return None
 
     # -- convolution -------------------------------------------------------------------------------------
@@ -290,10 +312,13 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """`x @ weight.T + bias`: `[M, I]`, `[O, I]`, `[O]` → `[M, O]`. Small and dense: embeddings.
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
+    ) -> Array:
+        """`activation(x @ weight.T + bias)`: `[M, I]`, `[O, I]`, `[O]` → `[M, O]`. Few rows: embeddings.
 
-        A row's bits do not depend on the other rows.
+        The sum is rounded to float32; the activation is computed in float64 from that, and rounded once. A row's bits
+        do not depend on the other rows.
         """
 
     # -- statistics and pointwise work -------------------------------------------------------------------
@@ -301,6 +326,34 @@ class Backend(ABC):
     @abstractmethod
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         """Mean and biased variance of each channel over all pixels: two `[N, C]`."""
+
+    @abstractmethod
+    def norm_affine(
+        self,
+        mean: Array,
+        variance: Array,
+        *,
+        groups: int,
+        eps: float,
+        weight: Array | None = None,
+        bias: Array | None = None,
+        film: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """A group norm as the scale and shift of a `Source`, two `[N, C]`, from the moments of channels, two `[N, C]`.
+
+        The mean of a group is the mean of its channels' means; its variance is the mean of their variances plus the
+        variance of their means. With `weight` and `bias` `[C]` (None: 1 and 0)
+
+            scale = weight / sqrt(variance + eps)
+            shift = bias - mean * scale
+
+        and then, with `film` `[1 or N, 2C]`, whose first C columns are the gain and whose last C are the offset,
+
+            scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
+
+        `groups` equal to C is an instance norm, or with fixed moments `[1, C]` a batch norm. Computed in float64,
+        rounded once. Sources: group norm, arXiv 1803.08494; FiLM, arXiv 1709.07871.
+        """
 
     @abstractmethod
     def layer_norm(
@@ -383,10 +436,18 @@ class Backend(ABC):
         """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
 
     @abstractmethod
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
-        """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values; whether all are finite.
+    def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
+        """`canvas[tiles] = values` where `pixels`, host bool `[K, TILE, TILE]`, is True; other pixels stay.
 
-        Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity.
+        `values` is `[K, TILE, TILE, C]`; what overhangs the border is dropped.
+        """
+
+    @abstractmethod
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
+        """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values.
+
+        Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity. Then the canvas is watched, as by
+        `watch.watch(canvas, tiles, layer)`: that is how an overflow is found.
         """
 
     @abstractmethod
@@ -401,8 +462,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
-        """(sample, row, column, channel) of the first NaN or infinity in `tiles`, None when there is none.
+    def watch_run(self) -> Watch:
+        """The finite checks of a run that begins."""
+
+    @abstractmethod
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
+        """The position of the first NaN or infinity in `tiles`; None: there is none. Waits for the backend.
 
         First in the order of the tiles, then of pixels by rows, then of channels; pixels outside the image do not
         count. An index canvas has none.

@@ -11,7 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from .interface import TILE, Array, Backend, ConvGeometry, ConvWeights, Host, Padding, Source, Tiles
+from .base import ImmediateWatch
+from .interface import (
+    TILE,
+    Activation,
+    Array,
+    Backend,
+    ConvGeometry,
+    ConvWeights,
+    Host,
+    Padding,
+    Position,
+    Source,
+    Tiles,
+    Watch,
+)
 
 
 class ShapesBackend(Backend):
@@ -44,7 +58,23 @@ class ShapesBackend(Backend):
         n, _, _, c = source.shape
         return self.alloc((n, c)), self.alloc((n, c))
 
-    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+    def norm_affine(
+        self,
+        mean: Array,
+        variance: Array,
+        *,
+        groups: int,
+        eps: float,
+        weight: Array | None = None,
+        bias: Array | None = None,
+        film: Array | None = None,
+    ) -> tuple[Array, Array]:
+        samples = max(len(mean), 1 if film is None else len(film))
+        return self.alloc((samples, mean.shape[1])), self.alloc((samples, mean.shape[1]))
+
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
+    ) -> Array:
         return self.alloc((len(x), len(weight)))
 
     def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
@@ -53,17 +83,18 @@ class ShapesBackend(Backend):
     def difference_mask(self, original: Array, edited: Array, *, eps: float = 0.0) -> Host:
         return np.zeros(original.shape[:3], bool)
 
-    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
+    def watch_run(self) -> Watch:
+        return ImmediateWatch(self)
+
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
         return None
 
     def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         return np.zeros(len(tiles), np.float32)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
-        return True
-
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
-    conv2d = layer_norm = pointwise = lookup = attention = write_tiles = widen_tiles = _nothing
+    conv2d = layer_norm = pointwise = lookup = attention = _nothing
+    write_tiles = merge_tiles = narrow_tiles = widen_tiles = _nothing
     encode_windows = forget_windows = convolve_windows = _nothing

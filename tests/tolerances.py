@@ -35,6 +35,10 @@ TOLERANCES = {
     "attention, large scores": Tolerance(
         3e-6, "scores near 60 are rounded by 2e-6, which the exponential makes a relative error"
     ),
+    "rounding": Tolerance(7e-8, "computed in float64, rounded once: half a unit in the last place"),
+    "norm_affine": Tolerance(
+        1e-6, "moments, a scale and a shift rounded, then a product and a sum in float32 (measured 2e-7)"
+    ),
     "linear": Tolerance(5e-7, "sums of up to 300 products, any order (measured 1.4e-7)"),
     "layer_norm": Tolerance(1e-6, "two moments of up to 70 channels, a root and the products with them"),
     "layer_norm, large mean": Tolerance(

@@ -21,8 +21,10 @@ from ..interface import (
     ConvWeights,
     Host,
     Padding,
+    Position,
     Source,
     Tiles,
+    Watch,
     WindowSet,
 )
 from . import attention, codebooks, copies, depthwise, direct, linear, lookup, norms, winograd
@@ -164,9 +166,11 @@ class NumbaBackend(HostBackend):
         launch = _LAUNCHES[packed.algorithm]
         launch(self._launcher, in_order(tiles), reading(source), weights.geometry, packed.values, write)
 
-    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
+    ) -> Array:
         out = linear.launch(self._launcher, x, weight)
-        return out if bias is None else out + bias
+        return self._activate_rows(out if bias is None else out + bias, activation)
 
     # -- statistics and pointwise work -------------------------------------------------------------------
 
@@ -273,13 +277,15 @@ class NumbaBackend(HostBackend):
         args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
         self._launcher.over_tiles(copies.copy, canvas, tiles, args)
 
-    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles) -> bool:
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
         if not _vectors_of_halves(canvas):
-            return super().narrow_tiles(halves, canvas, tiles)
+            super().narrow_tiles(halves, canvas, tiles, watch=watch, layer=layer)
+            return
         lost = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], writable(canvas), writable(halves).view(np.uint16), lost)
         self._launcher.over_tiles(copies.narrow, canvas, tiles, args)
-        return not lost.any()
+        if lost.any():  # the kernel has found which tiles; the watch finds the value
+            watch.watch(canvas, tiles, layer)
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
@@ -288,7 +294,7 @@ class NumbaBackend(HostBackend):
         args = (canvas.shape[1:], writable(canvas), flat(halves).view(np.uint16))
         self._launcher.over_tiles(copies.widen, canvas, tiles, args)
 
-    def find_non_finite(self, canvas: Array, tiles: Tiles) -> tuple[int, int, int, int] | None:
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
         if canvas.dtype != np.float32:
             return None
         found = np.zeros(len(tiles), np.uint8)

@@ -15,7 +15,7 @@ from sparsegen.weights import builtin
 
 from .. import pictures
 from ..editing.session import Session
-from ..engine.run import LayerRecord
+from ..engine.stats import LayerRecord
 from ..errors import InputError
 from ..models.base import Model
 from ..models.gaugan import GauGAN
@@ -81,7 +81,7 @@ def edit(
     if kept is not None:
         if not kept.goes_on:
             kept.begin(session)
-        elif (shape := tuple(session.state.memory.canvases["input.labels"].shape[1:3])) != first.shape:
+        elif (shape := session.memory.input("labels").shape[1:3]) != first.shape:
             raise InputError(
                 f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's maps are {shape[0]}×{shape[1]}"
             )

@@ -20,7 +20,8 @@ from ..diffusion.samplers import Step, get_sampler
 from ..diffusion.settings import OnStep
 from ..errors import InputError
 from ..models.base import Model
-from ..pipelines.sdedit import CachePlan, SDEdit
+from ..pipelines.sdedit import SDEdit
+from ..pipelines.steps import CachePlan
 from ..tiling.masks import dilate
 from .console import check_writable, numbered, out, print_line, print_table, progress_bars
 from .job import Engine, Job, print_result, settings_rows, used_settings, written_by

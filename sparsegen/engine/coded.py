@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Host, Tiles, WindowSet
+from sparsegen.backends.interface import Array, Host, Position, Tiles, WindowSet
 
+from ..errors import NonFiniteError
 from ..tiling.tiles import strip
 from ..tiling.windows import Read, Window
 from .codebook import Codebook, codebook_path
+from .finite import not_finite
 from .memory import Memory
-from .run import Feature, Run, not_finite
+from .run import Feature, Run
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,19 @@ def tabulate(
     `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as if it
     had computed the pixels: MACs count its plain formula.
 
-    Raises
-    ------
-    NonFiniteError
-        A row holds a value that is not finite; the error names a pixel with that code.
+    A value that is not finite is reported at the end of the run, by a pixel with that code.
     """
     run, canvas = codes.run, codes.parts[0]
     start = run.clock()
     rows, new = run.memory.codebooks[canvas.path].rows(run.backend, path, channels, fill)
     if len(new):
-        found = run.backend.find_non_finite(new.reshape(1, len(new), 1, channels), strip(len(new)))
-        if found is not None:
-            code = len(rows) - len(new) + found[1]
-            pixel = np.argwhere(run.backend.download(canvas.array)[..., 0] == code)[0]
-            raise not_finite(path, (*map(int, pixel), found[3]))
+        first = len(rows) - len(new)
+
+        def error(at: Position) -> NonFiniteError:  # of a pixel with that code
+            n, y, x = np.argwhere(run.backend.download(canvas.array)[..., 0] == first + at[1])[0]
+            return not_finite(path, (int(n), int(y), int(x), at[3]))
+
+        as_pixels = new.reshape(1, len(new), 1, channels)
+        run.finite.watch.watch(as_pixels, strip(len(new)), run.finite.entry(error))
     run.record(path, codes.changed[0], macs_per_pixel, run.elapsed(start))
     return Coded(codes, rows)

@@ -14,6 +14,7 @@ from ..tiling.tiles import TileSet
 from ..tiling.windows import Read
 from .allocator import Allocator
 from .codebook import Codebook
+from .finite import FiniteChecks
 from .prepared import Prepared
 
 
@@ -89,8 +90,11 @@ class Memory:
     def fetch(self, reads: Sequence[Read], active: TileSet) -> None:
         """Make the values that the `active` tiles of a layer's output read ready for kernels."""
 
-    def commit(self, canvas: Canvas, tiles: Tiles) -> None:
-        """Keep the values that a layer wrote into `tiles` of a canvas that `self.canvas` gave. Raises SessionError."""
+    def commit(self, canvas: Canvas, tiles: Tiles, checks: FiniteChecks) -> None:
+        """Keep the values that a layer wrote into `tiles` of a canvas that `self.canvas` gave.
+
+        `checks` are those of the run: a value that cannot be kept is found at its end.
+        """
 
     def whole(self, canvas: Canvas) -> Host:
         """A host copy of a whole canvas that `self.canvas` gave."""

@@ -19,6 +19,7 @@ from ..errors import InputError, SessionError
 from ..tiling.canvas import Canvas
 from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, read_by
+from .finite import FiniteChecks
 from .memory import Memory
 
 LEAST_CHANNELS = 8
@@ -64,14 +65,12 @@ class HalfMemory(Memory):
                 height, width = read.changed.height, read.changed.width
                 self._widen(path, read_by(active, read.window, height, width))
 
-    def commit(self, canvas: Canvas, tiles: Tiles) -> None:
+    def commit(self, canvas: Canvas, tiles: Tiles, checks: FiniteChecks) -> None:
         path = canvas.path
         if path not in self._warm:
             return
-        if not self.backend.narrow_tiles(self.canvases[path], canvas.array, tiles):
-            raise SessionError(
-                f"{path}: a value is beyond 65504, the largest of float16; keep the caches as float32"
-            )
+        layer = checks.entry(lambda _: _beyond(path))
+        self.backend.narrow_tiles(self.canvases[path], canvas.array, tiles, watch=checks.watch, layer=layer)
         n, row, column = tiles.host.T
         self._warm[path][n, row, column] = True
 
@@ -95,6 +94,12 @@ class HalfMemory(Memory):
         if len(cold):
             self.backend.widen_tiles(self._widened[path], self.canvases[path], Tiles(cold))
             warm |= tiles
+
+
+def _beyond(path: str) -> SessionError:
+    return SessionError(
+        f"{path}: a value is beyond 65504, the largest of float16; keep the caches as float32"
+    )
 
 
 def memory_kind(storage: str) -> type[Memory]:

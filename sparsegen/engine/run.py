@@ -15,11 +15,12 @@ import numpy as np
 
 from sparsegen.backends.interface import Activation, Array, Host, Source, Tiles
 
-from ..errors import NonFiniteError, ShapeError
+from ..errors import ShapeError
 from ..tiling.canvas import Canvas
 from ..tiling.policies import Plan
 from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
+from .finite import FiniteChecks
 from .journal import Journal
 from .memory import Memory
 from .stats import LayerRecord
@@ -57,6 +58,8 @@ class Run:
         self.plan = plan
         self.journal = journal
         self.records: list[LayerRecord] = []
+        self.finite = FiniteChecks(self.backend)
+        """Values that layers wrote and that nobody has checked yet."""
         self.codes: dict[str, tuple[Canvas, TileSet]] = {}
         """Path -> the codes that this run computed, and those that may have changed."""
         self._edited = edited
@@ -103,11 +106,6 @@ class Run:
             (A tau above 0 takes that for no change.)
         inner
             A layer that `kernel` computes on its way: it is recorded before this one.
-
-        Raises
-        ------
-        NonFiniteError
-            The layer computed a value that is not finite. (Left in a canvas it would spread through later edits.)
         """
         active = self.plan.active(reads, shape[:3])
         if whole_tiles and self.plan.whole_tiles:
@@ -125,8 +123,8 @@ class Run:
                 canvas = self.memory.canvas(path, shape, dtype)
             self.memory.fetch(reads, active)
             kernel(canvas.array, active.tiles)
-            self.check_finite(path, canvas.array, active.tiles)
-            self.memory.commit(canvas, active.tiles)
+            self.finite.layer(path, canvas.array, active.tiles)
+            self.memory.commit(canvas, active.tiles, self.finite)
             if self.journal is not None and self.plan.tau is not None and not transient:
                 changed = self._settle(canvas, active, self.journal, self.plan.tau)
         elapsed = self.elapsed(start)
@@ -136,6 +134,17 @@ class Run:
                 elapsed -= inner.milliseconds or 0.0
         self.record(path, active, macs_per_pixel, elapsed)
         return Feature(self, (canvas,), (changed,))
+
+    def end(self) -> None:
+        """End the run: wait until every value is computed and checked.
+
+        Raises
+        ------
+        NonFiniteError, SessionError
+            A layer computed a value that is not finite, or that float16 cannot hold. (Left in a canvas it would spread
+            through later edits: the caller takes the run back.)
+        """
+        self.finite.raise_first()
 
     def _everything(self, active: TileSet) -> TileSet:
         """All tiles of the edited samples; `active` itself where it has them."""
@@ -157,16 +166,10 @@ class Run:
         moved = backend.largest_change(array, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        tiles, new = Tiles(active.tiles.host[mixed]), backend.upload(new_pixels[mixed])[..., None]
-        backend.write_tiles(array, tiles, np.where(new, backend.read_tiles(array, tiles), old[mixed]))
-        self.memory.commit(canvas, tiles)
+        tiles = Tiles(active.tiles.host[mixed])
+        backend.merge_tiles(array, tiles, old[mixed], ~new_pixels[mixed])
+        self.memory.commit(canvas, tiles, self.finite)
         return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
-
-    def check_finite(self, path: str, array: Array, tiles: Tiles) -> None:
-        """Raise NonFiniteError if a value in `tiles` of a layer's canvas is not finite."""
-        found = self.backend.find_non_finite(array, tiles)
-        if found is not None:
-            raise not_finite(path, found)
 
     # -- the record --------------------------------------------------------------------------------------
 
@@ -189,14 +192,6 @@ class Run:
         self.records.append(record)
         if self._on_layer is not None:
             self._on_layer(record)
-
-
-def not_finite(path: str, at: Sequence[int]) -> NonFiniteError:
-    """The error of a value at `at` (sample, row, column, channel) of a layer's output."""
-    return NonFiniteError(
-        f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
-        "check the weights of this layer and of those before it, and the input"
-    )
 
 
 class Modulation(Protocol):

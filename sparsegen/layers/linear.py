@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sparsegen.backends.interface import (
+    Activation,
     Array,
     Backend,
     Host,
@@ -48,7 +49,7 @@ class LatentStart(Layer):
 
 
 class Linear(Layer):
-    """`x @ weight.T + bias` of a few rows: what a network makes of a number that it is told.
+    """A dense layer on a few rows, such as a time embedding.
 
     Parameters: `weight` `[O, I]`, `bias` `[O]`.
     """
@@ -57,10 +58,10 @@ class Linear(Layer):
         self.weight = Parameter(outputs, inputs)
         self.bias = Parameter(outputs)
 
-    def __call__(self, run: Run, x: Array) -> Array:
-        """`[M, I]` → `[M, O]`, arrays of the backend."""
+    def __call__(self, run: Run, x: Array, *, activation: Activation = "identity") -> Array:
+        """`activation(x @ weight.T + bias)`: `[M, I]` → `[M, O]`, arrays of the backend."""
         weight, bias = run.prepared(self.path, self._prepare)
-        return run.backend.linear(x, weight, bias)
+        return run.backend.linear(x, weight, bias, activation=activation)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
         return backend.upload(self.weight.float32), backend.upload(self.bias.float32)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from sparsegen.backends.interface import (
-    Array,
-    Backend,
-    Host,
-)
+from sparsegen.backends.interface import Array, Backend
 
 from ..engine.run import Feature
 from ..errors import ShapeError
@@ -27,7 +21,8 @@ class BatchNorm(Layer):
         return x.normalised(*x.run.prepared(self.path, self._prepare))
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
-        return _affine(backend, self.mean.float32[None], self.var.float32[None], self.eps)
+        mean, variance = (backend.upload(v.float32[None]) for v in (self.mean, self.var))
+        return backend.norm_affine(mean, variance, groups=self.mean.shape[0], eps=self.eps)
 
 
 class InstanceNorm(Layer):
@@ -40,8 +35,8 @@ class InstanceNorm(Layer):
         backend = x.run.backend
 
         def measure() -> tuple[Array, Array]:
-            mean, var = (backend.download(moment) for moment in backend.channel_moments(x.source))
-            return _affine(backend, mean, var, self.eps)
+            moments = backend.channel_moments(x.source)
+            return backend.norm_affine(*moments, groups=x.shape[3], eps=self.eps)
 
         return x.normalised(*x.run.once_per_base(self.path, measure))
 
@@ -68,24 +63,13 @@ class GroupNorm(Layer):
         backend = x.run.backend
 
         def measure() -> tuple[Array, Array]:
-            mean, var = (
-                backend.download(moment).astype(np.float64) for moment in backend.channel_moments(x.source)
+            weight, bias = x.run.prepared(self.path, self._prepare)
+            moments = backend.channel_moments(x.source)
+            return backend.norm_affine(
+                *moments, groups=self.groups, eps=self.eps, weight=weight, bias=bias, film=film
             )
-            # [N, C] -> [N, G, C / G]: a group's variance is what its channels vary by and what their means do
-            means, variances = (v.reshape(len(v), self.groups, -1) for v in (mean, var))
-            mean, var = means.mean(2), variances.mean(2) + means.var(2)
-            each = means.shape[2]
-            scale = self.weight.float32 / np.sqrt(var + self.eps).repeat(each, 1)
-            shift = self.bias.float32 - mean.repeat(each, 1) * scale
-            if film is not None:
-                gain, offset = np.split(backend.download(film).astype(np.float64), 2, axis=1)
-                scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
-            return backend.upload(scale.astype(np.float32)), backend.upload(shift.astype(np.float32))
 
         return x.normalised(*x.run.once_per_base(self.path, measure))
 
-
-def _affine(backend: Backend, mean: Host, var: Host, eps: float) -> tuple[Array, Array]:
-    """Statistics as the scale and shift that a prologue applies: x * scale + shift."""
-    scale = 1 / np.sqrt(var.astype(np.float64) + eps)
-    return backend.upload(scale.astype(np.float32)), backend.upload((-mean * scale).astype(np.float32))
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        return backend.upload(self.weight.float32), backend.upload(self.bias.float32)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Backend, Host
+from sparsegen.backends.interface import Array, Host
 
 from ..checks import in_range, whole_number
 from ..diffusion.settings import DiffusionDefaults
@@ -128,7 +128,7 @@ class TimeEmbedding(Layer):
             first, second = self.dense
             assert isinstance(first, Linear) and isinstance(second, Linear)
             waves = run.backend.upload(self.waves(time))
-            return (silu_rows(run.backend, second(run, silu_rows(run.backend, first(run, waves)))),)
+            return (second(run, first(run, waves, activation="silu"), activation="silu"),)
 
         return run.once_per_base(self.path, embed)[0]
 
@@ -141,13 +141,6 @@ class TimeEmbedding(Layer):
         waves = [np.sin(angles), np.cos(angles)]
         found = np.concatenate(waves[::-1] if self.cosine_first else waves, axis=1)
         return np.pad(found, ((0, 0), (0, self.features % 2)))
-
-
-def silu_rows(backend: Backend, x: Array) -> Array:
-    """`x * sigmoid(x)` of a few rows."""
-    v = backend.download(x).astype(np.float64)
-    with np.errstate(over="ignore"):  # exp of a large number is inf, and v / inf is 0, the limit of silu
-        return backend.upload((v / (1 + np.exp(-v))).astype(np.float32))
 
 
 class ResBlock(Layer):

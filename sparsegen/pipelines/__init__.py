@@ -1,6 +1,7 @@
 """Pipelines: networks that run many times for one picture."""
 
+from .opening import open_session
 from .sampling import sample
-from .sdedit import SDEdit, open_session
+from .sdedit import SDEdit
 
 __all__ = ["SDEdit", "open_session", "sample"]

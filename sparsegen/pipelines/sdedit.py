@@ -9,7 +9,6 @@ the tiles around the changed pixels are computed again, by this edit and by ever
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable
@@ -20,14 +19,13 @@ import numpy as np
 
 from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
-from sparsegen.weights import read_checkpoint
 
 from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
-from ..diffusion.settings import OnStep, Settings, settings_for
-from ..editing import session_file
+from ..diffusion.settings import OnStep, settings_for
 from ..editing.history import Base, Edit, History, undo_limit
-from ..editing.session import Result, Session
+from ..editing.session import Result
+from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.memory_float16 import memory_kind
@@ -39,16 +37,10 @@ from ..models.base import checked_diffusion
 from ..tiling.masks import check_mask, dilated
 from ..tiling.policies import Paper, Policy, get_policy
 from ..tiling.tiles import TileSet, gather_tiles, union
+from . import sdedit_file
 from .steps import CachePlan, Denoising, cache_blocks
 
 _NO_IMAGE = "no image yet: call run(original) first, and let it end"
-_SETTINGS = "sparsegen.sdedit"
-"""Name of the settings in a saved session's metadata."""
-
-
-def _prefix(step: int) -> str:
-    """The prefix of a step's arrays in a saved session."""
-    return f"step.{step:05d}/"
 
 
 class SDEdit(NotCopied):
@@ -131,7 +123,7 @@ class SDEdit(NotCopied):
         self._base: Base | None = None
         self._running = False
         """Whether the states are being painted: nothing can be edited."""
-        self.notes: session_file.Notes = {}
+        self.notes: Notes = {}
         """Text and arrays that `save` keeps for the user, by name."""
 
     @property
@@ -401,27 +393,14 @@ class SDEdit(NotCopied):
             Nothing has run yet; the file could not be written; a callback of this session asked.
         """
         with self._turn.change("save"):
-            base, image = self._ready()
-            history = base.history
-            edits = (*history.edits, *history.undone)
-            kept = {"picture": image}
-            for i, edit in enumerate(edits):
-                assert edit.image is not None  # every edit of this session keeps one
-                kept[f"history.{i:05d}"] = edit.image
-            described = {
-                **self.settings.described(),
-                "margin": self.margin,
-                "storage": self.storage,
-                "ran": [bool(edit.journals) for edit in edits],
-                "edits": len(history.edits),
-                "forgotten": history.forgotten,
-            }
-            session_file.save(
+            base, _ = self._ready()
+            sdedit_file.save(
                 path,
-                {_prefix(i): state for i, state in enumerate(self._states)},
-                history,
-                metadata={_SETTINGS: json.dumps(described)},
-                tensors=kept,
+                self._states,
+                base.history,
+                self.settings,
+                margin=self.margin,
+                storage=self.storage,
                 notes=self.notes,
                 progress=progress,
             )
@@ -444,46 +423,21 @@ class SDEdit(NotCopied):
             The file is cut, altered, of another kind or of a newer version; the caches do not fit.
         """
         store = Store(ram, folder)
-        loaded = session_file.load(path, get_backend(backend), store)
+        loaded = sdedit_file.load(path, get_backend(backend), store)
         try:
-            described = json.loads(loaded.metadata[_SETTINGS])
-            ran, margin = described.pop("ran"), described.pop("margin")
-            storage, edits = described.pop("storage"), described.pop("edits")
-            forgotten = int(described.pop("forgotten"))
-            settings = Settings.read(described).checked()  # these names and no others
             pipeline = cls(
                 loaded.model,
-                margin=margin,
+                margin=loaded.margin,
                 backend=backend,
-                storage=storage,
+                storage=loaded.storage,
                 undo=undo,
-                **settings.described(),
+                **loaded.settings.described(),
             )
-            states = [loaded.states.pop(_prefix(i)) for i in range(len(pipeline.times))]
-            if loaded.states:
-                raise ValueError(f"{len(loaded.states)} steps too many")
-            images = [loaded.tensors[f"history.{i:05d}"] for i in range(len(ran))]
-            image = loaded.tensors["picture"]
-            history = _with_images(loaded.history, ran, images, edits)
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except TypeError as error:
             raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
-        for state, now in zip(states, pipeline.times, strict=True):
-            fits = (
-                state.inputs["x"].shape == image.shape
-                and state.memory.storage == pipeline.storage
-                and list(state.conditions) == [pipeline.model.diffusion.time]
-                and np.array_equal(
-                    state.conditions[pipeline.model.diffusion.time], np.array([now], np.float32)
-                )
-            )
-            if not fits:
-                raise SessionError(f"{path}: its steps do not belong together")
-        if any(each.shape != image.shape or each.dtype != np.float32 for each in (image, *images)):
-            raise SessionError(f"{path}: its images are not of one shape")
         pipeline.store, pipeline.notes = store, loaded.notes
-        pipeline._states[:] = states
-        history = dataclasses.replace(history, image=image, forgotten=max(forgotten, 0))
-        pipeline._base = Base(states, history)
+        pipeline._states[:] = loaded.states
+        pipeline._base = Base(loaded.states, loaded.history)
         return pipeline
 
     def close(self) -> None:
@@ -598,42 +552,3 @@ def _image(history: History) -> Host:
     """The image at that place of a session's history: every place has one."""
     assert history.image is not None
     return history.image
-
-
-def _with_images(history: History, ran: list[bool], images: list[Host], edits: Any) -> History:
-    """A history out of a file with its images, and with the edits that repainted nothing. Raises ValueError."""
-    if not isinstance(edits, int) or not 0 <= edits <= len(ran):
-        raise ValueError(f"{edits} of {len(ran)} edits can be undone")
-    written = iter((*history.edits, *history.undone))
-    all_edits, stale = [], history.stale
-    counts = sum(map(bool, ran[:edits])), sum(map(bool, ran[edits:]))
-    if counts != (len(history.edits), len(history.undone)):
-        raise ValueError(
-            f"{counts} edits ran, the states keep {len(history.edits)} and {len(history.undone)}"
-        )
-    for moved, image in zip(ran, images, strict=True):
-        edit = next(written) if moved else Edit((), stale)
-        all_edits.append(dataclasses.replace(edit, image=image))
-    return dataclasses.replace(history, edits=tuple(all_edits[:edits]), undone=tuple(all_edits[edits:]))
-
-
-def open_session(
-    path: str | os.PathLike[str],
-    backend: str | Backend | None = None,
-    *,
-    ram: int | str | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    undo: int | str | None = None,
-) -> Session | SDEdit:
-    """Continue a saved session of either kind; `ram` and `folder` are for one of several steps.
-
-    Raises
-    ------
-    SessionError, CheckpointError, InputError
-        As `Session.load` and `SDEdit.load`; the file is no session at all.
-    """
-    with read_checkpoint(path) as file:
-        several = _SETTINGS in file.metadata
-    if several:
-        return SDEdit.load(path, backend=backend, ram=ram, folder=folder, undo=undo)
-    return Session.load(path, backend, undo=undo)

@@ -109,6 +109,31 @@ def test_read_tiles_copies_and_write_tiles_puts_back(backend: Backend, dtype: st
     assert_array_equal(backend.download(canvas), host)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_merge_tiles_writes_the_given_pixels(backend: Backend, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    host, new = (rng.integers(1, 100, (2, 9, 10, 3)).astype(dtype) for _ in range(2))
+    tiles = Tiles(all_tiles(2, 9, 10).host[[13, 2, 8, 5]])
+    pixels = rng.random((len(tiles), TILE, TILE)) < 0.5
+    expected = host.copy()
+    for (n, row, column), taken in zip(tiles.host, pixels, strict=True):
+        place = np.s_[n, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+        cut = expected[place]
+        expected[place] = np.where(taken[: cut.shape[0], : cut.shape[1], None], new[place], cut)
+    canvas, put = backend.upload(host), Uploads(backend)
+    values = backend.read_tiles(put(new), tiles)
+    backend.merge_tiles(canvas, tiles, values, pixels)
+    assert_array_equal(backend.download(canvas), expected)
+    backend.merge_tiles(canvas, tiles, values, np.zeros_like(pixels))
+    assert_array_equal(backend.download(canvas), expected)
+    backend.merge_tiles(canvas, tiles, values, np.ones_like(pixels))
+    covered = inside(tiles, host.shape)[..., None]
+    assert_array_equal(backend.download(canvas), np.where(covered, new, host))
+    none = Tiles(tiles.host[:0])
+    backend.merge_tiles(canvas, none, values[:0], pixels[:0])
+    put.assert_untouched()
+
+
 def test_reading_no_tiles_gives_none(backend: Backend) -> None:
     kept = backend.read_tiles(backend.alloc((1, 5, 5, 2)), Tiles(np.zeros((0, 3), np.int32)))
     assert backend.download(kept).shape == (0, TILE, TILE, 2)
@@ -200,6 +225,40 @@ def test_the_largest_values_are_finite_and_indices_always(backend: Backend) -> N
     assert backend.find_non_finite(backend.upload(host.reshape(1, 1, 4, 1)), all_tiles(1, 1, 4)) is None
     indices = np.array([-1, 0, 0x7F800000, 0x7FFFFFFF], np.int32)  # the bits of inf and NaN among them
     assert backend.find_non_finite(backend.upload(indices.reshape(1, 1, 4, 1)), all_tiles(1, 1, 4)) is None
+
+
+def test_a_watch_gives_the_first_of_its_calls(backend: Backend) -> None:
+    """In the order of the calls, not of tiles; values outside the watched tiles do not count."""
+    host, tiles = normal(np.random.default_rng(0), 1, 8, 8, 5), all_tiles(1, 8, 8)
+    first, last = Tiles(tiles.host[:1]), Tiles(tiles.host[3:])
+    broken = host.copy()
+    broken[0, 7, 6, 2], broken[0, 1, 2, 4] = np.nan, np.inf
+    whole, damaged = backend.upload(host), backend.upload(broken)
+    indices = backend.alloc((1, 8, 8, 1), dtype="int32")
+    watch = backend.watch_run()
+    watch.watch(whole, tiles, 0)
+    watch.watch(indices, tiles, 1)
+    watch.watch(damaged, Tiles(tiles.host[1:3]), 2)
+    watch.watch(damaged, Tiles(tiles.host[:0]), 3)
+    assert watch.first_watched() is None
+    watch = backend.watch_run()
+    watch.watch(whole, tiles, 4)
+    watch.watch(damaged, last, 5)
+    watch.watch(damaged, first, 6)
+    watch.watch(damaged, tiles, 7)
+    assert watch.first_watched() == (5, (0, 7, 6, 2))
+    assert backend.watch_run().first_watched() is None, "a run begins without what others found"
+
+
+def test_a_watch_checks_values_as_they_were(backend: Backend) -> None:
+    """A later run of a layer, or a roll-back, may have written over them."""
+    host, tiles = np.zeros((1, 4, 4, 1), np.float32), all_tiles(1, 4, 4)
+    host[0, 3, 1, 0] = np.inf
+    canvas, watch = backend.upload(host), backend.watch_run()
+    watch.watch(canvas, tiles, 0)
+    backend.write_tiles(canvas, tiles, backend.upload(np.zeros((1, TILE, TILE, 1), np.float32)))
+    watch.watch(canvas, tiles, 1)
+    assert watch.first_watched() == (0, (0, 3, 1, 0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])

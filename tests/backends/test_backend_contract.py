@@ -21,6 +21,7 @@ from tests.backends.contract_cases import (
     Uploads,
     all_tiles,
     assert_contract,
+    assert_same_bits,
     build,
     conv_case,
     lookup_case,
@@ -205,7 +206,10 @@ def test_activations_of_extreme_values_are_finite_and_silent(
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (1, 300, 5), (7, 33, 130)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_linear(backend: Backend, rows: int, inputs: int, outputs: int, biased: bool) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_linear(
+    backend: Backend, rows: int, inputs: int, outputs: int, biased: bool, activation: Activation
+) -> None:
     rng = np.random.default_rng(0)
     x, weight = normal(rng, rows, inputs), normal(rng, outputs, inputs, std=inputs**-0.5)
     bias = normal(rng, outputs) if biased else None
@@ -213,10 +217,12 @@ def test_linear(backend: Backend, rows: int, inputs: int, outputs: int, biased: 
     if bias is not None:
         oracle += bias
     put = Uploads(backend)
-    result = backend.download(backend.linear(put(x), put(weight), put(bias)))
+    result = backend.download(backend.linear(put(x), put(weight), put(bias), activation=activation))
+    alone = backend.download(backend.linear(put(x[-1:]), put(weight), put(bias), activation=activation))
     put.assert_untouched()
     assert result.dtype == np.float32
-    check("linear", result, oracle)
+    assert_same_bits(alone, result[-1:])
+    check("linear", result, naive.activate(oracle, activation), largest=float(np.abs(oracle).max()))
 
 
 @pytest.mark.parametrize(
@@ -269,6 +275,59 @@ def test_channel_moments_of_a_constant_are_exact(backend: Backend) -> None:
     mean, variance = (backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),))))
     assert_array_equal(mean, part[:, 0, 0])
     assert (variance <= 1e-15).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_rows_are_finite_and_silent_at_extremes(
+    backend: Backend, activation: Activation
+) -> None:
+    values = np.array([-1e30, -200, -88, -1e-3, 0, 1e-3, 88, 200, 1e30], np.float32)
+    one = backend.upload(np.ones((1, 1), np.float32))
+    rows = backend.linear(backend.upload(values[:, None]), one, None, activation=activation)
+    result, oracle = backend.download(rows)[:, 0], naive.activate(values, activation)
+    for value, got, expected in zip(values, result, oracle, strict=True):
+        check("activation", np.array([got]), np.array([expected]), largest=max(1e-3, abs(float(value))))
+
+
+@pytest.mark.parametrize("groups", [1, 4, 12])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("film", [None, "shared", "per sample"])
+def test_norm_affine(backend: Backend, groups: int, affine: bool, film: str | None) -> None:
+    """Applied to a canvas, the scale and shift of its moments give PyTorch's group norm, to float32's rounding."""
+    rng, (samples, channels) = np.random.default_rng(0), (2, 12)
+    x = normal(rng, samples, 9, 10, channels, mean=0.5) * rng.uniform(0.5, 2, channels).astype(np.float32)
+    weight, bias = (normal(rng, channels, mean=m, std=0.3) if affine else None for m in (1, 0))
+    given = None if film is None else normal(rng, 1 if film == "shared" else samples, 2 * channels, std=0.3)
+    put = Uploads(backend)
+    moments = backend.channel_moments(Source((put(x),)))
+    scale, shift = (
+        backend.download(v)
+        for v in backend.norm_affine(
+            *moments, groups=groups, eps=1e-5, weight=put(weight), bias=put(bias), film=put(given)
+        )
+    )
+    put.assert_untouched()
+    assert scale.shape == shift.shape == (samples, channels) and scale.dtype == shift.dtype == np.float32
+    grouped = x.astype(np.float64).reshape(samples, 90, groups, -1)
+    mean, variance = (v[:, None, :, None] for v in (grouped.mean((1, 3)), grouped.var((1, 3))))
+    y = ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    if weight is not None and bias is not None:
+        y = y * weight + bias
+    if given is not None:
+        gain, offset = np.split(given.astype(np.float64)[:, None, None], 2, axis=-1)
+        y = y * (1 + gain) + offset
+    check("norm_affine", x * scale[:, None, None] + shift[:, None, None], y)
+
+
+def test_norm_affine_of_fixed_moments(backend: Backend) -> None:
+    """A batch norm: one row of moments, every channel a group of its own."""
+    rng = np.random.default_rng(0)
+    mean, variance = normal(rng, 1, 7), normal(rng, 1, 7) ** 2
+    put = Uploads(backend)
+    scale, shift = backend.norm_affine(put(mean), put(variance), groups=7, eps=1e-5)
+    expected = 1 / np.sqrt(variance.astype(np.float64) + 1e-5)
+    check("rounding", backend.download(scale), expected)
+    check("rounding", backend.download(shift), -mean * expected)
 
 
 # -- what a source may be --------------------------------------------------------------------------------

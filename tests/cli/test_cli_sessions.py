@@ -179,7 +179,7 @@ def test_a_session_keeps_the_label_of_unknown_pixels(files, capsys):
         ),
         (["--cache-storage", "float16"], "--cache-storage float16: the session in kept.session has float32"),
         (["--set", "eps=0.1"], "--set: kept.session has its model already; omit it"),
-        (["--count", "2"], "--count: variations are several sessions"),
+        (["--count", "2"], "--count: each variation is a session; omit --session"),
         (["--instances", "labels.png"], "--instances: not for this model"),
         (["--undo", "much"], "'much' is no amount of memory"),
     ],
@@ -321,7 +321,8 @@ def test_an_original_that_is_gone_is_said(files, capsys):
     )
     Path("here.png").unlink()
     assert edit("--edited", "second.png", "-o", "b.png", "--session", "s") == 2
-    assert "its original was" in (said := capsys.readouterr().err) and "give --original" in said
+    assert (said := capsys.readouterr().err).startswith("error: s: its original /")
+    assert said.endswith("here.png does not exist; give --original\n")
     # another file with the same pixels is the same original
     assert edit("--original", "photo.png", "--edited", "second.png", "-o", "b.png", "--session", "s") == 0
 

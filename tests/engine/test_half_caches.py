@@ -298,9 +298,12 @@ def test_an_edit_of_many_steps_that_overflows_leaves_no_trace(image):
     before = kept(pipeline)
     narrow, calls = pipeline.backend.narrow_tiles, []
 
-    def fails_late(halves, canvas, tiles):
+    def fails_late(halves, canvas, tiles, **watched):
         calls.append(1)
-        return narrow(halves, canvas, tiles) and len(calls) < 25
+        if len(calls) == 25:
+            n, row, column = tiles.host[0]
+            canvas[n, row * 4, column * 4, 0] = 1e6
+        narrow(halves, canvas, tiles, **watched)
 
     pipeline.backend.narrow_tiles = fails_late
     try:
@@ -348,6 +351,15 @@ def test_tiles_that_are_read_are_those_that_would_spread(name):
         assert not found[~mask.any((1, 2))].any()
 
 
+def narrowed(engine, halves, canvas, tiles):
+    """Narrows; where the first value is that is not finite, None if there is none."""
+    watch = engine.watch_run()
+    engine.narrow_tiles(halves, canvas, tiles, watch=watch, layer=3)
+    found = watch.first_watched()
+    assert found is None or found[0] == 3
+    return None if found is None else found[1]
+
+
 @pytest.mark.parametrize("channels", [8, 16, 30, 48])
 @pytest.mark.parametrize("size", [(8, 8), (5, 10)])
 def test_tiles_are_narrowed_and_widened(backend, channels, size):
@@ -362,7 +374,7 @@ def test_tiles_are_narrowed_and_widened(backend, channels, size):
     for n, row, column in tiles.host:
         inside[n, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] = True
     canvas, halves = engine.upload(values), np.full(values.shape, 7, np.float16)
-    assert engine.narrow_tiles(halves, canvas, tiles)
+    assert narrowed(engine, halves, canvas, tiles) is None
     rounded = values.astype(np.float16)
     expected = np.where(inside[..., None], rounded, np.float16(7))
     assert np.array_equal(halves.view(np.uint16), expected.view(np.uint16))
@@ -375,9 +387,9 @@ def test_tiles_are_narrowed_and_widened(backend, channels, size):
         canvas = engine.upload(values)
         n, row, column = tiles.host[-1]
         canvas[n, row * 4, column * 4, channels - 1] = large
-        assert not engine.narrow_tiles(halves, canvas, tiles)
-        assert engine.narrow_tiles(halves, canvas, some)
-    assert engine.narrow_tiles(halves, canvas, none)
+        assert narrowed(engine, halves, canvas, tiles) == (n, row * 4, column * 4, channels - 1)
+        assert narrowed(engine, halves, canvas, some) is None
+    assert narrowed(engine, halves, canvas, none) is None
     kept_tiles = engine.read_tiles(halves, some)
     assert kept_tiles.dtype == np.float16
     engine.write_tiles(halves, some, np.zeros_like(kept_tiles))

@@ -1,0 +1,45 @@
+"""The finite checks of one run: layers note the tiles that they wrote, and the run asks once, at its end.
+
+A device need not be waited for after every layer. A value that is not finite is still located and named, and whoever
+runs takes the whole change back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparsegen.backends.interface import Array, Backend, Position, Tiles, Watch
+
+from ..errors import NonFiniteError, SparsegenError
+
+
+class FiniteChecks:
+    """The checks of one run, in the order of its layers."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.watch: Watch = backend.watch_run()
+        self._errors: list[Callable[[Position], SparsegenError]] = []
+
+    def entry(self, error: Callable[[Position], SparsegenError]) -> int:
+        """The number of a new check, for the backend's watch; `error(position)` is raised where it fails."""
+        self._errors.append(error)
+        return len(self._errors) - 1
+
+    def layer(self, path: str, canvas: Array, tiles: Tiles) -> None:
+        """Check the values that a layer wrote into some tiles."""
+        self.watch.watch(canvas, tiles, self.entry(lambda at: not_finite(path, at)))
+
+    def raise_first(self) -> None:
+        """Wait for all checks, and raise the error of the first that failed."""
+        found = self.watch.first_watched()
+        if found is not None:
+            number, position = found
+            raise self._errors[number](position)
+
+
+def not_finite(path: str, at: Position) -> NonFiniteError:
+    """The error of a value at `at` (sample, row, column, channel) of a layer's output."""
+    return NonFiniteError(
+        f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
+        "check the weights of this layer and of those before it, and the input"
+    )
