@@ -61,7 +61,9 @@ def read(page: str) -> str:
 def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = read(page)
-    return [Block(found[1], found[2], text.count("\n", 0, found.start(2)) + 1) for found in _FENCE.finditer(text)]
+    return [
+        Block(found[1], found[2], text.count("\n", 0, found.start(2)) + 1) for found in _FENCE.finditer(text)
+    ]
 
 
 def prose(page: str) -> str:
@@ -72,7 +74,9 @@ def prose(page: str) -> str:
 def commands(page: str) -> list[str]:
     """The `sparsegen` lines of a page's `sh` blocks, without the program's name and comments."""
     lines = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
-    return [line.partition(" # ")[0].split(" ", 1)[1].strip() for line in lines if line.startswith("sparsegen ")]
+    return [
+        line.partition(" # ")[0].split(" ", 1)[1].strip() for line in lines if line.startswith("sparsegen ")
+    ]
 
 
 def links(page: str) -> list[str]:
@@ -101,6 +105,7 @@ def run(page: str, *, write: bool = False) -> None:
         code = compile("\n" * (block.line - 1) + block.text, str(ROOT / page), "exec", dont_inherit=True)
         with contextlib.redirect_stdout(printed):
             exec(code, names)
+        print(printed.getvalue(), end="")
         if following is not None and following.language == "text":
             shown.append((following, printed.getvalue()))
             assert write or printed.getvalue() == following.text, (
