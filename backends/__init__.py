@@ -1,4 +1,4 @@
-"""Backends: how the engine's primitives are computed. The contract is `interface.py`; names are in `registry.py`.
+"""Backends, which compute the engine's primitives: the contract is `interface.py`, `registry.py` finds them by name.
 
 Importing this loads no accelerator; `get_backend(name)` does. Floors, none importing what stands above it:
 

@@ -1,20 +1,20 @@
 """The contract of a backend: arrays `[N, H, W, C]` and active tiles come in, the tiles of `out` are written.
 
-Every primitive here writes only the tiles it is given and reads whatever they need; a tile's value must not
-depend, in a single bit, on which other tiles are given with it. That one rule is what makes a dense run and an
-edit the same code: dense is "all tiles".
+A primitive writes the given tiles alone, and a tile's bits do not depend on which other tiles are given with it. By
+that rule a dense run and an edit are the same code: a dense run is given all tiles.
 
-Conventions, the same in every backend
---------------------------------------
+Conventions of every backend
+----------------------------
 * Canvases are float32 `[N, H, W, C]`, C-contiguous (channels last); index canvases are int32 `[N, H, W, P]`.
-  Kernels know no others; a float16 copy of a canvas, to be kept (C even), is for `read_tiles`, `write_tiles`,
-  `narrow_tiles` and `widen_tiles` alone.
+  Only `read_tiles`, `write_tiles`, `narrow_tiles` and `widen_tiles` take a float16 copy of a canvas (C even).
 * `tiles` is a `Tiles` handle: `[K, 3]` sample, tile row, tile column. A tile is `TILE`×`TILE` pixels of `out`; a
   tile that overhangs the bottom or right border is written only where it lies inside.
-* What a layer reads is a `Source`: canvases plus the pointwise work still pending on them (the *prologue*).
-  Reads outside the image are 0 *after* the prologue, because a dense layer pads activated values.
-* Everything after the tensors is keyword-only.
-* What is only read may be read-only (a mapped file, a broadcast array).
+* A layer's input is a `Source`: canvases and the pointwise work pending on them (the *prologue*). Border: a pixel
+  outside the image is 0 *after* the prologue, because a dense layer pads activated values.
+* Settings, everything after the tensors, are keyword-only.
+* A primitive changes no input; an input may be a read-only array (a mapped file, a broadcast array).
+* Only `download`, `synchronize`, `encode_windows`, `difference_mask`, `find_non_finite`, `largest_change` and
+  `Watch.first_watched` may wait for a device; the others queue their work.
 
 `base.py` implements every primitive in plain array arithmetic; on NumPy it is the `reference` backend, the oracle of
 all others.
@@ -47,13 +47,12 @@ Activation = Literal["identity", "relu", "leaky_relu", "silu", "tanh"]
 Padding: TypeAlias = tuple[int, int, int, int]
 """Zero rows and columns around the input: top, bottom, left, right."""
 
-
 Position: TypeAlias = tuple[int, int, int, int]
-"""Where a value lies in a canvas: sample, row, column, channel."""
+"""The place of a value in a canvas: sample, row, column, channel."""
 
 
 class BackendError(RuntimeError):
-    """A backend is unknown or cannot run here; the message lists what can."""
+    """A backend is unknown or cannot run here, or was given something that the contract excludes."""
 
 
 class Tiles:
@@ -96,10 +95,15 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Source:
-    """How a kernel reads an input: canvases and the pointwise work applied while a tile is gathered.
+    """An input of a kernel: canvases, and the pointwise work applied while a tile is gathered.
 
-    In this order, per pixel: concatenate `parts` along channels, read nearest-upsampled, then
+    In this order, per pixel: concatenate `parts` along channels, upsample (nearest), then
     `v = v * scale + shift`, `v = v * (1 + gamma) + beta`, `v = activation(v)`.
+
+    Raises
+    ------
+    BackendError
+        There are not one or two parts; `scale` and `shift` are not both `[1, C]` or both `[N, C]`.
     """
 
     parts: tuple[Array, ...]
@@ -111,15 +115,17 @@ class Source:
     shift: Array | None = None
     """Per channel; given exactly when `scale` is, and of its shape."""
     modulation: Array | None = None
-    """Per pixel of what is read, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
+    """Per pixel of the upsampled input, `[N, H, W, 2C]`: gamma in the first C channels, beta in the last C."""
     activation: Activation = "identity"
     codes: Array | None = None
     """int32 `[N, H, W, 1]`: `modulation` is then `[R, 2C]`, and a pixel's code is its row."""
 
     def __post_init__(self) -> None:
-        """Raises BackendError where the parts are not one or two, or scale and shift are not as said above."""
+        """Raises BackendError: the number of parts is not 1 or 2, or scale and shift differ in shape."""
         if not 1 <= len(self.parts) <= 2:
-            raise BackendError(f"a source has one or two parts, not {len(self.parts)}; write some out first")
+            raise BackendError(
+                f"a source has {len(self.parts)} parts, expected one or two; write some out first"
+            )
         n, _, _, c = self.shape
         shapes = [None if each is None else tuple(each.shape) for each in (self.scale, self.shift)]
         if shapes[0] != shapes[1] or shapes[0] not in (None, (1, c), (n, c)):
@@ -129,14 +135,14 @@ class Source:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """`(N, H, W, C)` as a reader sees it: upsampled and concatenated."""
+        """`(N, H, W, C)` after concatenation and upsampling."""
         n, h, w, _ = self.parts[0].shape
         return n, h * self.upsample, w * self.upsample, sum(int(p.shape[3]) for p in self.parts)
 
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """Everything about a convolution but its values."""
+    """A convolution without its weights: channels, kernel (rows, columns), stride, padding, groups."""
 
     inputs: int
     outputs: int
@@ -162,21 +168,20 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class ConvWeights:
-    """A convolution's weights in the backend's own layout: made once by `prepare_conv`, opaque to the engine."""
+    """A convolution's weights in the backend's layout, as `prepare_conv` gives them; opaque to the engine."""
 
     geometry: ConvGeometry
     packed: Array
     bias: Array | None
     whole_tiles: bool = False
-    """Whether a pixel's bits depend, if only in their rounding, on all that its tile's window reads (Winograd's do).
-    Exact edits then take every pixel of a recomputed tile for changed."""
+    """Whether a pixel's rounding depends on every input pixel of its tile's window, as Winograd's transforms make it.
+    An exact edit then counts every pixel of a recomputed tile as changed."""
 
 
 class WindowSet:
     """The distinct windows of an index canvas, in the order in which they were first seen.
 
-    A window's place is its *code*.
-    Only a backend's `encode_windows` and `forget_windows` change one.
+    A window's place is its *code*. Only a backend's `encode_windows` and `forget_windows` change a set.
 
     Parameters
     ----------
@@ -216,33 +221,33 @@ class WindowSet:
 
 
 class Watch(ABC):
-    """The finite checks of one run, as `Backend.watch_run` gives it: noted layer by layer, answered once at the end."""
+    """The finite checks of one run: layers note canvases, and the run asks once, at its end. One thread's."""
 
     @abstractmethod
     def watch(self, canvas: Array, tiles: Tiles, layer: int) -> None:
-        """Note that the values in `tiles` of the canvas are to be checked, as they are now; waits for nothing.
+        """Note the present values in `tiles` of the canvas for a check. Does not wait.
 
-        `layer` is a number of the caller's choice, no smaller than that of the call before.
+        `layer` is a number that the caller chooses to recognise the check by, not below that of the call before.
         """
 
     @abstractmethod
     def first_watched(self) -> tuple[int, Position] | None:
-        """(layer, position) of the first NaN or infinity among all that was watched; None: there is none.
+        """(layer, position) of the first NaN or infinity among the noted values; None: all are finite.
 
-        First in the order of the calls of `watch`, then as `find_non_finite` orders values. Waits for the backend.
+        First in the order of the calls of `watch`, then in the order of `find_non_finite`. Waits for the backend.
         """
 
 
 class Backend(ABC):
-    """One way to compute. Stateless: arrays go in, arrays are written; any number of threads may call at once."""
+    """The primitives that a model is computed with. Any number of threads may call them at once."""
 
     name: str = ""
     codebooks: bool = False
-    """Whether sessions on this backend compute what depends on labels alone once per distinct window of them."""
+    """Whether sessions keep codebooks: values that depend on labels alone, computed once per distinct window."""
     takes_threads: ClassVar[bool] = False
-    """Whether the constructor takes `threads`, how many may compute at once; it must also go without, and choose."""
+    """Whether the constructor takes `threads`, the most that compute at once; None or omitted: the backend chooses."""
     options: ClassVar[tuple[str, ...]] = ()
-    """What else the constructor takes, by keyword, each with a default; it raises BackendError for a wrong value."""
+    """Names of the constructor's other keywords. Each has a default; a wrong value raises BackendError."""
 
     def __repr__(self) -> str:
         threads = getattr(self, "threads", None)
@@ -252,18 +257,21 @@ class Backend(ABC):
 
     @abstractmethod
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """A zeroed, contiguous array of `shape`; dtype "float32" or "int32"."""
+        """A contiguous array of zeros; dtype "float32" or "int32"."""
 
     @abstractmethod
     def upload(self, host: Host) -> Array:
-        """A backend's own contiguous copy of a host array (float values become float32)."""
+        """A contiguous copy of a host array on the backend: floats as float32, other types as they are."""
 
     @abstractmethod
     def download(self, array: Array) -> Host:
-        """A host copy that later writes to `array` do not change."""
+        """A copy of an array on the host. Waits for the backend."""
 
     def warm_up(self) -> str:
-        """Make ready now what would be made at first use (compiled kernels); says what, and where it is kept."""
+        """Compile now the kernels that the first use would compile; returns a line that says where they are cached.
+
+        Raises BackendError where the next process would have to compile them again.
+        """
         return "nothing to compile"
 
     def synchronize(self) -> None:
@@ -285,14 +293,14 @@ class Backend(ABC):
     ) -> ConvWeights:
         """Lay out `weight` `[O, I / groups, kh, kw]` (PyTorch's order) and `bias` `[O]`, once per model.
 
-        The algorithm of a layer is chosen here, never per edit: by the geometry and by `size`, rows and columns of
-        the outputs that these weights will serve (None: any). The number of samples has no say: a sample's bits
-        would depend on its batch.
+        A layer's algorithm is chosen here, not per edit, by the geometry and by `size`: the rows and columns of the
+        outputs that these weights will compute (None: any). The number of samples is no criterion, because a sample's
+        bits would then depend on its batch.
         """
 
     def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> Hashable:
-        """Which of its layouts `prepare_conv` chooses for outputs of `size`: sizes with equal ones share weights."""
-        return None  # one for all
+        """A key of the layout that `prepare_conv` chooses for outputs of `size`; equal keys share weights."""
+        return None  # one layout for all sizes
 
     @abstractmethod
     def conv2d(
@@ -308,7 +316,8 @@ class Backend(ABC):
     ) -> None:
         """`out[tiles] = activation(conv(source) + bias + shift + residual)`; `out` is `[N, H', W', O]`.
 
-        `shift` is `[1 or N, O]` (a time embedding's projection); `residual` is read at the output's pixels.
+        `shift` is `[1 or N, O]` (a time embedding's projection); `residual` is read at the output's pixels. Border: the
+        geometry's zero padding, after the source's prologue.
         """
 
     @abstractmethod
@@ -325,7 +334,7 @@ class Backend(ABC):
 
     @abstractmethod
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
-        """Mean and biased variance of each channel over all pixels: two `[N, C]`."""
+        """Mean and biased variance of each channel over all pixels of a sample: two float32 `[N, C]`."""
 
     @abstractmethod
     def norm_affine(
@@ -359,11 +368,14 @@ class Backend(ABC):
     def layer_norm(
         self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
     ) -> None:
-        """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias`, the moments over a pixel's channels."""
+        """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias`, the moments over a pixel's channels.
+
+        `weight` and `bias` are `[C]`. Source: layer norm, arXiv 1607.06450.
+        """
 
     @abstractmethod
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
-        """`out[tiles] = source + residual`: pending work written out."""
+        """`out[tiles] = source + residual`: writes pending work out."""
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -379,13 +391,13 @@ class Backend(ABC):
         step: int = 1,
         activation: Activation = "identity",
     ) -> None:
-        """A k×k convolution of one-hot channels, as the sum of table rows it is (k odd, zero padding k // 2).
+        """A k×k convolution of one-hot channels, as a sum of table rows (k odd).
 
-        `indices` is int32 `[N, H, W, P]`: the channels that are 1 at a pixel, -1 for none; `table` is
-        `[k * k, V, O]`. Output pixel (y, x) is centred on index pixel (y * step, x * step) and its taps lie
-        `step` apart: nearest downsampling by `step` and convolution, in one.
+            out[y, x] = activation(bias + sum over taps t and planes p of table[t, indices[tap t, p]])
 
-        `out[y, x] = activation(bias + sum over taps t and planes p of table[t, indices[tap t, p]])`
+        `indices` is int32 `[N, H, W, P]`: the channels that are 1 at a pixel, -1 for none; `table` is `[k * k, V, O]`;
+        `bias` is `[O]`. Output pixel (y, x) is centred on index pixel (y * step, x * step) and its taps lie `step`
+        apart: nearest downsampling by `step` and convolution in one. Border: zero padding of k // 2.
         """
 
     @abstractmethod
@@ -395,6 +407,7 @@ class Backend(ABC):
         """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
 
         `query` and `out` are `[N, H, W, C]`; `key` and `value` are `[N, h, w, C]`; heads split channels in order.
+        Source: arXiv 1706.03762, section 3.2.
         """
 
     # -- codebooks ---------------------------------------------------------------------------------------
@@ -403,7 +416,7 @@ class Backend(ABC):
     def encode_windows(
         self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
-        """`codes[tiles]` = the codes of the pixels' windows in `window_set`; a window that is not there yet is added.
+        """`codes[tiles]` = the codes of the pixels' windows in `window_set`, to which new windows are added.
 
         `codes` is int32 `[N, H, W, 1]`, `indices` int32 `[N, h, w, P]`. The window of pixel (y, x) is the indices that
         `lookup` reads there with the same `kernel` and `step`: rows first, then columns, then planes; -1 outside the
@@ -426,28 +439,28 @@ class Backend(ABC):
 
     @abstractmethod
     def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
-        """A copy of tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border. What a journal keeps.
+        """A copy of tiles, `[K, TILE, TILE, C]`, of the canvas's type; 0 where a tile overhangs the border.
 
-        `out`: an array of that shape and of the canvas's type that takes it; None: a new one.
+        `out` is filled and returned, an array of that shape and type; None: a new one.
         """
 
     @abstractmethod
     def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
-        """`values` `[K, TILE, TILE, C]` into the canvas; what overhangs the border is dropped."""
+        """`canvas[tiles] = values`, `[K, TILE, TILE, C]`; pixels that overhang the border are dropped."""
 
     @abstractmethod
     def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
         """`canvas[tiles] = values` where `pixels`, host bool `[K, TILE, TILE]`, is True; other pixels stay.
 
-        `values` is `[K, TILE, TILE, C]`; what overhangs the border is dropped.
+        `values` is `[K, TILE, TILE, C]`; pixels that overhang the border are dropped.
         """
 
     @abstractmethod
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
         """`halves[tiles] = canvas[tiles]` as float16, and `canvas[tiles]` the same values.
 
-        Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity. Then the canvas is watched, as by
-        `watch.watch(canvas, tiles, layer)`: that is how an overflow is found.
+        Rounded to the nearest, ties to even; a value beyond ±65504 becomes infinity. An overflow is reported by
+        `watch`, as if `watch.watch(canvas, tiles, layer)` were called at the end.
         """
 
     @abstractmethod
@@ -463,7 +476,7 @@ class Backend(ABC):
 
     @abstractmethod
     def watch_run(self) -> Watch:
-        """The finite checks of a run that begins."""
+        """A new watch, for one run."""
 
     @abstractmethod
     def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:

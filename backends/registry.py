@@ -1,4 +1,4 @@
-"""Backends by name: a name comes in, a backend comes out, or one error that lists what can run here and why not."""
+"""Backends by name: a name comes in, a backend comes out, or one error that lists every backend with its state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from .interface import Backend, BackendError
 
 GROUP = "sparsegen.backends"
-"""Entry-point group: a third party's package registers `name = "module:BackendClass"` there."""
+"""Entry-point group in which a third party's package registers `name = "module:BackendClass"`."""
 
 _BUILT_IN = {
     "numba": "sparsegen.backends.numba_cpu:NumbaBackend",
@@ -25,11 +25,11 @@ _NO_SUCH_PLATFORM = {"numba": ("emscripten",)}
 """Built-in backend -> platforms (`sys.platform`) that its packages do not exist for."""
 
 THREADS = "SPARSEGEN_THREADS"
-"""The environment variable that says how many threads compute, where a call does not."""
+"""Environment variable: the number of threads that compute, unless the call gives one."""
 
 
 def _known() -> dict[str, EntryPoint]:
-    """Name -> entry point: the built-in ones (also without installed metadata), then third parties'."""
+    """Name -> entry point: the built-in backends (found without installed metadata), then third parties'."""
     known = {name: EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()}
     for point in entry_points(group=GROUP):
         known.setdefault(point.name, point)
@@ -39,11 +39,11 @@ def _known() -> dict[str, EntryPoint]:
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 _OPEN: dict[tuple[EntryPoint, tuple[tuple[str, Any], ...]], Backend] = {}
-"""Every backend that was asked for: one instance each, so that sessions on one model share its prepared weights."""
+"""One instance for each backend and its options, so that sessions on one model share its prepared weights."""
 
 
 def _thread_count(threads: int | None) -> int | None:
-    """How many threads are asked for: by the call, else by the environment, else None. Raises BackendError."""
+    """The number of threads that the call gives, else the environment, else None. Raises BackendError."""
     name, value = ("threads", threads) if threads is not None else (THREADS, os.environ.get(THREADS) or None)
     if value is None:
         return None
@@ -53,6 +53,7 @@ def _thread_count(threads: int | None) -> int | None:
 
 
 def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> Backend:
+    """The instance of a backend with these options, made once. Raises BackendError, and whatever its import raises."""
     kind = point.load()
     has = getattr(kind, "options", ())
     foreign = sorted(set(options) - set(has))
@@ -68,34 +69,36 @@ def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _
         made = kind(**given)
         if not isinstance(made, Backend):
             raise BackendError(f"backend {point.name!r}: {point.value} is not a sparsegen.backends.Backend")
-        _OPEN.setdefault(key, made)  # two threads may get here: the first instance is everyone's
+        _OPEN.setdefault(key, made)  # of two threads at once, both take the first instance
     return _OPEN[key]
 
 
 def _why_not(point: EntryPoint, threads: int | None) -> str | None:
-    """None when the backend can run here, else why not (one line). Raises MemoryError."""
+    """None if the backend can run here, else the reason (one line). Raises MemoryError."""
     try:
         _open(point, threads)
-    except MemoryError:  # the next try may have more; a slower backend would need no less for the work itself
+    except (
+        MemoryError
+    ):  # no property of the backend: the next try may find memory, and a slower backend needs as much
         raise
-    except (Exception, SystemExit) as error:  # a third party's import may fail in any way, not take us along
+    except (Exception, SystemExit) as error:  # a third party's import may fail in any way
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
 
 def backend_status() -> dict[str, str | None]:
-    """Every known backend: None when it can run here, else why not (one line)."""
+    """Every known backend: None if it can run here, else the reason (one line)."""
     threads = _thread_count(None)
     return {name: _why_not(point, threads) for name, point in _known().items()}
 
 
 def default_backend() -> str:
-    """The name of the built-in backend that is used when none is named: the fastest that can run here."""
+    """The name of the fastest built-in backend that can run here: the one used where none is named."""
     return _preferred(_thread_count(None))[0]
 
 
 def _preferred(threads: int | None) -> tuple[str, dict[str, str]]:
-    """The default backend, and of those that would come before it why each cannot run here."""
+    """The default backend; and the preferred backends that cannot run here, each with the reason."""
     known = _known()
     passed_over: dict[str, str] = {}
     for name in _BUILT_IN:
@@ -107,11 +110,11 @@ def _preferred(threads: int | None) -> tuple[str, dict[str, str]]:
 
 
 _WARNED: set[str] = set()
-"""Backends of which it was said that they cannot run here."""
+"""Backends that a warning has named."""
 
 
 def _warn_once(chosen: str, passed_over: dict[str, str]) -> None:
-    """Say that a slower backend computes than might, once for each that cannot.
+    """Warn that a slower backend computes, once for each faster one that cannot run here.
 
     Not where the faster one does not exist for the platform: the user could do nothing about it.
     """
@@ -135,17 +138,17 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
         None: `default_backend()`; a RuntimeWarning says once which better one cannot run here, and why (none where
         that one does not exist for the platform, as Numba for emscripten).
     threads
-        How many threads may compute, for backends that compute in several; None: the environment's
-        SPARSEGEN_THREADS, else the backend's own choice. Each number has its own instance.
+        The most threads that compute, for backends with threads; None: SPARSEGEN_THREADS of the environment, else the
+        backend chooses. Each number has its own instance.
     options
-        What else that backend takes (`Backend.options`; numba: `direct=True`, no Winograd transforms, for the closest
-        parity; `weights="float16"` or `"bfloat16"`, half the memory). Each choice has its own instance, too.
+        Options of that backend (`Backend.options`; numba: `direct=True`, no Winograd transforms, for the closest
+        parity; `weights="float16"` or `"bfloat16"`, half the memory). Each choice has its own instance.
 
     Raises
     ------
     BackendError
-        The name is unknown, or the backend cannot run here; lists every backend with its state. The number of
-        threads is no whole number, 1 or more. An option that the backend does not take, or not with that value.
+        The name is unknown, or the backend cannot run here: the message lists every backend with its state. `threads`
+        is not a whole number of 1 or more. The backend does not have an option, or refuses its value.
     """
     if isinstance(name, Backend):
         return name

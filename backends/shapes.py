@@ -1,7 +1,7 @@
-"""A backend that computes nothing: shapes come in, shapes come out. Profiles need no weights and no memory.
+"""A backend that computes nothing: shapes come in, shapes come out. A dry run needs no weights and no memory.
 
-Its arrays have the right shape and a single element of storage (stride 0), so a dense GauGAN of 512×256 "runs" in
-milliseconds while every layer reports its tiles and MACs.
+Its arrays have the right shape and one element of storage (stride 0), so a dense run of GauGAN at 512×256 takes
+milliseconds, and every layer reports its tiles and MACs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .interface import (
 
 
 class ShapesBackend(Backend):
-    """Every primitive is a no-op on arrays without storage."""
+    """Every primitive returns arrays of the right shape and writes nothing."""
 
     name = "shapes"
 

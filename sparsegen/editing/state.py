@@ -154,17 +154,16 @@ class State:
         """Take over the changed pixels of an input."""
         memory, backend, path = self.memory, self.memory.backend, self.memory.inputs[name]
         journal.save_before(memory, path, changed)
-        pixels = backend.upload(changed.pixels)[..., None]
-        _, old = journal.saved(backend, path)
-        new = np.where(pixels, backend.upload(values), old)
-        backend.write_tiles(memory.canvases[path], changed.tiles, new)
+        if path in journal.whole:  # a new canvas, of no particular value
+            backend.write_tiles(memory.canvases[path], *journal.saved(backend, path))
+        backend.merge_tiles(memory.canvases[path], changed.tiles, backend.upload(values), changed.pixels)
 
     def _forward(self, run: Run, changed: TileSet) -> Feature:
         features = {name: Feature(run, (canvas,), (changed,)) for name, canvas in self.inputs.items()}
-        with np.errstate(
-            all="ignore"
-        ):  # damaged weights: a value that is not finite is found and named by the run
-            return self.model.forward(features, self.conditions)
+        with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
+            output = self.model.forward(features, self.conditions)
+        run.end()
+        return output
 
     @property
     def inputs(self) -> dict[str, Canvas]:
