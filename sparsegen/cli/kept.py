@@ -16,7 +16,7 @@ from sparsegen.backends.interface import Backend, Host
 from ..editing.session import Session
 from ..engine.stats import counted, megabytes
 from ..errors import InputError
-from ..pipelines.sdedit import SDEdit, open_session
+from ..pipelines import SDEdit, open_session
 from .console import bar_without_steps, out, progress_bars
 
 _NOTES = "cli."
