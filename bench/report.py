@@ -28,7 +28,7 @@ Row: TypeAlias = dict[str, Any]
 PROCESSORS = {
     "Intel(R) Xeon(R) Processor": "a virtual machine; Sapphire Rapids or later, AVX-512",
 }
-"""The beginning of a machine's name -> what the name leaves out."""
+"""The beginning of a machine's name -> details that the name omits."""
 FIRST_DEMO_SECONDS = 40.0
 """Of a demo that compiles its kernels: `bench.startup` records no target for it."""
 
@@ -44,7 +44,7 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
   compared with PyTorch before they are timed.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
-- "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is what the project set out to reach.
+- "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
 - MACs are the multiply-accumulates of a run as a share of the dense run's, counted by each layer's plain formula.
 """
 
@@ -56,7 +56,7 @@ _STARTUP = """From the start of the process to the image on disk; the files are 
 first demo on a machine once."""
 
 _LAYERS = """Most of the time of a 3×3 layer of stride 1 is the products of Winograd's algorithm; then come
-the transforms of kernels and windows, which write four times what they read. ncnn keeps its kernels
+the transforms of kernels and windows, which write four times as much as they read. ncnn keeps its kernels
 transformed, four times as large; a layer that is called again and again, as here, finds them in the machine's
 large cache, a whole model has to read them from memory. 1×1 layers and layers of stride 2 have no products to
 save. GFLOP/s count a layer's plain formula."""
@@ -94,7 +94,7 @@ def page(folder: Path = RESULTS) -> str:
 
 
 def newest(folder: Path, file: str, *fields: str) -> list[Row]:
-    """The last line of each case of `<folder>/<file>.jsonl`; a case is what its `fields` hold (an absent one: None)."""
+    """The last line of each case of `<folder>/<file>.jsonl`; a case is the values of `fields` (absent: None)."""
     found: dict[tuple[Any, ...], Row] = {}
     for line in (folder / f"{file}.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
@@ -214,7 +214,7 @@ def _layers(folder: Path) -> Iterator[str]:
     shown = [SHOWN.get(engine, engine) for engine in engines]
     yield _table(["layer", *shown, "GFLOP/s", "× PyTorch (aimed at)", "× ncnn (aimed at)"], lines)
     reached = sum(all(row["reached"] for (name, _), row in ratios.items() if name == one) for one in names)
-    yield f"{reached} of {len(names)} layers reach what is aimed at."
+    yield f"{reached} of {len(names)} layers reach their targets."
 
 
 def _landscape(folder: Path) -> Iterator[str]:
@@ -322,7 +322,7 @@ def _origin(rows: Iterable[Row]) -> str:
         found[origin] = found.get(origin, 0) + 1
     lines = []
     for (machine, commit, date), count in found.items():
-        note = next((f" ({what})" for name, what in PROCESSORS.items() if machine.startswith(name)), "")
+        note = next((f" ({details})" for name, details in PROCESSORS.items() if machine.startswith(name)), "")
         of = f" ({count} figure{'s' * (count != 1)})" if len(found) > 1 else ""
         lines.append(f"Measured on {machine}{note}, commit `{commit}`, {date}{of}.")
     versions = sorted(

@@ -2,12 +2,12 @@
 
     python -m tests.house.pages docs/python.md [--write]
 
-runs the Python blocks of a page in order, in the current folder and in one namespace; `--write` puts what they print
+runs the Python blocks of a page in order, in the current folder and in one namespace; `--write` writes their output
 into the page.
 
 - A `python` block runs, and continues the blocks before it. One that begins with a line such as
   `# sparsegen/models/gaugan.py` quotes that file instead: its other lines stand there, one after another.
-- A `text` block that follows it is what it prints.
+- A `text` block that follows it is its output.
 - A line of a `sh` block that begins with `sparsegen ` is a command that runs.
 """
 
@@ -91,9 +91,9 @@ def spans(page: str) -> list[str]:
 
 
 def run(page: str, *, write: bool = False) -> None:
-    """Run the Python blocks of a page, and compare what they print with what the page shows.
+    """Run the Python blocks of a page, and compare their output with the output that the page shows.
 
-    `write`: put what they print into the page instead. Raises AssertionError where the two differ.
+    `write`: write their output into the page instead. Raises AssertionError where the two differ.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     all_blocks, lines = blocks(page), read(page).splitlines(keepends=True)

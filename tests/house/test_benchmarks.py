@@ -1,4 +1,4 @@
-"""The page of benchmarks is what `python -m bench.report` writes now, and the README's figures are the page's."""
+"""The page of benchmarks is the output of `python -m bench.report`, and the README's figures are the page's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench import report
 from tests.house import pages
 
 
-def test_the_page_is_what_the_command_writes() -> None:
+def test_the_page_is_the_output_of_the_command() -> None:
     assert pages.read("docs/benchmarks.md") == report.page(), "run python -m bench.report"
 
 

@@ -1,4 +1,4 @@
-"""The documentation is true: its code runs and prints what it shows, its commands run, its files and names exist."""
+"""The documentation is true: its code runs and prints the output shown, its commands run, its files and names exist."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_the_python_blocks_run_and_print_what_the_page_shows(folder: Path, page: str) -> None:
+def test_the_python_blocks_run_and_print_the_output_that_the_page_shows(folder: Path, page: str) -> None:
     # a process of its own: pages register models, samplers and backends
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.house.pages", page],
