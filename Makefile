@@ -32,13 +32,14 @@ mypy: .venv/lint.stamp ## mypy alone, on the package as it is installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/typed/site .
 	cd build/typed && MYPYPATH=site "$(CURDIR)/$(BIN)/python" -m mypy --config-file "$(CURDIR)/pyproject.toml" -p sparsegen
 
-bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and ONNX Runtime: tables and JSON lines
+bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and ONNX Runtime: JSON lines, docs/benchmarks.md
 	$(BIN)/python -m bench.layers
 	$(BIN)/python -m bench.gaugan
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.landscape
 	$(BIN)/python -m bench.diffusion
 	$(BIN)/python -m bench.quality
+	$(BIN)/python -m bench.report
 
 clean: ## remove the virtual environment and what was built
 	rm -rf .venv build dist *.egg-info

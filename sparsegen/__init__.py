@@ -12,7 +12,8 @@ alone, in place. Dense is the edit in which every tile is active.
 
 How an edit travels, one stair down and back: `editing.session` makes the mask; a policy of `tiling` turns it into tiles
 per layer; `models` call their `layers`; each layer asks the run of the `engine` for its canvas and its tiles and hands
-both to the backend; the journal keeps what was there. Floors, none importing what stands above it:
+both to the backend; the journal keeps what was there. (The repository's `docs/how-an-edit-travels.md` follows an edit
+with code.) Floors, none importing what stands above it:
 
     9  cli                  6  editing              3  engine · pictures
     8  loading              5  models               2  tiling · diffusion

@@ -1,7 +1,7 @@
 """The contract's primitives as naive loops in float64: `Source`s of NumPy arrays come in, whole canvases come out.
 
-Nothing here knows of tiles. Convolution and attention return what the formula of `interface.py` says, one output
-pixel after another; nothing is shared with any backend.
+Nothing here knows of tiles. Convolution and attention compute the formulas of `backends/interface.py`, one output pixel
+after another; nothing is shared with any backend.
 """
 
 from __future__ import annotations

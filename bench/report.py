@@ -1,0 +1,416 @@
+"""The page of benchmarks: the JSON lines of `bench/results/` come in, `docs/benchmarks.md` comes out. Nothing is timed.
+
+    python -m bench.report
+
+Of each case the newest line counts (files grow at their end); lines of `--quick` runs do not. The machine, the commit
+and the date of the lines stand above each table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bench.cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, edit_name, layers
+from bench.engines import OURS, TORCH
+from bench.harness import RESULTS, THREADS
+from bench.quality import BINS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+Row: TypeAlias = dict[str, Any]
+
+PROCESSORS = {
+    "Intel(R) Xeon(R) Processor": "a virtual machine; Sapphire Rapids or later, AVX-512",
+}
+"""The beginning of a machine's name -> details that the name omits."""
+FIRST_DEMO_SECONDS = 40.0
+"""Of a demo that compiles its kernels: `bench.startup` records no target for it."""
+
+_INTRO = f"""# Benchmarks
+
+`python -m bench.report` writes this page from the JSON lines in [`bench/results/`](../bench/results). Do not edit it.
+It measures nothing. **A figure belongs to the commit and the machine that are named above its table; it is not measured
+again when the code changes.** `make bench` measures, appends lines, and writes the page again.
+
+- Every figure is a median. *Spread* is the distance between the quartiles of the repeats as a share of the median; the
+  machine shares its caches and its memory with others, which is where most of it comes from.
+- Every engine computes in float32 with {THREADS} threads, in a process of its own. Engines are taken in turn, and are
+  compared with PyTorch before they are timed.
+- "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
+  `--plain-memory` omits the help).
+- "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
+- MACs are the multiply-accumulates of a run as a share of the dense run's, counted by each layer's plain formula.
+"""
+
+_GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../bench/street.py). Every timed
+edit is new to the session. SIGE keeps 1,098 MB of activations for the same model."""
+
+_STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
+`sparsegen edit` computes the original and the edit, the PyTorch process one image. `bench.startup` times the
+first demo on a machine once."""
+
+_LAYERS = """Most of the time of a 3×3 layer of stride 1 is the products of Winograd's algorithm; then come
+the transforms of kernels and windows, which write four times as much as they read. ncnn keeps its kernels
+transformed, four times as large; a layer that is called again and again, as here, finds them in the machine's
+large cache, a whole model has to read them from memory. 1×1 layers and layers of stride 2 have no products to
+save. GFLOP/s count a layer's plain formula."""
+
+_LANDSCAPE = """The built-in model, 256×512, 18.6 G MACs. The edits are rectangles that turn land into water
+and water into land, which is harder for `paper` than the demo's house (41 dB): their influence reaches far
+through the lowest resolutions. PSNR is against the dense run of the edited labels."""
+
+_DIFFUSION = f"""Random weights. The edits are rectangles, each new to the session. SDEdit takes
+{SDEDIT_STEPS} steps of DDIM from noise level {SDEDIT_LEVEL} with {SDEDIT_CACHE} of RAM for its caches, and is
+timed to the PNG.
+
+Under the family's `paper` settings everything below 64×64 is computed whole: 24 of the 32.6 G MACs of a 1.2 %
+edit of DDPM, 33 of the 35 G of PD. That is most of the time of an edit. `Paper(least_size=16)` makes those
+resolutions sparse."""
+
+_QUALITY = """`landscape-ddpm`, 32 strokes of given seeds on images that are not in the training data, SDEdit
+of 25 steps. PSNR is against the session's own dense edit, of the whole image and of the region that is made
+anew; "× dense" is the time of that dense edit over the time of the sparse one, end to end."""
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The page as Markdown, off the `*.jsonl` files of a folder."""
+    parts = [
+        _INTRO,
+        *_short(folder),
+        *_gaugan(folder),
+        *_startup(folder),
+        *_layers(folder),
+        *_landscape(folder),
+        *_diffusion(folder),
+        *_quality(folder),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def newest(folder: Path, file: str, *fields: str) -> list[Row]:
+    """The last line of each case of `<folder>/<file>.jsonl`; a case is the values of `fields` (absent: None)."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for line in (folder / f"{file}.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if not row.get("quick"):
+            case = tuple(row.get(field) for field in fields)
+            found.pop(case, None)  # the order is that of the newest lines
+            found[case] = row
+    return list(found.values())
+
+
+# -- sections --------------------------------------------------------------------------------------------
+
+
+def short_table(folder: Path = RESULTS) -> str:
+    """The table that the README shows: dense runs and edits of three models beside PyTorch."""
+    lines = [
+        _one_step(_of_gaugan(folder), "", (0.012, 0.15)),
+        *(
+            _one_step(
+                [row for row in _of_diffusion(folder) if row["model"] == name], f"{name}, one step", edits
+            )
+            for name, edits in (("DDPM 256", (0.012, 0.155)), ("PD 256", (0.012, 0.155)))
+        ),
+    ]
+    sdedit = {row["what"]: row for row in _of_diffusion(folder) if "SDEdit" in row["what"]}
+    ours, rivals = (
+        sdedit[f"{OURS}, SDEdit, second edit"],
+        [sdedit[f"{engine}, SDEdit, second edit"] for engine in TORCH],
+    )
+    best = min(row["ms"] for row in rivals)
+    lines.append([f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(best), "", _time_and_ratio(ours), ""])
+    return _table(["", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines)
+
+
+def _one_step(rows: Sequence[Row], name: str, areas: Sequence[float]) -> list[str]:
+    """A model's line of the short table: PyTorch's dense run, ours, edits of these areas."""
+    by_case = {(_engine(row), _case(row)): row for row in rows if _engine(row)}
+    torch = min(by_case[engine, "dense"]["ms"] for engine in TORCH)
+    ours = [by_case[OURS, "dense"], *(by_case[OURS, edit_name(area, "paper")] for area in areas)]
+    return [name or rows[0]["model"], _time(torch), *map(_time_and_ratio, ours)]
+
+
+def _short(folder: Path) -> Iterator[str]:
+    yield "## In short"
+    yield _origin([*_of_gaugan(folder), *_of_diffusion(folder)])
+    yield short_table(folder)
+    yield "(… ×) is how many times as fast as PyTorch's dense run. Policy `paper`; the tables below have all edits."
+
+
+def _of_gaugan(folder: Path) -> list[Row]:
+    return newest(folder, "gaugan", "model", "backend", "plain_memory", "engine", "what")
+
+
+def _gaugan(folder: Path) -> Iterator[str]:
+    rows = _of_gaugan(folder)
+    timed = [row for row in rows if "ms" in row]
+    yield f"## {rows[0]['model']}"
+    yield _origin(rows)
+    yield _GAUGAN
+    yield _table(
+        ["", "time", "spread", "× PyTorch", "MACs", "journal"],
+        [
+            [
+                _line(row),
+                _time(row["ms"]),
+                _share(row["spread"]),
+                _ratio(row["ratio"]),
+                _share(row.get("macs")),
+                _megabytes(row.get("journal_bytes")),
+            ]
+            for row in timed
+        ],
+    )
+    yield _table(
+        ["", "figure", "aimed at", "reached"],
+        [
+            [_shown_case(row), _amount(row["value"], row["unit"]), _aim(row), _verdict(row["reached"])]
+            for row in rows
+            if "target" in row
+        ],
+    )
+    yield "![Time over the edited area, 0 to 100 %](../bench/results/gaugan-curve.png)"
+
+
+def _startup(folder: Path) -> Iterator[str]:
+    rows = newest(folder, "startup", "what", "backend")
+    yield "## Whole processes"
+    yield _origin(rows)
+    yield _STARTUP
+    lines = []
+    for row in rows:
+        target = row.get("target", FIRST_DEMO_SECONDS * 1e3 if "not compiled" in row["what"] else None)
+        aim = "" if target is None else f"≤ {target / 1e3:g} s"
+        reached = "" if target is None else _verdict(row["ms"] <= target)
+        lines.append([_line(row), f"{row['ms'] / 1e3:.2f} s", _share(row["spread"] or None), aim, reached])
+    yield _table(["", "time", "spread", "aimed at", "reached"], lines)
+
+
+def _layers(folder: Path) -> Iterator[str]:
+    rows = newest(folder, "layers", "what", "engine", "over", "backend", "plain_memory")
+    timed = {(row["what"], row["engine"]): row for row in rows if "engine" in row}
+    ratios = {(row["what"], row["over"]): row for row in rows if "over" in row}
+    engines = list(dict.fromkeys(engine for _, engine in timed))
+    names = [case.name for case in layers(False) if (case.name, OURS) in timed]
+    yield "## Layers"
+    yield _origin(rows)
+    yield f"Milliseconds. {_LAYERS}"
+    lines = []
+    for name in names:
+        medians = [f"{timed[name, engine]['ms']:.1f}" for engine in engines]
+        lines.append([name, *medians, f"{timed[name, OURS]['gflops']:.0f}"])
+        for rival in ("torch", "ncnn"):
+            times = [timed[name, engine]["ms"] for engine in engines if engine.startswith(rival)]
+            judged = ratios.get((name, rival))
+            aim = "" if judged is None else f" (≥ {judged['target']:g})"
+            lines[-1].append(f"{_ratio(min(times) / timed[name, OURS]['ms'])}{aim}" if times else "")
+    shown = [SHOWN.get(engine, engine) for engine in engines]
+    yield _table(["layer", *shown, "GFLOP/s", "× PyTorch (aimed at)", "× ncnn (aimed at)"], lines)
+    reached = sum(all(row["reached"] for (name, _), row in ratios.items() if name == one) for one in names)
+    yield f"{reached} of {len(names)} layers reach their targets."
+
+
+def _landscape(folder: Path) -> Iterator[str]:
+    rows = newest(folder, "landscape", "model", "size", "backend", "what", "area", "policy")
+    dense = {row["backend"]: row for row in rows if row["what"] == "dense"}
+    of_numba = [row for row in rows if row["backend"] == "numba"]
+    yield "## The built-in landscape"
+    yield _origin(of_numba)
+    yield _LANDSCAPE
+    edits: dict[float, dict[str, Row]] = {}
+    for row in of_numba:
+        if row["what"] == "edit":
+            edits.setdefault(row["area"], {})[row["policy"]] = row
+    lines = []
+    for area, of in sorted(edits.items()):
+        cells = [_share(area)]
+        for row in (of["paper"], of["exact"]):
+            cells += [_time(row["ms"]), _ratio(row["ratio"]), _share(row["macs"])]
+        lines.append([*cells, _psnr(of["paper"]["psnr"])])
+    head = ["edited", "`paper`", "× dense", "MACs", "`exact`", "× dense", "MACs", "PSNR of `paper`"]
+    yield _table(head, lines)
+    reference = dense["reference"]
+    yield (
+        f"The dense run takes {_time(dense['numba']['ms'])} with the `numba` backend. With `reference`, which is "
+        f"written to be read, it takes {_time(reference['ms'])} ({_named(reference)})."
+    )
+
+
+def _of_diffusion(folder: Path) -> list[Row]:
+    return newest(folder, "diffusion", "model", "backend", "plain_memory", "what")
+
+
+def _diffusion(folder: Path) -> Iterator[str]:
+    rows = _of_diffusion(folder)
+    yield "## Diffusion"
+    yield _origin(rows)
+    yield _DIFFUSION
+    for model in dict.fromkeys(row["model"] for row in rows):
+        yield f"### {model}"
+        lines = []
+        for row in rows:
+            if row["model"] != model:
+                continue
+            (unit,) = {"ms", "MB", "GB"} & row.keys()
+            value = _time(row["ms"]) if unit == "ms" else _amount(row[unit], unit)
+            aim, reached = (row["aim"], _verdict(row["reached"])) if "aim" in row else ("", "")
+            lines.append(
+                [
+                    _line(row),
+                    value,
+                    _share(row.get("spread") or None),
+                    _ratio(row["ratio"]),
+                    _share(row.get("macs")),
+                    aim,
+                    reached,
+                ]
+            )
+        yield _table(["", "figure", "spread", "× PyTorch", "MACs", "aimed at", "reached"], lines)
+
+
+def _quality(folder: Path) -> Iterator[str]:
+    rows = newest(folder, "quality", "model", "seed")
+    yield "## How near sparse is to dense"
+    yield _origin(rows)
+    yield _QUALITY
+    lines = []
+    for low, high in pairwise(BINS):
+        some = [row for row in rows if low <= row["area"] < high]
+        if some:
+            lines.append([f"{_share(low)} to {_share(high)}", *_summary(some)])
+    lines.append(["all", *_summary(rows)])
+    head = ["edited", "edits", "MACs", "× dense", "PSNR, image", "lowest", "PSNR, region", "lowest"]
+    yield _table(head, lines)
+    yield "![Original, strokes, dense, sparse and tiles of eight of the edits](../bench/results/quality.png)"
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """Medians, and the lowest PSNR."""
+    whole, region = [row["psnr"] for row in rows], [row["psnr_region"] for row in rows]
+    return [
+        str(len(rows)),
+        _share(statistics.median(row["macs"] for row in rows)),
+        _ratio(statistics.median(row["faster"] for row in rows)),
+        *(_psnr(value) for of in (whole, region) for value in (statistics.median(of), min(of))),
+    ]
+
+
+# -- cells -----------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    shown = [head, ["---", *["--:"] * (len(head) - 1)], *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in shown)
+
+
+def _named(row: Row) -> str:
+    return f"commit `{row['commit']}`, {row['date']}"
+
+
+def _origin(rows: Iterable[Row]) -> str:
+    """The machines, commits and dates of the rows; how many rows each has, where there are several."""
+    found: dict[tuple[str, str, str], int] = {}
+    for row in rows:
+        origin = (row["machine"], row["commit"], row["date"])
+        found[origin] = found.get(origin, 0) + 1
+    lines = []
+    for (machine, commit, date), count in found.items():
+        note = next((f" ({details})" for name, details in PROCESSORS.items() if machine.startswith(name)), "")
+        of = f" ({count} figure{'s' * (count != 1)})" if len(found) > 1 else ""
+        lines.append(f"Measured on {machine}{note}, commit `{commit}`, {date}{of}.")
+    versions = sorted(
+        {row["version"].split("+")[0] for row in rows if _engine(row) in TORCH and "version" in row}
+    )
+    return "\n".join([*lines, *(f"PyTorch {version}." for version in versions)])
+
+
+def _engine(row: Row) -> str:
+    """The engine of a timed row, "" of another row."""
+    return str(row.get("engine", ""))
+
+
+def _case(row: Row) -> str:
+    """The case without the engine, which some files name with it: "sparsegen, dense" is "dense"."""
+    return str(row["what"]).removeprefix(f"{_engine(row)}, ")
+
+
+SHOWN = {"torch-nchw": "PyTorch (NCHW)", "torch-nhwc": "PyTorch (NHWC)", "onnxruntime": "ONNX Runtime"}
+"""Engine -> its name for readers; others keep theirs."""
+
+
+def _line(row: Row) -> str:
+    """The first cell of a row: its engine, if it has one, and its case."""
+    engine, case = _engine(row), _shown_case(row)
+    if not engine:
+        engine, comma, rest = case.partition(", ")
+        return SHOWN.get(engine, engine) + comma + rest
+    return f"{SHOWN.get(engine, engine)}, {case}"
+
+
+def _shown_case(row: Row) -> str:
+    """`edit 1.2% paper` -> edit of 1.2 %, `paper`."""
+    return re.sub(
+        r"^edit ([\d.]+?)(?:\.0)?% (\w+)", lambda found: f"edit of {found[1]} %, `{found[2]}`", _case(row)
+    )
+
+
+def _time(ms: float) -> str:
+    if ms >= 5000:
+        return f"{ms / 1e3:.1f} s"
+    return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def _ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}" if ratio < 0.995 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}"
+
+
+def _time_and_ratio(row: Row) -> str:
+    return f"{_time(row['ms'])} ({_ratio(row['ratio'])} ×)"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.0f} MB"
+
+
+def _amount(value: float, unit: str) -> str:
+    return _time(value) if unit == "ms" else f"{value:.0f} {unit}" if value >= 100 else f"{value:.2f} {unit}"
+
+
+def _aim(row: Row) -> str:
+    # the factors over PyTorch are the least that is aimed at, all others the most
+    sign = "≥" if "× PyTorch" in row["what"] else "≤"
+    return f"{sign} {row['target']:g} {row['unit']}"
+
+
+def _psnr(value: float) -> str:
+    return "the same bits" if value == float("inf") else f"{value:.1f} dB"
+
+
+def _verdict(reached: bool) -> str:
+    return "yes" if reached else "no"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

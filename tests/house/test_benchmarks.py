@@ -1,0 +1,40 @@
+"""The page of benchmarks is the output of `python -m bench.report`, and the README's figures are the page's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench import report
+from tests.house import pages
+
+
+def test_the_page_is_the_output_of_the_command() -> None:
+    assert pages.read("docs/benchmarks.md") == report.page(), "run python -m bench.report"
+
+
+def test_the_readmes_table_of_speed_is_the_pages() -> None:
+    table = report.short_table()
+    assert table in pages.read("README.md")
+    assert table in pages.read("docs/benchmarks.md")
+    commits = {row["commit"] for row in report.newest(report.RESULTS, "diffusion", "model", "what")}
+    assert all(f"`{commit}`" in pages.read("README.md") for commit in commits)
+
+
+def test_the_newest_line_of_each_case_counts(tmp_path: Path) -> None:
+    lines = [
+        {"what": "dense", "ms": 1.0, "quick": False},
+        {"what": "edit", "ms": 2.0, "quick": False},
+        {"what": "dense", "ms": 3.0, "quick": False},
+        {"what": "dense", "ms": 4.0, "quick": True},
+    ]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    assert [row["ms"] for row in report.newest(tmp_path, "some", "what")] == [2.0, 3.0]
+
+
+def test_figures_of_several_commits_are_told_apart() -> None:
+    rows = [{"machine": "A", "commit": commit, "date": "2026-01-01"} for commit in ("one", "one", "two")]
+    assert report._origin(rows).splitlines() == [
+        "Measured on A, commit `one`, 2026-01-01 (2 figures).",
+        "Measured on A, commit `two`, 2026-01-01 (1 figure).",
+    ]

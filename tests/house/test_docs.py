@@ -1,0 +1,194 @@
+"""The documentation is true: its code runs and prints the output shown, its commands run, its files and names exist."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsegen
+from sparsegen.cli import main
+from sparsegen.pictures import colourise, write_png
+from tests.house import pages
+from tests.house.pages import PAGES, ROOT
+from tests.networks import random_gaugan
+
+WITH_PYTHON = [page for page in PAGES if any(block.runs for block in pages.blocks(page))]
+WITH_COMMANDS = [page for page in PAGES if page.startswith(("README", "docs/")) and pages.commands(page)]
+FOLDERS = ("sparsegen", "backends", "weights", "tests", "bench", "docs")
+UPSTREAM = {"sige/utils.py", "models/diffusion.py"}
+"""Files of other projects that docstrings name."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that pages take for granted: the examples, images, a mask and a checkpoint."""
+    builtin = ROOT / "weights" / "builtin"
+    for name in ("landscape", "landscape-ddpm"):
+        shutil.copytree(builtin / name, tmp_path / "weights" / "builtin" / name)
+    for name, image in (("photo", "lake"), ("strokes", "lake-house")):
+        shutil.copy(builtin / "landscape-ddpm" / f"{image}.png", tmp_path / f"{name}.png")
+    for name in ("lake", "lake-house", "lake-woods"):
+        shutil.copy(builtin / "landscape" / f"{name}.png", tmp_path)
+    model = random_gaugan(semantic_nc=36, edge_channel=True, num_upsampling_layers="more")
+    sparsegen.loading.save(model, tmp_path / "latest_net_G.pth")
+    mask = np.zeros((256, 512), np.int32)
+    mask[100:200, 150:400] = 1
+    write_png(tmp_path / "mask.png", colourise(mask, [(0, 0, 0), (255, 255, 255)]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- code ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_blocks_run_and_print_the_output_that_the_page_shows(folder: Path, page: str) -> None:
+    # a process of its own: pages register models, samplers and backends
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.house.pages", page],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    if page == "README.md":
+        assert "MACs" in done.stdout
+        assert (folder / "edited.png").exists() and (folder / "real.png").exists()
+        assert sparsegen.Session.load(folder / "lake.safetensors").edits == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_the_command_lines_run(folder: Path, page: str) -> None:
+    for command in pages.commands(page):
+        assert main(command.split()) == 0, command
+    written = {
+        "README.md": ("out.png", "real.png", "woods.png", "back.png"),
+        "docs/command-line.md": ("out-2.png", "real-preview-25.png", "net.safetensors", "sample-seed1.png"),
+    }
+    assert all((folder / name).exists() for name in written.get(page, ()))
+
+
+def test_every_command_of_the_command_line_is_shown() -> None:
+    from sparsegen.cli import COMMANDS
+
+    shown = {command.split()[0] for command in pages.commands("docs/command-line.md")}
+    assert shown == set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_quoted_code_stands_in_the_file_that_is_named(page: str) -> None:
+    for block in pages.blocks(page):
+        if block.quoted is not None:
+            quoted = [line.strip() for line in block.text.splitlines()[1:] if line.strip()]
+            lines = [line.strip() for line in (ROOT / block.quoted).read_text("utf-8").splitlines()]
+            source = "\n".join(line for line in lines if line)
+            assert "\n".join(quoted) in source, f"{page}, line {block.line}: not in {block.quoted}"
+
+
+def test_every_fence_has_a_language() -> None:
+    known = {"python", "text", "sh", "toml"}
+    wrong = [(page, b.line) for page in PAGES for b in pages.blocks(page) if b.language not in known]
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_targets_of_make_and_modules_in_commands_exist(page: str) -> None:
+    text = pages.read(page)
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.M)) <= set(targets.split())
+    for module in re.findall(r"python -m ((?:bench|tests)\.[\w.]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+# -- pointers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_linked_exists(page: str) -> None:
+    here = (ROOT / page).parent
+    assert not [link for link in pages.links(page) if not (here / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_in_backticks_exists(page: str) -> None:
+    here = (ROOT / page).parent
+    wrong = []
+    for word in pages.spans(page):
+        in_the_tree = re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*-]*", word)
+        if in_the_tree or re.fullmatch(r"[\w./-]+\.(py|md)", word):
+            name = re.sub(r"\bNAME\b|_NAME\b", "*", word)
+            if not any(ROOT.glob(name)) and not any(here.glob(name.removeprefix("../"))) and "*" not in name:
+                wrong.append(word)
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_of_the_package_in_backticks_exists(page: str) -> None:
+    wrong = []
+    for word in pages.spans(page):
+        found = re.match(r"sparsegen(?:\.\w+)+", word)
+        if found and found[0] != "sparsegen.weights.training" and not _exists(found[0]):
+            wrong.append(word)
+    assert not wrong
+
+
+def _exists(dotted: str) -> bool:
+    """Whether `sparsegen.a.b` can be imported, or is an attribute of a module that can."""
+    module, _, name = dotted.rpartition(".")
+    try:
+        importlib.import_module(dotted)
+        return True
+    except ModuleNotFoundError:
+        return _exists_in(module, name)
+
+
+def _exists_in(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        outer, _, inner = module.rpartition(".")
+        return hasattr(getattr(importlib.import_module(outer), inner, None), name)
+
+
+def test_every_file_that_docstrings_and_comments_name_exists() -> None:
+    wrong = []
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for word in re.findall(r"`+([\w./-]+)`+", path.read_text("utf-8")):
+            if word in UPSTREAM or not (
+                word.endswith(".py") or word.startswith(tuple(f"{f}/" for f in FOLDERS))
+            ):
+                continue
+            # beside the file, or from a folder above it
+            if not any((above / word).exists() for above in path.parents if above.is_relative_to(ROOT)):
+                wrong.append(f"{path.relative_to(ROOT)}: {word}")
+    assert not wrong
+
+
+# -- the README ------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_says_where_to_read() -> None:
+    lines = pages.read("README.md").splitlines()
+    assert len(lines) <= 130
+    start = lines.index("## Where to read")
+    table = [line for line in lines[start:] if line.startswith("| ")][2:]
+    assert len(table) >= 5
+    for line in table:
+        assert 1 <= len(re.findall(r"\]\(", line)) <= 3, line
+
+
+def test_every_page_of_docs_is_linked_from_the_readme() -> None:
+    linked = set(pages.links("README.md"))
+    assert {page for page in PAGES if page.startswith("docs/")} <= linked
