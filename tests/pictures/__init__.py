@@ -1,1 +1,1 @@
-"""Files of pictures, labels and masks."""
+"""Files of images, labels and masks."""
