@@ -24,7 +24,8 @@ from sparsegen.backends.interface import BackendError
 from sparsegen.weights import CheckpointError
 
 from . import models as models
-from .editing.session import Result, Session
+from .editing.door import Result
+from .editing.session import Session
 from .engine.stats import Stats
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import Bundle, load, load_bundle

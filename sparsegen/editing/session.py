@@ -23,38 +23,17 @@ from ..engine.memory import Memory
 from ..engine.run import OnLayer
 from ..engine.stats import LayerRecord, Stats, counted, megabytes
 from ..engine.store import Store, parse_size
-from ..engine.turn import NotCopied, Turn
+from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import Inputs, Model, checked_model
 from ..tiling.masks import check_mask, difference_mask
 from ..tiling.policies import Policy, get_policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from . import session_file
+from .door import Door, Result
 from .history import Base, Edit, History, undo_limit
 from .session_file import Notes
 from .state import State
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """The result of a run or an edit."""
-
-    images: Host
-    """uint8 `[N, H, W, 3]`."""
-    output: Host
-    """The model's output, float32 `[N, H, W, C]`."""
-    stats: Stats
-    active: TileSet
-    """Tiles of the output that this run repainted."""
-
-    @property
-    def image(self) -> Host:
-        """The first (usually the only) image, uint8 `[H, W, 3]`."""
-        return np.asarray(self.images[0])
-
-    def __repr__(self) -> str:
-        n, height, width = self.images.shape[:3]
-        return f"<Result: {n} of {height}×{width}; {self.stats.summary()}>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +46,7 @@ class _Shown:
     images: Host
 
 
-class Session(NotCopied):
+class Session(Door):
     """A model, a backend, and the canvases of one input that is being edited.
 
     Parameters
@@ -112,7 +91,6 @@ class Session(NotCopied):
         engine = get_backend(backend)
         allocator: Allocator = BackendAllocator(engine) if store is None else store
         self._state = State(self.model, engine, allocator=allocator, storage=storage)
-        self._base: Base | None = None
         self.notes: Notes = {}
         """Text and arrays that `save` keeps for the user, by name."""
 
@@ -258,32 +236,7 @@ class Session(NotCopied):
                 base.commit(after)
             return result
 
-    def undo(self) -> Result:
-        """Put back what the last edit overwrote, bit for bit. As often as `edits` says.
-
-        Raises
-        ------
-        SessionError
-            There is nothing to undo, or a callback of this session called.
-        """
-        with self._turn.change("undo"):
-            start, (base, shown) = time.perf_counter(), self._ready()
-            return self._exchanged(base, shown, start, base.undo())
-
-    def redo(self) -> Result:
-        """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
-
-        Raises
-        ------
-        SessionError
-            There is nothing to redo, or a callback of this session called.
-        """
-        with self._turn.change("redo"):
-            start, (base, shown) = time.perf_counter(), self._ready()
-            return self._exchanged(base, shown, start, base.redo())
-
-    def _exchanged(self, base: Base, shown: _Shown, start: float, edit: Edit) -> Result:
-        """The result of an undo or redo, which exchanged an edit's tiles."""
+    def _exchanged(self, base: Base, before: _Shown, start: float, edit: Edit) -> Result:
         saved = {path: edit.journals[0].saved_tiles(path).host for path in edit.journals[0].paths}
         nothing = np.zeros((0, 3), np.int32)
 
@@ -293,20 +246,8 @@ class Session(NotCopied):
 
         active = tiles(self._state.output_path)
         inputs = {name: tiles(path) for name, path in self.memory.inputs.items()}
-        base.show(self._shown_after(shown, inputs, active))
+        base.show(self._shown_after(before, inputs, active))
         return self._result(base, base.history, start, active)
-
-    @property
-    def edits(self) -> int:
-        """How many edits can be undone."""
-        base = self._base
-        return 0 if base is None else len(base.history.edits)
-
-    @property
-    def undone(self) -> int:
-        """How many edits can be made again with `redo`."""
-        base = self._base
-        return 0 if base is None else len(base.history.undone)
 
     @property
     def image(self) -> Host:

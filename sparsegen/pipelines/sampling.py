@@ -15,7 +15,7 @@ from ..checks import is_whole, whole_number
 from ..diffusion import samplers
 from ..diffusion.samplers import START
 from ..diffusion.settings import OnStep, whole_way
-from ..editing.session import Result
+from ..editing.door import Result
 from ..editing.state import State
 from ..engine.stats import LayerRecord, Stats
 from ..engine.store import Store

@@ -23,15 +23,15 @@ from sparsegen.backends.registry import get_backend
 from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
 from ..diffusion.settings import OnStep, settings_for
+from ..editing.door import Door, Result
 from ..editing.history import Base, Edit, History, undo_limit
-from ..editing.session import Result
 from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord, Stats, counted, megabytes
 from ..engine.store import Store, parse_size
-from ..engine.turn import NotCopied, Turn
+from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import checked_diffusion
 from ..tiling.masks import check_mask, dilated
@@ -43,7 +43,7 @@ from .steps import CachePlan, Denoising, cache_blocks
 _NO_IMAGE = "no image yet: call run(original) first, and let it end"
 
 
-class SDEdit(NotCopied):
+class SDEdit(Door):
     """An editing session of an image with a diffusion model.
 
     Parameters
@@ -65,7 +65,6 @@ class SDEdit(NotCopied):
         `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
     undo
         As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
-
     options
         Options of the sampler, such as `eta` of ddim; None: their defaults.
 
@@ -120,7 +119,6 @@ class SDEdit(NotCopied):
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
-        self._base: Base | None = None
         self._running = False
         """Whether the states are being painted: nothing can be edited."""
         self.notes: Notes = {}
@@ -317,52 +315,9 @@ class SDEdit(NotCopied):
             end = dataclasses.replace(base.history, image=painted)
             return self._result(base, end, start, full, records, area, ignored)
 
-    def undo(self) -> Result:
-        """Put back the image and every tile that the last edit overwrote, bit for bit. As often as `edits` says.
-
-        An interrupt waits until it is done.
-
-        Raises
-        ------
-        SessionError
-            There is nothing to undo, or a callback of this session called.
-        """
-        with self._turn.change("undo"):
-            start, (base, before) = time.perf_counter(), self._ready()
-            base.undo()
-            return self._exchanged(base, before, start)
-
-    def redo(self) -> Result:
-        """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
-
-        An interrupt waits until it is done.
-
-        Raises
-        ------
-        SessionError
-            There is nothing to redo, or a callback of this session called.
-        """
-        with self._turn.change("redo"):
-            start, (base, before) = time.perf_counter(), self._ready()
-            base.redo()
-            return self._exchanged(base, before, start)
-
-    def _exchanged(self, base: Base, before: Host, start: float) -> Result:
-        """The result of an undo or redo."""
+    def _exchanged(self, base: Base, before: Host, start: float, edit: Edit) -> Result:
         changed = TileSet.of_mask((before != _image(base.history)).any(-1))
         return self._result(base, base.history, start, changed)
-
-    @property
-    def edits(self) -> int:
-        """How many edits can be undone."""
-        base = self._base
-        return 0 if base is None else len(base.history.edits)
-
-    @property
-    def undone(self) -> int:
-        """How many edits can be made again with `redo`."""
-        base = self._base
-        return 0 if base is None else len(base.history.undone)
 
     @property
     def image(self) -> Host:

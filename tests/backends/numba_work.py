@@ -12,7 +12,7 @@ from sparsegen.backends import Backend
 from sparsegen.backends.interface import Host
 from sparsegen.backends.numba_cpu import NumbaBackend
 from sparsegen.backends.numba_cpu import launch as module
-from tests.models import random_gaugan, random_labels, repaint, values
+from tests.networks import random_gaugan, random_labels, repaint, values
 
 ROOT = Path(__file__).parents[2]
 """Where other processes find `tests.backends.numba_work`."""

@@ -20,7 +20,7 @@ from sparsegen import Session, images, loading
 from sparsegen.backends import default_backend
 from sparsegen.cli import main
 from sparsegen.weights import builtin, native_metadata, read_checkpoint, write_safetensors
-from tests.models import random_gaugan, random_labels, repaint
+from tests.networks import random_gaugan, random_labels, repaint
 
 
 @pytest.fixture

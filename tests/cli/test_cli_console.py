@@ -22,7 +22,7 @@ from sparsegen import loading
 from sparsegen.cli import COMMANDS, checkpoints, console, editing, history, machine, main, messages, sampling
 from sparsegen.cli.streams import Stream
 from sparsegen.weights import checkpoint
-from tests.models import random_gaugan, random_labels, repaint
+from tests.networks import random_gaugan, random_labels, repaint
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="shells and their pipes, as POSIX has them")
 

@@ -15,7 +15,7 @@ from sparsegen import InputError, Paper, SDEdit, Session, images, loading
 from sparsegen.backends import default_backend
 from sparsegen.cli import console, main, strokes
 from sparsegen.weights import builtin
-from tests.models import random_gaugan, random_labels
+from tests.networks import random_gaugan, random_labels
 from tests.unets import SPARSE, picture, random_ddpm, random_pd, stroke
 
 FIRST, SECOND = ((9, 14), (3, 4)), ((22, 3), (4, 5))

@@ -16,7 +16,7 @@ from sparsegen.cli import main
 from sparsegen.images import Frame
 from sparsegen.weights import builtin
 from tests.images.image_files import empty_png, indexed, turned
-from tests.models import random_gaugan, random_labels, repaint
+from tests.networks import random_gaugan, random_labels, repaint
 from tests.unets import picture, random_ddpm, stroke
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 import sparsegen
 from sparsegen import SDEdit, Session, loading
 from sparsegen.cli import main
-from tests.models import random_gaugan, random_labels, repaint
+from tests.networks import random_gaugan, random_labels, repaint
 from tests.unets import picture, random_ddpm, random_pd, stroke
 
 

@@ -22,7 +22,7 @@ from sparsegen.models import GauGAN
 from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
-from tests.models import (
+from tests.networks import (
     assert_same,
     computed_by_tiles,
     random_gaugan,

@@ -9,7 +9,7 @@ import pytest
 
 import sparsegen
 from sparsegen import InputError, Paper, Session, ShapeError
-from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import sparsegen
 from sparsegen import InputError, NonFiniteError, Session, SessionError, ShapeError
 from sparsegen.backends import BackendError
-from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import sparsegen
 from sparsegen import Paper, SDEdit, Session, SessionError
 from sparsegen.weights import CheckpointError
-from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 from tests.unets import picture, random_ddpm
 
 

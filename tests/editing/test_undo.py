@@ -16,7 +16,7 @@ from sparsegen.editing import history as history_module
 from sparsegen.editing.history import LEAST_UNDO
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.stats import counted
-from tests.models import assert_same, current_labels, random_gaugan, random_labels, repaint
+from tests.networks import assert_same, current_labels, random_gaugan, random_labels, repaint
 from tests.unets import SPARSE, assert_all_same, everything, picture, random_ddpm, stroke
 
 DDPM = random_ddpm(1)
@@ -232,6 +232,7 @@ def test_without_memory_for_redo_an_undo_is_an_undo_and_a_redo_leaves_no_trace(r
 
 
 WATCHED = {
+    "door.py",
     "session.py",
     "sdedit.py",
     "steps.py",

@@ -14,7 +14,7 @@ import pytest
 import sparsegen
 from sparsegen import InputError, SDEdit, Session, SessionError
 from sparsegen.engine.store import Store
-from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 from tests.unets import assert_all_same, everything, picture, random_ddpm, stroke
 
 DDPM = random_ddpm(1)

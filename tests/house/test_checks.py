@@ -11,7 +11,7 @@ import pytest
 from sparsegen import InputError, SDEdit, Session, ShapeError
 from sparsegen.checks import in_range, is_number, is_whole, whole_number
 from sparsegen.models import GauGAN, GauGANConfig
-from tests.models import random_gaugan
+from tests.networks import random_gaugan
 from tests.unets import picture, random_ddpm
 
 # -- numbers ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sparsegen.cli import main
 from sparsegen.images import colourise, write_png
 from tests.house import pages
 from tests.house.pages import PAGES, ROOT
-from tests.models import random_gaugan
+from tests.networks import random_gaugan
 
 WITH_PYTHON = [page for page in PAGES if any(block.runs for block in pages.blocks(page))]
 WITH_COMMANDS = [page for page in PAGES if page.startswith(("README", "docs/")) and pages.commands(page)]

@@ -13,7 +13,7 @@ import sparsegen
 from sparsegen.backends import Backend, get_backend
 
 torch = pytest.importorskip("torch")
-from tests.models import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
+from tests.networks import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
 from tests.oracles.torch_ddpm import UNet, fused, randomised, watched  # noqa: E402  (needs PyTorch)
 from tests.oracles.torch_pd import DistilledUNet  # noqa: E402  (needs PyTorch)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)

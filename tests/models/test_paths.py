@@ -10,7 +10,7 @@ import pytest
 
 from sparsegen.layers import Conv2d, InstanceNorm, Layer, Parameter
 from sparsegen.models.base import Model
-from tests.models import random_gaugan
+from tests.networks import random_gaugan
 from tests.unets import random_ddpm
 
 

@@ -23,7 +23,7 @@ from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.profile import profile
-from tests.models import assert_same, computed_by_tiles, values
+from tests.networks import assert_same, computed_by_tiles, values
 from tests.unets import FAMILIES, SPARSE, at, dense_with, noisy, painted, random_ddpm, random_pd
 
 hypothetically = settings(

@@ -28,7 +28,7 @@ from sparsegen.tiling.policies import Adaptive, Everything, Exact, Paper, Plan, 
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tiling.windows import Read, Window, grow
 from sparsegen.tools.profile import profile
-from tests.models import random_gaugan
+from tests.networks import random_gaugan
 
 THREE, ONE = Window(3, top=1, left=1), Window()
 EDITS: dict[str, Policy] = {

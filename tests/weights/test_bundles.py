@@ -9,7 +9,7 @@ import pytest
 
 import sparsegen
 from sparsegen import Bundle, InputError, loading
-from tests.models import random_gaugan
+from tests.networks import random_gaugan
 from tests.unets import random_ddpm, random_pd
 
 

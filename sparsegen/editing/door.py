@@ -1,0 +1,105 @@
+"""The door of every session: the results that users get, and the edits that they can undo and redo."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import Host
+
+from ..engine.stats import Stats
+from ..engine.turn import NotCopied, Turn
+from ..tiling.tiles import TileSet
+from .history import Base, Edit
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The result of a run or an edit."""
+
+    images: Host
+    """uint8 `[N, H, W, 3]`."""
+    output: Host
+    """The model's output, float32 `[N, H, W, C]`; of a diffusion session, the image in [-1, 1]."""
+    stats: Stats
+    active: TileSet
+    """Tiles of the output that this run repainted."""
+
+    @property
+    def image(self) -> Host:
+        """The first (usually the only) image, uint8 `[H, W, 3]`."""
+        return np.asarray(self.images[0])
+
+    def __repr__(self) -> str:
+        n, height, width = self.images.shape[:3]
+        return f"<Result: {n} of {height}×{width}; {self.stats.summary()}>"
+
+
+class Door(NotCopied):
+    """A session over a `Base`; a subclass encodes inputs, runs and edits."""
+
+    _base: Base | None = None
+    """None: nothing has run yet."""
+
+    @property
+    @abstractmethod
+    def _turn(self) -> Turn:
+        """The turn that a change needs."""
+
+    @abstractmethod
+    def _ready(self) -> tuple[Base, Any]:
+        """The base, once it stands where its history says, and what the subclass knows of that place.
+
+        Raises SessionError: nothing has run yet.
+        """
+
+    @abstractmethod
+    def _exchanged(self, base: Base, before: Any, start: float, edit: Edit) -> Result:
+        """The result of an undo or redo that began at `start` and exchanged an edit's tiles.
+
+        `before` is what `_ready` gave.
+        """
+
+    def undo(self) -> Result:
+        """Put back what the last edit overwrote, bit for bit. As often as `edits` says.
+
+        An interrupt waits until it is done.
+
+        Raises
+        ------
+        SessionError
+            There is nothing to undo, or a callback of this session called.
+        """
+        with self._turn.change("undo"):
+            start, (base, before) = time.perf_counter(), self._ready()
+            return self._exchanged(base, before, start, base.undo())
+
+    def redo(self) -> Result:
+        """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
+
+        An interrupt waits until it is done.
+
+        Raises
+        ------
+        SessionError
+            There is nothing to redo, or a callback of this session called.
+        """
+        with self._turn.change("redo"):
+            start, (base, before) = time.perf_counter(), self._ready()
+            return self._exchanged(base, before, start, base.redo())
+
+    @property
+    def edits(self) -> int:
+        """How many edits can be undone."""
+        base = self._base
+        return 0 if base is None else len(base.history.edits)
+
+    @property
+    def undone(self) -> int:
+        """How many edits can be made again with `redo`."""
+        base = self._base
+        return 0 if base is None else len(base.history.undone)
