@@ -6,7 +6,7 @@ BIN := .venv/Scripts
 endif
 
 # areas of tests/ that `make quick` covers: no checkpoints, kernels, command line and pipelines
-QUICK := house tiling diffusion engine models editing pictures
+QUICK := house tiling diffusion engine models editing images
 
 .PHONY: help demo quick test lint mypy bench clean
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import sparsegen
 from bench.harness import machine, measure, parse, record
-from sparsegen.pictures import psnr, read_labels
+from sparsegen.images import psnr, read_labels
 from sparsegen.weights import builtin
 
 AREAS = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0)

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import sparsegen
 from bench.harness import RESULTS, machine, record, say, table
-from sparsegen.pictures import overlay_tiles, psnr, sheet, write_png
+from sparsegen.images import overlay_tiles, psnr, sheet, write_png
 
 EDITS = 32
 AREAS = (0.01, 0.20)

@@ -13,7 +13,7 @@ from bench.cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, Unet, edit_nam
 from bench.engines import Answer, Job
 from bench.harness import measure, peak_bytes
 from sparsegen.backends.interface import Backend
-from sparsegen.pictures import write_png
+from sparsegen.images import write_png
 
 
 class SparsegenUnets:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsegen.pictures import write_png
+from sparsegen.images import write_png
 
 LABELS = 35
 """Labels of Cityscapes; its license plate (-1) is the last."""
@@ -321,12 +321,12 @@ def main() -> None:
     print("read at   distinct 5×5 windows   a real map")
     for step, share in REAL.items():
         print(f"    1/{step}   {distinct_windows(scene, step):20.1%}   {share:10.0%}")
-    if options.picture:
+    if options.image:
         shown = [scene, *(edited(scene, area)[0] for area in (0.012, 0.15, 0.5))]
         panels = [
             np.where(one.edges[..., None], 255, colours()[one.labels]).astype(np.uint8) for one in shown
         ]
-        write_png(options.picture, np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:])]))
+        write_png(options.image, np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:])]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from bench.cases import CHECKED_AREA, Big, Case
 from bench.engines import Answer, Convolution, Job
 from bench.harness import THREADS, measure, peak_bytes
 from bench.torch_unets import TorchUnets, channels_last
-from sparsegen.pictures import write_png
+from sparsegen.images import write_png
 from tests.oracles import torch_spade
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

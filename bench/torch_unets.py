@@ -13,7 +13,7 @@ from bench.cases import SDEDIT_LEVEL, SDEDIT_STEPS, Unet
 from bench.engines import Answer, Job
 from bench.harness import measure, peak_bytes
 from sparsegen.diffusion import samplers, schedules
-from sparsegen.pictures import write_png
+from sparsegen.images import write_png
 from tests.oracles import torch_ddpm, torch_pd
 
 

@@ -1,4 +1,4 @@
-"""sparsegen: edit a generated picture and recompute only what the edit touches, without a framework.
+"""sparsegen: edit a generated image and recompute only what the edit touches, without a framework.
 
 **Every activation is a canvas. An edit repaints tiles.** The first run of a model paints every canvas; an edit's
 difference mask becomes active 4×4 tiles at every resolution, and the same model code runs again over those tiles
@@ -15,7 +15,7 @@ per layer; `models` call their `layers`; each layer asks the run of the `engine`
 both to the backend; the journal keeps what was there. (The repository's `docs/how-an-edit-travels.md` follows an edit
 with code.) Floors, none importing what stands above it:
 
-    9  cli                  6  editing              3  engine · pictures
+    9  cli                  6  editing              3  engine · images
     8  loading              5  models               2  tiling · diffusion
     7  pipelines · tools    4  layers               1  backends · weights · checks
 """

@@ -89,14 +89,14 @@ def _inside(variables: dict[str, object]) -> bool:
     return str(variables.get("__name__")).partition(".")[0] == "sparsegen"
 
 
-def warn_of_unit_range(picture: Host) -> None:
+def warn_of_unit_range(image: Host) -> None:
     """Warn if an image of floats in [-1, 1] looks like one in [0, 1]: it varies, and no value is negative.
 
     An image of one value does not vary and causes no warning.
     """
-    least = picture.min()
-    if 0 <= least < picture.max():
+    least = image.min()
+    if 0 <= least < image.max():
         warn(
-            "no value of the picture is negative; floats are expected in [-1, 1], from black to white. "
-            "If its range is [0, 1], give 2 * picture - 1, or uint8"
+            "no value of the image is negative; floats are expected in [-1, 1], from black to white. "
+            "If its range is [0, 1], give 2 * image - 1, or uint8"
         )

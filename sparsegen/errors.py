@@ -10,7 +10,7 @@ class InputError(SparsegenError, ValueError):
 
 
 class ShapeError(SparsegenError, ValueError):
-    """A size or channel count does not fit the network."""
+    """A size or channel count does not fit the model."""
 
 
 class NonFiniteError(SparsegenError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""Files and models: a built-in name or a checkpoint's path comes in, ready networks come out, and back to a file.
+"""Files and models: a built-in name or a checkpoint's path comes in, ready models come out, and back to a file.
 
 The family is recognised by its keys, sizes are read off the tensors' shapes (a diffusers folder has them in a
 configuration); no PyTorch.
@@ -44,28 +44,28 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Bundle:
-    """The parts of a checkpoint: its networks by their roles, the noise schedule and the tokenizer beside them."""
+    """The parts of a checkpoint: its models by their roles, the noise schedule and the tokenizer beside them."""
 
     name: str
     """As it was given to `load_bundle`: a built-in name or a path."""
-    networks: Mapping[str, Model]
-    """Role -> network: "unet" of a diffusion model, "generator" of a GauGAN."""
+    models: Mapping[str, Model]
+    """Role -> model: "unet" of a diffusion model, "generator" of a GauGAN."""
     taken: Mapping[str, str]
-    """Role -> the weights of the file that the network has: "averaged weights (ema); beside them: model"."""
+    """Role -> the weights of the file that the model has: "averaged weights (ema); beside them: model"."""
     schedule: str | None = None
     """Name of the noise schedule that the checkpoint gives; None: it gives none."""
     tokenizer: None = None
     """Of a model that is conditioned on text; no family here is."""
 
     @property
-    def network(self) -> Model:
-        """The only network. Raises InputError, which lists the roles: there are several."""
-        if len(self.networks) != 1:
+    def model(self) -> Model:
+        """The only model. Raises InputError, which lists the roles: there are several."""
+        if len(self.models) != 1:
             raise InputError(
-                f"{self.name} holds {len(self.networks)} networks ({', '.join(self.networks)}), expected one; "
-                "use load_bundle(path).networks[role]"
+                f"{self.name} holds {len(self.models)} models ({', '.join(self.models)}), expected one; "
+                "use load_bundle(path).models[role]"
             )
-        return next(iter(self.networks.values()))
+        return next(iter(self.models.values()))
 
 
 def load(
@@ -75,7 +75,7 @@ def load(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Model:
-    """The only network of a checkpoint, ready to run.
+    """The only model of a checkpoint, ready to run.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def load(
         write into it while the model lives (replacing it is safe).
     which
         The weights to take of a file or folder that holds a moving average beside the last weights: "ema" or "model".
-        None: the average, where it is a whole network (with batch norm: with statistics of its own). The model's
+        None: the average, where it is a whole model (with batch norm: with statistics of its own). The model's
         `source` and the log (logger "sparsegen") name the weights taken.
     settings
         Overrides of the recognised configuration, by the names of the family's configuration, for the settings that a
@@ -97,11 +97,11 @@ def load(
     Raises
     ------
     InputError
-        No such built-in model or file, a setting that the family does not have, or several networks.
+        No such built-in model or file, a setting that the family does not have, or several models.
     CheckpointError
         The file is damaged, hostile, of an unknown family, or its keys do not fit; names the fault and its place.
     """
-    return load_bundle(model, which=which, progress=progress, **settings).network
+    return load_bundle(model, which=which, progress=progress, **settings).model
 
 
 def load_bundle(
@@ -111,7 +111,7 @@ def load_bundle(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Bundle:
-    """All networks of a checkpoint by their roles, with the noise schedule beside them; else as `load`."""
+    """All models of a checkpoint by their roles, with the noise schedule beside them; else as `load`."""
     known = builtin.get(str(model))
     path = known.checkpoint if known else Path(model)
     if not path.is_file() and not path.is_dir():
@@ -121,31 +121,31 @@ def load_bundle(
     if which not in (None, "ema", "model"):
         raise InputError(f"which is {which!r}, expected ema or model")
     checkpoint = read_checkpoint(path, which=which)
-    network = _network(checkpoint, which, settings, progress)
-    network.name = str(model)
+    made = _read(checkpoint, which, settings, progress)
+    made.name = str(model)
     schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
     if schedule is not None:
         if schedule not in SCHEDULES:
             raise CheckpointError(
                 f"unknown noise schedule {shown(schedule)}; known: {', '.join(SCHEDULES)}", path=str(path)
             )
-        network.sampling = MappingProxyType({"schedule": schedule})
-    network.size = _trained_size(checkpoint)
+        made.sampling = MappingProxyType({"schedule": schedule})
+    made.size = _trained_size(checkpoint)
     if known:
-        network.defaults, network.sampling, network.size = known.defaults, known.sampling, known.size
-        network.paper = dataclasses.replace(network.paper, **known.paper)
+        made.defaults, made.sampling, made.size = known.defaults, known.sampling, known.size
+        made.paper = dataclasses.replace(made.paper, **known.paper)
     return Bundle(
-        network.name,
-        MappingProxyType({network.role: network}),
-        MappingProxyType({network.role: network.source}),
-        network.sampling.get("schedule"),
+        made.name,
+        MappingProxyType({made.role: made}),
+        MappingProxyType({made.role: made.source}),
+        made.sampling.get("schedule"),
     )
 
 
-def _network(
+def _read(
     checkpoint: Checkpoint, which: Which | None, settings: Mapping[str, Any], progress: Progress | None
 ) -> Model:
-    """The network of a checkpoint, with its weights. Raises InputError, CheckpointError."""
+    """The model of a checkpoint, with its weights. Raises InputError, CheckpointError."""
     path = checkpoint.path
     family, config = identify(checkpoint, which=which)
     kind: Any = Model.registry.get(family.model)
@@ -169,23 +169,21 @@ def _network(
             advice="Update sparsegen, or convert the original file again",
         )
     try:
-        network: Model = kind(kind.config_type(**{**config, **settings}))
+        made: Model = kind(kind.config_type(**{**config, **settings}))
     except InputError as error:
         if settings:
             raise
         raise CheckpointError(f"its configuration is wrong: {error}", path=path) from None
-    expected = {name: parameter.shape for name, parameter in network.parameters().items()}
-    network.load_parameters(
-        convert(family, checkpoint, expected), release=checkpoint.release, progress=progress
-    )
-    network.source = str(family.chosen)
+    expected = {name: parameter.shape for name, parameter in made.parameters().items()}
+    made.load_parameters(convert(family, checkpoint, expected), release=checkpoint.release, progress=progress)
+    made.source = str(family.chosen)
     passed_over = which is None and family.chosen.unusable and not family.chosen.averaged
-    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: took %s", path, network.source)
-    return network
+    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: took %s", path, made.source)
+    return made
 
 
 def _trained_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """The (height, width) that the network was trained on (diffusers: `sample_size`), None where the file has none."""
+    """The (height, width) that the model was trained on (diffusers: `sample_size`), None where the file has none."""
     size: Any = (checkpoint.config or {}).get("sample_size")
     noted = checkpoint.metadata.get(SIZE_KEY)
     if isinstance(noted, str) and len(noted) < 100:
@@ -207,7 +205,7 @@ def save(
     dtype: Literal["float16", "float32"] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a network as safetensors that `load` reads back; `dtype` "float16" halves the file.
+    """Write a model as safetensors that `load` reads back; `dtype` "float16" halves the file.
 
     The file appears whole or not at all.
 

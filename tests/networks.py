@@ -1,4 +1,4 @@
-"""Small networks with random weights, label maps with structure, and what a session holds: no file, no PyTorch."""
+"""Small models with random weights, label maps with structure, and what a session holds: no file, no PyTorch."""
 
 from __future__ import annotations
 

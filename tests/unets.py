@@ -1,4 +1,4 @@
-"""Small diffusion networks with random weights, pictures, and what a session of many steps holds: no file at all."""
+"""Small diffusion models with random weights, images, and what a session of many steps holds: no file at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
 }
 
 SPARSE = Paper(dilation=1, level_dilation=1, sparse_levels=16, least_size=8)
-"""What the families' settings do at 64 pixels and more, in pictures of 16."""
+"""What the families' settings do at 64 pixels and more, in images of 16."""
 
 
 def random_ddpm(seed: int = 0, **settings: Any) -> DDPM:
@@ -38,7 +38,7 @@ def random_ddpm(seed: int = 0, **settings: Any) -> DDPM:
 
 
 def random_pd(seed: int = 0, **settings: Any) -> ProgressiveDistillation:
-    """A network of progressive distillation, likewise."""
+    """A model of progressive distillation, likewise."""
     return filled(ProgressiveDistillation(PDConfig(**{**TINY, "head_channels": 8, **settings})), seed)
 
 
@@ -60,12 +60,12 @@ def filled(model: Any, seed: int) -> Any:
 
 
 def noisy(rng: np.random.Generator, size: tuple[int, int] = (16, 16), samples: int = 1) -> Host:
-    """What a network reads: float32 `[N, H, W, 3]`."""
+    """What a model reads: float32 `[N, H, W, 3]`."""
     return rng.standard_normal((samples, *size, 3), np.float32)
 
 
 def at(model: UNet, samples: int = 1) -> dict[str, Any]:
-    """A time for each sample, by the name that the network calls it."""
+    """A time for each sample, by the name that the model calls it."""
     times = {"timestep": [500.0, 3.0, 981.0], "logsnr": [0.3, -7.0, 5.5]}[model.time]
     return {model.time: times[:samples]}
 
@@ -125,7 +125,7 @@ def around(size: tuple[int, int], box: tuple[int, int, int, int], margin: int) -
 
 
 def everything(pipeline: SDEdit) -> list[dict[str, Host]]:
-    """Copies of all canvases of all steps, and of the picture."""
+    """Copies of all canvases of all steps, and of the image."""
     steps = [
         {path: np.array(canvas) for path, canvas in state.memory.canvases.items()}
         for state in pipeline._states

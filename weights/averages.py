@@ -17,7 +17,7 @@ from .which import deciding
 # Buffers that state_dict() holds beside the parameters, in the modules of our families.
 _BUFFER = re.compile(r"(?:.*\.)?(?:running_mean|running_var|num_batches_tracked|weight_[uv]|_[uv])", re.ASCII)
 
-# Modules around a network that are tried, each at the cost of a pass over all names: a hostile file could nest more.
+# Modules around a model that are tried, each at the cost of a pass over all names: a hostile file could nest more.
 _MOST_MODULES = 8
 # Digits of an index of a list.
 _LONGEST_INDEX = 10
@@ -26,20 +26,20 @@ _LONGEST_INDEX = 10
 def name_averages(
     checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]], network: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
-    """Match the tensors of averages to the names of the network's.
+    """Match the tensors of averages to the names of the model's.
 
-    Each module around the network is tried once, for all averages together.
+    Each module around the model is tried once, for all averages together.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Of the averages and the network.
+        Of the averages and the model.
     groups : mapping of str to sequence of str
         The prefix of an average's keys ("state_dict.model_ema.", "ema.shadow_params.") -> its keys.
-    network : mapping of str to str
+    model : mapping of str to str
         Name -> key of the last weights beside them.
     prefix : str
-        The prefix of the network's keys.
+        The prefix of the model's keys.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def name_averages(
 def _by_order(
     checkpoint: Checkpoint, lists: Mapping[str, list[str]], network: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
-    """Match lists in the order of the parameters, of the network or of a module around it."""
+    """Match lists in the order of the parameters, of the model or of a module around it."""
     named: dict[str, dict[str, str] | str] = {}
     if not lists:
         return named
@@ -75,7 +75,7 @@ def _by_order(
         return dict.fromkeys(lists, reason)
     tensors = checkpoint.tensors
     names = {key: name for name, key in network.items()}
-    # Key -> end of its last word that marks an average or the like, not a module of the network.
+    # Key -> end of its last word that marks an average or the like, not a module of the model.
     inner = [(key, deciding(key.rpartition(".")[0])[0]) for key in tensors if not _BUFFER.fullmatch(key)]
     for module in _modules(prefix):
         keys = [key for key, end in inner if key.startswith(module) and end <= len(module)]
@@ -87,7 +87,7 @@ def _by_order(
     count = sum(not _BUFFER.fullmatch(key) for key in names)
     for at in lists.keys() - named.keys():
         named[at] = (
-            f"they are a list of {len(lists[at])} tensors, which does not match the network's {count} parameters"
+            f"they are a list of {len(lists[at])} tensors, which does not match the model's {count} parameters"
             " in number and shapes"
         )
     return named
@@ -96,7 +96,7 @@ def _by_order(
 def _by_letters(
     groups: Mapping[str, Mapping[str, str]], network: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
-    """Match names without dots, of the network or of a module around it."""
+    """Match names without dots, of the model or of a module around it."""
     best: dict[str, dict[str, str]] = {at: {} for at in groups}
     twice: dict[str, str] = {}
     for module in _modules(prefix) if groups else ():
@@ -115,16 +115,16 @@ def _by_letters(
     named: dict[str, dict[str, str] | str] = {}
     for at, names in best.items():
         if not names:
-            named[at] = "their names are not those of the network"
+            named[at] = "their names are not those of the model"
         elif twice[at]:
-            named[at] = f"two of the network's names are {shown(twice[at])} without dots"
+            named[at] = f"two of the model's names are {shown(twice[at])} without dots"
         else:
             named[at] = names
     return named
 
 
 def _modules(prefix: str) -> Iterator[str]:
-    """The prefix of a network's keys, then that of each module around it: "a.b.", "a.", ""."""
+    """The prefix of a model's keys, then that of each module around it: "a.b.", "a.", ""."""
     for _ in range(_MOST_MODULES):
         yield prefix
         if not prefix:

@@ -22,7 +22,7 @@ from .tensor import Tensor
 from .which import Chosen, Which
 
 WRAPPERS = frozenset({"module", "_orig_mod"})
-"""Segments that DataParallel and torch.compile insert into names, before a network or one of its blocks."""
+"""Segments that DataParallel and torch.compile insert into names, before a model or one of its blocks."""
 
 _HEAD = 1 << 16
 """Bytes at the start of a file by which one that no reader takes is described."""
@@ -88,7 +88,7 @@ class Checkpoint:
                     raise CheckpointError(
                         f"holds {shown(keys[name])} and {shown(key)}, two keys of one tensor",
                         path=self.path,
-                        advice="Save the state dict of the network itself, without DataParallel and torch.compile",
+                        advice="Save the state dict of the model itself, without DataParallel and torch.compile",
                     )
         return keys
 

@@ -87,7 +87,7 @@ class Family:
     rules_for : callable, optional
         Configuration -> table, if the table depends on the model's sizes.
     prefix : str
-        Set by `identify`: the prefix of the network's keys in this file, such as "state_dict.".
+        Set by `identify`: the prefix of the model's keys in this file, such as "state_dict.".
     keys : mapping of str to str, optional
         Set by `identify`: names that the table matches -> keys of the file. Default: all keys with the prefix.
     chosen : Chosen
@@ -104,7 +104,7 @@ class Family:
     chosen: Chosen = field(default_factory=Chosen)
 
     def tensors(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The network's tensors in a checkpoint, by the names that the table matches."""
+        """The model's tensors in a checkpoint, by the names that the table matches."""
         keys = checkpoint.keys_under(self.prefix) if self.keys is None else self.keys
         return {name: checkpoint.tensors[key] for name, key in keys.items()}
 
@@ -166,7 +166,7 @@ def convert(family: Family, checkpoint: Checkpoint, expected: Mapping[str, Shape
     Parameters
     ----------
     family : Family
-        From `identify`: the table, and the network's place in the checkpoint.
+        From `identify`: the table, and the model's place in the checkpoint.
     checkpoint : Checkpoint
         From `read_checkpoint`, still open.
     expected : mapping of str to tuple of int

@@ -16,9 +16,9 @@ Which = Literal["ema", "model"]
 Kind = Literal["average", "no average", "other"]
 """The weights under a word: an average; the last weights beside one (non_ema); something else."""
 
-# Words for a network, alone or beside a word for an average.
+# Words for a model, alone or beside a word for an average.
 _NETWORK = {
-    *("model", "models", "net", "nets", "network", "networks", "unet", "generator", "module"),
+    *("model", "models", "net", "nets", "model", "models", "unet", "generator", "module"),
     *(
         "state",
         "states",
@@ -35,7 +35,7 @@ _NETWORK = {
 
 # ema, model_ema, state_dict_ema, netG_ema, shadow_params, average_model_state …
 _AVERAGE = {"ema", "emas", "average", "averages", "averaged", "shadow", "swa", "polyak"}
-# A word for an average of weights only beside a network's words: avg_model, but not loss_avg.
+# A word for an average of weights only beside a model's words: avg_model, but not loss_avg.
 _SHORT = "avg"
 _GLUED = re.compile(
     rf"(?:{'|'.join(sorted(_NETWORK))})(?:ema|swa)s?|(?:ema|swa)(?:{'|'.join(sorted(_NETWORK))})"

@@ -1,4 +1,4 @@
-"""The command line: arguments and files come in, pictures and tables go out; a mistake is one line and exit code 2.
+"""The command line: arguments and files come in, images and tables go out; a mistake is one line and exit code 2.
 
 Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for the two kinds of models; `history` has
 undo and redo; `sampling` has sample, `checkpoints` inspect and convert, `machine` backends, warmup and the version.
@@ -41,7 +41,7 @@ def root(
         bool, typer.Option("--version", help="Print the version, Python and the default backend, and exit.")
     ] = False,
 ) -> None:
-    """Edit a picture with a generative model and recompute only what the edit touches."""
+    """Edit an image with a generative model and recompute only what the edit touches."""
     if version:
         print_version()
         raise typer.Exit

@@ -48,7 +48,7 @@ def inspect(
     else:
         chosen = family.chosen
         kind = {"the only": "the only ones", "": "those in the usual place"}.get(chosen.kind, chosen.kind)
-        described = [("family", family.name), ("network", shown(family.model))]
+        described = [("family", family.name), ("model", shown(family.model))]
         described += [(shown(key), shown(value)) for key, value in config.items()]
         described += [("weights taken", f"{kind} ({chosen.place})" if chosen.place else kind)]
         described += [("beside them", listed(list(chosen.beside)))] if chosen.beside else []
@@ -83,15 +83,15 @@ def convert(
             bar = start(description, None)
             return lambda done, total, name: bar(done, name, total)
 
-        network = load(file, progress=progress("reading"), **parse_settings(settings))
-        save(network, output, dtype=dtype, progress=progress("writing"))
-    count = sum(int(np.prod(parameter.shape)) for parameter in network.parameters().values())
+        model = load(file, progress=progress("reading"), **parse_settings(settings))
+        save(model, output, dtype=dtype, progress=progress("writing"))
+    count = sum(int(np.prod(parameter.shape)) for parameter in model.parameters().values())
     size = output.stat().st_size
     out.print(
-        f"{file} → {output}: {network.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype}",
+        f"{file} → {output}: {model.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype}",
         soft_wrap=True,
     )
-    out.print(f"written: {network.source}", soft_wrap=True)
+    out.print(f"written: {model.source}", soft_wrap=True)
 
 
 def _which(settings: dict[str, Any]) -> Which | None:

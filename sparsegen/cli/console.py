@@ -164,7 +164,7 @@ def check_writable(path: Path, *, suffix: str = "", inputs: Sequence[Path] = ())
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of the file to write")
     if suffix and path.suffix.lower() != suffix:
-        raise InputError(f"{path}: the picture is written as PNG; give a name that ends in {suffix}")
+        raise InputError(f"{path}: the image is written as PNG; give a name that ends in {suffix}")
     if not folder.is_dir():
         raise InputError(f"{path}: the folder {folder} does not exist")
     if path.exists() and any(_reads(other, path) for other in inputs):

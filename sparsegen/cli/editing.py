@@ -1,4 +1,4 @@
-"""Commands that edit: options and files come in, a model of either kind runs, pictures and tables go out."""
+"""Commands that edit: options and files come in, a model of either kind runs, images and tables go out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from sparsegen.weights import builtin
 
-from .. import pictures
+from .. import images
 from ..errors import InputError
 from ..loading import load
 from ..tiling.policies import get_policy
@@ -54,7 +54,7 @@ def demo(
     direct: DirectOption = False,
     weights: WeightsOption = None,
     policy: PolicyOption = "paper",
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("demo.png"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The image to write.")] = Path("demo.png"),
 ) -> None:
     """Edit a built-in example; write inputs, dense and sparse results and tiles side by side; print what it cost."""
     known = builtin.get(model)
@@ -62,14 +62,14 @@ def demo(
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output, suffix=".png")
     engine = Engine(load(model), open_backend(backend, threads, direct, weights), policy)
-    get_policy(policy, paper=engine.network.paper)
+    get_policy(policy, paper=engine.model.paper)
     if known.labels is None:
         sheet, caption, rows = strokes.demo(engine, known)
     else:
         sheet, caption, rows = labels.demo(engine, known, known.labels)
-    pictures.write_png(output, sheet)
+    images.write_png(output, sheet)
     print_table(f"{model}: {caption} (backend {engine.backend.name}, policy {policy})", rows)
-    out.print(f"picture written to {output.resolve()}", soft_wrap=True)
+    out.print(f"image written to {output.resolve()}", soft_wrap=True)
 
 
 @with_sampler_options
@@ -78,7 +78,7 @@ def edit(
         list[Path],
         typer.Option(
             "--edited",
-            help="An edited copy of it; repeat to go on editing. Of pictures, transparent parts show what was before.",
+            help="An edited copy of it; repeat to go on editing. Of images, transparent parts show what was before.",
         ),
     ],
     output: Annotated[
@@ -93,7 +93,7 @@ def edit(
         Path | None,
         typer.Option(
             "--original",
-            help="What is there at first: a picture, or a label map (PNG).",
+            help="What is there at first: an image, or a label map (PNG).",
             show_default="that of the --session",
         ),
     ] = None,
@@ -113,7 +113,7 @@ def edit(
         Path | None,
         typer.Option(
             "--mask",
-            help="Recompute where this picture is white: at least half as bright. Painted on a transparent layer, "
+            help="Recompute where this image is white: at least half as bright. Painted on a transparent layer, "
             "in whatever colour: where it is opaque.",
         ),
     ] = None,
@@ -122,7 +122,7 @@ def edit(
         typer.Option(
             "--crop",
             metavar="HEIGHTxWIDTH",
-            help="Keep the middle of every file, such as 256x512 (height first), or auto: the most that the network "
+            help="Keep the middle of every file, such as 256x512 (height first), or auto: the most that the model "
             "can take.",
         ),
     ] = None,
@@ -132,7 +132,7 @@ def edit(
             "--resize",
             metavar="HEIGHTxWIDTH",
             help="Resize every file, after --crop, such as to 256x512 (height first), or auto: the nearest size that "
-            "the network can take.",
+            "the model can take.",
         ),
     ] = None,
     policy: PolicyOption = "paper",
@@ -192,14 +192,12 @@ def edit(
         typer.Option(
             "--preview-every",
             min=1,
-            help="Diffusion: write the picture as predicted after every so many steps, as OUTPUT-preview-05.png.",
+            help="Diffusion: write the image as predicted after every so many steps, as OUTPUT-preview-05.png.",
         ),
     ] = None,
     instances: Annotated[
         Path | None,
-        typer.Option(
-            "--instances", help="Label maps: instance map of the original, for networks with edges."
-        ),
+        typer.Option("--instances", help="Label maps: instance map of the original, for models with edges."),
     ] = None,
     edited_instances: Annotated[
         list[Path] | None,
@@ -217,7 +215,7 @@ def edit(
 ) -> None:
     """Paint the original, then recompute only what each edited copy changes.
 
-    A GauGAN (such as the built-in landscape) takes label maps. A diffusion model takes a picture and copies of it with
+    A GauGAN (such as the built-in landscape) takes label maps. A diffusion model takes an image and copies of it with
     strokes painted over, and makes the strokes real (SDEdit). Options that begin with "Diffusion" or "Label maps" are
     for that kind alone; their defaults are the model family's, or those that a built-in model says.
     """
@@ -251,18 +249,18 @@ def edit(
         ):
             model = known  # another path to the same file
         kept.check_same({"model": model}, {"model": known})
-        network = kept.session.model
+        loaded = kept.session.model
     else:
-        network = load(model or DEFAULT_MODEL, **parse_settings(settings))
+        loaded = load(model or DEFAULT_MODEL, **parse_settings(settings))
     if original is None and kept is None:
         raise InputError("--original: missing; it may be omitted only with a --session that exists")
     named = original if kept is None else kept.original(original)
     assert named is not None
     for path in targets:
         check_writable(path, inputs=[named])
-    engine = Engine(network, engine_backend, policy)
-    get_policy(policy, paper=network.paper)
-    called = network.name
+    engine = Engine(loaded, engine_backend, policy)
+    get_policy(policy, paper=loaded.paper)
+    called = loaded.name
     job = Job(engine, called, named, tuple(edited), output, mask, seed, count, fit, undo=undo, kept=kept)
     options = strokes.Options(
         steps,
@@ -281,11 +279,11 @@ def edit(
         "edited_instances": edited_instances,
         "unknown_label": unknown_label,
     }
-    if network.diffusion is not None:
-        _refuse(of_maps, f"{called} is a diffusion model ({network.family}), which takes pictures")
+    if loaded.diffusion is not None:
+        _refuse(of_maps, f"{called} is a diffusion model ({loaded.family}), which takes images")
         strokes.edit(job, options)
     else:
-        _refuse(options.given, f"{called} is no diffusion model ({network.family})")
+        _refuse(options.given, f"{called} is no diffusion model ({loaded.family})")
         labels.edit(job, instances, edited_instances or [], unknown_label)
 
 

@@ -1,4 +1,4 @@
-"""Commands that undo and redo edits of a saved session: its file comes in, the picture after the step goes out."""
+"""Commands that undo and redo edits of a saved session: its file comes in, the image after the step goes out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import typer
 
 from sparsegen.backends import get_backend
 
-from .. import pictures
+from .. import images
 from ..errors import SessionError
 from .console import check_writable, out, print_table
 from .kept import ORIGINAL, Kept
 from .options import CacheFolderOption, RamOption, check_memory
 
 SessionFile = Annotated[Path, typer.Option("--session", help="The session's file; it is saved again.")]
-Output = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Write the picture as it is then, as PNG.")
-]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write the image as it is then, as PNG.")]
 
 
 def undo(
@@ -55,8 +53,8 @@ def _walk(call: str, path: Path, output: Path | None, ram: str | None, folder: P
         check_writable(output, inputs=[Path(original)])
     result = session.undo() if call == "undo" else session.redo()
     if output is not None:
-        pictures.write_png(output, result.image)
-        out.print(f"picture written to {output}", soft_wrap=True)
+        images.write_png(output, result.image)
+        out.print(f"image written to {output}", soft_wrap=True)
     tiles = f"{result.active.count} of {result.active.total}"
     print_table(f"{call} {path}", [("tiles put back", tiles), *result.stats.memory()])
     kept.save()

@@ -24,7 +24,7 @@ from .reading import Fit
 class Engine:
     """A model, the backend that computes it, and the policy of its edits."""
 
-    network: Model
+    model: Model
     backend: Backend
     policy: str | None
     """None: there are no edits."""
@@ -83,12 +83,12 @@ def used_settings(settings: Settings) -> dict[str, Any]:
 
 def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
     """The settings in effect, given or not, as the rows of a table."""
-    network, backend = engine.network, engine.backend
-    count = sum(math.prod(parameter.shape) for parameter in network.parameters().values())
+    model, backend = engine.model, engine.backend
+    count = sum(math.prod(parameter.shape) for parameter in model.parameters().values())
     threads = getattr(backend, "threads", None)
     rows = [
-        ("network", f"{network.name}: {network.family}, {count / 1e6:.2f} M parameters"),
-        ("weights", network.source or None),
+        ("model", f"{model.name}: {model.family}, {count / 1e6:.2f} M parameters"),
+        ("weights", model.source or None),
         ("backend", backend.name + ("" if threads is None else f", {threads} threads")),
         ("policy", engine.policy),
         *((name.replace("_", " "), shown(value)) for name, value in settings.items()),

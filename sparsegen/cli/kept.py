@@ -23,7 +23,7 @@ from .console import bar_without_steps, out, progress_bars
 _NOTES = "cli."
 """Prefix of the command line's notes in a session's file."""
 ORIGINAL, PAINTED = "original", "painted"
-"""Notes: the path of the original; the last edited picture, whose strokes are applied by now."""
+"""Notes: the path of the original; the last edited image, whose strokes are applied by now."""
 
 
 @dataclass

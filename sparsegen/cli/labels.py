@@ -1,4 +1,4 @@
-"""Editing label maps at the command line: PNGs of labels come in, painted pictures and their costs go out."""
+"""Editing label maps at the command line: PNGs of labels come in, painted images and their costs go out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
-from .. import pictures
+from .. import images
 from ..editing.session import Session
 from ..engine.stats import LayerRecord
 from ..errors import InputError
+from ..images import ImageFile
 from ..models.base import Model
 from ..models.gaugan import GauGAN
-from ..pictures import ImageFile
 from ..tools.profile import profile
 from .console import print_table, progress_bars
 from .job import Engine, Job, print_result, settings_rows, written_by
@@ -31,20 +31,18 @@ def edit(
     job: Job, instances: Path | None, edited_instances: list[Path], unknown_label: int | None = None
 ) -> None:
     """Paint the original label map, then the changes of each edited one; a variation has its own latent vector."""
-    network, kept = job.engine.network, job.kept
-    assert isinstance(network, GauGAN)  # the only kind that takes label maps
+    model, kept = job.engine.model, job.kept
+    assert isinstance(model, GauGAN)  # the only kind that takes label maps
     goes_on = kept is not None and kept.goes_on
     if edited_instances and ((instances is None and not goes_on) or len(edited_instances) != len(job.edited)):
         raise InputError(
             f"{len(job.edited)} edited label maps have {len(edited_instances)} --edited-instances; "
             "give one for each, and --instances for the original"
         )
-    if unknown_label is not None and not 0 <= unknown_label < network.labels:
-        raise InputError(
-            f"--unknown-label {unknown_label}: this network has labels 0 to {network.labels - 1}"
-        )
+    if unknown_label is not None and not 0 <= unknown_label < model.labels:
+        raise InputError(f"--unknown-label {unknown_label}: this model has labels 0 to {model.labels - 1}")
     latents: dict[int | None, dict[str, Any]]
-    latents = {seed: {} if seed is None else {"z": latent(network, seed, job.count)} for seed in job.seeds}
+    latents = {seed: {} if seed is None else {"z": latent(model, seed, job.count)} for seed in job.seeds}
     conditions: dict[str, Any] = {}
     seed = job.seeds[0]
     if kept is not None:
@@ -54,28 +52,28 @@ def edit(
         seed = None if kept_seed is None else int(kept_seed)
     files = decoded([*job.inputs, *([instances] if instances else []), *edited_instances])
     original = files[job.original]
-    maps = [_read(files[path], original, job, network, unknown_label) for path in (job.original, *job.edited)]
-    frame = job.fit.frame(network, original)
+    maps = [_read(files[path], original, job, model, unknown_label) for path in (job.original, *job.edited)]
+    frame = job.fit.frame(model, original)
     first, *later = [
         frame.nearest(labels, path) for labels, path in zip(maps, (job.original, *job.edited), strict=True)
     ]
     if instances is not None:
-        conditions["instances"] = pictures.read_labels(files[instances], frame=frame)
+        conditions["instances"] = images.read_labels(files[instances], frame=frame)
     changes: list[dict[str, Any]] = [
-        {"instances": pictures.read_labels(files[path], frame=frame)} for path in edited_instances
+        {"instances": images.read_labels(files[path], frame=frame)} for path in edited_instances
     ] or [{} for _ in later]
-    mask = None if job.mask is None else pictures.read_mask(files[job.mask], frame=frame)
+    mask = None if job.mask is None else images.read_mask(files[job.mask], frame=frame)
     with naming(instances or job.original):
-        network.encode(first, **conditions)
+        model.encode(first, **conditions)
     for path, labels, change in zip(edited_instances or job.edited, later, changes, strict=True):
         with naming(path):
-            network.encode(labels, **change)
+            model.encode(labels, **change)
 
     print_table("settings", settings_rows(job.engine, size=first.shape, seed=seed))
     session = (
         kept.session
         if kept is not None and kept.goes_on
-        else Session(network, job.engine.backend, undo=job.undo)
+        else Session(model, job.engine.backend, undo=job.undo)
     )
     assert isinstance(session, Session)
     if kept is not None:
@@ -90,7 +88,7 @@ def edit(
             kept.check_file("instances", instances, conditions["instances"])
     with (
         keeping(kept),
-        layer_bars(network, first, **conditions) as bar,
+        layer_bars(model, first, **conditions) as bar,
         warnings.catch_warnings(),
     ):
         # pixels that are not applied and forgotten edits are printed below
@@ -107,26 +105,26 @@ def edit(
                 )
                 note_change(kept)
                 text = written_by(job.model, job.engine, seed=seed if goes_on else one)
-                pictures.write_png(target, result.image, text=text)
+                images.write_png(target, result.image, text=text)
                 print_result(job, path, target, result.stats)
 
 
 def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tuple[Host, str, list[Any]]:
-    """The first edit of the first example: a sheet of pictures, its caption, and the rows of a table."""
+    """The first edit of the first example: a sheet of images, its caption, and the rows of a table."""
     example = known.examples[0]
     change = example.edits[0]
-    original, edited = (pictures.read_labels(path) for path in (example.original, change.path))
-    session = Session(engine.network, engine.backend)
-    with layer_bars(engine.network, original) as bar:
+    original, edited = (images.read_labels(path) for path in (example.original, change.path))
+    session = Session(engine.model, engine.backend)
+    with layer_bars(engine.model, original) as bar:
         first = session.run(original, progress=bar("dense run of the original"))
         sparse = session.edit(edited, policy=engine.policy, progress=bar("sparse edit"))
         # the same session again: the weights are prepared for both
         dense = session.run(edited, progress=bar("dense run of the edited"))
     dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
     panels = [
-        ("original labels", pictures.colourise(original, labels.palette)),
-        (f"edited labels: {change.caption}", pictures.colourise(edited, labels.palette)),
-        ("active tiles over the result", pictures.overlay_tiles(sparse.image, sparse.active)),
+        ("original labels", images.colourise(original, labels.palette)),
+        (f"edited labels: {change.caption}", images.colourise(edited, labels.palette)),
+        ("active tiles over the result", images.overlay_tiles(sparse.image, sparse.active)),
         ("original", first.image),
         (f"edited, dense: {dense_ms:.0f} ms", dense.image),
         (f"edited, sparse: {sparse_ms:.0f} ms", sparse.image),
@@ -135,29 +133,29 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
         *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases", "codebooks")],
         ("dense run", f"{dense_ms:.0f} ms"),
         ("sparse edit", f"{sparse_ms:.0f} ms ({dense_ms / sparse_ms:.1f} times as fast)"),
-        ("PSNR, sparse against dense", f"{pictures.psnr(sparse.images, dense.images):.1f} dB"),
+        ("PSNR, sparse against dense", f"{images.psnr(sparse.images, dense.images):.1f} dB"),
         *sparse.stats.memory(),
     ]
-    return pictures.sheet(panels, columns=3), change.caption, rows
+    return images.sheet(panels, columns=3), change.caption, rows
 
 
-def latent(network: Model, seed: int, count: int = 1) -> Host:
+def latent(model: Model, seed: int, count: int = 1) -> Host:
     """z from a standard normal. Raises InputError: the model has no z."""
-    length = getattr(network.config, "z_dim", 0)
+    length = getattr(model.config, "z_dim", 0)
     if not length:
         option = "--seed" if count == 1 else "--count"
         raise InputError(
-            f"{option}: this network starts from the label map and has no latent z to vary; omit it"
+            f"{option}: this model starts from the label map and has no latent z to vary; omit it"
         )
     return np.random.default_rng(seed).standard_normal(length).astype(np.float32)
 
 
 @contextmanager
 def layer_bars(
-    network: Model, labels: Host, **conditions: Any
+    model: Model, labels: Host, **conditions: Any
 ) -> Iterator[Callable[[str], Callable[[LayerRecord], None]]]:
     """A maker of progress bars with a step for each layer."""
-    layers = len(profile(network, labels, **conditions).layers)
+    layers = len(profile(model, labels, **conditions).layers)
     with progress_bars() as start:
 
         def bar(description: str) -> Callable[[LayerRecord], None]:
@@ -173,16 +171,16 @@ def layer_bars(
         yield bar
 
 
-def _read(file: ImageFile, original: ImageFile, job: Job, network: GauGAN, unknown_label: int | None) -> Host:
+def _read(file: ImageFile, original: ImageFile, job: Job, model: GauGAN, unknown_label: int | None) -> Host:
     """A label map; of a built-in model by its colours, else by the numbers of the original."""
     known = builtin.get(job.model)
     palette = known.labels.palette if known and known.labels else None
     try:
-        labels = pictures.read_labels(file, palette, like=original, unknown_label=unknown_label)
-    except pictures.ColourError as error:
+        labels = images.read_labels(file, palette, like=original, unknown_label=unknown_label)
+    except images.ColourError as error:
         raise InputError(
-            f"{error}; {job.model} paints label maps (for pictures, give --model a diffusion model)"
+            f"{error}; {job.model} paints label maps (for images, give --model a diffusion model)"
         ) from None
     with naming(file.path):
-        network.check_labels(labels)
+        model.check_labels(labels)
     return labels

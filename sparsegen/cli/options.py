@@ -99,7 +99,7 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
-        help=f"Diffusion: the noise that the network was trained on: {', '.join(SCHEDULES)}.",
+        help=f"Diffusion: the noise that the model was trained on: {', '.join(SCHEDULES)}.",
         show_default=", ".join(sorted({own.edit.schedule for _, own in DIFFUSION.values()})),
     ),
 ]

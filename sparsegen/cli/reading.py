@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError, ShapeError
+from ..images import Frame, ImageFile, Size, read_file
 from ..models.base import Model
-from ..pictures import Frame, ImageFile, Size, read_file
 from .console import print_line
 
 Wanted = Size | Literal["auto"] | None
@@ -34,13 +34,13 @@ class Fit:
             raise InputError("--crop auto: not beside --resize, which fits any crop; give --crop a size")
         return cls(_wanted("--crop", crop), _wanted("--resize", resize))
 
-    def frame(self, network: Model, original: ImageFile) -> Frame:
+    def frame(self, model: Model, original: ImageFile) -> Frame:
         """The crop and size of every file of the original's size. Raises InputError: the size is not supported."""
         source = original.size
         crop = source if self.crop is None else self.crop
         if crop == "auto":
             inside = [
-                size for size in network.sizes_near(*source) if size[0] <= source[0] and size[1] <= source[1]
+                size for size in model.sizes_near(*source) if size[0] <= source[0] and size[1] <= source[1]
             ]
             if not inside:
                 raise InputError(
@@ -49,9 +49,9 @@ class Fit:
             crop = inside[0]
         size = crop if self.resize is None else self.resize
         if size == "auto":
-            size = network.sizes_near(*crop)[0]
+            size = model.sizes_near(*crop)[0]
         try:
-            network.check_size(*size)
+            model.check_size(*size)
         except ShapeError as error:
             if self.resize is not None:
                 raise InputError(f"--resize {_named(size)}: {error}") from None

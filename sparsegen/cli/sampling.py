@@ -1,4 +1,4 @@
-"""The command that samples: a diffusion model and a number come in, that many pictures from pure noise go out."""
+"""The command that samples: a diffusion model and a number come in, that many images from pure noise go out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import pictures
+from .. import images
 from ..diffusion.settings import whole_way
 from ..errors import InputError
 from ..loading import load
@@ -39,21 +39,19 @@ def sample(
     model: Annotated[
         str, typer.Option("--model", help="A diffusion model: built in, a file or a diffusers folder.")
     ] = "landscape-ddpm",
-    count: Annotated[
-        int, typer.Option("--count", min=1, help="How many pictures, each of its own seed.")
-    ] = 1,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many images, each of its own seed.")] = 1,
     size: Annotated[
         str | None,
         typer.Option(
             "--size",
             metavar="HEIGHTxWIDTH",
             help="In pixels, such as 256x512.",
-            show_default="what the network was trained on",
+            show_default="what the model was trained on",
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, help="Draw the noise; further pictures are of the seeds that follow."),
+        typer.Option("--seed", min=0, help="Draw the noise; further images are of the seeds that follow."),
     ] = 0,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Denoising steps.", show_default=sample_steps())
@@ -67,27 +65,27 @@ def sample(
     weights: WeightsOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Make pictures out of noise alone, with a diffusion model."""
+    """Make images out of noise alone, with a diffusion model."""
     targets = {
         one: output if count == 1 else numbered(output, f"seed{one}") for one in range(seed, seed + count)
     }
     for path in targets.values():
         check_writable(path, suffix=".png", inputs=[Path(model)] if Path(model).exists() else [])
     wanted = None if size is None else parse_size("--size", size)
-    network = load(model, **parse_settings(settings))
-    if network.diffusion is None:
-        raise InputError(f"--model {model}: no diffusion model ({network.family}); sample needs one")
-    if wanted is None and network.size is None:
+    loaded = load(model, **parse_settings(settings))
+    if loaded.diffusion is None:
+        raise InputError(f"--model {model}: no diffusion model ({loaded.family}); sample needs one")
+    if wanted is None and loaded.size is None:
         raise InputError(f"{model}: the size that it was trained on is unknown; give --size, such as 256x256")
-    engine = Engine(network, open_backend(backend, threads, direct, weights), None)
+    engine = Engine(loaded, open_backend(backend, threads, direct, weights), None)
     chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "schedule": schedule, **sampler_options}
-    settings_used = whole_way(network.diffusion, network.sampling, **chosen, seed=seed)
-    used = {**used_settings(settings_used), "size": wanted or network.size}
+    settings_used = whole_way(loaded.diffusion, loaded.sampling, **chosen, seed=seed)
+    used = {**used_settings(settings_used), "size": wanted or loaded.size}
     print_table("settings", settings_rows(engine, **used))
     with step_bars(used["steps"]) as bar:
         for one, path in targets.items():
             result = drawn(
-                network, size=wanted, seed=one, backend=engine.backend, on_step=bar(f"seed {one}"), **chosen
+                loaded, size=wanted, seed=one, backend=engine.backend, on_step=bar(f"seed {one}"), **chosen
             )
-            pictures.write_png(path, result.image, text=written_by(model, engine, **{**used, "seed": one}))
+            images.write_png(path, result.image, text=written_by(model, engine, **{**used, "seed": one}))
             out.print(f"{path}: seed {one}, {result.stats.milliseconds / 1e3:.1f} s", soft_wrap=True)

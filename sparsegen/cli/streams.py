@@ -1,7 +1,7 @@
 """Standard output and error of a command: text comes in and is written, or dropped once a write has failed.
 
 The reader of a pipe may have ended (`sparsegen edit … | head -1`), or the disk behind it may be full. The text is lost
-then; the work goes on, and every picture is written.
+then; the work goes on, and every image is written.
 """
 
 from __future__ import annotations

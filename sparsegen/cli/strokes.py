@@ -1,4 +1,4 @@
-"""Editing pictures at the command line: a picture and strokes painted over it come in, real content goes out."""
+"""Editing images at the command line: an image and strokes painted over it come in, real content goes out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
-from .. import pictures
+from .. import images
 from ..diffusion.samplers import Step, get_sampler
 from ..diffusion.settings import OnStep
 from ..errors import InputError
@@ -54,19 +54,19 @@ class Options:
 
 
 def edit(job: Job, options: Options) -> None:
-    """Run the original through every step, then make the strokes of each edited picture real, for each variation."""
-    network, kept = job.engine.network, job.kept
+    """Run the original through every step, then make the strokes of each edited image real, for each variation."""
+    model, kept = job.engine.model, job.kept
     with _session(job, options, job.seeds[0]) as session:
         previews = _previews(job, len(session.times), options.preview_every)
-        channels = _channels(network)
+        channels = _channels(model)
         files = decoded(job.inputs)
-        frame = job.fit.frame(network, files[job.original])
-        first = pictures.read_picture(files[job.original], channels=channels, frame=frame)
+        frame = job.fit.frame(model, files[job.original])
+        first = images.read_image(files[job.original], channels=channels, frame=frame)
         if kept is not None:
             kept.check_file(ORIGINAL, job.original, first)
         before = _before(job, session, first)
         strokes = _strokes(job, files, before, frame)
-        mask = None if job.mask is None else pictures.read_mask(files[job.mask], frame=frame)
+        mask = None if job.mask is None else images.read_mask(files[job.mask], frame=frame)
         if job.mask is None:
             _notice(job, session, files, before, strokes)
         print_table("settings", settings_rows(job.engine, size=first.shape[:2], **_used(session)))
@@ -88,15 +88,15 @@ def _edit(
     seed: int | None,
 ) -> None:
     """One variation: the original, unless it has run, then every edit, of which the first was painted over `before`."""
-    kept, network, of = job.kept, job.engine.network, len(session.times)
+    kept, model, of = job.kept, job.engine.model, len(session.times)
     text = written_by(job.model, job.engine, **_used(session))
 
     def on_step(target: Path, go: OnStep) -> OnStep:
         def after(step: Step) -> None:
             go(step)
             if (target, step.index) in previews:
-                image = network.picture(step.x0)[0]
-                pictures.write_png(previews[target, step.index], image, text=text)
+                preview = model.images(step.x0)[0]
+                images.write_png(previews[target, step.index], preview, text=text)
 
         return after
 
@@ -111,15 +111,15 @@ def _edit(
             # only the strokes since the previous file are edited: the strokes before are real by now, whether this file
             # was painted over them or over the result
             new = (painted != before).any(-1, keepdims=True)
-            picture = np.where(new, painted, session.image[..., : first.shape[-1]])
+            image = np.where(new, painted, session.image[..., : first.shape[-1]])
             result = session.edit(
-                picture, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
+                image, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
             )
             if kept is not None:
                 kept.write_note(PAINTED, painted)
                 kept.write_note(f"{PAINTED}.result", digest_of(session.image))
             note_change(kept)
-            pictures.write_png(target, result.image, text=text)
+            images.write_png(target, result.image, text=text)
             print_result(job, path, target, result.stats)
             before = painted
 
@@ -130,12 +130,12 @@ def _used(session: SDEdit) -> dict[str, Any]:
 
 
 def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
-    """The first edit of the first example: a sheet of pictures, its caption, and the rows of a table."""
+    """The first edit of the first example: a sheet of images, its caption, and the rows of a table."""
     example = known.examples[0]
     change = example.edits[0]
-    original = pictures.read_picture(example.original)
-    painted = pictures.read_picture(change.path, below=original)
-    with SDEdit(engine.network, backend=engine.backend) as session, step_bars(len(session.times)) as bar:
+    original = images.read_image(example.original)
+    painted = images.read_image(change.path, below=original)
+    with SDEdit(engine.model, backend=engine.backend) as session, step_bars(len(session.times)) as bar:
         plan = _plan(session, original)
         session.run(original, on_step=bar("original, kept for edits"))
         dense = session.dense(painted, on_step=bar("dense edit"))
@@ -146,12 +146,12 @@ def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
         (f"strokes: {change.caption}", painted),
         (f"dense: {dense_ms:.0f} ms", dense.image),
         (f"sparse: {sparse_ms:.0f} ms", sparse.image),
-        ("active tiles over the result", pictures.overlay_tiles(sparse.image, sparse.active)),
+        ("active tiles over the result", images.overlay_tiles(sparse.image, sparse.active)),
     ]
     scale = max(1, -(-256 // original.shape[1]))
     stroked = (painted != original).any(-1)
-    inside = pictures.psnr(sparse.image[stroked], dense.image[stroked])
-    whole = pictures.psnr(sparse.image, dense.image)
+    inside = images.psnr(sparse.image[stroked], dense.image[stroked])
+    whole = images.psnr(sparse.image, dense.image)
     rows = [
         *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases")],
         ("dense edit, end to end", f"{dense_ms:.0f} ms for {len(session.times)} steps"),
@@ -160,8 +160,8 @@ def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
         *sparse.stats.memory(),
         ("caches", str(plan)),
     ]
-    enlarged = [(caption, pictures.enlarge(image, scale)) for caption, image in panels]
-    return pictures.sheet(enlarged, columns=len(panels)), change.caption, rows
+    enlarged = [(caption, images.enlarge(image, scale)) for caption, image in panels]
+    return images.sheet(enlarged, columns=len(panels)), change.caption, rows
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
         kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, has)
     else:
         session = SDEdit(
-            job.engine.network,
+            job.engine.model,
             **given,
             seed=seed or 0,
             backend=job.engine.backend,
@@ -235,44 +235,40 @@ def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int],
 
 
 def _before(job: Job, session: SDEdit, first: Host) -> Host:
-    """The picture that the first edit is painted over: the original, or the last strokes of a continued session."""
+    """The image that the first edit is painted over: the original, or the last strokes of a continued session."""
     kept = job.kept
     if kept is None or not kept.goes_on:
         return first
     image, painted = session.image, kept.note(PAINTED)
     if image.shape[:2] != first.shape[:2]:
         raise InputError(
-            f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's picture is "
+            f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's image is "
             f"{image.shape[0]}×{image.shape[1]}"
         )
-    # after an undo, the picture is no longer the result of those strokes
+    # after an undo, the image is no longer the result of those strokes
     if isinstance(painted, np.ndarray) and kept.note(f"{PAINTED}.result") == digest_of(image):
         return painted
     return image[..., : first.shape[-1]]
 
 
-def _strokes(
-    job: Job, files: dict[Path, pictures.ImageFile], before: Host, frame: pictures.Frame
-) -> list[Host]:
-    """The edited pictures, uint8 `[H, W, C]`; a transparent part shows the picture before."""
+def _strokes(job: Job, files: dict[Path, images.ImageFile], before: Host, frame: images.Frame) -> list[Host]:
+    """The edited images, uint8 `[H, W, C]`; a transparent part shows the image before."""
     found = [before]
     for path in job.edited:
-        found.append(
-            pictures.read_picture(files[path], channels=before.shape[-1], below=found[-1], frame=frame)
-        )
+        found.append(images.read_image(files[path], channels=before.shape[-1], below=found[-1], frame=frame))
     return found[1:]
 
 
-def _channels(network: Model) -> int:
-    channels = int(network.config.in_channels)
+def _channels(model: Model) -> int:
+    channels = int(model.config.in_channels)
     if channels not in (1, 3):
-        raise InputError(f"this network takes {channels} channels, expected 3 or 1, as pictures have")
+        raise InputError(f"this model takes {channels} channels, expected 3 or 1, as images have")
     return channels
 
 
-def _plan(session: SDEdit, picture: Host) -> CachePlan:
+def _plan(session: SDEdit, image: Host) -> CachePlan:
     """The memory of the caches. Raises InputError: there is too little RAM or disk."""
-    plan = session.cache_plan(picture)
+    plan = session.cache_plan(image)
     if not plan.fits:
         raise InputError(f"{plan}: too little disk; give another --cache-folder, more --ram or fewer --steps")
     ram = _ram()
@@ -296,9 +292,9 @@ def _ram() -> int | None:
 
 
 def _notice(
-    job: Job, session: SDEdit, files: dict[Path, pictures.ImageFile], before: Host, strokes: list[Host]
+    job: Job, session: SDEdit, files: dict[Path, images.ImageFile], before: Host, strokes: list[Host]
 ) -> None:
-    """Print a note for each lossy file that would have more than half of the picture made anew, with advice."""
+    """Print a note for each lossy file that would have more than half of the image made anew, with advice."""
     known, lossy = job.original, files[job.original].lossy
     if job.kept is not None and job.kept.goes_on:
         known, lossy = job.kept.path, ""
@@ -306,7 +302,7 @@ def _notice(
         share = _share(session, before, painted)
         why = ""
         if kind := files[path].lossy:
-            why = f"it is saved as {kind}, which changes pixels everywhere. Save edited pictures as PNG"
+            why = f"it is saved as {kind}, which changes pixels everywhere. Save edited images as PNG"
         elif lossy:
             why = (
                 f"{known} is saved as {lossy}, which programs decode differently. Save it as PNG, paint on that, "
@@ -322,10 +318,10 @@ def _notice(
 
 
 def _share(session: SDEdit, before: Host, painted: Host) -> float:
-    """The share of a picture that an edit makes anew: pixels that moved by more than the family's eps, with a margin.
+    """The share of an image that an edit makes anew: pixels that moved by more than the family's eps, with a margin.
 
     Of a margin wider than the family's, only the family's counts: the rest is the user's choice, and no sign of loss.
     """
-    # pixels are -1 to 1 to the network
+    # pixels are -1 to 1 to the model
     moved = np.abs(painted.astype(np.int16) - before) > session.model.eps * 127.5
     return float(dilate(moved.any(-1), min(session.margin, session.model.paper.dilation)).mean())

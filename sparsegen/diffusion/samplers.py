@@ -34,13 +34,13 @@ import numpy as np
 
 from ..checks import in_range, is_whole, whole_number
 from ..errors import InputError, ShapeError
-from .schedules import LEADING, CosineLogSNR, Layout, NoiseSchedule, Picture, Times
+from .schedules import LEADING, CosineLogSNR, Image, Layout, NoiseSchedule, Times
 
-Predictor: TypeAlias = Callable[[Picture, int, float], Picture]
+Predictor: TypeAlias = Callable[[Image, int, float], Image]
 """`predict(x, i, t)`: x float32 (not to be written), the number of the step, its time (a timestep or the logsnr, as the
-schedule has it) -> the prediction, of x's shape: the noise in x, or for `predicts="picture"` the clean image."""
+schedule has it) -> the prediction, of x's shape: the noise in x, or for `predicts="image"` the clean image."""
 
-Noise: TypeAlias = Callable[[int], Picture]
+Noise: TypeAlias = Callable[[int], Image]
 """`noise(i)`: the standard normal noise of step i, float32 of x's shape; the same whenever it is called."""
 
 START = -1
@@ -59,9 +59,9 @@ class Step:
     """The time at which the model was evaluated."""
     next_timestep: float | None
     """The time of x; None after the last step, where the schedule ends: x is the image."""
-    x: Picture
+    x: Image
     """float32, a new array each step, which the caller may write into."""
-    x0: Picture
+    x0: Image
     """The clean image as this step predicts it, for previews; read-only."""
 
 
@@ -98,7 +98,7 @@ def sample_seeds(seed: Seed, samples: int) -> tuple[int, ...]:
     return checked
 
 
-def noise(seed: Seed, index: int, shape: Sequence[int]) -> Picture:
+def noise(seed: Seed, index: int, shape: Sequence[int]) -> Image:
     """The standard normal noise of a seed's step `index` (or of `START`): float32 of `shape`, the same every time.
 
     Each sample of a batch has the noise of its own seed: the bits that it has alone. Raises InputError.
@@ -164,7 +164,7 @@ class Sampler:
     schedule: NoiseSchedule | None
     """The one schedule that it goes with; None: any of `SCHEDULES`."""
     predictions: tuple[str, ...]
-    """The predictions that it takes: "noise", "picture"; with both, its function has the keyword `predicts`."""
+    """The predictions that it takes: "noise", "image"; with both, its function has the keyword `predicts`."""
 
     @property
     def time(self) -> str:
@@ -202,7 +202,7 @@ class Sampler:
     def __call__(
         self,
         predict: Predictor,
-        x: Picture,
+        x: Image,
         schedule: NoiseSchedule,
         timesteps: Times,
         *,
@@ -296,7 +296,7 @@ class _Leg:
     def last(self) -> bool:
         return self.index == self.of - 1
 
-    def predicted(self, predict: Predictor, x: Picture) -> Picture:
+    def predicted(self, predict: Predictor, x: Image) -> Image:
         """The model's prediction at this step's time."""
         prediction = np.asarray(predict(x, self.index, self.time), np.float32)
         if prediction.shape != x.shape:
@@ -305,7 +305,7 @@ class _Leg:
             )
         return prediction
 
-    def fresh(self, noise: Noise | None, x: Picture) -> Picture:
+    def fresh(self, noise: Noise | None, x: Image) -> Image:
         """The fresh noise of this step."""
         if noise is None:
             raise InputError("this sampler adds fresh noise; expected noise=, such as seeded(seed, x.shape)")
@@ -316,11 +316,11 @@ class _Leg:
             )
         return drawn
 
-    def clean(self, x: Picture, eps: Picture, clip: float | None) -> Picture:
+    def clean(self, x: Image, eps: Image, clip: float | None) -> Image:
         """The clean image if the noise in x is eps (DDPM, equation 15), within ±clip."""
         return _clipped((x - self.sigma * eps) / self.alpha, clip)
 
-    def done(self, x: Picture, x0: Picture) -> Step:
+    def done(self, x: Image, x0: Image) -> Step:
         x0.flags.writeable = False
         return Step(self.index, self.of, self.time, self.next_time, x, x0)
 
@@ -328,7 +328,7 @@ class _Leg:
 @sampler("ddpm")
 def ddpm(
     predict: Predictor,
-    x: Picture,
+    x: Image,
     schedule: NoiseSchedule,
     timesteps: Times,
     *,
@@ -361,7 +361,7 @@ def ddpm(
 @sampler("ddim", options={"eta": Option(0.0, "share of fresh noise", least=0, most=1)})
 def ddim(
     predict: Predictor,
-    x: Picture,
+    x: Image,
     schedule: NoiseSchedule,
     timesteps: Times,
     *,
@@ -394,7 +394,7 @@ def ddim(
 @sampler("dpm++2m", layout=Layout(drop_last=True))
 def dpm_solver_pp_2m(
     predict: Predictor,
-    x: Picture,
+    x: Image,
     schedule: NoiseSchedule,
     timesteps: Times,
     *,
@@ -410,7 +410,7 @@ def dpm_solver_pp_2m(
     is overwritten whatever its history, and no pixel's history reaches another pixel.
     """
     x, legs = _start(x, schedule, timesteps, clip)
-    before: Picture | None = None
+    before: Image | None = None
     h_before = math.nan
     for leg in legs:
         x0 = leg.clean(x, leg.predicted(predict, x), clip)
@@ -429,7 +429,7 @@ def dpm_solver_pp_2m(
 @sampler("euler", layout=Layout(whole=False))
 def euler(
     predict: Predictor,
-    x: Picture,
+    x: Image,
     schedule: NoiseSchedule,
     timesteps: Times,
     *,
@@ -453,10 +453,10 @@ def euler(
         yield leg.done(x, x0)
 
 
-@sampler("pd", schedule=CosineLogSNR(), predictions=("noise", "picture"))
+@sampler("pd", schedule=CosineLogSNR(), predictions=("noise", "image"))
 def pd(
     predict: Predictor,
-    x: Picture,
+    x: Image,
     schedule: NoiseSchedule,
     timesteps: Times,
     *,
@@ -470,26 +470,26 @@ def pd(
     the predicted image itself. Nothing is random: `noise` is not called.
 
     At pure noise α is 5e-5, where a noise rounded to float32 determines the image only to 1e-3. The model predicts the
-    image as well: with `predicts="picture"`, `predict` returns the image, and nothing is lost.
+    image as well: with `predicts="image"`, `predict` returns the image, and nothing is lost.
     """
-    if predicts not in ("noise", "picture"):
-        raise InputError(f"predicts is {predicts!r}, expected noise or picture")
+    if predicts not in ("noise", "image"):
+        raise InputError(f"predicts is {predicts!r}, expected noise or image")
     x, legs = _start(x, schedule, timesteps, clip)
     for leg in legs:
         given = leg.predicted(predict, x)
-        x0 = _clipped(given.copy(), clip) if predicts == "picture" else leg.clean(x, given, clip)
+        x0 = _clipped(given.copy(), clip) if predicts == "image" else leg.clean(x, given, clip)
         eps = given if predicts == "noise" and clip is None else (x - leg.alpha * x0) / leg.sigma
         x = leg.next_alpha * x0 + leg.next_sigma * eps
         yield leg.done(x, x0)
 
 
-def _clipped(x0: Picture, clip: float | None) -> Picture:
+def _clipped(x0: Image, clip: float | None) -> Image:
     return x0 if clip is None else np.clip(x0, -float(clip), float(clip))
 
 
 def _start(
-    x: Picture, schedule: NoiseSchedule, timesteps: Times, clip: float | None, stride: int | None = None
-) -> tuple[Picture, list[_Leg]]:
+    x: Image, schedule: NoiseSchedule, timesteps: Times, clip: float | None, stride: int | None = None
+) -> tuple[Image, list[_Leg]]:
     """x as float32, and the way through the timesteps to the schedule's end."""
     x = np.asarray(x, np.float32)
     if clip is not None:

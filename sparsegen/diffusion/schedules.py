@@ -22,7 +22,7 @@ import numpy as np
 from ..checks import is_whole, whole_number
 from ..errors import InputError, ShapeError
 
-Picture: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Image: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 """float32 `[N, H, W, C]`, clean or noisy; a model of images expects values within -1 … 1."""
 Times: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 """`[steps]`, from the noisiest time to the cleanest: int64 timesteps, or float64."""
@@ -88,7 +88,7 @@ class NoiseSchedule(ABC):
         alpha, sigma = self.alpha_sigma(time)
         return 2 * math.log(alpha / sigma) if sigma else math.inf
 
-    def noised(self, x0: Picture, noise: Picture, time: float | None) -> Picture:
+    def noised(self, x0: Image, noise: Image, time: float | None) -> Image:
         """The image `x0` at the noise of `time`: the start of a trajectory that edits x0, and its held pixels.
 
         At None of a schedule that ends clean this is x0, bit for bit. (A trajectory from pure noise starts from the

@@ -13,7 +13,7 @@ from ..checks import in_range, is_whole
 from ..errors import InputError
 from . import samplers, schedules
 from .samplers import Noise, Predictor, Step
-from .schedules import Picture
+from .schedules import Image
 
 OnStep = Callable[[Step], None]
 """Called after every denoising step: `step.x` is a copy of the trajectory's state, `step.x0` a preview in [-1, 1]."""
@@ -89,7 +89,7 @@ class Settings:
         return [float(t) for t in self.noise_schedule().times(self.steps, self.noise_level, layout)]
 
     def trajectory(
-        self, predict: Predictor, x: Picture, *, predicts: str = "noise", noise: Noise | None = None
+        self, predict: Predictor, x: Image, *, predicts: str = "noise", noise: Noise | None = None
     ) -> Iterator[Step]:
         """The sampler's steps from `x` at the first of `times()` on, with all of these settings.
 
@@ -113,7 +113,7 @@ class DiffusionDefaults:
 
     time: str
     """The condition that is the time, as noise schedules call it: "timestep", "logsnr"."""
-    predicts: Literal["noise", "picture"]
+    predicts: Literal["noise", "image"]
     edit: Settings
     """To edit an image."""
     sample_steps: int

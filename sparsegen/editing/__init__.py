@@ -1,4 +1,4 @@
-"""Editing: a network's canvases are painted once and repainted where an edit changed them.
+"""Editing: a model's canvases are painted once and repainted where an edit changed them.
 
 `session` is the door for users.
 """

@@ -179,7 +179,7 @@ class Session(NotCopied):
             kept = {
                 name: np.array(array) for name, array in inputs.canvases.items()
             }  # the user's own may change
-            shown = _Shown(kept, output, self.model.picture(output))
+            shown = _Shown(kept, output, self.model.images(output))
             base = Base([self._state], History(TileSet.empty(*inputs.shape), shown=shown))
             active = TileSet.full(*output.shape[:3])
             result = self._result(base, base.history, start, active, run.records, edited_area=1.0)
@@ -372,7 +372,7 @@ class Session(NotCopied):
         if shown is None:
             inputs = {name: self.memory.whole(canvas) for name, canvas in self._state.inputs.items()}
             output = self._state.output()
-            shown = _Shown(inputs, output, self.model.picture(output))
+            shown = _Shown(inputs, output, self.model.images(output))
             base.show(shown)
         return base, shown
 
@@ -404,7 +404,7 @@ class Session(NotCopied):
             return _Shown(kept, shown.output, shown.images)
         output, images = np.array(shown.output), np.array(shown.images)
         scatter_tiles(output, active.tiles, self._state.output_tiles(active.tiles))
-        images[active.place] = self.model.picture(output[active.place])
+        images[active.place] = self.model.images(output[active.place])
         return _Shown(kept, output, images)
 
     def _result(

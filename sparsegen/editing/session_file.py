@@ -1,6 +1,6 @@
 """Sessions on disk: states come in, one safetensors file comes out, and back again, bit for bit.
 
-The file is self-contained (network, canvases, statistics, journal). A digest over every tensor and all metadata is
+The file is self-contained (model, canvases, statistics, journal). A digest over every tensor and all metadata is
 checked before anything is used; tensors are data, nothing in the file is ever executed. A diffusion session has a state
 for each step, whose names begin with the step's prefix. The journals of all edits lie end to end in a few tensors, so
 that a session may have any number of edits:

@@ -51,7 +51,7 @@ class _Named(type):
 
 
 class Model(NotCopied, Layer, metaclass=_Named):
-    """A network: a tree of layers, written once. Subclasses define its inputs, and the picture of its output."""
+    """A model: a tree of layers, written once. Subclasses define its inputs, and the image of its output."""
 
     not_copied = "load it again (sessions of one model share its weights)"
     refusal = InputError
@@ -59,7 +59,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
     family: ClassVar[str]
     """The architecture's name in files and at the command line."""
     role: ClassVar[str]
-    """The network's role in a bundle: "unet", "generator"."""
+    """The model's role in a bundle: "unet", "generator"."""
     config_type: ClassVar[type]
     """A frozen dataclass of plain values that determine the parameters' shapes; it checks its values."""
     registry: ClassVar[dict[str, type[Model]]] = {}
@@ -102,7 +102,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
         self._prepared: WeakKeyDictionary[Backend, Prepared] = WeakKeyDictionary()
         self._release: Callable[[], None] = lambda: None
 
-    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+    def encode(self, image: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """The canvases and conditions of a user's input, checked; conditions that are not given come from `base`.
 
         Raises
@@ -123,7 +123,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
         """The computation: input features in, the output feature out."""
         raise NotImplementedError
 
-    def picture(self, output: Host) -> Host:
+    def images(self, output: Host) -> Host:
         """The output `[N, H, W, C]`, or a part of it, as uint8 images `[N, H, W, 3]`; pixel by pixel."""
         raise NotImplementedError
 

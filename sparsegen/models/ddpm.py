@@ -1,6 +1,6 @@
 """DDPM: a noisy image and its timestep come in, the noise in it comes out.
 
-Source: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239; the network of its LSUN models, with
+Source: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239; the model of its LSUN models, with
 the options of diffusers' `UNet2DModel` that change the computation.
 """
 
@@ -20,7 +20,7 @@ from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsampl
 
 @dataclass(frozen=True)
 class DDPMConfig(UNetConfig):
-    """The values that determine the network's shape and its embedding of time.
+    """The values that determine the model's shape and its embedding of time.
 
     Attributes
     ----------
@@ -84,5 +84,5 @@ class DDPM(UNet):
         return Upsample(channels)
 
     def prediction(self, output: Host, x: Host, time: float) -> Host:
-        """The output, or its first half of the channels if the network predicts a variance too."""
+        """The output, or its first half of the channels if the model predicts a variance too."""
         return np.ascontiguousarray(output[..., : self.config.in_channels])

@@ -34,7 +34,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class GauGANConfig:
-    """The values that determine the network's shape, by upstream's names.
+    """The values that determine the model's shape, by upstream's names.
 
     Attributes
     ----------
@@ -51,11 +51,11 @@ class GauGANConfig:
     edge_channel
         Whether the last channel marks the borders of instances.
     z_dim
-        Length of the latent vector that starts the network (the VAE generators), 0 for a start from labels.
+        Length of the latent vector that starts the model (the VAE generators), 0 for a start from labels.
     kernel_size
         Side of the SPADE convolutions.
     start_cells
-        Pixels of the lowest resolution of a network with z (its `fc` has 16 ngf outputs for each); else 0.
+        Pixels of the lowest resolution of a model with z (its `fc` has 16 ngf outputs for each); else 0.
     """
 
     ngf: int = 64
@@ -170,7 +170,7 @@ class GauGAN(Model):
         size = self.start_size(*labels.shape[1:3])
         if isinstance(self.fc, LabelConv):
             return self.fc(labels, size=size)
-        assert z is not None  # encode gives every network with z one
+        assert z is not None  # encode gives every model with z one
         return self.fc(z, labels, size=size)
 
     def start_size(self, height: int, width: int) -> tuple[int, int]:
@@ -198,7 +198,7 @@ class GauGAN(Model):
         else:
             return
         raise ShapeError(
-            f"the label map is {height}×{width}; this network ({self.config.num_upsampling_layers}) {need}, "
+            f"the label map is {height}×{width}; this model ({self.config.num_upsampling_layers}) {need}, "
             f"the nearest are {named_sizes(self.sizes_near(height, width))}"
         )
 
@@ -216,7 +216,7 @@ class GauGAN(Model):
         raise InputError(
             f"label {label} at row {row}, column {column}"
             + (f" of sample {sample[0]}" if sample and len(labels) > 1 else "")
-            + f": this network has labels 0 to {self.labels - 1}"
+            + f": this model has labels 0 to {self.labels - 1}"
             + (
                 " (255 is 'unknown': read_labels(…, unknown_label=N), or --unknown-label N, makes it label N)"
                 if label == 255
@@ -224,17 +224,17 @@ class GauGAN(Model):
             )
         )
 
-    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+    def encode(self, image: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """A label map as the canvas of one-hot channel numbers, checked.
 
         Parameters
         ----------
-        picture
+        image
             Integer labels `[H, W]` or `[N, H, W]`, 0 to the number of labels - 1.
         instances
-            Integer instance map of the same shape, for networks with an edge channel; None: the base's, or no edges.
+            Integer instance map of the same shape, for models with an edge channel; None: the base's, or no edges.
         z
-            Latent vector `[z_dim]` or `[N, z_dim]`, for networks that start from one; None: the base's, or the
+            Latent vector `[z_dim]` or `[N, z_dim]`, for models that start from one; None: the base's, or the
             model's default.
 
         Raises
@@ -244,21 +244,21 @@ class GauGAN(Model):
         unknown = set(conditions) - {"instances", "z"}
         if unknown:
             raise InputError(f"unknown condition {', '.join(sorted(unknown))}; gaugan takes instances and z")
-        labels = _index_map(picture, "the label map")
+        labels = _index_map(image, "the label map")
         self.check_labels(labels)
         self.check_size(*labels.shape[1:])
         planes = [labels]
         if self.config.edge_channel:
             planes.append(self._edges(labels, conditions.get("instances"), base))
         elif conditions.get("instances") is not None:
-            raise InputError("an instance map is given, but this network has no edge channel; omit it")
+            raise InputError("an instance map is given, but this model has no edge channel; omit it")
         canvas = np.empty((*labels.shape, len(planes)), np.int32)
         for i, plane in enumerate(planes):
             canvas[..., i] = plane
         z = conditions.get("z")
         if self.config.z_dim == 0:
             if z is not None:
-                raise InputError("z is given, but this network starts from labels; omit it")
+                raise InputError("z is given, but this model starts from labels; omit it")
             return Inputs({"labels": canvas})
         if z is None and base is not None:
             return Inputs({"labels": canvas}, base.conditions)
@@ -266,7 +266,7 @@ class GauGAN(Model):
             {"labels": canvas}, {"z": self._latent(self.defaults.get("z") if z is None else z, len(labels))}
         )
 
-    def picture(self, output: Host) -> Host:
+    def images(self, output: Host) -> Host:
         """tanh's [-1, 1] as uint8, rounded."""
         v = output + 1
         v *= 127.5  # in place from here

@@ -21,7 +21,7 @@ from .unet import Downsample, ResBlock, TimeEmbedding, UNet, UNetConfig, Upsampl
 
 @dataclass(frozen=True)
 class PDConfig(UNetConfig):
-    """The values that determine the network's shape; the defaults give SIGE's LSUN church model of 128×128."""
+    """The values that determine the model's shape; the defaults give SIGE's LSUN church model of 128×128."""
 
     out_channels: int = 6
     channels: int = 64
@@ -41,14 +41,14 @@ class PDConfig(UNetConfig):
 
 
 class ProgressiveDistillation(UNet):
-    """A network for few steps, which predicts the clean image and the noise; each is weighted where it is the safer."""
+    """A model for few steps, which predicts the clean image and the noise; each is weighted where it is the safer."""
 
     family = "pd"
     config_type = PDConfig
     # SIGE's edits: the last five of eight steps
     diffusion = DiffusionDefaults(
         time="logsnr",
-        predicts="picture",
+        predicts="image",
         edit=Settings(steps=8, noise_level=5, sampler="pd"),
         sample_steps=8,
     )
@@ -69,7 +69,7 @@ class ProgressiveDistillation(UNet):
         return ResBlock(channels, channels, self.config, film=True, resample="up")
 
     def embedded_time(self, time: Host) -> Host:
-        """The inverse of the cosine schedule, in thousandths: 0 for a clean picture, 1000 for noise."""
+        """The inverse of the cosine schedule, in thousandths: 0 for a clean image, 1000 for noise."""
         angle = np.arctan(np.exp(-0.5 * np.clip(time.astype(np.float64), -20, 20)))
         return (1000 * angle / (math.pi / 2)).astype(np.float32)
 
@@ -79,10 +79,10 @@ class ProgressiveDistillation(UNet):
         `σ² x̂ + α² (x - σ ε̂) / α`, with α² = sigmoid(logsnr), σ² = 1 - α²: near pure noise x̂, near the end ε̂.
         """
         channels = self.config.in_channels
-        picture, noise = output[..., :channels], output[..., channels:]
+        image, noise = output[..., :channels], output[..., channels:]
         alpha2 = 1 / (1 + math.exp(-time))
         sigma2 = 1 / (1 + math.exp(time))
         alpha, sigma = np.float32(math.sqrt(alpha2)), np.float32(math.sqrt(sigma2))
         return np.asarray(
-            np.float32(sigma2) * picture + np.float32(alpha2) * ((x - sigma * noise) / alpha), np.float32
+            np.float32(sigma2) * image + np.float32(alpha2) * ((x - sigma * noise) / alpha), np.float32
         )

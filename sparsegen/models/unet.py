@@ -237,7 +237,7 @@ class UpLevel(Level):
 
 
 class Middle(Layer):
-    """The lowest resolution: block, attention (in most networks), block."""
+    """The lowest resolution: block, attention (in most models), block."""
 
     attn_1: AttentionBlock | None = None
 
@@ -253,7 +253,7 @@ class Middle(Layer):
 
 
 class UNet(Model):
-    """The network of a diffusion model: a noisy image `[N, H, W, C]` in, a prediction out.
+    """The model of a diffusion model: a noisy image `[N, H, W, C]` in, a prediction out.
 
     Subclasses define the embedding of time, the change of resolutions, and the meaning of the prediction.
     """
@@ -350,18 +350,18 @@ class UNet(Model):
     def prediction(self, output: Host, x: Host, time: float) -> Host:
         """The noise in `x` or the image (`diffusion.predicts`) that an output means: float32 `[N, H, W, in_channels]`.
 
-        Pixel by pixel; `output` is the network's output for `x` at `time`.
+        Pixel by pixel; `output` is the model's output for `x` at `time`.
         """
         raise NotImplementedError
 
-    # -- inputs and pictures -----------------------------------------------------------------------------
+    # -- inputs and images -----------------------------------------------------------------------------
 
-    def encode(self, picture: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+    def encode(self, image: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
         """A noisy image and its time, checked.
 
         Parameters
         ----------
-        picture
+        image
             Floats `[H, W, C]` or `[N, H, W, C]`, an image in [-1, 1] with noise on it.
         timestep (logsnr, if the model is conditioned on it)
             A number, or one for each sample `[N]`; None: the base's.
@@ -375,23 +375,23 @@ class UNet(Model):
             raise InputError(
                 f"unknown condition {', '.join(sorted(unknown))}; {self.family} takes {self.time}"
             )
-        x = np.asarray(picture)
+        x = np.asarray(image)
         if not np.issubdtype(x.dtype, np.floating):
             raise InputError(
-                f"the noisy picture is {x.dtype}, expected floats; for uint8 pictures, use sparsegen.SDEdit"
+                f"the noisy image is {x.dtype}, expected floats; for uint8 images, use sparsegen.SDEdit"
             )
         x = x[None] if x.ndim == 3 else x
         channels = self.config.in_channels
         if x.ndim != 4 or not len(x) or x.shape[3] != channels:
             raise ShapeError(
-                f"the noisy picture is {np.shape(picture)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
+                f"the noisy image is {np.shape(image)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
             )
         self.check_size(*x.shape[1:3])
         with np.errstate(over="ignore"):  # a value too large for float32 becomes inf, which is refused below
             x = np.ascontiguousarray(x, np.float32)
         if not np.isfinite(x).all():
             n, row, column, _ = np.argwhere(~np.isfinite(x))[0]
-            raise InputError(f"the noisy picture is not finite at sample {n}, row {row}, column {column}")
+            raise InputError(f"the noisy image is not finite at sample {n}, row {row}, column {column}")
         given = conditions.get(self.time)
         if given is None:
             if base is None:
@@ -409,7 +409,7 @@ class UNet(Model):
         """Raises ShapeError, which names the nearest sizes, if images of that size are not supported."""
         if height % self._unit or width % self._unit or not height or not width:
             raise ShapeError(
-                f"the picture is {height}×{width}; this network needs sides in multiples of {self._unit}, "
+                f"the image is {height}×{width}; this model needs sides in multiples of {self._unit}, "
                 f"the nearest are {named_sizes(self.sizes_near(height, width))}"
             )
 
@@ -429,7 +429,7 @@ class UNet(Model):
             raise InputError(f"{self.time} is {given!r}, expected finite numbers")
         return time
 
-    def picture(self, output: Host) -> Host:
+    def images(self, output: Host) -> Host:
         """The first three channels of an output (or an image) in [-1, 1] as uint8, rounded; one channel as grey."""
         v = output[..., :3]
         v = v.repeat(3, -1) if v.shape[-1] == 1 else v

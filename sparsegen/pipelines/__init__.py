@@ -1,4 +1,4 @@
-"""Pipelines: networks that run many times for one picture."""
+"""Pipelines: models that run many times for one image."""
 
 from .opening import open_session
 from .sampling import sample

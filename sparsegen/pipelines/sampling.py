@@ -1,4 +1,4 @@
-"""Pictures out of noise alone: a diffusion model and a size come in, pictures that nobody painted come out."""
+"""Images out of noise alone: a diffusion model and a size come in, images that nobody painted come out."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def sample(
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Result:
-    """Unconditional pictures of a diffusion model: noise is denoised all the way.
+    """Unconditional images of a diffusion model: noise is denoised all the way.
 
     Parameters
     ----------
     model
-        A network of `sparsegen.models`: DDPM or ProgressiveDistillation.
+        A model of `sparsegen.models`: DDPM or ProgressiveDistillation.
     size
-        (height, width); None: those that the network was trained on, where that is known.
+        (height, width); None: those that the model was trained on, where that is known.
     count
-        Pictures, computed as one batch: memory grows with it.
+        Images, computed as one batch: memory grows with it.
     steps
         Denoising steps; None: the family's, 50 of a DDPM, 8 of progressive distillation.
     sampler, schedule, clip, options
         As for `SDEdit`.
     seed
-        A number for each picture; one number s means s, s + 1, … Each picture has the bits that it has alone.
+        A number for each image; one number s means s, s + 1, … Each image has the bits that it has alone.
     backend
         As for `Session`.
     on_step
@@ -71,7 +71,7 @@ def sample(
     diffusion = checked_diffusion(model, "sample needs a diffusion model")
     height, width = _checked_size(model.size if size is None else size)
     model.check_size(height, width)
-    count = whole_number("count", count, 1, unit="of pictures")
+    count = whole_number("count", count, 1, unit="of images")
     settings = whole_way(
         diffusion,
         model.sampling,
@@ -99,14 +99,14 @@ def sample(
         if on_step is not None:
             on_step(dataclasses.replace(step, x=x.copy()))
     stats = Stats(1.0, tuple(records), (time.perf_counter() - start) * 1e3, state.memory.nbytes)
-    return Result(model.picture(x), x, stats, TileSet.full(*x.shape[:3]))
+    return Result(model.images(x), x, stats, TileSet.full(*x.shape[:3]))
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
     """(height, width). Raises InputError."""
     if size is None:
         raise InputError(
-            "the file does not say which size the network was trained on; give size=(height, width)"
+            "the file does not say which size the model was trained on; give size=(height, width)"
         )
     sides = size.tolist() if isinstance(size, np.ndarray) else size
     if (

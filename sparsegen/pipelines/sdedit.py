@@ -44,12 +44,12 @@ _NO_IMAGE = "no image yet: call run(original) first, and let it end"
 
 
 class SDEdit(NotCopied):
-    """An editing session of a picture with a diffusion model.
+    """An editing session of an image with a diffusion model.
 
     Parameters
     ----------
     model
-        A network of `sparsegen.models`: DDPM or ProgressiveDistillation.
+        A model of `sparsegen.models`: DDPM or ProgressiveDistillation.
     steps, noise_level, sampler, schedule, clip, seed
         As in `Settings`; None: the model's own (`Model.sampling`), else the family's default.
     margin
@@ -373,7 +373,7 @@ class SDEdit(NotCopied):
         base = self._base
         if base is None:
             raise SessionError(_NO_IMAGE)
-        return np.asarray(self.model.picture(_image(base.history))[0])
+        return np.asarray(self.model.images(_image(base.history))[0])
 
     # -- files and the end -------------------------------------------------------------------------------
 
@@ -383,7 +383,7 @@ class SDEdit(NotCopied):
         *,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        """Write the whole session (network, caches of all steps, undo) to one file, or leave the old file whole.
+        """Write the whole session (model, caches of all steps, undo) to one file, or leave the old file whole.
 
         It takes as much as the caches and the weights do. `progress(done, total, name)` is called after each array.
 
@@ -466,26 +466,26 @@ class SDEdit(NotCopied):
     def _blocks(self, image: Host) -> tuple[list[int], list[int]]:
         return cache_blocks(self.model, image, self.times[0], self.storage)
 
-    def _encode(self, picture: Any) -> Host:
-        """A user's picture as float32 `[N, H, W, C]` in [-1, 1]."""
+    def _encode(self, image: Any) -> Host:
+        """A user's image as float32 `[N, H, W, C]` in [-1, 1]."""
         try:
-            array = np.asarray(picture)
+            array = np.asarray(image)
         except ValueError:
-            raise InputError("the picture is no array: its rows are not of one length") from None
+            raise InputError("the image is no array: its rows are not of one length") from None
         channels = self.model.config.in_channels
         if array.ndim == 3:
             array = array[None]
         if array.ndim != 4 or not len(array) or array.shape[3] != channels:
             raise ShapeError(
-                f"the picture is {np.shape(picture)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
+                f"the image is {np.shape(image)}, expected [H, W, {channels}] or [N, H, W, {channels}]"
             )
         self.model.check_size(*array.shape[1:3])
         if array.dtype == np.uint8:
             return np.asarray(array.astype(np.float32) / np.float32(127.5) - 1)
         if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"the picture is {array.dtype}, expected uint8, or floats in [-1, 1]")
+            raise InputError(f"the image is {array.dtype}, expected uint8, or floats in [-1, 1]")
         if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
-            raise InputError("the picture holds values outside [-1, 1]")
+            raise InputError("the image holds values outside [-1, 1]")
         warn_of_unit_range(array)
         return np.asarray(np.clip(array, -1, 1), np.float32, order="C")
 
@@ -545,7 +545,7 @@ class SDEdit(NotCopied):
             forgotten_edits=history.forgotten,
         )
         image = _image(history)
-        return Result(self.model.picture(image), image.copy(), stats, active)
+        return Result(self.model.images(image), image.copy(), stats, active)
 
 
 def _image(history: History) -> Host:

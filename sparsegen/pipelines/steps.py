@@ -18,7 +18,7 @@ from sparsegen.backends.shapes import ShapesBackend
 
 from ..diffusion import samplers
 from ..diffusion.samplers import START, Noise, Step
-from ..diffusion.schedules import Picture
+from ..diffusion.schedules import Image
 from ..diffusion.settings import DiffusionDefaults, OnStep, Settings
 from ..editing.dry_run import dry_run
 from ..editing.state import State
@@ -29,7 +29,7 @@ from ..engine.store import block_bytes
 from ..tiling.policies import Everything
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles
 
-Compute = Callable[[int, Picture, float], Picture]
+Compute = Callable[[int, Image, float], Image]
 """`compute(i, x, time)`: the model's output at step i for x, of x's first three dimensions."""
 
 
@@ -81,15 +81,15 @@ def cache_blocks(model: Any, x: Host, time: float, storage: str) -> tuple[list[i
     return each, shared
 
 
-def denoised(model: Any, settings: Settings, compute: Compute, x: Picture, noise: Noise) -> Iterator[Step]:
+def denoised(model: Any, settings: Settings, compute: Compute, x: Image, noise: Noise) -> Iterator[Step]:
     """The sampler's steps from `x` on, float32 `[..., C]`: whole images, or tiles of them.
 
     `noise(i)` is the standard normal noise of step i, of x's shape. Between two steps the caller may write into
     `step.x`.
     """
 
-    def predict(x: Picture, i: int, now: float) -> Picture:
-        predicted: Picture = model.prediction(compute(i, x, now), x, now)
+    def predict(x: Image, i: int, now: float) -> Image:
+        predicted: Image = model.prediction(compute(i, x, now), x, now)
         return predicted
 
     diffusion: DiffusionDefaults = model.diffusion

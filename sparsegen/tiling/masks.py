@@ -2,7 +2,7 @@
 
 The arithmetic is SIGE's (arXiv 2211.02048, section 3, and `sige/utils.py`), per sample, with its two slips mended:
 an empty mask stays empty, and one that downsampling loses keeps the pixels under the edit. It is done in the box around
-the changed pixels, so that it costs what the edit does, not the picture.
+the changed pixels, so that it costs what the edit does, not the image.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Instruments: what a network and an edit cost, without running them."""
+"""Instruments: what a model and an edit cost, without running them."""

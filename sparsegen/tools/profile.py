@@ -15,11 +15,11 @@ from ..tiling.tiles import TileSet
 
 
 def profile(
-    model: Model, picture: Any, *, mask: Any = None, policy: str | Policy | None = None, **conditions: Any
+    model: Model, image: Any, *, mask: Any = None, policy: str | Policy | None = None, **conditions: Any
 ) -> Stats:
     """The cost of a dense run (`mask` None) or of an edit of `mask` (bool `[H, W]` or `[N, H, W]`).
 
-    `picture` only gives the size, and the model needs no weights. Every time in the result is 0. Which tiles stop
+    `image` only gives the size, and the model needs no weights. Every time in the result is 0. Which tiles stop
     spreading under `adaptive` depends on the values: its cost here is the most that it can be, that of `exact`. Both
     are counted as on a backend without Winograd's transforms, where tiles do not spread as a whole.
 
@@ -27,7 +27,7 @@ def profile(
     ------
     InputError, ShapeError
     """
-    inputs = model.encode(picture, **conditions)
+    inputs = model.encode(image, **conditions)
     difference = np.ones(inputs.shape, bool) if mask is None else check_mask(mask, inputs.shape)
     plan = Everything() if mask is None else get_policy(policy, paper=model.paper).plan(difference)
     run = dry_run(model, inputs, plan, TileSet.of_mask(difference))

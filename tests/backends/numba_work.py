@@ -12,14 +12,14 @@ from sparsegen.backends import Backend
 from sparsegen.backends.interface import Host
 from sparsegen.backends.numba_cpu import NumbaBackend
 from sparsegen.backends.numba_cpu import launch as module
-from tests.networks import random_gaugan, random_labels, repaint, values
+from tests.models import random_gaugan, random_labels, repaint, values
 
 ROOT = Path(__file__).parents[2]
 """Where other processes find `tests.backends.numba_work`."""
 
 
 def worked(backend: Backend, seed: int = 0) -> dict[str, Host]:
-    """What a session holds after a run and two edits of a network that takes every kernel of GauGAN's."""
+    """What a session holds after a run and two edits of a model that takes every kernel of GauGAN's."""
     rng = np.random.default_rng(seed)
     session = Session(random_gaugan(1, ngf=4, nhidden=12, norm="instance"), backend)
     labels = random_labels(rng, (2, 32, 64))

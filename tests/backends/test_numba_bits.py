@@ -14,7 +14,7 @@ import pytest
 
 from sparsegen.backends import Source
 from tests.backends.contract_cases import CASES, all_tiles, assert_same_bits, build, normal
-from tests.networks import assert_same
+from tests.models import assert_same
 
 numba = pytest.importorskip("numba")
 

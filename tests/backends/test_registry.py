@@ -10,7 +10,7 @@ from sparsegen import Session
 from sparsegen.backends import Backend, BackendError, backend_status, default_backend, get_backend, registry
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
-from tests.networks import random_gaugan
+from tests.models import random_gaugan
 
 
 class Unwilling(ReferenceBackend):

@@ -1,4 +1,4 @@
-"""The command line as a user types it: pictures and tables come out; every mistake is one line and exit code 2."""
+"""The command line as a user types it: images and tables come out; every mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import sparsegen
-from sparsegen import Session, loading, pictures
+from sparsegen import Session, images, loading
 from sparsegen.backends import default_backend
 from sparsegen.cli import main
 from sparsegen.weights import builtin, native_metadata, read_checkpoint, write_safetensors
-from tests.networks import random_gaugan, random_labels, repaint
+from tests.models import random_gaugan, random_labels, repaint
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with a small network, label maps, a mask and files that are none of these."""
+    """A folder with a small model, label maps, a mask and files that are none of these."""
     rng = np.random.default_rng(2)
     loading.save(random_gaugan(), tmp_path / "net.safetensors")
     a = random_labels(rng, (32, 64))
@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> Path:
     mask[4:12, 8:30] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     Image.new("RGB", (64, 32), (9, 0, 0)).save(tmp_path / "rgb.png")
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.pth").write_bytes(b"")
     return tmp_path
 
@@ -65,7 +65,7 @@ def complaints(stderr: str) -> str:
 def test_edit_writes_what_the_library_computes(files, capsys):
     assert edit(files, "--policy", "exact") == 0
     model = loading.load(files / "net.safetensors")
-    expected = Session(model).run(pictures.read_labels(files / "b.png")).image
+    expected = Session(model).run(images.read_labels(files / "b.png")).image
     with Image.open(files / "out.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
         assert "policy=exact" in picture.text["sparsegen"]
@@ -74,9 +74,7 @@ def test_edit_writes_what_the_library_computes(files, capsys):
 
 def test_a_policy_may_have_a_number(files):
     assert edit(files, "--policy", "adaptive(0)") == 0
-    expected = (
-        Session(loading.load(files / "net.safetensors")).run(pictures.read_labels(files / "b.png")).image
-    )
+    expected = Session(loading.load(files / "net.safetensors")).run(images.read_labels(files / "b.png")).image
     with Image.open(files / "out.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
         assert "policy=adaptive(0)" in picture.text["sparsegen"]
@@ -86,7 +84,7 @@ def test_several_edits_continue_one_session(files):
     assert edit(files, "--policy", "exact", edited=("b", "c", "a")) == 0
     session = Session(loading.load(files / "net.safetensors"))
     for name, number in (("b", 1), ("c", 2), ("a", 3)):
-        expected = session.run(pictures.read_labels(files / f"{name}.png")).image
+        expected = session.run(images.read_labels(files / f"{name}.png")).image
         with Image.open(files / f"out-{number}.png") as picture:
             assert np.array_equal(np.asarray(picture), expected)
 
@@ -107,7 +105,7 @@ def test_edit_with_instances_and_a_latent(files, capsys):
         words += ["--edited-instances", str(files / f"{name}.png")]
     assert edit(files, *words, model=network, edited=("b", "c")) == 0
     z = np.random.default_rng(3).standard_normal(3).astype(np.float32)
-    labels = pictures.read_labels(files / "c.png")
+    labels = images.read_labels(files / "c.png")
     expected = Session(model).run(labels, instances=labels, z=z).image
     with Image.open(files / "out-2.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
@@ -216,7 +214,7 @@ MISTAKES = {
     "threads that are no number": ("demo --threads many", "--threads"),
     "another size": (f"{TINY} --edited wide.png -o o.png", "32×96"),
     "a bad map after a good one": (f"{TINY} --edited b.png --edited high.png -o o.png", "labels 0 to 3"),
-    "a picture that is no PNG": (f"{TINY} --edited b.png -o o.jpg", ".png"),
+    "an image that is no PNG": (f"{TINY} --edited b.png -o o.jpg", ".png"),
     "an output that is an input": (f"{TINY} --edited b.png -o b.png", "also an input"),
     "a setting without a value": (f"{TINY} --edited b.png -o o.png --set norm", "name=value"),
     "a setting that is none": (f"{TINY} --edited b.png -o o.png --set depth=3", "depth"),
@@ -224,9 +222,9 @@ MISTAKES = {
     "a setting that does not fit": (f"{TINY} --edited b.png -o o.png --set ngf=4", "fc.weight (expected"),
     "a label out of range": (f"{TINY} --edited high.png -o o.png", "labels 0 to 3"),
     "colours instead of labels": (f"{TINY} --edited rgb.png -o o.png", "none of the greys of a.png"),
-    "no picture": (f"{TINY} --edited text.png -o o.png", "text.png"),
+    "no image": (f"{TINY} --edited text.png -o o.png", "text.png"),
     "an empty checkpoint": ("inspect empty.pth", "empty.pth"),
-    "a checkpoint that is a picture": ("convert a.png -o o.safetensors", "a.png"),
+    "a checkpoint that is an image": ("convert a.png -o o.safetensors", "a.png"),
     "a missing checkpoint": ("inspect nowhere.pth", "nowhere.pth"),
     "a folder that is missing": ("demo -o no/where.png", "no/where.png"),
     "a folder as output": (f"{TINY} --edited b.png -o .", "folder"),
@@ -309,7 +307,7 @@ def test_a_failing_write_leaves_the_old_picture(files, monkeypatch, capsys):
 
 
 def test_the_demo_runs_as_a_process(tmp_path):
-    """One process, as a user starts it: the picture, the table, no noise on stderr."""
+    """One process, as a user starts it: the image, the table, no noise on stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "sparsegen", "demo", "-o", "demo.png"],
         cwd=tmp_path,
@@ -342,8 +340,8 @@ def test_what_comes_with_the_package(tmp_path):
     wanted = "sky cloud sun mountain hill meadow water sand tree road house"
     assert set(wanted.split()) <= set(known.labels.names)
     for example in known.examples:
-        original = pictures.read_labels(example.original)
+        original = images.read_labels(example.original)
         assert model.encode(original).shape == (1, 256, 512)
         for change in example.edits:
-            changed = (pictures.read_labels(change.path) != original).mean()
+            changed = (images.read_labels(change.path) != original).mean()
             assert 0 < changed < 0.2

@@ -22,14 +22,14 @@ from sparsegen import loading
 from sparsegen.cli import COMMANDS, checkpoints, console, editing, history, machine, main, messages, sampling
 from sparsegen.cli.streams import Stream
 from sparsegen.weights import checkpoint
-from tests.networks import random_gaugan, random_labels, repaint
+from tests.models import random_gaugan, random_labels, repaint
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="shells and their pipes, as POSIX has them")
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with a small network and three label maps."""
+    """A folder with a small model and three label maps."""
     rng = np.random.default_rng(2)
     loading.save(random_gaugan(), tmp_path / "net.safetensors")
     labels = random_labels(rng, (32, 64))

@@ -1,4 +1,4 @@
-"""Pictures, strokes and diffusion models at the command line: as a user types it, mistakes included."""
+"""Images, strokes and diffusion models at the command line: as a user types it, mistakes included."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsegen import InputError, Paper, SDEdit, Session, loading, pictures
+from sparsegen import InputError, Paper, SDEdit, Session, images, loading
 from sparsegen.backends import default_backend
 from sparsegen.cli import console, main, strokes
 from sparsegen.weights import builtin
-from tests.networks import random_gaugan, random_labels
+from tests.models import random_gaugan, random_labels
 from tests.unets import SPARSE, picture, random_ddpm, random_pd, stroke
 
 FIRST, SECOND = ((9, 14), (3, 4)), ((22, 3), (4, 5))
@@ -24,7 +24,7 @@ FIRST, SECOND = ((9, 14), (3, 4)), ((22, 3), (4, 5))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks and pictures, written once; no test changes them."""
+    """Models and images, written once; no test changes them."""
     folder = tmp_path_factory.mktemp("diffusion")
     loading.save(random_ddpm(), folder / "net.safetensors")
     loading.save(random_pd(), folder / "pd.safetensors")
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, pixels in maps.items():
         Image.fromarray(pixels).save(folder / f"{name}.png")
     Image.fromarray(photo).save(folder / "photo.jpg")
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     return folder
 
 
@@ -173,7 +173,7 @@ def test_previews_are_the_predictions_of_their_steps(files):
     model = loading.load("net.safetensors")
     with SDEdit(model, steps=5) as session:
         session.run(read("photo.png"))
-        session.edit(read("first.png"), on_step=lambda step: seen.append(model.picture(step.x0)[0]))
+        session.edit(read("first.png"), on_step=lambda step: seen.append(model.images(step.x0)[0]))
     assert np.array_equal(read("out-1-preview-02.png"), seen[1])
     assert np.array_equal(read("out-1-preview-04.png"), seen[3])
     assert said("out-1-preview-02.png")["steps"] == "5"
@@ -211,7 +211,7 @@ def test_grey_networks_take_pictures_as_grey(files):
     assert edit("--steps", "2", model="grey.safetensors") == 0
     grey = read("out.png")
     assert grey.shape == (32, 32, 3) and (grey == grey[..., :1]).all()
-    outside = pictures.read_picture("photo.png", channels=1)
+    outside = images.read_image("photo.png", channels=1)
     assert np.array_equal(grey[:3, :3, 0], outside[:3, :3, 0])
 
 
@@ -295,11 +295,11 @@ MISTAKES = {
     "a size that does not halve": (TINY.replace("photo", "odd").replace("first", "odd"), "odd.png: "),
     "another size": (TINY.replace("first", "wide"), "wide.png: 32×64, but photo.png is 32×32"),
     "another size after a good one": (f"{TINY} --edited wide.png", "wide.png: 32×64"),
-    "a picture that is none": (TINY.replace("first", "text"), "text.png"),
-    "a picture that is missing": (TINY.replace("photo", "nowhere"), "nowhere.png: no such file"),
+    "an image that is none": (TINY.replace("first", "text"), "text.png"),
+    "an image that is missing": (TINY.replace("photo", "nowhere"), "nowhere.png: no such file"),
     "an original that is transparent": (TINY.replace("photo", "layer"), "layer.png: has transparent pixels"),
     "a mask of another size": (f"{TINY} --mask wide.png", "wide.png: 32×64, but photo.png is 32×32"),
-    "a network of latents": (TINY.replace("net.", "latents."), "takes 4 channels"),
+    "a model of latents": (TINY.replace("net.", "latents."), "takes 4 channels"),
     "an output that is an input": (TINY.replace("o.png", "first.png"), "also an input"),
     "an output in no folder": (TINY.replace("o.png", "no/o.png"), "no/o.png"),
     "a policy that is none": (f"{TINY} --policy magic", "magic"),
@@ -307,13 +307,13 @@ MISTAKES = {
     "instances of edits": (f"{TINY} --edited-instances labels.png", "--edited-instances: not for this model"),
     "steps of a GauGAN": (f"{LABELS} --steps 5 --ram 4GB", "--steps, --ram: not for this model"),
     "previews of a GauGAN": (f"{LABELS} --preview-every 5", "no diffusion model (gaugan)"),
-    "a picture for a GauGAN": (
+    "an image for a GauGAN": (
         TINY.replace("net.", "gaugan."),
-        "paints label maps (for pictures, give --model a diffusion model)",
+        "paints label maps (for images, give --model a diffusion model)",
     ),
     "weights that are none": (f"{TINY} --weights int8", "--weights"),
-    "a folder that is no network": ("inspect .", "config.json"),
-    "a network in an empty folder": (TINY.replace("net.safetensors", "."), "config.json"),
+    "a folder that is no model": ("inspect .", "config.json"),
+    "a model in an empty folder": (TINY.replace("net.safetensors", "."), "config.json"),
 }
 
 
@@ -374,7 +374,7 @@ def test_an_interrupt_leaves_nothing(files, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-# -- networks in files and folders -----------------------------------------------------------------------
+# -- models in files and folders -----------------------------------------------------------------------
 
 
 def test_inspect_and_convert_take_what_load_takes(files, capsys):
@@ -398,7 +398,7 @@ def test_nothing_is_written_over_a_file_of_the_folder_that_is_read(tmp_path):
 
 @pytest.fixture
 def built_in(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of built-in models in which `tiny-ddpm` is a random network with settings of its own."""
+    """A folder of built-in models in which `tiny-ddpm` is a random model with settings of its own."""
     folder = tmp_path / "builtin"
     (folder / "tiny-ddpm").mkdir(parents=True)
     shutil.copy(made / "net.safetensors", folder / "tiny-ddpm.safetensors")
@@ -493,10 +493,10 @@ def test_the_pictures_of_the_built_in_model_are_small_edits_of_its_size():
     assert sum(example["demo"] for example in described["examples"]) == 1
     named = {"examples.json", "settings.json"}
     for example in described["examples"]:
-        original = pictures.read_picture(folder / example["original"])
+        original = images.read_image(folder / example["original"])
         assert original.shape == (128, 128, 3)
         for change in example["edits"]:
-            edited = pictures.read_picture(folder / change["file"])
+            edited = images.read_image(folder / change["file"])
             area = (edited != original).any(-1).mean()
             assert 0.01 <= area <= 0.2 and area == pytest.approx(change["area"], abs=1e-4)
         named |= {example["original"], *(change["file"] for change in example["edits"])}

@@ -1,4 +1,4 @@
-"""The files of an edit at the command line: fitted to the network, and named in errors and notes."""
+"""The files of an edit at the command line: fitted to the model, and named in errors and notes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsegen import SDEdit, Session, loading, pictures
+from sparsegen import SDEdit, Session, images, loading
 from sparsegen.cli import main
-from sparsegen.pictures import Frame
+from sparsegen.images import Frame
 from sparsegen.weights import builtin
-from tests.networks import random_gaugan, random_labels, repaint
-from tests.pictures.image_files import empty_png, indexed, turned
+from tests.images.image_files import empty_png, indexed, turned
+from tests.models import random_gaugan, random_labels, repaint
 from tests.unets import picture, random_ddpm, stroke
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks and files, written once; no test changes them."""
+    """Models and files, written once; no test changes them."""
     folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(11)
     loading.save(random_gaugan(), folder / "maps.safetensors")
@@ -100,7 +100,7 @@ def test_maps_instances_and_masks_are_fitted_alike(files, words):
     given = "--original lake.png --edited house.png --instances house.png --edited-instances lake.png"
     given += f" --mask mask.png --policy exact {words}"
     assert edit(f"--model edges.safetensors {given}") == 0
-    lake, house = (frame.nearest(pictures.read_labels(f"{name}.png"), name) for name in ("lake", "house"))
+    lake, house = (frame.nearest(images.read_labels(f"{name}.png"), name) for name in ("lake", "house"))
     session = Session(loading.load("edges.safetensors"))
     session.run(lake, instances=house)
     mask = frame.nearest(read("mask.png") > 0, "mask.png")
@@ -123,10 +123,10 @@ def test_maps_instances_and_masks_are_fitted_alike(files, words):
 def test_pictures_are_fitted_smoothly(files, words, frame):
     given = "--model net.safetensors --original photo.png --edited painted.png --mask photomask.png --steps 2"
     assert edit(f"{given} {words}") == 0
-    photo, painted = (pictures.read_picture(f"{name}.png", frame=frame) for name in ("photo", "painted"))
+    photo, painted = (images.read_image(f"{name}.png", frame=frame) for name in ("photo", "painted"))
     with SDEdit(loading.load("net.safetensors"), steps=2) as session:
         session.run(photo)
-        mask = pictures.read_mask("photomask.png", frame=frame)
+        mask = images.read_mask("photomask.png", frame=frame)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             expected = session.edit(painted, mask=mask)
@@ -136,7 +136,7 @@ def test_pictures_are_fitted_smoothly(files, words, frame):
 def test_the_middle_may_be_enlarged_to_the_size_of_the_file(files):
     words = "--model maps.safetensors --policy exact --crop 16x32 --resize 32x64 --original small.png"
     assert edit(f"{words} --edited fit.png") == 0
-    middle = pictures.read_labels("small.png")[8:24, 16:48].repeat(2, 0).repeat(2, 1)
+    middle = images.read_labels("small.png")[8:24, 16:48].repeat(2, 0).repeat(2, 1)
     assert np.array_equal(read("out.png"), Session(loading.load("maps.safetensors")).run(middle).image)
 
 
@@ -149,7 +149,7 @@ def test_what_was_painted_over_a_result_needs_no_fitting(files):
 
 
 def test_turned_files_are_fitted_as_they_stand_upright(files):
-    """A phone's label map, mask and picture lie on their side in the file."""
+    """A phone's label map, mask and image lie on their side in the file."""
     for name in ("lake", "house", "mask"):
         turned(Image.fromarray(np.rot90(read(f"{name}.png"))), 6, files / f"{name}-turned.png")
     words = "--model maps.safetensors --policy exact --crop auto"
@@ -165,7 +165,7 @@ def test_turned_files_are_fitted_as_they_stand_upright(files):
 def test_unknown_pixels_become_the_label_that_is_given(files):
     words = "--model maps.safetensors --original small.png --edited unknown.png --policy exact"
     assert edit(f"{words} --unknown-label 2") == 0
-    labels = pictures.read_labels("unknown.png", unknown_label=2)
+    labels = images.read_labels("unknown.png", unknown_label=2)
     assert labels.max() < 4
     assert np.array_equal(read("out.png"), Session(loading.load("maps.safetensors")).run(labels).image)
 
@@ -173,7 +173,7 @@ def test_unknown_pixels_become_the_label_that_is_given(files):
 def test_unknown_pixels_of_an_indexed_map_become_the_label_that_is_given(files, capsys):
     """Their colour is none of the original's."""
     colours = builtin.get("landscape").labels.palette
-    small, unknown = (pictures.read_labels(f"{name}.png") for name in ("small", "unknown"))
+    small, unknown = (images.read_labels(f"{name}.png") for name in ("small", "unknown"))
     indexed(small, colours[:4]).save("first.png")
     indexed(unknown, [*colours[:4], *[(0, 0, 0)] * 251, (224, 224, 192)]).save("void.png")
     words = "--model maps.safetensors --original first.png --edited void.png --policy exact"
@@ -190,7 +190,7 @@ def test_a_reordered_palette_changes_nothing(files, capsys):
     folder, colours = builtin.FOLDER / "landscape", known.labels.palette
     order = np.random.default_rng(5).permutation(len(colours))
     for name in ("lake", "lake-house"):
-        labels = pictures.read_labels(folder / f"{name}.png")
+        labels = images.read_labels(folder / f"{name}.png")
         image = indexed(np.argsort(order)[labels], [colours[label] for label in order])
         image.save(files / f"{name}-moved.png")
         image.convert("RGB").save(files / f"{name}-rgb.png")
@@ -201,11 +201,11 @@ def test_a_reordered_palette_changes_nothing(files, capsys):
         assert edit(f"{words} --original {first}.png --edited {second}.png") == 0
         assert np.array_equal(read("out.png"), expected)
     # without a palette of the model, the original's numbering is meant
-    small = pictures.read_labels("small.png")
+    small = images.read_labels("small.png")
     indexed(small, colours[:4]).save(files / "indexed.png")
     indexed(3 - repaint(np.random.default_rng(3), small), colours[3::-1]).save(files / "edited.png")
     assert edit("--model maps.safetensors --policy exact --original indexed.png --edited edited.png") == 0
-    labels = pictures.read_labels("edited.png", like="indexed.png")
+    labels = images.read_labels("edited.png", like="indexed.png")
     assert 0 < (labels != small).mean() < 0.5
     assert np.array_equal(read("out.png"), Session(loading.load("maps.safetensors")).run(labels).image)
 
@@ -247,7 +247,7 @@ def test_the_note_on_loss_names_the_lossy_file(files, capsys):
 
 
 def test_a_difference_that_is_not_computed_is_no_loss(files, capsys):
-    """Decoders differ by 1 in 255, which the network's family ignores; by 3, nearly everything is made anew."""
+    """Decoders differ by 1 in 255, which the model's family ignores; by 3, nearly everything is made anew."""
     Image.fromarray(read("square.png")).save("original.jpg", quality=95)
     decoded, rng = read("original.jpg").astype(int), np.random.default_rng(6)
     some = rng.random((32, 32, 1)) < 0.1
@@ -318,19 +318,19 @@ SQUARE = f"{DIFFUSION} --original square.png --edited stroke.png"
 MISTAKES = {
     "a size that no map may have": (
         WIDE,
-        "lake.png: the label map is 50×90; this network (normal) needs multiples of 32, the nearest are 64×96, ",
+        "lake.png: the label map is 50×90; this model (normal) needs multiples of 32, the nearest are 64×96, ",
     ),
     "what helps": (WIDE, "--resize auto or --crop auto makes the files one of these"),
-    "a size that no picture may have": (
+    "a size that no image may have": (
         f"{DIFFUSION} --original photo.png --edited painted.png",
-        "photo.png: the picture is 33×45; this network needs sides in multiples of 2, the nearest are 34×46, ",
+        "photo.png: the image is 33×45; this model needs sides in multiples of 2, the nearest are 34×46, ",
     ),
     "a fixed size": (WIDE.replace("maps.", "fixed."), "the nearest are 32×64, 64×32 (height × width)"),
-    "a resize to no size of the network": (
+    "a resize to no size of the model": (
         f"{WIDE} --resize 40x64",
         "--resize 40x64: the label map is 40×64",
     ),
-    "a crop to no size of the network": (f"{WIDE} --crop 40x64", "--crop 40x64: the label map is 40×64"),
+    "a crop to no size of the model": (f"{WIDE} --crop 40x64", "--crop 40x64: the label map is 40×64"),
     "a crop beyond the file": (
         f"{WIDE} --crop 64x64",
         "--crop: a crop of 64×64 is larger than lake.png, 50×90",
@@ -361,7 +361,7 @@ MISTAKES = {
     ),
     "a label that is none": (
         f"{MAPS} --edited strange.png",
-        "strange.png: label 40 at row 3, column 7: this network has labels 0 to 3",
+        "strange.png: label 40 at row 3, column 7: this model has labels 0 to 3",
     ),
     "a label that is none in a file to be cropped": (
         "--model maps.safetensors --original strange.png --edited small.png --crop 32x32",
@@ -371,13 +371,13 @@ MISTAKES = {
     "the way out for them": (f"{MAPS} --edited unknown.png", "--unknown-label N"),
     "an unknown label that is none": (
         f"{MAPS} --unknown-label 4",
-        "--unknown-label 4: this network has labels 0 to 3",
+        "--unknown-label 4: this model has labels 0 to 3",
     ),
-    "an unknown label of a picture": (f"{SQUARE} --unknown-label 4", "--unknown-label: not for this model"),
+    "an unknown label of an image": (f"{SQUARE} --unknown-label 4", "--unknown-label: not for this model"),
     "a lossy label map": (f"{WIDE} --edited lossy.png", "lossy.png: a label or instance map saved as JPEG"),
     "a photo for a model of label maps": (
         "--original lossy.png --edited house.png",
-        "landscape paints label maps (for pictures, give --model a diffusion model)",
+        "landscape paints label maps (for images, give --model a diffusion model)",
     ),
     "a mask outside the crop": (
         f"{DIFFUSION} --original photo.png --edited painted.png --mask corner.png --crop 16x16",
@@ -393,7 +393,7 @@ MISTAKES = {
     ),
     "an empty mask": (f"{SQUARE} --mask faint.png", "faint.png: the mask is empty"),
     "a transparent mask": (f"{SQUARE} --mask clear.png", "clear.png: the mask is transparent everywhere"),
-    "a picture that is too large": (
+    "an image that is too large": (
         f"{DIFFUSION} --original large.png --edited stroke.png",
         "large.png: has more than 178,956,970 pixels",
     ),

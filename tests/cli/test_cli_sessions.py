@@ -11,13 +11,13 @@ from PIL import Image
 import sparsegen
 from sparsegen import SDEdit, Session, loading
 from sparsegen.cli import main
-from tests.networks import random_gaugan, random_labels, repaint
+from tests.models import random_gaugan, random_labels, repaint
 from tests.unets import picture, random_ddpm, random_pd, stroke
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks and pictures, written once; no test changes them."""
+    """Models and images, written once; no test changes them."""
     folder = tmp_path_factory.mktemp("sessions")
     loading.save(random_ddpm(), folder / "ddpm.safetensors")
     loading.save(random_pd(), folder / "pd.safetensors")
@@ -137,7 +137,7 @@ def test_a_transparent_layer_lies_over_what_was_painted_before(files):
     assert edit("--edited", "second.png", "-o", "c.png", "--session", "s") == 0
     for name, expected in (("a", "once-1"), ("b", "once-2"), ("c", "once-3")):
         assert np.array_equal(read(f"{name}.png"), read(f"{expected}.png")), name
-    # taken back, the picture itself is what lies below
+    # taken back, the image itself is what lies below
     assert main(["undo", "--session", "t"]) == 0
     assert edit("--edited", "layer.png", "-o", "d.png", "--session", "t") == 0
     assert edit(*STROKES, "--original", "photo.png", "--edited", "layer.png", "-o", "e.png") == 0
@@ -255,7 +255,7 @@ def test_a_session_that_python_saved_goes_on(files, capsys):
     assert edit(*words) == 2
     assert "has no note of its original; give --original" in capsys.readouterr().err
     assert edit(*words, "--original", "photo.png") == 2
-    assert "photo.png: is 32×32, the session's picture is 16×16" in capsys.readouterr().err
+    assert "photo.png: is 32×32, the session's image is 16×16" in capsys.readouterr().err
     maps = Session(sparsegen.load("gaugan.safetensors"))
     maps.run(random_labels(np.random.default_rng(0), (64, 64)))
     maps.save("maps.session")
@@ -379,7 +379,7 @@ def test_variations_of_a_label_map_are_of_its_latent_vector(files, capsys):
     assert np.array_equal(read("alone.png"), read("v-seed4.png"))
     assert not np.array_equal(read("v-seed3.png"), read("v-seed4.png"))
     assert edit(*MAPS, *words[2:], "-o", "x.png", "--count", "2") == 2
-    assert "--count: this network starts from the label map" in capsys.readouterr().err
+    assert "--count: this model starts from the label map" in capsys.readouterr().err
     assert edit(*words, "-o", "y.png", "--session", "z.session", "--seed", "3") == 0
     assert edit("--edited", "tree.png", "-o", "y.png", "--session", "z.session", "--seed", "4") == 2
     assert "--seed 4: the session in z.session has 3" in capsys.readouterr().err
@@ -424,7 +424,7 @@ def test_the_settings_really_used_are_printed(files, capsys):
     assert edit(*STROKES, *words, "--sampler", "dpm++2m", "--margin", "3") == 0
     said = " ".join(capsys.readouterr().out.split())
     for row in (
-        "network ddpm.safetensors: ddpm, 0.04 M parameters",
+        "model ddpm.safetensors: ddpm, 0.04 M parameters",
         "policy paper",
         "size 32×32",
         "steps 3",
@@ -441,4 +441,4 @@ def test_the_settings_really_used_are_printed(files, capsys):
         == 0
     )
     said = " ".join(capsys.readouterr().out.split())
-    assert "network gaugan.safetensors: gaugan, 0.10 M parameters" in said and "policy exact" in said
+    assert "model gaugan.safetensors: gaugan, 0.10 M parameters" in said and "policy exact" in said

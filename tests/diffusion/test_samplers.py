@@ -25,9 +25,9 @@ from sparsegen.diffusion.samplers import (
 )
 from sparsegen.diffusion.schedules import (
     CosineLogSNR,
+    Image,
     Layout,
     NoiseSchedule,
-    Picture,
     Times,
     cosine,
     linear,
@@ -63,12 +63,12 @@ def drawn(seed: int) -> Noise:
     return seeded(seed, SHAPE)
 
 
-def pixelwise(x: Picture, i: int, t: float) -> Picture:
+def pixelwise(x: Image, i: int, t: float) -> Image:
     """A made-up prediction whose every pixel depends on that pixel alone."""
     return np.tanh(x * (1 + i) + x[..., ::-1]) * np.float32(0.8)
 
 
-def walk(variant: str, x: Picture, predict: Any = pixelwise, **settings: Any) -> Iterator[Step]:
+def walk(variant: str, x: Image, predict: Any = pixelwise, **settings: Any) -> Iterator[Step]:
     """The steps of a variant from x on."""
     name, options = VARIANTS[variant]
     noisy, times = way(variant)
@@ -80,11 +80,11 @@ def walk(variant: str, x: Picture, predict: Any = pixelwise, **settings: Any) ->
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_who_knows_the_picture_is_led_to_it(variant: str) -> None:
-    """With the noise of one picture predicted, every step's x0, and the last x, are that picture."""
+    """With the noise of one image predicted, every step's x0, and the last x, are that image."""
     noisy, times = way(variant, 8, noise_level=True)
     picture, start = (noise(4, index, SHAPE) for index in (0, START))
 
-    def knows(x: Picture, i: int, t: float) -> Picture:
+    def knows(x: Image, i: int, t: float) -> Image:
         alpha, sigma = noisy.alpha_sigma(t)
         return (x - alpha * picture) / sigma
 
@@ -114,7 +114,7 @@ def test_euler_is_ddim_and_a_first_order_solver_too() -> None:
 
 
 def test_euler_that_clips_is_the_distilled_sampler_on_other_times() -> None:
-    """Both go on along the noise that the clipped picture leaves in x."""
+    """Both go on along the noise that the clipped image leaves in x."""
     x, times = noise(1, START, SHAPE), linear().times(10, 500)
     walked = list(euler(pixelwise, x, linear(), times, clip=0.5))
     for step, other in zip(walked, pd(pixelwise, x, linear(), times, clip=0.5), strict=True):
@@ -125,7 +125,7 @@ def test_euler_that_clips_is_the_distilled_sampler_on_other_times() -> None:
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_ddim_with_all_of_its_noise_fresh_is_ddpm(clip: float | None) -> None:
-    """arXiv 2010.02502, section 4.1; where the picture is clipped the two differ, and only there."""
+    """arXiv 2010.02502, section 4.1; where the image is clipped the two differ, and only there."""
     x = noise(1, START, SHAPE)
     noisy, times = linear(), linear().times(10, 500)
     one = next(iter(ddpm(pixelwise, x, noisy, times, clip=clip, noise=drawn(3))))
@@ -136,9 +136,7 @@ def test_ddim_with_all_of_its_noise_fresh_is_ddpm(clip: float | None) -> None:
     check("trajectory", one.x[same], other.x[same])
 
 
-def distilled_by_formula(
-    x: Picture, answers: list[Picture], times: Times, *, of_noise: bool
-) -> Iterator[Any]:
+def distilled_by_formula(x: Image, answers: list[Image], times: Times, *, of_noise: bool) -> Iterator[Any]:
     """arXiv 2202.00512 in float64, from its words: x̂ clipped, ε̂ = (z - αx̂)/σ, z_s = α_s·x̂ + σ_s·ε̂; at last x̂."""
     z = x.astype(np.float64)
     for i, answer in enumerate(answers):
@@ -157,12 +155,12 @@ def distilled_by_formula(
 @pytest.mark.parametrize("predicts", ["noise", "picture"])
 def test_progressive_distillation_by_its_formula(steps: int, predicts: str) -> None:
     distilled = CosineLogSNR()
-    # from pure noise a predicted noise cannot tell the picture (next test): from 5/8 of the way then, as SIGE edits
+    # from pure noise a predicted noise cannot tell the image (next test): from 5/8 of the way then, as SIGE edits
     times = distilled.times(steps) if predicts == "picture" else distilled.times(8, min(steps, 5))
     x = noise(2, START, SHAPE)
-    answers: list[Picture] = []
+    answers: list[Image] = []
 
-    def predict(z: Picture, i: int, t: float) -> Picture:
+    def predict(z: Image, i: int, t: float) -> Image:
         assert t == times[i]
         answers.append(pixelwise(z, i, t) * np.float32(1.4))
         return answers[-1]
@@ -176,7 +174,7 @@ def test_progressive_distillation_by_its_formula(steps: int, predicts: str) -> N
 
 
 def test_a_distilled_picture_is_lost_in_its_noise_and_not_in_itself() -> None:
-    """Why `pd` takes a predicted picture: at pure noise α is 5e-5, and noise is rounded by up to 1e-7."""
+    """Why `pd` takes a predicted image: at pure noise α is 5e-5, and noise is rounded by up to 1e-7."""
     distilled = CosineLogSNR()
     times = distilled.times(4)
     alpha, sigma = distilled.alpha_sigma(times[0])
@@ -197,7 +195,7 @@ def test_every_step_is_yielded_as_it_is_done(variant: str) -> None:
     untouched = x.copy()
     asked: list[tuple[int, float]] = []
 
-    def predict(x: Picture, i: int, t: float) -> Picture:
+    def predict(x: Image, i: int, t: float) -> Image:
         assert x.dtype == np.float32
         asked.append((i, t))
         return pixelwise(x, i, t)
@@ -222,7 +220,7 @@ def test_every_step_is_yielded_as_it_is_done(variant: str) -> None:
 def test_a_network_may_answer_in_one_buffer() -> None:
     buffer = np.empty(SHAPE, np.float32)
 
-    def predict(x: Picture, i: int, t: float) -> Picture:
+    def predict(x: Image, i: int, t: float) -> Image:
         buffer[:] = pixelwise(x, i, t)
         return buffer
 
@@ -251,19 +249,19 @@ def test_numbers_of_numpy_keep_the_arithmetic_in_float32() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_written_between_steps_is_what_the_next_step_starts_from(variant: str) -> None:
-    """Pixels held at a picture's noise at every step end as that picture, and no other pixel knows."""
+    """Pixels held at an image's noise at every step end as that image, and no other pixel knows."""
     noisy, _ = way(variant)
     picture, start = (noise(9, index, SHAPE) for index in (0, START))
     held = np.zeros(SHAPE, bool)
     held[:, 2:] = True
     plain = list(walk(variant, start))
-    seen: list[Picture] = []
+    seen: list[Image] = []
 
-    def predict(x: Picture, i: int, t: float) -> Picture:
+    def predict(x: Image, i: int, t: float) -> Image:
         seen.append(x.copy())
         return pixelwise(x, i, t)
 
-    written: list[Picture] = []
+    written: list[Image] = []
     for step, other in zip(walk(variant, start, predict), plain, strict=True):
         step.x[held] = noisy.noised(picture, start, step.next_timestep)[held]
         written.append(step.x.copy())
@@ -297,7 +295,7 @@ def test_tiles_that_are_gathered_have_the_bits_that_they_have_in_the_image(varia
     """x may have any shape: the noise of a step comes from the caller, gathered as x is."""
     shape = (2, 8, 12, 3)
 
-    def gathered(image: Picture) -> Picture:
+    def gathered(image: Image) -> Image:
         rows = image.reshape(2, 2, 4, 3, 4, 3).swapaxes(2, 3).reshape(12, 4, 4, 3)
         return np.ascontiguousarray(rows[[1, 4, 5, 11]])
 
@@ -312,7 +310,7 @@ def test_tiles_that_are_gathered_have_the_bits_that_they_have_in_the_image(varia
 def test_noise_is_drawn_where_it_is_needed(variant: str) -> None:
     steps: list[int] = []
 
-    def fresh(step: int) -> Picture:
+    def fresh(step: int) -> Image:
         steps.append(step)
         return noise(0, step, SHAPE)
 
@@ -375,10 +373,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "seed": (lambda: first("ddpm", seed=-1), "seed is -1, expected a whole number, 0 or more"),
     "seed, broken": (lambda: first("ddpm", seed=0.5), "seed is 0.5"),
-    "predicts": (lambda: first("pd", predicts="v"), "predicts is 'v', expected noise or picture"),
+    "predicts": (lambda: first("pd", predicts="v"), "predicts is 'v', expected noise or image"),
     "predicts, of another sampler": (
         lambda: first("euler", predicts="picture"),
-        "predicts is 'picture', expected noise for sampler 'euler'",
+        "predicts is 'image', expected noise for sampler 'euler'",
     ),
     "no noise": (lambda: first("ddpm", noise=None), "adds fresh noise; expected noise=, such as seeded"),
 }

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 from sparsegen.diffusion.samplers import START, get_sampler, noise, seeded  # noqa: E402  (keeps the order below the skip)
-from sparsegen.diffusion.schedules import SCHEDULES, Picture, Schedule, linear, schedule  # noqa: E402  (as above)
+from sparsegen.diffusion.schedules import SCHEDULES, Image, Schedule, linear, schedule  # noqa: E402  (as above)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
 
 pytestmark = [
@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
-def predicted(x: Picture, t: float) -> Picture:
+def predicted(x: Image, t: float) -> Image:
     """A made-up prediction of noise: nonlinear, of neighbouring pixels too, another at each time."""
     x = x.astype(np.float64)
     mixed = x + 0.3 * np.sin(2 * x[:, :, ::-1] + t / 300)
@@ -59,7 +59,7 @@ def scheduler(variant: str, betas: str, spacing: str, *, clip: bool, **settings:
     )
 
 
-def theirs(oracle: Any, variant: str, x: Picture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Picture]:
+def theirs(oracle: Any, variant: str, x: Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[Image]:
     """x after each step of diffusers' scheduler, whose noise is ours; all are per pixel, so it may have our layout."""
     _, settings, name, _ = VARIANTS[variant]
     euler = name == "EulerDiscreteScheduler"
@@ -70,7 +70,7 @@ def theirs(oracle: Any, variant: str, x: Picture, monkeypatch: pytest.MonkeyPatc
     for i, t in enumerate(oracle.timesteps):
         fresh = torch.from_numpy(noise(SEED, i, SHAPE))
         if name == "DDPMScheduler":
-            # it also adds noise in a last step that does not start from timestep 0: to what is then the picture
+            # it also adds noise in a last step that does not start from timestep 0: to what is then the image
             drawn = fresh if i < last else torch.zeros(SHAPE)
             monkeypatch.setattr(
                 "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, drawn=drawn, **__: drawn

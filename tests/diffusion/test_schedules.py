@@ -1,4 +1,4 @@
-"""Noise schedules: shares of picture and noise, the timesteps that are laid, and what is refused in one line."""
+"""Noise schedules: shares of image and noise, the timesteps that are laid, and what is refused in one line."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from sparsegen.diffusion.samplers import Option, Step, ddim, get_sampler, sample
 from sparsegen.diffusion.schedules import Layout
 from sparsegen.diffusion.settings import DiffusionDefaults, Settings, settings_for, whole_way
 from sparsegen.errors import SessionError
+from sparsegen.images import read_image, write_png
 from sparsegen.models import DDPM, ProgressiveDistillation
-from sparsegen.pictures import read_picture, write_png
 from tests.unets import picture, random_ddpm, random_pd
 
 DDPM_SIDE, PD_SIDE = DDPM.diffusion, ProgressiveDistillation.diffusion
@@ -117,7 +117,7 @@ def test_the_command_line_takes_its_options(mine, tmp_path, monkeypatch):
         commands[name] = with_sampler_options(getattr(module, name).__wrapped__)
     loading.save(random_ddpm(), "net.safetensors")
     write_png("a.png", picture(np.random.default_rng(1), (32, 32)))
-    painted = read_picture("a.png").copy()
+    painted = read_image("a.png").copy()
     painted[8:12, 8:12] = 0
     write_png("b.png", painted)
     app = cli.typer.Typer(rich_markup_mode=None)

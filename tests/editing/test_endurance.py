@@ -12,7 +12,7 @@ import pytest
 
 from sparsegen import Session
 from sparsegen.backends.interface import Host
-from tests.networks import assert_same, random_gaugan, random_labels, repaint
+from tests.models import assert_same, random_gaugan, random_labels, repaint
 
 OPERATIONS = 10_000
 CHAINS = 40

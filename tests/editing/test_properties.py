@@ -22,7 +22,7 @@ from sparsegen.models import GauGAN
 from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
-from tests.networks import (
+from tests.models import (
     assert_same,
     computed_by_tiles,
     random_gaugan,
@@ -49,7 +49,7 @@ any_policy = st.sampled_from(["paper", "exact", "adaptive(0)", "adaptive(0.05)",
 
 @st.composite
 def networks(draw: st.DrawFn, *, norms: tuple[str, ...] = ("batch",)) -> tuple[GauGAN, tuple[int, int]]:
-    """A network of any options and a size it takes."""
+    """A model of any options and a size it takes."""
     depth = draw(st.sampled_from(["normal", "normal", "normal", "more", "most"]))
     unit = UNITS[depth]
     size = draw(sizes) if depth == "normal" else (unit, unit)

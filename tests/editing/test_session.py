@@ -9,7 +9,7 @@ import pytest
 
 import sparsegen
 from sparsegen import InputError, Paper, Session, ShapeError
-from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def test_codebooks_are_counted_beside_the_canvases(rng, backend):
 
 
 def test_the_picture_is_that_of_the_whole_output_whatever_came_before(session, rng, monkeypatch):
-    """Only the repainted part of a picture is converted; a user may paint over the one that was given."""
+    """Only the repainted part of an image is converted; a user may paint over the one that was given."""
 
     def check(result):
-        assert np.array_equal(result.images, session.model.picture(result.output))
+        assert np.array_equal(result.images, session.model.images(result.output))
         result.images[:] = 7
         result.output[:] = 7
 
@@ -128,7 +128,7 @@ def test_a_policy_can_be_given_with_its_settings(session):
 
 
 def test_an_edit_allocates_for_its_tiles_and_never_a_canvas(rng, backend):
-    """No clone of a canvas, no map per layer: peak memory is the journal, the windows and the picture returned."""
+    """No clone of a canvas, no map per layer: peak memory is the journal, the windows and the image returned."""
     session = Session(random_gaugan(nhidden=32), backend)
     labels = random_labels(rng, (256, 512))
     session.run(labels)

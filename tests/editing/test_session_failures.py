@@ -8,7 +8,7 @@ import pytest
 import sparsegen
 from sparsegen import InputError, NonFiniteError, Session, SessionError, ShapeError
 from sparsegen.backends import BackendError
-from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_failure_after_the_last_layer_leaves_no_trace(session, rng, monkeypatc
         with pytest.raises(MemoryError):
             session.edit(again) if call == "edit" else session.undo()
     assert session.edits == (1 if call == "edit" else 0)
-    if call == "undo":  # it is done, there is no picture of it alone
+    if call == "undo":  # it is done, there is no image of it alone
         session.redo()
     assert_unchanged(session, before)
     session.undo()
@@ -84,7 +84,7 @@ def test_a_failure_after_the_last_layer_leaves_no_trace(session, rng, monkeypatc
 
 
 def damaged(path: str, value: float) -> sparsegen.Model:
-    """A network with one bad weight, in the middle of the parameter `path`."""
+    """A model with one bad weight, in the middle of the parameter `path`."""
     model = random_gaugan()
     values = {name: parameter.value for name, parameter in model.parameters().items()}
     values[path] = values[path].copy()
@@ -158,7 +158,7 @@ LABELS = np.zeros((64, 128), np.uint8)
 
 MISTAKES = {
     "another size": (bad(np.zeros((32, 64), int)), ShapeError, "the base's"),
-    "a size the network cannot take": (bad(np.zeros((60, 128), int)), ShapeError, "multiples of 32"),
+    "a size the model cannot take": (bad(np.zeros((60, 128), int)), ShapeError, "multiples of 32"),
     "an empty map": (bad(np.zeros((0, 0), int)), ShapeError, "multiples of 32"),
     "one dimension": (bad(np.zeros(9, int)), ShapeError, "expected"),
     "floats": (bad(np.zeros((64, 128))), InputError, "expected integers"),
@@ -174,7 +174,7 @@ MISTAKES = {
     "z without a latent": (
         bad(LABELS, z=[1.0]),
         InputError,
-        "z is given, but this network starts from labels",
+        "z is given, but this model starts from labels",
     ),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import sparsegen
 from sparsegen import Paper, SDEdit, Session, SessionError
 from sparsegen.weights import CheckpointError
-from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 from tests.unets import picture, random_ddpm
 
 
@@ -89,7 +89,7 @@ def test_a_session_file_is_no_network(session, tmp_path):
 
 
 def test_a_forged_session_is_refused(session, tmp_path):
-    """Whoever can make the digest can lie about the rest; the canvases must still be the network's."""
+    """Whoever can make the digest can lie about the rest; the canvases must still be the model's."""
     session._state.output_path = "nowhere"
     session.save(tmp_path / "s.safetensors")
     with pytest.raises(SessionError, match="not those of its model"):

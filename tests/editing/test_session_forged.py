@@ -11,7 +11,7 @@ from sparsegen import Session, SessionError
 from sparsegen.backends import get_backend
 from sparsegen.editing import session_file
 from sparsegen.weights import read_checkpoint, write_safetensors
-from tests.networks import random_gaugan, random_labels, repaint
+from tests.models import random_gaugan, random_labels, repaint
 
 CODES, INNER = "windows.labels.3.1.3.1", "windows.labels.3.1"
 

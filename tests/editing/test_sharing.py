@@ -16,7 +16,7 @@ from sparsegen.backends.interface import ConvGeometry, ConvWeights, Host
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.engine.prepared import Prepared
 from sparsegen.models import GauGAN
-from tests.networks import random_gaugan, random_labels, repaint
+from tests.models import random_gaugan, random_labels, repaint
 
 
 class Counting(ReferenceBackend):

@@ -16,7 +16,7 @@ from sparsegen.editing import history as history_module
 from sparsegen.editing.history import LEAST_UNDO
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.stats import counted
-from tests.networks import assert_same, current_labels, random_gaugan, random_labels, repaint
+from tests.models import assert_same, current_labels, random_gaugan, random_labels, repaint
 from tests.unets import SPARSE, assert_all_same, everything, picture, random_ddpm, stroke
 
 DDPM = random_ddpm(1)
@@ -64,7 +64,7 @@ def test_undo_and_redo_walk_the_same_states(backend, rng):
         at += -1 if back else 1
         assert_same(state(session), states[at])
         assert (session.edits, session.undone) == (at, 5 - at) == (result.stats.undo_edits, 5 - at)
-        assert np.array_equal(result.image, session.model.picture(states[at]["conv_img"])[0])
+        assert np.array_equal(result.image, session.model.images(states[at]["conv_img"])[0])
         assert np.array_equal(session.image, result.image)
     while session.edits:
         session.undo()
@@ -331,10 +331,10 @@ def test_wherever_an_interrupt_comes_the_session_is_before_or_after_the_call(rng
 # -- the budget ------------------------------------------------------------------------------------------
 
 
-def all_edits(session: Session | SDEdit, pictures: list[np.ndarray], limit: int, before, policy) -> int:
-    """Edit through the pictures; how many edits were forgotten. What was kept is undone, each state as it was."""
+def all_edits(session: Session | SDEdit, images: list[np.ndarray], limit: int, before, policy) -> int:
+    """Edit through the images; how many edits were forgotten. What was kept is undone, each state as it was."""
     states, forgotten = [before(session)], 0
-    for i, each in enumerate(pictures, start=1):
+    for i, each in enumerate(images, start=1):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             stats = session.edit(each, policy=policy).stats

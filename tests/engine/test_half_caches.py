@@ -31,7 +31,7 @@ from tests.unets import (
 )
 
 SPARSE = Paper(dilation=0, level_dilation=1, sparse_levels=16, least_size=8)
-"""What the families' settings do at 64 pixels and more, in pictures of 32."""
+"""What the families' settings do at 64 pixels and more, in images of 32."""
 
 
 def opened(backend, family: str = "ddpm", *, storage: str = "float16", **settings) -> SDEdit:
@@ -124,7 +124,7 @@ def test_an_empty_mask_changes_no_bit(backend, family, image):
 
 @pytest.mark.parametrize("policy", [SPARSE, "exact", "adaptive(0)", "adaptive(0.02)"])
 def test_a_full_mask_of_the_same_picture_is_the_dense_run(backend, family, image, policy):
-    """Step by step: what each network reads is what it read, all of it counted as changed."""
+    """Step by step: what each model reads is what it read, all of it counted as changed."""
     pipeline = opened(backend, family)
     pipeline.run(image)
     before = kept(pipeline)

@@ -14,7 +14,7 @@ import pytest
 import sparsegen
 from sparsegen import InputError, SDEdit, Session, SessionError
 from sparsegen.engine.store import Store
-from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.models import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
 from tests.unets import assert_all_same, everything, picture, random_ddpm, stroke
 
 DDPM = random_ddpm(1)
@@ -109,7 +109,7 @@ def test_every_call_of_several_threads_finds_a_whole_session(session, rng, tmp_p
 
     at_once(edits, steps, looks)
     for i in range(12):
-        loaded = Session.load(tmp_path / f"{i}.session")  # which holds every canvas against the network
+        loaded = Session.load(tmp_path / f"{i}.session")  # which holds every canvas against the model
         dense = Session(session.model).run(current_labels(loaded))
         loaded.edit(current_labels(loaded), policy="exact")
         assert np.array_equal(loaded.image, dense.image)
@@ -238,7 +238,7 @@ def test_a_policy_of_the_users_does_not_change_the_session_it_plans_for(session,
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_reading_changes_nothing_whatever_came_before(rng, tmp_path, storage):
-    """After a file, or after an edit that failed, the picture is not at hand: a reader must not disturb the edit."""
+    """After a file, or after an edit that failed, the image is not at hand: a reader must not disturb the edit."""
     x, new = (picture(rng, SIZE).astype(np.float32) / 127.5 - 1 for _ in range(2))
     session = Session(DDPM, storage=storage)
     before = session.run(x, timestep=10).image
@@ -259,7 +259,7 @@ def test_reading_changes_nothing_whatever_came_before(rng, tmp_path, storage):
 
 
 def test_reading_waits_for_nobody(session, rng):
-    """Not for the change that it is in, nor for another thread's: each callback reads the other's picture."""
+    """Not for the change that it is in, nor for another thread's: each callback reads the other's image."""
     other = Session(session.model)
     other.run(random_labels(rng, (64, 128)))
     sessions, barrier = (session, other), threading.Barrier(2)

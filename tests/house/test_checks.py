@@ -11,7 +11,7 @@ import pytest
 from sparsegen import InputError, SDEdit, Session, ShapeError
 from sparsegen.checks import in_range, is_number, is_whole, whole_number
 from sparsegen.models import GauGAN, GauGANConfig
-from tests.networks import random_gaugan
+from tests.models import random_gaugan
 from tests.unets import picture, random_ddpm
 
 # -- numbers ---------------------------------------------------------------------------------------------
@@ -82,12 +82,10 @@ def photo() -> np.ndarray:
 def test_floats_that_are_never_negative_are_warned_of(photo):
     unit = photo.astype(np.float32) / 255
     with SDEdit(random_ddpm(), steps=2, backend="reference") as session:
-        with pytest.warns(
-            UserWarning, match=r"no value of the picture is negative.*2 \* picture - 1"
-        ) as caught:
+        with pytest.warns(UserWarning, match=r"no value of the image is negative.*2 \* image - 1") as caught:
             session.run(unit)
         assert caught[0].filename == __file__
-        with pytest.warns(UserWarning, match="no value of the picture is negative"):
+        with pytest.warns(UserWarning, match="no value of the image is negative"):
             session.edit(unit[::-1])
 
 
@@ -140,7 +138,7 @@ def test_the_nearest_sizes_are_those_that_the_network_takes(name):
 
 
 def test_no_size_that_fits_lies_nearer():
-    """Among all that a network takes, up to twice the size."""
+    """Among all that a model takes, up to twice the size."""
     rng = np.random.default_rng(9)
     for network in NETWORKS.values():
         for height, width in rng.integers(40, 300, (8, 2)).tolist():

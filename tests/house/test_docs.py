@@ -15,10 +15,10 @@ import pytest
 
 import sparsegen
 from sparsegen.cli import main
-from sparsegen.pictures import colourise, write_png
+from sparsegen.images import colourise, write_png
 from tests.house import pages
 from tests.house.pages import PAGES, ROOT
-from tests.networks import random_gaugan
+from tests.models import random_gaugan
 
 WITH_PYTHON = [page for page in PAGES if any(block.runs for block in pages.blocks(page))]
 WITH_COMMANDS = [page for page in PAGES if page.startswith(("README", "docs/")) and pages.commands(page)]

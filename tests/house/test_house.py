@@ -20,7 +20,7 @@ FOLDERS = {"sparsegen": "sparsegen", "backends": "sparsegen.backends", "weights"
 """Folder of the checkout -> the name that its code is imported by."""
 
 # A module imports only lower floors, its own room, and the neighbours in the next table. `sparsegen/__init__.py`
-# draws this table's picture.
+# draws this table's image.
 FLOORS = {
     "__main__": 10,
     "cli": 9,
@@ -31,7 +31,7 @@ FLOORS = {
     "models": 5,
     "layers": 4,
     "engine": 3,
-    "pictures": 3,
+    "images": 3,
     "tiling": 2,
     "diffusion": 2,
     "checks": 1,
@@ -82,7 +82,7 @@ TRAINING = "sparsegen.weights.training"
 # the longest path that matches -> third parties that may be imported there, anywhere in the file
 THIRD_PARTIES = {
     "sparsegen": {"numpy"},
-    "sparsegen/pictures": {"numpy", "PIL"},
+    "sparsegen/images": {"numpy", "PIL"},
     "sparsegen/cli": {"numpy", "typer", "rich"},
     "backends": {"numpy"},
     "backends/numba_cpu": {"numpy", "numba", "llvmlite"},
@@ -313,13 +313,13 @@ def test_nothing_of_the_wheel_imports_what_stays_out_of_it() -> None:
 def test_the_door_does_not_open_to_the_command_line() -> None:
     door = [i for i in IMPORTS if i.path == Path("sparsegen/__init__.py")]
     complain(
-        [i for i in door if room(i.module) in ("cli", "__main__", "pictures")],
+        [i for i in door if room(i.module) in ("cli", "__main__", "images")],
         "sparsegen/__init__.py stays light",
     )
 
 
 def drawn_floors(path: str) -> dict[str, int]:
-    """The picture in a package's docstring: room -> floor, off lines such as "5  models · layers     1  checks"."""
+    """The image in a package's docstring: room -> floor, off lines such as "5  models · layers     1  checks"."""
     doc = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
     assert doc is not None
     return {

@@ -1,1 +1,1 @@
-"""Networks against PyTorch, and what is true of every one."""
+"""Models against PyTorch, and what is true of every one."""

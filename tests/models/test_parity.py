@@ -11,7 +11,7 @@ import sparsegen
 from sparsegen.backends import Backend, get_backend
 
 torch = pytest.importorskip("torch")
-from tests.networks import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
+from tests.models import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
 from tests.oracles.torch_spade import SPADEGenerator, one_hot, randomised  # noqa: E402  (needs PyTorch)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
 

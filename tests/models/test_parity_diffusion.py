@@ -1,4 +1,4 @@
-"""Imported diffusion networks against PyTorch and diffusers, layer by layer and at the output, on every backend."""
+"""Imported diffusion models against PyTorch and diffusers, layer by layer and at the output, on every backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sparsegen
 from sparsegen.backends import Backend, get_backend
 
 torch = pytest.importorskip("torch")
-from tests.networks import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
+from tests.models import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
 from tests.oracles.torch_ddpm import UNet, fused, randomised, watched  # noqa: E402  (needs PyTorch)
 from tests.oracles.torch_pd import DistilledUNet  # noqa: E402  (needs PyTorch)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
@@ -40,7 +40,7 @@ def noisy(height: int, width: int, *, samples: int = 2, channels: int = 3) -> np
 def compare(
     session: sparsegen.Session, network: Any, found: dict[str, np.ndarray], x: np.ndarray, times: list[float]
 ) -> None:
-    """Run both; every canvas and the output must agree. `found` is what the network's hooks fill."""
+    """Run both; every canvas and the output must agree. `found` is what the model's hooks fill."""
     result = session.run(x, **{session.model.time: np.array(times, np.float32)})
     with torch.no_grad():
         output = network(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(times))

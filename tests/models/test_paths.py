@@ -10,12 +10,12 @@ import pytest
 
 from sparsegen.layers import Conv2d, InstanceNorm, Layer, Parameter
 from sparsegen.models.base import Model
-from tests.networks import random_gaugan
+from tests.models import random_gaugan
 from tests.unets import random_ddpm
 
 
 class Held(Model):
-    """A network that holds what it is given in its attribute `held`."""
+    """A model that holds what it is given in its attribute `held`."""
 
     def __init__(self, held: Any) -> None:
         super().__init__(config=None)

@@ -1,6 +1,6 @@
-"""One pass of a diffusion network, edited: full ≡ dense, empty ≡ cache, undo ≡ before, exact ≡ dense, in every bit.
+"""One pass of a diffusion model, edited: full ≡ dense, empty ≡ cache, undo ≡ before, exact ≡ dense, in every bit.
 
-Dense here means with the original's statistics, which edits reuse. And what a session of such a network refuses.
+Dense here means with the original's statistics, which edits reuse. And what a session of such a model refuses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.profile import profile
-from tests.networks import assert_same, computed_by_tiles, values
+from tests.models import assert_same, computed_by_tiles, values
 from tests.unets import FAMILIES, SPARSE, at, dense_with, noisy, painted, random_ddpm, random_pd
 
 hypothetically = settings(

@@ -1,1 +1,1 @@
-"""What results are held against: the networks in PyTorch, and layers in the plainest NumPy. Benchmarks use them too."""
+"""What results are held against: the models in PyTorch, and layers in the plainest NumPy. Benchmarks use them too."""

@@ -1,7 +1,7 @@
 """The UNet of DDPM in plain PyTorch: the oracle that imports and every layer are compared with.
 
 Written from the paper (arXiv 2006.11239, appendix B); names are those of its ports (pesser/pytorch_diffusion,
-ermongroup/ddim), so `state_dict()` is a checkpoint like theirs. `fused` gives SIGE's checkpoint of the same network.
+ermongroup/ddim), so `state_dict()` is a checkpoint like theirs. `fused` gives SIGE's checkpoint of the same model.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """Pictures `[N, 3, H, W]` and times `[N]` in, `[N, outputs, H, W]` out.
+    """Images `[N, 3, H, W]` and times `[N]` in, `[N, outputs, H, W]` out.
 
-    What the distilled network does otherwise is in the four methods before `forward`.
+    What the distilled model does otherwise is in the four methods before `forward`.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
 
 
 def fused(network: UNet) -> dict[str, Tensor]:
-    """The state dict that SIGE's fused network has of these weights: the blocks' time projections in one matrix, in the
+    """The state dict that SIGE's fused model has of these weights: the blocks' time projections in one matrix, in the
     order in which they run; q, k and v in one convolution."""
     order: list[str] = []
     hooks = [

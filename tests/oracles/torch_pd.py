@@ -29,7 +29,7 @@ class FusedAttention(nn.Module):
 
 
 class DistilledUNet(UNet):
-    """Told the logsnr `[N]`; predicts a picture and its noise, six channels."""
+    """Told the logsnr `[N]`; predicts an image and its noise, six channels."""
 
     def __init__(self, *, head: int = 64, **sizes: object):
         self.head = head

@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class SPADEGenerator(nn.Module):
-    """One-hot maps `[N, semantic_nc, H, W]` (and z `[N, z_dim]`) in, pictures `[N, 3, H, W]` out."""
+    """One-hot maps `[N, semantic_nc, H, W]` (and z `[N, z_dim]`) in, images `[N, 3, H, W]` out."""
 
     def __init__(
         self,

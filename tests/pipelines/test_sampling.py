@@ -1,4 +1,4 @@
-"""Pictures out of noise alone: what a sampler makes of the network's answers, each picture by its own seed."""
+"""Images out of noise alone: what a sampler makes of the model's answers, each image by its own seed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_it_is_the_sampler_from_noise_to_the_picture(backend, way):
     seen = []
     result = sparsegen.sample(model, size=SIZE, seed=5, backend=backend, on_step=seen.append, **options)
     assert np.array_equal(result.output, np.clip(last.x, -1, 1))
-    assert np.array_equal(result.image, model.picture(result.output)[0])
+    assert np.array_equal(result.image, model.images(result.output)[0])
     assert [step.index for step in seen] == list(range(len(times))) and seen[-1].next_timestep is None
     assert result.stats.macs == result.stats.macs_dense > 0
 
@@ -75,8 +75,8 @@ def test_each_picture_of_a_batch_is_that_of_its_seed(backend, way):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"which size the network was trained on; give size=\(height, width\)"),
-        ({"size": SIZE, "count": 0}, "count is 0, expected a whole number of pictures, 1 or more"),
+        ({}, r"which size the model was trained on; give size=\(height, width\)"),
+        ({"size": SIZE, "count": 0}, "count is 0, expected a whole number of images, 1 or more"),
         ({"size": SIZE, "count": 2, "seed": [1]}, "there are 1 seeds for 2 images; expected one for each"),
         ({"size": SIZE, "steps": 2000}, "steps is 2000, expected a whole number from 1 to 1000"),
         ({"size": SIZE, "steps": 0}, "steps is 0"),

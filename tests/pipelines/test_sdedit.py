@@ -62,7 +62,7 @@ def opened(way=WAYS["ddim"], backend="numba", **options) -> SDEdit:
 
 
 def of(pipeline: SDEdit) -> list[np.ndarray]:
-    """What the network reads at every step."""
+    """What the model reads at every step."""
     return [np.array(session.memory.canvases["input.x"]) for session in pipeline._states]
 
 
@@ -135,7 +135,7 @@ def test_an_edit_of_everything_is_dense_with_the_statistics_of_the_original(rng)
     dense = pipeline.dense(original, mask=mask)
     before = everything(pipeline)
     edited = pipeline.edit(original, mask=mask)
-    # the first step's statistics are the original's; the later ones' differ, as the picture does
+    # the first step's statistics are the original's; the later ones' differ, as the image does
     assert not np.array_equal(dense.output, edited.output)
     assert np.abs(dense.output - edited.output).mean() < 0.2
     assert [session.memory.statistics for session in pipeline._states] == measured
@@ -211,7 +211,7 @@ def test_equal_sessions_give_equal_bits(rng, way):
         pipeline.run(original)
         pipeline.edit(stroke(original))
     assert_all_same(everything(pipelines[0]), everything(pipelines[1]))
-    # and a session that has seen other pictures is as a new one
+    # and a session that has seen other images is as a new one
     pipelines[0].run(picture(rng, SIZE))
     pipelines[0].edit(stroke(pipelines[0].image, (1, 1)))
     pipelines[0].run(picture(rng, (16, 24)))
@@ -267,7 +267,7 @@ def test_seeds_may_be_of_every_kind_of_number_and_list(seed):
 
 @pytest.mark.parametrize("seed", [7, [3, 11, 3]], ids=str)
 def test_a_sample_of_a_batch_is_the_batch_of_one_of_its_seed(backend, rng, way, seed):
-    """One number means seed, seed + 1, …; whichever picture of a batch was liked can be made again alone."""
+    """One number means seed, seed + 1, …; whichever image of a batch was liked can be made again alone."""
     originals = picture(rng, SIZE, samples=3)
     edited, way = stroke(originals), (way[0], {**way[1], "seed": seed})
     batch = opened(way, backend)
@@ -574,7 +574,7 @@ def test_a_picture_whose_caches_do_not_fit_is_refused_before_anything_is_lost(rn
     pipeline.undo()
     pipeline.edit(stroke(original))
     assert_all_same(everything(pipeline), before)
-    # what the old picture leaves is enough for one as large
+    # what the old image leaves is enough for one as large
     monkeypatch.setattr(Store, "disk_free", lambda store: 0)
     pipeline.run(picture(rng, (16, 64)))
     pipeline.run(original)
@@ -668,7 +668,7 @@ def test_noise_levels_that_leave_no_step_are_said():
 
 def test_networks_that_do_not_go_with_it_are_said():
     with pytest.raises(
-        InputError, match=r"'ddim' does not go with a model .* on logsnr .* picture; choose one of pd"
+        InputError, match=r"'ddim' does not go with a model .* on logsnr .* image; choose one of pd"
     ):
         SDEdit(PD, sampler="ddim")
     with pytest.raises(InputError, match="noise_level is 9, expected a whole number from 1 to 8"):
@@ -698,10 +698,10 @@ PICTURES = {
     "a mask": (GOOD > 9, InputError, "bool, expected uint8"),
     "grey": (GOOD[..., 0], ShapeError, r"\(32, 32\), expected \[H, W, 3\]"),
     "with alpha": (np.zeros((32, 32, 4), np.uint8), ShapeError, r"expected \[H, W, 3\]"),
-    "no pictures": (GOOD[None][:0], ShapeError, r"\[N, H, W, 3\]"),
-    "an odd size": (GOOD[:31], ShapeError, "31×32; this network needs sides in multiples of 2"),
+    "no images": (GOOD[None][:0], ShapeError, r"\[N, H, W, 3\]"),
+    "an odd size": (GOOD[:31], ShapeError, "31×32; this model needs sides in multiples of 2"),
     "nothing": (GOOD[:0], ShapeError, "0×32"),
-    "a file's name": ("picture.png", ShapeError, "expected"),
+    "a file's name": ("image.png", ShapeError, "expected"),
 }
 
 
@@ -717,7 +717,7 @@ def test_a_picture_that_cannot_be_used_is_said_and_nothing_is_lost(mistake):
     for call in (pipeline.cache_plan, pipeline.run, pipeline.edit, pipeline.dense):
         with pytest.raises(error, match=message):
             call(wrong)
-    with pytest.raises(ShapeError, match=r"edited picture is \(1, 16, 32\), the base \(1, 32, 32\)"):
+    with pytest.raises(ShapeError, match=r"edited image is \(1, 16, 32\), the base \(1, 32, 32\)"):
         pipeline.edit(GOOD[:16])
     with pytest.raises(InputError, match="policy 'magic' is unknown"):
         pipeline.edit(stroke(GOOD), policy="magic")
@@ -728,7 +728,7 @@ def test_a_picture_that_cannot_be_used_is_said_and_nothing_is_lost(mistake):
 def test_mistakes_before_a_run():
     pipeline = opened(backend="reference")
     for call in (pipeline.edit, pipeline.dense):
-        with pytest.raises(SessionError, match=r"call run\(picture\) first"):
+        with pytest.raises(SessionError, match=r"call run\(image\) first"):
             call(GOOD)
     for call in (pipeline.undo, lambda: pipeline.image, lambda: pipeline.save("never")):
         with pytest.raises(SessionError, match="run"):

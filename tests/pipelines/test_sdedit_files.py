@@ -274,7 +274,7 @@ FORGED = {
     "a later version": ({}, {"sparsegen.session": always("6")}),
     "the family": ({}, {"sparsegen.family": always("gaugan")}),
     "no family": ({}, {"sparsegen.family": always("os.system")}),
-    "the network's shape": ({}, {"sparsegen.config": lambda t: t.replace('"blocks": 1', '"blocks": 2')}),
+    "the model's shape": ({}, {"sparsegen.config": lambda t: t.replace('"blocks": 1', '"blocks": 2')}),
     "a config of nothing": ({}, {"sparsegen.config": always("[]")}),
     "a config that nests": ({}, {"sparsegen.config": always("[" * 100000)}),
     "settings that are none": ({}, {"sparsegen.sdedit": always("5")}),
@@ -306,10 +306,10 @@ FORGED = {
     "edits as a number": ({}, setting(ran=3)),
     "edits as nothing": ({}, setting(ran=None)),
     "no edits": ({}, setting(ran="gone")),
-    "no picture": ({"beside/picture": None}, {}),
-    "a picture of another size": ({"beside/picture": lambda a: a[:, :8]}, {}),
-    "a picture in float64": ({"beside/picture": lambda a: a.astype(np.float64)}, {}),
-    "a flat picture": ({"beside/picture": lambda a: a.reshape(-1)}, {}),
+    "no image": ({"beside/picture": None}, {}),
+    "an image of another size": ({"beside/picture": lambda a: a[:, :8]}, {}),
+    "an image in float64": ({"beside/picture": lambda a: a.astype(np.float64)}, {}),
+    "a flat image": ({"beside/picture": lambda a: a.reshape(-1)}, {}),
     "a history of another size": ({"beside/history.00001": lambda a: a[:, :, :4]}, {}),
     "a history of integers": ({"beside/history.00000": lambda a: a.astype(np.int32)}, {}),
     "no history": ({"beside/history.00002": None}, {}),
@@ -319,7 +319,7 @@ FORGED = {
     "a time that is missing": ({f"{S1}condition/timestep": None}, {}),
     "a condition too many": ({f"{S1}condition/z": always(np.zeros(3, np.float32))}, {}),
     "an input of another size": ({f"{S0}canvas/input.x": lambda x: x[:, :8]}, {}),
-    "an input the network cannot take": ({f"{S0}canvas/input.x": lambda x: x[:, :7, :5]}, {}),
+    "an input the model cannot take": ({f"{S0}canvas/input.x": lambda x: x[:, :7, :5]}, {}),
     "an input of four channels": ({f"{S0}canvas/input.x": lambda x: x.repeat(2, 3)}, {}),
     "an input of integers": ({f"{S0}canvas/input.x": lambda x: x.astype(np.int32)}, {}),
     "an input in float64": ({f"{S0}canvas/input.x": lambda x: x.astype(np.float64)}, {}),
@@ -400,9 +400,9 @@ CHILD = """
 import os, signal, sys
 import numpy as np
 from sparsegen.pipelines.sdedit import SDEdit
-from tests.unets import picture, random_ddpm, stroke
+from tests.unets import image, random_ddpm, stroke
 
-original = picture(np.random.default_rng(0), (16, 16))
+original = image(np.random.default_rng(0), (16, 16))
 def on_step(step):
     if step.index == 1 and sys.argv[2] == "kill":
         print(len(os.listdir(sys.argv[1])), pipeline.store.file_bytes > 0, flush=True)

@@ -28,7 +28,7 @@ from sparsegen.tiling.policies import Adaptive, Everything, Exact, Paper, Plan, 
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tiling.windows import Read, Window, grow
 from sparsegen.tools.profile import profile
-from tests.networks import random_gaugan
+from tests.models import random_gaugan
 
 THREE, ONE = Window(3, top=1, left=1), Window()
 EDITS: dict[str, Policy] = {
@@ -155,7 +155,7 @@ def giga(mask: Host | None = None, **options: Any) -> float:
 
 
 def test_dense_gaugan_costs_281_g() -> None:
-    # The network on paper: 36 label channels, 128 hidden ones in every SPADE, seven blocks of 64 times these
+    # The model on paper: 36 label channels, 128 hidden ones in every SPADE, seven blocks of 64 times these
     # widths, a doubling of the size before every block but the first, 3×3 kernels but for the shortcuts.
     labels, hidden, k = 36, 128, 9
 

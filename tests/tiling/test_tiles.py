@@ -185,7 +185,7 @@ def test_grow_through_the_windows_of_the_layers(name: str) -> None:
         mask = np.zeros((2, 8, 12), bool)
         mask[pixel] = True
         grown = grow(TileSet.of_mask(mask), window, height, width).mask()
-        # a brute-force picture of one sample is enough: the other must stay untouched
+        # a brute-force image of one sample is enough: the other must stay untouched
         n = pixel[0]
         assert_array_equal(grown[n : n + 1], grown_by_definition(mask[n : n + 1], window, height, width))
         assert not grown[1 - n].any()

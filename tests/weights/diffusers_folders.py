@@ -1,4 +1,4 @@
-"""Folders as diffusers writes them, of a small network with random weights, and how to compare what was loaded."""
+"""Folders as diffusers writes them, of a small model with random weights, and how to compare what was loaded."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ SPELLINGS = [
     ("model.", "ema.ema_model."),
     ("ema.online_model.", "ema.ema_model."),
     ("online_model.", "ema_model."),
-    ("model.model.", "ema.ema_model.model."),  # denoising-diffusion-pytorch: a wrapper around the network
+    ("model.model.", "ema.ema_model.model."),  # denoising-diffusion-pytorch: a wrapper around the model
     ("state_dict.", "params_ema."),
     ("params.", "params_ema."),
     ("state_dicts.model.", "state_dicts.ema_model."),  # diffusion_policy
@@ -182,7 +182,7 @@ def test_networks_that_no_word_tells_apart(places: tuple[str, ...], tmp_path: Pa
     for i, place in enumerate(places):
         state |= under(f"{place}.", parameters(DDPM(CONFIG), i))
     path = write(tmp_path / "net.safetensors", state)
-    with pytest.raises(CheckpointError, match=r"several networks \(.*\), expected one\. Save"):
+    with pytest.raises(CheckpointError, match=r"several models \(.*\), expected one\. Save"):
         sparsegen.load(path)
 
 
@@ -191,7 +191,7 @@ def test_an_average_among_networks_that_no_word_tells_apart(tmp_path: Path) -> N
     path = write(tmp_path / "net.safetensors", state | under("student_ema.", AVERAGE))
     for weights in (None, "ema"):
         assert holds(sparsegen.load(path, which=weights), AVERAGE)
-    with pytest.raises(CheckpointError, match=r"several networks \(student, teacher\)"):
+    with pytest.raises(CheckpointError, match=r"several models \(student, teacher\)"):
         sparsegen.load(path, which="model")
 
 
@@ -210,7 +210,7 @@ def test_lists_that_are_no_checkpoint_of_ermongroup(tmp_path: Path) -> None:
     assert holds(sparsegen.load(tmp_path / "ckpt.pth"), LAST)
     for others in ([network(OTHER), 3, 700], [optimizer, 0.5, 700], [{"a": torch.ones(2)}, 3, 700]):
         torch.save([network(LAST), *others, network(AVERAGE)], tmp_path / "other.pth")
-        with pytest.raises(CheckpointError, match=r"several networks \(0\.module, .*4\.module\)"):
+        with pytest.raises(CheckpointError, match=r"several models \(0\.module, .*4\.module\)"):
             sparsegen.load(tmp_path / "other.pth")
 
 
@@ -238,7 +238,7 @@ def test_several_averages_are_all_named(tmp_path: Path) -> None:
 
 def test_networks_that_no_word_tells_apart_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "net.safetensors", under("teacher.", LAST) | under("student.", OTHER))
-    with pytest.raises(CheckpointError, match=r"several networks \(student, teacher\), expected one\. Save"):
+    with pytest.raises(CheckpointError, match=r"several models \(student, teacher\), expected one\. Save"):
         sparsegen.load(path)
 
 
@@ -271,7 +271,7 @@ def test_pytorchs_averaged_model(tmp_path: Path) -> None:
 
 
 def squeezed(prefix: str, head: str, state: Mapping[str, np.ndarray]) -> State:
-    """As LDM's LitEma keeps the parameters of a module whose child `head` is the network."""
+    """As LDM's LitEma keeps the parameters of a module whose child `head` is the model."""
     kept = {prefix + (head + name).replace(".", ""): value for name, value in state.items()}
     return kept | {f"{prefix}decay": np.float32([0.9999]), f"{prefix}num_updates": np.int32([70001])}
 
@@ -299,7 +299,7 @@ def test_names_that_become_the_same_without_dots(tmp_path: Path) -> None:
     state = under("model.", LAST) | squeezed("model_ema.", "", AVERAGE)
     state["model.conv_i.n.bias"] = LAST["conv_in.bias"]
     path = write(tmp_path / "net.safetensors", state)
-    with pytest.raises(CheckpointError, match=r"two of the network's names are conv_inbias without dots"):
+    with pytest.raises(CheckpointError, match=r"two of the model's names are conv_inbias without dots"):
         sparsegen.load(path, which="ema")
 
 
@@ -391,7 +391,7 @@ def test_lists_that_do_not_match_are_said_to_be_there(
 ) -> None:
     short = dict(list(AVERAGE.items())[:-1])
     count = len(LAST)
-    reason = rf"ema\.shadow_params \(they are a list of {count - 1} tensors, which does not match the network's {count}"
+    reason = rf"ema\.shadow_params \(they are a list of {count - 1} tensors, which does not match the model's {count}"
     refused(saved(tmp_path / "short.pth", model=LAST, ema=shadows(short)), reason, caplog)
     swapped = dict(sorted(AVERAGE.items()))
     reason = rf"ema\.shadow_params \(they are a list of {count} tensors, which does not match"
@@ -411,10 +411,10 @@ def test_a_list_in_a_file_that_keeps_no_order(tmp_path: Path, caplog: pytest.Log
 def test_names_that_do_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     foreign = {f"layer{i}.weight": np.ones((3, 3), np.float32) for i in range(5)}
     path = write(tmp_path / "net.safetensors", under("model.", LAST) | under("ema.", foreign))
-    refused(path, r"ema \(their names are not those of the network\)", caplog)
+    refused(path, r"ema \(their names are not those of the model\)", caplog)
     squashed = {"a": np.ones((3, 3), np.float32), "b": np.ones(3, np.float32)}
     path = write(tmp_path / "other.safetensors", under("model.", LAST) | under("ema.", squashed))
-    refused(path, r"ema \(their names are not those of the network\)", caplog)
+    refused(path, r"ema \(their names are not those of the model\)", caplog)
 
 
 @pytest.mark.parametrize("absent", ["temb.dense.0.weight", "conv_in.weight", "up.0.block.1.conv2.bias"])
@@ -437,11 +437,11 @@ def test_an_average_of_another_size(tmp_path: Path, caplog: pytest.LogCaptureFix
     other = parameters(DDPM(DDPMConfig(channels=64, levels=(64,), attention=(True,), blocks=1)), 3)
     path = write(tmp_path / "net.safetensors", under("model.", LAST) | under("ema.", other))
     refused(
-        path, r"ema \(\d+ of the \d+ tensors that the network needs are missing or of another shape", caplog
+        path, r"ema \(\d+ of the \d+ tensors that the model needs are missing or of another shape", caplog
     )
 
 
-# Networks with statistics and spectral norms.
+# Models with statistics and spectral norms.
 
 GAUGAN = GauGANConfig(ngf=2, semantic_nc=4, nhidden=4, num_upsampling_layers="normal", edge_channel=False)
 
@@ -616,7 +616,7 @@ def test_the_command_line_says_which_were_taken(tmp_path: Path, capsys: pytest.C
     path = write(tmp_path / "odd.safetensors", state)
     assert main(["inspect", str(path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "weights taken last (model) not taken ema (their names are not those of the network)" in said
+    assert "weights taken last (model) not taken ema (their names are not those of the model)" in said
     assert main(["inspect", str(path), "--set", "which=ema"]) == 2
     assert "cannot be taken: ema" in capsys.readouterr().err
 

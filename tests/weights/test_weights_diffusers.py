@@ -23,7 +23,7 @@ from sparsegen.weights.formats.diffusers_folder import _SCHEDULERS
 from tests.weights import hostile
 from tests.weights.diffusers_folders import CONFIG, MADE, OURS, as_diffusers, holds, pipeline, refused, write
 
-# Where the network lies.
+# Where the model lies.
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -392,7 +392,7 @@ def test_schedulers_of_betas(said: dict[str, Any], schedule: str, tmp_path: Path
 def test_schedulers_of_another_noise(said: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = pipeline(tmp_path / "net")
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
-    refused(folder, rf"scheduler_config\.json: .*{message}.*To load the network alone, give the unet folder")
+    refused(folder, rf"scheduler_config\.json: .*{message}.*To load the model alone, give the unet folder")
     assert holds(sparsegen.load(folder / "unet"))
 
 

@@ -339,7 +339,7 @@ def test_a_file_of_five_gigabytes_takes_no_memory(kind, tmp_path):
 
 
 def test_many_small_tensors_fit_the_budget(tmp_path):
-    """4,000 tensors of one number each: as much structure for so few bytes as any network has."""
+    """4,000 tensors of one number each: as much structure for so few bytes as any model has."""
     stored = {str(i): struct.pack("<f", i) for i in range(4000)}
     body = hostile.table(
         {f"layer.{i}.weight": hostile.tensor(hostile.storage(str(i), 1), (1,), (1,)) for i in range(4000)}

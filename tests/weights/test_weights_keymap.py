@@ -429,7 +429,7 @@ def test_wrapped_state_dicts_are_found(prefix, opened):
     ],
 )
 def test_wrappers_in_front_of_a_network_or_a_block_are_passed_over(part, wrapped, opened):
-    """torch.compile and DataParallel, of the whole network or of one block."""
+    """torch.compile and DataParallel, of the whole model or of one block."""
     made = parameters()
     checkpoint = opened(
         {

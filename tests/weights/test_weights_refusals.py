@@ -219,7 +219,7 @@ RUN = [
     *(("commands", "getoutput"), ("multiprocessing.util", "spawnv_passfds"), ("yaml", "unsafe_load")),
 ]
 STRANGE = [
-    *(("mypackage.nets", "Generator"), ("__main__", "Config"), ("models.networks", "SPADEGenerator")),
+    *(("mypackage.nets", "Generator"), ("__main__", "Config"), ("models.models", "SPADEGenerator")),
     *(("torch.nn.quantized", "Linear"), ("torch.nn.parallel.data_parallel", "DataParallel")),
     *(("collections", "namedtuple"), ("pandas.core.frame", "DataFrame"), ("mypackage", "make_model")),
     *(
@@ -274,7 +274,7 @@ def test_metadata_that_is_no_text(case, tmp_path):
     assert f"__metadata__: {expected}" in message and "metadata of strings" in message
 
 
-# Networks that lie beside a generator.
+# Models that lie beside a generator.
 
 
 def encoder(prefix: str = ""):

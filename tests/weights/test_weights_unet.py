@@ -98,7 +98,7 @@ def test_tables_match_every_key_once(case: str) -> None:
 
 
 def test_the_published_networks_are_read_off_their_shapes(tmp_path: Path) -> None:
-    """Of tensors without elements, whose first two sizes are those of the networks."""
+    """Of tensors without elements, whose first two sizes are those of the models."""
     sizes = re.compile(r"conv_(in|out)\.weight|.*(block\.\d+\.conv1|dense\.0|\.norm)\.weight")
     for config, model in ((DDPMConfig(), DDPM), (PDConfig(), ProgressiveDistillation)):
         told = {
@@ -141,7 +141,7 @@ def test_the_average_is_taken_unless_the_last_weights_are_asked_for(case: str, t
 def test_a_list_of_networks_says_nothing_of_an_average(tmp_path: Path) -> None:
     """ermongroup's list has an optimizer's state, epoch and step between the two; other lists are of equals."""
     path = write(tmp_path / "net.safetensors", prefixed("0.module.", LAST) | prefixed("4.", AVERAGE))
-    with pytest.raises(CheckpointError, match=r"holds several networks \(0\.module, 4\), expected one"):
+    with pytest.raises(CheckpointError, match=r"holds several models \(0\.module, 4\), expected one"):
         sparsegen.load(path)
 
 

@@ -29,7 +29,7 @@ FAMILIES: tuple[Family, ...] = (
     DIFFUSERS_UNET,
 )
 
-# Ends of keys that every network of a family has: the part of a key before one is the place of a network.
+# Ends of keys that every model of a family has: the part of a key before one is the place of a model.
 _LANDMARKS = tuple(
     tuple(name.split("."))
     for name in (
@@ -57,7 +57,7 @@ _MAY_HOLD_WEIGHTS = re.compile(
     r"|argparse\.Namespace|types\.SimpleNamespace|collections\.(?:UserDict|UserList|ChainMap)"
 )
 
-# Places that are tried, each at the cost of a pass over all names: a hostile file could hold more networks.
+# Places that are tried, each at the cost of a pass over all names: a hostile file could hold more models.
 _MOST_PLACES = 32
 # Averages without names that are tried, each at the cost of a pass over the names of the last weights.
 _MOST_NAMELESS = 32
@@ -74,7 +74,7 @@ class _Network:
 
 
 def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Family, dict[str, Any]]:
-    """Recognise a checkpoint by its keys, and read the network's sizes off its shapes.
+    """Recognise a checkpoint by its keys, and read the model's sizes off its shapes.
 
     A state dict is found inside any wrapping (`{"state_dict": ...}`, `{"netG": ...}`, `module.` of DataParallel); other
     values beside it are ignored. Averaged weights are recognised by the words around them (ema, shadow, averaged …),
@@ -85,7 +85,7 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
     ----------
     which : {"ema", "model"}, optional
         The weights to take from a checkpoint that holds both. Default: the average, if it has every tensor that the
-        network needs (with batch norm, also the statistics), else the last weights.
+        model needs (with batch norm, also the statistics), else the last weights.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
     Raises
     ------
     CheckpointError
-        The family is unknown (the message lists the known ones, and some of the keys found); there are several networks
+        The family is unknown (the message lists the known ones, and some of the keys found); there are several models
         and no name decides; averaged or last weights are requested and missing.
     """
     if checkpoint.chosen is not None:
@@ -147,9 +147,9 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
 
 
 def _places(checkpoint: Checkpoint) -> list[str]:
-    """The prefixes of the keys of networks, such as "state_dict." and "ema.module."; [""] if there is none."""
+    """The prefixes of the keys of models, such as "state_dict." and "ema.module."; [""] if there is none."""
     if MODEL_KEY in checkpoint.metadata:
-        return [""]  # a file of ours is one network, for any keys
+        return [""]  # a file of ours is one model, for any keys
     found: dict[str, None] = {}
     for key in checkpoint.tensors:
         words = key.split(".")
@@ -169,7 +169,7 @@ def _places(checkpoint: Checkpoint) -> list[str]:
 def _nameless(
     checkpoint: Checkpoint, places: Sequence[str], kinds: Mapping[str, tuple[int, Kind | None]]
 ) -> dict[str, list[str]]:
-    """Averages in which no network is recognised: the prefix of their keys -> the keys. The largest come first."""
+    """Averages in which no model is recognised: the prefix of their keys -> the keys. The largest come first."""
     found: dict[str, list[str]] = {}
     within = tuple(place for place in places if place)
     for key, (end, kind) in kinds.items():
@@ -208,7 +208,7 @@ def _recognised(
     places: Iterable[str],
     kinds: Mapping[str, tuple[int, Kind | None]],
 ) -> _Network | None:
-    """The network at one of the places, without the other places and the averages inside it."""
+    """The model at one of the places, without the other places and the averages inside it."""
     inner = tuple(other for other in places if other.startswith(place) and other != place)
     try:
         under = checkpoint.under(place)
@@ -292,12 +292,12 @@ def _rank(network: _Network) -> tuple[bool, tuple[int, int, list[int]]]:
 def _first(
     checkpoint: Checkpoint, networks: Sequence[_Network]
 ) -> tuple[_Network | None, CheckpointError | None]:
-    """The network to take if none is an average; or the error if nothing decides between several."""
+    """The model to take if none is an average; or the error if nothing decides between several."""
     ranked = sorted(networks, key=_rank)
     alike = [each for each in ranked if _rank_of(each.place)[:2] == _rank_of(ranked[0].place)[:2]]
     if len(alike) > 1 and _rank_of(alike[0].place)[0]:
         return None, CheckpointError(
-            f"holds several networks ({listed([_shown_place(each.place) for each in alike])}), expected one",
+            f"holds several models ({listed([_shown_place(each.place) for each in alike])}), expected one",
             path=checkpoint.path,
             advice="Save the state dict of one of them alone",
         )
@@ -310,7 +310,7 @@ def _judged(
     nameless: Mapping[str, list[str]],
     last: _Network | None,
 ) -> tuple[list[_Network], list[str]]:
-    """The averages that are whole networks; and the places of the others, each with its fault."""
+    """The averages that are whole models; and the places of the others, each with its fault."""
     usable: list[_Network] = []
     unusable: list[str] = []
     beside = None if last is None or last.error else last
@@ -365,7 +365,7 @@ def _lacking(checkpoint: Checkpoint, average: _Network, last: _Network | None) -
     if not absent:
         return next((f"{shown(name)} {fault}" for name in needed if (fault := unreadable(ours[name]))), "")
     return (
-        f"{len(absent)} of the {len(needed)} tensors that the network needs are missing or of another shape,"
+        f"{len(absent)} of the {len(needed)} tensors that the model needs are missing or of another shape,"
         f" such as {shown(absent[0])}"
     )
 

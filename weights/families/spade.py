@@ -93,7 +93,7 @@ def _spectral(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return _separate(checkpoint)
 
 
-# The networks that are trained beside the generator (models/networks/encoder.py, discriminator.py; pix2pixHD's too).
+# The models that are trained beside the generator (models/networks/encoder.py, discriminator.py; pix2pixHD's too).
 _COMPANIONS = (
     ("encoder", "E", r"layer[1-6]\.(?:0\.)?.+", r"fc_(?:mu|var)\.(?:weight|bias)"),
     ("discriminator", "D", r"discriminator_\d+\.model\d+\.(?:0\.){1,2}.+", r"discriminator_0\..+"),

@@ -1,7 +1,7 @@
 """A folder in; the config.json, the weights files and the noise schedule of the diffusers UNet in it out.
 
-A folder of a pipeline (`model_index.json`, the network in `unet/` or, in old versions, beside it), of a training
-checkpoint (`unet/` and `unet_ema/`) or of the network. Nothing in it is run, and only files of known names are opened.
+A folder of a pipeline (`model_index.json`, the model in `unet/` or, in old versions, beside it), of a training
+checkpoint (`unet/` and `unet_ema/`) or of the model. Nothing in it is run, and only files of known names are opened.
 Links are followed: the hub's downloader makes folders of links.
 
 Source: github.com/huggingface/diffusers (models/modeling_utils.py and training_utils.py) for the names of files.
@@ -54,7 +54,7 @@ _SCHEDULERS = {
 """diffusers' schedulers with betas -> their defaults of the three options."""
 
 _LONGEST_JSON = 1 << 16
-"""Bytes. A network's configuration takes about 1000."""
+"""Bytes. A model's configuration takes about 1000."""
 _LONGEST_INDEX = 4 << 20
 """Bytes of a list of shards: 100 for each of 40,000 tensors."""
 _MOST_SHARDS = 200
@@ -118,7 +118,7 @@ def find_unet(
     Parameters
     ----------
     folder : path
-        Of a pipeline, a training checkpoint or a network.
+        Of a pipeline, a training checkpoint or a model.
     which : {"ema", "model"}, optional
         The weights to take, if there are averaged ones beside the last ones. Default: the averaged ones.
     without : mapping of str to str, optional
@@ -127,7 +127,7 @@ def find_unet(
     Raises
     ------
     CheckpointError
-        The folder is not of a diffusers pipeline or network, its pipeline has more parts than a network of pixels and a
+        The folder is not of a diffusers pipeline or model, its pipeline has more parts than a model of pixels and a
         scheduler, or several of its weights could be meant.
     """
     top = Path(folder)
@@ -151,7 +151,7 @@ def find_unet(
                     raise
                 closed[name] = ": ".join(filter(None, (os.path.basename(error.path), error.problem)))
     if unet is not None:
-        # diffusers' EMAModel writes these into the configuration of the network that it saves
+        # diffusers' EMAModel writes these into the configuration of the model that it saves
         kind: Kind | None = "average" if {"decay", "optimization_step"} <= config.keys() else None
         place = "" if unet == top else unet.name
         own = _candidates(unet, place, kind)
@@ -174,7 +174,7 @@ def find_unet(
 
 
 def _opened(path: Path, name: str) -> list[_Candidate]:
-    """The weights in an averaged network's folder, if all its files exist. Raises CheckpointError."""
+    """The weights in an averaged model's folder, if all its files exist. Raises CheckpointError."""
     if not path.is_dir():
         _followed(path)
         raise CheckpointError("is a file, expected a folder with config.json and weights")
@@ -192,7 +192,7 @@ def _opened(path: Path, name: str) -> list[_Candidate]:
 
 
 def _network(top: Path) -> Path | None:
-    """The folder of the network's config.json, its pipeline checked; None if there can only be an average."""
+    """The folder of the model's config.json, its pipeline checked; None if there can only be an average."""
     unet = top / "unet"
     if _there(top / "model_index.json"):
         _check_pipeline(_json(top / "model_index.json", _LONGEST_JSON))
@@ -330,7 +330,7 @@ def _index(path: Path) -> dict[str, str]:
 
 
 def _check_pipeline(index: dict[str, Any]) -> None:
-    """Raise CheckpointError unless a pipeline is one network of pixels and a scheduler."""
+    """Raise CheckpointError unless a pipeline is one model of pixels and a scheduler."""
     parts = {
         name: value
         for name, value in index.items()
@@ -345,12 +345,12 @@ def _check_pipeline(index: dict[str, Any]) -> None:
         raise CheckpointError(
             f"its pipeline has {', '.join(map(shown, others[:5]))} beside unet and scheduler, which are not supported",
             where=where,
-            advice="To load the network alone, give the unet folder",
+            advice="To load the model alone, give the unet folder",
         )
 
 
 def _find_schedule(top: Path, *, alone: bool) -> str | None:
-    """The noise schedule beside a network; `alone`: the network has a folder of its own."""
+    """The noise schedule beside a model; `alone`: the model has a folder of its own."""
     for path in (top / "scheduler" / "scheduler_config.json", top / "scheduler_config.json"):
         if _there(path):
             return _schedule(_json(path, _LONGEST_JSON), path, alone)
@@ -360,9 +360,9 @@ def _find_schedule(top: Path, *, alone: bool) -> str | None:
 def _schedule(config: dict[str, Any], path: Path, alone: bool) -> str:
     """The name of a scheduler's noise schedule; options that it omits have diffusers' defaults."""
     advice = (
-        "To load the network alone, give the unet folder"
+        "To load the model alone, give the unet folder"
         if alone
-        else "To load the network alone, give a folder with its config.json and weights only"
+        else "To load the model alone, give a folder with its config.json and weights only"
     )
     name = config.get("_class_name", "DDPMScheduler")
     defaults = _SCHEDULERS.get(name) if isinstance(name, str) else None

@@ -27,8 +27,8 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "is a GGUF file", _OTHER_FILE),
     (b"\x89HDF", "is an HDF5 file", _OTHER_FILE),
     (b"\x93NUMPY", "is a NumPy array", _OTHER_FILE),
-    (b"\x89PNG", "is a PNG picture", "Give the checkpoint file"),
-    (b"\xff\xd8\xff", "is a JPEG picture", "Give the checkpoint file"),
+    (b"\x89PNG", "is a PNG image", "Give the checkpoint file"),
+    (b"\xff\xd8\xff", "is a JPEG image", "Give the checkpoint file"),
     (b"%PDF", "is a PDF document", "Give the checkpoint file"),
     (b"PK\x05\x06", "is an empty zip archive", "Download or copy it again"),
 )

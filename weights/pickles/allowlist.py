@@ -46,7 +46,7 @@ _INERT = (
 _INERT_NAME = re.compile("|".join(_INERT), re.ASCII)
 
 # Classes and functions that a training state refers to (a default factory, an activation). A reference is harmless; an
-# object of one is a part of a network pickled whole, and is refused.
+# object of one is a part of a model pickled whole, and is refused.
 _NAMED = (
     r"builtins\.(?:int|float|str|bool|object|list|dict|tuple|long|unicode)",
     r"typing\.Any",

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from sparsegen import InputError, ShapeError
-from sparsegen.pictures import Frame, read_file, read_labels, read_mask, read_picture
-from tests.pictures.image_files import GREY, GREY_ALPHA, RGB, chunk, empty_png, indexed, png, turned
+from sparsegen.images import Frame, read_file, read_image, read_labels, read_mask
+from tests.images.image_files import GREY, GREY_ALPHA, RGB, chunk, empty_png, indexed, png, turned
 
-READERS = [read_picture, read_labels, read_mask]
+READERS = [read_image, read_labels, read_mask]
 
 
 @pytest.fixture
@@ -41,22 +41,22 @@ def test_pictures_of_every_kind_become_rgb(tmp_path, colours):
     (tmp_path / "deep-alpha.png").write_bytes(png(both, 16, GREY_ALPHA))
     Image.fromarray(np.dstack([colours, np.full((8, 12), 255, np.uint8)])).save(tmp_path / "opaque.png")
     for name in ("rgb", "opaque", "deep-rgb"):
-        assert np.array_equal(read_picture(tmp_path / f"{name}.png"), colours), name
+        assert np.array_equal(read_image(tmp_path / f"{name}.png"), colours), name
     for name in ("grey", "deep", "deep-alpha"):
-        assert np.array_equal(read_picture(tmp_path / f"{name}.png"), np.repeat(grey[..., None], 3, -1)), name
-        assert np.array_equal(read_picture(tmp_path / f"{name}.png", channels=1), grey[..., None])
+        assert np.array_equal(read_image(tmp_path / f"{name}.png"), np.repeat(grey[..., None], 3, -1)), name
+        assert np.array_equal(read_image(tmp_path / f"{name}.png", channels=1), grey[..., None])
     (tmp_path / "four.png").write_bytes(png(grey // 17, 4, GREY))
-    assert np.array_equal(read_picture(tmp_path / "four.png", channels=1)[..., 0], grey // 17 * 17)
+    assert np.array_equal(read_image(tmp_path / "four.png", channels=1)[..., 0], grey // 17 * 17)
     Image.fromarray(grey > 99).save(tmp_path / "one.png")
-    assert np.array_equal(read_picture(tmp_path / "one.png", channels=1)[..., 0], (grey > 99) * 255)
+    assert np.array_equal(read_image(tmp_path / "one.png", channels=1)[..., 0], (grey > 99) * 255)
     table = colours.reshape(-1, 3)
     indexed(np.arange(96).reshape(8, 12), table).save(tmp_path / "palette.png")
-    assert np.array_equal(read_picture(tmp_path / "palette.png"), colours)
+    assert np.array_equal(read_image(tmp_path / "palette.png"), colours)
 
 
 def test_cmyk_becomes_rgb(tmp_path, colours):
     Image.fromarray(colours).convert("CMYK").save(tmp_path / "print.tif")
-    assert np.array_equal(read_picture(tmp_path / "print.tif"), colours)
+    assert np.array_equal(read_image(tmp_path / "print.tif"), colours)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -68,10 +68,10 @@ def test_colours_that_are_not_known_are_refused(tmp_path, colours, reader):
         outputMode="LAB",
     )
     lab.save(tmp_path / "lab.tif")
-    with pytest.raises(InputError, match=r"lab.tif: a LAB picture"):
+    with pytest.raises(InputError, match=r"lab.tif: a LAB image"):
         reader(tmp_path / "lab.tif")
     Image.fromarray(colours[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(InputError, match=r"float.tif: a F picture"):
+    with pytest.raises(InputError, match=r"float.tif: a F image"):
         reader(tmp_path / "float.tif")
 
 
@@ -95,13 +95,13 @@ def test_a_transparent_picture_shows_what_lies_below(tmp_path, colours):
         tmp_path / "entries.png", transparency=bytes(entries)
     )
     for name in ("rgba", "key", "deep", "entry", "entries"):
-        found = read_picture(tmp_path / f"{name}.png", below=below)
+        found = read_image(tmp_path / f"{name}.png", below=below)
         assert np.array_equal(found.reshape(-1, 3)[:-1], clear.reshape(-1, 3)[:-1]), name
         with pytest.raises(InputError, match=f"{name}.png: has transparent pixels"):
-            read_picture(tmp_path / f"{name}.png")
+            read_image(tmp_path / f"{name}.png")
     grey = colours[..., 0].astype(np.uint16) * 257
     (tmp_path / "grey.png").write_bytes(png(grey, 16, GREY, transparent=[int(grey[2, 3])]))
-    found = read_picture(tmp_path / "grey.png", channels=1, below=below[..., :1])[..., 0]
+    found = read_image(tmp_path / "grey.png", channels=1, below=below[..., :1])[..., 0]
     assert np.array_equal(found, np.where(grey == grey[2, 3], 7, colours[..., 0]))
 
 
@@ -113,7 +113,7 @@ def test_pictures_are_upright(tmp_path, colours, orientation, turns, suffix):
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    assert np.array_equal(read_picture(path), np.rot90(colours, turns))
+    assert np.array_equal(read_image(path), np.rot90(colours, turns))
     assert read_file(path).size == np.rot90(colours, turns).shape[:2]
 
 
@@ -122,7 +122,7 @@ def test_a_photo_with_a_second_picture_is_its_first(tmp_path, colours):
     Image.fromarray(colours).save(tmp_path / "one.jpg", quality=95)
     first, second = Image.fromarray(colours), Image.fromarray(colours[::-1])
     first.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[second], quality=95)
-    assert np.array_equal(read_picture(tmp_path / "two.jpg"), read_picture(tmp_path / "one.jpg"))
+    assert np.array_equal(read_image(tmp_path / "two.jpg"), read_image(tmp_path / "one.jpg"))
     assert read_file(tmp_path / "two.jpg").lossy == "JPEG"
 
 
@@ -147,7 +147,7 @@ def test_every_bit_of_16_counts_where_a_colour_is_transparent(tmp_path, colours)
     deep = np.full((8, 12, 3), 0x0105, np.uint16)
     deep[0, 1] = 0x0100
     (tmp_path / "key.png").write_bytes(png(deep, 16, RGB, transparent=[0x0100] * 3))
-    found = read_picture(tmp_path / "key.png", below=np.full_like(colours, 200))
+    found = read_image(tmp_path / "key.png", below=np.full_like(colours, 200))
     assert (found[0, 1] == 200).all() and np.count_nonzero(found == 1) == 95 * 3
 
 
@@ -177,9 +177,9 @@ def test_rare_modes_hold_what_common_ones_do(tmp_path, colours):
         assert np.array_equal(file.alpha(), alpha) and np.array_equal(file.samples(), grey)
     few = indexed(colours[..., 0] // 64, [(9, 8, 7), (80, 2, 1), (0, 9, 200), (250, 251, 252)])
     few.convert("PA").save(tmp_path / "rare.tif")
-    assert np.array_equal(read_picture(tmp_path / "rare.tif"), np.asarray(few.convert("RGB")))
+    assert np.array_equal(read_image(tmp_path / "rare.tif"), np.asarray(few.convert("RGB")))
     Image.fromarray(colours).convert("RGBX").save(tmp_path / "rare.tif")
-    assert np.array_equal(read_picture(tmp_path / "rare.tif"), colours)
+    assert np.array_equal(read_image(tmp_path / "rare.tif"), colours)
 
 
 def test_a_thumbnail_beside_a_picture_is_no_second_one(tmp_path, colours):
@@ -192,7 +192,7 @@ def test_a_thumbnail_beside_a_picture_is_no_second_one(tmp_path, colours):
                 tags[254] = int(page is small)
                 page.save(file, "TIFF", tiffinfo=tags)
                 file.newFrame()
-        assert np.array_equal(read_picture(tmp_path / "scan.tif"), colours)
+        assert np.array_equal(read_image(tmp_path / "scan.tif"), colours)
 
 
 def moving_webp(path: Path, image: Image.Image, **options: object) -> None:
@@ -212,18 +212,18 @@ def moving_webp(path: Path, image: Image.Image, **options: object) -> None:
 def test_an_animation_of_one_frame_is_lossy_as_its_frame_is(tmp_path, colours):
     moving_webp(tmp_path / "one.webp", Image.fromarray(colours), lossless=True)
     assert read_file(tmp_path / "one.webp").lossy == ""
-    assert np.array_equal(read_picture(tmp_path / "one.webp"), colours)
+    assert np.array_equal(read_image(tmp_path / "one.webp"), colours)
     moving_webp(tmp_path / "one.webp", Image.fromarray(colours))
     assert read_file(tmp_path / "one.webp").lossy == "lossy WebP"
 
 
 def test_a_file_that_was_read_is_not_read_again(tmp_path, colours):
-    Image.fromarray(colours).save(tmp_path / "picture.png")
+    Image.fromarray(colours).save(tmp_path / "image.png")
     Image.fromarray(colours[..., 0]).save(tmp_path / "grey.png")
-    picture, grey = read_file(tmp_path / "picture.png"), read_file(tmp_path / "grey.png")
+    picture, grey = read_file(tmp_path / "image.png"), read_file(tmp_path / "grey.png")
     for path in tmp_path.iterdir():
         path.unlink()
-    assert np.array_equal(read_picture(picture), colours)
+    assert np.array_equal(read_image(picture), colours)
     assert np.array_equal(read_labels(grey, like=grey), colours[..., 0])
     assert np.array_equal(read_mask(grey), colours[..., 0] >= 128)
 
@@ -236,7 +236,7 @@ def test_a_file_that_was_read_is_not_read_again(tmp_path, colours):
 def test_files_of_several_pictures_are_refused(tmp_path, colours, kind, reader):
     frames = [Image.fromarray(np.roll(colours, i, 0)) for i in range(3)]
     frames[0].save(tmp_path / "moving.png", kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"moving.png: holds 3 pictures"):
+    with pytest.raises(InputError, match=r"moving.png: holds 3 images"):
         reader(tmp_path / "moving.png")
 
 
@@ -244,7 +244,7 @@ def damaged(picture: bytes) -> dict[str, bytes]:
     ghost = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n"
     return {
         "nothing": b"",
-        "text": b"not a picture",
+        "text": b"not an image",
         "a beginning": picture[:20],
         "half of it": picture[: len(picture) // 2],
         "all but the end": picture[:-40],
@@ -285,7 +285,7 @@ def test_every_byte_of_a_file_may_be_wrong(tmp_path, colours, kind):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                read_picture(tmp_path / "file", below=None)
+                read_image(tmp_path / "file", below=None)
         except InputError as error:
             assert str(tmp_path / "file") in str(error)
             refused += 1
@@ -296,9 +296,9 @@ def test_metadata_beyond_the_limit_are_named(tmp_path, colours):
     text = PngImagePlugin.PngInfo()
     text.add_itxt("XML:com.adobe.xmp", "x" * 1_500_000, zip=True)
     for options in ({"icc_profile": bytes(1_500_000)}, {"pnginfo": text}):
-        Image.fromarray(colours).save(tmp_path / "picture.png", **options)
-        with pytest.raises(InputError, match=r"picture.png: holds a colour profile or texts .* metadata"):
-            read_picture(tmp_path / "picture.png")
+        Image.fromarray(colours).save(tmp_path / "image.png", **options)
+        with pytest.raises(InputError, match=r"image.png: holds a colour profile or texts .* metadata"):
+            read_image(tmp_path / "image.png")
 
 
 def test_a_deep_sgi_file_is_refused(tmp_path, colours):
@@ -314,19 +314,19 @@ def test_what_is_no_file(tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             reader(tmp_path)
     with pytest.raises(InputError, match=r"nowhere.png: no such file"):
-        read_picture(str(tmp_path / "nowhere.png"))
+        read_image(str(tmp_path / "nowhere.png"))
 
 
 def test_sizes_are_limited_without_a_word_from_pillow(tmp_path, colours, monkeypatch):
-    Image.fromarray(colours).save(tmp_path / "picture.png")
+    Image.fromarray(colours).save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 95)  # of 96: Pillow warns, which is an error here
-    assert np.array_equal(read_picture(tmp_path / "picture.png"), colours)
+    assert np.array_equal(read_image(tmp_path / "image.png"), colours)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 47)
     for reader in READERS:
         with pytest.raises(
-            InputError, match=r"picture.png: has more than 94 pixels, the most .* scale it down"
+            InputError, match=r"image.png: has more than 94 pixels, the most .* scale it down"
         ):
-            reader(tmp_path / "picture.png")
+            reader(tmp_path / "image.png")
     monkeypatch.undo()
     (tmp_path / "large.png").write_bytes(empty_png(14000, 14000))
     with pytest.raises(InputError, match=r"large.png: has more than 178,956,970 pixels"):
@@ -337,19 +337,19 @@ def test_what_pillow_warns_of_is_its_own_warning(tmp_path, colours):
     broken = b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12"
     Image.fromarray(colours).save(tmp_path / "photo.jpg", exif=broken)
     with pytest.warns(UserWarning, match="Corrupt EXIF data"):
-        assert read_picture(tmp_path / "photo.jpg").shape == colours.shape
+        assert read_image(tmp_path / "photo.jpg").shape == colours.shape
     with pytest.raises(InputError, match=r"photo.jpg: .*Corrupt EXIF data"):  # where warnings are errors
-        read_picture(tmp_path / "photo.jpg")
+        read_image(tmp_path / "photo.jpg")
 
 
 def test_threads_that_read_leave_the_warnings_of_others_alone(tmp_path, colours):
     """A warning of another thread obeys the filters of the process, whatever is read meanwhile."""
-    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "picture.png")
+    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "image.png")
     reading, stop = threading.Event(), threading.Event()
 
     def read() -> None:
         while not stop.is_set():
-            read_picture(tmp_path / "picture.png")
+            read_image(tmp_path / "image.png")
             reading.set()
 
     before = list(warnings.filters), warnings.showwarning
@@ -371,17 +371,17 @@ def test_threads_that_read_leave_the_warnings_of_others_alone(tmp_path, colours)
 
 FORKING = """
 import os, signal, sys, threading
-from sparsegen.pictures import read_picture
-read_picture(sys.argv[1])
+from sparsegen.images import read_image
+read_image(sys.argv[1])
 def loop():
     while True:
-        read_picture(sys.argv[1])
+        read_image(sys.argv[1])
 threading.Thread(target=loop, daemon=True).start()
 for _ in range(20):
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        read_picture(sys.argv[1])
+        read_image(sys.argv[1])
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, "a child hangs"
 os._exit(0)
@@ -390,8 +390,8 @@ os._exit(0)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_child_of_a_process_that_reads_can_read(tmp_path, colours):
-    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "picture.png")
-    words = [sys.executable, "-W", "ignore", "-c", FORKING, str(tmp_path / "picture.png")]
+    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "image.png")
+    words = [sys.executable, "-W", "ignore", "-c", FORKING, str(tmp_path / "image.png")]
     subprocess.run(words, check=True, timeout=300)
 
 
@@ -399,39 +399,39 @@ def test_a_child_of_a_process_that_reads_can_read(tmp_path, colours):
 
 
 def test_a_frame_crops_the_middle_and_resizes_smoothly(tmp_path, colours):
-    Image.fromarray(colours).save(tmp_path / "picture.png")
-    cropped = read_picture(tmp_path / "picture.png", frame=Frame((8, 12), (4, 6), (4, 6)))
+    Image.fromarray(colours).save(tmp_path / "image.png")
+    cropped = read_image(tmp_path / "image.png", frame=Frame((8, 12), (4, 6), (4, 6)))
     assert np.array_equal(cropped, colours[2:6, 3:9])
     flat = np.full((8, 12, 3), (10, 200, 77), np.uint8)
     Image.fromarray(flat).save(tmp_path / "flat.png")
-    found = read_picture(tmp_path / "flat.png", frame=Frame((8, 12), (8, 8), (32, 16)))
+    found = read_image(tmp_path / "flat.png", frame=Frame((8, 12), (8, 8), (32, 16)))
     assert found.shape == (32, 16, 3) and (found == (10, 200, 77)).all()
     # halved: each pixel lies near the mean of its four, not at one of them
     smooth = np.linspace(0, 255, 96, dtype=np.uint8).reshape(8, 12).repeat(3).reshape(8, 12, 3)
     Image.fromarray(smooth).save(tmp_path / "smooth.png")
-    half = read_picture(tmp_path / "smooth.png", frame=Frame((8, 12), (8, 12), (4, 6)))
+    half = read_image(tmp_path / "smooth.png", frame=Frame((8, 12), (8, 12), (4, 6)))
     means = smooth.reshape(4, 2, 6, 2, 3).mean((1, 3))
     assert np.abs(half[1:-1, 1:-1] - means[1:-1, 1:-1]).max() < 4
 
 
 def test_a_file_of_the_wanted_size_is_taken_as_it_is(tmp_path, colours):
-    Image.fromarray(colours).save(tmp_path / "picture.png")
+    Image.fromarray(colours).save(tmp_path / "image.png")
     assert np.array_equal(
-        read_picture(tmp_path / "picture.png", frame=Frame((80, 99), (80, 90), (8, 12))), colours
+        read_image(tmp_path / "image.png", frame=Frame((80, 99), (80, 90), (8, 12))), colours
     )
-    with pytest.raises(ShapeError, match=r"picture.png: 8×12, but lake.png is 80×99 \(height × width\)"):
-        read_picture(tmp_path / "picture.png", frame=Frame((80, 99), (80, 99), (9, 12), "lake.png"))
+    with pytest.raises(ShapeError, match=r"image.png: 8×12, but lake.png is 80×99 \(height × width\)"):
+        read_image(tmp_path / "image.png", frame=Frame((80, 99), (80, 99), (9, 12), "lake.png"))
 
 
 def test_a_crop_may_be_resized_to_the_size_of_its_file(tmp_path, colours):
     """A zoom: the file has the wanted size, but not yet what is wanted."""
     frame = Frame((8, 12), (4, 6), (8, 12))
-    Image.fromarray(colours).save(tmp_path / "picture.png")
+    Image.fromarray(colours).save(tmp_path / "image.png")
     Image.fromarray(colours[..., 0]).save(tmp_path / "map.png")
     labels = read_labels(tmp_path / "map.png", frame=frame)
     assert np.array_equal(labels, colours[2:6, 3:9, 0].repeat(2, 0).repeat(2, 1))
     middle = Image.fromarray(colours[2:6, 3:9]).resize((12, 8), Image.Resampling.LANCZOS)
-    assert np.array_equal(read_picture(tmp_path / "picture.png", frame=frame), np.asarray(middle))
+    assert np.array_equal(read_image(tmp_path / "image.png", frame=frame), np.asarray(middle))
 
 
 def test_a_transparent_layer_is_resized_before_it_lies_over_what_is_below(tmp_path, colours):
@@ -439,7 +439,7 @@ def test_a_transparent_layer_is_resized_before_it_lies_over_what_is_below(tmp_pa
     layer[:, :6] = (250, 5, 20, 255)
     Image.fromarray(layer).save(tmp_path / "layer.png")
     below = np.full((16, 24, 3), 99, np.uint8)
-    found = read_picture(tmp_path / "layer.png", below=below, frame=Frame((8, 12), (8, 12), (16, 24)))
+    found = read_image(tmp_path / "layer.png", below=below, frame=Frame((8, 12), (8, 12), (16, 24)))
     # the filter reaches three pixels of the file beyond the border
     assert (found[:, :6] == (250, 5, 20)).all() and (found[:, 18:] == 99).all()
 
@@ -453,5 +453,5 @@ def test_a_frame_larger_than_its_files_is_refused():
 
 def test_turned_files_fit_a_frame_upright(tmp_path, colours):
     turned(Image.fromarray(colours), 6, tmp_path / "turned.png")
-    found = read_picture(tmp_path / "turned.png", frame=Frame((12, 8), (6, 4), (6, 4)))
+    found = read_image(tmp_path / "turned.png", frame=Frame((12, 8), (6, 4), (6, 4)))
     assert np.array_equal(found, np.rot90(colours, -1)[3:9, 2:6])

@@ -1,4 +1,4 @@
-"""Pictures: a file comes in as uint8 colours or greys, over what lay below where it is transparent."""
+"""Images: a file comes in as uint8 colours or greys, over what lay below where it is transparent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .files import Source, read_file
 from .frames import Frame, named
 
 
-def read_picture(
+def read_image(
     source: Source, *, channels: int = 3, below: Host | None = None, frame: Frame | None = None
 ) -> Host:
-    """A picture, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
+    """An image, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
 
-    16 bits a channel become 8. Where it is transparent, the picture `below` shows, of the same shape; `frame` crops and
+    16 bits a channel become 8. Where it is transparent, the image `below` shows, of the same shape; `frame` crops and
     resizes it before. Colour profiles are not applied.
 
     Raises
@@ -27,22 +27,22 @@ def read_picture(
         size than what lies below or than the frame's files.
     """
     file = read_file(source)
-    picture, alpha = Image.fromarray(file.rgb()), file.alpha()
+    image, alpha = Image.fromarray(file.rgb()), file.alpha()
     if alpha is not None and below is None and alpha.min() != 255:
         raise InputError(
-            f"{file.path}: has transparent pixels; only an edited picture may, over what was before"
+            f"{file.path}: has transparent pixels; only an edited image may, over what was before"
         )
     if alpha is not None and below is not None:
-        picture.putalpha(Image.fromarray(alpha))
+        image.putalpha(Image.fromarray(alpha))
     if frame is not None:
-        picture = frame.filtered(picture, file.path)
-    size = picture.height, picture.width
+        image = frame.filtered(image, file.path)
+    size = image.height, image.width
     if below is not None and size != below.shape[:2]:
         raise InputError(
-            f"{file.path}: {named(size)}, but the picture before it is {named(below.shape[:2])} (height × width)"
+            f"{file.path}: {named(size)}, but the image before it is {named(below.shape[:2])} (height × width)"
         )
-    if picture.mode == "RGBA" and below is not None:
+    if image.mode == "RGBA" and below is not None:
         ground = Image.fromarray(below[..., 0] if channels == 1 else below).convert("RGBA")
-        picture = Image.alpha_composite(ground, picture)
-    pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+        image = Image.alpha_composite(ground, image)
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)

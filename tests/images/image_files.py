@@ -43,14 +43,14 @@ def empty_png(height: int, width: int) -> bytes:
 
 
 def indexed(indices: np.ndarray, colours: Sequence[Sequence[int]]) -> Image.Image:
-    """An indexed picture with exactly that palette."""
+    """An indexed image with exactly that palette."""
     image = Image.frombytes("P", indices.shape[::-1], np.ascontiguousarray(indices, np.uint8).tobytes())
     image.putpalette([part for colour in colours for part in colour])
     return image
 
 
 def turned(image: Image.Image, orientation: int, path: Path) -> None:
-    """Save a picture whose EXIF data say how its camera was held."""
+    """Save an image whose EXIF data say how its camera was held."""
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(path, exif=exif)

@@ -37,13 +37,13 @@ def read_labels(
 ) -> Host:
     """A label map, int32 `[H, W]`, upright as its camera says.
 
-    Grey pictures hold the labels themselves, with any number of bits (a 4-bit sample of 5 is label 5). Of an indexed
-    picture, paint programs keep the colours and renumber the indices. So its labels are
+    Grey images hold the labels themselves, with any number of bits (a 4-bit sample of 5 is label 5). Of an indexed
+    image, paint programs keep the colours and renumber the indices. So its labels are
 
     - with `palette`: those of its colours in it;
     - else with `like`: those that its colours have in that file. Where that file has a colour twice, the entry that
       occurs in its pixels is meant;
-    - else its indices. A palette of greys is that of a grey picture where its greys are the indices, 0, 1, 2, … in any
+    - else its indices. A palette of greys is that of a grey image where its greys are the indices, 0, 1, 2, … in any
       order, or those of 1, 2 or 4 bits (`palettes.own_labels` has the rule); other greys are refused.
 
     A copy in RGB is read by its colours, where `palette` or an indexed file `like` gives them labels, or where they are
@@ -59,14 +59,14 @@ def read_labels(
         The original label map, where `source` is an edited copy of it. Beside `palette`, it still says how deep greys
         are, and numbers greys that the palette does not have.
     unknown_label
-        The label that 255 ("unknown") becomes; None: it stays. Index 255 of an indexed picture then needs no colour.
+        The label that 255 ("unknown") becomes; None: it stays. Index 255 of an indexed image then needs no colour.
     frame
         Crops and resizes the map (nearest neighbour).
 
     Raises
     ------
     ColourError
-        A pixel's colour stands for no label, or for several; the picture has no labels (RGB without a palette, saved
+        A pixel's colour stands for no label, or for several; the image has no labels (RGB without a palette, saved
         with loss) or uncertain ones.
     InputError, ShapeError
         The file cannot be read, or may have been scaled from the depth of `like`; another size than the frame's.
@@ -122,7 +122,7 @@ def _of_indexed(
     lut, error = np.zeros(256, np.int64), None
     for numbering in _numberings(palette, original, colours[used]):
         if not numbering.levels and np.array_equal(colours[:, :3], np.arange(256)[:, None].repeat(3, 1)):
-            break  # a grey picture, whatever colours these are elsewhere
+            break  # a grey image, whatever colours these are elsewhere
         lut[used] = numbering.of_indices(used, colours[used])
         if has_unknown and lut[UNKNOWN] < 0:
             lut[UNKNOWN] = UNKNOWN
@@ -159,7 +159,7 @@ def _of_rgb(file: ImageFile, palette: Palette | None, original: ImageFile | None
 
 
 def _numberings(palette: Palette | None, original: ImageFile | None, colours: Host) -> Iterator[Numbering]:
-    """What may number a picture of colours `[K, 4]`, in turn, until something has them all.
+    """What may number an image of colours `[K, 4]`, in turn, until something has them all.
 
     The model's palette; without one, the original. Beside it, the original numbers greys, if it has such.
     """
@@ -182,7 +182,7 @@ def _numberings(palette: Palette | None, original: ImageFile | None, colours: Ho
 
 
 def _no_labels(file: ImageFile) -> ColourError:
-    return ColourError(f"{file.path}: a {file.image.mode} picture; give label maps as palette or grey PNG")
+    return ColourError(f"{file.path}: a {file.image.mode} image; give label maps as palette or grey PNG")
 
 
 def _error(file: ImageFile, labels: Host, numbering: Numbering) -> ColourError:

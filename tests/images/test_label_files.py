@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sparsegen import InputError
-from sparsegen.pictures import ColourError, Frame, read_labels
-from tests.pictures.image_files import GREY, GREY_ALPHA, INDEXED, indexed, png, turned
+from sparsegen.images import ColourError, Frame, read_labels
+from tests.images.image_files import GREY, GREY_ALPHA, INDEXED, indexed, png, turned
 
 COLOURS = [(135, 190, 235), (240, 244, 250), (255, 214, 64), (128, 118, 128), (86, 132, 78), (140, 190, 84)]
 ORDER = np.array([3, 1, 0, 5, 4, 2])
@@ -103,7 +103,7 @@ def test_a_colour_that_stands_for_no_label_is_refused(tmp_path, labels, original
 
 
 def test_a_colour_that_was_appended_is_no_label(tmp_path, labels, original):
-    """A soft brush in an indexed picture appends colours: index 6 is not label 6."""
+    """A soft brush in an indexed image appends colours: index 6 is not label 6."""
     edited = labels.copy()
     edited[2, 3] = 6
     indexed(edited, [*COLOURS, (9, 9, 200)]).save(tmp_path / "edited.png")
@@ -277,9 +277,7 @@ def test_all_greys_of_few_bits_are_labels_in_any_order(tmp_path, labels, bits):
         for like in ("map.png", "grey.png"):
             assert np.array_equal(read_labels(tmp_path / "turned.png", like=tmp_path / like), fewer)
         for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "turned.png"}):
-            with pytest.warns(
-                UserWarning, match=rf"greys of a {bits}-bit picture, .* white {most}"
-            ) as caught:
+            with pytest.warns(UserWarning, match=rf"greys of a {bits}-bit image, .* white {most}") as caught:
                 assert np.array_equal(read_labels(tmp_path / "turned.png", **given), fewer)
             assert len(caught) == 1
         indexed(most - (fewer + 1) % 2**bits, scale(bits)[::-1]).save(tmp_path / "edited.png")
@@ -311,7 +309,7 @@ def test_other_greys_may_be_labels_or_not_and_are_refused(tmp_path, labels, name
     values = np.array(UNCERTAIN[name])
     indexed(labels, [(i, i, i) for i in values.tolist()]).save(tmp_path / "map.png")
     for given in ({}, {"palette": COLOURS}, {"like": tmp_path / "map.png"}):
-        with pytest.raises(ColourError, match=r"map.png: an indexed picture in the greys .* either could be"):
+        with pytest.raises(ColourError, match=r"map.png: an indexed image in the greys .* either could be"):
             read_labels(tmp_path / "map.png", **given)
     # a grey original decides, and the model's palette
     Image.fromarray(values[labels.T].astype(np.uint8)).save(tmp_path / "grey.png")
@@ -323,7 +321,7 @@ def test_other_greys_may_be_labels_or_not_and_are_refused(tmp_path, labels, name
 
 
 def test_a_grey_original_says_that_two_greys_are_labels_0_and_255(tmp_path, labels):
-    """A program that makes files small turns a grey picture of two values into an indexed one of 1 bit."""
+    """A program that makes files small turns a grey image of two values into an indexed one of 1 bit."""
     indexed(labels > 4, [BLACK, WHITE]).save(tmp_path / "small.png")
     Image.fromarray(np.where(labels > 2, 255, 0).astype(np.uint8)).save(tmp_path / "grey.png")
     expected = np.where(labels > 4, 255, 0)
@@ -345,7 +343,7 @@ def test_a_ramp_of_all_256_greys_is_a_grey_picture_whatever_its_greys_stand_for(
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_copy_in_rgb_of_a_grey_map_has_its_greys(tmp_path, labels, bits):
-    """Lossless WebP has no grey pictures, and many programs save none."""
+    """Lossless WebP has no grey images, and many programs save none."""
     fewer = labels % 2**bits
     (tmp_path / "grey.png").write_bytes(png(fewer, bits, GREY))
     shown = Image.fromarray((fewer * (255 // (2**bits - 1))).astype(np.uint8)).convert("RGB")

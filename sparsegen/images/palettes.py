@@ -16,11 +16,11 @@ NONE, SEVERAL, CLEAR = -1, -2, -3
 """In place of a label: a colour stands for none, for several, or is transparent."""
 
 GREY_SCALES = (1, 3, 15)
-"""The largest samples of grey pictures of 1, 2 and 4 bits."""
+"""The largest samples of grey images of 1, 2 and 4 bits."""
 
 
 class ColourError(InputError):
-    """A picture's colours stand for no labels."""
+    """An image's colours stand for no labels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Numbering:
     """Of a grey scale: the largest value of a sample. 0: it has colours."""
 
     def of_indices(self, indices: Host, colours: Host) -> Host:
-        """The labels of an indexed picture's entries, `[K]`; `colours` are theirs, `[K, 4]`."""
+        """The labels of an indexed image's entries, `[K]`; `colours` are theirs, `[K, 4]`."""
         inside = indices[indices < len(self.colours)]
         if len(inside) == len(indices) and (self.colours[indices, :3] == colours[:, :3]).all():
             return self.labels[indices]  # nothing was reordered
@@ -92,7 +92,7 @@ def of_file(file: ImageFile) -> Numbering:
         # (of more than 8 bits, no colour of 8 bits tells the label)
         return Numbering(f"the greys of {file.path}", *none, levels=file.levels if file.levels < 256 else 0)
     if file.image.mode != "P":
-        raise ColourError(f"{file.path}: a {file.image.mode} picture; give label maps as palette or grey PNG")
+        raise ColourError(f"{file.path}: a {file.image.mode} image; give label maps as palette or grey PNG")
     levels, labels = own_labels(file)
     used = np.isin(np.arange(256), np.unique(np.asarray(file.image)))
     return Numbering(
@@ -101,9 +101,9 @@ def of_file(file: ImageFile) -> Numbering:
 
 
 def own_labels(file: ImageFile) -> tuple[int, Host]:
-    """How an indexed picture numbers its entries where nothing else does: (levels, labels int64 `[256]`).
+    """How an indexed image numbers its entries where nothing else does: (levels, labels int64 `[256]`).
 
-    Colours: the indices are the labels, and levels is 0. A palette of greys alone may be that of a grey picture, which
+    Colours: the indices are the labels, and levels is 0. A palette of greys alone may be that of a grey image, which
     a program made an indexed one. Its greys are the labels, and levels the largest one, where they are
 
     - all greys of 1, 2 or 4 bits in any order ({0, 85, 170, 255} are 0 to 3),
@@ -134,8 +134,8 @@ def own_labels(file: ImageFile) -> tuple[int, Host]:
             return levels, greys * levels // 255
     shown = ", ".join(map(str, greys[used][:4])) + (", …" if len(used) > 4 else "")
     raise ColourError(
-        f"{file.path}: an indexed picture in the greys {shown}, which are not its indices; either could be the labels. "
-        "Save it as a grey picture, whose greys are its labels, or in colours, whose indices are"
+        f"{file.path}: an indexed image in the greys {shown}, which are not its indices; either could be the labels. "
+        "Save it as a grey image, whose greys are its labels, or in colours, whose indices are"
     )
 
 
@@ -145,7 +145,7 @@ def warn_if_reordered(file: ImageFile) -> None:
     used = np.unique(np.asarray(file.image))
     if levels in GREY_SCALES and (labels[used] != used).any():
         warn(
-            f"{file.path}: its palette has the greys of a {levels.bit_length()}-bit picture, not in their order; "
+            f"{file.path}: its palette has the greys of a {levels.bit_length()}-bit image, not in their order; "
             f"labels are the greys (black 0, white {levels}), not the indices"
         )
 

@@ -1,4 +1,4 @@
-"""Frames: files of one size come in, cropped at the centre and resized to the size that a network takes."""
+"""Frames: files of one size come in, cropped at the centre and resized to the size that a model takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 class Frame:
     """What becomes of every file of an edit: `crop` of its `source` size at the centre, resized to `size`.
 
-    A file of another size than the source's that has `size` already is taken as it is: a picture that was painted over
+    A file of another size than the source's that has `size` already is taken as it is: an image that was painted over
     a result, say.
     Raises InputError: a side below 1, a crop that is larger than the source.
     """
@@ -53,7 +53,7 @@ class Frame:
         return values[rows[:, None], columns]
 
     def filtered(self, image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
-        """A picture in the frame, by Lanczos' filter. Raises ShapeError."""
+        """An image in the frame, by Lanczos' filter. Raises ShapeError."""
         if self._is_done((image.height, image.width), path):
             return image
         y, x = self._start

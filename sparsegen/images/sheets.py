@@ -1,4 +1,4 @@
-"""Results to be shown: pictures, label maps and active tiles come in, one picture or a number comes out."""
+"""Results to be shown: images, label maps and active tiles come in, one image or a number comes out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def colourise(labels: Host, palette: Palette) -> Host:
 
 
 def overlay_tiles(image: Host, active: TileSet, *, sample: int = 0) -> Host:
-    """The picture with everything but the active tiles dimmed, and the border of the active area drawn."""
+    """The image with everything but the active tiles dimmed, and the border of the active area drawn."""
     mask = active.mask(whole_tiles=True)[sample]
     grey = image.mean(-1, keepdims=True) * 0.35 + image * 0.1 + 20
     shown = np.where(mask[..., None], image, grey)
@@ -33,12 +33,12 @@ def overlay_tiles(image: Host, active: TileSet, *, sample: int = 0) -> Host:
 
 
 def enlarge(image: Host, factor: int) -> Host:
-    """A picture `[H, W, 3]` with every pixel `factor` times as wide and as high."""
+    """An image `[H, W, 3]` with every pixel `factor` times as wide and as high."""
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def sheet(panels: Sequence[tuple[str, Host]], *, columns: int) -> Host:
-    """Captioned pictures, uint8 `[H, W, 3]` of one size, in rows of `columns`."""
+    """Captioned images, uint8 `[H, W, 3]` of one size, in rows of `columns`."""
     h, w, _ = panels[0][1].shape
     margin, caption = 12, 26
     rows = -(-len(panels) // columns)
@@ -53,6 +53,6 @@ def sheet(panels: Sequence[tuple[str, Host]], *, columns: int) -> Host:
 
 
 def psnr(a: Host, b: Host) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB; infinite when they are equal."""
+    """Peak signal-to-noise ratio of two uint8 images in dB; infinite when they are equal."""
     error = float(((a.astype(np.float64) - b) ** 2).mean())
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

@@ -1,12 +1,12 @@
-"""Pictures in and out: files come in as pictures, label maps and masks, results go out as PNG, whole or not at all.
+"""Images in and out: files come in as images, label maps and masks, results go out as PNG, whole or not at all.
 
 `files` decodes every image file alike, whatever it is read as (limits, damage, orientation, transparency), and writes
 PNG; `formats` is what it knows of their formats (loss, depth, pages). `labels` makes label maps of it (`palettes`: by
-their colours), `masks` masks, `colours` pictures; `frames` crops and resizes all three. `sheets` lays results out to be
+their colours), `masks` masks, `colours` images; `frames` crops and resizes all three. `sheets` lays results out to be
 shown.
 """
 
-from .colours import read_picture
+from .colours import read_image
 from .files import ImageFile, Palette, read_file, write_png
 from .frames import Frame, Size
 from .labels import read_labels
@@ -25,9 +25,9 @@ __all__ = [
     "overlay_tiles",
     "psnr",
     "read_file",
+    "read_image",
     "read_labels",
     "read_mask",
-    "read_picture",
     "sheet",
     "write_png",
 ]

@@ -51,7 +51,7 @@ class ImageFile:
         return self.image.mode in ("1", "L", "LA", "I") or self.image.mode.startswith("I;16")
 
     def samples(self) -> Host:
-        """The numbers of a grey picture as the file has them, int64 `[H, W]`: 0 to `levels`."""
+        """The numbers of a grey image as the file has them, int64 `[H, W]`: 0 to `levels`."""
         image = self.image.getchannel(0) if self.image.mode == "LA" else self.image
         values: Host = np.asarray(image).astype(np.int64)
         # where a file has fewer bits, Pillow has spread its values over the range of its mode
@@ -61,7 +61,7 @@ class ImageFile:
         return values
 
     def palette(self) -> Host:
-        """The colours of an indexed picture, int32 `[256, 4]` (RGBA); -1 where the file has no entry."""
+        """The colours of an indexed image, int32 `[256, 4]` (RGBA); -1 where the file has no entry."""
         found = np.full((256, 4), -1, np.int32)
         colours = np.asarray(self.image.getpalette("RGBA"), np.int32).reshape(-1, 4)[:256]
         found[: len(colours)] = colours
@@ -84,16 +84,16 @@ class ImageFile:
             return np.asarray(entries[np.asarray(self.image)])
         if self.image.mode not in CONVERTED:
             raise InputError(
-                f"{self.path}: a {self.image.mode} picture, expected RGB or grey; save it as one of these"
+                f"{self.path}: a {self.image.mode} image, expected RGB or grey; save it as one of these"
             )
         return np.asarray(self.image.convert("RGB"))
 
     def check_range(self) -> None:
-        """Raises InputError: a grey picture's numbers have no range of 8 or 16 bits, or lie outside it."""
+        """Raises InputError: a grey image's numbers have no range of 8 or 16 bits, or lie outside it."""
         values = self.samples() if self.image.mode == "I" else np.zeros(1)
         if not self.levels or values.min() < 0 or values.max() > 65535:
             raise InputError(
-                f"{self.path}: a grey picture of 32 bits or with negative values, expected 8 or 16 bits; save it so"
+                f"{self.path}: a grey image of 32 bits or with negative values, expected 8 or 16 bits; save it so"
             )
 
     def alpha(self) -> Host | None:
@@ -120,14 +120,14 @@ Source = Union[str, os.PathLike[str], ImageFile]  # noqa: UP007  # evaluated
 
 
 def read_file(source: Source) -> ImageFile:
-    """Decode a file of one picture and turn it upright, as its camera says; what was read already is returned.
+    """Decode a file of one image and turn it upright, as its camera says; what was read already is returned.
 
     What it is, its content says, not its name. Pillow's warnings, such as of damaged EXIF data, are left to it.
 
     Raises
     ------
     InputError
-        There is no such file; it is damaged, no picture, too large, or holds several; it cannot be read.
+        There is no such file; it is damaged, no image, too large, or holds several; it cannot be read.
     """
     if isinstance(source, ImageFile):
         return source
@@ -140,7 +140,7 @@ def read_file(source: Source) -> ImageFile:
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a picture that can be read{error}; save it as PNG") from None
+        raise InputError(f"{name}: not an image that can be read{error}; save it as PNG") from None
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except MemoryError:
@@ -153,7 +153,7 @@ def read_file(source: Source) -> ImageFile:
                 f"{name}: holds a colour profile or texts of more than Pillow reads (1 MB); save it without metadata"
             ) from None
         raise InputError(
-            f"{name}: a damaged picture ({error or type(error).__name__}); save it again"
+            f"{name}: a damaged image ({error or type(error).__name__}); save it again"
         ) from None
 
 
@@ -165,7 +165,7 @@ def _decode(path: str, file: BinaryIO) -> ImageFile:
             raise _too_large(path)
         if count > 1:
             raise InputError(
-                f"{path}: holds {count} pictures (frames or pages), expected one; save that one as PNG"
+                f"{path}: holds {count} images (frames or pages), expected one; save that one as PNG"
             )
         if image.format == "SGI" and head[3] == 2:
             raise InputError(f"{path}: an SGI file of 16 bits, of which 8 would be lost; save it as PNG")
@@ -203,14 +203,14 @@ def write_png(
     for key, value in (text or {}).items():
         # (what is no text in a file's name would have no place in the chunk)
         info.add_text(key, value.encode("utf-8", "replace").decode("utf-8"))
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    made = Image.fromarray(np.ascontiguousarray(image))
     if palette is not None:
-        picture = picture.convert("L")
-        picture.putpalette([part for colour in palette for part in colour])
+        made = made.convert("L")
+        made.putpalette([part for colour in palette for part in colour])
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         try:
-            picture.save(part, format="PNG", pnginfo=info)
+            made.save(part, format="PNG", pnginfo=info)
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Formats of image files: an open file comes in, Pillow's picture and what the file's own bytes say of it go out."""
+"""Formats of image files: an open file comes in, Pillow's image and what the file's own bytes say of it go out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS = {
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO",
     "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP",
 }  # fmt: skip
-"""What is read. Pillow knows more: some start another program (EPS runs Ghostscript), others hold no picture."""
+"""What is read. Pillow knows more: some start another program (EPS runs Ghostscript), others hold no image."""
 
 LOSSY_FORMATS = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO"}
 """Formats that change pixels when they are saved. (Some can do without, which their files do not say reliably.)"""
@@ -27,14 +27,14 @@ HEAD = 4096
 _LOSSY_TIFFS = {"jpeg", "tiff_jpeg", "webp"}
 
 _SEQUENCES = {"AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP"}
-"""Formats whose further pictures are frames or pages. (MPO: a preview or depth; PSD: layers; ICO: other sizes.)"""
+"""Formats whose further images are frames or pages. (MPO: a preview or depth; PSD: layers; ICO: other sizes.)"""
 
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _REDUCED = 258, 254, 1
 """Tags of TIFF, and the bit that says that a page is another one's thumbnail."""
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """The picture of an open file, not yet decoded. Raises UnidentifiedImageError: it has none of `FORMATS`.
+    """The image of an open file, not yet decoded. Raises UnidentifiedImageError: it has none of `FORMATS`.
 
     Does what `Image.open` does, without its warnings about size: to hold these back, the filters of warnings would have
     to be changed, which all threads share.
@@ -65,10 +65,10 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def turn_to_page(image: Image.Image) -> int:
-    """Turn to the one page of a file that is no thumbnail; its number of pictures, where there are more."""
+    """Turn to the one page of a file that is no thumbnail; its number of images, where there are more."""
     if image.format not in _SEQUENCES or not getattr(image, "is_animated", False):
         return 1
-    count: int = image.n_frames  # type: ignore[attr-defined]  # of pictures that have frames
+    count: int = image.n_frames  # type: ignore[attr-defined]  # of images that have frames
     if image.format != "TIFF":
         return count
     pages = []
@@ -93,7 +93,7 @@ def loss(image: Image.Image, file: BinaryIO) -> str:
 
 
 def _first_webp_image(file: BinaryIO) -> bytes:
-    """The name of the chunk that holds a WebP file's picture: `VP8L` without loss, `VP8 ` with."""
+    """The name of the chunk that holds a WebP file's image: `VP8L` without loss, `VP8 ` with."""
     file.seek(12)
     while len(head := file.read(8)) == 8:
         if head[:4] in (b"VP8 ", b"VP8L"):
@@ -122,7 +122,7 @@ def levels(image: Image.Image, head: bytes) -> int:
 
 
 def of_deep_png(image: Image.Image, file: BinaryIO, head: bytes) -> tuple[Image.Image, Host] | None:
-    """(an upright picture, how opaque it is) of a PNG of 16 bits of which Pillow drops the lower 8; None: it does not.
+    """(an upright image, how opaque it is) of a PNG of 16 bits of which Pillow drops the lower 8; None: it does not.
 
     Grey with an alpha channel becomes mode I;16. RGB stays at 8 bits; its transparent colour is found among all 16.
     """
@@ -143,7 +143,7 @@ def of_deep_png(image: Image.Image, file: BinaryIO, head: bytes) -> tuple[Image.
 
 
 def _decoded_as(file: BinaryIO, layout: str) -> Host:
-    """The upright bytes of a picture whose pixels are taken to be laid out so."""
+    """The upright bytes of an image whose pixels are taken to be laid out so."""
     image = open_image(file)
-    image.tile = [(*tile[:3], layout) for tile in image.tile]  # type: ignore[attr-defined]  # of a file's picture
+    image.tile = [(*tile[:3], layout) for tile in image.tile]  # type: ignore[attr-defined]  # of a file's image
     return np.asarray(ImageOps.exif_transpose(image))

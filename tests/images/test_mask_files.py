@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sparsegen import InputError, ShapeError
-from sparsegen.pictures import Frame, read_mask
-from tests.pictures.image_files import GREY, RGB, indexed, png, turned
+from sparsegen.images import Frame, read_mask
+from tests.images.image_files import GREY, RGB, indexed, png, turned
 
 MASK = np.zeros((10, 14), bool)
 MASK[2:5, 3:7] = True

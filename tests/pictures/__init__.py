@@ -1,1 +1,0 @@
-"""Files of pictures, labels and masks."""
