@@ -2,8 +2,8 @@
 
     python -m bench.report
 
-Of each case the newest line counts (files grow at their end); lines of `--quick` runs do not. The machine, the commit
-and the date of the lines stand above each table.
+Of each case the newest line counts (files grow at their end); lines of `--quick` and `--plain-memory` runs do not. The
+machine, the commit and the date of the lines stand above each table.
 """
 
 from __future__ import annotations
@@ -98,11 +98,16 @@ def newest(folder: Path, file: str, *fields: str) -> list[Row]:
     found: dict[tuple[Any, ...], Row] = {}
     for line in (folder / f"{file}.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
-        if not row.get("quick"):
+        if not row.get("quick") and not row.get("plain_memory"):
             case = tuple(row.get(field) for field in fields)
             found.pop(case, None)  # the order is that of the newest lines
             found[case] = row
     return list(found.values())
+
+
+def _of_the_default(rows: Iterable[Row]) -> list[Row]:
+    """The rows of sparsegen's default backend."""
+    return [row for row in rows if row["backend"] is None]
 
 
 # -- sections --------------------------------------------------------------------------------------------
@@ -110,31 +115,25 @@ def newest(folder: Path, file: str, *fields: str) -> list[Row]:
 
 def short_table(folder: Path = RESULTS) -> str:
     """The table that the README shows: dense runs and edits of three models beside PyTorch."""
-    lines = [
-        _one_step(_of_gaugan(folder), "", (0.012, 0.15)),
-        *(
-            _one_step(
-                [row for row in _of_diffusion(folder) if row["model"] == name], f"{name}, one step", edits
-            )
-            for name, edits in (("DDPM 256", (0.012, 0.155)), ("PD 256", (0.012, 0.155)))
-        ),
-    ]
-    sdedit = {row["what"]: row for row in _of_diffusion(folder) if "SDEdit" in row["what"]}
-    ours, rivals = (
-        sdedit[f"{OURS}, SDEdit, second edit"],
-        [sdedit[f"{engine}, SDEdit, second edit"] for engine in TORCH],
+    diffusion = _of_diffusion(folder)
+    lines = [_one_step(_of_gaugan(folder), (0.012, 0.15))]
+    for model in ("DDPM 256", "PD 256"):
+        name, *cells = _one_step([row for row in diffusion if row["model"] == model], (0.012, 0.155))
+        lines.append([f"{name}, one step", *cells])
+    edits = {row["engine"]: row for row in diffusion if _case(row) == "SDEdit, second edit"}
+    torch = min(edits[engine]["ms"] for engine in TORCH)
+    lines.append(
+        [f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(torch), "", _time_and_ratio(edits[OURS]), ""]
     )
-    best = min(row["ms"] for row in rivals)
-    lines.append([f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(best), "", _time_and_ratio(ours), ""])
     return _table(["", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines)
 
 
-def _one_step(rows: Sequence[Row], name: str, areas: Sequence[float]) -> list[str]:
-    """A model's line of the short table: PyTorch's dense run, ours, edits of these areas."""
+def _one_step(rows: Sequence[Row], areas: Sequence[float]) -> list[str]:
+    """A model's line of the short table: its name, PyTorch's dense run, ours, edits of these areas."""
     by_case = {(_engine(row), _case(row)): row for row in rows if _engine(row)}
     torch = min(by_case[engine, "dense"]["ms"] for engine in TORCH)
     ours = [by_case[OURS, "dense"], *(by_case[OURS, edit_name(area, "paper")] for area in areas)]
-    return [name or rows[0]["model"], _time(torch), *map(_time_and_ratio, ours)]
+    return [rows[0]["model"], _time(torch), *map(_time_and_ratio, ours)]
 
 
 def _short(folder: Path) -> Iterator[str]:
@@ -145,7 +144,7 @@ def _short(folder: Path) -> Iterator[str]:
 
 
 def _of_gaugan(folder: Path) -> list[Row]:
-    return newest(folder, "gaugan", "model", "backend", "plain_memory", "engine", "what")
+    return _of_the_default(newest(folder, "gaugan", "model", "backend", "engine", "what"))
 
 
 def _gaugan(folder: Path) -> Iterator[str]:
@@ -180,7 +179,7 @@ def _gaugan(folder: Path) -> Iterator[str]:
 
 
 def _startup(folder: Path) -> Iterator[str]:
-    rows = newest(folder, "startup", "what", "backend")
+    rows = _of_the_default(newest(folder, "startup", "what", "backend"))
     yield "## Whole processes"
     yield _origin(rows)
     yield _STARTUP
@@ -194,7 +193,7 @@ def _startup(folder: Path) -> Iterator[str]:
 
 
 def _layers(folder: Path) -> Iterator[str]:
-    rows = newest(folder, "layers", "what", "engine", "over", "backend", "plain_memory")
+    rows = _of_the_default(newest(folder, "layers", "what", "engine", "over", "backend"))
     timed = {(row["what"], row["engine"]): row for row in rows if "engine" in row}
     ratios = {(row["what"], row["over"]): row for row in rows if "over" in row}
     engines = list(dict.fromkeys(engine for _, engine in timed))
@@ -244,7 +243,7 @@ def _landscape(folder: Path) -> Iterator[str]:
 
 
 def _of_diffusion(folder: Path) -> list[Row]:
-    return newest(folder, "diffusion", "model", "backend", "plain_memory", "what")
+    return _of_the_default(newest(folder, "diffusion", "model", "backend", "what"))
 
 
 def _diffusion(folder: Path) -> Iterator[str]:

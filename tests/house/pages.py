@@ -80,9 +80,15 @@ def commands(page: str) -> list[str]:
 
 
 def links(page: str) -> list[str]:
-    """The targets of a page's links to files, without the part after a #; pages of the web are left out."""
+    """The targets of a page's links within the repository, such as `python.md#seeds`."""
     found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    return [link.partition("#")[0] for link in found if not link.startswith(("http", "#"))]
+    return [link for link in found if not link.startswith("http")]
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub writes them: "At the door: why" is `at-the-door-why`."""
+    found = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def spans(page: str) -> list[str]:

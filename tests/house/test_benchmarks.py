@@ -27,6 +27,7 @@ def test_the_newest_line_of_each_case_counts(tmp_path: Path) -> None:
         {"what": "edit", "ms": 2.0, "quick": False},
         {"what": "dense", "ms": 3.0, "quick": False},
         {"what": "dense", "ms": 4.0, "quick": True},
+        {"what": "dense", "ms": 5.0, "quick": False, "plain_memory": True},
     ]
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     assert [row["ms"] for row in report.newest(tmp_path, "some", "what")] == [2.0, 3.0]
