@@ -105,7 +105,7 @@ def save(
         **(metadata or {}),
     }
     for i, (prefix, state) in enumerate(states.items()):
-        edits = [_Step(edit.journals[i], edit.stale) for edit in _written((*history.edits, *history.undone))]
+        edits = [_Share(edit.journals[i], edit.stale) for edit in _written((*history.edits, *history.undone))]
         written |= {f"{prefix}{name}": value for name, value in _parts(state, edits, history.stale).items()}
     digesting = _Digesting(written, described)
     write_safetensors(path, digesting, digesting.metadata, progress=progress)
@@ -147,7 +147,7 @@ class Digest:
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class _Share:
     """One state's share of an edit."""
 
     journal: Journal
@@ -224,7 +224,7 @@ def _value(parameter: Parameter) -> Host:
     return np.ascontiguousarray(parameter.value)
 
 
-def _parts(state: State, steps: Sequence[_Step], stale: TileSet) -> dict[str, Callable[[], Host]]:
+def _parts(state: State, steps: Sequence[_Share], stale: TileSet) -> dict[str, Callable[[], Host]]:
     """A state's arrays by name, each made when it is written; `steps` as in the file, `stale` after all of them."""
     backend, memory = state.memory.backend, state.memory
     parts: dict[str, Callable[[], Host]] = {}
@@ -243,7 +243,7 @@ def _parts(state: State, steps: Sequence[_Step], stale: TileSet) -> dict[str, Ca
     return parts
 
 
-def _journal_tables(state: State, steps: Sequence[_Step]) -> dict[str, Host]:
+def _journal_tables(state: State, steps: Sequence[_Share]) -> dict[str, Host]:
     """All journals end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
     book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
@@ -264,7 +264,7 @@ def _journal_tables(state: State, steps: Sequence[_Step]) -> dict[str, Host]:
     }
 
 
-def _journal_values(state: State, steps: Sequence[_Step]) -> Host:
+def _journal_values(state: State, steps: Sequence[_Share]) -> Host:
     """The values of all journals end to end, as 32-bit words."""
     backend = state.memory.backend
     values = [
@@ -315,7 +315,7 @@ def _loaded(
     return Loaded(model, states, history, dict(metadata), _under(tensors, "beside/"), notes)
 
 
-def _joined(histories: Sequence[tuple[list[_Step], TileSet, int, int]]) -> History:
+def _joined(histories: Sequence[tuple[list[_Share], TileSet, int, int]]) -> History:
     """The history of states that were edited together. Raises ValueError: they were not."""
     steps, stale, edits, forgotten = histories[0]
     for others, other_stale, other_edits, _ in histories[1:]:
@@ -336,7 +336,7 @@ def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
     return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
 
-def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple[list[_Step], TileSet]:
+def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple[list[_Share], TileSet]:
     """Put a file's arrays into a state, and give its steps and its stale pixels."""
     memory, backend = state.memory, state.memory.backend
     state.output_path, state.conditions = output_path, _under(tensors, "condition/")
@@ -362,7 +362,7 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
         )
     ]
     *beyond, stale = sets
-    steps = [_Step(Journal(), each) for each in beyond]
+    steps = [_Share(Journal(), each) for each in beyond]
     keys, tile, word = sorted(memory.canvases), 0, 0
     for i, canvas_number, count in tensors["steps.table"].tolist():
         key = keys[canvas_number]

@@ -64,7 +64,7 @@ class Run:
         """Path -> the codes that this run computed, and those that may have changed."""
         self._edited = edited
         self._on_layer = on_layer
-        self._whole: dict[tuple[int, int, int], TileSet] = {}
+        self._full_sets: dict[tuple[int, int, int], TileSet] = {}
         memory.begin()
 
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
@@ -148,9 +148,9 @@ class Run:
 
     def _everything(self, active: TileSet) -> TileSet:
         """All tiles of the edited samples; `active` itself where it has them."""
-        if active.shape not in self._whole:
-            self._whole[active.shape] = TileSet.full(*active.shape, only=self._edited)
-        whole = self._whole[active.shape]
+        if active.shape not in self._full_sets:
+            self._full_sets[active.shape] = TileSet.full(*active.shape, only=self._edited)
+        whole = self._full_sets[active.shape]
         return active if active.count == whole.count else whole
 
     def _settle(self, canvas: Canvas, active: TileSet, journal: Journal, tau: float) -> TileSet:

@@ -175,10 +175,10 @@ class TileSet:
 
     def whole(self) -> TileSet:
         """The same tiles, every pixel inside the image counted as changed."""
-        return self._whole
+        return self._with_all_pixels
 
     @cached_property
-    def _whole(self) -> TileSet:
+    def _with_all_pixels(self) -> TileSet:
         box = self.held.repeat(TILE, 1).repeat(TILE, 2)
         box[:, self.height - self.first[1] * TILE :] = False
         box[:, :, self.width - self.first[2] * TILE :] = False
