@@ -2,9 +2,8 @@
 
 Importing this loads no accelerator; `get_backend(name)` does. Floors, none importing what stands above it:
 
-    4  registry                  2  base
-    3  reference · numba_cpu     1  shapes
-                                 0  interface
+    3  registry                           1  base
+    2  reference · numba_cpu · shapes     0  interface
 """
 
 from .interface import TILE, Backend, BackendError, Source

@@ -46,12 +46,12 @@ NEIGHBOURS = {
 # The rooms inside `backends` and inside `weights`, whose `__init__.py` draws them; neighbours import nothing of each
 # other. `training` stays out of the wheel.
 FLOORS_OF_BACKENDS = {
-    "registry": 4,
-    "numba_cpu": 3,
-    "cupy_cuda": 3,
-    "reference": 3,
-    "base": 2,
-    "shapes": 1,
+    "registry": 3,
+    "reference": 2,
+    "numba_cpu": 2,
+    "cupy_cuda": 2,
+    "shapes": 2,
+    "base": 1,
     "interface": 0,
 }
 FLOORS_OF_WEIGHTS = {
