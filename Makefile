@@ -13,7 +13,7 @@ QUICK := house tiling diffusion engine models editing images
 help: ## list the targets
 	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z]+:.*## / { sub("AREAS", areas, $$2); printf "make %-6s  %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/runtime.stamp ## edit a built-in label map and a built-in picture; print where the results are
+demo: .venv/runtime.stamp ## edit a built-in label map and a built-in image; print where the results are
 	$(BIN)/sparsegen demo --output demo.png
 	$(BIN)/sparsegen demo --model landscape-ddpm --output demo-ddpm.png
 
