@@ -59,6 +59,8 @@ def _no_memory(error: Exception) -> bool:
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and "can't start new thread" in str(error))
+        # Python's own message where an allocation fails while it imports
+        or (isinstance(error, SystemError) and _limit() is not None)
         # the loader's message too for a library on a disk mounted noexec, hence the limit
         or (isinstance(error, ImportError) and "failed to map segment" in str(error) and _limit() is not None)
     )

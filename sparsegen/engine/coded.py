@@ -109,10 +109,11 @@ def tabulate(
     start = run.clock()
     rows, new = run.memory.codebooks[canvas.path].rows(run.backend, path, channels, fill)
     if len(new):
-        first = len(rows) - len(new)
+        first, backend = len(rows) - len(new), run.backend
 
+        # (without the run, which holds the check: the circle would keep the journal alive)
         def error(at: Position) -> NonFiniteError:  # of a pixel with that code
-            n, y, x = np.argwhere(run.backend.download(canvas.array)[..., 0] == first + at[1])[0]
+            n, y, x = np.argwhere(backend.download(canvas.array)[..., 0] == first + at[1])[0]
             return not_finite(path, (int(n), int(y), int(x), at[3]))
 
         as_pixels = new.reshape(1, len(new), 1, channels)

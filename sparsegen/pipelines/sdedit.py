@@ -388,7 +388,7 @@ class SDEdit(Door):
                 undo=undo,
                 **loaded.settings.described(),
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
         pipeline.store, pipeline.notes = store, loaded.notes
         pipeline._states[:] = loaded.states

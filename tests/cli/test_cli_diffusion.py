@@ -284,7 +284,7 @@ MISTAKES = {
     "an amount that is none": (f"{TINY} --ram much", "'much' is no amount of memory"),
     "a folder without files": (f"{TINY} --cache-folder .", "--cache-folder"),
     "a folder that is missing": (f"{TINY} --ram 0 --cache-folder nowhere", "nowhere"),
-    "caches of bytes": (f"{TINY} --cache-storage int8", "storage is 'int8', expected float32 or float16"),
+    "caches of bytes": (f"{TINY} --cache-storage int8", "unknown storage 'int8'; known: float32, float16"),
     "previews too seldom": (f"{TINY} --steps 4 --preview-every 5", "there are 4 steps"),
     "previews at no step": (f"{TINY} --preview-every 0", "--preview-every"),
     "a preview that is an input": (

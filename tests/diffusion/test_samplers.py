@@ -152,11 +152,11 @@ def distilled_by_formula(x: Image, answers: list[Image], times: Times, *, of_noi
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])
-@pytest.mark.parametrize("predicts", ["noise", "picture"])
+@pytest.mark.parametrize("predicts", ["noise", "image"])
 def test_progressive_distillation_by_its_formula(steps: int, predicts: str) -> None:
     distilled = CosineLogSNR()
     # from pure noise a predicted noise cannot tell the image (next test): from 5/8 of the way then, as SIGE edits
-    times = distilled.times(steps) if predicts == "picture" else distilled.times(8, min(steps, 5))
+    times = distilled.times(steps) if predicts == "image" else distilled.times(8, min(steps, 5))
     x = noise(2, START, SHAPE)
     answers: list[Image] = []
 
@@ -180,7 +180,7 @@ def test_a_distilled_picture_is_lost_in_its_noise_and_not_in_itself() -> None:
     alpha, sigma = distilled.alpha_sigma(times[0])
     picture, x = (noise(4, index, SHAPE).clip(-0.9, 0.9) for index in (0, START))
     eps = ((x.astype(np.float64) - alpha * picture) / sigma).astype(np.float32)
-    by_picture = next(iter(pd(lambda z, i, t: picture, x, distilled, times, predicts="picture")))
+    by_picture = next(iter(pd(lambda z, i, t: picture, x, distilled, times, predicts="image")))
     by_noise = next(iter(pd(lambda z, i, t: eps, x, distilled, times)))
     assert by_picture.x0.tobytes() == picture.tobytes()
     assert 1e-4 < np.abs(by_noise.x0 - picture).max() < 3e-3
@@ -225,7 +225,7 @@ def test_a_network_may_answer_in_one_buffer() -> None:
         return buffer
 
     for variant in VARIANTS:
-        settings = {"predicts": "picture"} if variant == "pd" else {}
+        settings = {"predicts": "image"} if variant == "pd" else {}
         walked = walk(variant, noise(1, START, SHAPE), predict, **settings)
         plain = walk(variant, noise(1, START, SHAPE), **settings)
         for step, other in zip(list(walked), plain, strict=True):
@@ -375,7 +375,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "seed, broken": (lambda: first("ddpm", seed=0.5), "seed is 0.5"),
     "predicts": (lambda: first("pd", predicts="v"), "predicts is 'v', expected noise or image"),
     "predicts, of another sampler": (
-        lambda: first("euler", predicts="picture"),
+        lambda: first("euler", predicts="image"),
         "predicts is 'image', expected noise for sampler 'euler'",
     ),
     "no noise": (lambda: first("ddpm", noise=None), "adds fresh noise; expected noise=, such as seeded"),

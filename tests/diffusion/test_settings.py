@@ -203,7 +203,7 @@ def test_a_whole_way_starts_at_pure_noise():
 
 def test_a_family_declares_its_diffusion_side():
     assert DiffusionDefaults("timestep", "noise", Settings(25, 500, "ddim"), 50) == DDPM_SIDE
-    assert DiffusionDefaults("logsnr", "picture", Settings(8, 5, "pd"), 8) == PD_SIDE
+    assert DiffusionDefaults("logsnr", "image", Settings(8, 5, "pd"), 8) == PD_SIDE
     assert DDPM_SIDE.samplers() == ["ddpm", "ddim", "dpm++2m", "euler"]
     assert PD_SIDE.samplers() == ["pd"]
     for model in (random_ddpm(), random_pd()):

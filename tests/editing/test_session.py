@@ -62,7 +62,8 @@ def test_the_picture_is_that_of_the_whole_output_whatever_came_before(session, r
 
     labels = current_labels(session)
     for i in range(3):
-        labels[0, 20 * i : 20 * i + 5, 40 * i : 40 * i + 9] = i
+        place = labels[0, 20 * i : 20 * i + 5, 40 * i : 40 * i + 9]
+        place[...] = (place + 1) % 4
         check(session.edit(labels, policy=["paper", "exact", "adaptive(0.1)"][i]))
     check(session.edit(labels))
     check(session.undo())  # the edit without a change

@@ -72,7 +72,7 @@ def test_a_failure_after_the_last_layer_leaves_no_trace(session, rng, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(session.model), "picture", fail)
+        patch.setattr(type(session.model), "images", fail)
         with pytest.raises(MemoryError):
             session.edit(again) if call == "edit" else session.undo()
     assert session.edits == (1 if call == "edit" else 0)

@@ -38,7 +38,7 @@ def test_it_is_the_sampler_from_noise_to_the_picture(backend, way):
     steps = options.get("steps", 8)
     if model is PD:
         scheme, times = CosineLogSNR(), CosineLogSNR().times(steps)
-        extra = {"predicts": "picture"}
+        extra = {"predicts": "image"}
     else:
         scheme = schedule(options.get("schedule", "linear"))
         times = scheme.times(steps, layout=samplers.get_sampler(name).layout)

@@ -400,9 +400,9 @@ CHILD = """
 import os, signal, sys
 import numpy as np
 from sparsegen.pipelines.sdedit import SDEdit
-from tests.unets import image, random_ddpm, stroke
+from tests.unets import picture, random_ddpm, stroke
 
-original = image(np.random.default_rng(0), (16, 16))
+original = picture(np.random.default_rng(0), (16, 16))
 def on_step(step):
     if step.index == 1 and sys.argv[2] == "kill":
         print(len(os.listdir(sys.argv[1])), pipeline.store.file_bytes > 0, flush=True)

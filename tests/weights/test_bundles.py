@@ -54,7 +54,7 @@ def test_the_weights_taken_are_named(tmp_path):
 def test_load_lists_the_roles_of_several_networks(monkeypatch):
     one = Bundle("some/folder", {"unet": random_ddpm()}, {"unet": ""})
     assert one.model is one.models["unet"]
-    several = replace(one, networks={"unet": random_ddpm(), "vae": random_ddpm()})
+    several = replace(one, models={"unet": random_ddpm(), "vae": random_ddpm()})
     monkeypatch.setattr(loading, "load_bundle", lambda *_, **__: several)
     message = (
         r"^some/folder holds 2 models \(unet, vae\), expected one; use load_bundle\(path\)\.models\[role\]$"
