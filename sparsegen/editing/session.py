@@ -42,7 +42,6 @@ class _Shown:
 
     inputs: dict[str, Host]
     """By name, as `Model.encode` gives them."""
-    output: Host
     images: Host
 
 
@@ -157,10 +156,10 @@ class Session(Door):
             kept = {
                 name: np.array(array) for name, array in inputs.canvases.items()
             }  # the user's own may change
-            shown = _Shown(kept, output, self.model.images(output))
+            shown = _Shown(kept, self.model.images(output))
             base = Base([self._state], History(TileSet.empty(*inputs.shape), shown=shown))
             active = TileSet.full(*output.shape[:3])
-            result = self._result(base, base.history, start, active, run.records, edited_area=1.0)
+            result = self._result(base, base.history, output, start, active, run.records, edited_area=1.0)
             self._base = base if keep_canvases else None
             return result
 
@@ -222,17 +221,19 @@ class Session(Door):
                         values, changed, plan, journal=journals[0], spread=spread, on_layer=progress
                     )
                     records = run.records
+                output = self._state.output()
                 left = TileSet.empty(*changed.shape) if chosen.exact else union([stale, changed])
                 before = replace(base.history, going=None)
                 after = replace(
                     before,
                     stale=left,
-                    shown=self._shown_after(shown, dict.fromkeys(inputs, changed), active),
+                    shown=self._shown_after(shown, dict.fromkeys(inputs, changed), output, active),
                     edits=(*before.edits, Edit(journals, stale)),
                     undone=(),
                 ).within(undo_limit(self._undo, base.nbytes))
                 area = np.count_nonzero(difference) / difference.size
-                result = self._result(base, after, start, active, records, area, ignored, journals[0].nbytes)
+                size = journals[0].nbytes
+                result = self._result(base, after, output, start, active, records, area, ignored, size)
                 base.commit(after)
             return result
 
@@ -246,8 +247,9 @@ class Session(Door):
 
         active = tiles(self._state.output_path)
         inputs = {name: tiles(path) for name, path in self.memory.inputs.items()}
-        base.show(self._shown_after(before, inputs, active))
-        return self._result(base, base.history, start, active)
+        output = self._state.output()
+        base.show(self._shown_after(before, inputs, output, active))
+        return self._result(base, base.history, output, start, active)
 
     @property
     def image(self) -> Host:
@@ -312,8 +314,7 @@ class Session(Door):
         shown = base.settle().shown
         if shown is None:
             inputs = {name: self.memory.whole(canvas) for name, canvas in self._state.inputs.items()}
-            output = self._state.output()
-            shown = _Shown(inputs, output, self.model.images(output))
+            shown = _Shown(inputs, self.model.images(self._state.output()))
             base.show(shown)
         return base, shown
 
@@ -334,24 +335,26 @@ class Session(Door):
                 )
         return inputs.canvases
 
-    def _shown_after(self, shown: _Shown, inputs: dict[str, TileSet], active: TileSet) -> _Shown:
-        """Host copies after a change of some tiles of the inputs and of the output."""
+    def _shown_after(
+        self, shown: _Shown, inputs: dict[str, TileSet], output: Host, active: TileSet
+    ) -> _Shown:
+        """Host copies after a change of some tiles of the inputs and of the output, which is now `output`."""
         kept = dict(shown.inputs)
         for name, changed in inputs.items():
             if changed.count:
                 kept[name] = np.array(kept[name])
                 scatter_tiles(kept[name], changed.tiles, self._state.input_tiles(name, changed.tiles))
         if not active.count:
-            return _Shown(kept, shown.output, shown.images)
-        output, images = np.array(shown.output), np.array(shown.images)
-        scatter_tiles(output, active.tiles, self._state.output_tiles(active.tiles))
+            return _Shown(kept, shown.images)
+        images = np.array(shown.images)
         images[active.place] = self.model.images(output[active.place])
-        return _Shown(kept, output, images)
+        return _Shown(kept, images)
 
     def _result(
         self,
         base: Base,
         history: History,
+        output: Host,
         start: float,
         active: TileSet,
         records: Iterable[LayerRecord] = (),
@@ -360,8 +363,7 @@ class Session(Door):
         journal_bytes: int = 0,
     ) -> Result:
         """The result of a change that ends at `history`."""
-        memory, shown = self.memory, history.shown
-        images, output = np.array(shown.images), np.array(shown.output)
+        memory, images = self.memory, np.array(history.shown.images)
         stats = Stats(
             edited_area,
             tuple(records),
