@@ -1,7 +1,7 @@
-"""The finite checks of one run: layers note the tiles that they wrote, and the run asks once, at its end.
+"""The finite checks of one run: layers record the tiles that they wrote; the run checks them once, at its end.
 
-A device need not be waited for after every layer. A value that is not finite is still located and named, and whoever
-runs takes the whole change back.
+So no layer waits for the device. A value that is not finite is still located and named, and the caller of the run takes
+the whole change back.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ MISTAKES = {
     ),
     "a negative margin": (f"{TINY} --margin -1", "margin is -1"),
     "a negative seed": (f"{TINY} --seed -1", "--seed"),
-    "an amount that is none": (f"{TINY} --ram much", "'much' is no amount of memory"),
+    "an amount that is none": (f"{TINY} --ram much", "'much' is not an amount of memory"),
     "a folder without files": (f"{TINY} --cache-folder .", "--cache-folder"),
     "a folder that is missing": (f"{TINY} --ram 0 --cache-folder nowhere", "nowhere"),
     "caches of bytes": (f"{TINY} --cache-storage int8", "storage is 'int8', expected float32 or float16"),

@@ -627,9 +627,9 @@ OPTIONS = [
     ({"clip": 0}, "clip is 0"),
     ({"clip": "1"}, "clip is '1'"),
     ({"clip": float("nan")}, "clip is nan"),
-    ({"ram": "x"}, "'x' is no amount of memory"),
-    ({"ram": -5}, "no amount of memory"),
-    ({"folder": "/no/such/folder"}, "/no/such/folder: no folder that can be written to"),
+    ({"ram": "x"}, "'x' is not an amount of memory"),
+    ({"ram": -5}, "not an amount of memory"),
+    ({"folder": "/no/such/folder"}, "/no/such/folder: not a writable folder"),
     ({"folder": "/no/such/folder", "ram": 0}, "/no/such/folder: no folder"),
     ({"margin": -1}, "margin is -1, expected a whole number of pixels, 0 or more"),
     ({"margin": 1.5}, "margin is 1.5"),
@@ -719,7 +719,7 @@ def test_a_picture_that_cannot_be_used_is_said_and_nothing_is_lost(mistake):
             call(wrong)
     with pytest.raises(ShapeError, match=r"edited image is \(1, 16, 32\), the base \(1, 32, 32\)"):
         pipeline.edit(GOOD[:16])
-    with pytest.raises(InputError, match="policy 'magic' is unknown"):
+    with pytest.raises(InputError, match="unknown policy 'magic'"):
         pipeline.edit(stroke(GOOD), policy="magic")
     assert_all_same(everything(pipeline), before)
     assert pipeline.edits == 0
