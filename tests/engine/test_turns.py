@@ -253,7 +253,7 @@ def test_reading_changes_nothing_whatever_came_before(rng, tmp_path, storage):
         result = loaded.edit(new, policy="exact", progress=look)
         assert np.array_equal(result.output, expected.output)
         assert all(np.array_equal(each, before) for each in seen) and len(seen) > 5
-    with pytest.raises(SessionError, match="no image yet: a run must end first"):
+    with pytest.raises(SessionError, match=r"no image yet: call run\(original\) first, and let it end"):
         fresh = Session(DDPM)
         fresh.run(x, timestep=10, progress=lambda record: fresh.image)
 
