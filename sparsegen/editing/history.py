@@ -48,7 +48,7 @@ class History:
     """A place among edits."""
 
     stale: TileSet
-    """Input pixels whose change has not spread everywhere: those that edits under approximate policies touched."""
+    """Input pixels whose change has not spread everywhere, after edits under approximate policies."""
     image: Host | None = None
     """A diffusion session's image at this place; its canvases do not hold it, so every edit keeps one."""
     shown: Any = None
@@ -75,8 +75,8 @@ class History:
         forgotten = history.forgotten - self.forgotten
         if forgotten:
             warn(
-                f"the last edit's journal does not fit beside those before it: the oldest {forgotten} can no longer be "
-                f'undone (journals may take {megabytes(limit)}; give undo="4GB", say, for more)'
+                f"the last edit's journal does not fit beside the earlier ones: the oldest {forgotten} can no longer "
+                f'be undone (journals may take {megabytes(limit)}; for more, give undo="4GB", say)'
             )
         return history
 
@@ -103,7 +103,7 @@ class Base:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all canvases, those that the states share counted once."""
+        """Memory of all canvases; a canvas that the states share is counted once."""
         shared = {state.memory.allocator: state.memory.allocator.shared_bytes for state in self.states}
         return sum(state.memory.nbytes for state in self.states) + sum(shared.values())
 

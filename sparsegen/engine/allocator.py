@@ -1,4 +1,4 @@
-"""Where arrays that outlive a run come from: the backend's own memory, or a `Store` of RAM and mapped files."""
+"""Allocators of the arrays that outlive a run: from the backend's memory, or from a `Store` of RAM and mapped files."""
 
 from __future__ import annotations
 

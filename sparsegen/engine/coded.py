@@ -80,7 +80,7 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
 
 
 def _codebook(memory: Memory, source: str, kernel: int, step: int, planes: int) -> Codebook:
-    """The memory's codebook of those windows of the canvas `source`, new if there is none."""
+    """The memory's codebook of these windows of the canvas `source`, new if there is none."""
     inner = memory.codebooks.get(source)
     names = {path: name for name, path in memory.inputs.items()}
     name = f"{names[source] if inner is None else inner.name}.{kernel}.{step}"

@@ -41,5 +41,5 @@ def not_finite(path: str, at: Position) -> NonFiniteError:
     """The error of a value at `at` (sample, row, column, channel) of a layer's output."""
     return NonFiniteError(
         f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
-        "check the weights of this layer and of those before it, and the input"
+        "check the input, and the weights of this layer and of the layers before it"
     )

@@ -31,7 +31,7 @@ class Memory:
     allocator: Allocator
     prepared: Prepared = field(default_factory=Prepared)
     canvases: dict[str, Array] = field(default_factory=dict)
-    """Path -> the canvas as it is kept, those of the inputs included."""
+    """Path -> the canvas as it is kept, of layers and inputs."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Name of an input -> path of its canvas."""
     statistics: dict[str, tuple[Array, ...]] = field(default_factory=dict)

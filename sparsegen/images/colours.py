@@ -15,7 +15,7 @@ from .frames import Frame, named
 def read_image(
     source: Source, *, channels: int = 3, below: Host | None = None, frame: Frame | None = None
 ) -> Host:
-    """An image, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
+    """An image, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright by its EXIF orientation.
 
     16 bits a channel become 8. `frame` crops and resizes the file first. Where it is transparent, the image `below`
     shows, which has the result's shape. Colour profiles are not applied.

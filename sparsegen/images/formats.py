@@ -59,7 +59,7 @@ def open_image(file: BinaryIO) -> Image.Image:
                     IndexError,
                     TypeError,
                     struct.error,
-                ):  # so plugins say that it is another
+                ):  # plugins raise these for another format
                     continue
     raise UnidentifiedImageError(why)
 

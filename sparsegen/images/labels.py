@@ -35,7 +35,7 @@ def read_labels(
     unknown_label: int | None = None,
     frame: Frame | None = None,
 ) -> Host:
-    """A label map, int32 `[H, W]`, upright as its camera says.
+    """A label map, int32 `[H, W]`, upright by its EXIF orientation.
 
     Grey images hold the labels themselves, with any number of bits (a 4-bit sample of 5 is label 5). In an indexed
     image, paint programs keep the colours and renumber the indices. So its labels are

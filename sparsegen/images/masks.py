@@ -16,7 +16,7 @@ NEARLY_ALL, MOST = 0.9, 0.5
 
 
 def read_mask(source: Source, *, frame: Frame | None = None) -> Host:
-    """A mask, bool `[H, W]`, upright as its camera says.
+    """A mask, bool `[H, W]`, upright by its EXIF orientation.
 
     A pixel is masked if its brightest channel is at least half of the format's range: 128 of 255, 32768 of 65535, white
     of 1 bit, the colour (not the index) of a palette. If some pixels are at least half opaque and others are not, the

@@ -44,7 +44,7 @@ class TileSet:
 
     @classmethod
     def full(cls, samples: int, height: int, width: int, *, only: Host | None = None) -> TileSet:
-        """Every tile and pixel, of all samples or of those where `only` (bool `[N]`) holds."""
+        """Every tile and pixel of all samples, or of the samples where `only` (bool `[N]`) is True."""
         held = np.ones((samples, -(-height // TILE), -(-width // TILE)), bool)
         full = cls(samples, height, width, (0, 0, 0), held, held).whole()
         if only is None:

@@ -63,7 +63,7 @@ def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size
     stop = min(size, (high + before) // window.stride + 1)
     if high < low or stop <= start:
         return np.zeros((0, 0, 0), bool), start
-    # all rows that those outputs read; False outside the box
+    # all rows that these outputs read; False outside the box
     top = start * window.stride - before
     shape = list(box.shape)
     shape[axis] = (stop - 1 - start) * window.stride + window.kernel

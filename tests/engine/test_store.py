@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_serve_is_said_before_anything_is_computed(tmp_path
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     if not os.access(locked, os.W_OK):  # root may write anywhere
-        with pytest.raises(InputError, match="no folder"):
+        with pytest.raises(InputError, match="not a writable folder"):
             Store(0, locked)
 
 
