@@ -199,9 +199,8 @@ def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -
         value = np.array(tensor.numpy())  # a copy: the file may be overwritten while the session lives
         digest.add(name, value)
         if name in cached and value.dtype in _KEPT:
-            if (
-                value.dtype == np.float16 and value.ndim == 4
-            ):  # edits compute in it: allocate it before the RAM is full
+            # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
+            if value.dtype == np.float16 and value.ndim == 4:
                 allocator.shared(name.partition("canvas/")[2], value.shape)
             tensors[name] = allocator.keep(value)
         else:

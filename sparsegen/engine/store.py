@@ -297,10 +297,8 @@ class Store(NotCopied, Allocator):
         for file in [file for file in self._files if file.free == file.size]:  # unused, and too small
             self._files.remove(file)
             self.file_bytes -= file.size
-        for length in (
-            max(size, CHUNK),
-            size,
-        ):  # a nearly full disk may still hold a file of this block alone
+        # a nearly full disk may still hold a file of this block alone
+        for length in (max(size, CHUNK), size):
             try:
                 mapping = self._mapped(length)
             except OSError as error:

@@ -65,7 +65,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 def turn_to_page(image: Image.Image) -> int:
-    """Seek the first page that is not a thumbnail; returns the number of such pages, or of frames."""
+    """The number of images in a file, thumbnails of a TIFF excluded; turns to the first of its pages."""
     if image.format not in _SEQUENCES or not getattr(image, "is_animated", False):
         return 1
     count: int = image.n_frames  # type: ignore[attr-defined]  # of images that have frames
