@@ -77,10 +77,11 @@ class Tiles:
         self.host: Host = np.array(host, np.int32, order="C")
         """int32 `[K, 3]`, C-contiguous, read-only."""
         self.host.setflags(write=False)
+        self._count = len(host)
         self._made: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
-        return len(self.host)
+        return self._count
 
     def __repr__(self) -> str:
         return f"<Tiles: {len(self)}>"

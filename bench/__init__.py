@@ -1,1 +1,1 @@
-"""Benchmarks: every engine in a process of its own, in turn, checked before it is timed; run from the root."""
+"""Benchmarks: every engine in a separate process, in turn, checked before it is timed; run from the root."""

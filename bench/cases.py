@@ -1,6 +1,6 @@
-"""What is timed: the layers of the model families and the big GauGAN, each with the targets that it must reach.
+"""The timed cases: the layers of the model families and the big GauGAN, each with the targets that it must reach.
 
-A `Case` is a convolution with its own random values, the same in every process. `Big` is the network and the edits.
+A `Case` is a convolution with random values, the same in every process. `Big` is the large GauGAN and its edits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Case:
     over_torch: float = 1.0
     """How many times as fast as PyTorch's better layout it must be."""
     over_ncnn: float | None = None
-    """How many times as fast as ncnn it must be, if that is asked."""
+    """How many times as fast as ncnn it must be; None: no target."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Case:
 
 
 def _family(height: int, width: int, inputs: int, outputs: int) -> Case:
-    """The kind of layer that most of the work is."""
+    """The kind of layer that takes most of the work."""
     return Case((height, width), inputs, outputs, over_torch=3.0, over_ncnn=1.3)
 
 
@@ -93,7 +93,7 @@ CHECKED_AREA = 0.012
 
 @dataclass(frozen=True)
 class Big:
-    """A GauGAN of 36 input channels (Cityscapes' labels and the edges), "more", and how large an edit of it is."""
+    """A GauGAN of 36 input channels (Cityscapes' labels and the edges), "more", and the areas of its edits."""
 
     size: tuple[int, int] = (256, 512)
     ngf: int = 64
@@ -114,13 +114,13 @@ def big(quick: bool) -> Big:
 
 
 def edit_name(area: float, policy: str) -> str:
-    """What the timings of an edit are called."""
+    """The name of an edit's timings."""
     return f"edit {area:.1%} {policy}"
 
 
 @dataclass(frozen=True)
 class Unet:
-    """A diffusion model's network with random weights, a noisy picture, and how large an edit of it is."""
+    """A diffusion model with random weights, a noisy image, and the areas of its edits."""
 
     name: str
     family: str
@@ -143,7 +143,7 @@ class Unet:
         return np.random.default_rng(seed).standard_normal((self.size, self.size, 3)).astype(np.float32)
 
     def strokes(self, area: float, variant: int) -> np.ndarray:
-        """bool `[size, size]`: a rectangle of that share of the pixels, somewhere."""
+        """bool `[size, size]`: a rectangle of that share of the pixels, at a random place."""
         mask = np.zeros((self.size, self.size), bool)
         if area >= 1:
             return ~mask
@@ -157,7 +157,7 @@ class Unet:
 
 
 DENSE = -1.0
-"""The area under which a dense run's target stands."""
+"""The key of a dense run's target among the edited areas."""
 
 UNETS = {
     net.name: net

@@ -1,7 +1,7 @@
-"""Engines against one another: questions come in, answers come out, each from a fresh process, taken in turn.
+"""Engines against one another: tasks come in, replies come out, each from a fresh process, in turn.
 
-Idle thread pools spin and warm caches lie, so no two engines share a process or run at the same time; and they are
-taken in turn over several rounds, so that a slow minute of the machine meets all of them.
+Idle thread pools spin and warm caches distort timings, so no two engines share a process or run at the same time. They
+take turns over several rounds, so that a slow minute of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from bench.engines import OURS
 from bench.harness import THREADS, Timing, say
 
 WORKER = (sys.executable, "-m", "bench.worker")
-"""How a worker is started; `environment` lets it be found from any folder."""
+"""The command that starts a worker; `environment` makes it importable from any folder."""
 POOLS = ("SPARSEGEN", "NUMBA", "OMP", "OPENBLAS", "MKL")
-"""Whoever counts threads asks one of these: `<name>_NUM_THREADS`, ours `SPARSEGEN_THREADS`."""
+"""Prefixes of the variables that limit threads: `<name>_NUM_THREADS`; sparsegen's is `SPARSEGEN_THREADS`."""
 
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""glibc gives no freed memory back. Otherwise PyTorch takes fresh pages for every large output, and in a wide 1×1
-convolution they cost more than the arithmetic. Ours writes into canvases that stay, and needs no such help."""
+"""Settings with which glibc keeps freed memory. Without them PyTorch takes fresh pages for every large output, and in a
+wide 1×1 convolution they cost more than the arithmetic. sparsegen writes into canvases that stay, and needs none."""
 
 TOLERANCE = 1e-4
 """Largest error against PyTorch, relative to its largest value, at which an engine is still timed."""
 
 
 class WrongResult(Exception):
-    """An engine does not compute what PyTorch computes: it is not timed."""
+    """The error of an engine whose output differs from PyTorch's: it is not timed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Reply:
 
 
 def environment(engine: str = OURS, *, plain_memory: bool = False) -> dict[str, str]:
-    """Two threads for everyone; freed memory kept for every engine but ours, unless `plain_memory`."""
+    """A worker's environment: two threads; freed memory kept for every rival, unless `plain_memory`."""
     threads = {f"{pool}_NUM_THREADS": str(THREADS) for pool in POOLS}
     memory = {} if engine == OURS or plain_memory else KEPT_MEMORY
     own = {"SPARSEGEN_THREADS": str(THREADS), "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -58,7 +58,7 @@ def environment(engine: str = OURS, *, plain_memory: bool = False) -> dict[str, 
 def ask(
     engine: str, task: str, *, outputs: Path | None = None, plain_memory: bool = False, **options: Any
 ) -> Reply:
-    """Start a worker, wait for it, read its line; options are the worker's, None and False left out."""
+    """The reply of a new worker; `options` are the worker's, without those that are None or False."""
     words = [*WORKER, "--engine", engine, "--task", task]
     for name, value in {**options, "outputs": outputs}.items():
         if value is True:
@@ -104,7 +104,7 @@ def check(
             for name, error in errors[engine].items():
                 if not error <= TOLERANCE:
                     raise WrongResult(
-                        f"{engine}: {name} is off by {error:.1e} of the largest value, allowed are {TOLERANCE:.0e}"
+                        f"{engine}: {name} is off by {error:.1e} of the largest value, expected at most {TOLERANCE:.0e}"
                     )
     return errors
 

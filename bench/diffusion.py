@@ -22,14 +22,14 @@ END_TO_END = 10.0
 
 
 class Report:
-    """Rows as they are measured: printed as a table, and recorded."""
+    """The measured rows: printed as a table, and recorded."""
 
     def __init__(self, net: Unet, common: dict[str, Any], folder: Path | None) -> None:
         self.net, self.common, self.folder = net, common, folder
         self.rows: list[tuple[str, ...]] = []
 
     def add(self, what: str, value: float, unit: str, *, ratio: float | None = None, **row: Any) -> None:
-        """A figure, how many times as fast as PyTorch it is, and (`target`, `reached`) if something is asked of it."""
+        """A figure, how many times as fast as PyTorch it is, and (`target`, `reached`) if it has a target."""
         record(
             "diffusion",
             {"model": self.net.name, **self.common, "what": what, unit: value, "ratio": ratio, **row},

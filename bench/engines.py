@@ -1,4 +1,4 @@
-"""Engines by name: what a worker asks of each. One module an engine, imported only in the process that times it."""
+"""Engines by name, and the methods that a worker calls. One module an engine, imported only where it is timed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS = "sparsegen"
 
 @dataclass(frozen=True)
 class Convolution:
-    """A layer that is ready to run: `call` is what is timed, `read` gives what it wrote, `[1, H, W, O]`."""
+    """A layer that is ready to run: `call` is timed, `read` returns the output, `[1, H, W, O]`."""
 
     call: Callable[[], Any]
     read: Callable[[], np.ndarray]
@@ -28,13 +28,13 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Job:
-    """One question to a worker."""
+    """One task of a worker."""
 
     engine: str
     task: str
     """layers, or the name of a method of the engine."""
     check: bool = False
-    """Answer with outputs instead of timings."""
+    """Reply with outputs instead of timings."""
     quick: bool = False
     repeats: int = 1
     backend: str | None = None
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass
 class Answer:
-    """What a worker says: milliseconds, outputs and other figures, each by name."""
+    """A worker's reply: milliseconds, outputs and other figures, each by name."""
 
     timings: dict[str, list[float]]
     outputs: dict[str, np.ndarray]
@@ -54,7 +54,7 @@ class Answer:
 
 
 class Engine(Protocol):
-    """What every engine can do."""
+    """The methods of every engine."""
 
     version: str
 

@@ -54,7 +54,7 @@ class Verdict:
 def verdicts(
     timings: dict[str, Timing], torch_ms: float, figures: dict[str, dict[str, Any]]
 ) -> Iterator[Verdict]:
-    """Everything that has a target, of what was timed."""
+    """The timed figures that have a target."""
     for name, target in OVER_TORCH.items():
         yield Verdict(f"{name}, × PyTorch dense", torch_ms / timings[name].median, "×", target, at_least=True)
     everything = timings[edit_name(1.0, "paper")].median / timings["dense"].median

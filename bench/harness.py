@@ -1,6 +1,6 @@
 """Timing for the benchmarks: a callable comes in, its median and spread come out, with the machine they belong to.
 
-One process times one engine; competitors take turns, each in a process of its own (`contest.py`). Every figure is
+One process times one engine; competitors take turns, each in a separate process (`contest.py`). Every figure is
 appended to a JSON-lines file in `bench/results/`, so that runs can be compared.
 """
 
@@ -37,7 +37,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """How far apart the middle half of the samples lies, as a share of the median."""
+        """The distance between the quartiles of the samples, as a share of the median."""
         if len(self.samples) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.samples, n=4)
@@ -51,9 +51,9 @@ def measure(
     seconds: float = 0.0,
     between: Callable[[], Any] = lambda: None,
 ) -> Timing:
-    """Time `call` `repeats` times after one warm-up, more often until `seconds` are over.
+    """The times of `repeats` calls after one warm-up, and of further calls until `seconds` have passed.
 
-    `between` runs untimed after each; garbage is collected before and held until the end.
+    `between` runs untimed after each call; garbage is collected before the first and not again until the end.
     """
     samples: list[float] = []
     gc.collect()
@@ -73,10 +73,10 @@ def measure(
 
 
 def peak_bytes() -> int:
-    """The most main memory that this process has held so far."""
+    """The peak main memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # not getrusage: on Linux that begins with what the parent held
+        # not getrusage: on Linux its value starts at the parent's memory
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     import resource
 
@@ -85,7 +85,7 @@ def peak_bytes() -> int:
 
 
 def machine() -> str:
-    """Processor, cores and Python, as far as the system tells."""
+    """Processor, cores and Python, as far as the system reports them."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -99,13 +99,13 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with a + when files differ from it."""
+    """The checkout's commit, with a + if files differ from it."""
     words = ["git", "describe", "--always", "--dirty=+", "--abbrev=9"]
     done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
 
-# -- what every driver takes and gives ---------------------------------------------------------------------
+# -- options and output of every driver --------------------------------------------------------------------
 
 
 def parse(
@@ -120,9 +120,7 @@ def parse(
     parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs at a time ({repeats})")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each engine ({rounds})")
-        parser.add_argument(
-            "--plain-memory", action="store_true", help="do not help rivals by keeping freed memory for them"
-        )
+        parser.add_argument("--plain-memory", action="store_true", help="do not keep freed memory for rivals")
     if engines:
         parser.add_argument("--engines", nargs="+", choices=engines, default=list(engines))
     parser.add_argument(
@@ -147,12 +145,12 @@ def record(file: str, row: dict[str, Any], *, folder: Path | None = RESULTS) -> 
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as what they hold, the first to the left, the others to the right."""
+    """Print a table with columns as wide as their cells, the first aligned left, the others right."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:

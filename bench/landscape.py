@@ -1,8 +1,8 @@
-"""What an edit of the built-in landscape costs over the edited area, against the dense run; checked, then timed.
+"""The cost of an edit of the built-in landscape over the edited area, against the dense run; checked, then timed.
 
     python -m bench.landscape [--backend NAME] [--repeats 3]
 
-For each area a rectangle of that share of the picture becomes water (where it was water: meadow).
+For each area, a rectangle of that share of the image becomes water (and water becomes meadow).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m bench.layers [--engines torch-nchw torch-nhwc ncnn onnxruntime sparsegen] [--rounds 3] [--repeats 5]
 
 Float32 and two threads everywhere. Each rival gets the layout and the memory that suit it: ncnn packs its channels,
-ONNX Runtime writes to memory that stays, PyTorch keeps what it frees (`--plain-memory`: as it comes).
+ONNX Runtime writes to memory that stays, PyTorch keeps freed memory (`--plain-memory`: the system's default).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENGINES = (*RIVALS, OURS)
 
 
 def ratios(case: Case, medians: dict[str, float]) -> list[tuple[str, float, float]]:
-    """(rival, how many times as fast as it sparsegen is, target) of what was timed."""
+    """(rival, how many times as fast as the rival sparsegen is, target) for each timed rival."""
     torch = [medians[engine] for engine in TORCH if engine in medians]
     found = []
     if OURS in medians and torch:

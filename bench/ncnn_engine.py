@@ -18,12 +18,12 @@ Input in 0 1 x
 Convolution conv 1 1 x y 0={outputs} 1={kernel} 3={stride} 4={padding} 5=1 6={count}
 """
 FLOAT32 = bytes(4)
-"""What a weight begins with in ncnn's files when it is stored as it is."""
+"""The tag before a weight in ncnn's files that is stored as float32."""
 AS_PACKED = 1
-"""`Extractor.extract`: leave the layout alone, as between the layers of a network."""
+"""`Extractor.extract`: keep the packed layout, as between the layers of a network."""
 
 POOLS = ncnn.PoolAllocator(), ncnn.PoolAllocator()
-"""Of outputs and of scratch space: they must live longer than all that lies in them."""
+"""Allocators of outputs and of scratch space: they must outlive the arrays in them."""
 
 
 class NcnnEngine:

@@ -1,9 +1,9 @@
-"""How near a sparse edit comes to a dense one: 32 seeded strokes of 1 to 20 % on pictures that no training has seen.
+"""The distance of a sparse edit from a dense one: 32 seeded strokes of 1 to 20 % on images outside the training data.
 
     python -m bench.quality [--backend NAME] [--model landscape-ddpm]
 
-For each edit, SDEdit runs sparse and, as the yardstick, whole at every step, on the same noise. PSNR is of the whole
-picture and of the region that is made anew; figures go to bench/results/quality.jsonl, a sheet of pictures beside it.
+For each edit, SDEdit runs sparse and, as the reference, whole at every step, on the same noise. PSNR is of the whole
+image and of the recomputed region; figures go to bench/results/quality.jsonl, a sheet of images beside it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class Edit:
-    """One stroke and what became of it."""
+    """One stroke and its results."""
 
     seed: int
     area: float
     macs: float
-    """Share of the dense run's."""
+    """MACs as a share of the dense run's."""
     faster: float
     whole_db: float
     region_db: float
@@ -51,7 +51,7 @@ class Edit:
 
 
 def painted(picture: np.ndarray, seed: int) -> np.ndarray:
-    """A flat stroke (an ellipse, a box or a triangle) of the seed's share of the picture, on a copy of it."""
+    """A flat stroke (an ellipse, a box or a triangle) of the seed's share of the image, on a copy of it."""
     rng = np.random.default_rng(seed)
     height, width, _ = picture.shape
     low, high = np.log(AREAS)
@@ -73,7 +73,7 @@ def painted(picture: np.ndarray, seed: int) -> np.ndarray:
 
 
 def compare(session: sparsegen.SDEdit, picture: np.ndarray, seed: int) -> Edit:
-    """Both ways from the same strokes."""
+    """The results of the sparse and the dense edit of the same stroke."""
     strokes = painted(picture, seed)
     session.run(picture)
     dense = session.dense(strokes)
@@ -95,13 +95,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", help="sparsegen's backend (its default)")
-    parser.add_argument(
-        "--model", default="landscape-ddpm", help="a DDPM of 128×128 pictures (landscape-ddpm)"
-    )
-    parser.add_argument("--edits", type=int, default=EDITS, help=f"how many of the {EDITS} edits")
+    parser.add_argument("--model", default="landscape-ddpm", help="a DDPM of 128×128 images (landscape-ddpm)")
+    parser.add_argument("--edits", type=int, default=EDITS, help=f"number of edits, of {EDITS}")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    from sparsegen.weights.training.ddpm_export import unseen  # the painter; PyTorch comes with it
+    from sparsegen.weights.training.ddpm_export import unseen  # the painter; imports PyTorch
 
     model = sparsegen.load(options.model)
     edits = []

@@ -30,7 +30,7 @@ PROCESSORS = {
 }
 """The beginning of a machine's name -> details that the name omits."""
 FIRST_DEMO_SECONDS = 40.0
-"""Of a demo that compiles its kernels: `bench.startup` records no target for it."""
+"""Target of a demo that compiles its kernels, for which `bench.startup` records none."""
 
 _INTRO = f"""# Benchmarks
 
@@ -39,9 +39,9 @@ It measures nothing. **A figure belongs to the commit and the machine that are n
 again when the code changes.** `make bench` measures, appends lines, and writes the page again.
 
 - Every figure is a median. *Spread* is the distance between the quartiles of the repeats as a share of the median; the
-  machine shares its caches and its memory with others, which is where most of it comes from.
-- Every engine computes in float32 with {THREADS} threads, in a process of its own. Engines are taken in turn, and are
-  compared with PyTorch before they are timed.
+  machine shares its caches and its memory with others, which causes most of it.
+- Every engine computes in float32 with {THREADS} threads, in a separate process. Engines take turns, and are compared
+  with PyTorch before they are timed.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
 - "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
@@ -74,8 +74,8 @@ edit of DDPM, 33 of the 35 G of PD. That is most of the time of an edit. `Paper(
 resolutions sparse."""
 
 _QUALITY = """`landscape-ddpm`, 32 strokes of given seeds on images that are not in the training data, SDEdit
-of 25 steps. PSNR is against the session's own dense edit, of the whole image and of the region that is made
-anew; "× dense" is the time of that dense edit over the time of the sparse one, end to end."""
+of 25 steps. PSNR is against the session's dense edit, of the whole image and of the recomputed region;
+"× dense" is the time of that dense edit over the time of the sparse one, end to end."""
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -100,7 +100,7 @@ def newest(folder: Path, file: str, *fields: str) -> list[Row]:
         row = json.loads(line)
         if not row.get("quick") and not row.get("plain_memory"):
             case = tuple(row.get(field) for field in fields)
-            found.pop(case, None)  # the order is that of the newest lines
+            found.pop(case, None)  # in the order of the newest lines
             found[case] = row
     return list(found.values())
 
@@ -341,7 +341,7 @@ def _case(row: Row) -> str:
 
 
 SHOWN = {"torch-nchw": "PyTorch (NCHW)", "torch-nhwc": "PyTorch (NHWC)", "onnxruntime": "ONNX Runtime"}
-"""Engine -> its name for readers; others keep theirs."""
+"""Engine -> its name in the tables; other engines keep theirs."""
 
 
 def _line(row: Row) -> str:
@@ -389,7 +389,7 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _aim(row: Row) -> str:
-    # the factors over PyTorch are the least that is aimed at, all others the most
+    # a factor over PyTorch is a lower bound, every other target an upper bound
     sign = "≥" if "× PyTorch" in row["what"] else "≤"
     return f"{sign} {row['target']:g} {row['unit']}"
 

@@ -18,7 +18,7 @@ from sparsegen.tiling.tiles import TileSet
 class SparsegenEngine(SparsegenUnets):
     def __init__(self, backend: str | None) -> None:
         chosen = {} if backend is None else {"backend": backend}
-        # a session is asked, because it knows the default
+        # a session chooses the default backend
         self.backend = sparsegen.Session(GauGAN(GauGANConfig(ngf=1, nhidden=1)), **chosen).memory.backend
         self.version = f"{sparsegen.__version__} ({self.backend.name})"
 
@@ -40,7 +40,7 @@ class SparsegenEngine(SparsegenUnets):
         return Convolution(call, lambda: np.asarray(backend.download(out)))
 
     def gaugan(self, net: Big, job: Job) -> Answer:
-        """Dense runs and edits: each edit against the dense run as a check, or all of them on the clock."""
+        """Dense runs and edits: each edit compared with the dense run as a check, or all edits timed."""
         session = sparsegen.Session(sparsegen.load(job.checkpoint), self.backend)
         original = street.street(size=net.size)
         return self._check(session, original) if job.check else self._time(session, original, net, job)
@@ -57,7 +57,7 @@ class SparsegenEngine(SparsegenUnets):
     def _time(self, session: sparsegen.Session, original: street.Street, net: Big, job: Job) -> Answer:
         timings, figures = {}, {}
         other = street.street(1, net.size)
-        # another street in between: nothing made for the one that is timed is left to be found again
+        # another street in between: no cached work of the timed street is left to be reused
         dense = measure(
             lambda: _run(session, original), repeats=job.repeats, between=lambda: _run(session, other)
         )
@@ -68,7 +68,7 @@ class SparsegenEngine(SparsegenUnets):
         }
         for policy in net.policies:
             for area in net.areas:
-                # every edit is one that the session has not seen: what an earlier one added does not help
+                # every edit is new to the session: rows that an earlier edit added do not help
                 fresh = iter([street.edited(original, area, variant=v) for v in range(job.repeats + 1)])
                 results = []
                 timing = measure(

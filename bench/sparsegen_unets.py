@@ -17,7 +17,7 @@ from sparsegen.images import write_png
 
 
 class SparsegenUnets:
-    """What the sparsegen engine does with UNets."""
+    """The UNet tasks of the sparsegen engine."""
 
     backend: Backend
 
@@ -112,14 +112,14 @@ class SparsegenUnets:
 
 
 def _painted(picture: np.ndarray, net: Unet, variant: int) -> np.ndarray:
-    """A stroke of 1.2 % on a picture in [-1, 1]."""
+    """A stroke of 1.2 % on an image in [-1, 1]."""
     painted = picture.copy()
     painted[net.strokes(0.012, variant)] = 0.5
     return painted
 
 
 def _anonymous_bytes() -> int:
-    """Memory of this process that no file backs, 0 where the system does not tell."""
+    """Memory of this process that no file backs, in bytes; 0 if the system does not report it."""
     status = Path("/proc/self/status")
     text = status.read_text() if status.exists() else ""
     return int(text.partition("RssAnon:")[2].split()[0]) * 1024 if "RssAnon:" in text else 0

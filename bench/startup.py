@@ -1,8 +1,8 @@
-"""Whole processes, from the command to the picture on disk: import, load, run, write; nothing is warm but the disk.
+"""Whole processes, from the command to the image on disk: import, load, run, write; only the disk's cache is warm.
 
     python -m bench.startup [--backend NAME] [--repeats 3]
 
-`sparsegen edit` paints the original and the edit; the PyTorch process beside it one picture, densely.
+`sparsegen edit` computes the original and the edit; the PyTorch process computes one image, densely.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from bench.harness import Timing, machine, parse, record, say, table, verdict
 from sparsegen.weights import builtin
 
 DEMO_SECONDS = 4.0
-"""Of a demo whose kernels are compiled already."""
+"""Target of a demo whose kernels are compiled already."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A process to time, and within how many seconds it must be over, if that is asked."""
+    """A process to time, and the seconds within which it must end, if it has a target."""
 
     name: str
     words: list[str]
     target: float | None = None
     settings: dict[str, str] = field(default_factory=dict)
-    """Environment variables of its own."""
+    """Environment variables beside the inherited ones."""
 
     def seconds(self, folder: Path) -> float:
-        """Run it in `folder`, wait, and say how long it took."""
+        """The seconds that the command takes in `folder`."""
         start = time.perf_counter()
         done = subprocess.run(
             self.words,
@@ -65,7 +65,7 @@ def draw(folder: Path, net: Big) -> None:
 
 
 def commands(net: Big, backend: str | None, quick: bool) -> Iterator[Command]:
-    """What is timed, in turn; files are named as `draw` and `main` put them into the folder."""
+    """The commands to time, in turn; they name the files that `draw` and `main` put into the folder."""
     chosen = ["--backend", backend] if backend else []
     program = [sys.executable, "-m", "sparsegen"]
     known = builtin.get("landscape")

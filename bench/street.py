@@ -1,8 +1,8 @@
 """A street, painted by rule: a seed comes in, a label map like those of Cityscapes and its instances come out.
 
-What the codebook of SPADE costs depends on how many windows of labels are distinct, and that on how ragged the
-outlines are. So the painter is tuned to what was counted on real street maps: `python -m bench.street` prints the
-shares, and writes a picture to look at with `--picture street.png`.
+The cost of SPADE's codebook depends on the number of distinct windows of labels, and that on how ragged the outlines
+are. So the painter is tuned to the shares counted on a real street map: `python -m bench.street` prints them, and
+writes an image of the street with `--picture street.png`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Painter:
         self.things = LABELS
 
     def fill(self, mask: np.ndarray, label: int, *, thing: bool = False) -> None:
-        """Paint a label; a thing gets an instance of its own."""
+        """Paint a label; a thing gets a new instance."""
         self.labels[mask] = label
         self.instances[mask] = self.things if thing else label
         self.things += thing
@@ -177,7 +177,7 @@ def _trees(p: Painter, horizon: float, vanishing: float) -> None:
         trunk = 0.006 + 0.03 * depth
         p.fill(p.box(foot - size, x - trunk / 2, foot, x + trunk / 2), VEGETATION)
         crown = p.blob(foot - 1.05 * size, x, size, 1.1 * size, rough=0.9)
-        for _ in range(5):  # the sky, or what is behind, through the leaves
+        for _ in range(5):  # holes between the leaves
             y, across = (
                 foot - 1.05 * size + 0.4 * size * p.rng.uniform(-1, 1),
                 x + 0.4 * size * p.rng.uniform(-1, 1),
@@ -265,7 +265,7 @@ def edited(before: Street, area: float, *, variant: int = 0) -> tuple[Street, np
 
 
 def _drive_in(before: Street, scale: float, count: int, variant: int) -> tuple[Street, np.ndarray]:
-    """`count` vehicles, a car of `scale` 1 half as high as the picture."""
+    """`count` vehicles, a car of `scale` 1 half as high as the image."""
     p = Painter(*before.labels.shape, np.random.default_rng((variant, count)))
     p.labels, p.instances, p.things = (
         before.labels.copy(),
@@ -283,13 +283,13 @@ def _drive_in(before: Street, scale: float, count: int, variant: int) -> tuple[S
     return after, painted | (before.edges != after.edges)
 
 
-# -- what it is tuned to -----------------------------------------------------------------------------------
+# -- the shares that it is tuned to ------------------------------------------------------------------------
 
 
 def distinct_windows(scene: Street, step: int, *, side: int = 5) -> float:
     """Share of the `side`×`side` windows of (label, edge) that are distinct, read at every `step`-th pixel.
 
-    Outside the map is a label of its own, as the zero padding makes it.
+    Pixels outside the map count as a separate label, as with zero padding.
     """
     symbols = (scene.labels * 2 + scene.edges)[::step, ::step].astype(np.int8)
     padded = np.pad(symbols, side // 2, constant_values=-1)

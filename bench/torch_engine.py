@@ -51,7 +51,7 @@ class TorchEngine(TorchUnets):
         return Answer({}, {}, {"parameters": sum(p.numel() for p in generator.parameters())})
 
     def gaugan(self, net: Big, job: Job) -> Answer:
-        """Dense runs: of the original and an edited street as a check, of the original on the clock."""
+        """Dense runs: of the original and an edited street as a check, of the original for timing."""
         run = self._network(net, job.checkpoint)
         original = street.street(size=net.size)
         if job.check:
@@ -63,7 +63,7 @@ class TorchEngine(TorchUnets):
         return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
 
     def picture(self, net: Big, job: Job) -> Answer:
-        """What `sparsegen edit` is compared with as a whole process: load, run once, write a picture."""
+        """The whole process that `sparsegen edit` is compared with: load, run once, write an image."""
         out = self._network(net, job.checkpoint)(_seg(street.street(size=net.size)))
         image = ((channels_last(out)[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
         write_png(job.checkpoint.with_name("torch.png"), image)

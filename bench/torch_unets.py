@@ -18,7 +18,7 @@ from tests.oracles import torch_ddpm, torch_pd
 
 
 class TorchUnets:
-    """What the PyTorch engine does with UNets."""
+    """The UNet tasks of the PyTorch engine."""
 
     format: torch.memory_format
 
@@ -44,7 +44,7 @@ class TorchUnets:
         return Answer({}, {}, {"peak_bytes": peak_bytes()})
 
     def sdedit(self, net: Unet, job: Job) -> Answer:
-        """An edit made real by running every step whole, from the strokes to the PNG."""
+        """SDEdit with every step run whole, from the strokes to the PNG."""
         run = self._loaded(net, job.checkpoint)
         scheme = schedules.linear()
         times = scheme.times(SDEDIT_STEPS, noise_level=SDEDIT_LEVEL)
@@ -66,7 +66,7 @@ class TorchUnets:
         )
 
     def _loaded(self, net: Unet, checkpoint: Path) -> Callable[..., np.ndarray]:
-        """`run(x, time)`: a noisy picture `[H, W, 3]` -> the prediction `[1, H, W, C]`."""
+        """`run(x, time)`: a noisy image `[H, W, 3]` -> the prediction `[1, H, W, C]`."""
         network = _network(net).eval()
         network.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True), assign=True)
         network.to(memory_format=self.format)

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: a task comes in as options, one JSON line goes out.
+"""One engine in a separate process: a task comes in as options, one JSON line comes out.
 
     python -m bench.worker --engine torch-nhwc --task layers --repeats 5
 
@@ -22,7 +22,7 @@ from bench.harness import measure, peak_bytes
 OF_GAUGAN = ("checkpoint", "gaugan", "picture")
 OF_UNETS = ("unet_checkpoint", "unet", "memory", "sdedit")
 LAYER_SECONDS = 0.15
-"""For how long at least a layer is repeated: the smallest take less than a millisecond."""
+"""Seconds for which a layer is repeated at least: the smallest layers take less than a millisecond."""
 
 
 def answer_layers(engine: Engine, job: Job) -> Answer:
@@ -47,8 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--engine", choices=(*RIVALS, OURS), required=True)
     parser.add_argument("--task", choices=("layers", *OF_GAUGAN, *OF_UNETS), required=True)
-    parser.add_argument("--net", default="", help="the UNet that is asked about")
-    parser.add_argument("--check", action="store_true", help="answer with outputs instead of timings")
+    parser.add_argument("--net", default="", help="the UNet of a UNet task")
+    parser.add_argument("--check", action="store_true", help="reply with outputs instead of timings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--backend", help="sparsegen's backend")

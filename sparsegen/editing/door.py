@@ -52,7 +52,7 @@ class Door(NotCopied):
 
     @abstractmethod
     def _ready(self) -> tuple[Base, Any]:
-        """The base, once it stands where its history says, and what the subclass knows of that place.
+        """The base, once any interrupted change is completed, and the subclass's data for that place.
 
         Raises SessionError: nothing has run yet.
         """
@@ -61,32 +61,32 @@ class Door(NotCopied):
     def _exchanged(self, base: Base, before: Any, start: float, edit: Edit) -> Result:
         """The result of an undo or redo that began at `start` and exchanged an edit's tiles.
 
-        `before` is what `_ready` gave.
+        `before` is the second value of `_ready`.
         """
 
     def undo(self) -> Result:
-        """Put back what the last edit overwrote, bit for bit. As often as `edits` says.
+        """Put back the tiles that the last edit overwrote, bit for bit; possible `edits` times.
 
-        An interrupt waits until it is done.
+        An interrupt is raised after the undo is complete.
 
         Raises
         ------
         SessionError
-            There is nothing to undo, or a callback of this session called.
+            There is nothing to undo, or the caller is a callback of this session.
         """
         with self._turn.change("undo"):
             start, (base, before) = time.perf_counter(), self._ready()
             return self._exchanged(base, before, start, base.undo())
 
     def redo(self) -> Result:
-        """Put back what the last undo overwrote, bit for bit. As often as there were undos since the last edit or run.
+        """Put back the tiles that the last undo overwrote, bit for bit; possible `undone` times.
 
-        An interrupt waits until it is done.
+        An interrupt is raised after the redo is complete.
 
         Raises
         ------
         SessionError
-            There is nothing to redo, or a callback of this session called.
+            There is nothing to redo, or the caller is a callback of this session.
         """
         with self._turn.change("redo"):
             start, (base, before) = time.perf_counter(), self._ready()
@@ -94,12 +94,12 @@ class Door(NotCopied):
 
     @property
     def edits(self) -> int:
-        """How many edits can be undone."""
+        """Number of edits that can be undone."""
         base = self._base
         return 0 if base is None else len(base.history.edits)
 
     @property
     def undone(self) -> int:
-        """How many edits can be made again with `redo`."""
+        """Number of edits that can be redone: undos since the last edit or run."""
         base = self._base
         return 0 if base is None else len(base.history.undone)

@@ -1,4 +1,4 @@
-"""What a run would cost: a model, an input's size and a mask come in, tiles and MACs come out; nothing is computed."""
+"""Dry runs: a model, an input's size and a plan come in, tiles, MACs and shapes come out; nothing is computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dry_run(
 ) -> Run:
     """The model's forward pass on arrays without storage: its records and the shapes of its canvases.
 
-    `least_size` is the memory's; None: what a session of this input has.
+    `least_size` is the memory's; None: the value of a session of this input.
     """
     backend = ShapesBackend()
     least = model.least_size(*inputs.shape[1:]) if least_size is None else least_size

@@ -27,7 +27,7 @@ LEAST_UNDO = 256 << 20
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """The way to the other side of one edit: back before it, or forward again."""
+    """The journals that lead to the other side of one edit: back before it, or forward again."""
 
     journals: tuple[Journal, ...]
     """One for each state; none where the edit repainted nothing."""
@@ -48,11 +48,11 @@ class History:
     """A place among edits."""
 
     stale: TileSet
-    """Input pixels whose change has not spread everywhere: those that edits under approximate policies touched."""
+    """Input pixels whose change has not spread everywhere, after edits under approximate policies."""
     image: Host | None = None
-    """What the canvases cannot give at this place, and every edit therefore keeps: a diffusion session's image."""
+    """A diffusion session's image at this place; its canvases do not hold it, so every edit keeps one."""
     shown: Any = None
-    """What a session derived from the canvases at this place, never written into; None: not yet."""
+    """Data that a session derived from the canvases at this place, never written into; None: not derived yet."""
     edits: tuple[Edit, ...] = ()
     """Edits that can be undone, the last one last."""
     undone: tuple[Edit, ...] = ()
@@ -75,19 +75,19 @@ class History:
         forgotten = history.forgotten - self.forgotten
         if forgotten:
             warn(
-                f"the last edit's journal does not fit beside those before it: the oldest {forgotten} can no longer be "
-                f'undone (journals may take {megabytes(limit)}; give undo="4GB", say, for more)'
+                f"the last edit's journal does not fit beside the earlier ones: the oldest {forgotten} can no longer "
+                f'be undone (journals may take {megabytes(limit)}; for more, give undo="4GB", say)'
             )
         return history
 
 
 def undo_limit(limit: int | None, canvas_bytes: int) -> int:
-    """Bytes that all journals of a session may take; `limit` None: half of what its canvases take."""
+    """Bytes that all journals of a session may take; `limit` None: half of its canvases, at least `LEAST_UNDO`."""
     return max(canvas_bytes // 2, LEAST_UNDO) if limit is None else limit
 
 
 class Base:
-    """What edits start from: states that are edited together, and their history.
+    """The base of edits: states that are edited together, and their history.
 
     Parameters
     ----------
@@ -103,24 +103,24 @@ class Base:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all canvases, those that the states share counted once."""
+        """Memory of all canvases; a canvas that the states share is counted once."""
         shared = {state.memory.allocator: state.memory.allocator.shared_bytes for state in self.states}
         return sum(state.memory.nbytes for state in self.states) + sum(shared.values())
 
     def settle(self) -> History:
-        """Complete what an interrupt left half done, and give the history. The interrupt is raised afterwards."""
+        """Complete an interrupted change, and return the history. A new interrupt is raised afterwards."""
         interrupt = completed(self._arrive)
         if interrupt is not None:
             raise interrupt
         return self.history
 
     def show(self, shown: Any) -> None:
-        """Keep what a session derived from the canvases as they are."""
+        """Keep data that a session derived from the canvases as they are."""
         self.history = replace(self.history, shown=shown)
 
     @contextmanager
     def edit(self) -> Iterator[tuple[Journal, ...]]:
-        """Repaint states with these journals, one for each; unless `commit` is called inside, all is taken back."""
+        """A context with new journals, one for each state to repaint; unless it calls `commit`, all is taken back."""
         before = self.settle()
         journals = tuple(Journal() for _ in self.states)
         self.history = replace(before, going=(journals, before))
@@ -134,9 +134,9 @@ class Base:
         self.history = after
 
     def undo(self) -> Edit:
-        """Put back what the last edit overwrote, bit for bit, and give that edit.
+        """Put back the tiles that the last edit overwrote, bit for bit, and return that edit.
 
-        Where there is no memory to save what is overwritten, it cannot be redone.
+        If there is no memory to save the tiles that this overwrites, the edit cannot be redone.
 
         Raises
         ------
@@ -158,12 +158,12 @@ class Base:
         return edit
 
     def redo(self) -> Edit:
-        """Put back what the last undo overwrote, bit for bit, and give that edit.
+        """Put back the tiles that the last undo overwrote, bit for bit, and return that edit.
 
         Raises
         ------
         SessionError, MemoryError
-            There is nothing to redo, or no memory to save what is overwritten; nothing has changed.
+            There is nothing to redo, or no memory to save the tiles that this overwrites; nothing has changed.
         """
         history = self.settle()
         if not history.undone:

@@ -38,10 +38,10 @@ from .state import State
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Shown:
-    """Host copies of what a base holds at one place of its history, never written into."""
+    """Host copies of a base's inputs and images at one place of its history, never written into."""
 
     inputs: dict[str, Host]
-    """By name, as `Model.encode` gives them."""
+    """By name, as `Model.encode` returns them."""
     images: Host
 
 
@@ -51,25 +51,25 @@ class Session(Door):
     Parameters
     ----------
     model
-        A model with its parameters, as `sparsegen.load` gives it.
+        A model with its parameters, as `sparsegen.load` returns it.
     backend
         Name of a backend (`sparsegen backends` lists them) or a `Backend`; None: the fastest that can run here.
     store
-        Where canvases lie (a `Store` with a budget of RAM and files beyond it); None: wherever the backend puts them.
-        Sessions of one store share the canvases that every run paints anew: they run one after another.
+        A `Store` for canvases, with a budget of RAM and files beyond it; None: the backend's memory. Sessions of one
+        store share the canvases that every run repaints whole: they run one after another.
     storage
         "float32", or "float16": layers' values are rounded to that, and take half the memory.
     undo
-        Memory that the journals of all edits may take, such as "500MB"; where a new one does not fit, the oldest edits
-        can no longer be undone (a warning and `stats.forgotten_edits` say so). The last edit always can. None: half of
-        what the canvases take, and no less than 256 MiB.
+        Memory that the journals of all edits may take, such as "500MB". If a new one does not fit, the oldest edits can
+        no longer be undone (a warning and `stats.forgotten_edits` give their number). The last edit always can. None:
+        half of the canvases' memory, and at least 256 MiB.
 
     Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
     Raises
     ------
     InputError
-        `model` is no model, the storage is unknown, or `undo` is no amount of memory.
+        `model` is not a model, the storage is unknown, or `undo` is not an amount of memory.
     BackendError
         The backend is unknown or cannot run here.
     """
@@ -130,7 +130,7 @@ class Session(Door):
         original
             The model's input: for GauGAN integer labels `[H, W]` or `[N, H, W]`, for diffusion models a noisy image.
         keep_canvases
-            False: no canvas is kept longer than it is read, which takes far less memory; no edit can follow.
+            False: no canvas is kept after its last reader, which takes far less memory; no edit can follow.
         progress
             Called after every layer; only then are layers timed.
         conditions
@@ -144,7 +144,7 @@ class Session(Door):
         NonFiniteError
             A layer computed NaN or infinity; call `run` again.
         SessionError
-            A callback of this session called.
+            The caller is a callback of this session.
         """
         with self._turn.change("run"):
             start = time.perf_counter()
@@ -153,9 +153,8 @@ class Session(Door):
             run, output = self._state.paint(
                 inputs.canvases, inputs.conditions, keep_canvases=keep_canvases, on_layer=progress
             )
-            kept = {
-                name: np.array(array) for name, array in inputs.canvases.items()
-            }  # the user's own may change
+            # copies: the user may write into the arrays
+            kept = {name: np.array(array) for name, array in inputs.canvases.items()}
             shown = _Shown(kept, self.model.images(output))
             base = Base([self._state], History(TileSet.empty(*inputs.shape), shown=shown))
             active = TileSet.full(*output.shape[:3])
@@ -172,22 +171,22 @@ class Session(Door):
         progress: OnLayer | None = None,
         **conditions: Any,
     ) -> Result:
-        """Repaint what differs from the current input; the result becomes the base of the next edit.
+        """Repaint the pixels that differ from the current input; the result becomes the base of the next edit.
 
         Parameters
         ----------
         edited
             The whole edited input, of the same size as the current one.
         mask
-            bool `[H, W]` or `[N, H, W]`: the pixels to take over and recompute. None: those that differ. Changes
-            outside a mask are not applied; their number is in `stats.ignored_pixels`, and a warning says so.
+            bool `[H, W]` or `[N, H, W]`: the pixels to apply and recompute. None: the pixels that differ. Changes
+            outside a mask are not applied; `stats.ignored_pixels` and a warning give their number.
         policy
-            "paper" (the family's own settings, the default), "exact", "adaptive(0.02)", or a `Policy`. Resolutions
-            below the family's `least_size` are computed whole under any: their canvases are not kept.
+            "paper" (with the family's settings, the default), "exact", "adaptive(0.02)", or a `Policy`. Resolutions
+            below the family's `least_size` are computed whole under every policy: their canvases are not kept.
         progress
             Called after every layer; only then are layers timed.
         conditions
-            As for `run`; those that are not given stay as they are.
+            As for `run`; a condition that is not given stays as it is.
 
         Raises
         ------
@@ -207,7 +206,7 @@ class Session(Door):
                 difference = given
                 if ignored:
                     warn(f"{ignored} changed pixels lie outside the mask and are not applied")
-            # an exact edit also spreads the pixels that approximate edits before it left unspread
+            # an exact edit also spreads the pixels that earlier approximate edits left unspread
             stale = base.history.stale
             changed = TileSet.of_mask(difference)
             spread = union([changed, stale]) if chosen.exact else changed
@@ -253,13 +252,13 @@ class Session(Door):
 
     @property
     def image(self) -> Host:
-        """The first image as it stands, uint8 `[H, W, 3]`; while something changes, as it was before. Nobody waits.
+        """The current first image, uint8 `[H, W, 3]`; during a change, the image before it, without waiting.
 
         Raises SessionError: nothing has run yet.
         """
         base = self._base
         if base is None:
-            raise SessionError("no image yet: a run must end first")
+            raise SessionError("no image yet: call run(original) first, and let it end")
         shown = base.history.shown
         if shown is None:
             with self._turn.change("image"):
@@ -274,7 +273,7 @@ class Session(Door):
         Raises
         ------
         SessionError, CheckpointError
-            Nothing has run yet; the file could not be written; a callback of this session called.
+            Nothing has run yet; the file could not be written; the caller is a callback of this session.
         """
         with self._turn.change("save"):
             base, _ = self._ready()
@@ -307,7 +306,7 @@ class Session(Door):
     # -- inside ------------------------------------------------------------------------------------------
 
     def _ready(self) -> tuple[Base, _Shown]:
-        """The base, once it stands where its history says, and host copies of it."""
+        """The base, once any interrupted change is completed, and host copies of it."""
         base = self._base
         if base is None:
             raise SessionError("no base to edit: call run(original) first")
@@ -326,12 +325,12 @@ class Session(Door):
         for name, array in inputs.canvases.items():
             if array.shape != current[name].shape:
                 raise ShapeError(
-                    f"the edited {name} are {array.shape[:3]}, the base's {current[name].shape[:3]} (N, H, W)"
+                    f"the edited {name} are {array.shape[:3]}, expected the base's {current[name].shape[:3]} (N, H, W)"
                 )
         for name, value in inputs.conditions.items():
             if not np.array_equal(value, self._state.conditions[name]):
                 raise InputError(
-                    f"{name} is not the base's; it changes the whole image: call run(original, {name}=…)"
+                    f"{name} differs from the base's, and would change the whole image; call run(original, {name}=…)"
                 )
         return inputs.canvases
 

@@ -1,4 +1,4 @@
-"""Loaded sessions are held against their model before a kernel sees them: a state comes in, or one error goes out."""
+"""The check of loaded sessions before any kernel reads them: a state comes in, one error comes out or none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .state import State
 
 
 def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal], edits: Any) -> None:
-    """Hold a loaded state against the memory that its model makes of its input.
+    """Compare a loaded state with the memory that its model makes of its input.
 
     Kernels do not check what they index: every size, label and code is checked here.
 
@@ -31,18 +31,18 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
     path
         The file, for messages.
     journals
-        Those of its edits, the ones that can be undone first.
+        The journals of its edits, the edits that can be undone first.
     edits
-        How many of them can be undone, as the file has it.
+        The number of edits that can be undone, from the file.
 
     Raises
     ------
     SessionError
-        A kernel would read or write outside its arrays, or nothing fits.
+        A name, shape, type, label or code does not fit: a kernel could read or write outside its arrays.
     """
     memory, expected = state.memory, _expected(path, state)
     if not isinstance(edits, int) or isinstance(edits, bool) or not 0 <= edits <= len(journals):
-        raise SessionError(f"{path}: {edits!r} of {len(journals)} edits can be undone")
+        raise SessionError(f"{path}: {edits!r} edits can be undone, expected 0 to {len(journals)}")
     shapes = {key: tuple(canvas.shape) for key, canvas in expected.canvases.items()}
     found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}
     if found != shapes or state.output_path not in shapes:
@@ -50,24 +50,24 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
     if {key: str(c.dtype) for key, c in memory.canvases.items()} != {
         key: memory.kept_as(key, c.shape, str(c.dtype)) for key, c in expected.canvases.items()
     }:
-        raise SessionError(f"{path}: its canvases are of other types than those of its model")
+        raise SessionError(f"{path}: the types of its canvases are not those of its model")
     reads = "int32" if any(isinstance(layer, LabelConv) for layer in state.model.layers()) else "float32"
     if any(canvas.array.dtype != reads for canvas in state.inputs.values()):
-        raise SessionError(f"{path}: its input is of another type than {reads}")
+        raise SessionError(f"{path}: its input is not {reads}, as its model reads it")
     if {key: [tuple(v.shape) for v in values] for key, values in memory.statistics.items()} != {
         key: [tuple(v.shape) for v in values] for key, values in expected.statistics.items()
     }:
         raise SessionError(f"{path}: its statistics are not those of its model")
     samples = memory.canvases[state.output_path].shape[0]
     if any(v.dtype != "float32" or len(v) not in (1, samples) for m in memory.statistics.values() for v in m):
-        raise SessionError(f"{path}: its statistics are not one for each sample")
+        raise SessionError(f"{path}: its statistics are not float32 with 1 or {samples} rows")
     if set(memory.codebooks) != set(expected.codebooks):
         raise SessionError(f"{path}: its codebooks are not those of its model")
     for key, codebook in memory.codebooks.items():
         width = expected.codebooks[key].window_set.storage.shape[1]
         if codebook.window_set.storage.shape[1] != width:
             raise SessionError(
-                f"{path}: {key} has windows of {codebook.window_set.storage.shape[1]} instead of {width}"
+                f"{path}: {key} has windows of {codebook.window_set.storage.shape[1]} values, expected {width}"
             )
     for key, codebook in expected.codebooks.items():
         memory.codebooks[key].name, memory.codebooks[key].source = codebook.name, codebook.source
@@ -83,7 +83,7 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
 
 
 def _check_indices(path: str | os.PathLike[str], state: State, journals: Sequence[Journal]) -> None:
-    """Hold every label and code, as it is and after each of the journals from the last one back, against its table."""
+    """Compare every label and code with its table's size, now and after undoing each journal, the last one first."""
     memory = state.memory
     canvases = {
         key: np.array(memory.backend.download(canvas))
@@ -111,17 +111,17 @@ def _check_indices(path: str | os.PathLike[str], state: State, journals: Sequenc
 
 
 def _labels(state: State) -> int:
-    """How many labels the model's tables have."""
+    """The number of labels that all of the model's tables have."""
     return min(layer.weight.shape[1] for layer in state.model.layers() if isinstance(layer, LabelConv))
 
 
 def _within(path: str | os.PathLike[str], key: str, values: Host, least: int, beyond: int) -> None:
     if values.size and not least <= values.min() <= values.max() < beyond:
-        raise SessionError(f"{path}: {key} has values outside {least} to {beyond - 1}")
+        raise SessionError(f"{path}: {key} has values outside the range, expected {least} to {beyond - 1}")
 
 
 def _expected(path: str | os.PathLike[str], state: State) -> Memory:
-    """The memory of a dense run of the state's input; gives the state the record of an edit without change."""
+    """The memory of a dense run of the state's input; also sets the state's record of an edit without change."""
     memory = state.memory
     try:
         inputs = Inputs({name: canvas.array for name, canvas in state.inputs.items()}, state.conditions)

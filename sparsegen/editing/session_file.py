@@ -1,9 +1,9 @@
 """Sessions on disk: states come in, one safetensors file comes out, and back again, bit for bit.
 
 The file is self-contained (model, canvases, statistics, journal). A digest over every tensor and all metadata is
-checked before anything is used; tensors are data, nothing in the file is ever executed. A diffusion session has a state
-for each step, whose names begin with the step's prefix. The journals of all edits lie end to end in a few tensors, so
-that a session may have any number of edits:
+checked before any of them is used; tensors are data, and the file holds no code. A diffusion session has a state for
+each step, whose names begin with the step's prefix. The journals of all edits lie end to end in a few tensors, so that
+a session may have any number of edits:
 
     steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
     steps.tiles   int32 [T, 3]   the tiles of all rows
@@ -12,7 +12,7 @@ that a session may have any number of edits:
     steps.windows int32 [W]      the windows that follow, of all rows
     stale.counts  int32 [S + 1]  tiles of the stale set beyond each edit, and now; then stale.tiles, stale.pixels
 
-Edits that were undone and can be redone are counted on after those that can be undone, the next one last.
+Edits that can be redone are numbered after the edits that can be undone, the next one last.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DIGEST = "sparsegen.digest"
 _KEPT = (np.float32, np.int32, np.float16)
 VALUES = "steps.values"
 Notes: TypeAlias = "dict[str, str | Host]"
-"""What a user keeps in a session's file: text and arrays by name."""
+"""A user's notes in a session's file: text and arrays by name."""
 
 
 def save(
@@ -112,7 +112,7 @@ def save(
 
 
 class _Digesting(Mapping[str, Host]):
-    """Arrays that are made when they are asked for, in the order of their names, and what they digest to at the end."""
+    """Arrays that are made when they are read, in the order of their names, and their digest after the last one."""
 
     def __init__(self, made: Mapping[str, Callable[[], Host]], metadata: Mapping[str, str]) -> None:
         self._made, self._names = made, sorted(made)
@@ -179,13 +179,15 @@ def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -
     Raises
     ------
     SessionError, CheckpointError
-        The file is cut, altered, no session or of another version; there is no room for its arrays.
+        The file is cut, altered, not a session or of another version; there is no room for its arrays.
     """
     checkpoint = read_checkpoint(path)
     metadata = {key: str(value) for key, value in checkpoint.metadata.items() if key.startswith("sparsegen.")}
     version = metadata.get("sparsegen.session")
     if version is None:
-        raise SessionError(f"{path}: not a saved session")
+        raise SessionError(
+            f"{path}: not a saved session; expected a file that Session.save or SDEdit.save wrote"
+        )
     if version != VERSION:
         raise SessionError(f"{path}: session format {version}; this version of sparsegen reads {VERSION}")
     tensors: dict[str, Array] = {}
@@ -194,10 +196,11 @@ def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -
     cached = {name for name, tensor in checkpoint.tensors.items() if _is_cached(name)}
     allocator.check_room([block_bytes(checkpoint.tensors[name].nbytes) for name in cached])
     for name, tensor in sorted(checkpoint.tensors.items()):
-        value = np.array(tensor.numpy())  # a copy: the file may be written over while the session lives
+        value = np.array(tensor.numpy())  # a copy: the file may be overwritten while the session lives
         digest.add(name, value)
         if name in cached and value.dtype in _KEPT:
-            if value.dtype == np.float16 and value.ndim == 4:  # edits compute in it: before the RAM is full
+            # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
+            if value.dtype == np.float16 and value.ndim == 4:
                 allocator.shared(name.partition("canvas/")[2], value.shape)
             tensors[name] = allocator.keep(value)
         else:
@@ -337,7 +340,7 @@ def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
 
 
 def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple[list[_Share], TileSet]:
-    """Put a file's arrays into a state, and give its steps and its stale pixels."""
+    """Put a file's arrays into a state, and return its steps and its stale pixels."""
     memory, backend = state.memory, state.memory.backend
     state.output_path, state.conditions = output_path, _under(tensors, "condition/")
     memory.canvases = _under(tensors, "canvas/")
@@ -372,7 +375,10 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
         values = tensors[VALUES][word : word + size].view(canvas.dtype).reshape(shape)
         tiles = tensors["steps.tiles"][tile : tile + count]
         if tiles.dtype != np.int32 or tiles.shape != (count, 3):
-            raise ValueError(f"a journal keeps {count} tiles of {key} and names {tiles.shape} {tiles.dtype}")
+            raise ValueError(
+                f"a journal keeps {count} tiles of {key}, its list is {tiles.dtype} {tiles.shape}, expected int32 "
+                f"{(count, 3)}"
+            )
         steps[i].journal.add(key, Tiles(tiles), values)
         tile, word = tile + count, word + size
     books, at = sorted(memory.codebooks), 0

@@ -1,7 +1,7 @@
 """A state: a model's canvases of one input, painted by a dense run and repainted where an edit changed the input.
 
-This is the core under every session. It works on canvases alone: it knows no masks, no images and no history. A
-session of a GAN has one state, a diffusion session one for each denoising step.
+This is the core under every session. It works on canvases alone, without masks, images or history. A session of a GAN
+has one state, a diffusion session one for each denoising step.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class State:
         Parameters
         ----------
         canvases
-            The inputs by name, `[N, H, W, P]`, as `Model.encode` gives them.
+            The inputs by name, `[N, H, W, P]`, as `Model.encode` returns them.
         conditions
-            By name, as `Model.encode` gives them.
+            By name, as `Model.encode` returns them.
         keep_canvases
             False: no canvas is kept longer than it is read, and nothing can be repainted.
 
@@ -127,13 +127,13 @@ class State:
         changed
             The pixels of the inputs that take these values; other pixels of its tiles stay as they are.
         plan
-            Which tiles are active.
+            The rule for the active tiles.
         journal
-            Saves every tile before it is overwritten; `journal.undo(memory)` takes the change back, also where this
+            Saves every tile before it is overwritten; `journal.undo(memory)` takes the change back, also if this
             method failed or was interrupted.
         spread
-            The pixels of the inputs from which active tiles grow; None: `changed`. (More than these where earlier
-            edits have not spread.)
+            The pixels of the inputs from which active tiles grow; None: `changed`. (It has more pixels if earlier edits
+            have not spread.)
 
         Returns
         -------
@@ -151,10 +151,10 @@ class State:
         return run, self._forward(run, spread).changed[0]
 
     def _write_input(self, name: str, values: Host, changed: TileSet, journal: Journal) -> None:
-        """Take over the changed pixels of an input."""
+        """Write the changed pixels of an input into its canvas."""
         memory, backend, path = self.memory, self.memory.backend, self.memory.inputs[name]
         journal.save_before(memory, path, changed)
-        if path in journal.whole:  # a new canvas, of no particular value
+        if path in journal.whole:  # a new canvas, of undefined value
             backend.write_tiles(memory.canvases[path], *journal.saved(backend, path))
         backend.merge_tiles(memory.canvases[path], changed.tiles, backend.upload(values), changed.pixels)
 

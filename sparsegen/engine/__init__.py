@@ -1,5 +1,5 @@
-"""The engine: what a run of a model is, and what outlives it.
+"""The engine: one run of a model, and the memory that outlives it.
 
-`run` has features and runs, `memory` the canvases that stay, `journal` what an edit overwrote, `prepared` the weights
-as a backend lays them out, `codebook` what depends on labels alone, `store` where canvases lie.
+`run`: features and runs. `memory`: the canvases that stay. `journal`: the tiles that an edit overwrote. `prepared`: the
+weights in a backend's layout. `codebook`: values that depend on labels alone. `store`: canvases in RAM and files.
 """

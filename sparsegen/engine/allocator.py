@@ -1,4 +1,4 @@
-"""Where arrays that outlive a run come from: the backend's own memory, or a `Store` of RAM and mapped files."""
+"""Allocators of the arrays that outlive a run: from the backend's memory, or from a `Store` of RAM and mapped files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .turn import Turn
 
 
 class Allocator(ABC):
-    """Gives out arrays of no particular value; those of one allocator may share memory that every run writes anew."""
+    """A source of arrays of undefined value. Users of one allocator may share memory that every run overwrites."""
 
     turn: Turn
     """The turn of every session that uses this allocator: its runs must not overlap."""
 
     @abstractmethod
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """An array of `shape`, for a canvas that will be painted whole, or for tiles of one. Raises SessionError."""
+        """An array of `shape` and undefined value, for a canvas or tiles of one. Raises SessionError: no room."""
 
     @abstractmethod
     def keep(self, host: Host) -> Array:
-        """An array with the values and the type of a host array, which is not used afterwards. Raises SessionError."""
+        """An array with the values and the type of a host array, which it may take over. Raises SessionError."""
 
     @abstractmethod
     def host(self, array: Array) -> Host:
@@ -41,7 +41,7 @@ class Allocator(ABC):
     @property
     @abstractmethod
     def shared_arrays(self) -> Mapping[str, Array]:
-        """Name -> array that `shared` gave."""
+        """Name -> array that `shared` returned."""
 
     @property
     def shared_bytes(self) -> int:
@@ -49,20 +49,20 @@ class Allocator(ABC):
         return sum(int(array.nbytes) for array in self.shared_arrays.values())
 
     def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
-        """Raise SessionError if arrays of so many bytes find no room, once `released` bytes are given back."""
+        """Raise SessionError if arrays of these sizes in bytes do not fit after `released` bytes are freed."""
         return None
 
     def fresh(self) -> Allocator:
-        """An allocator of the same turn that shares no array with this one, where arrays are one session's alone."""
+        """An allocator of the same turn without shared arrays; this one, where sessions share it."""
         return self
 
-    def place_for_tiles(self, shape: Sequence[int], *, dtype: str) -> Array | None:
-        """An array for the tiles that a journal copies, where they count towards a budget; None: the backend's own."""
+    def place_for_tiles(self, canvas: Array, count: int) -> Array | None:
+        """An array for `count` tiles of a canvas, where journals count towards a budget; None: the backend's own."""
         return None
 
 
 class BackendAllocator(Allocator):
-    """Arrays of the backend's own, for one session."""
+    """An allocator of the backend's arrays, for one session."""
 
     def __init__(self, backend: Backend, *, turn: Turn | None = None) -> None:
         self.turn = turn or Turn()
@@ -77,7 +77,7 @@ class BackendAllocator(Allocator):
         return self._backend.alloc(shape, dtype=dtype)
 
     def keep(self, host: Host) -> Array:
-        if host.dtype == np.float16:  # `upload` makes float32 of it: as words, its bits stay
+        if host.dtype == np.float16:  # `upload` would make float32 of it; as 32-bit words, its bits stay
             return self._backend.upload(host.view(np.int32)).view(np.float16)
         return self._backend.upload(host)
 

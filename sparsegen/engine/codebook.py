@@ -1,9 +1,9 @@
-"""Codebooks: what depends on a few labels around a pixel alone is computed once for each distinct window of them.
+"""Codebooks: activations that depend on a window of labels alone, computed once for each distinct window.
 
-A convolution of a label map, and a convolution of that, have few distinct values: as many as there are distinct
-windows of labels, a tenth of the pixels of a street scene. So the distinct windows are numbered (a *book*), a canvas
-holds each pixel's number (its *code*), and a layer's values are the rows of a *table*, one for each number. Who reads
-the feature looks its row up. An edit adds rows for windows never seen before, nothing else.
+A convolution of a label map, and a convolution of its output, have few distinct values: one for each distinct window of
+labels, a tenth of the pixels of a street scene. So the distinct windows are numbered (a *window set*), a canvas holds
+each pixel's number (its *code*), and a layer's values are the rows of a *table*, one for each number. A layer that
+reads the feature looks the rows up. An edit computes rows only for windows that are new.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from sparsegen.backends.interface import Array, Backend, Host, WindowSet
 
 @dataclass
 class Table:
-    """A layer's values, a row for each window of a book."""
+    """A layer's values, a row for each window of a window set."""
 
     rows: Array
     """float32 `[capacity, C]`."""
     count: int = 0
-    """Rows that are computed."""
+    """Number of rows that are computed."""
 
 
 @dataclass
 class Codebook:
-    """A book of windows and the tables of the layers that are functions of such a window."""
+    """A window set, and the tables of the layers that are functions of such a window."""
 
     name: str
-    """The index canvas and the windows, in short: `labels.3.1`."""
+    """The index canvas, the kernel and the step, such as `labels.3.1`."""
     source: str
     """Path of the index canvas whose windows these are."""
     window_set: WindowSet
@@ -41,16 +41,16 @@ class Codebook:
     def rows(
         self, backend: Backend, path: str, channels: int, fill: Callable[[Array, Host], None]
     ) -> tuple[Array, Array]:
-        """A layer's table, `[R, C]`, and which of its rows are new; `fill(rows, windows)` computes those.
+        """A layer's table `[R, C]` and its new rows, which `fill(rows, windows)` has just computed.
 
-        If `fill` fails, the rows it was to compute do not count.
+        If `fill` fails, the new rows do not count as computed.
         """
         size = len(self.window_set)
         table = self.tables.get(path)
         if table is None:
             table = self.tables[path] = Table(backend.alloc((0, channels)))
         if size > len(table.rows):
-            # room for the windows of some edits; memory that is never written is never taken
+            # spare rows for the windows of later edits: the system provides memory only when it is written
             grown = backend.alloc((size + size // 2 + 256, channels))
             grown[: table.count] = table.rows[: table.count]
             table.rows = grown
@@ -61,21 +61,21 @@ class Codebook:
         return table.rows[:size], new
 
     def clear(self) -> None:
-        """Forget every window; the tables' memory stays, to be written again."""
+        """Drop every window; the tables' memory stays, to be overwritten."""
         self.window_set = WindowSet(self.window_set.storage.shape[1])
         for table in self.tables.values():
             table.count = 0
 
     def truncate(self, backend: Backend, count: int) -> None:
-        """Forget the windows from number `count` on: nothing refers to them any more."""
+        """Drop the windows from number `count` on, to which no canvas refers any more."""
         backend.forget_windows(self.window_set, count)
         for table in self.tables.values():
             table.count = min(table.count, count)
 
     def restore(self, backend: Backend, count: int, keys: Host) -> None:
-        """Know the first `count` windows, and after them `keys` int32 `[R, width]`; done twice, it is done once.
+        """Make the windows the first `count`, then `keys` int32 `[R, width]`. Repeating it changes nothing more.
 
-        The rows of `keys` are computed when a layer asks for them.
+        The rows of `keys` are computed when a layer next needs them.
         """
         self.truncate(backend, count)
         if len(keys):
@@ -83,7 +83,7 @@ class Codebook:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the windows and the tables take, with the room for windows to come."""
+        """Memory of the windows and the tables, spare rows included."""
         arrays = [self.window_set.storage, *(table.rows for table in self.tables.values())]
         return sum(int(array.nbytes) for array in arrays) + int(getattr(self.window_set.index, "nbytes", 0))
 

@@ -48,7 +48,7 @@ class Coded:
         return self.rows, self.codes.parts[0].array
 
     def reads(self, window: Window) -> list[Read]:
-        """The canvases that a layer depends on which reads this through `window`."""
+        """The canvases that a layer depends on if it reads this through `window`."""
         return self.codes.reads(window)
 
 
@@ -73,14 +73,14 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
         half = kernel // 2
         reads = indices.reads(Window(kernel, top=half, left=half, step=step))
         codes = run.compute(path, (n, *size, 1), reads, encode_tiles, macs_per_pixel=0, dtype="int32")
-        # not the feature: it holds the run, and the circle would keep the journal alive
+        # not the feature: it holds the run, and the reference cycle would keep the journal alive
         run.codes[path] = codes.parts[0], codes.changed[0]
     canvas, changed = run.codes[path]
     return Feature(run, (canvas,), (changed,))
 
 
 def _codebook(memory: Memory, source: str, kernel: int, step: int, planes: int) -> Codebook:
-    """The memory's codebook of those windows of the canvas `source`, new if there is none."""
+    """The memory's codebook of these windows of the canvas `source`, new if there is none."""
     inner = memory.codebooks.get(source)
     names = {path: name for name, path in memory.inputs.items()}
     name = f"{names[source] if inner is None else inner.name}.{kernel}.{step}"
@@ -98,7 +98,7 @@ def tabulate(
     *,
     macs_per_pixel: int,
 ) -> Coded:
-    """A layer's value for every window of `codes`, as `encode` gave them.
+    """A layer's values for every window of `codes`, as `encode` returned them.
 
     `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as if it
     had computed the pixels: MACs count its plain formula.
@@ -112,7 +112,7 @@ def tabulate(
         first, backend = len(rows) - len(new), run.backend
 
         # (without the run, which holds the check: the circle would keep the journal alive)
-        def error(at: Position) -> NonFiniteError:  # of a pixel with that code
+        def error(at: Position) -> NonFiniteError:  # names the first pixel with that code
             n, y, x = np.argwhere(backend.download(canvas.array)[..., 0] == first + at[1])[0]
             return not_finite(path, (int(n), int(y), int(x), at[3]))
 

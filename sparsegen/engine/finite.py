@@ -1,7 +1,7 @@
-"""The finite checks of one run: layers note the tiles that they wrote, and the run asks once, at its end.
+"""The finite checks of one run: layers record the tiles that they wrote; the run checks them once, at its end.
 
-A device need not be waited for after every layer. A value that is not finite is still located and named, and whoever
-runs takes the whole change back.
+So no layer waits for the device. A value that is not finite is still located and named, and the caller of the run takes
+the whole change back.
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ def not_finite(path: str, at: Position) -> NonFiniteError:
     """The error of a value at `at` (sample, row, column, channel) of a layer's output."""
     return NonFiniteError(
         f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
-        "check the weights of this layer and of those before it, and the input"
+        "check the input, and the weights of this layer and of the layers before it"
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles
+from sparsegen.backends.interface import Array, Backend, Host, Tiles
 
 from ..tiling.tiles import TileSet
 from .memory import Memory
 
 
 class Journal:
-    """What one change of a memory overwrote: saved before it is written, put back bit for bit by `undo`.
+    """The tiles that one change of a memory overwrites: saved before the write, put back bit for bit by `undo`.
 
     Tiles are copied. A canvas that will be repainted whole is set aside instead, and a new one takes its place: that
     costs no more memory, and no copying.
@@ -21,12 +21,12 @@ class Journal:
         self.whole: dict[str, Array] = {}
         """Path -> the canvas as it was; no path is in both."""
         self.windows: dict[str, tuple[int, Host]] = {}
-        """Path of a codebook -> how many of its windows stay, and those that follow them, int32 `[R, width]`."""
+        """Path of a codebook -> how many of its windows stay, and the windows after these, int32 `[R, width]`."""
         self.nbytes = 0
         """Memory that undoing takes."""
 
     def save_before(self, memory: Memory, path: str, active: TileSet) -> None:
-        """Save the `active` tiles of a canvas before they change. All of them: the memory gets a new one to paint."""
+        """Save the `active` tiles of a canvas before they change; if all are active, the memory gets a new canvas."""
         canvas = memory.canvases[path]
         if active.count == active.total:
             self._set_aside(path, canvas)
@@ -40,7 +40,7 @@ class Journal:
         self.nbytes += int(values.nbytes)
 
     def add_windows(self, path: str, count: int, windows: Host) -> None:
-        """Keep that a codebook had `count` windows, and after them `windows`."""
+        """Keep the windows of a codebook: its first `count`, and `windows` after these."""
         self.windows[path] = (count, windows)
         self.nbytes += int(windows.nbytes)
 
@@ -50,26 +50,25 @@ class Journal:
 
     def _copy(self, memory: Memory, path: str, tiles: Tiles) -> None:
         canvas = memory.canvases[path]
-        shape = (len(tiles), TILE, TILE, canvas.shape[3])
-        place = memory.allocator.place_for_tiles(shape, dtype=str(canvas.dtype))
+        place = memory.allocator.place_for_tiles(canvas, len(tiles))
         self.add(path, tiles, memory.backend.read_tiles(canvas, tiles, place))
 
     def saved(self, backend: Backend, path: str) -> tuple[Tiles, Array]:
-        """The tiles saved of a canvas and their values, as in `tiles`, however they are kept."""
+        """The saved tiles of a canvas and their values, as in `tiles`, also of a canvas that was set aside."""
         if path not in self.whole:
             return self.tiles[path]
         tiles = self.saved_tiles(path)
         return tiles, backend.read_tiles(self.whole[path], tiles)
 
     def saved_tiles(self, path: str) -> Tiles:
-        """The tiles saved of a canvas."""
+        """The saved tiles of a canvas."""
         if path not in self.whole:
             return self.tiles[path][0]
         return TileSet.full(*self.whole[path].shape[:3]).tiles
 
     @property
     def paths(self) -> list[str]:
-        """The canvases of which something is saved."""
+        """The paths of the canvases that have saved tiles."""
         return [*self.tiles, *self.whole]
 
     def undo(self, memory: Memory) -> None:
@@ -81,12 +80,12 @@ class Journal:
             memory.codebooks[path].restore(memory.backend, count, windows)
 
     def inverse(self, memory: Memory) -> Journal:
-        """The journal of the way forward: it puts back what `undo` is about to overwrite.
+        """The journal that reverses `undo`: it saves the tiles that `undo` is about to overwrite.
 
         Raises
         ------
         MemoryError, SessionError
-            There is no memory for it.
+            There is no memory for the tiles.
         """
         forward = Journal()
         for path in self.whole:

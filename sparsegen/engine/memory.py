@@ -1,4 +1,4 @@
-"""What outlives a run: canvases, statistics and codebooks by layer path, and the prepared weights."""
+"""Memory: everything that outlives a run. Canvases, statistics and codebooks by layer path, and prepared weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .prepared import Prepared
 
 @dataclass(repr=False)
 class Memory:
-    """What outlives a run of one model.
+    """Everything that outlives a run of one model.
 
     Kernels work in the canvases themselves; a subclass may keep them in another form than kernels compute in.
     """
@@ -31,7 +31,7 @@ class Memory:
     allocator: Allocator
     prepared: Prepared = field(default_factory=Prepared)
     canvases: dict[str, Array] = field(default_factory=dict)
-    """Path -> the canvas as it is kept, those of the inputs included."""
+    """Path -> the canvas as it is kept, of layers and inputs."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Name of an input -> path of its canvas."""
     statistics: dict[str, tuple[Array, ...]] = field(default_factory=dict)
@@ -44,14 +44,14 @@ class Memory:
     """Whether layers' canvases are kept after they have been read; without them nothing can be edited."""
     least_size: int = 0
     """Layers whose every input has a shorter side of fewer pixels are computed whole by every run. Their canvases are
-    transient: nothing of them is kept from one run to the next, and nothing is put back.
+    transient: neither kept from one run to the next nor journalled.
     """
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self.canvases)} canvases, {self.nbytes} bytes>"
 
     def take_inputs(self, arrays: dict[str, Array]) -> None:
-        """Let these be the inputs' canvases, by name."""
+        """Set the inputs' canvases, by name."""
         for name, array in arrays.items():
             self.inputs[name] = input_path(name)
             self.canvases[self.inputs[name]] = array
@@ -61,7 +61,7 @@ class Memory:
         return Canvas(self.inputs[name], self.canvases[self.inputs[name]])
 
     def canvas(self, path: str, shape: tuple[int, int, int, int], dtype: str) -> Canvas:
-        """The canvas of a layer, new if there is none. Raises ShapeError: there is one of another shape."""
+        """The canvas of a layer, allocated if there is none. Raises ShapeError: it has another shape."""
         array = self.canvases.get(path)
         if array is None:
             array = self.allocator.allocate(shape, dtype=dtype)
@@ -77,7 +77,7 @@ class Memory:
         return small and all(min(read.size) < self.least_size for read in reads)
 
     def transient(self, path: str, shape: tuple[int, int, int, int]) -> Canvas:
-        """A transient canvas, of no particular value; all memories of an allocator have the same."""
+        """A transient canvas of undefined value, shared by all memories of an allocator."""
         return Canvas(path, self.allocator.shared(path, shape))
 
     def kept_as(self, path: str, shape: Sequence[int], dtype: str) -> str:
@@ -91,22 +91,22 @@ class Memory:
         """Make the values that the `active` tiles of a layer's output read ready for kernels."""
 
     def commit(self, canvas: Canvas, tiles: Tiles, checks: FiniteChecks) -> None:
-        """Keep the values that a layer wrote into `tiles` of a canvas that `self.canvas` gave.
+        """Keep the values that a layer wrote into `tiles` of a canvas that `self.canvas` returned.
 
-        `checks` are those of the run: a value that cannot be kept is found at its end.
+        `checks` are the run's: they report a value that cannot be kept at its end.
         """
 
     def whole(self, canvas: Canvas) -> Host:
-        """A host copy of a whole canvas that `self.canvas` gave."""
+        """A host copy of a whole canvas that `self.canvas` returned."""
         return self.backend.download(canvas.array)
 
     def tiles(self, canvas: Canvas, tiles: Tiles) -> Host:
-        """A host copy of some tiles, `[K, TILE, TILE, C]`, of a canvas that `self.canvas` gave."""
+        """A host copy of some tiles, `[K, TILE, TILE, C]`, of a canvas that `self.canvas` returned."""
         return self.backend.download(self.backend.read_tiles(canvas.array, tiles))
 
     @property
     def nbytes(self) -> int:
-        """Memory of the canvases, without those that all memories of an allocator share."""
+        """Memory of the canvases, without the ones that all memories of an allocator share."""
         return sum(int(canvas.nbytes) for canvas in self.canvases.values())
 
     @property

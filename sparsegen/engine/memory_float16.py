@@ -28,7 +28,7 @@ LEAST_CHANNELS = 8
 
 @dataclass(repr=False)
 class HalfMemory(Memory):
-    """A memory that keeps layers' canvases as float16. Those of one allocator take turns: one run after another."""
+    """A memory that keeps layers' canvases as float16. Memories of one allocator run one after another."""
 
     storage: ClassVar[str] = "float16"
     _widened: dict[str, Array] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class HalfMemory(Memory):
         return super().tiles(canvas, tiles)
 
     def _widen(self, path: str, tiles: Host) -> None:
-        """Widen those of `tiles` (bool, as `_warm`) that the shared canvas does not hold yet."""
+        """Widen the `tiles` (bool, as `_warm`) that the shared canvas does not hold yet."""
         warm = self._warm[path]
         cold = np.argwhere(tiles & ~warm).astype(np.int32)
         if len(cold):

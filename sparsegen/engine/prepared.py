@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Prepared:
-    """A model's weights as one backend lays them out, by layer path: made when first asked for, kept once.
+    """A model's weights as one backend lays them out, by layer path: made at first use, kept once.
 
     All sessions of that model and backend share them; sessions may run in several threads at once. `release` is called
-    after each: what the weights were read from need not stay in memory.
+    after each, to drop the source of the weights from memory.
     """
 
     def __init__(self, release: Callable[[], None] = lambda: None) -> None:
@@ -22,10 +22,10 @@ class Prepared:
         self._lock = threading.Lock()
 
     def get(self, path: str, purpose: Hashable, make: Callable[[], T]) -> T:
-        """What `make()` gave for this path and purpose.
+        """The result of `make()` for this path and purpose, made at the first call.
 
-        Purposes are few, and all that were asked for stay: the layouts of a convolution's weights, of which sessions of
-        two sizes use different ones for the lowest resolutions alone.
+        Every purpose stays in memory. There are few: the layouts of a convolution's weights, in which sessions of two
+        sizes differ only at the lowest resolutions.
         """
         key = (path, purpose)
         if key not in self._made:  # nothing is ever taken out: a hit needs no lock

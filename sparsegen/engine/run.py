@@ -32,12 +32,12 @@ OnLayer = Callable[[LayerRecord], None]
 
 @dataclass
 class Inner:
-    """A layer that another one computes on its way, in no canvas of its own."""
+    """A layer that another one computes on its way, without a canvas."""
 
     path: str
     macs_per_pixel: int
     milliseconds: float | None = None
-    """Its time; set when it is computed and somebody measures."""
+    """Its time; set when it is computed in a run that measures."""
 
 
 class Run:
@@ -59,9 +59,9 @@ class Run:
         self.journal = journal
         self.records: list[LayerRecord] = []
         self.finite = FiniteChecks(self.backend)
-        """Values that layers wrote and that nobody has checked yet."""
+        """The pending checks of values that layers wrote."""
         self.codes: dict[str, tuple[Canvas, TileSet]] = {}
-        """Path -> the codes that this run computed, and those that may have changed."""
+        """Path -> the canvas of codes that this run computed, and the tiles that may have changed."""
         self._edited = edited
         self._on_layer = on_layer
         self._full_sets: dict[tuple[int, int, int], TileSet] = {}
@@ -102,8 +102,8 @@ class Run:
         kernel
             `kernel(array, tiles)` writes those tiles.
         whole_tiles
-            Every pixel of a recomputed tile may get other bits than before, not only those that read a changed one.
-            (A tau above 0 takes that for no change.)
+            Whether every pixel of a recomputed tile may get new bits, not only the pixels that read a changed one.
+            (Under a tau above 0 such a pixel counts as unchanged.)
         inner
             A layer that `kernel` computes on its way: it is recorded before this one.
         """
@@ -141,8 +141,8 @@ class Run:
         Raises
         ------
         NonFiniteError, SessionError
-            A layer computed a value that is not finite, or that float16 cannot hold. (Left in a canvas it would spread
-            through later edits: the caller takes the run back.)
+            A layer computed a value that is not finite, or that float16 cannot hold. The caller takes the run back:
+            left in a canvas, the value would spread through later edits.
         """
         self.finite.raise_first()
 
@@ -154,15 +154,15 @@ class Run:
         return active if active.count == whole.count else whole
 
     def _settle(self, canvas: Canvas, active: TileSet, journal: Journal, tau: float) -> TileSet:
-        """The active tiles that moved by more than `tau`; all other values go back to the saved ones.
+        """The active tiles that moved by more than `tau`; all other values are restored from the journal.
 
-        Those are the tiles that moved less, and in all tiles the pixels that nothing changed has reached: recomputed,
+        Restored are the tiles that moved less, and in all tiles the pixels that no changed pixel reaches: recomputed,
         they hold changes that an earlier edit held back and that their readers have not read.
         """
         backend, array = self.backend, canvas.array
         _, old = journal.saved(backend, canvas.path)
         if not np.issubdtype(array.dtype, np.floating):
-            tau = 0  # codes that lie near each other are not alike
+            tau = 0  # codes are labels: close numbers do not mean close values
         moved = backend.largest_change(array, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
@@ -174,11 +174,11 @@ class Run:
     # -- the record --------------------------------------------------------------------------------------
 
     def clock(self) -> float | None:
-        """The time now, in seconds, if somebody measures."""
+        """The time now, in seconds; None if the run does not measure."""
         return None if self._on_layer is None else time.perf_counter()
 
     def elapsed(self, start: float | None) -> float | None:
-        """Milliseconds since `start`, once everything queued is computed; None where nobody measures."""
+        """Milliseconds since `start`, once everything queued is computed; None if the run does not measure."""
         if start is None:
             return None
         self.backend.synchronize()
@@ -206,7 +206,7 @@ class Modulation(Protocol):
         """A canvas and None; or rows `[R, 2C]` and the canvas of codes that choose among them."""
 
     def reads(self, window: Window) -> list[Read]:
-        """The canvases that a layer depends on which reads this through `window`."""
+        """The canvases that a layer depends on if it reads this through `window`."""
 
 
 @dataclass(frozen=True)
@@ -245,14 +245,16 @@ class Feature:
 
     @property
     def modulation(self) -> tuple[Array, None]:
-        """The canvas of a feature that modulates another. Raises ShapeError: it is not one canvas as it is."""
+        """The canvas of a modulating feature. Raises ShapeError: it has several parts, upsampling or pending work."""
         if len(self.parts) != 1 or self.upsample != 1:
-            raise ShapeError("gamma and beta must be one canvas of the size of what they modulate")
+            raise ShapeError(
+                "gamma and beta must be one canvas of the size of the feature that they modulate"
+            )
         self._nothing_pending("a modulation")
         return self.parts[0].array, None
 
     def reads(self, window: Window) -> list[Read]:
-        """The canvases that a layer depends on which reads this feature through `window`."""
+        """The canvases that a layer depends on if it reads this feature through `window`."""
         resampled = window if self.upsample == window.upsample else replace(window, upsample=self.upsample)
         reads = [
             Read(changed, resampled, canvas=part)

@@ -1,4 +1,4 @@
-"""What a run cost: its layer records come in, areas, tiles, MACs and times come out, as numbers and as a table."""
+"""The cost of a run: its layer records come in, areas, tiles, MACs and times come out, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class LayerRecord:
     """Multiply-accumulates of the tiles recomputed, counted by the layer's plain formula (zeros included)."""
     macs_dense: int
     milliseconds: float | None = None
-    """Time of the layer; None where nobody measured (a device need not wait for it then)."""
+    """Time of the layer; None if the run did not measure (then no layer waits for the device)."""
 
     @property
     def idle(self) -> LayerRecord:
-        """The record of a run in which nothing of the layer is recomputed."""
+        """The record of a run in which no tile of the layer is recomputed."""
         return replace(self, active=0, macs=0, milliseconds=None)
 
 
 def megabytes(count: int) -> str:
-    """An amount of memory in bytes, as people read it."""
+    """A number of bytes as text, such as 12.3 MB."""
     return f"{count / 1e6:.1f} MB"
 
 
 def counted(count: int, noun: str) -> str:
-    """1 edit, 2 edits."""
+    """A number with its noun, such as 1 edit, 2 edits."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
@@ -52,7 +52,7 @@ class Stats:
     canvas_bytes: int
     """Memory of all canvases."""
     codebook_bytes: int = 0
-    """Memory of all codebooks: what depends on labels alone, computed once for each distinct window of them."""
+    """Memory of all codebooks: activations that depend on labels alone, a row for each distinct window."""
     journal_bytes: int = 0
     """Memory that undoing this edit takes."""
     ignored_pixels: int = 0
@@ -60,7 +60,7 @@ class Stats:
     undo_edits: int = 0
     """Edits that can be undone after this one."""
     undo_bytes: int = 0
-    """Memory that undoing all of them takes, and redoing what was undone."""
+    """Memory of the journals of all edits that can be undone or redone."""
     forgotten_edits: int = 0
     """Edits since the last run that can no longer be undone: their journals did not fit."""
 
@@ -84,7 +84,7 @@ class Stats:
         return sum(layer.macs_dense for layer in self.layers)
 
     def lines(self) -> Sequence[tuple[str, str]]:
-        """(what, how much) for a table."""
+        """(name, amount) for a table."""
         rows = [("edited area", f"{self.edited_area:.2%}")]
         rows += [
             (f"active tiles at {h}×{w}", f"{active} of {total} ({active / max(total, 1):.1%})")
@@ -99,7 +99,7 @@ class Stats:
         return rows
 
     def memory(self) -> Sequence[tuple[str, str]]:
-        """The lines about what is kept."""
+        """The lines of `lines` about memory."""
         kept = {"canvases": self.canvas_bytes, "codebooks": self.codebook_bytes}
         rows = [(name, megabytes(count)) for name, count in kept.items() if count]
         if self.undo_edits or self.undo_bytes or self.forgotten_edits:
@@ -108,7 +108,7 @@ class Stats:
         return rows
 
     def summary(self) -> str:
-        """The cost in half a line."""
+        """The cost in a short line."""
         share = self.macs / self.macs_dense if self.macs_dense else 0.0
         macs = f"{self.macs / 1e9:.3f} G MACs ({share:.1%})"
         return f"{self.edited_area:.2%} edited, {macs}, {self.milliseconds:.1f} ms"

@@ -1,9 +1,9 @@
-"""Memory for canvases: a budget comes in, arrays come out, in RAM first and then in files that are mapped.
+"""Memory for canvases: a budget comes in, arrays come out, in RAM first and then in mapped files.
 
-A diffusion session keeps the canvases of every step, which can be more than fits in RAM. A `Store` gives arrays out of
-blocks: anonymous ones up to the budget, then pieces of temporary files, which the system reads and writes page by page,
-so that an edit touches only the pages around its tiles. The files have no name (where the system allows it) and vanish
-with the process, however it ends. When the last array of a block is gone, its room serves again.
+A diffusion session keeps the canvases of every step, which may not fit in RAM. A `Store` cuts arrays from blocks:
+anonymous mappings up to the budget, then pieces of temporary files, which the system reads and writes page by page, so
+that an edit touches only the pages around its tiles. The files have no name (where the system allows it) and are
+deleted when the process ends, however it ends. A block is reused once its last array is freed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsegen.backends.interface import Array, Host
+from sparsegen.backends.interface import TILE, Array, Host
 
 from ..checks import is_whole
 from ..errors import InputError, SessionError
@@ -36,12 +36,12 @@ from .turn import NotCopied, Turn
 PAGE = 4096
 """Blocks begin and end on multiples of this."""
 CHUNK = 1 << 28
-"""Bytes of a file; a larger array has one of its own."""
+"""Bytes of a file; a larger array gets a separate one."""
 LARGE = 1 << 22
-"""Bytes of a block from which on it may not take the last `1 / RESERVED` of the RAM."""
+"""Blocks of at least so many bytes leave the last `1 / RESERVED` of the RAM budget free."""
 RESERVED = 4
-"""That part is for smaller blocks: what an edit overwrites is kept in them, and to fill fresh pages of a file takes
-several times as long as to fill RAM.
+"""That part is reserved for smaller blocks, which hold the journals of edits: filling fresh pages of a file takes
+several times as long as filling RAM.
 """
 
 _UNITS = {
@@ -58,7 +58,7 @@ _UNITS = {
 
 
 def parse_size(size: int | str | None) -> int | None:
-    """Bytes of "4GB", "500 MB", "2GiB", 4000000000; None: no limit. Raises InputError, also of "4", without a unit."""
+    """Bytes of "4GB", "500 MB", "2GiB" or 4000000000; None: no limit. Raises InputError, also for "4", without unit."""
     if size is None:
         return None
     if isinstance(size, str):
@@ -70,43 +70,43 @@ def parse_size(size: int | str | None) -> int | None:
             return int(Fraction(number) * _UNITS[unit])
     elif is_whole(size) and size >= 0:
         return int(size)
-    raise InputError(f"{size!r} is no amount of memory; write 4GB or 500MB")
+    raise InputError(f"{size!r} is not an amount of memory; write 4GB or 500MB")
 
 
 def block_bytes(size: int) -> int:
-    """What an array of `size` bytes takes of a store."""
+    """The bytes that an array of `size` bytes takes in a store: whole pages."""
     return max(-(-size // PAGE) * PAGE, PAGE)
 
 
 class _Block:
-    """RAM for one array: a mapping of its own."""
+    """RAM for one array: a separate anonymous mapping."""
 
     def __init__(self, size: int) -> None:
-        # not shared with forked processes; and huge pages are given to such mappings nearly everywhere
+        # private: not shared with forked processes, and nearly every system gives such mappings huge pages
         if hasattr(mmap, "MAP_PRIVATE"):
             self.mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
             self.mapping = mmap.mmap(-1, size)
         if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without them
+            with contextlib.suppress(OSError):  # the kernel has no huge pages
                 self.mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
 
 
 class _File:
-    """A mapped file that blocks are cut from, and what of it is free."""
+    """A mapped file that blocks are cut from, and its free spans."""
 
     def __init__(self, mapping: mmap.mmap, size: int) -> None:
         self.mapping, self.size = mapping, size
         self.spans = [(0, size)]
-        """(begin, end) of what is free, in order; no two of them touch."""
+        """(begin, end) of the free bytes, in order; no two spans touch."""
 
     @property
     def free(self) -> int:
-        """Bytes that are free."""
+        """Number of free bytes."""
         return sum(end - begin for begin, end in self.spans)
 
     def cut(self, size: int) -> int | None:
-        """Where `size` bytes are free, which no longer are; None: nowhere in one piece."""
+        """The offset of `size` bytes that are taken out of the free ones; None: no span is as large."""
         for i, (begin, end) in enumerate(self.spans):
             if end - begin >= size:
                 self.spans[i : i + 1] = [(begin + size, end)] if end - begin > size else []
@@ -114,7 +114,7 @@ class _File:
         return None
 
     def join(self, begin: int, size: int) -> None:
-        """Make that block free again."""
+        """Free a block, joining it with the spans that it touches."""
         joined: list[tuple[int, int]] = []
         for span in sorted([*self.spans, (begin, begin + size)]):
             if joined and joined[-1][1] == span[0]:
@@ -125,19 +125,19 @@ class _File:
 
 
 class Store(NotCopied, Allocator):
-    """Gives out arrays in RAM up to `budget` bytes, then in files in `folder`; may be used from several threads.
+    """An allocator of arrays in RAM up to `budget` bytes, then in files in `folder`; safe to use from several threads.
 
     Parameters
     ----------
     budget
         Bytes of RAM, or text such as "4GB"; None: no limit, and no file ever.
     folder
-        Where files go; None: the system's folder for temporary files.
+        The folder of the files; None: the system's folder for temporary files.
 
     Raises
     ------
     InputError
-        The budget is no amount of memory, or the folder cannot be written to.
+        The budget is not an amount of memory, or the folder is not writable.
     """
 
     not_copied = "make another, Store(budget, folder)"
@@ -147,35 +147,33 @@ class Store(NotCopied, Allocator):
         self.folder = Path(tempfile.gettempdir() if folder is None else folder)
         wanted = self.budget is not None or folder is not None
         if wanted and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
-            raise InputError(
-                f"{self.folder}: no folder that can be written to; name one for the cache's files"
-            )
+            raise InputError(f"{self.folder}: not a writable folder; give another one for the cache's files")
         self._lock = threading.RLock()
         self._given_back: deque[tuple[int, _Block | _File, int]] = deque()
         self._free: dict[int, list[_Block]] = {}
-        """Size -> RAM that waits to serve again."""
+        """Size -> freed RAM blocks, kept for reuse."""
         self._files: list[_File] = []
         self._local = threading.local()
         self._shared: dict[str, Array] = {}
         self.ram_bytes = 0
-        """RAM that blocks take, those that wait to serve again included."""
+        """RAM of all blocks, the ones kept for reuse included."""
         self.file_bytes = 0
-        """Disk that files take."""
+        """Disk space of all files."""
         self._closed = False
         self.turn = Turn()
-        """Of all sessions that share the canvases of `shared`."""
+        """The turn of all sessions that share the canvases of `shared`."""
 
     def __repr__(self) -> str:
         budget = "no budget" if self.budget is None else f"a budget of {_shown(self.budget)}"
         return f"<Store with {budget}: {_shown(self.ram_bytes)} in RAM, {_shown(self.file_bytes)} in files>"
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """An array of `shape` and of no particular value.
+        """An array of `shape` and undefined value.
 
         Raises
         ------
         SessionError
-            The disk is full; nothing that was given out is touched.
+            The disk is full, or the store is closed; arrays allocated before stay valid.
         """
         kind = np.dtype(dtype)
         count = math.prod(shape)
@@ -188,7 +186,7 @@ class Store(NotCopied, Allocator):
         return np.frombuffer(memoryview(memory), kind, count).reshape(tuple(shape))
 
     def scratch(self, shape: Sequence[int]) -> Array:
-        """A float32 array in RAM that this thread's next call writes over; beside the budget."""
+        """A float32 array in RAM that this thread's next call overwrites; it does not count towards the budget."""
         count = math.prod(shape)
         found: Host | None = getattr(self._local, "floats", None)
         if found is None or len(found) < count:
@@ -196,7 +194,7 @@ class Store(NotCopied, Allocator):
         return found[:count].reshape(tuple(shape))
 
     def shared(self, name: str, shape: Sequence[int]) -> Array:
-        """The float32 array of that name, the same for all who ask; of another shape, a new one takes its place."""
+        """The float32 array of that name, the same for every caller; another shape replaces it."""
         with self._lock:
             if name in self._shared and self._shared[name].shape != tuple(shape):
                 del self._shared[name]
@@ -217,18 +215,20 @@ class Store(NotCopied, Allocator):
     def host(self, array: Array) -> Host:
         return np.asarray(array)
 
-    def place_for_tiles(self, shape: Sequence[int], *, dtype: str) -> Array | None:
-        return None if self.budget is None else self.allocate(shape, dtype=dtype)
+    def place_for_tiles(self, canvas: Array, count: int) -> Array | None:
+        if self.budget is None:
+            return None
+        return self.allocate((count, TILE, TILE, canvas.shape[3]), dtype=str(canvas.dtype))
 
     def settle(self) -> None:
-        """Let the system take the pages of files out of the process's memory, until they are read again."""
+        """Drop the pages of files from the process's memory; the next access maps them again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             with self._lock:
                 for file in self._files:
                     file.mapping.madvise(mmap.MADV_DONTNEED)
 
     def ram_of(self, blocks: Sequence[int]) -> int:
-        """What of blocks of so many bytes goes into RAM, if nothing else is there. (At least that.)"""
+        """A lower bound of the bytes that lie in RAM when an empty store holds blocks of these sizes."""
         if self.budget is None:
             return sum(blocks)
         small = sum(size for size in blocks if size < LARGE)
@@ -236,7 +236,7 @@ class Store(NotCopied, Allocator):
         return min(small, self.budget) + large
 
     def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
-        """Raise SessionError if so many bytes a block do not fit budget and disk, once `released` bytes are let go."""
+        """Raise SessionError if blocks of these sizes do not fit budget and disk after `released` bytes are freed."""
         if self.budget is None:
             return
         needed = sum(blocks)
@@ -252,21 +252,21 @@ class Store(NotCopied, Allocator):
             )
 
     def disk_free(self) -> int:
-        """Bytes that the folder's disk has left."""
+        """Free bytes on the folder's disk."""
         return shutil.disk_usage(self.folder).free
 
     # -- blocks ------------------------------------------------------------------------------------------
 
     def _place(self, size: int) -> tuple[_Block | _File, int]:
-        """Where a block of `size` bytes begins, in RAM or in a file."""
+        """Allocate a block of `size` bytes: its mapping, and its offset there. Raises SessionError."""
         if self._closed:
-            raise SessionError("the session is closed")
+            raise SessionError("the session is closed; open a new one")
         self._take_back()
         waiting = self._free.get(size)
         if waiting:
             return waiting.pop(), 0
         used = self.ram_bytes - self._waiting
-        # never more waits than is used
+        # blocks kept for reuse never take more RAM than blocks in use
         limit = self._limit(size)
         if self._waiting > used or self.ram_bytes + size > limit:
             self._free.clear()
@@ -284,33 +284,34 @@ class Store(NotCopied, Allocator):
         return file, file.cut(size) or 0
 
     def _limit(self, size: int) -> float:
-        """How much RAM may be taken once a block of `size` bytes is."""
+        """The RAM that all blocks together may take after a block of `size` bytes is added."""
         if self.budget is None:
             return math.inf
         return self.budget - (self.budget // RESERVED if size >= LARGE else 0)
 
     @property
     def _waiting(self) -> int:
-        """RAM that waits to serve again."""
+        """RAM of the blocks kept for reuse."""
         return sum(size * len(blocks) for size, blocks in self._free.items())
 
     def _file(self, size: int) -> _File:
-        """A new mapped file; its room on the disk is taken now: a write to a full disk would end the process."""
-        for file in [file for file in self._files if file.free == file.size]:  # too small
+        """A new mapped file. Its disk space is allocated now: writing to a mapping on a full disk kills the process."""
+        for file in [file for file in self._files if file.free == file.size]:  # unused, and too small
             self._files.remove(file)
             self.file_bytes -= file.size
-        for length in (max(size, CHUNK), size):  # a disk that is nearly full may still hold this one
+        # a nearly full disk may still hold a file of this block alone
+        for length in (max(size, CHUNK), size):
             try:
                 mapping = self._mapped(length)
             except OSError as error:
-                if error.errno == errno.ENOMEM:  # a limit of the process, and not of the disk
+                if error.errno == errno.ENOMEM:  # a limit of the process, not of the disk
                     raise
                 why = error.strerror or str(error)
                 continue
             self.file_bytes += length
             return _File(mapping, length)
         raise SessionError(
-            f"{self.folder}: no room for {_shown(size)} more of caches ({why}); give more RAM or another folder"
+            f"{self.folder}: no room for another {_shown(size)} of caches ({why}); give more RAM or another folder"
         )
 
     def _mapped(self, size: int) -> mmap.mmap:
@@ -323,17 +324,17 @@ class Store(NotCopied, Allocator):
                 file.flush()
             mapping = mmap.mmap(file.fileno(), size)
         if hasattr(mmap, "MADV_RANDOM"):
-            # an edit touches pages here and there; megabytes around each are not needed
+            # an edit touches scattered pages; reading megabytes ahead of each is wasted
             mapping.madvise(mmap.MADV_RANDOM)
         return mapping
 
     def _give_back(self, size: int, place: _Block | _File, at: int) -> None:
-        # at any moment, in any thread, also while this one holds the lock: what comes back is only noted
+        # a finalizer runs at any moment in any thread, also in one that holds the lock: it only queues the block
         if not self._closed:
             self._given_back.append((size, place, at))
 
     def _take_back(self) -> None:
-        """Let what came back serve again."""
+        """Make freed blocks available for reuse."""
         while self._given_back:
             size, place, at = self._given_back.popleft()
             if isinstance(place, _File):
@@ -342,7 +343,7 @@ class Store(NotCopied, Allocator):
                 self._free.setdefault(size, []).append(place)
 
     def close(self) -> None:
-        """Give nothing out any more; memory and disk are free as soon as the last array is gone."""
+        """Stop allocating; memory and disk space are freed as soon as the last array is."""
         with self._lock:
             self._closed = True
             self._shared.clear()

@@ -1,8 +1,8 @@
-"""Whose turn it is: threads that want one session come in, and go on one after another; what they began is completed.
+"""Turns: threads that change one session run one after another, and a change that must not stop half-way is completed.
 
-A session repaints its canvases in place, so two edits at once would spoil both. Threads wait for each other. A callback
-runs while its own session is being changed: it may read the session, and a change that it asks for is refused, since
-waiting for itself would never end.
+A session repaints its canvases in place, so two edits at once would corrupt both. A second thread waits for the first.
+A callback runs in the middle of a change of its session: it may read the session. If it calls a change, SessionError is
+raised, because its thread would wait for itself.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from ..errors import SessionError, SparsegenError
 
 
 class Turn:
-    """A lock with an owner, shared by all that must not change at once.
+    """A lock with an owner, shared by all objects that must not change at the same time.
 
-    Reading needs no turn: what can be read is replaced when a change is done, and never written into. (Two threads
-    whose callbacks each change the other's session would wait for each other.)
+    Reading needs no turn: a finished change replaces the readable values and never writes into them. (Two threads whose
+    callbacks each change the other's session would wait for each other.)
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._lost = False
-        """Whether a process was forked while another thread had the turn: nobody will finish its change here."""
+        """Whether the process was forked while another thread had the turn: this process cannot finish the change."""
         _turns.add(self)
 
     @contextmanager
     def change(self, call: str) -> Iterator[None]:
-        """Have the turn alone, once every other thread is done; `call` is what asks for it, for messages.
+        """A context that holds the turn, entered once every other thread is done. `call`: its method, for messages.
 
         Raises
         ------
         SessionError
-            This thread has the turn already: a callback asked.
+            This thread has the turn already (a callback called), or a fork left a change unfinished.
         """
         if self._mine:
             raise SessionError(
-                f"{call}: the session is being changed, or one of the same store, and this is a callback of that "
-                f"change; call {call} once it has returned (reading is possible now)"
+                f"{call}: a callback cannot change its session or another of the same store; call {call} after the "
+                "running change has returned (reading is allowed)"
             )
         with self._lock:
             self._check()
@@ -55,30 +55,31 @@ class Turn:
 
     @property
     def _mine(self) -> bool:
-        # a thread's identifier may be left behind by an interrupt, a lock that is not held says so
+        # an interrupt may leave the identifier behind; then the lock is not held
         return self._lock.locked() and self._owner == threading.get_ident()
 
     def _check(self) -> None:
         if self._lost:
             raise SessionError(
-                "another thread was changing this session when this process was forked from it; load a saved session, "
-                "or open a new one and run"
+                "this process was forked while another thread was changing the session; load a saved session, or open "
+                "a new one and call run"
             )
 
     def _after_fork(self) -> None:
-        """In the child: whoever had the turn is not here, unless it is the thread that forked."""
+        """Free the turn in a forked process, unless the forking thread holds it: no other thread exists there."""
         if self._lock.locked() and self._owner != threading.get_ident():
             self._lock, self._owner, self._lost = threading.Lock(), None, True
 
 
 _TRIES = 100
-"""How often something is begun again that is interrupted: far oftener than anybody can interrupt it."""
+"""How often an interrupted action is repeated: far more often than a user can interrupt it."""
 
 
 def completed(action: Callable[[], None]) -> BaseException | None:
-    """Do what must not be left half done, whatever comes; begun again, or done twice, it must be as done once.
+    """The last exception that interrupted `action`, which is repeated until it completes; None: nothing did.
 
-    What came is returned, not raised: an interrupt, or whatever a handler of a signal raises.
+    `action` must be idempotent, also after a partial run. The exception is returned, not raised: an interrupt, or any
+    error that a signal handler raises. An action that fails every time raises its error.
     """
     interrupt = None
     for _ in range(_TRIES):
@@ -92,11 +93,12 @@ def completed(action: Callable[[], None]) -> BaseException | None:
 
 
 class NotCopied:
-    """What owns memory that is written in place: a copy would share it, and either would spoil the other's."""
+    """A base of objects whose memory is written in place: copying is refused, since both copies would share it."""
 
     not_copied: ClassVar[str]
-    """What to do instead of a copy."""
+    """The alternative to a copy, for the message."""
     refusal: ClassVar[type[SparsegenError]] = SessionError
+    """The error that a copy raises."""
 
     def __copy__(self) -> Any:
         raise self._refused()

@@ -1,9 +1,9 @@
 """Images in and out: files come in as images, label maps and masks, results go out as PNG, whole or not at all.
 
-`files` decodes every image file alike, whatever it is read as (limits, damage, orientation, transparency), and writes
-PNG; `formats` is what it knows of their formats (loss, depth, pages). `labels` makes label maps of it (`palettes`: by
-their colours), `masks` masks, `colours` images; `frames` crops and resizes all three. `sheets` lays results out to be
-shown.
+`files` decodes every image file alike (limits, damage, orientation, transparency), and writes PNG; `formats` reads the
+details of their formats (loss, depth, pages). A decoded file becomes a label map in `labels` (`palettes`: by its
+colours), a mask in `masks`, an image in `colours`; `frames` crops and resizes all three. `sheets` lays results out for
+display.
 """
 
 from .colours import read_image

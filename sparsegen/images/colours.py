@@ -1,4 +1,4 @@
-"""Images: a file comes in as uint8 colours or greys, over what lay below where it is transparent."""
+"""Images: a file comes in, uint8 colours or greys come out; where it is transparent, the image below shows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .frames import Frame, named
 def read_image(
     source: Source, *, channels: int = 3, below: Host | None = None, frame: Frame | None = None
 ) -> Host:
-    """An image, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright as its camera says.
+    """An image, uint8 `[H, W, channels]` (3: RGB, 1: grey), upright by its EXIF orientation.
 
-    16 bits a channel become 8. Where it is transparent, the image `below` shows, of the same shape; `frame` crops and
-    resizes it before. Colour profiles are not applied.
+    16 bits a channel become 8. `frame` crops and resizes the file first. Where it is transparent, the image `below`
+    shows, which has the result's shape. Colour profiles are not applied.
 
     Raises
     ------
     InputError, ShapeError
-        It cannot be read (damaged, several frames, LAB or 32 bits a channel); is transparent over nothing; has another
-        size than what lies below or than the frame's files.
+        It cannot be read (damaged, several frames, LAB or 32 bits a channel); it is transparent without an image below;
+        its size is not that of the image below or of the frame's files.
     """
     file = read_file(source)
     image, alpha = Image.fromarray(file.rgb()), file.alpha()
     if alpha is not None and below is None and alpha.min() != 255:
         raise InputError(
-            f"{file.path}: has transparent pixels; only an edited image may, over what was before"
+            f"{file.path}: has transparent pixels, expected an opaque image; only an edited image may have them"
         )
     if alpha is not None and below is not None:
         image.putalpha(Image.fromarray(alpha))
@@ -39,7 +39,7 @@ def read_image(
     size = image.height, image.width
     if below is not None and size != below.shape[:2]:
         raise InputError(
-            f"{file.path}: {named(size)}, but the image before it is {named(below.shape[:2])} (height × width)"
+            f"{file.path}: {named(size)}, expected {named(below.shape[:2])} (height × width) like the image before it"
         )
     if image.mode == "RGBA" and below is not None:
         ground = Image.fromarray(below[..., 0] if channels == 1 else below).convert("RGBA")

@@ -20,10 +20,10 @@ from . import formats
 Palette = Sequence[tuple[int, int, int]]
 
 CONVERTED = {"RGB", "RGBA", "CMYK", "YCbCr", "HSV"}
-"""Pillow's modes that it turns into RGB. (CMYK by the plain formula: colour profiles are not applied.)"""
+"""Pillow's modes that are converted to RGB. (CMYK by the plain formula: colour profiles are not applied.)"""
 
 _PLAIN = {"La": "LA", "PA": "RGBA", "RGBX": "RGB"}
-"""Rare modes, and the mode that holds the same."""
+"""Rare modes -> the common mode that holds the same values."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class ImageFile:
     lossy: str
     """The name of its lossy format, such as JPEG; "" where it was saved without loss."""
     levels: int
-    """The largest value that a sample can have in the file: 1, 3, 15, 255, 65535; a PGM says it. 0: none is known."""
+    """The largest value of a sample in the file: 1, 3, 15, 255, 65535, or as a PGM declares; 0: unknown."""
     opacity: Host | None = None
-    """uint8 `[H, W]`: how opaque each pixel is, where the image's mode cannot hold it."""
+    """uint8 `[H, W]`: the alpha channel, where the image's mode cannot hold it."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,7 +54,7 @@ class ImageFile:
         """The numbers of a grey image as the file has them, int64 `[H, W]`: 0 to `levels`."""
         image = self.image.getchannel(0) if self.image.mode == "LA" else self.image
         values: Host = np.asarray(image).astype(np.int64)
-        # where a file has fewer bits, Pillow has spread its values over the range of its mode
+        # Pillow spreads the values of a file with fewer bits over the range of its mode
         spread = {"L": 255, "I": 65535}.get(image.mode, self.levels)
         if self.levels not in (0, spread):
             values = (values * self.levels + spread // 2) // spread
@@ -74,7 +74,7 @@ class ImageFile:
         return found
 
     def rgb(self) -> Host:
-        """The colours, uint8 `[H, W, 3]`; 16 bits a channel become 8. Raises InputError: no such colours are known."""
+        """The colours, uint8 `[H, W, 3]`; 16 bits a channel become 8. Raises InputError: neither RGB nor grey."""
         if self.is_grey:
             self.check_range()
             grey = (self.samples() * 255 // self.levels).astype(np.uint8)
@@ -93,11 +93,11 @@ class ImageFile:
         values = self.samples() if self.image.mode == "I" else np.zeros(1)
         if not self.levels or values.min() < 0 or values.max() > 65535:
             raise InputError(
-                f"{self.path}: a grey image of 32 bits or with negative values, expected 8 or 16 bits; save it so"
+                f"{self.path}: a grey image of 32 bits or with negative values, expected 8 or 16 bits; convert it to 16"
             )
 
     def alpha(self) -> Host | None:
-        """How opaque each pixel is, uint8 `[H, W]`; None where the file cannot say that."""
+        """The opacity of each pixel, uint8 `[H, W]`; None: the file has no transparency."""
         image, key = self.image, self.image.info.get("transparency")
         if self.opacity is not None:
             return self.opacity
@@ -116,18 +116,19 @@ class ImageFile:
 
 
 Source = Union[str, os.PathLike[str], ImageFile]  # noqa: UP007  # evaluated
-"""A path, or a file that was read already."""
+"""A path, or a decoded file."""
 
 
 def read_file(source: Source) -> ImageFile:
-    """Decode a file of one image and turn it upright, as its camera says; what was read already is returned.
+    """Decode a file of one image and turn it upright by its EXIF orientation; a decoded file is returned as it is.
 
-    What it is, its content says, not its name. Pillow's warnings, such as of damaged EXIF data, are left to it.
+    The format is found from the content, not from the name. Pillow's warnings, such as about damaged EXIF data, pass
+    through.
 
     Raises
     ------
     InputError
-        There is no such file; it is damaged, no image, too large, or holds several; it cannot be read.
+        The file is missing, unreadable, damaged, not an image, too large, or holds several images.
     """
     if isinstance(source, ImageFile):
         return source
@@ -140,17 +141,17 @@ def read_file(source: Source) -> ImageFile:
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not an image that can be read{error}; save it as PNG") from None
+        raise InputError(f"{name}: not an image of a supported format{error}; save it as PNG") from None
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except MemoryError:
         raise InputError(f"{name}: not enough memory to decode it; scale it down") from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # a decoder that meets damage raises whatever it stumbles over
+    except Exception as error:  # a decoder of a damaged file may raise any exception
         if any(word in str(error).lower() for word in ("decompressed data too large", "text chunks")):
             raise InputError(
-                f"{name}: holds a colour profile or texts of more than Pillow reads (1 MB); save it without metadata"
+                f"{name}: holds a colour profile or texts of more than 1 MB, Pillow's limit; save it without metadata"
             ) from None
         raise InputError(
             f"{name}: a damaged image ({error or type(error).__name__}); save it again"
@@ -165,7 +166,7 @@ def _decode(path: str, file: BinaryIO) -> ImageFile:
             raise _too_large(path)
         if count > 1:
             raise InputError(
-                f"{path}: holds {count} images (frames or pages), expected one; save that one as PNG"
+                f"{path}: holds {count} images (frames or pages), expected one; save the one to use as PNG"
             )
         if image.format == "SGI" and head[3] == 2:
             raise InputError(f"{path}: an SGI file of 16 bits, of which 8 would be lost; save it as PNG")
@@ -181,7 +182,7 @@ def _decode(path: str, file: BinaryIO) -> ImageFile:
 
 def _too_large(path: str) -> InputError:
     most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return InputError(f"{path}: has more than {most:,} pixels, the most that is read; scale it down")
+    return InputError(f"{path}: has more than {most:,} pixels, the largest size supported; scale it down")
 
 
 def write_png(
@@ -201,7 +202,7 @@ def write_png(
     target = Path(path)
     info = PngInfo()
     for key, value in (text or {}).items():
-        # (what is no text in a file's name would have no place in the chunk)
+        # a file's name may hold bytes that are not text, which the chunk cannot hold
         info.add_text(key, value.encode("utf-8", "replace").decode("utf-8"))
     made = Image.fromarray(np.ascontiguousarray(image))
     if palette is not None:

@@ -1,4 +1,4 @@
-"""Formats of image files: an open file comes in, Pillow's image and what the file's own bytes say of it go out."""
+"""Formats of image files: an open file comes in, Pillow's image and details from the file's bytes come out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FORMATS = {
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO",
     "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP",
 }  # fmt: skip
-"""What is read. Pillow knows more: some start another program (EPS runs Ghostscript), others hold no image."""
+"""The supported formats. Pillow has more: some start another program (EPS runs Ghostscript), others hold no image."""
 
 LOSSY_FORMATS = {"AVIF", "HEIF", "JPEG", "JPEG2000", "MPO"}
-"""Formats that change pixels when they are saved. (Some can do without, which their files do not say reliably.)"""
+"""Formats that change pixels when saved. (Some can be lossless, but their files do not record it reliably.)"""
 
 HEAD = 4096
-"""Bytes of a file's beginning that say how deep its samples are."""
+"""The number of first bytes of a file that hold the depth of its samples."""
 
 _LOSSY_TIFFS = {"jpeg", "tiff_jpeg", "webp"}
 
@@ -30,14 +30,14 @@ _SEQUENCES = {"AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP"}
 """Formats whose further images are frames or pages. (MPO: a preview or depth; PSD: layers; ICO: other sizes.)"""
 
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _REDUCED = 258, 254, 1
-"""Tags of TIFF, and the bit that says that a page is another one's thumbnail."""
+"""Tags of TIFF, and the bit that marks a page as another page's thumbnail."""
 
 
 def open_image(file: BinaryIO) -> Image.Image:
     """The image of an open file, not yet decoded. Raises UnidentifiedImageError: it has none of `FORMATS`.
 
-    Does what `Image.open` does, without its warnings about size: to hold these back, the filters of warnings would have
-    to be changed, which all threads share.
+    It does the work of `Image.open` without its warnings about size: suppressing them would change the filters of
+    warnings, which all threads share.
     """
     file.seek(0)
     prefix, why = file.read(16), ""
@@ -59,13 +59,13 @@ def open_image(file: BinaryIO) -> Image.Image:
                     IndexError,
                     TypeError,
                     struct.error,
-                ):  # so plugins say that it is another
+                ):  # plugins raise these for another format
                     continue
     raise UnidentifiedImageError(why)
 
 
 def turn_to_page(image: Image.Image) -> int:
-    """Turn to the one page of a file that is no thumbnail; its number of images, where there are more."""
+    """The number of images in a file, thumbnails of a TIFF excluded; turns to the first of its pages."""
     if image.format not in _SEQUENCES or not getattr(image, "is_animated", False):
         return 1
     count: int = image.n_frames  # type: ignore[attr-defined]  # of images that have frames
@@ -81,7 +81,7 @@ def turn_to_page(image: Image.Image) -> int:
 
 
 def loss(image: Image.Image, file: BinaryIO) -> str:
-    """The name of its lossy format, or ""."""
+    """The name of an image's lossy format; "" if it was saved without loss."""
     kind = image.format or ""
     if kind in LOSSY_FORMATS:
         return "JPEG" if kind == "MPO" else kind
@@ -105,9 +105,9 @@ def _first_webp_image(file: BinaryIO) -> bytes:
 
 
 def levels(image: Image.Image, head: bytes) -> int:
-    """The largest value that a sample can have in the file; 0: more than 16 bits hold, or fractions.
+    """The largest value that a sample can have in the file; 0: above 16 bits, or fractions.
 
-    Pillow's mode says it, but for three formats whose samples Pillow spreads over the range of a mode.
+    It follows from Pillow's mode, except in three formats whose samples Pillow spreads over the range of a mode.
     """
     if image.mode == "F":
         return 0
@@ -122,7 +122,7 @@ def levels(image: Image.Image, head: bytes) -> int:
 
 
 def of_deep_png(image: Image.Image, file: BinaryIO, head: bytes) -> tuple[Image.Image, Host] | None:
-    """(an upright image, how opaque it is) of a PNG of 16 bits of which Pillow drops the lower 8; None: it does not.
+    """(an upright image, its alpha channel) of a 16-bit PNG of which Pillow drops the lower 8 bits; None: of another.
 
     Grey with an alpha channel becomes mode I;16. RGB stays at 8 bits; its transparent colour is found among all 16.
     """
@@ -135,7 +135,7 @@ def of_deep_png(image: Image.Image, file: BinaryIO, head: bytes) -> tuple[Image.
         return Image.fromarray(grey), parts[..., 2]
     key = image.info.get("transparency")
     if image.mode == "RGB" and key is not None:
-        # read as if its bytes were swapped, the low ones remain
+        # read with its bytes swapped, the low bytes remain
         high, low = _decoded_as(file, "RGB;16B"), _decoded_as(file, "RGB;16L")
         clear = (high == np.asarray(key) >> 8).all(-1) & (low == np.asarray(key) & 255).all(-1)
         return Image.fromarray(high), np.where(clear, 0, 255).astype(np.uint8)
@@ -143,7 +143,7 @@ def of_deep_png(image: Image.Image, file: BinaryIO, head: bytes) -> tuple[Image.
 
 
 def _decoded_as(file: BinaryIO, layout: str) -> Host:
-    """The upright bytes of an image whose pixels are taken to be laid out so."""
+    """The upright bytes of an image, decoded as if its pixels had this layout."""
     image = open_image(file)
     image.tile = [(*tile[:3], layout) for tile in image.tile]  # type: ignore[attr-defined]  # of a file's image
     return np.asarray(ImageOps.exif_transpose(image))

@@ -18,23 +18,22 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Frame:
-    """What becomes of every file of an edit: `crop` of its `source` size at the centre, resized to `size`.
+    """The crop and the size of every file of an edit: `crop` of its `source` size at the centre, resized to `size`.
 
-    A file of another size than the source's that has `size` already is taken as it is: an image that was painted over
-    a result, say.
-    Raises InputError: a side below 1, a crop that is larger than the source.
+    A file that has not the source's size but `size` already is used as it is, such as an image painted over a result.
+    Raises InputError: a side is below 1, or the crop is larger than the source.
     """
 
     source: Size
     crop: Size
     size: Size
     whose: str = "the original"
-    """Which file has the source size, for messages."""
+    """The file that has the source size, for messages."""
 
     def __post_init__(self) -> None:
         if min(*self.crop, *self.size) < 1:
             raise InputError(
-                f"a size of {self.crop} or {self.size}, expected a height and width of 1 or more"
+                f"crop {self.crop} and size {self.size} have a side below 1; expected a height and width of 1 or more"
             )
         if self.crop[0] > self.source[0] or self.crop[1] > self.source[1]:
             raise InputError(
@@ -43,7 +42,7 @@ class Frame:
             )
 
     def nearest(self, values: Host, path: str | os.PathLike[str]) -> Host:
-        """Labels or a mask `[H, W]` in the frame: each pixel is the nearest one's value. Raises ShapeError."""
+        """Labels or a mask `[H, W]` in the frame: each pixel has the nearest one's value. Raises ShapeError."""
         if self._is_done(values.shape, path):
             return values
         rows, columns = (
@@ -57,7 +56,7 @@ class Frame:
         if self._is_done((image.height, image.width), path):
             return image
         y, x = self._start
-        # (`Image.crop` would warn of a large one)
+        # (`Image.crop` would warn about a large image)
         cropped = Image.fromarray(np.asarray(image)[y : y + self.crop[0], x : x + self.crop[1]])
         if self.size == self.crop:
             return cropped
@@ -68,17 +67,17 @@ class Frame:
         return (self.source[0] - self.crop[0]) // 2, (self.source[1] - self.crop[1]) // 2
 
     def _is_done(self, shape: tuple[int, ...], path: str | os.PathLike[str]) -> bool:
-        """Whether a file has the wanted size, not the source's. Raises ShapeError: it has neither."""
+        """Whether a file has the frame's size and not the source's. Raises ShapeError: it has neither."""
         if shape == self.source:
             return False
         if shape == self.size:
             return True
         raise ShapeError(
-            f"{os.fsdecode(path)}: {named(shape)}, but {self.whose} is {named(self.source)} (height × width); "
+            f"{os.fsdecode(path)}: {named(shape)}, expected {named(self.source)} (height × width) like {self.whose}; "
             "give files of one size"
         )
 
 
 def named(size: tuple[int, ...]) -> str:
-    """`(256, 512)` → `256×512`."""
+    """A size as text: `(256, 512)` → `256×512`."""
     return "×".join(map(str, size))

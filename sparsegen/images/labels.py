@@ -1,4 +1,4 @@
-"""Label maps: a file comes in as the label of each pixel, whatever order a paint program gave its palette."""
+"""Label maps: a file comes in, the label of each pixel comes out, however a paint program ordered its palette."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def read_labels(
     unknown_label: int | None = None,
     frame: Frame | None = None,
 ) -> Host:
-    """A label map, int32 `[H, W]`, upright as its camera says.
+    """A label map, int32 `[H, W]`, upright by its EXIF orientation.
 
-    Grey images hold the labels themselves, with any number of bits (a 4-bit sample of 5 is label 5). Of an indexed
+    Grey images hold the labels themselves, with any number of bits (a 4-bit sample of 5 is label 5). In an indexed
     image, paint programs keep the colours and renumber the indices. So its labels are
 
-    - with `palette`: those of its colours in it;
-    - else with `like`: those that its colours have in that file. Where that file has a colour twice, the entry that
-      occurs in its pixels is meant;
-    - else its indices. A palette of greys is that of a grey image where its greys are the indices, 0, 1, 2, … in any
-      order, or those of 1, 2 or 4 bits (`palettes.own_labels` has the rule); other greys are refused.
+    - with `palette`: the positions of its colours in the palette;
+    - else with `like`: the labels of its colours in that file. If that file has a colour twice, the entry that occurs
+      in its pixels counts;
+    - else its indices. A palette of greys is read as a grey image if its greys are the indices, are 0, 1, 2, … in any
+      order, or are the greys of 1, 2 or 4 bits (`palettes.own_labels` has the rule); other greys are refused.
 
-    A copy in RGB is read by its colours, where `palette` or an indexed file `like` gives them labels, or where they are
-    greys and those of `like` are its labels.
+    A copy in RGB is read by its colours, if `palette` or an indexed file `like` gives them labels, or if they are greys
+    and the greys of `like` are its labels.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def read_labels(
     palette
         The model's colours (R, G, B); position is the label.
     like
-        The original label map, where `source` is an edited copy of it. Beside `palette`, it still says how deep greys
-        are, and numbers greys that the palette does not have.
+        The original label map, if `source` is an edited copy of it. With `palette`, it still gives the depth of greys,
+        and numbers greys that the palette does not have.
     unknown_label
         The label that 255 ("unknown") becomes; None: it stays. Index 255 of an indexed image then needs no colour.
     frame
@@ -67,9 +67,10 @@ def read_labels(
     ------
     ColourError
         A pixel's colour stands for no label, or for several; the image has no labels (RGB without a palette, saved
-        with loss) or uncertain ones.
+        with loss) or ambiguous ones.
     InputError, ShapeError
-        The file cannot be read, or may have been scaled from the depth of `like`; another size than the frame's.
+        The file cannot be read, its labels may have been scaled from the depth of `like`, or its size is not the
+        frame's.
     """
     file = _read(source)
     original = None if like is None else _read(like)
@@ -91,8 +92,8 @@ def _read(source: Source) -> ImageFile:
     file = read_file(source)
     if file.lossy:
         raise ColourError(
-            f"{file.path}: a label or instance map saved as {file.lossy}, which changes pixels: its labels are no "
-            "longer those that were painted; save the map that was painted as PNG"
+            f"{file.path}: a label or instance map saved as {file.lossy}, which changes pixels and so labels; "
+            "expected a lossless format: save the painted map as PNG"
         )
     return file
 
@@ -101,7 +102,7 @@ def _read(source: Source) -> ImageFile:
 
 
 def _of_grey(file: ImageFile, original: ImageFile | None) -> Host:
-    """The samples themselves."""
+    """The labels of a grey image: its samples."""
     alpha = file.alpha()
     if alpha is not None and (alpha < 255).any():
         y, x = np.argwhere(alpha < 255)[0]
@@ -116,13 +117,13 @@ def _of_grey(file: ImageFile, original: ImageFile | None) -> Host:
 def _of_indexed(
     file: ImageFile, palette: Palette | None, original: ImageFile | None, *, has_unknown: bool
 ) -> Host:
-    """The labels of its colours, or its own, where nothing else numbers its greys."""
+    """The labels of an indexed image's colours, or of its greys if nothing else numbers them."""
     indices, colours = np.asarray(file.image), file.palette()
     used = np.unique(indices)
     lut, error = np.zeros(256, np.int64), None
     for numbering in _numberings(palette, original, colours[used]):
         if not numbering.levels and np.array_equal(colours[:, :3], np.arange(256)[:, None].repeat(3, 1)):
-            break  # a grey image, whatever colours these are elsewhere
+            break  # a grey image, whatever labels these colours have elsewhere
         lut[used] = numbering.of_indices(used, colours[used])
         if has_unknown and lut[UNKNOWN] < 0:
             lut[UNKNOWN] = UNKNOWN
@@ -142,7 +143,7 @@ def _of_indexed(
 
 
 def _of_rgb(file: ImageFile, palette: Palette | None, original: ImageFile | None) -> Host:
-    """The labels of its colours."""
+    """The labels of an RGB image's colours."""
     alpha = file.alpha()
     opaque = np.full(file.size, 255, np.int64) if alpha is None else alpha.astype(np.int64)
     pixels = np.dstack([np.asarray(file.image.convert("RGB")).astype(np.int64), opaque])
@@ -159,9 +160,10 @@ def _of_rgb(file: ImageFile, palette: Palette | None, original: ImageFile | None
 
 
 def _numberings(palette: Palette | None, original: ImageFile | None, colours: Host) -> Iterator[Numbering]:
-    """What may number an image of colours `[K, 4]`, in turn, until something has them all.
+    """The numberings to try on an image of colours `[K, 4]`, in order, until one has them all.
 
-    The model's palette; without one, the original. Beside it, the original numbers greys, if it has such.
+    The model's palette; without one, the original. With a palette, the original numbers greys, if it has labels of
+    greys.
     """
     if palette is None:
         if original is not None:
@@ -169,7 +171,7 @@ def _numberings(palette: Palette | None, original: ImageFile | None, colours: Ho
         return
     greys = None
     if original is not None and (colours[:, :3] == colours[:, :1]).all():
-        with suppress(ColourError):  # it is RGB, or its own labels are uncertain
+        with suppress(ColourError):  # the original is RGB, or its labels are ambiguous
             greys = of_file(original)
     if original is not None and original.is_grey and greys is not None:
         yield greys
@@ -178,7 +180,7 @@ def _numberings(palette: Palette | None, original: ImageFile | None, colours: Ho
         yield greys
 
 
-# -- what cannot be told ---------------------------------------------------------------------------------
+# -- ambiguous and missing labels ------------------------------------------------------------------------
 
 
 def _no_labels(file: ImageFile) -> ColourError:
@@ -186,7 +188,7 @@ def _no_labels(file: ImageFile) -> ColourError:
 
 
 def _error(file: ImageFile, labels: Host, numbering: Numbering) -> ColourError:
-    """What to raise for labels of which some are negative; it names the first pixel."""
+    """The error of labels of which some are negative; it names the first such pixel."""
     y, x = np.argwhere(labels < 0)[0]
     place, index = f"row {y}, column {x}", ""
     if file.image.mode == "P":
@@ -203,7 +205,7 @@ def _error(file: ImageFile, labels: Host, numbering: Numbering) -> ColourError:
     if labels[y, x] == CLEAR:
         return ColourError(f"{colour} is transparent, where the map has no label; fill it")
     if labels[y, x] == SEVERAL:
-        return ColourError(f"{colour} occurs more than once in {numbering.whose}: its label cannot be told")
+        return ColourError(f"{colour} occurs more than once in {numbering.whose}, so its label is ambiguous")
     return ColourError(f"{colour} is none of {numbering.whose}")
 
 
@@ -214,8 +216,8 @@ def _check_depth(file: ImageFile, values: Host, levels: int, original: ImageFile
     known, most = _greys(original)
     if known is not None and _may_be_scaled(values, levels, known, most):
         raise InputError(
-            f"{file.path}: its samples go up to {levels or 'what 32 bits hold'}, those of {original.path} to "
-            f"{most or 'what 32 bits hold'}: a program may have scaled the labels; save both maps with the same number "
+            f"{file.path}: its samples go up to {levels or 'the 32-bit range'}, the samples of {original.path} to "
+            f"{most or 'the 32-bit range'}: a program may have scaled the labels; save both maps with the same number "
             "of bits"
         )
 

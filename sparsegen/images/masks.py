@@ -1,4 +1,4 @@
-"""Masks: a file comes in as booleans, True for the pixels to compute anew."""
+"""Masks: a file comes in, booleans come out, True for the pixels to recompute."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from .files import ImageFile, Source, read_file
 from .frames import Frame, named
 
 NEARLY_ALL, MOST = 0.9, 0.5
-"""Shares of a mask from which on it was probably meant otherwise: by brightness, by what is opaque."""
+"""Shares of masked pixels at which a mask is probably inverted: a mask by brightness, an alpha channel."""
 
 
 def read_mask(source: Source, *, frame: Frame | None = None) -> Host:
-    """A mask, bool `[H, W]`, upright as its camera says.
+    """A mask, bool `[H, W]`, upright by its EXIF orientation.
 
-    A pixel is masked where its brightest channel is at least half of the format's range: 128 of 255, 32768 of 65535,
-    white of 1 bit, the colour (not the index) of a palette. Where some pixels are at least half opaque and others are
-    not, the opaque ones must be all bright or all dark: then the alpha channel is the mask, whatever the colour of its
-    strokes, and what is opaque is masked. (Some inpainting tools mean what is transparent.) `frame` crops and resizes
-    the mask (nearest neighbour). A UserWarning says when 90 % or more is masked, of an alpha channel more than half.
+    A pixel is masked if its brightest channel is at least half of the format's range: 128 of 255, 32768 of 65535, white
+    of 1 bit, the colour (not the index) of a palette. If some pixels are at least half opaque and others are not, the
+    opaque pixels must be all bright or all dark: then the alpha channel is the mask, whatever the colour of its
+    strokes, and opaque pixels are masked. (Some inpainting tools mask the transparent ones.) `frame` crops and resizes
+    the mask (nearest neighbour). A UserWarning is given when 90 % or more is masked; of an alpha channel, more than
+    half.
 
     Raises
     ------
     InputError, ShapeError
-        Nothing is masked, or nothing is opaque; colour and alpha channel both look like the mask; the file cannot be
-        read; it has another size than the frame's files.
+        No pixel is masked, or none is opaque; colour and alpha channel both look like the mask; the file cannot be
+        read; its size is not that of the frame's files.
     """
     file = read_file(source)
     whole, is_alpha = _masked(file)
     mask = whole if frame is None else frame.nearest(whole, file.path)
     if not whole.any():
         raise InputError(
-            f"{file.path}: the mask is empty, no pixel is at least half as bright as white; paint what to compute anew "
-            "white on black (a mask of 0 and 1 must be saved as 0 and 255)"
+            f"{file.path}: the mask is empty, no pixel is at least half as bright as white; paint the pixels to "
+            "recompute white on black (a mask of 0 and 1 must be saved as 0 and 255)"
         )
     share = float(mask.mean())
     if frame is not None and not share:
@@ -46,13 +47,13 @@ def read_mask(source: Source, *, frame: Frame | None = None) -> Host:
         )
     if is_alpha and share > MOST:
         warn(
-            f"{file.path}: its alpha channel is the mask, and {share:.1%} of the pixels are opaque, so computed anew; "
-            "if the transparent part was meant, paint that white on black"
+            f"{file.path}: its alpha channel is the mask, and {share:.1%} of the pixels are opaque, so recomputed; "
+            "to recompute the transparent part instead, paint it white on black"
         )
     elif share >= NEARLY_ALL:
         warn(
-            f"{file.path}: {share:.1%} of the pixels are masked, nearly everything is computed anew; "
-            "a mask is white (or opaque) where to compute and black elsewhere"
+            f"{file.path}: {share:.1%} of the pixels are masked, nearly everything is recomputed; "
+            "a mask is white (or opaque) on the pixels to recompute and black elsewhere"
         )
     return mask
 
@@ -67,7 +68,7 @@ def _masked(file: ImageFile) -> tuple[Host, bool]:
         return bright, False
     if not opaque.any():
         raise InputError(
-            f"{file.path}: the mask is transparent everywhere; paint what to compute anew white on black"
+            f"{file.path}: the mask is transparent everywhere; paint the pixels to recompute white on black"
         )
     painted = bright[opaque]
     if painted.any() and not painted.all():

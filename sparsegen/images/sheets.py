@@ -1,4 +1,4 @@
-"""Results to be shown: images, label maps and active tiles come in, one image or a number comes out."""
+"""Results for display: images, label maps and active tiles come in, one image or a number comes out."""
 
 from __future__ import annotations
 

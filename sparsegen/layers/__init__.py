@@ -1,7 +1,7 @@
-"""Layers: parameters and how they are used. A feature comes in, a feature comes out; nothing else is remembered.
+"""Layers: parameters and their use. A feature comes in, a feature comes out; a layer keeps no state.
 
-A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics and prepared weights are asked
-of the `Run` under that path. No layer knows whether a run is dense or an edit.
+A layer holds its parameters and its path (`up_3.conv_0`), under which the `Run` gives it canvases, statistics and
+prepared weights. No layer depends on whether a run is dense or an edit.
 """
 
 from .attention import Attention

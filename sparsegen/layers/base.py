@@ -1,8 +1,4 @@
-"""Layers: parameters and how they are used. A feature comes in, a feature comes out; nothing else is remembered.
-
-A layer holds its parameters and its path (`up_3.conv_0`); canvases, statistics and prepared weights are asked
-of the `Run` under that path. No layer knows whether a run is dense or an edit.
-"""
+"""The base of layers: the tree of layers, the paths of its nodes, and their parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ class Parameter:
         self.shape = shape
         # zeros without storage: a model can be profiled before it has weights
         self.read: Callable[[], Host] = lambda: np.broadcast_to(np.float32(0), shape)
-        """Gives the values: those that are kept here, or out of a file, each time anew."""
+        """Returns the values: kept in memory, or read from the file at every call."""
 
     @property
     def value(self) -> Host:
@@ -63,17 +59,17 @@ class Layer:
             yield from child.layers()
 
     def name_paths(self) -> None:
-        """Give this layer, the root of a tree, and every layer below it its path. A `Model` does it when it is built.
+        """Set the path of this layer, the root of a tree, and of every layer below it. `Model` calls it when built.
 
         Raises
         ------
         TypeError
-            A layer is where `children` does not find it, or at two places; names the attribute.
+            A layer lies where `children` does not find it, or at two places; the message names the attribute.
         """
         self._name_paths("", {})
 
     def _name_paths(self, path: str, places: dict[Layer, str]) -> None:
-        """`places`: the layers that have a path by now, each with its attribute as the error names it."""
+        """`places`: the layers that have a path already, each with its attribute for the message."""
         self.path = path
         places.setdefault(self, f"the root {type(self).__name__}")
         for name, value in vars(self).items():
@@ -98,11 +94,11 @@ class Layer:
 
     @property
     def macs_per_pixel(self) -> int:
-        """Multiply-accumulates of one output pixel, by the layer's plain formula; 0 for what has no product."""
+        """Multiply-accumulates of one output pixel, by the layer's plain formula; 0 for a layer without products."""
         return 0
 
     def macs(self, tiles: TileSet) -> int:
-        """Multiply-accumulates of recomputing `tiles` of the output; no run is needed to know."""
+        """Multiply-accumulates of recomputing `tiles` of the output; needs no run."""
         return self.macs_per_pixel * tiles.area
 
 
@@ -131,7 +127,7 @@ def _check_found(place: str, value: Any) -> None:
     """Raise TypeError if the attribute `place` holds a layer or a parameter that no path leads to."""
     held = list(_contents(value))
     if any(isinstance(item, Parameter) for item in held):
-        raise TypeError(f"{place}: a parameter in a container has no path; give it an attribute of the layer")
+        raise TypeError(f"{place}: a parameter in a container has no path; make it an attribute of the layer")
     found = sum(isinstance(item, Layer) for _, item in _items(value))
     if sum(isinstance(item, Layer) for item in held) > found:
         raise TypeError(

@@ -74,8 +74,8 @@ class Conv2d(Layer):
     ) -> Feature | Coded:
         """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`.
 
-        A coded feature gives a coded feature: the values by window, each computed once (then nothing else is added,
-        and the size stays as it is).
+        A coded feature gives a coded feature: one row of values for each window, computed once. It takes no shift,
+        residual or activation, and the size stays the same.
         """
         if isinstance(x, Coded):
             return self._by_window(x)
@@ -139,7 +139,10 @@ class Conv2d(Layer):
             or g.padding != (k // 2,) * 4
             or c != g.inputs
         ):
-            raise ShapeError(f"{self.path}: {g} does not keep the windows of a coded feature of {c} channels")
+            raise ShapeError(
+                f"{self.path}: {g} cannot read a coded feature of {c} channels; expected {c} inputs, stride 1, one "
+                "group, and a padding that keeps the size"
+            )
         weights = _laid_out(run, self.path, self.geometry, self._prepare, (1, 1))
 
         def fill(rows: Array, windows: Host) -> None:
@@ -163,7 +166,7 @@ class Conv2d(Layer):
 
 @dataclass(frozen=True)
 class Added:
-    """A convolution that exists only where another adds it: no canvas, nothing to keep when it changes."""
+    """A convolution that is computed only as another's residual; it has no canvas, so nothing of it is journalled."""
 
     conv: Conv2d
     x: Feature
@@ -171,11 +174,11 @@ class Added:
     """`(N, H, W, C)`."""
 
     def reads(self, window: Window) -> list[Read]:
-        """What its pixels depend on; `window` is that of a residual, the pixel itself."""
+        """The canvases that its pixels depend on; `window` is a residual's, the pixel itself."""
         return self.conv._reads(self.x)
 
     def computed(self, tiles: Tiles, inner: Inner) -> Source:
-        """The values of `tiles`, in an array that the next such layer overwrites."""
+        """The values of `tiles`, in a scratch array that the next such layer overwrites."""
         run = self.x.run
         start = run.clock()
         canvas = run.memory.allocator.scratch(self.shape)
@@ -192,7 +195,7 @@ def _laid_out(
     prepare: Callable[[Backend, tuple[int, int]], ConvWeights],
     size: tuple[int, int],
 ) -> ConvWeights:
-    """A convolution's weights for outputs of `size`: those of another size where the backend lays both out alike."""
+    """A convolution's weights for outputs of `size`, shared with every size that the backend lays out alike."""
     layout = run.backend.conv_layout(geometry, size)
     return run.prepared(path, lambda backend, _: prepare(backend, size), layout)
 

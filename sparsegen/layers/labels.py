@@ -1,4 +1,4 @@
-"""A convolution of a label map, computed as the table look-ups that it is."""
+"""A convolution of a label map, computed as table look-ups: labels come in, a feature or a coded feature comes out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .base import Layer, Parameter
 
 
 class LabelConv(Layer):
-    """A k×k convolution of a one-hot label map, computed as the table look-ups that it is.
+    """A k×k convolution of a one-hot label map, computed as table look-ups.
 
-    Reads an index feature (int32 `[N, H, W, P]`: the channels that are 1), nearest-downsampled to the size asked
-    for. Parameters as the convolution's: `weight` `[O, V, k, k]`, `bias` `[O]`.
+    Reads an index feature (int32 `[N, H, W, P]`: the channels that are 1), nearest-downsampled to the given size.
+    Parameters as the convolution's: `weight` `[O, V, k, k]`, `bias` `[O]`. Border: zeros.
     """
 
     def __init__(self, labels: int, outputs: int, kernel: int = 3) -> None:
@@ -54,7 +54,7 @@ class LabelConv(Layer):
     ) -> Feature | Coded:
         """`activation(conv(one_hot(labels resized to size)) + bias)`, `[N, *size, O]`.
 
-        `by_window`: as a coded feature, a value for each distinct window of labels, in runs that keep codebooks.
+        `by_window`: in runs that keep codebooks, return a coded feature, a row for each distinct window of labels.
         """
         run = labels.run
         outputs, _, kernel, _ = self.weight.shape

@@ -29,7 +29,7 @@ class LatentStart(Layer):
         self.bias = Parameter(channels * cells)
 
     def __call__(self, z: Host, x: Feature, *, size: tuple[int, int]) -> Feature:
-        """z `[N, z_dim]` → `[N, *size, C]`, in the run of `x`; it reads nothing of x, so no edit touches it."""
+        """z `[N, z_dim]` → `[N, *size, C]`, in the run of `x`; it reads no canvas, so no edit changes it."""
         run, backend = x.run, x.run.backend
 
         def spread(canvas: Array, tiles: Tiles) -> None:

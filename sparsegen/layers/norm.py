@@ -58,7 +58,7 @@ class GroupNorm(Layer):
         """`(x - mean) / sqrt(var + eps) * weight + bias`, pending.
 
         `film` `[1 or N, 2C]` scales and shifts the result: `norm * (1 + film[:, :C]) + film[:, C:]`. It is part of
-        what is measured: a run's edits have the same.
+        the measured scale and shift, which every edit reuses.
         """
         backend = x.run.backend
 

@@ -1,4 +1,4 @@
-"""Saved sessions of either kind: a file comes in, the session that it holds comes out."""
+"""Saved sessions of either kind: a file comes in, its session comes out."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def open_session(
     folder: str | os.PathLike[str] | None = None,
     undo: int | str | None = None,
 ) -> Session | SDEdit:
-    """Continue a saved session of either kind; `ram` and `folder` are for one of several steps.
+    """A saved session of either kind, to be continued; `ram` and `folder` apply to diffusion sessions.
 
     Raises
     ------
     SessionError, CheckpointError, InputError
-        As `Session.load` and `SDEdit.load`; the file is no session at all.
+        As `Session.load` and `SDEdit.load`; the file is not a session.
     """
     if is_sdedit(path):
         return SDEdit.load(path, backend=backend, ram=ram, folder=folder, undo=undo)

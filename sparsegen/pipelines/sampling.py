@@ -1,4 +1,4 @@
-"""Images out of noise alone: a diffusion model and a size come in, images that nobody painted come out."""
+"""Unconditional sampling: a diffusion model and a size come in, images made from noise alone come out."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def sample(
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Result:
-    """Unconditional images of a diffusion model: noise is denoised all the way.
+    """Unconditional images of a diffusion model, from noise alone through every step.
 
     Parameters
     ----------
     model
         A model of `sparsegen.models`: DDPM or ProgressiveDistillation.
     size
-        (height, width); None: those that the model was trained on, where that is known.
+        (height, width); None: the size that the model was trained on, if its file gives it.
     count
         Images, computed as one batch: memory grows with it.
     steps
-        Denoising steps; None: the family's, 50 of a DDPM, 8 of progressive distillation.
+        Denoising steps; None: the family's default, 50 for a DDPM, 8 for progressive distillation.
     sampler, schedule, clip, options
         As for `SDEdit`.
     seed
-        A number for each image; one number s means s, s + 1, … Each image has the bits that it has alone.
+        A number for each image; one number s means s, s + 1, … An image's bits do not depend on its batch.
     backend
         As for `Session`.
     on_step
@@ -63,7 +63,7 @@ def sample(
     Raises
     ------
     InputError, ShapeError, BackendError
-        An option cannot be used; says which and why.
+        An option cannot be used; the message names it and the reason.
     NonFiniteError
         A layer computed NaN or infinity.
     """
@@ -106,7 +106,7 @@ def _checked_size(size: Any) -> tuple[int, int]:
     """(height, width). Raises InputError."""
     if size is None:
         raise InputError(
-            "the file does not say which size the model was trained on; give size=(height, width)"
+            "the file does not record the size that the model was trained on; give size=(height, width)"
         )
     sides = size.tolist() if isinstance(size, np.ndarray) else size
     if (

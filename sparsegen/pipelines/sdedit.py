@@ -1,4 +1,4 @@
-"""SDEdit: an image and its edited copy come in, the edit made real comes out, each denoising step recomputed in part.
+"""SDEdit: an image and its edited copy come in, a realistic edit comes out, each denoising step recomputed in part.
 
 The edited image is noised and denoised again; outside the edit, every step keeps the original, noised alike (Meng et
 al., "SDEdit", arXiv 2108.01073, algorithm 2, as SIGE runs it). The activations of the original at each step do not
@@ -51,18 +51,19 @@ class SDEdit(Door):
     model
         A model of `sparsegen.models`: DDPM or ProgressiveDistillation.
     steps, noise_level, sampler, schedule, clip, seed
-        As in `Settings`; None: the model's own (`Model.sampling`), else the family's default.
+        As in `Settings`; None: the model's value (`Model.sampling`), else the family's default.
     margin
-        Pixels around an edit that are made anew with it (by a cross, as SIGE dilates); None: the family's.
+        Pixels around an edit that are recomputed with it (by a cross, as SIGE dilates); None: the family's.
     backend
-        As for `Session`; one whose arrays lie in main memory.
+        As for `Session`; its arrays must lie in main memory.
     ram
         RAM that the canvases of all steps may take, such as "4GB"; the rest goes into files. None: no limit.
     folder
-        Where these files go; None: the system's folder for temporary files.
+        The folder of these files; None: the system's folder for temporary files.
     storage
-        "float32", or "float16": the caches take half, beside one step's in float32 that all steps compute in. Edits of
-        `landscape-ddpm` keep within 92 dB of float32's, where they differ at all, and take about a twentieth longer.
+        "float32", or "float16": the caches take half the memory, plus one step's canvases in float32 that all steps
+        compute in. Edits of `landscape-ddpm` then have at least 92 dB against float32's, if they differ at all, and
+        take about a twentieth longer.
     undo
         As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
     options
@@ -73,7 +74,7 @@ class SDEdit(Door):
     Raises
     ------
     InputError, BackendError
-        An option cannot be used; says which and why.
+        An option cannot be used; the message names it and the reason.
     """
 
     not_copied = "save(path) it, and SDEdit.load(path) as often as you like"
@@ -120,7 +121,7 @@ class SDEdit(Door):
         self.storage = storage
         self._undo = parse_size(undo)
         self._running = False
-        """Whether the states are being painted: nothing can be edited."""
+        """Whether the states are being painted; until that ends, nothing can be edited."""
         self.notes: Notes = {}
         """Text and arrays that `save` keeps for the user, by name."""
 
@@ -186,7 +187,7 @@ class SDEdit(Door):
                 each, shared = self._blocks(image)
                 self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
                 self._states.clear()
-            image.flags.writeable = False  # callers may see it, and it stays
+            image.flags.writeable = False  # callbacks get this array, and the history keeps it
             stale = TileSet.empty(*image.shape[:3])
             self._running, self._base = True, Base([], History(stale, image))
             try:
@@ -222,21 +223,21 @@ class SDEdit(Door):
         policy: str | Policy | None = None,
         on_step: OnStep | None = None,
     ) -> Result:
-        """Make real what differs from the current image; the result becomes the base of the next edit.
+        """Denoise the pixels that differ from the current image; the result becomes the base of the next edit.
 
         Pixels further than `margin` from the edit stay as they are, bit for bit.
 
         Parameters
         ----------
         edited
-            The whole edited image, as for `run` and of the same size; painted, say, over the last result's `image`.
+            The whole edited image, as for `run` and of the same size, such as the last result's `image` painted over.
         mask
-            bool `[H, W]` or `[N, H, W]`: the pixels to make anew. None: those that differ by more than the family's
-            eps. Changes outside a mask are not applied; `stats.ignored_pixels` counts them, and a warning says so.
+            bool `[H, W]` or `[N, H, W]`: the pixels to recompute. None: the pixels that differ by more than the
+            family's eps. Changes outside a mask are not applied; `stats.ignored_pixels` and a warning count them.
         policy
-            As for `Session.edit`; under "paper", the region that is made anew is not dilated once more.
+            As for `Session.edit`; under "paper", the recomputed region is not dilated once more.
         on_step
-            Called after every step. Its `x0` is a preview of the region that is made anew.
+            Called after every step. Its `x0` is a preview of the recomputed region.
 
         Raises
         ------
@@ -260,9 +261,8 @@ class SDEdit(Door):
 
                     def compute(i: int, x: Host, now: float) -> Host:
                         nonlocal active, plan
-                        if (
-                            i and plan.tau is not None
-                        ):  # tiles that depend on values are those of one run alone
+                        # with a tau, active tiles depend on values: each step has a plan
+                        if i and plan.tau is not None:
                             plan = chosen.plan(spread.mask(), settled=not stale.count)
                         run, active = self._states[i].repaint(
                             {"x": x}, region, plan, journal=journals[i], spread=spread
@@ -285,10 +285,10 @@ class SDEdit(Door):
             return result
 
     def dense(self, edited: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
-        """The result of `edit` if every step ran the whole model: the yardstick. The session is unchanged.
+        """The result of `edit` with every step run whole, as the reference of its quality. The session is unchanged.
 
-        It computes in float32, however the caches are kept. Its norms measure the edited image; in an edit, they keep
-        the statistics of the original.
+        It computes in float32, whatever the storage of the caches. Its norms measure the edited image; in an edit, they
+        keep the statistics of the original.
 
         Raises
         ------
@@ -321,7 +321,7 @@ class SDEdit(Door):
 
     @property
     def image(self) -> Host:
-        """The first image as it stands, uint8 `[H, W, 3]`; while something changes, as it was before. Nobody waits.
+        """The current first image, uint8 `[H, W, 3]`; during a change, the image before it, without waiting.
 
         Raises SessionError: nothing has run yet.
         """
@@ -340,12 +340,12 @@ class SDEdit(Door):
     ) -> None:
         """Write the whole session (model, caches of all steps, undo) to one file, or leave the old file whole.
 
-        It takes as much as the caches and the weights do. `progress(done, total, name)` is called after each array.
+        The file is as large as the caches and the weights. `progress(done, total, name)` is called after each array.
 
         Raises
         ------
         SessionError, CheckpointError
-            Nothing has run yet; the file could not be written; a callback of this session asked.
+            Nothing has run yet; the file could not be written; the caller is a callback of this session.
         """
         with self._turn.change("save"):
             base, _ = self._ready()
@@ -396,7 +396,7 @@ class SDEdit(Door):
         return pipeline
 
     def close(self) -> None:
-        """Forget everything; the caches' files are gone with it. (They also are when the process ends.)"""
+        """Drop the image, the canvases and the caches' files. (The files are also deleted when the process ends.)"""
         with self._turn.change("close"):
             self._base = None
             self._states.clear()
@@ -413,7 +413,7 @@ class SDEdit(Door):
     # -- inside ------------------------------------------------------------------------------------------
 
     def _ready(self) -> tuple[Base, Host]:
-        """The base, once every state stands where its history says, and the current image."""
+        """The base, once any interrupted change is completed, and the current image."""
         if self._base is None or self._running:
             raise SessionError(_NO_IMAGE)
         return self._base, _image(self._base.settle())
@@ -426,7 +426,7 @@ class SDEdit(Door):
         try:
             array = np.asarray(image)
         except ValueError:
-            raise InputError("the image is no array: its rows are not of one length") from None
+            raise InputError("the image is not an array: its rows differ in length") from None
         channels = self.model.config.in_channels
         if array.ndim == 3:
             array = array[None]
@@ -440,15 +440,17 @@ class SDEdit(Door):
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"the image is {array.dtype}, expected uint8, or floats in [-1, 1]")
         if not np.isfinite(array).all() or np.abs(array).max() > 1 + 1e-3:
-            raise InputError("the image holds values outside [-1, 1]")
+            raise InputError("the image holds values outside [-1, 1]; scale it, or give uint8")
         warn_of_unit_range(array)
         return np.asarray(np.clip(array, -1, 1), np.float32, order="C")
 
     def _difference(self, before: Host, edited: Any, mask: Any) -> tuple[Host, Host, int]:
-        """(the edited image, bool `[N, H, W]`: the pixels to make anew, the number of pixels that are left out)."""
+        """(the edited image, bool `[N, H, W]`: the pixels to recompute, the number of changed pixels left out)."""
         image = self._encode(edited)
         if image.shape != before.shape:
-            raise ShapeError(f"the edited image is {image.shape[:3]}, the base {before.shape[:3]} (N, H, W)")
+            raise ShapeError(
+                f"the edited image is {image.shape[:3]}, expected the base's {before.shape[:3]} (N, H, W)"
+            )
         difference = (np.abs(image - before) > self.model.eps).any(-1)
         if mask is None:
             return image, difference, 0
@@ -459,16 +461,16 @@ class SDEdit(Door):
         return image, given, ignored
 
     def _region(self, difference: Host) -> TileSet:
-        """The pixels that are made anew: those that differ, grown by the margin."""
+        """The pixels to recompute: the pixels that differ, grown by the margin."""
         changed = TileSet.of_mask(difference)
         if not changed.count:
             return changed
         n, row, column = changed.first
-        margin = min(self.margin, max(changed.height, changed.width))  # further is outside, whatever the edit
+        margin = min(self.margin, max(changed.height, changed.width))  # a larger one ends outside the image
         return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin)
 
     def _kept_bytes(self) -> int:
-        """Bytes that the store gets back once the states are gone, no fewer than these."""
+        """A lower bound of the bytes that are freed in the store when the states are dropped."""
         kept = self.store.shared_bytes
         for state in self._states:
             canvases = state.memory.canvases.items()
@@ -504,6 +506,6 @@ class SDEdit(Door):
 
 
 def _image(history: History) -> Host:
-    """The image at that place of a session's history: every place has one."""
+    """The image at a place of a session's history; every place has one."""
     assert history.image is not None
     return history.image

@@ -1,8 +1,8 @@
 """SDEdit sessions on disk: settings, states and a history come in, one safetensors file comes out, and back again.
 
-The file is that of `editing.session_file`, with a state for each denoising step. Beside these it holds the current
-image, the image on the other side of every edit (`history.00000`, …), and the settings. An edit that repainted nothing
-has an image alone.
+The file has the format of `editing.session_file`, with a state for each denoising step. Beside the states it holds the
+current image, the image on the other side of every edit (`history.00000`, …), and the settings. An edit that repainted
+nothing has an image alone.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store) -> Loaded
         times = settings.times()
         states = [file.states.pop(_prefix(i)) for i in range(len(times))]
         if file.states:
-            raise ValueError(f"{len(file.states)} steps too many")
+            raise ValueError(f"it has {len(file.states)} steps more than its settings, {len(times)}")
         images = [file.tensors[f"history.{i:05d}"] for i in range(len(ran))]
         image = file.tensors["picture"]
         history = _with_images(file.history, ran, images, edits)
         if file.model.diffusion is None:
-            raise ValueError(f"a {file.model.family} model is no diffusion model")
+            raise ValueError(f"a {file.model.family} model is not a diffusion model")
         time = file.model.diffusion.time
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
@@ -112,9 +112,9 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store) -> Loaded
             and list(state.conditions) == [time]
             and np.array_equal(state.conditions[time], np.array([now], np.float32))
         ):
-            raise SessionError(f"{path}: its steps do not belong together")
+            raise SessionError(f"{path}: its steps do not fit one image, storage and noise schedule")
     if any(each.shape != image.shape or each.dtype != np.float32 for each in (image, *images)):
-        raise SessionError(f"{path}: its images are not of one shape")
+        raise SessionError(f"{path}: its images are not float32 of one shape")
     history = dataclasses.replace(history, image=image, forgotten=forgotten)
     return Loaded(file.model, settings, margin, storage, states, history, file.notes)
 
@@ -139,11 +139,11 @@ def _with_images(history: History, ran: list[bool], images: list[Host], edits: A
         The numbers of edits do not agree.
     """
     if not isinstance(edits, int) or not 0 <= edits <= len(ran):
-        raise ValueError(f"{edits} of {len(ran)} edits can be undone")
+        raise ValueError(f"{edits} edits can be undone, expected 0 to {len(ran)}")
     counts = sum(map(bool, ran[:edits])), sum(map(bool, ran[edits:]))
     if counts != (len(history.edits), len(history.undone)):
         raise ValueError(
-            f"{counts} edits ran, the states keep {len(history.edits)} and {len(history.undone)}"
+            f"{counts} edits repainted something, the states keep {len(history.edits)} and {len(history.undone)}"
         )
     written = iter((*history.edits, *history.undone))
     steps = [next(written) if moved else Edit((), history.stale) for moved in ran]

@@ -45,11 +45,11 @@ class CachePlan:
     disk_free: int
     """Bytes free on the disk of the cache's folder."""
     shared_bytes: int = 0
-    """Canvases that all steps compute in, beside their own: of resolutions that every edit computes whole, and (float16
-    storage) of all others.
+    """Canvases that all steps share: of the resolutions that every edit computes whole, and (float16 storage) of all
+    others.
     """
     undo_bytes: int = 0
-    """Memory that journals may take beside them, at most."""
+    """Most memory that journals may take beside the canvases."""
 
     @property
     def fits(self) -> bool:
@@ -66,7 +66,7 @@ class CachePlan:
 
 
 def cache_blocks(model: Any, x: Host, time: float, storage: str) -> tuple[list[int], list[int]]:
-    """Bytes of the canvases that each step keeps of a noisy image, and of those that all steps share."""
+    """Bytes of the canvases that each step keeps of a noisy image, and of the canvases that all steps share."""
     inputs = model.encode(x, **{model.diffusion.time: time})
     backend = ShapesBackend()
     memory = memory_kind(storage)(backend, BackendAllocator(backend))
@@ -97,14 +97,14 @@ def denoised(model: Any, settings: Settings, compute: Compute, x: Image, noise: 
 
 
 class Denoising:
-    """The way of one image, and of its edits, through every denoising step.
+    """One image, and its edits, taken through every denoising step.
 
     Parameters
     ----------
     model
         A diffusion model.
     settings
-        How it denoises.
+        The settings of the denoising.
     states
         One for each step, painted or to be painted with the noised image.
     """
@@ -125,16 +125,16 @@ class Denoising:
     def edited(
         self, image: Host, before: Host, region: TileSet, compute: Compute, on_step: OnStep | None
     ) -> Host:
-        """The image that an edited one becomes in `region`; every other pixel is that of `before`.
+        """The image that results from an edited one in `region`; every other pixel is that of `before`.
 
         Parameters
         ----------
         image, before
             The edited image and the current one, float32 `[N, H, W, C]` in [-1, 1].
         region
-            The pixels that are made anew. At every step, the other pixels are those of `before`, noised alike.
+            The pixels to recompute. At every step, the other pixels are those of `before`, noised alike.
         compute
-            Takes and gives the tiles of the region, `[K, TILE, TILE, C]`.
+            Takes and returns the tiles of the region, `[K, TILE, TILE, C]`.
         on_step
             Called after every step with whole images; its `x0` is a preview in the region, `before` elsewhere.
         """

@@ -1,5 +1,5 @@
 """Tiles: a difference mask comes in, the active tiles of every layer come out. NumPy alone.
 
-`tiles` are sets of tiles of one canvas, `windows` what a layer reads of them, `masks` the pyramid of difference masks,
-`policies` the choice of active tiles.
+`tiles`: sets of tiles of one canvas. `windows`: the input pixels that a layer reads. `masks`: the pyramid of difference
+masks. `policies`: the choice of active tiles.
 """

@@ -20,5 +20,5 @@ class Canvas:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(N, H, W, C)`."""
-        n, h, w, c = self.array.shape
-        return n, h, w, c
+        shape: tuple[int, int, int, int] = self.array.shape
+        return shape

@@ -1,8 +1,8 @@
-"""Difference masks and their pyramid: the changed pixels of an input come in, those of every resolution come out.
+"""Difference masks and their pyramid: an input's changed pixels come in, changed pixels of every resolution come out.
 
-The arithmetic is SIGE's (arXiv 2211.02048, section 3, and `sige/utils.py`), per sample, with its two slips mended:
-an empty mask stays empty, and one that downsampling loses keeps the pixels under the edit. It is done in the box around
-the changed pixels, so that it costs what the edit does, not the image.
+The arithmetic is SIGE's (arXiv 2211.02048, section 3, and `sige/utils.py`), per sample, with two corrections: an empty
+mask stays empty, and a mask that vanishes in downsampling keeps the pixels under the edit. It runs in the box around
+the changed pixels, so its cost depends on the size of the edit, not of the image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EPS = 1e-3
 def dilate(mask: Host, radius: int) -> Host:
     """Grow a mask `[..., H, W]` by a cross: `radius` pixels up, down, left and right, not diagonally.
 
-    SIGE's shape, kept because its published masks and MACs come from it.
+    The cross is SIGE's shape; its published masks and MACs depend on it.
     """
     grown = mask.copy()
     for i in range(1, radius + 1):
@@ -45,10 +45,12 @@ def dilated(shape: tuple[int, int, int], box: Host, at: tuple[int, int, int], ra
 def resample(v: Host, axis: int, size: int, *, begin: int, length: int) -> tuple[Host, int]:
     """Resample one axis of `length` to `size`, as `F.interpolate(mode="bilinear")` does (no antialiasing).
 
-    `v` has the values from `begin` on (at least one), all others are 0; what comes out likewise, with its begin.
+    `v` holds the values from `begin` on (at least one); all others are 0. Returns the resampled values in the same
+    form, and the index at which they begin.
     """
     end = begin + v.shape[axis]
-    # output i reads at (i + 0.5) * length / size - 0.5, and the line after; those that meet begin … end, or one more
+    # output i reads the line at (i + 0.5) * length / size - 0.5 and the next one; every output that reads a line of
+    # begin … end lies in start … stop, with at most one other on each side
     start = max(0, (2 * begin - 1) * size // (2 * length) - 1)
     stop = min(size, (2 * end + 1) * size // (2 * length) + 1)
     # pixel centres aligned, as PyTorch's align_corners=False
@@ -58,7 +60,7 @@ def resample(v: Host, axis: int, size: int, *, begin: int, length: int) -> tuple
     shape = [1] * v.ndim
     shape[axis] = stop - start
     t = (at - low).astype(np.float32).reshape(shape)
-    # a line of 0 on both sides, for all that lies outside
+    # one line of zeros on each side stands for every line outside
     shape = [*v.shape]
     shape[axis] += 2
     padded = np.zeros(shape, np.float32)
@@ -80,8 +82,8 @@ def pyramid(changed: TileSet, *, dilation: int, threshold: float = 0.3) -> Itera
     """The changed pixels of every resolution, in the order of `halvings`.
 
     Each level is the level above resampled bilinearly (before its dilation), cut at
-    min(`threshold`, its maximum - 1e-3), then dilated by `dilation`. A sample whose values fall under 1e-3 keeps
-    the pixels under the edit instead.
+    min(`threshold`, its maximum - 1e-3), then dilated by `dilation`. A sample whose largest value is at most 1e-3
+    keeps the pixels under the edit instead.
     """
     n, top, left = changed.first[0], changed.first[1] * TILE, changed.first[2] * TILE
     values = changed.box.astype(np.float32)
@@ -105,9 +107,9 @@ def pyramid(changed: TileSet, *, dilation: int, threshold: float = 0.3) -> Itera
 
 
 def _under(changed: TileSet, samples: Host, sizes: Sequence[tuple[int, int]]) -> tuple[Host, Host, Host]:
-    """The pixels under the changed ones of those `samples` of their box, after halving to each of `sizes`.
+    """Sample, row and column of the pixels under the changed pixels, after halving to each of `sizes`.
 
-    (Where an odd size is halved, its last line joins the one before.)
+    `samples` bool: the samples of the box to take. Where an odd size is halved, its last line joins the one before.
     """
     sample, y, x = np.nonzero(changed.box & samples[:, None, None])
     y, x = y + changed.first[1] * TILE, x + changed.first[2] * TILE
@@ -121,7 +123,7 @@ def check_mask(mask: Any, shape: tuple[int, int, int]) -> Host:
     array = np.asarray(mask)
     if array.dtype != bool:
         if not np.isin(array, (0, 1)).all():
-            raise InputError(f"the mask is {array.dtype} with other values than 0 and 1; give booleans")
+            raise InputError(f"the mask is {array.dtype} with values other than 0 and 1; give booleans")
         array = array.astype(bool)
     if array.shape not in (shape, shape[1:]):
         raise ShapeError(f"the mask is {array.shape}, expected {shape[1:]} or {shape}")

@@ -1,7 +1,7 @@
 """Policies: the difference mask of an edit comes in, each layer's active tiles come out.
 
-A policy is a setting (`Paper`, `Exact`); for one edit it makes a `Plan`, which every layer of the run asks once. The
-dense run has a plan too, `Everything`: that is all the difference there is between dense and sparse.
+A policy is a setting (`Paper`, `Exact`). For one edit it makes a `Plan`, which gives each layer of the run its active
+tiles. The dense run has a plan too, `Everything`: a dense and a sparse run differ in their plans alone.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .windows import Read, Window, grow
 
 
 class Plan(ABC):
-    """Answers, for one run, which tiles of a layer's output are active."""
+    """The active tiles of every layer's output in one run."""
 
     tau: float | None = None
-    """A recomputed tile that moved by no more than this does not spread and keeps its old values; None: all spread."""
+    """A recomputed tile that moved by at most `tau` does not spread and keeps its old values; None: all spread."""
     whole_tiles: bool = False
-    """Whether every pixel of a recomputed tile counts as changed, of layers that compute a tile as one."""
+    """Whether every pixel of a recomputed tile counts as changed, in layers that compute a tile as a whole."""
 
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
-        """Active tiles of an output of `shape` (N, H, W). A layer that reads nothing of the edit has none."""
+        """The active tiles of an output of `shape` (N, H, W). In an edit, a layer without changed inputs has none."""
 
 
 class Everything(Plan):
@@ -47,7 +47,7 @@ class Everything(Plan):
 
 
 class Policy(ABC):
-    """A way to choose active tiles; hashable settings only."""
+    """A rule that chooses active tiles; its settings are hashable."""
 
     @property
     def exact(self) -> bool:
@@ -58,8 +58,8 @@ class Policy(ABC):
     def plan(self, difference: Host, *, settled: bool = True) -> Plan:
         """The plan of an edit whose input differs where `difference` (bool `[N, H, W]`) is True.
 
-        Not `settled`: earlier edits left pixels of `difference` unspread, so that layers may not have taken over
-        what the canvases that they read hold.
+        `settled` False: earlier edits left pixels of `difference` unspread, so the output of a layer may be older than
+        the canvases that it reads.
         """
 
 
@@ -67,9 +67,9 @@ class Policy(ABC):
 class Exact(Policy):
     """Tiles grow layer by layer with the receptive field: an edit equals a dense run of the edited input.
 
-    Bit for bit with fixed statistics (batch norm); measured statistics (instance and group norm) are those of the
-    dense run, as the paper has it. (Where a layer computes a tile as one, by Winograd's transforms, they grow by
-    whole tiles, to be exact in every bit; a small tau of `Adaptive` spares that.)
+    With fixed statistics (batch norm) both are equal bit for bit; measured statistics (instance and group norm) stay
+    those of the dense run, as in the paper. Where a layer computes a tile as a whole (Winograd's transforms), changed
+    pixels grow to whole tiles, so that every bit is exact; `Adaptive` with a small tau avoids this cost.
     """
 
     @property
@@ -84,8 +84,8 @@ class Exact(Policy):
 class Adaptive(Policy):
     """Tiles grow as under `Exact`, but a recomputed tile that moved by no more than `tau` stops spreading.
 
-    Such a tile keeps its old values, which are what its readers have read. So errors do not add up over edits: every
-    value lies within `tau`, in the units of its layer's activations, of what the layer makes of what it reads.
+    Such a tile keeps its old values, the ones that its readers have read. So errors do not add up over edits: every
+    value lies within `tau`, in the units of its layer's activations, of the layer's result on its current inputs.
     `Adaptive(0)` is exact, and cheaper than `Exact` where an edit has no effect.
     """
 
@@ -99,7 +99,7 @@ class Adaptive(Policy):
         return self.tau == 0
 
     def plan(self, difference: Host, *, settled: bool = True) -> Plan:
-        # where a reader lags behind, that a tile does not move now says nothing: all spreads, if it is to be exact
+        # not settled: a reader may be older than a tile that does not move now; to be exact, every tile spreads
         return _ExactPlan(None if self.exact and not settled else float(self.tau))
 
 
@@ -107,7 +107,7 @@ class _ExactPlan(Plan):
     def __init__(self, tau: float | None = None) -> None:
         self.tau, self.whole_tiles = tau, not tau
         self._grown: dict[Any, TileSet] = {}
-        """By output shape and reads; a `TileSet` is itself the key, by identity."""
+        """Grown sets by output shape and reads; a `TileSet` in a key compares by identity."""
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         changed = [read for read in reads if read.changed.count]
@@ -135,8 +135,8 @@ class Paper(Policy):
     The difference mask is dilated by `dilation`; each resolution's mask comes from `masks.pyramid`, dilated by
     `level_dilation`; a tile is active when its window (6×6 for a 3×3 convolution, 4×4 for 1×1) holds a masked
     pixel. The first `sparse_levels` resolutions, counted from the input's, are sparse if their shorter side has at
-    least `least_size` pixels; below, samples with any edit are recomputed whole. What attention reads of other pixels
-    makes none active. Source: arXiv 2211.02048, section 3; defaults per model family from its code.
+    least `least_size` pixels; below, edited samples are recomputed whole. Changed keys and values of attention
+    make no tile active. Source: arXiv 2211.02048, section 3; defaults per model family from its code.
     """
 
     dilation: int = 1
@@ -174,14 +174,14 @@ class _PaperPlan(Plan):
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         through = frozenset(
-            # (what attention reads of other pixels does not spread: that is this policy's approximation)
+            # changed keys and values of attention do not spread: that is this policy's approximation
             (read.changed.height, read.changed.width, read.window)
             for read in reads
             if read.changed.count and not read.everywhere
         )
         if not through:
             return TileSet.empty(*shape)
-        # which pixels of a canvas changed has no say: layers of one kind share their tiles
+        # the key leaves out which pixels changed: layers of one kind share their tiles
         key = (shape, through)
         if key not in self._active:
             self._active[key] = union(self._through(*read, shape) for read in through)
@@ -193,7 +193,7 @@ class _PaperPlan(Plan):
         if size not in self._masks:
             known = ", ".join(f"{h}×{w}" for h, w in self._masks)
             raise ShapeError(
-                f"policy paper: no mask for a layer that reads {size[0]}×{size[1]}; the input halves to {known}"
+                f"policy paper: a layer reads {size[0]}×{size[1]}, expected a halving of the input: {known}"
             )
         if not window.step == window.upsample == 1:
             window = replace(window, step=1, upsample=1)
@@ -207,12 +207,12 @@ POLICIES = ("paper", "exact", "adaptive(TAU)")
 
 
 def get_policy(policy: str | Policy | None, *, paper: Paper) -> Policy:
-    """A policy by name (`paper` is the model family's own), as it is, or for None the family's.
+    """The policy of a name; a `Policy` is returned as it is. None and "paper" give `paper`, the model family's.
 
     Raises
     ------
     InputError
-        No policy of that name; "adaptive" without a TAU in brackets, or with one that is no number, 0 or more.
+        The name is unknown, or "adaptive" has no number TAU of 0 or more in brackets.
     """
     if isinstance(policy, Policy):
         return policy
@@ -222,7 +222,7 @@ def get_policy(policy: str | Policy | None, *, paper: Paper) -> Policy:
         return Exact()
     adaptive = re.fullmatch(r"adaptive(?:\((.*)\))?", str(policy))
     if adaptive is None:
-        raise InputError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+        raise InputError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     try:
         return Adaptive(float(adaptive[1] or "none"))
     except ValueError:

@@ -1,8 +1,8 @@
 """Active tiles and how they grow: a set of pixels comes in, the 4×4 tiles that hold them come out.
 
 A `TileSet` keeps the pixels of one resolution that may have changed, as a mask of the box around them; its active
-tiles are those that hold such a pixel. `grow` carries a set through the window of a layer: that costs a few operations
-on a byte for each pixel of the box, far less than sorting coordinates would.
+tiles are the tiles that hold such a pixel. `grow` (`windows.py`) carries a set through the window of a layer; it costs
+a few byte operations for each pixel of the box, far less than sorting coordinates.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TileSet:
 
     @classmethod
     def full(cls, samples: int, height: int, width: int, *, only: Host | None = None) -> TileSet:
-        """Every tile and pixel, of all samples or of those where `only` (bool `[N]`) holds."""
+        """Every tile and pixel of all samples, or of the samples where `only` (bool `[N]`) is True."""
         held = np.ones((samples, -(-height // TILE), -(-width // TILE)), bool)
         full = cls(samples, height, width, (0, 0, 0), held, held).whole()
         if only is None:
@@ -65,7 +65,7 @@ class TileSet:
     def of_box(cls, shape: tuple[int, ...], box: Host, at: tuple[int, int, int] = (0, 0, 0)) -> TileSet:
         """The True pixels of a bool `box` whose first pixel lies at `at` = (n, y, x) of a `shape` = (N, H, W) canvas.
 
-        What the box holds outside the image does not count.
+        Pixels of the box outside the image are ignored.
         """
         n, y, x = at
         inside = box[:, max(-y, 0) : max(shape[1] - y, 0), max(-x, 0) : max(shape[2] - x, 0)]
@@ -78,9 +78,9 @@ class TileSet:
 
     @classmethod
     def of_tiles(cls, shape: tuple[int, int, int], tiles: Host, pixels: Host | None = None) -> TileSet:
-        """`tiles` of a `shape` = (N, H, W) canvas, and their `pixels`, as in the properties; None: all in the image.
+        """The set of `tiles` `[K, 3]` of a `shape` = (N, H, W) canvas, with their changed pixels.
 
-        Raises ValueError where a tile lies outside the canvas.
+        `pixels` bool `[K, TILE, TILE]`; None: all inside the image. Raises ValueError: a tile lies outside the canvas.
         """
         if not len(tiles):
             return cls.empty(*shape)
@@ -100,7 +100,7 @@ class TileSet:
 
     @classmethod
     def of_tile_box(cls, shape: tuple[int, ...], box: Host, first: tuple[int, int, int]) -> TileSet:
-        """The set of a box of whole tiles from tile `first` on, made as small as the True pixels in it allow."""
+        """The set of a box of whole tiles from tile `first` on, cut down to the tiles that hold a True pixel."""
         samples, height, width = shape
         held = np.bitwise_or.reduce(_words(box), axis=2) != 0 if box.size else box
         spans = []
@@ -151,7 +151,7 @@ class TileSet:
 
     @cached_property
     def area(self) -> int:
-        """Pixels that the active tiles cover inside the image: what a layer recomputes."""
+        """Number of pixels that the active tiles cover inside the image; a layer recomputes as many."""
         if not self.height % TILE and not self.width % TILE:
             return self.count * TILE * TILE
         h = np.minimum(self.height - self.tiles.host[:, 1] * TILE, TILE)
@@ -160,7 +160,7 @@ class TileSet:
 
     @property
     def place(self) -> tuple[slice, slice, slice]:
-        """Where the box lies: an index of arrays `[N, H, W, …]`, which cut off what overhangs the image."""
+        """The box as an index of arrays `[N, H, W, …]`; slicing cuts off the part that overhangs the image."""
         n, y, x = self.first[0], self.first[1] * TILE, self.first[2] * TILE
         samples, height, width = self.box.shape
         return slice(n, n + samples), slice(y, y + height), slice(x, x + width)
@@ -206,7 +206,7 @@ def gather_tiles(array: Host, tiles: Tiles) -> Host:
 
 
 def scatter_tiles(array: Host, tiles: Tiles, values: Host) -> None:
-    """Write `values` `[K, TILE, TILE, C]` into tiles of a host array; what overhangs the border is dropped."""
+    """Write `values` `[K, TILE, TILE, C]` into tiles of a host array; values beyond the border are dropped."""
     _, height, width, channels = array.shape
     n, row, column = tiles.host.T
     if height % TILE == width % TILE == 0:
@@ -247,7 +247,7 @@ def union(sets: Iterable[TileSet]) -> TileSet:
 
 
 def whole_tiles(pixels: int) -> int:
-    """Rounded up to whole tiles."""
+    """A number of pixels rounded up to whole tiles."""
     return -(-pixels // TILE) * TILE
 
 

@@ -1,4 +1,4 @@
-"""What a layer's output reads of its input, and how active tiles grow through it."""
+"""Windows: the input pixels that an output pixel reads, and the growth of active tiles through them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tiles import TileSet, whole_tiles
 
 @dataclass(frozen=True)
 class Window:
-    """Which pixels of its input a layer's output pixel reads, the same along rows (`top`) and columns (`left`).
+    """The input pixels that a layer's output pixel reads, alike along rows (`top`) and columns (`left`).
 
     Output row o reads, for tap t in 0 … kernel - 1, row r = o * stride + t - top of the input *as it is read*;
     that row lies in the canvas at r * step // upsample (`step` > 1: read nearest-downsampled).
@@ -51,9 +51,9 @@ class Read:
 
 
 def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size: int) -> tuple[Host, int]:
-    """Along one axis, rows say: which output rows (< `size`) read a True one of `box`, whose rows start at `begin`.
+    """Along one axis (here rows): the output rows below `size` that read a True row of `box`, which starts at `begin`.
 
-    Whole tiles again, and where they start.
+    Returns a box of whole tiles, and the row at which it starts.
     """
     # row r, as it is read, lies in the canvas at r * step // upsample: the first and last that lie in the box,
     low = -(-begin * window.upsample // window.step)
@@ -63,7 +63,7 @@ def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size
     stop = min(size, (high + before) // window.stride + 1)
     if high < low or stop <= start:
         return np.zeros((0, 0, 0), bool), start
-    # all rows that those outputs read; False outside the box
+    # all rows that these outputs read; False outside the box
     top = start * window.stride - before
     shape = list(box.shape)
     shape[axis] = (stop - 1 - start) * window.stride + window.kernel
@@ -80,7 +80,7 @@ def _readers(box: Host, axis: int, begin: int, window: Window, before: int, size
 
 
 def _lines(axis: int, start: int, stop: int, step: int = 1) -> tuple[slice, ...]:
-    """Index of some lines of an axis, all of the others before it."""
+    """The index of some lines of an axis, and of all lines of the axes before it."""
     return (*(slice(None),) * axis, slice(start, stop, step))
 
 
@@ -99,7 +99,7 @@ def grow(changed: TileSet, window: Window, height: int, width: int) -> TileSet:
 
 @lru_cache(maxsize=256)
 def _read_along(window: Window, before: int, size: int, outputs: int) -> Host:
-    """Along one axis, float32 `[tiles of size, tiles of outputs]`: 1 where an output tile reads of an input tile."""
+    """Along one axis, float32 `[tiles of size, tiles of outputs]`: 1 where an output tile reads from an input tile."""
     first = np.arange(0, outputs, TILE)
     last = np.minimum(first + TILE, outputs) - 1
     low, high = first * window.stride - before, last * window.stride + window.kernel - 1 - before
@@ -111,7 +111,7 @@ def _read_along(window: Window, before: int, size: int, outputs: int) -> Host:
 def read_by(active: TileSet, window: Window, height: int, width: int) -> Host:
     """The tiles, bool `[N, rows, columns]`, of an input of `height` × `width` that the `active` output tiles read.
 
-    `grow` the other way, by whole tiles; tiles between those that are read may be among them.
+    The inverse of `grow`, by whole tiles; tiles that lie between two read tiles may be included.
     """
     samples, rows, columns = active.held.shape
     n, row, column = active.first

@@ -1,1 +1,1 @@
-"""Instruments: what a model and an edit cost, without running them."""
+"""Tools: the cost of a model and of an edit, without running them."""

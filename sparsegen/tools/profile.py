@@ -1,4 +1,4 @@
-"""What a run would cost: a model, an input's size and a mask come in, tiles and MACs come out; nothing is computed."""
+"""The cost of a run without the run: a model, an input's size and a mask come in, tiles and MACs come out."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def profile(
     """The cost of a dense run (`mask` None) or of an edit of `mask` (bool `[H, W]` or `[N, H, W]`).
 
     `image` only gives the size, and the model needs no weights. Every time in the result is 0. Which tiles stop
-    spreading under `adaptive` depends on the values: its cost here is the most that it can be, that of `exact`. Both
-    are counted as on a backend without Winograd's transforms, where tiles do not spread as a whole.
+    spreading under `adaptive` depends on the values: its cost here is the upper bound, the cost of `exact`. Both are
+    counted as on a backend without Winograd's transforms, where tiles do not spread as a whole.
 
     Raises
     ------
     InputError, ShapeError
+        The image, a condition, the mask or the policy does not fit.
     """
     inputs = model.encode(image, **conditions)
     difference = np.ones(inputs.shape, bool) if mask is None else check_mask(mask, inputs.shape)

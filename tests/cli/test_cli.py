@@ -230,7 +230,7 @@ MISTAKES = {
     "a folder as output": (f"{TINY} --edited b.png -o .", "folder"),
     "a mask of another size": (
         f"{TINY} --edited b.png --mask wide.png -o o.png",
-        "wide.png: 32×96, but a.png is 32×64",
+        "wide.png: 32×96, expected 32×64 (height × width) like a.png",
     ),
     "a seed without a latent": (f"{TINY} --edited b.png --seed 3 -o o.png", "latent"),
     "instances without edges": (f"{TINY} --edited b.png --instances a.png -o o.png", "edge"),

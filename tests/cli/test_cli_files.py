@@ -357,7 +357,7 @@ MISTAKES = {
     ),
     "an edited map of another size": (
         f"{WIDE} --edited small.png --resize auto",
-        "small.png: 32×64, but lake.png is",
+        "small.png: 32×64, expected 50×90 (height × width) like lake.png",
     ),
     "a label that is none": (
         f"{MAPS} --edited strange.png",
@@ -389,7 +389,7 @@ MISTAKES = {
     ),
     "an instance map of another size": (
         "--model edges.safetensors --original small.png --edited fit.png --instances house.png",
-        "house.png: 50×90, but small.png is 32×64",
+        "house.png: 50×90, expected 32×64 (height × width) like small.png",
     ),
     "an empty mask": (f"{SQUARE} --mask faint.png", "faint.png: the mask is empty"),
     "a transparent mask": (f"{SQUARE} --mask clear.png", "clear.png: the mask is transparent everywhere"),

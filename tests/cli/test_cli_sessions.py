@@ -181,7 +181,7 @@ def test_a_session_keeps_the_label_of_unknown_pixels(files, capsys):
         (["--set", "eps=0.1"], "--set: kept.session has its model already; omit it"),
         (["--count", "2"], "--count: each variation is a session; omit --session"),
         (["--instances", "labels.png"], "--instances: not for this model"),
-        (["--undo", "much"], "'much' is no amount of memory"),
+        (["--undo", "much"], "'much' is not an amount of memory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

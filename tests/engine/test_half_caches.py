@@ -235,7 +235,7 @@ def test_a_file_of_float16_says_so(tmp_path, image):
     for state in pipeline._states:
         state.memory.storage = "float32"
     pipeline.save(tmp_path / "lies")
-    with pytest.raises(SessionError, match="other types than those of its model"):
+    with pytest.raises(SessionError, match="the types of its canvases are not those of its model"):
         SDEdit.load(tmp_path / "lies", backend="reference")
 
 

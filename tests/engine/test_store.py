@@ -83,7 +83,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
     ],
 )
 def test_what_is_no_size_is_said(text):
-    with pytest.raises(InputError, match="no amount of memory; write 4GB"):
+    with pytest.raises(InputError, match="not an amount of memory; write 4GB"):
         parse_size(text)
 
 
@@ -100,12 +100,12 @@ def test_a_folder_that_cannot_serve_is_said_before_anything_is_computed(tmp_path
     script.touch(mode=0o777)
     for folder in (tmp_path / "missing", script):
         for budget in (None, 0):
-            with pytest.raises(InputError, match=f"{folder.name}: no folder that can be written to"):
+            with pytest.raises(InputError, match=f"{folder.name}: not a writable folder"):
                 Store(budget, folder)
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     if not os.access(locked, os.W_OK):  # root may write anywhere
-        with pytest.raises(InputError, match="no folder"):
+        with pytest.raises(InputError, match="not a writable folder"):
             Store(0, locked)
 
 
@@ -261,7 +261,9 @@ def test_a_full_disk_is_one_clear_error_and_touches_nothing(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(SessionError, match=rf"{tmp_path.name}: no room for .* MB more .*No space left"):
+    with pytest.raises(
+        SessionError, match=rf"{tmp_path.name}: no room for another .* MB of caches .*No space left"
+    ):
         store.allocate((PAGE,))
     assert store.file_bytes == 16 * PAGE and (kept == 3).all()
     monkeypatch.undo()

@@ -163,5 +163,7 @@ def test_a_frame_crops_and_resizes_a_mask(tmp_path):
         read_mask(
             save(tmp_path / "corner.png", np.roll(grey(255, 0), -2, 0)), frame=Frame((10, 14), (2, 2), (4, 4))
         )
-    with pytest.raises(ShapeError, match=r"mask.png: 10×14, but the original is 10×15"):
+    with pytest.raises(
+        ShapeError, match=r"mask.png: 10×14, expected 10×15 \(height × width\) like the original"
+    ):
         read_mask(path, frame=Frame((10, 15), (10, 10), (4, 4)))

@@ -86,7 +86,7 @@ def test_keys_that_are_no_paths_are_refused(keys):
 
 
 def test_a_parameter_in_a_container_is_refused():
-    with pytest.raises(TypeError, match=r"Held\.held: a parameter in a container has no path; give it"):
+    with pytest.raises(TypeError, match=r"Held\.held: a parameter in a container has no path; make it"):
         Held([Parameter(2, 3)])
 
 

@@ -75,7 +75,7 @@ def test_each_picture_of_a_batch_is_that_of_its_seed(backend, way):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"which size the model was trained on; give size=\(height, width\)"),
+        ({}, r"record the size that the model was trained on; give size=\(height, width\)"),
         ({"size": SIZE, "count": 0}, "count is 0, expected a whole number of images, 1 or more"),
         ({"size": SIZE, "count": 2, "seed": [1]}, "there are 1 seeds for 2 images; expected one for each"),
         ({"size": SIZE, "steps": 2000}, "steps is 2000, expected a whole number from 1 to 1000"),

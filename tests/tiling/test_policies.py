@@ -107,7 +107,7 @@ def test_below_the_sparse_levels_edited_samples_are_whole_and_others_untouched()
 def test_paper_says_which_sizes_it_has_masks_for() -> None:
     plan = Paper().plan(difference(size=(32, 64)))
     with pytest.raises(
-        ShapeError, match=r"no mask for a layer that reads 12×12; the input halves to 32×64, 16×32"
+        ShapeError, match=r"a layer reads 12×12, expected a halving of the input: 32×64, 16×32"
     ):
         plan.active([Read(TileSet.full(1, 12, 12), THREE)], (1, 12, 12))
 
@@ -129,7 +129,7 @@ def test_policies_by_name() -> None:
     assert get_policy("adaptive(0.02)", paper=family) == Adaptive(0.02)
     assert get_policy("adaptive(1e-3)", paper=family) == Adaptive(0.001)
     for unknown in ("precise", "adaptive 0.02", "adaptive(", "ADAPTIVE(1)", "xadaptive(1)"):
-        with pytest.raises(InputError, match=r"is unknown; choose one of paper, exact, adaptive\(TAU\)$"):
+        with pytest.raises(InputError, match=r"^unknown policy .*; known: paper, exact, adaptive\(TAU\)$"):
             get_policy(unknown, paper=family)
     for wrong in ("adaptive", "adaptive()", "adaptive(-1)", "adaptive(nan)", "adaptive(inf)", "adaptive(x)"):
         with pytest.raises(InputError, match=r"in brackets, such as adaptive\(0\.02\)$"):
