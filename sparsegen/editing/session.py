@@ -40,8 +40,8 @@ from .state import State
 class _Shown:
     """Host copies of a base's inputs and images at one place of its history, never written into."""
 
-    inputs: dict[str, Host]
-    """By name, as `Model.encode` returns them."""
+    inputs: dict[str, Host] | None
+    """By name, as `Model.encode` returns them; None: nobody has needed them since an undo or redo."""
     images: Host
 
 
@@ -197,8 +197,9 @@ class Session(Door):
             start = time.perf_counter()
             base, shown = self._ready()
             chosen = get_policy(policy, paper=self.model.paper)
-            inputs = self._encode(shown.inputs, edited, conditions)
-            difference = difference_mask(shown.inputs, inputs, eps=self.model.eps)
+            before_inputs = self._inputs(shown)
+            inputs = self._encode(before_inputs, edited, conditions)
+            difference = difference_mask(before_inputs, inputs, eps=self.model.eps)
             ignored = 0
             if mask is not None:
                 given = check_mask(mask, difference.shape)
@@ -221,12 +222,13 @@ class Session(Door):
                     )
                     records = run.records
                 output = self._state.output()
+                images = self._images_after(shown, output, active)
                 left = TileSet.empty(*changed.shape) if chosen.exact else union([stale, changed])
                 before = replace(base.history, going=None)
                 after = replace(
                     before,
                     stale=left,
-                    shown=self._shown_after(shown, dict.fromkeys(inputs, changed), output, active),
+                    shown=_Shown(self._inputs_after(before_inputs, changed), images),
                     edits=(*before.edits, Edit(journals, stale)),
                     undone=(),
                 ).within(undo_limit(self._undo, base.nbytes))
@@ -237,17 +239,11 @@ class Session(Door):
             return result
 
     def _exchanged(self, base: Base, before: _Shown, start: float, edit: Edit) -> Result:
-        saved = {path: edit.journals[0].saved_tiles(path).host for path in edit.journals[0].paths}
-        nothing = np.zeros((0, 3), np.int32)
-
-        def tiles(path: str) -> TileSet:
-            shape = self.memory.canvases[path].shape
-            return TileSet.of_tiles(shape[:3], saved.get(path, nothing))
-
-        active = tiles(self._state.output_path)
-        inputs = {name: tiles(path) for name, path in self.memory.inputs.items()}
-        output = self._state.output()
-        base.show(self._shown_after(before, inputs, output, active))
+        output, journal, path = self._state.output(), edit.journals[0], self._state.output_path
+        active = TileSet.empty(*output.shape[:3])
+        if path in journal.paths:
+            active = TileSet.of_tiles(active.shape, journal.saved_tiles(path).host)
+        base.show(_Shown(None, self._images_after(before, output, active)))
         return self._result(base, base.history, output, start, active)
 
     @property
@@ -312,8 +308,7 @@ class Session(Door):
             raise SessionError("no base to edit: call run(original) first")
         shown = base.settle().shown
         if shown is None:
-            inputs = {name: self.memory.whole(canvas) for name, canvas in self._state.inputs.items()}
-            shown = _Shown(inputs, self.model.images(self._state.output()))
+            shown = _Shown(None, self.model.images(self._state.output()))
             base.show(shown)
         return base, shown
 
@@ -334,20 +329,28 @@ class Session(Door):
                 )
         return inputs.canvases
 
-    def _shown_after(
-        self, shown: _Shown, inputs: dict[str, TileSet], output: Host, active: TileSet
-    ) -> _Shown:
-        """Host copies after a change of some tiles of the inputs and of the output, which is now `output`."""
-        kept = dict(shown.inputs)
-        for name, changed in inputs.items():
-            if changed.count:
-                kept[name] = np.array(kept[name])
-                scatter_tiles(kept[name], changed.tiles, self._state.input_tiles(name, changed.tiles))
+    def _inputs(self, shown: _Shown) -> dict[str, Host]:
+        """Host copies of the inputs as they are."""
+        if shown.inputs is not None:
+            return shown.inputs
+        return {name: self.memory.whole(canvas) for name, canvas in self._state.inputs.items()}
+
+    def _inputs_after(self, inputs: dict[str, Host], changed: TileSet) -> dict[str, Host]:
+        """Host copies of the inputs after an edit of some tiles."""
+        if not changed.count:
+            return inputs
+        after = {name: np.array(array) for name, array in inputs.items()}
+        for name, array in after.items():
+            scatter_tiles(array, changed.tiles, self._state.input_tiles(name, changed.tiles))
+        return after
+
+    def _images_after(self, shown: _Shown, output: Host, active: TileSet) -> Host:
+        """The images after some tiles of the output, which is now `output`, have changed."""
         if not active.count:
-            return _Shown(kept, shown.images)
+            return shown.images
         images = np.array(shown.images)
         images[active.place] = self.model.images(output[active.place])
-        return _Shown(kept, images)
+        return images
 
     def _result(
         self,

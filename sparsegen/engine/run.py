@@ -166,9 +166,10 @@ class Run:
         moved = backend.largest_change(array, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
         mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        tiles = Tiles(active.tiles.host[mixed])
-        backend.merge_tiles(array, tiles, old[mixed], ~new_pixels[mixed])
-        self.memory.commit(canvas, tiles, self.finite)
+        if len(mixed):
+            tiles = Tiles(active.tiles.host[mixed])
+            backend.merge_tiles(array, tiles, old[mixed], ~new_pixels[mixed])
+            self.memory.commit(canvas, tiles, self.finite)
         return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
 
     # -- the record --------------------------------------------------------------------------------------
