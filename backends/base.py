@@ -225,18 +225,19 @@ class PortableBackend(Backend):
             found = self.download(read[inside]).reshape(-1, window_set.storage.shape[1])
             of_pixels = np.empty((len(found), 1), np.int32)
             for pixel, window in enumerate(found):
-                code = window_set.index.setdefault(window.tobytes(), len(window_set))
-                if code == len(window_set):  # its first occurrence
+                key = window.tobytes()
+                code = window_set.index.get(key)
+                if code is None:  # its first occurrence
+                    code = len(window_set)
                     window_set.reserve(code + 1)
                     window_set.storage[code] = window
                     window_set.count += 1
+                    window_set.index[key] = code
                 of_pixels[pixel] = code
             codes[pixels] = self.upload(of_pixels)
 
     def forget_windows(self, window_set: WindowSet, count: int) -> None:
-        for window in window_set.windows[count:]:
-            if window_set.index is not None:
-                del window_set.index[window.tobytes()]
+        window_set.index = None  # made again when it is needed: an interrupt leaves no window half forgotten
         window_set.count[0] = min(len(window_set), count)
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
@@ -405,6 +406,8 @@ class HostBackend(PortableBackend):
     """A portable backend whose arrays are NumPy's, in main memory."""
 
     xp: ClassVar[Any] = np
+
+    in_main_memory = True
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return np.zeros(tuple(shape), dtype)

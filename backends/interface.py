@@ -245,6 +245,8 @@ class Backend(ABC):
     name: str = ""
     codebooks: bool = False
     """Whether sessions keep codebooks: values that depend on labels alone, computed once per distinct window."""
+    in_main_memory: ClassVar[bool] = False
+    """Whether its arrays are NumPy's: then it computes in any array of main memory, also in a mapped file's."""
     takes_threads: ClassVar[bool] = False
     """Whether the constructor takes `threads`, the most that compute at once; None or omitted: the backend chooses."""
     options: ClassVar[tuple[str, ...]] = ()
@@ -258,7 +260,7 @@ class Backend(ABC):
 
     @abstractmethod
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """A contiguous array of zeros; dtype "float32" or "int32"."""
+        """A contiguous array of zeros; dtype "float32", "int32" or "float16" (of a canvas that is kept so)."""
 
     @abstractmethod
     def upload(self, host: Host) -> Array:

@@ -126,8 +126,10 @@ class Base:
         self.history = replace(before, going=(journals, before))
         try:
             yield journals
-        finally:
+        except BaseException:
             completed(self._arrive)
+            raise
+        self.settle()
 
     def commit(self, after: History) -> None:
         """End an edit: `after` is where the states stand."""

@@ -35,6 +35,8 @@ from .history import Base, Edit, History, undo_limit
 from .session_file import Notes
 from .state import State
 
+_NO_BASE = "no base to edit: call run(original) first"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Shown:
@@ -88,7 +90,7 @@ class Session(Door):
         self.model = checked_model(model, "Session needs a model")
         self._undo = parse_size(undo)
         engine = get_backend(backend)
-        allocator: Allocator = BackendAllocator(engine) if store is None else store
+        allocator: Allocator = BackendAllocator(engine) if store is None else store.checked(engine)
         self._state = State(self.model, engine, allocator=allocator, storage=storage)
         self.notes: Notes = {}
         """Text and arrays that `save` keeps for the user, by name."""
@@ -107,7 +109,7 @@ class Session(Door):
         base = self._base
         if base is None:
             return "\n".join([*lines, "  nothing has run yet: call run(original)>"])
-        n, height, width, _ = self._state.output_shape
+        n, height, width = base.history.stale.shape
         lines.append(f"  {n} of {height}×{width}, canvases {megabytes(base.nbytes)}")
         history = base.history
         undoing = f"{counted(len(history.edits), 'edit')} to undo, {len(history.undone)} to redo"
@@ -272,8 +274,9 @@ class Session(Door):
             Nothing has run yet; the file could not be written; the caller is a callback of this session.
         """
         with self._turn.change("save"):
-            base, _ = self._ready()
-            session_file.save(path, {"": self._state}, base.history, notes=self.notes)
+            if self._base is None:
+                raise SessionError(_NO_BASE)
+            session_file.save(path, {"": self._state}, self._base.settle(), notes=self.notes)
 
     @classmethod
     def load(
@@ -305,7 +308,7 @@ class Session(Door):
         """The base, once any interrupted change is completed, and host copies of it."""
         base = self._base
         if base is None:
-            raise SessionError("no base to edit: call run(original) first")
+            raise SessionError(_NO_BASE)
         shown = base.settle().shown
         if shown is None:
             shown = _Shown(None, self.model.images(self._state.output()))

@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsegen.backends.interface import TILE, Host
 
+from ..checks import is_whole
 from ..engine.journal import Journal
 from ..engine.memory import Memory
 from ..errors import SessionError
@@ -41,7 +42,7 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
         A name, shape, type, label or code does not fit: a kernel could read or write outside its arrays.
     """
     memory, expected = state.memory, _expected(path, state)
-    if not isinstance(edits, int) or isinstance(edits, bool) or not 0 <= edits <= len(journals):
+    if not is_whole(edits) or not 0 <= edits <= len(journals):
         raise SessionError(f"{path}: {edits!r} edits can be undone, expected 0 to {len(journals)}")
     shapes = {key: tuple(canvas.shape) for key, canvas in expected.canvases.items()}
     found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}

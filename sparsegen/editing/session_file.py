@@ -139,10 +139,12 @@ class Digest:
         self._digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
 
     def add(self, name: str, value: Host) -> None:
+        """Take in one array."""
         self._digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
         self._digest.update(np.ascontiguousarray(value).data if value.size else b"")
 
     def text(self) -> str:
+        """The digest so far, in hexadecimal digits."""
         return self._digest.hexdigest()
 
 

@@ -100,6 +100,7 @@ class State:
             for codebook in memory.codebooks.values():
                 codebook.clear()
         self.memory, self.conditions = memory, inputs.conditions
+        del before  # its canvases are gone before others are painted
         memory.take_inputs({name: backend.upload(array) for name, array in inputs.canvases.items()})
         run = Run(memory, Everything(), on_layer=on_layer)
         output = self._forward(run, TileSet.full(*inputs.shape))

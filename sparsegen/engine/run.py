@@ -126,7 +126,7 @@ class Run:
             self.finite.layer(path, canvas.array, active.tiles)
             self.memory.commit(canvas, active.tiles, self.finite)
             if self.journal is not None and self.plan.tau is not None and not transient:
-                changed = self._settle(canvas, active, self.journal, self.plan.tau)
+                changed = self._hold_back(canvas, active, self.journal, self.plan.tau)
         elapsed = self.elapsed(start)
         if inner is not None:
             self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds)
@@ -153,7 +153,7 @@ class Run:
         whole = self._full_sets[active.shape]
         return active if active.count == whole.count else whole
 
-    def _settle(self, canvas: Canvas, active: TileSet, journal: Journal, tau: float) -> TileSet:
+    def _hold_back(self, canvas: Canvas, active: TileSet, journal: Journal, tau: float) -> TileSet:
         """The active tiles that moved by more than `tau`; all other values are restored from the journal.
 
         Restored are the tiles that moved less, and in all tiles the pixels that no changed pixel reaches: recomputed,

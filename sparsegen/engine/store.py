@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Host
+from sparsegen.backends.interface import TILE, Array, Backend, Host
 
 from ..checks import is_whole
 from ..errors import InputError, SessionError
@@ -207,6 +207,15 @@ class Store(NotCopied, Allocator):
         with self._lock:
             return dict(self._shared)
 
+    def checked(self, backend: Backend) -> Store:
+        """This store, if `backend` can compute in its arrays. Raises InputError."""
+        if not backend.in_main_memory:
+            raise InputError(
+                f"backend {backend.name!r} has arrays of its own, expected one that computes in main memory, as numba "
+                "and reference do: choose one of these"
+            )
+        return self
+
     def keep(self, host: Host) -> Array:
         kept = self.allocate(host.shape, dtype=str(host.dtype))
         kept[...] = host
@@ -220,7 +229,7 @@ class Store(NotCopied, Allocator):
             return None
         return self.allocate((count, TILE, TILE, canvas.shape[3]), dtype=str(canvas.dtype))
 
-    def settle(self) -> None:
+    def drop_pages(self) -> None:
         """Drop the pages of files from the process's memory; the next access maps them again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             with self._lock:

@@ -218,7 +218,7 @@ def checked_diffusion(model: Any, needed: str, otherwise: str = "") -> Diffusion
     """
     diffusion = checked_model(model, needed).diffusion
     if diffusion is None:
-        raise InputError(f"{needed}, {model.family!r} is none" + f"; {otherwise}" * bool(otherwise))
+        raise InputError(f"{needed}, not one of family {model.family!r}" + f"; {otherwise}" * bool(otherwise))
     return diffusion
 
 

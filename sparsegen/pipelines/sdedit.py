@@ -116,7 +116,7 @@ class SDEdit(Door):
         self._denoising = Denoising(model, self.settings, self._states)
         self.times = self._denoising.times
         self.backend = get_backend(backend)
-        self.store = Store(ram, folder)
+        self.store = Store(ram, folder).checked(self.backend)
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
@@ -183,14 +183,16 @@ class SDEdit(Door):
         with self._turn.change("run"):
             start = time.perf_counter()
             image = self._encode(original)
-            if self._base is None or _image(self._base.history).shape != image.shape:
+            new_size = self._base is None or _image(self._base.history).shape != image.shape
+            if new_size:
                 each, shared = self._blocks(image)
                 self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
-                self._states.clear()
             image.flags.writeable = False  # callbacks get this array, and the history keeps it
             stale = TileSet.empty(*image.shape[:3])
-            self._running, self._base = True, Base([], History(stale, image))
             try:
+                self._running, self._base = True, Base([], History(stale, image))
+                if new_size:
+                    self._states.clear()
                 records = self._paint(image, on_step)
             except BaseException:
                 self._base = None
@@ -210,7 +212,7 @@ class SDEdit(Door):
             inputs = self.model.encode(x, **condition)
             run, _ = self._states[i].paint(inputs.canvases, inputs.conditions)
             records += run.records
-            self.store.settle()
+            self.store.drop_pages()
             if on_step is not None:
                 on_step(step)
         return records
@@ -268,7 +270,7 @@ class SDEdit(Door):
                             {"x": x}, region, plan, journal=journals[i], spread=spread
                         )
                         records.extend(run.records)
-                        self.store.settle()
+                        self.store.drop_pages()
                         return self._states[i].output_tiles(region.tiles)
 
                     painted = self._denoising.edited(image, before, region, compute, on_step)

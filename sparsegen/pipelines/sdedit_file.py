@@ -19,6 +19,7 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.weights import read_checkpoint
 
+from ..checks import is_whole
 from ..diffusion.settings import Settings
 from ..editing import session_file
 from ..editing.history import Edit, History
@@ -138,7 +139,7 @@ def _with_images(history: History, ran: list[bool], images: list[Host], edits: A
     ValueError
         The numbers of edits do not agree.
     """
-    if not isinstance(edits, int) or not 0 <= edits <= len(ran):
+    if not is_whole(edits) or not 0 <= edits <= len(ran):
         raise ValueError(f"{edits} edits can be undone, expected 0 to {len(ran)}")
     counts = sum(map(bool, ran[:edits])), sum(map(bool, ran[edits:]))
     if counts != (len(history.edits), len(history.undone)):

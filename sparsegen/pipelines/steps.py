@@ -113,10 +113,12 @@ class Denoising:
         self.model, self.settings, self.states = model, settings, states
         self.times = settings.times()
         self.schedule = settings.noise_schedule()
+        self._noise: Host | None = None
+        """The noise that every trajectory of the last image's size starts from."""
 
     def noised(self, image: Host) -> Iterator[tuple[int, dict[str, Any], Host, Step]]:
         """For each step: its number, its condition, the noised image `[N, H, W, C]`, and the step for callbacks."""
-        noise = samplers.noise(self.settings.seed, START, image.shape)
+        noise = self._start_noise(image.shape)
         ends: list[float | None] = [*self.times[1:], None]
         for i, (now, after) in enumerate(zip(self.times, ends, strict=True)):
             x = self.schedule.noised(image, noise, now)
@@ -140,8 +142,9 @@ class Denoising:
         """
         tiles, pixels, seed = region.tiles, region.pixels[..., None], self.settings.seed
 
-        def noise(i: int) -> Host:
-            return gather_tiles(samplers.noise(seed, i, before.shape), tiles)
+        def noise(i: int) -> Host:  # of the whole image, since a generator gives it in order
+            whole = self._start_noise(before.shape) if i == START else samplers.noise(seed, i, before.shape)
+            return gather_tiles(whole, tiles)
 
         x = self.schedule.noised(gather_tiles(image, tiles), noise(START), self.times[0])
         np.copyto(x, self.states[0].input_tiles("x", tiles), where=~pixels)
@@ -159,6 +162,11 @@ class Denoising:
                 preview.flags.writeable = False
                 on_step(dataclasses.replace(step, x=image, x0=preview))
         return _with(before, tiles, x)
+
+    def _start_noise(self, shape: tuple[int, ...]) -> Host:
+        if self._noise is None or self._noise.shape != shape:
+            self._noise = samplers.noise(self.settings.seed, START, shape)
+        return self._noise
 
     def input(self, i: int, tiles: Tiles, values: Host) -> Host:
         """The noisy image `[N, H, W, C]` that step i reads, with other values in some tiles."""

@@ -131,7 +131,7 @@ def test_the_budget_is_kept_and_the_rest_goes_into_files(tmp_path):
     arrays = [filled(store, pages, pages) for pages in (3, 3, 3, 3, 1, 30)]
     assert store.ram_bytes == 10 * PAGE  # the last page went to the fifth
     assert store.file_bytes == 16 * PAGE + 30 * PAGE  # the sixth is larger than a file
-    store.settle()
+    store.drop_pages()
     for array in arrays:
         assert (array == len(array)).all()
     assert list(tmp_path.iterdir()) == []  # the files have no name
@@ -141,7 +141,7 @@ def test_without_a_budget_no_file_is_made(tmp_path):
     store = Store(None, tmp_path)
     arrays = [filled(store, 100, i) for i in range(5)]
     assert store.ram_bytes == 500 * PAGE and store.file_bytes == 0
-    store.settle()
+    store.drop_pages()
     assert [array[0, 0] for array in arrays] == [0, 1, 2, 3, 4]
 
 
@@ -218,7 +218,7 @@ def test_arrays_outlive_their_store(tmp_path, budget):
     store.close()
     with pytest.raises(SessionError, match="closed"):
         store.allocate((1,))
-    store.settle()
+    store.drop_pages()
     store.close()
     del store
     gc.collect()
@@ -239,7 +239,7 @@ def test_threads_may_share_a_store(tmp_path):
                 if not (array == value).all():
                     wrong.append((seed, value))
             if i % 20 == 0:
-                store.settle()
+                store.drop_pages()
                 store.check_room([PAGE])
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
@@ -327,7 +327,7 @@ from sparsegen.engine.store import Store
 store = Store(0, sys.argv[1])
 array = store.allocate((1 << 20,))
 array[...] = 1
-store.settle()
+store.drop_pages()
 print(len(os.listdir(sys.argv[1])), store.file_bytes > 0, flush=True)
 if sys.argv[2] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)

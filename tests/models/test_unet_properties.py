@@ -299,7 +299,7 @@ def test_a_store_changes_no_bit(backend, tmp_path, family, budget):
         mask = np.ones(x.shape[1:3], bool) if i == 1 else None  # canvases that are set aside, too
         for session in (plain, stored):
             session.edit(x, policy=SPARSE, mask=mask)
-        store.settle()
+        store.drop_pages()
         assert_same(values(stored), values(plain))
     for _ in range(3):
         assert np.array_equal(plain.undo().output, stored.undo().output)
