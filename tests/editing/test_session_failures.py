@@ -165,7 +165,7 @@ MISTAKES = {
     "a label too large": (bad(LABELS + 4), InputError, "label 4 at row 0, column 0"),
     "a negative label": (bad(LABELS.astype(int) - 1), InputError, "labels 0 to 3"),
     "a mask of another size": (bad(LABELS, mask=np.zeros((3, 3), bool)), ShapeError, "mask"),
-    "a mask of other values": (bad(LABELS, mask=LABELS + 7), InputError, "other values"),
+    "a mask of other values": (bad(LABELS, mask=LABELS + 7), InputError, "values other than 0 and 1"),
     "an unknown policy": (bad(LABELS, policy="magic"), InputError, "paper, exact"),
     "an unknown condition": (bad(LABELS, prompt="a lake"), InputError, "prompt"),
     "instances without edges": (bad(LABELS, instances=LABELS), InputError, "no edge channel"),
