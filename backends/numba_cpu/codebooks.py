@@ -1,4 +1,4 @@
-"""Codebooks: windows of an index canvas come in; their numbers, and a table row for each distinct window, come out.
+"""Codebooks: windows of an index canvas come in; their codes, and a table row for each distinct window, come out.
 
 A hash table gives every distinct window the next free number. A convolution is then computed once for each number, not
 for each pixel.
@@ -84,10 +84,10 @@ def forget(keys: Any, count: Any, slots: Any, until: int) -> None:
 def number(
     tiles: Any, start: int, indices: Any, side: int, step: int, keys: Any, count: Any, slots: Any, codes: Any
 ) -> int:
-    """Number the windows of tiles from `start` on; returns the first tile not done (the book must grow), or all.
+    """Number the windows of tiles from `start` on; returns the first tile not done (the window set must grow), or all.
 
     A window is `side`² pixels of `indices` `[N, h, w, P]`, `step` apart, -1 outside; `codes` is `[N, H, W, 1]`. A
-    book with room for a tile's windows takes the whole tile. The row after the last key serves as scratch.
+    window set with room for a tile's windows takes the whole tile. The row after the last key serves as scratch.
     """
     height, width, planes = indices.shape[1:]
     flat = indices.reshape(-1)

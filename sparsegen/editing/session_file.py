@@ -251,19 +251,19 @@ def _parts(state: State, steps: Sequence[_Share], stale: TileSet) -> dict[str, C
 def _journal_tables(state: State, steps: Sequence[_Share]) -> dict[str, Host]:
     """All journals end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
-    book_number = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
-    table, tiles, books, windows = [], [], [], []
+    place = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
+    table, tiles, codebooks, windows = [], [], [], []
     for i, step in enumerate(steps):
         for key in step.journal.paths:
             kept = step.journal.saved_tiles(key)
             table.append((i, number[key], len(kept)))
             tiles.append(kept.host)
         for key, (count, keys) in step.journal.windows.items():
-            books.append((i, book_number[key], count, len(keys)))
+            codebooks.append((i, place[key], count, len(keys)))
             windows.append(keys.reshape(-1))
     return {
         "steps.table": np.array(table, np.int32).reshape(-1, 3),
-        "steps.books": np.array(books, np.int32).reshape(-1, 4),
+        "steps.books": np.array(codebooks, np.int32).reshape(-1, 4),
         "steps.windows": np.concatenate([np.zeros(0, np.int32), *windows]),
         "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
     }
@@ -383,13 +383,13 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
             )
         steps[i].journal.add(key, Tiles(tiles), values)
         tile, word = tile + count, word + size
-    books, at = sorted(memory.codebooks), 0
-    for i, book, count, follow in tensors["steps.books"].tolist():
-        codebook = memory.codebooks[books[book]]
+    paths, at = sorted(memory.codebooks), 0
+    for i, number, count, follow in tensors["steps.books"].tolist():
+        codebook = memory.codebooks[paths[number]]
         width = codebook.window_set.storage.shape[1]
         windows = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
         if count < 0 or windows.dtype != np.int32:
-            raise ValueError(f"a journal goes back to {count} windows of {books[book]}")
-        steps[i].journal.add_windows(books[book], count, windows)
+            raise ValueError(f"a journal goes back to {count} windows of {paths[number]}")
+        steps[i].journal.add_windows(paths[number], count, windows)
         at += follow * width
     return steps, stale

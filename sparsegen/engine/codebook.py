@@ -1,9 +1,9 @@
 """Codebooks: activations that depend on a window of labels alone, computed once for each distinct window.
 
 A convolution of a label map, and a convolution of its output, have few distinct values: one for each distinct window of
-labels, a tenth of the pixels of a street scene. So the distinct windows are numbered (a *window set*), a canvas holds
-each pixel's number (its *code*), and a layer's values are the rows of a *table*, one for each number. A layer that
-reads the feature looks the rows up. An edit computes rows only for windows that are new.
+labels, a tenth of the pixels of a street scene. So a *window set* holds the distinct windows, a canvas the *code* of
+each pixel (its window's place in the set), and a layer's values are the rows of a *table*, one for each code. A layer
+that reads the feature looks the rows up. An edit computes rows only for windows that are new.
 """
 
 from __future__ import annotations
