@@ -17,7 +17,7 @@ demo: .venv/runtime.stamp ## edit a built-in label map and a built-in image; pri
 	$(BIN)/sparsegen demo --output demo.png
 	$(BIN)/sparsegen demo --model landscape-ddpm --output demo-ddpm.png
 
-quick: .venv/test.stamp ## a minute of tests (AREAS), numba backend only, none that need PyTorch or are marked slow
+quick: .venv/test.stamp ## about a minute of tests (AREAS), numba backend only, none that need PyTorch or are marked slow
 	$(BIN)/python -m pytest -q -m "not torch and not slow" -k "not reference" $(QUICK:%=tests/%)
 
 test: .venv/test.stamp ## all tests (a quarter of an hour on two cores; installs PyTorch to compare with)

@@ -279,6 +279,7 @@ class Audit(Run):
         self.off[path] = np.abs(anew - kept).max() - rounding * np.abs(anew).max()
 
 
+@pytest.mark.slow
 @hypothetically
 @given(networks(norms=("batch", "instance")), seeds, samples, st.sampled_from([0, 0.01, 0.2]))
 def test_after_any_adaptive_edits_no_value_is_further_than_tau_from_what_its_layer_computes(

@@ -58,6 +58,7 @@ def test_what_paper_edits_left_unspread_survives_a_file(session, rng, tmp_path):
     assert np.array_equal(exact.output, Session(session.model).run(edited).output)
 
 
+@pytest.mark.slow
 def test_a_session_of_hundreds_of_edits_is_saved_and_loaded(rng, tmp_path):
     session = Session(random_gaugan())
     labels = random_labels(rng, (32, 32))

@@ -154,6 +154,7 @@ def test_the_budget_is_that_of_the_pages_that_are_taken(tmp_path):
     assert store.ram_bytes == PAGE and store.file_bytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 0, "1MB"])
 def test_a_block_serves_again(tmp_path, budget):
     store = Store(budget, tmp_path)

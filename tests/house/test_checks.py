@@ -137,6 +137,7 @@ def test_the_nearest_sizes_are_those_that_the_network_takes(name):
             assert f"the nearest are {sizes[0][0]}×{sizes[0][1]}" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_no_size_that_fits_lies_nearer():
     """Among all that a model takes, up to twice the size."""
     rng = np.random.default_rng(9)
