@@ -46,4 +46,4 @@ def layout_type(layout: Any) -> Any:
 def remembered(layout: F) -> F:
     """A layout function whose results are cached: every launch needs one, and most need the same."""
     kept: Any = lru_cache(maxsize=1024)(layout)
-    return kept  # type: ignore[no-any-return]
+    return kept  # type: ignore[no-any-return]  # an F, with a cache

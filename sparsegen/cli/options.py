@@ -149,7 +149,7 @@ def with_sampler_options(command: Callable[..., None]) -> Callable[..., None]:
             )
             hint: Any = Annotated[type(first.default) | None, option]
             parameters.append(parameter.replace(name=name, default=None, annotation=hint))
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of any function
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     return called
 

@@ -11,8 +11,10 @@ import numpy as np
 
 from sparsegen.backends.interface import Host
 
+from ..checks import warn
 from ..engine.stats import Stats
 from ..engine.turn import NotCopied, Turn
+from ..tiling.masks import check_mask
 from ..tiling.tiles import TileSet
 from .history import Base, Edit
 
@@ -37,6 +39,25 @@ class Result:
     def __repr__(self) -> str:
         n, height, width = self.images.shape[:3]
         return f"<Result: {n} of {height}×{width}; {self.stats.summary()}>"
+
+
+def within_mask(difference: Host, mask: Any) -> tuple[Host, int]:
+    """The pixels to recompute, bool `[N, H, W]`, and the number of changed ones that a user's mask leaves out.
+
+    `difference` bool `[N, H, W]`: the changed pixels; `mask` None: all of these. A warning names what is left out.
+
+    Raises
+    ------
+    InputError, ShapeError
+        The mask does not fit.
+    """
+    if mask is None:
+        return difference, 0
+    given = check_mask(mask, difference.shape)
+    ignored = int(np.count_nonzero(difference & ~given))
+    if ignored:
+        warn(f"{ignored} changed pixels lie outside the mask and are not applied")
+    return given, ignored
 
 
 class Door(NotCopied):

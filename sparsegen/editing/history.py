@@ -67,6 +67,13 @@ class History:
         """Memory that undoing and redoing takes."""
         return sum(edit.nbytes for edit in (*self.edits, *self.undone))
 
+    def after(
+        self, edit: Edit, *, stale: TileSet, limit: int, image: Host | None = None, shown: Any = None
+    ) -> History:
+        """The place after an edit: it can be undone, older ones as far as `limit` bytes reach, and none redone."""
+        edits = (*self.edits, edit)
+        return History(stale, image, shown, edits, forgotten=self.forgotten).within(limit)
+
     def within(self, limit: int) -> History:
         """The history without its oldest edits, as many as exceed `limit` bytes; a warning names their number."""
         history = self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
-from ..checks import warn
 from ..engine.allocator import Allocator, BackendAllocator
 from ..engine.memory import Memory
 from ..engine.run import OnLayer
@@ -26,11 +25,11 @@ from ..engine.store import Store, parse_size
 from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import Inputs, Model, checked_model
-from ..tiling.masks import check_mask, difference_mask
+from ..tiling.masks import difference_mask
 from ..tiling.policies import Policy, get_policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from . import session_file
-from .door import Door, Result
+from .door import Door, Result, within_mask
 from .history import Base, Edit, History, undo_limit
 from .session_file import Notes
 from .state import State
@@ -202,13 +201,7 @@ class Session(Door):
             before_inputs = self._inputs(shown)
             inputs = self._encode(before_inputs, edited, conditions)
             difference = difference_mask(before_inputs, inputs, eps=self.model.eps)
-            ignored = 0
-            if mask is not None:
-                given = check_mask(mask, difference.shape)
-                ignored = int(np.count_nonzero(difference & ~given))
-                difference = given
-                if ignored:
-                    warn(f"{ignored} changed pixels lie outside the mask and are not applied")
+            difference, ignored = within_mask(difference, mask)
             # an exact edit also spreads the pixels that earlier approximate edits left unspread
             stale = base.history.stale
             changed = TileSet.of_mask(difference)
@@ -226,14 +219,12 @@ class Session(Door):
                 output = self._state.output()
                 images = self._images_after(shown, output, active)
                 left = TileSet.empty(*changed.shape) if chosen.exact else union([stale, changed])
-                before = replace(base.history, going=None)
-                after = replace(
-                    before,
+                after = base.history.after(
+                    Edit(journals, stale),
                     stale=left,
                     shown=_Shown(self._inputs_after(before_inputs, changed), images),
-                    edits=(*before.edits, Edit(journals, stale)),
-                    undone=(),
-                ).within(undo_limit(self._undo, base.nbytes))
+                    limit=undo_limit(self._undo, base.nbytes),
+                )
                 area = np.count_nonzero(difference) / difference.size
                 size = journals[0].nbytes
                 result = self._result(base, after, output, start, active, records, area, ignored, size)

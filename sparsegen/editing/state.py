@@ -189,5 +189,5 @@ class State:
         return self.memory.tiles(self.memory.input(name), tiles)
 
     def _output(self) -> Canvas:
-        self.memory.begin()
+        self.memory.begin()  # float16 memories share the canvases that they compute in: nothing there is this one's
         return self.memory.canvas(self.output_path, self.output_shape, "float32")

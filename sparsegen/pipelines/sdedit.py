@@ -20,10 +20,10 @@ import numpy as np
 from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
-from ..checks import warn, warn_of_unit_range, whole_number
+from ..checks import warn_of_unit_range, whole_number
 from ..diffusion import samplers
 from ..diffusion.settings import OnStep, settings_for
-from ..editing.door import Door, Result
+from ..editing.door import Door, Result, within_mask
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_file import Notes
 from ..editing.state import State
@@ -34,7 +34,7 @@ from ..engine.store import Store, parse_size
 from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import checked_diffusion
-from ..tiling.masks import check_mask, dilated
+from ..tiling.masks import dilated
 from ..tiling.policies import Paper, Policy, get_policy
 from ..tiling.tiles import TileSet, gather_tiles, union
 from . import sdedit_file
@@ -276,10 +276,8 @@ class SDEdit(Door):
                     painted = self._denoising.edited(image, before, region, compute, on_step)
                     left = TileSet.empty(*region.shape) if chosen.exact else union([stale, region])
                 done = Edit(journals if region.count else (), stale, before)
-                settled = dataclasses.replace(base.history, going=None)
-                after = dataclasses.replace(
-                    settled, stale=left, image=painted, edits=(*settled.edits, done), undone=()
-                ).within(undo_limit(self._undo, base.nbytes))
+                limit = undo_limit(self._undo, base.nbytes)
+                after = base.history.after(done, stale=left, image=painted, limit=limit)
                 journal_bytes = sum(journal.nbytes for journal in journals)
                 area = float(difference.mean())
                 result = self._result(base, after, start, active, records, area, ignored, journal_bytes)
@@ -379,8 +377,9 @@ class SDEdit(Door):
         SessionError, CheckpointError, InputError
             The file is cut, altered, of another kind or of a newer version; the caches do not fit.
         """
-        store = Store(ram, folder)
-        loaded = sdedit_file.load(path, get_backend(backend), store)
+        engine = get_backend(backend)
+        store = Store(ram, folder).checked(engine)
+        loaded = sdedit_file.load(path, engine, store)
         try:
             pipeline = cls(
                 loaded.model,
@@ -454,13 +453,7 @@ class SDEdit(Door):
                 f"the edited image is {image.shape[:3]}, expected the base's {before.shape[:3]} (N, H, W)"
             )
         difference = (np.abs(image - before) > self.model.eps).any(-1)
-        if mask is None:
-            return image, difference, 0
-        given = check_mask(mask, before.shape[:3])
-        ignored = int(np.count_nonzero(difference & ~given))
-        if ignored:
-            warn(f"{ignored} changed pixels lie outside the mask and are not applied")
-        return image, given, ignored
+        return image, *within_mask(difference, mask)
 
     def _region(self, difference: Host) -> TileSet:
         """The pixels to recompute: the pixels that differ, grown by the margin."""

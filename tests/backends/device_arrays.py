@@ -44,7 +44,7 @@ class DeviceArray:
     """An array of the device: its own methods and operators work, NumPy's functions do not."""
 
     __array_ufunc__ = None  # NumPy's arrays and scalars leave their operators to this class
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # how Python says unhashable
 
     def __init__(self, held: Host) -> None:
         self.held = held
