@@ -95,18 +95,19 @@ def test_thousands_of_edits_and_undos_leave_nothing_behind(backend, operations):
     if peak is not None:
         assert resident() - peak < 16 << 20, "more memory than when every edit had been made once"
 
-    traced = []
+    # A leak grows in every round. Growth that ends is none: objects from before the tracing count once they are made
+    # anew, and tables of Python and Numba grow by steps.
+    traced = [0]
     tracemalloc.start()  # only now: it makes everything several times as slow
     try:
-        for _ in range(4):
+        while len(traced) < 3 or traced[-1] - traced[-2] > 1 << 10:
+            assert len(traced) <= 40, f"bytes after rounds of the same edits and undos: {traced}"
             for chain in drawn[:4]:
                 play(session, chain)
             gc.collect()
             traced.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    # what was there before the tracing is traced where it is made anew: the first rounds do not count
-    assert traced[-1] - traced[-2] < 8 << 10, f"bytes after rounds of the same edits and undos: {traced}"
     assert_same(state(session), before)
 
 
