@@ -24,6 +24,7 @@ from .interface import (
     ConvGeometry,
     ConvWeights,
     Host,
+    Moments,
     Padding,
     Position,
     Source,
@@ -125,6 +126,51 @@ class PortableBackend(Backend):
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         v = self._read_images(source, self.xp.arange(source.shape[0])).astype(np.float64)
         return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
+
+    def join_channels(self, arrays: Sequence[Array]) -> Array:
+        return arrays[0] if len(arrays) == 1 else self.xp.concatenate(list(arrays), axis=1)
+
+    def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        change = self.xp.zeros((canvas.shape[0], 2, canvas.shape[3]), np.float64)
+        for sample in np.unique(tiles.host[:, 0]).tolist():
+            of_sample = np.flatnonzero(tiles.host[:, 0] == sample)
+            some = self._placed(Tiles(tiles.host[of_sample]))
+            inside, pixels = self._inside(canvas, some)
+            v = canvas[pixels].astype(np.float64)
+            before = old[self.upload(of_sample)][inside].astype(np.float64)
+            change[sample, 0] = (v - before).sum(0)
+            change[sample, 1] = (v * v - before * before).sum(0)
+        return change
+
+    def follow_moments(
+        self,
+        used: Moments,
+        stale: Moments,
+        fresh: Moments,
+        change: Array | None,
+        *,
+        pixels: int,
+        weight: Sequence[float],
+        share: Sequence[float],
+    ) -> tuple[Moments, Moments, Moments]:
+        if change is not None:
+            fresh = fresh[0] + change[:, 0] * (1 / pixels), fresh[1] + change[:, 1] * (1 / pixels)
+        mixed, after = [], []
+        for old, now in zip(stale, fresh, strict=True):
+            of_used, of_stale = old * 1, old * 1  # copies
+            for n, (w, s) in enumerate(zip(weight, share, strict=True)):
+                moved = now[n] - old[n]
+                of_used[n] = now[n] if w == 1 else old[n] + w * moved
+                of_stale[n] = now[n] if s == 1 else old[n] + s * w * moved
+            mixed.append(of_used)
+            after.append(of_stale)
+        mean, square = mixed
+        variance = self.xp.maximum(square - mean * mean, 0)
+        now_used = mean.astype(np.float32), variance.astype(np.float32)
+        for n, s in enumerate(share):
+            if not s:
+                now_used[0][n], now_used[1][n] = used[0][n], used[1][n]
+        return now_used, (after[0], after[1]), fresh
 
     def norm_affine(
         self,
@@ -264,6 +310,12 @@ class PortableBackend(Backend):
         taken = self.upload(pixels)[..., None]
         merged = self.xp.where(taken, values, self.read_tiles(canvas, tiles))
         self.write_tiles(canvas, tiles, merged)
+
+    def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        self.write_tiles(canvas, tiles, self.read_tiles(canvas, tiles) + values)
+
+    def tile_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        return self.read_tiles(canvas, tiles) - old.astype(np.float32)
 
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
         with np.errstate(over="ignore"):

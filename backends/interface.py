@@ -47,6 +47,9 @@ Activation = Literal["identity", "relu", "leaky_relu", "silu", "tanh"]
 Padding: TypeAlias = tuple[int, int, int, int]
 """Zero rows and columns around the input: top, bottom, left, right."""
 
+Moments: TypeAlias = tuple[Array, Array]
+"""Two moments of channels, each `[N, C]`: mean and variance, or the means of v and of v²."""
+
 Position: TypeAlias = tuple[int, int, int, int]
 """The place of a value in a canvas: sample, row, column, channel."""
 
@@ -94,9 +97,9 @@ class Tiles:
         return made
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # not frozen: a layer makes several, and that takes four times as long
 class Source:
-    """An input of a kernel: canvases, and the pointwise work applied while a tile is gathered.
+    """An input of a kernel: canvases, and the pointwise work applied while a tile is gathered. Nobody changes one.
 
     In this order, per pixel: concatenate `parts` along channels, upsample (nearest), then
     `v = v * scale + shift`, `v = v * (1 + gamma) + beta`, `v = activation(v)`.
@@ -127,6 +130,8 @@ class Source:
             raise BackendError(
                 f"a source has {len(self.parts)} parts, expected one or two; write some out first"
             )
+        if self.scale is None and self.shift is None:
+            return
         n, _, _, c = self.shape
         shapes = [None if each is None else tuple(each.shape) for each in (self.scale, self.shift)]
         if shapes[0] != shapes[1] or shapes[0] not in (None, (1, c), (n, c)):
@@ -137,8 +142,10 @@ class Source:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(N, H, W, C)` after concatenation and upsampling."""
-        n, h, w, _ = self.parts[0].shape
-        return n, h * self.upsample, w * self.upsample, sum(int(p.shape[3]) for p in self.parts)
+        n, h, w, c = self.parts[0].shape
+        for part in self.parts[1:]:
+            c += part.shape[3]
+        return n, h * self.upsample, w * self.upsample, c
 
 
 @dataclass(frozen=True)
@@ -340,6 +347,44 @@ class Backend(ABC):
         """Mean and biased variance of each channel over all pixels of a sample: two float32 `[N, C]`."""
 
     @abstractmethod
+    def join_channels(self, arrays: Sequence[Array]) -> Array:
+        """One or more arrays `[N, C_i]` of one type side by side: `[N, C]`."""
+
+    @abstractmethod
+    def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        """How far the sums over a canvas moved when its tiles changed from `old`: float64 `[N, 2, C]`.
+
+        For each sample and channel, Σ (v - old) and Σ (v² - old²) over the pixels of the sample's tiles that lie inside
+        the image. `old` is `[K, TILE, TILE, C]` as `read_tiles` gives it (also of a float16 copy). Summed in float64.
+        """
+
+    @abstractmethod
+    def follow_moments(
+        self,
+        used: Moments,
+        stale: Moments,
+        fresh: Moments,
+        change: Array | None,
+        *,
+        pixels: int,
+        weight: Sequence[float],
+        share: Sequence[float],
+    ) -> tuple[Moments, Moments, Moments]:
+        """The moments of channels after an edit: new `used`, `stale` and `fresh`, from those before it.
+
+        Each is two `[N, C]`: `used` float32, the mean and the variance that norms use; `stale` and `fresh` float64, the
+        means of v and of v². `change` is from `sum_change`, of canvases of `pixels` pixels; None: `fresh` are the means
+        after the edit. `weight` w and `share` s are from 0 to 1, one of each for every sample.
+
+            fresh = fresh + change / pixels
+            mixed = stale + w * (fresh - stale)         fresh where w = 1
+            stale = stale + s * w * (fresh - stale)     fresh where s = 1
+            used = mixed mean, max(0, mixed mean of v² - (mixed mean)²)     as it was where s = 0
+
+        Computed in float64.
+        """
+
+    @abstractmethod
     def norm_affine(
         self,
         mean: Array,
@@ -351,7 +396,8 @@ class Backend(ABC):
         bias: Array | None = None,
         film: Array | None = None,
     ) -> tuple[Array, Array]:
-        """A group norm as the scale and shift of a `Source`, two `[N, C]`, from the moments of channels, two `[N, C]`.
+        """A group norm as the scale and shift of a `Source`, two `[N, C]`, from the moments of channels, two `[N, C]`,
+        float32 or float64.
 
         The mean of a group is the mean of its channels' means; its variance is the mean of their variances plus the
         variance of their means. With `weight` and `bias` `[C]` (None: 1 and 0)
@@ -456,6 +502,17 @@ class Backend(ABC):
         """`canvas[tiles] = values` where `pixels`, host bool `[K, TILE, TILE]`, is True; other pixels stay.
 
         `values` is `[K, TILE, TILE, C]`; pixels that overhang the border are dropped.
+        """
+
+    @abstractmethod
+    def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        """`canvas[tiles] += values`, `[K, TILE, TILE, C]`; pixels that overhang the border are dropped."""
+
+    @abstractmethod
+    def tile_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        """`canvas[tiles] - old`, float32 `[K, TILE, TILE, C]`; 0 where a tile overhangs the border.
+
+        `old` is as `read_tiles` gives it, also of a float16 copy.
         """
 
     @abstractmethod

@@ -20,6 +20,7 @@ from .interface import (
     ConvGeometry,
     ConvWeights,
     Host,
+    Moments,
     Padding,
     Position,
     Source,
@@ -58,6 +59,19 @@ class ShapesBackend(Backend):
         n, _, _, c = source.shape
         return self.alloc((n, c)), self.alloc((n, c))
 
+    def follow_moments(
+        self,
+        used: Moments,
+        stale: Moments,
+        fresh: Moments,
+        change: Array | None,
+        *,
+        pixels: int,
+        weight: Sequence[float],
+        share: Sequence[float],
+    ) -> tuple[Moments, Moments, Moments]:
+        return used, stale, fresh
+
     def norm_affine(
         self,
         mean: Array,
@@ -80,6 +94,9 @@ class ShapesBackend(Backend):
     def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         return self.alloc((len(tiles), TILE, TILE, canvas.shape[3]))
 
+    def tile_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        return self.read_tiles(canvas, tiles)
+
     def watch_run(self) -> Watch:
         return ImmediateWatch(self)
 
@@ -92,6 +109,12 @@ class ShapesBackend(Backend):
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
+    def join_channels(self, arrays: Sequence[Array]) -> Array:
+        return self.alloc((len(arrays[0]), sum(int(array.shape[1]) for array in arrays)))
+
+    def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        return np.zeros((canvas.shape[0], 2, canvas.shape[3]))
+
     conv2d = layer_norm = pointwise = lookup = attention = _nothing
-    write_tiles = merge_tiles = narrow_tiles = widen_tiles = _nothing
+    write_tiles = merge_tiles = add_tiles = narrow_tiles = widen_tiles = _nothing
     encode_windows = forget_windows = convolve_windows = _nothing

@@ -1,12 +1,9 @@
-"""Arrays for kernels: any NumPy array comes in, one of the type in a kernel's signature comes out.
+"""Arrays for kernels: any NumPy array comes in, a flat one of the type in a kernel's signature comes out.
 
-To Numba, a read-only array and a writable one are of two types. Signatures name the writable type alone, so an array
-that a kernel only reads is passed through an alias of its memory that is not marked read-only.
+Machine code trusts its arguments, so types and layout are checked here.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -24,37 +21,36 @@ def aligned(count: int, dtype: str) -> Array:
     return raw[start : start + count]
 
 
-class _Alias:
-    """A source for `np.asarray`: an array's memory, not marked read-only."""
+def flat(array: Array, dtype: str = "f") -> Array:
+    """An array for a kernel that only reads it, flattened: the same memory where it is contiguous, else a copy.
 
-    def __init__(self, array: Array) -> None:
-        self.array = array  # the alias keeps its memory alive
-        interface = array.__array_interface__
-        self.__array_interface__: dict[str, Any] = {**interface, "data": (interface["data"][0], False)}
-
-
-def readable(array: Array) -> Array:
-    """An array for a kernel that only reads it: the same memory where it is contiguous, else a contiguous copy."""
-    array = np.ascontiguousarray(array)
-    return array if array.flags.writeable else np.asarray(_Alias(array))
+    Raises BackendError where its type is not the one with that character ("f": float32, "i": int32).
+    """
+    if array.dtype.char != dtype:
+        raise _wrong_type(array, dtype)
+    return array.ravel()
 
 
-def flat(array: Array) -> Array:
-    """`readable`, flattened."""
-    return readable(array).reshape(-1)
-
-
-def writable(array: Array) -> Array:
+def writable(array: Array, dtype: str = "f") -> Array:
     """An array for a kernel that writes it, flattened, sharing its memory.
 
-    Raises BackendError where it is not contiguous or is read-only.
+    Raises BackendError where its type is another one, where it is not contiguous or is read-only.
     """
-    if not array.flags.c_contiguous:
+    if array.dtype.char != dtype:
+        raise _wrong_type(array, dtype)
+    flags = array.flags
+    if not flags.c_contiguous:
         raise BackendError(
             f"an array of shape {array.shape} is not contiguous, expected C order; use alloc or upload"
         )
-    if not array.flags.writeable:
+    if not flags.writeable:
         raise BackendError(
             f"an array of shape {array.shape} is read-only, expected a writable one; use alloc or upload"
         )
-    return array.reshape(-1)
+    return array.ravel()
+
+
+def _wrong_type(array: Array, dtype: str) -> BackendError:
+    return BackendError(
+        f"an array of shape {array.shape} is {array.dtype}, expected {np.dtype(dtype)}; use alloc or upload"
+    )

@@ -6,6 +6,7 @@ for threads; no bit of a result depends on that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +21,7 @@ from ..interface import (
     ConvGeometry,
     ConvWeights,
     Host,
+    Moments,
     Padding,
     Position,
     Source,
@@ -27,14 +29,15 @@ from ..interface import (
     Watch,
     WindowSet,
 )
-from . import attention, codebooks, copies, depthwise, direct, linear, lookup, norms, winograd
-from .arrays import flat, readable, writable
+from . import attention, codebooks, copies, depthwise, direct, linear, lookup, moments, norms, winograd
+from .arrays import flat, writable
 from .cache import CACHE_VARIABLE
 from .cores import available_cores
+from .geometry import Geometry, geometry_of
 from .jit import compile_all
-from .launch import Launcher, in_order
+from .launch import Launcher
 from .packing import STORED, Packed, store_as
-from .reading import reading
+from .reading import NO_FLOATS, reading
 from .simd import WIDTH
 from .target import TARGET
 from .writing import launch_pointwise, padded_bias, writing
@@ -49,12 +52,30 @@ class _Packed:
     """A convolution's weights as its algorithm reads them."""
 
     algorithm: Algorithm
+    geometry: Geometry
     values: Packed
+
+
+_NO_HALVES = np.zeros(0, np.uint16)
 
 
 def _vectors_of_halves(canvas: Array) -> bool:
     """Whether the kernels can convert a canvas: one instruction converts a vector, and a pixel is whole vectors."""
     return TARGET.half and canvas.shape[3] % WIDTH == 0
+
+
+def _overhangs(canvas: Array) -> bool:
+    """Whether tiles at the canvas's border reach beyond it."""
+    return bool(canvas.shape[1] % TILE or canvas.shape[2] % TILE)
+
+
+def _old_values(old: Array) -> tuple[Array, Array]:
+    """Old values of tiles, also of a float16 copy, as `copies.load_old` takes them."""
+    if old.dtype == np.float32:
+        return flat(old), _NO_HALVES
+    if _vectors_of_halves(old):
+        return NO_FLOATS, old.ravel().view(np.uint16)
+    return old.astype(np.float32).ravel(), _NO_HALVES
 
 
 class NumbaBackend(HostBackend):
@@ -133,7 +154,7 @@ class NumbaBackend(HostBackend):
             values = direct.prepare(weight, groups)
         else:
             values, stored = depthwise.prepare(weight), "float32"
-        packed = _Packed(algorithm, store_as(values, stored))
+        packed = _Packed(algorithm, geometry_of(geometry), store_as(values, stored))
         bias = padded_bias(bias, geometry.outputs)
         return ConvWeights(geometry, packed, bias, algorithm == "winograd")
 
@@ -163,7 +184,7 @@ class NumbaBackend(HostBackend):
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
         packed: _Packed = weights.packed
         launch = _LAUNCHES[packed.algorithm]
-        launch(self._launcher, in_order(tiles), reading(source), weights.geometry, packed.values, write)
+        launch(self._launcher, tiles.host, reading(source), packed.geometry, packed.values, write)
 
     def linear(
         self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
@@ -176,7 +197,38 @@ class NumbaBackend(HostBackend):
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         if source.modulation is None:
             source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
-        return norms.launch_moments(self._launcher, source.shape[0], reading(source))
+        return moments.launch_moments(self._launcher, source.shape[0], reading(source))
+
+    def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        return moments.launch_sum_change(self._launcher, canvas, tiles, *_old_values(old))
+
+    def follow_moments(
+        self,
+        used: Moments,
+        stale: Moments,
+        fresh: Moments,
+        change: Array | None,
+        *,
+        pixels: int,
+        weight: Sequence[float],
+        share: Sequence[float],
+    ) -> tuple[Moments, Moments, Moments]:
+        return moments.followed(used, stale, fresh, change, pixels=pixels, weight=weight, share=share)
+
+    def norm_affine(
+        self,
+        mean: Array,
+        variance: Array,
+        *,
+        groups: int,
+        eps: float,
+        weight: Array | None = None,
+        bias: Array | None = None,
+        film: Array | None = None,
+    ) -> tuple[Array, Array]:
+        small = mean.shape[1] <= norms.LARGEST_GROUP * groups
+        compute = norms.scale_and_shift if small and mean.dtype == np.float32 else super().norm_affine
+        return compute(mean, variance, groups=groups, eps=eps, weight=weight, bias=bias, film=film)
 
     def layer_norm(
         self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
@@ -210,7 +262,7 @@ class NumbaBackend(HostBackend):
         if not len(tiles):
             return
         q, k, v = reading(query), reading(key), reading(value)
-        attention.launch(self._launcher, in_order(tiles), q, k, v, heads, writing(out))
+        attention.launch(self._launcher, tiles.host, q, k, v, heads, writing(out))
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
@@ -218,8 +270,8 @@ class NumbaBackend(HostBackend):
         self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
         compile_all()
-        active, indices, done = in_order(tiles), readable(indices), 0
-        writable(codes)
+        active, indices, done = tiles.host, np.ascontiguousarray(indices, np.int32), 0
+        writable(codes, "i")
         while True:
             # room for a good part of the windows to come, in the storage and (half full at most) in the hash table
             room = len(window_set) + TILE * TILE * min(len(active) - done, 256) + 1
@@ -258,7 +310,7 @@ class NumbaBackend(HostBackend):
     def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
         if out is None:
             out = np.empty((len(tiles), TILE, TILE, canvas.shape[3]), canvas.dtype)
-        if canvas.shape[1] % TILE or canvas.shape[2] % TILE:
+        if _overhangs(canvas):
             out[...] = 0
         self._copy(canvas, tiles, out, 0)
         return out
@@ -267,30 +319,46 @@ class NumbaBackend(HostBackend):
         self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
 
     def _copy(self, canvas: Array, tiles: Tiles, values: Array, into: int) -> None:
-        if canvas.dtype == np.float16 and not canvas.shape[3] % 2:  # two move as one
-            canvas, values = canvas.view(np.float32), values.view(np.float32)
-        if canvas.dtype.itemsize != 4:  # masks: small, and rare
+        kind, shape = canvas.dtype.char, canvas.shape[1:]
+        if kind == "e" and not shape[2] % 2:  # two move as one
+            shape = (*shape[:2], shape[2] // 2)
+        elif canvas.dtype.itemsize != 4:  # masks: small, and rare
             raise BackendError(f"tiles of {canvas.dtype} cannot be copied; canvases are float32 or int32")
-        read, written = (values, canvas) if into else (canvas, values)
-        arrays = [writable(written).view(np.float32), flat(read).view(np.float32)]
-        args = (canvas.shape[1:], *(arrays if into else arrays[::-1]), into)
-        self._launcher.over_tiles(copies.copy, canvas, tiles, args)
+        arrays = (
+            (writable(canvas, kind), flat(values, kind))
+            if into
+            else (flat(canvas, kind), writable(values, kind))
+        )
+        if kind != "f":  # bits move, whatever they mean
+            arrays = arrays[0].view(np.float32), arrays[1].view(np.float32)
+        self._launcher.over_tiles(copies.copy, canvas, tiles, (shape, *arrays, into))
+
+    def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        args = (canvas.shape[1:], writable(canvas), flat(values))
+        self._launcher.over_tiles(copies.add, canvas, tiles, args)
+
+    def tile_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        new = np.zeros if _overhangs(canvas) else np.empty
+        values: Array = new((len(tiles), TILE, TILE, canvas.shape[3]), np.float32)
+        args = (canvas.shape[1:], flat(canvas), *_old_values(old), values.ravel())
+        self._launcher.over_tiles(copies.subtract, canvas, tiles, args)
+        return values
 
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
         if not _vectors_of_halves(canvas):
             super().narrow_tiles(halves, canvas, tiles, watch=watch, layer=layer)
             return
         lost = np.zeros(len(tiles), np.uint8)
-        args = (canvas.shape[1:], writable(canvas), writable(halves).view(np.uint16), lost)
+        args = (canvas.shape[1:], writable(canvas), writable(halves, "e").view(np.uint16), lost)
         self._launcher.over_tiles(copies.narrow, canvas, tiles, args)
-        if lost.any():  # the kernel has found which tiles; the watch finds the value
+        if np.count_nonzero(lost):  # the kernel has found which tiles; the watch finds the value
             watch.watch(canvas, tiles, layer)
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
             super().widen_tiles(canvas, halves, tiles)
             return
-        args = (canvas.shape[1:], writable(canvas), flat(halves).view(np.uint16))
+        args = (canvas.shape[1:], writable(canvas), flat(halves, "e").view(np.uint16))
         self._launcher.over_tiles(copies.widen, canvas, tiles, args)
 
     def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
@@ -299,7 +367,7 @@ class NumbaBackend(HostBackend):
         found = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], flat(canvas), found)
         self._launcher.over_tiles(copies.not_finite, canvas, tiles, args)
-        if not found.any():
+        if not np.count_nonzero(found):  # quicker than `any`
             return None
         first = int(found.argmax())
         n, row, column = (int(i) for i in tiles.host[first])

@@ -12,7 +12,7 @@ import numpy as np
 from numba.types import float32, int32, int64, void
 
 from ..interface import TILE, Array, Host
-from .arrays import flat, readable, writable
+from .arrays import flat, writable
 from .gemm import PANEL
 from .items import COUNTER, take_items
 from .jit import compile_all, inline, kernel
@@ -283,7 +283,7 @@ def _launch(
 ) -> None:
     compile_all()
     writable(out)
-    windows = readable(windows)
+    windows = np.ascontiguousarray(windows, np.int32)
     rows, taps = windows.shape
     starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
     # windows share codes: each code's row is multiplied once by each tap's weights

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import float32, int64, void
 
-from ..interface import TILE, Array, ConvGeometry, Host
-from .geometry import GEOMETRY, geometry_of
+from ..interface import TILE, Array, Host
+from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_tiles
 from .jit import inline, kernel
 from .launch import Launcher
@@ -56,10 +56,10 @@ LAYOUT = layout_type(Layout)
 
 
 @remembered
-def layout(geometry: ConvGeometry, *, residual: int) -> Layout:
+def layout(g: Geometry, *, residual: int) -> Layout:
     """The scratch for a depthwise convolution with `residual` floats for the residual."""
-    rows, columns = ((TILE - 1) * geometry.stride + k for k in geometry.kernel)
-    pixel = whole_vectors(geometry.outputs)
+    rows, columns = ((TILE - 1) * g.stride + k for k in (g.kernel_rows, g.kernel_columns))
+    pixel = whole_vectors(g.outputs)
     regions = Regions()
     return Layout(
         window=regions.add(rows * columns * pixel + OVERRUN),
@@ -124,15 +124,14 @@ def convolve(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, source: Reading, geometry: ConvGeometry, weights: Packed, out: Writing
+    launcher: Launcher, tiles: Host, source: Reading, g: Geometry, weights: Packed, out: Writing
 ) -> None:
     """Convolve `tiles`: choose the batch and whether windows can be read in place, and run."""
-    g = geometry
     # vectors of a pixel read in place must not reach into the next
     one_canvas = source.halved == 0 and source.second_channels == 0
     in_place = is_plain(source) and one_canvas and out.channels % WIDTH == 0
-    work = 2.0 * PIXELS * g.kernel[0] * g.kernel[1] * g.outputs
+    work = 2.0 * PIXELS * g.kernel_rows * g.kernel_columns * g.outputs
     batch, _ = launcher.items(len(tiles), BATCH, 1, work)
     at = layout(g, residual=residual_floats(out))
-    args = (batch, int(in_place), tiles, source, geometry_of(g), weights.floats, out, at)
+    args = (batch, int(in_place), tiles, source, g, weights.floats, out, at)
     launcher.run(convolve, ceil_div(len(tiles), batch), args, at.size, work * len(tiles))

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import int64, void
 
-from ..interface import TILE, Array, ConvGeometry, Host
+from ..interface import TILE, Array, Host
 from .gemm import DEPTH, PANEL
-from .geometry import GEOMETRY, geometry_of
+from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
 from .jit import both, inline, kernel
 from .launch import Launcher
@@ -87,16 +87,16 @@ LAYOUT = layout_type(Layout)
 
 
 @remembered
-def layout(batch: int, geometry: ConvGeometry, panels: int, *, residual: int, inputs_in: int) -> Layout:
+def layout(batch: int, g: Geometry, panels: int, *, residual: int, inputs_in: int) -> Layout:
     """The scratch for batches of `batch` tiles, shares of `panels` panels and `residual` floats for the residual.
 
     `inputs_in` is IN_WINDOWS, IN_ROWS or IN_PLACE.
     """
-    g, rows = geometry, batch * PIXELS
-    lines = (TILE - 1) * g.stride + g.kernel[0]
-    columns = (TILE - 1) * g.stride + max(g.kernel[1], g.stride)
+    rows = batch * PIXELS
+    lines = (TILE - 1) * g.stride + g.kernel_rows
+    columns = (TILE - 1) * g.stride + max(g.kernel_columns, g.stride)
     line = batch * columns * g.inputs + OVERRUN
-    depth = g.kernel[0] * g.kernel[1] * g.inputs // g.groups
+    depth = g.kernel_rows * g.kernel_columns * g.inputs // g.groups
     pixel = panels * PANEL
     regions = Regions()
     return Layout(
@@ -315,23 +315,24 @@ def convolve(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, source: Reading, geometry: ConvGeometry, weights: Packed, out: Writing
+    launcher: Launcher, tiles: Host, source: Reading, g: Geometry, weights: Packed, out: Writing
 ) -> None:
     """Convolve `tiles`: choose where the product finds its inputs, the batch and the splits, and run."""
-    g = geometry
     own_inputs = g.inputs // g.groups
     # a 1×1 kernel's inputs lie in the canvases already, if none is outside and no work is pending on them
-    in_place = g.kernel == (1, 1) and g.groups == 1 and g.padding[0] == g.padding[2] == 0 and is_plain(source)
+    in_place = (
+        g.kernel_rows == g.kernel_columns == g.groups == 1 and g.top == g.left == 0 and is_plain(source)
+    )
     in_place &= (out.height - 1) * g.stride < source.height and (out.width - 1) * g.stride < source.width
-    shallow = _piece(g.kernel[1], g.inputs, g.groups) < SHALLOW
+    shallow = _piece(g.kernel_columns, g.inputs, g.groups) < SHALLOW
     inputs_in = IN_PLACE if in_place else IN_ROWS if shallow else IN_WINDOWS
 
     panels = ceil_div(g.outputs, PANEL)
-    work = 2.0 * PIXELS * g.kernel[0] * g.kernel[1] * own_inputs * g.outputs
-    window = ((TILE - 1) * g.stride + g.kernel[0]) * TILE * g.stride * g.inputs
+    work = 2.0 * PIXELS * g.kernel_rows * g.kernel_columns * own_inputs * g.outputs
+    window = ((TILE - 1) * g.stride + g.kernel_rows) * TILE * g.stride * g.inputs
     limit = max(1, min(BATCH, CACHE // (window + PIXELS * g.outputs)))
     batch, splits = launcher.items(len(tiles), limit, panels if g.groups == 1 else 1, work)
     share = ceil_div(ceil_div(g.outputs // g.groups, PANEL), splits)
     at = layout(batch, g, share, residual=residual_floats(out), inputs_in=inputs_in)
-    args = (batch, splits, inputs_in, tiles, source, geometry_of(g), weights, out, at)
+    args = (batch, splits, inputs_in, tiles, source, g, weights, out, at)
     launcher.run(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

@@ -10,8 +10,10 @@ from ..interface import ConvGeometry
 
 
 class Geometry(NamedTuple):
-    """A `ConvGeometry` without its channels, which a kernel takes from its source and output."""
+    """A `ConvGeometry` without the zeros below and right of the input: they follow from the output's size."""
 
+    inputs: int
+    outputs: int
     kernel_rows: int
     kernel_columns: int
     stride: int
@@ -21,11 +23,11 @@ class Geometry(NamedTuple):
     groups: int
 
 
-GEOMETRY = NamedUniTuple(int64, 6, Geometry)
+GEOMETRY = NamedUniTuple(int64, 8, Geometry)
 """Numba's type of a `Geometry`."""
 
 
 def geometry_of(geometry: ConvGeometry) -> Geometry:
     """A convolution's `Geometry`."""
-    top, _, left, _ = geometry.padding
-    return Geometry(*geometry.kernel, geometry.stride, top, left, geometry.groups)
+    g, (top, _, left, _) = geometry, geometry.padding
+    return Geometry(g.inputs, g.outputs, *g.kernel, g.stride, top, left, g.groups)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
 import numba
@@ -101,7 +101,35 @@ class _Cache:
         kernel_files().save(self._name, key, dumps(compiled._reduce()))
 
 
-_declared: list[tuple[Any, Any]] = []
+class Kernel:
+    """A declared kernel. Called, it runs its machine code, which `compile_all` must have made ready.
+
+    The machine code takes any array of the signature's element size for one of its type: a launch checks types first
+    (`arrays.py`). Numba's own call looks for the signature of the arguments, which takes longer than a small kernel.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self.dispatcher: Any = numba.njit(nogil=True, **_OPTIONS)(function)
+        self.dispatcher._cache = _Cache(function)
+        self.signature = signature
+        self.run: Callable[..., Any] = self._not_ready
+        """The machine code."""
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args)
+
+    def make_ready(self) -> None:
+        """Load the machine code from `kernel_files`, or compile it."""
+        if not self.dispatcher.signatures:  # else an earlier, interrupted attempt made it
+            self.dispatcher.compile(self.signature.args)
+            self.dispatcher.disable_compile()
+        self.run = self.dispatcher.get_overload(self.signature.args)
+
+    def _not_ready(self, *args: Any) -> Any:
+        raise RuntimeError("a kernel was called before compile_all")
+
+
+_declared: list[Kernel] = []
 _lock = threading.Lock()
 _ready: Ready | None = None
 
@@ -132,14 +160,13 @@ def both(function: F) -> F:
     return plain
 
 
-def kernel(signature: Any) -> Callable[[F], F]:
+def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a kernel of that signature: it runs with the GIL released, and is kept in `kernel_files`."""
 
-    def declare(function: F) -> F:
-        compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
-        compiled._cache = _Cache(function)
-        _declared.append((compiled, signature))
-        return cast(F, compiled)
+    def declare(function: Callable[..., Any]) -> Kernel:
+        declared = Kernel(function, signature)
+        _declared.append(declared)
+        return declared
 
     return declare
 
@@ -157,8 +184,8 @@ def compile_all() -> Ready:
 class _Progress(event.Listener):
     """Reports compilation on stderr as soon as Numba begins it, which is after it found no file to load."""
 
-    def __init__(self, kernels: list[Any]) -> None:
-        self._numbers = {id(kernel): number for number, kernel in enumerate(kernels)}
+    def __init__(self, kernels: list[Kernel]) -> None:
+        self._numbers = {id(kernel.dispatcher): number for number, kernel in enumerate(kernels)}
         self.compiled = 0
         self._reported = False
 
@@ -176,16 +203,14 @@ class _Progress(event.Listener):
         pass
 
 
-def _make_ready(declared: list[tuple[Any, Any]]) -> Ready:
+def _make_ready(declared: list[Kernel]) -> Ready:
     """Load kernels from `kernel_files`, or compile and keep them there. Raises MemoryError."""
     check_room(LOADING, "loading kernels")
     start, files = time.perf_counter(), kernel_files()
-    progress = _Progress([compiled for compiled, _ in declared])
+    progress = _Progress(declared)
     with event.install_listener("numba:compile", progress):
-        for compiled, signature in declared:
-            if not compiled.signatures:  # else an earlier, interrupted attempt made it ready
-                compiled.compile(signature.args)
-                compiled.disable_compile()
+        for each in declared:
+            each.make_ready()
     if progress.compiled:
         because = "" if files.why is None else f" ({files.why})"
         kept = f"kept in {files.kept}{because}" if files.lost is None else f"but not kept ({files.lost})"

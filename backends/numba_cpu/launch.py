@@ -5,23 +5,19 @@ No bit of a result depends on the choices made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from ..interface import TILE, Array, Host, Tiles
-from .arrays import readable
+import numpy as np
+
+from ..interface import TILE, Array, Tiles
+from . import threads
 from .cores import available_cores
-from .jit import compile_all
+from .jit import Kernel, compile_all
 from .sizes import ceil_div, round_up
 from .threads import Pool, Scratch, Words
 
 ALONE = 1e7
 """Floating-point operations below which a second thread takes longer to wake than it saves."""
-
-
-def in_order(tiles: Tiles) -> Host:
-    """Tiles as the kernels take them: int32 `[K, 3]`, the handle's memory under an array not marked read-only."""
-    return tiles.on("numba", readable)
 
 
 class Launcher:
@@ -48,34 +44,38 @@ class Launcher:
 
     def over_tiles(
         self,
-        kernel: Callable[..., None],
+        kernel: Kernel,
         canvas: Array,
         tiles: Tiles,
         args: tuple[Any, ...],
         floats: int = 0,
     ) -> None:
         """Run a kernel that is bound by memory over batches of tiles, with `floats` floats of scratch a thread."""
-        if len(tiles):
-            channels = canvas.shape[3]
-            batch = max(1, (1 << 15) // (TILE * TILE * channels))
-            items = ceil_div(len(tiles), batch)
-            work = 16.0 * TILE * TILE * channels * len(tiles)
-            self.run(kernel, items, (batch, in_order(tiles), *args), floats, work)
+        count = len(tiles)
+        if count:
+            values = TILE * TILE * canvas.shape[3]
+            batch = max(1, (1 << 15) // values)
+            self.run(
+                kernel, ceil_div(count, batch), (batch, tiles.host, *args), floats, 16.0 * values * count
+            )
 
-    def run(
-        self, kernel: Callable[..., None], items: int, args: tuple[Any, ...], floats: int, work: float
-    ) -> None:
+    def run(self, kernel: Kernel, items: int, args: tuple[Any, ...], floats: int, work: float) -> None:
         """Run `kernel(counter, items, *args, scratch)` in as many threads as `work` operations are worth.
 
         Each thread gets `floats` floats of scratch; 0: the kernel takes none.
         """
         compile_all()
+        run, together = kernel.run, 1 if work < ALONE else min(items, self.threads)
+        if together > 1:
 
-        def call(counter: Words, scratch: Scratch) -> None:
-            if floats:
-                kernel(counter, items, *args, scratch)
-            else:
-                kernel(counter, items, *args)
+            def call(counter: Words, own: Scratch) -> None:
+                if floats:
+                    run(counter, items, *args, own)
+                else:
+                    run(counter, items, *args)
 
-        threads = 1 if work < ALONE else min(items, self.threads)
-        self._pool.count(call, floats, threads)
+            self._pool.count(call, floats, together)
+        elif floats:
+            run(np.zeros(1, np.int64), items, *args, threads.scratch(floats))
+        else:
+            run(np.zeros(1, np.int64), items, *args)

@@ -11,7 +11,6 @@ import numpy as np
 from numba.types import float32, int64, void
 
 from ..interface import Array
-from .arrays import readable
 from .items import COUNTER, take_items
 from .jit import kernel
 from .launch import Launcher
@@ -41,6 +40,6 @@ def multiply(counter: Any, items: int, x: Any, weight: Any, out: Any) -> None:
 def launch(launcher: Launcher, x: Array, weight: Array) -> Array:
     """`x @ weight.T`, float32 `[M, O]`."""
     out = np.empty((len(x), len(weight)), np.float32)
-    args = (readable(x), readable(weight), out)
+    args = (np.ascontiguousarray(x, np.float32), np.ascontiguousarray(weight, np.float32), out)
     launcher.run(multiply, len(weight), args, 0, 2.0 * x.size * len(weight))
     return out

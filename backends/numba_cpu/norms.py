@@ -1,4 +1,4 @@
-"""Norms: moments of channels over pixels, and layer norm over a pixel's channels."""
+"""Norms: layer norm over a pixel's channels, and the norms of channels over pixels as a scale and a shift."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from numba.types import float32, float64, int64, void
 
 from ..interface import Array, Tiles
 from .arrays import flat
-from .items import COUNTER, TILES, take_items, take_tiles
-from .jit import inline, kernel
+from .items import COUNTER, TILES, take_tiles
+from .jit import compile_all, inline, kernel
 from .launch import Launcher
-from .reading import READING, Reading, is_plain, read_pixel, read_tile
+from .reading import NO_FLOATS, READING, Reading, read_tile
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, fma, load, load_first, load_some, splat, store, store_first, total
-from .sizes import ceil_div, whole_vectors
+from .simd import WIDTH, fma, load, load_first, splat, store, store_first, total
 from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
 # -- layer norm ------------------------------------------------------------------------------------------
@@ -135,160 +134,93 @@ def launch_layer_norm(
     launcher.over_tiles(layer_norm, canvas, tiles, args, at.size)
 
 
-# -- moments ---------------------------------------------------------------------------------------------
+# -- a norm as scale and shift ---------------------------------------------------------------------------
 
-BLOCK = 32
-"""Pixels summed in float32 before they are added in float64."""
-SPAN = 256
-"""Pixels of an item."""
+LARGEST_GROUP = 128
+"""Channels of a group that NumPy adds up without halving it first."""
 
 
-class MomentsLayout(NamedTuple):
-    """A thread's scratch for `moments`; V: the channels in whole vectors.
-
-    | region | shape | written by | read by |
-    | --- | --- | --- | --- |
-    | values | [BLOCK, V] + OVERRUN, unless read in place | gather | `_sum_block` |
-    | sums | [3, V + OVERRUN]: mean, Σ off, Σ off² | `_sum_block` | `moments` |
-    """
-
-    values: int
-    sums: int
-    size: int
-    row: int
-    """Floats from one row of `sums` to the next."""
+@inline
+def _term(values: Any, n: int, c: int, about: float, power: int) -> Any:
+    """A channel's value, or with `power` 2 its squared distance from `about`, as a double."""
+    v = np.float64(values[n, c])
+    return (v - about) * (v - about) if power == 2 else v
 
 
-MOMENTS_LAYOUT = layout_type(MomentsLayout)
+@inline
+def _mean(values: Any, n: int, first: int, count: int, about: float, power: int) -> Any:
+    """The mean of `count` ≤ LARGEST_GROUP terms, added in NumPy's order: `norm_affine` has the bits of the base's."""
+    if count < 8:
+        sums = 0.0
+        for c in range(first, first + count):
+            sums += _term(values, n, c, about, power)
+        return sums / count
+    a, b = _term(values, n, first, about, power), _term(values, n, first + 1, about, power)
+    c, d = _term(values, n, first + 2, about, power), _term(values, n, first + 3, about, power)
+    e, f = _term(values, n, first + 4, about, power), _term(values, n, first + 5, about, power)
+    g, h = _term(values, n, first + 6, about, power), _term(values, n, first + 7, about, power)
+    whole = first + count - count % 8
+    for i in range(first + 8, whole, 8):
+        a, b = a + _term(values, n, i, about, power), b + _term(values, n, i + 1, about, power)
+        c, d = c + _term(values, n, i + 2, about, power), d + _term(values, n, i + 3, about, power)
+        e, f = e + _term(values, n, i + 4, about, power), f + _term(values, n, i + 5, about, power)
+        g, h = g + _term(values, n, i + 6, about, power), h + _term(values, n, i + 7, about, power)
+    sums = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for i in range(whole, first + count):
+        sums += _term(values, n, i, about, power)
+    return sums / count
 
 
-@remembered
-def moments_layout(channels: int, in_place: bool) -> MomentsLayout:
-    """The scratch for pixels of so many channels; `in_place`: they are not gathered."""
-    pixel = whole_vectors(channels)
-    row = pixel + OVERRUN
-    regions = Regions()
-    return MomentsLayout(
-        values=regions.add(0 if in_place else BLOCK * pixel + OVERRUN),
-        sums=regions.add(3 * row),
-        size=regions.size,
-        row=row,
+_ROWS, _ROW = float32[:, ::1], float32[::1]
+
+
+@kernel(void(_ROWS, _ROWS, int64, float64, _ROW, _ROW, _ROWS, float32[:, :, ::1]))
+def affine(
+    means: Any, variances: Any, groups: int, eps: float, weight: Any, bias: Any, film: Any, out: Any
+) -> None:
+    """Scale and shift, `out` `[2, N, C]`, by the formula of `Backend.norm_affine`; what is absent is empty."""
+    _, samples, channels = out.shape
+    each = channels // groups
+    for n in range(samples):
+        m, f = min(n, len(means) - 1), min(n, len(film) - 1)
+        for g in range(groups):
+            mean = _mean(means, m, g * each, each, 0.0, 1)
+            spread = _mean(variances, m, g * each, each, 0.0, 1) + _mean(means, m, g * each, each, mean, 2)
+            deviation = np.sqrt(spread + eps)
+            for c in range(g * each, (g + 1) * each):
+                scale = (np.float64(weight[c]) if len(weight) else 1.0) / deviation
+                shift = np.float64(bias[c]) - mean * scale if len(bias) else -mean * scale
+                if len(film):
+                    gain = 1.0 + np.float64(film[f, c])
+                    scale, shift = scale * gain, shift * gain + np.float64(film[f, channels + c])
+                out[0, n, c], out[1, n, c] = scale, shift
+
+
+_NO_ROWS = np.zeros((0, 0), np.float32)
+
+
+def scale_and_shift(
+    means: Array,
+    variances: Array,
+    *,
+    groups: int,
+    eps: float,
+    weight: Array | None,
+    bias: Array | None,
+    film: Array | None,
+) -> tuple[Array, Array]:
+    """`Backend.norm_affine` of float32 moments in groups of at most LARGEST_GROUP channels."""
+    compile_all()
+    film = _NO_ROWS if film is None else np.ascontiguousarray(film, np.float32)
+    out: Array = np.empty((2, max(len(means), len(film)), means.shape[1]), np.float32)
+    affine(
+        np.ascontiguousarray(means),
+        np.ascontiguousarray(variances),
+        groups,
+        eps,
+        NO_FLOATS if weight is None else flat(weight),
+        NO_FLOATS if bias is None else flat(bias),
+        film,
+        out,
     )
-
-
-@inline
-def _sum_vector(
-    array: Any, at: int, pixel: int, count: int, share: Any, some: int, scratch: Any, to: int, row: int
-) -> None:
-    """`_sum_block` of `some` ≤ WIDTH channels."""
-    mean, added, squared = splat(0.0), splat(0.0), splat(0.0)
-    for x in range(at, at + count * pixel, pixel):
-        mean = mean + load_some(array, x, some)
-    mean = mean * share
-    for x in range(at, at + count * pixel, pixel):
-        off = load_some(array, x, some) - mean
-        added, squared = added + off, fma(off, off, squared)
-    store(scratch, to, mean)
-    store(scratch, to + row, added)
-    store(scratch, to + 2 * row, squared)
-
-
-@inline
-def _sum_block(
-    array: Any, at: int, pixel: int, count: int, channels: int, scratch: Any, to: int, row: int
-) -> None:
-    """The mean of `count` pixels, every `pixel` floats, and Σ off and Σ off², where off = pixel - mean.
-
-    Three rows of `scratch[to:]`, `row` floats apart; up to WIDTH - 1 floats more than `channels` are written of each.
-    The mean is rounded, and Σ off corrects for it.
-    """
-    four = channels - channels % (4 * WIDTH)
-    whole = channels - channels % WIDTH
-    share = splat(np.float32(1.0) / np.float32(count))
-    for c in range(0, four, 4 * WIDTH):
-        m0, m1, m2, m3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        for x in range(at + c, at + c + count * pixel, pixel):
-            m0, m1 = m0 + load(array, x), m1 + load(array, x + WIDTH)
-            m2, m3 = m2 + load(array, x + 2 * WIDTH), m3 + load(array, x + 3 * WIDTH)
-        m0, m1, m2, m3 = m0 * share, m1 * share, m2 * share, m3 * share
-        a0, a1, a2, a3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        for x in range(at + c, at + c + count * pixel, pixel):  # again, out of the first-level cache
-            d0, d1 = load(array, x) - m0, load(array, x + WIDTH) - m1
-            d2, d3 = load(array, x + 2 * WIDTH) - m2, load(array, x + 3 * WIDTH) - m3
-            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
-            s0, s1, s2, s3 = fma(d0, d0, s0), fma(d1, d1, s1), fma(d2, d2, s2), fma(d3, d3, s3)
-        place = to + c
-        store(scratch, place, m0)
-        store(scratch, place + WIDTH, m1)
-        store(scratch, place + 2 * WIDTH, m2)
-        store(scratch, place + 3 * WIDTH, m3)
-        place += row
-        store(scratch, place, a0)
-        store(scratch, place + WIDTH, a1)
-        store(scratch, place + 2 * WIDTH, a2)
-        store(scratch, place + 3 * WIDTH, a3)
-        place += row
-        store(scratch, place, s0)
-        store(scratch, place + WIDTH, s1)
-        store(scratch, place + 2 * WIDTH, s2)
-        store(scratch, place + 3 * WIDTH, s3)
-    for c in range(four, whole, WIDTH):
-        _sum_vector(array, at + c, pixel, count, share, WIDTH, scratch, to + c, row)
-    if whole < channels:
-        _sum_vector(array, at + whole, pixel, count, share, channels - whole, scratch, to + whole, row)
-
-
-@kernel(void(COUNTER, int64, int64, READING, float64[:, :, ::1], MOMENTS_LAYOUT, SCRATCH))
-def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at: Any, scratch: Any) -> None:
-    """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are SPAN pixels of a sample each.
-
-    BLOCK pixels are summed in float32 about their mean: rounding loses a few units in the last place of their spread,
-    whatever their mean, and whichever of them is far off. Blocks are added in float64:
-
-        Σ v = Σ off + count · mean        Σ v² = Σ off² + mean · (2 · Σ off + count · mean)
-    """
-    one, two = source.first_channels, source.second_channels
-    channels = one + two
-    pixels = source.height * source.width
-    spans = ceil_div(pixels, SPAN)
-    pixel = whole_vectors(channels)
-    for item in take_items(counter, items):
-        n, first = item // spans, item % spans * SPAN
-        for c in range(channels):
-            sums[item, 0, c] = sums[item, 1, c] = 0.0
-        last = min(first + SPAN, pixels)
-        for block in range(first, last, BLOCK):
-            count = min(BLOCK, last - block)
-            if in_place:
-                p = n * pixels + block
-                _sum_block(source.first, p * one, one, count, one, scratch, at.sums, at.row)
-                if two > 0:
-                    _sum_block(source.second, p * two, two, count, two, scratch, at.sums + one, at.row)
-            else:
-                for i in range(count):
-                    p = block + i
-                    y, x = p // source.width, p % source.width
-                    read_pixel(source, n, y, x, scratch, at.values + i * pixel)
-                _sum_block(scratch, at.values, pixel, count, channels, scratch, at.sums, at.row)
-            for c in range(channels):
-                mean = np.float64(scratch[at.sums + c])
-                added = np.float64(scratch[at.sums + at.row + c])
-                squared = np.float64(scratch[at.sums + 2 * at.row + c])
-                sums[item, 0, c] += added + count * mean
-                sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
-
-
-def launch_moments(launcher: Launcher, samples: int, source: Reading) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel over all pixels: two float32 `[N, C]`."""
-    channels = source.first_channels + source.second_channels
-    pixels = source.height * source.width
-    spans = ceil_div(pixels, SPAN)
-    sums = np.empty((samples * spans, 2, channels))
-    in_place = is_plain(source) and source.halved == 0
-    at = moments_layout(channels, in_place)
-    args = (int(in_place), source, sums, at)
-    launcher.run(moments, samples * spans, args, at.size, 8.0 * pixels * channels)
-    totals = sums.reshape(samples, spans, 2, channels).sum(1) / pixels
-    mean, square = totals[:, 0], totals[:, 1]
-    return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+    return out[0], out[1]

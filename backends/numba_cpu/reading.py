@@ -75,24 +75,31 @@ NO_FLOATS, _NO_INTS = np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 def reading(source: Source) -> Reading:
     """A source's `Reading`."""
-    first, second = source.parts if len(source.parts) == 2 else (source.parts[0], None)
-    _, height, width, channels = source.shape
-    modulation = PLAIN
+    parts, upsample = source.parts, source.upsample
+    _, height, width, one = parts[0].shape
+    second, two = (flat(parts[1]), parts[1].shape[3]) if len(parts) == 2 else (NO_FLOATS, 0)
+    scale, shift, norm_stride = NO_FLOATS, NO_FLOATS, -1
+    if source.scale is not None:
+        scale, shift = flat(source.scale), flat(source.shift)
+        norm_stride = one + two if len(source.scale) > 1 else 0
+    rows, codes, modulation = NO_FLOATS, _NO_INTS, PLAIN
     if source.modulation is not None:
-        modulation = PER_PIXEL if source.codes is None else BY_CODE
+        rows, modulation = flat(source.modulation), PER_PIXEL
+        if source.codes is not None:
+            codes, modulation = flat(source.codes, "i"), BY_CODE
     return Reading(
-        flat(first),
-        NO_FLOATS if second is None else flat(second),
-        first.shape[3],
-        0 if second is None else second.shape[3],
-        height,
-        width,
-        source.upsample - 1,
-        NO_FLOATS if source.scale is None else flat(source.scale),
-        NO_FLOATS if source.shift is None else flat(source.shift),
-        -1 if source.scale is None else channels if len(source.scale) > 1 else 0,
-        NO_FLOATS if source.modulation is None else flat(source.modulation),
-        _NO_INTS if source.codes is None else flat(source.codes),
+        flat(parts[0]),
+        second,
+        one,
+        two,
+        height * upsample,
+        width * upsample,
+        upsample - 1,
+        scale,
+        shift,
+        norm_stride,
+        rows,
+        codes,
         modulation,
         ACTIVATIONS[source.activation],
     )

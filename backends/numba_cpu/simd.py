@@ -5,7 +5,8 @@ and the operators `+ - * /` compile to LLVM's own vector instructions, which it 
 are flat (`float32[::1]`); indices count elements and are not checked.
 
 No operation carries a fast-math flag: each is rounded as it is written, so a value never depends on how the compiler
-arranges its neighbours.
+arranges its neighbours. For long sums there are vectors of `WIDTH` doubles too: `extend`, `load_doubles`,
+`store_doubles` and the operators.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from .target import TARGET
 WIDTH = TARGET.width
 """Floats in a vector."""
 
-F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+F32, F64, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 
 
 class VectorType(types.Type):
-    """Numba's type of a vector of `WIDTH` floats."""
+    """Numba's type of a vector of `WIDTH` floating-point numbers of one kind."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"float32x{WIDTH}")
+    def __init__(self, name: str, element: ir.Type) -> None:
+        self.element = element
+        super().__init__(name=f"{name}x{WIDTH}")
 
 
-vector = VectorType()
+vector, doubles = VectorType("float32", F32), VectorType("float64", F64)
 
 
 @register_model(VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: VectorType) -> None:
-        super().__init__(manager, kind, ir.VectorType(F32, WIDTH))
+        super().__init__(manager, kind, ir.VectorType(kind.element, WIDTH))
 
 
 # -- pieces of LLVM IR -----------------------------------------------------------------------------------
@@ -75,9 +77,9 @@ def ir_fma(
     return ir_call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
 
 
-def ir_load(builder: ir.IRBuilder, pointer: ir.Value, width: int = WIDTH) -> ir.Value:
-    """`width` floats from any float-aligned address."""
-    kind = ir.VectorType(F32, width)
+def ir_load(builder: ir.IRBuilder, pointer: ir.Value, width: int = WIDTH, element: ir.Type = F32) -> ir.Value:
+    """`width` numbers from any float-aligned address."""
+    kind = ir.VectorType(element, width)
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
 
@@ -201,6 +203,37 @@ def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> 
 
 
 @intrinsic
+def extend(typing: Any, a: Any) -> Any:
+    """`extend(a)`: the same numbers as doubles."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return builder.fpext(args[0], ir.VectorType(F64, WIDTH))
+
+    return doubles(vector), emit
+
+
+@intrinsic
+def load_doubles(typing: Any, array: Any, index: Any) -> Any:
+    """`load_doubles(array, index)`: `WIDTH` doubles from `array[index]` on."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return ir_load(builder, ir_pointer(context, builder, sig.args[0], *args), WIDTH, F64)
+
+    return doubles(array, types.intp), emit
+
+
+@intrinsic
+def store_doubles(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """`store_doubles(array, index, value)`: a vector of doubles to `array[index]` on."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        ir_store(builder, args[2], ir_pointer(context, builder, sig.args[0], *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, doubles), emit
+
+
+@intrinsic
 def splat(typing: Any, value: Any) -> Any:
     """`splat(x)`: a vector of one float32 (a Python float is rounded to it)."""
 
@@ -313,13 +346,15 @@ def exponential(typing: Any, a: Any) -> Any:
 
 
 def _operator(symbol: Any, instruction: str) -> None:
-    """Give vectors one of Python's operators."""
+    """Give both kinds of vectors one of Python's operators."""
 
     @infer_global(symbol)
     class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
-            return signature(vector, vector, vector) if tuple(args) == (vector, vector) else None
+            kind = args[0]
+            return signature(kind, kind, kind) if tuple(args) in ((vector,) * 2, (doubles,) * 2) else None
 
+    @lower_builtin(symbol, doubles, doubles)
     @lower_builtin(symbol, vector, vector)
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
         return getattr(builder, instruction)(*args)

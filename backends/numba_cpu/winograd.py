@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import float32, int64, void
 
-from ..interface import TILE, Array, ConvGeometry, Host
-from .arrays import readable
+from ..interface import TILE, Array, Host
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
-from .geometry import GEOMETRY, geometry_of
+from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
 from .launch import Launcher
@@ -80,7 +79,7 @@ def prepare(launcher: Launcher, weight: Host) -> Array:
     outputs, depth = len(weight), weight[0].size
     panels = ceil_div(outputs, PANEL)
     packed = np.empty(panels * depth * PANEL, np.float32)
-    rows = readable(np.asarray(weight, np.float32).reshape(outputs, depth))
+    rows = np.ascontiguousarray(weight, np.float32).reshape(outputs, depth)
     launcher.run(pack, panels, (rows, packed), 0, 16.0 * weight.size)
     return packed
 
@@ -298,10 +297,10 @@ def convolve(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, source: Reading, geometry: ConvGeometry, weights: Packed, out: Writing
+    launcher: Launcher, tiles: Host, source: Reading, g: Geometry, weights: Packed, out: Writing
 ) -> None:
     """Convolve `tiles`: choose the batch, the splits and whether threads keep transformed kernels, and run."""
-    inputs, outputs = geometry.inputs, geometry.outputs
+    inputs, outputs = g.inputs, g.outputs
     panels = ceil_div(outputs, PANEL)
     work = 2.0 * PRODUCTS * inputs * outputs
     batch, splits = launcher.items(len(tiles), BATCH, panels, work)
@@ -309,5 +308,5 @@ def launch(
     kept = splits == 1 and items > launcher.threads and kernel_blocks(inputs, outputs) * _BLOCK <= KEPT
     share = ceil_div(panels, splits)
     at = layout(batch, inputs, outputs, share, residual=residual_floats(out), kept=kept)
-    args = (batch, splits, int(kept), tiles, source, geometry_of(geometry), weights, out, at)
+    args = (batch, splits, int(kept), tiles, source, g, weights, out, at)
     launcher.run(convolve, items, args, at.size, work * len(tiles))

@@ -80,11 +80,11 @@ def writing(
     activation: Activation = "identity",
 ) -> Writing:
     """An output's `Writing`. `bias` comes from `padded_bias`. Raises BackendError where `out` cannot be written."""
-    channels = out.shape[3]
+    _, height, width, channels = out.shape
     return Writing(
         writable(out),
-        out.shape[1],
-        out.shape[2],
+        height,
+        width,
         channels,
         padded_bias(None, channels) if bias is None else bias,
         NO_FLOATS if shift is None else flat(shift),

@@ -121,6 +121,26 @@ def normal(rng: np.random.Generator, *shape: int, mean: float = 0.0, std: float 
     return (mean + std * rng.standard_normal(shape)).astype(np.float32)
 
 
+def changed_canvas(
+    rng: np.random.Generator,
+    backend: Backend,
+    samples: int,
+    size: tuple[int, int],
+    channels: int,
+    *,
+    half: bool,
+) -> tuple[Array, Host]:
+    """A canvas on the backend as it was, kept as float16 if `half`, and on the host as it is."""
+    before, after = (normal(rng, samples, *size, channels) for _ in range(2))
+    canvas = backend.upload(before)
+    if not half:
+        return canvas, after
+    halves, watch = backend.alloc(before.shape, dtype="float16"), backend.watch_run()
+    backend.narrow_tiles(halves, canvas, all_tiles(samples, *size), watch=watch, layer=0)
+    assert watch.first_watched() is None
+    return halves, after
+
+
 def make_source(
     rng: np.random.Generator,
     *,

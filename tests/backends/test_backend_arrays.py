@@ -8,7 +8,7 @@ from numpy.testing import assert_array_equal
 
 from sparsegen.backends import TILE, Backend, BackendError
 from sparsegen.backends.interface import Host, Tiles
-from tests.backends.contract_cases import Uploads, all_tiles, inside, normal
+from tests.backends.contract_cases import Uploads, all_tiles, changed_canvas, inside, normal
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
@@ -229,3 +229,52 @@ def test_largest_change_counts_no_pixel_outside_the_image(backend: Backend) -> N
     values[0, :1, :2] = [[[1, -2], [0, 0.5]]]
     canvas = backend.alloc((1, 1, 2, 2))
     assert_array_equal(backend.largest_change(canvas, all_tiles(1, 1, 2), backend.upload(values)), [2])
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("channels", [2, 6, 64])
+@pytest.mark.parametrize(("samples", "size"), [(1, (4, 8)), (2, (9, 10)), (1, (1, 2))], ids=str)
+def test_tile_change_is_what_add_tiles_adds(
+    backend: Backend, samples: int, size: tuple[int, int], channels: int, half: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    before, after = changed_canvas(rng, backend, samples, size, channels, half=half)
+    was, everywhere = backend.download(before).astype(np.float32), all_tiles(samples, *size)
+    for host in (everywhere.host[:0], everywhere.host[-1:], rng.permutation(everywhere.host)):
+        tiles, put = Tiles(host), Uploads(backend)
+        old = backend.read_tiles(before, tiles)
+        change = backend.tile_change(put(after), tiles, old)
+        assert backend.download(change).dtype == np.float32
+        difference = backend.read_tiles(put(after - was), tiles)
+        assert_array_equal(backend.download(change), backend.download(difference))
+        assert_array_equal(backend.download(old), backend.download(backend.read_tiles(before, tiles)))
+
+        kept, canvas = backend.download(change), backend.upload(was)
+        backend.add_tiles(canvas, tiles, change)
+        covered = inside(tiles, was.shape)[..., None]
+        assert_array_equal(backend.download(canvas), np.where(covered, was + (after - was), was))
+        assert_array_equal(backend.download(change), kept)
+        put.assert_untouched()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 37])
+def test_tile_change_and_add_tiles_of_odd_channels(backend: Backend, channels: int) -> None:
+    rng, tiles = np.random.default_rng(0), Tiles(all_tiles(2, 9, 10).host[::-1])
+    host, values = normal(rng, 2, 9, 10, channels), normal(rng, 2, 9, 10, channels)
+    canvas, put = backend.upload(host), Uploads(backend)
+    added = backend.read_tiles(put(values), tiles)
+    backend.add_tiles(canvas, tiles, added)
+    assert_array_equal(backend.download(canvas), host + values)
+    old = backend.read_tiles(put(host), tiles)
+    change = backend.tile_change(canvas, tiles, old)
+    expected = backend.read_tiles(put((host + values) - host), tiles)
+    assert_array_equal(backend.download(change), backend.download(expected))
+    put.assert_untouched()
+
+
+def test_add_tiles_drops_what_overhangs_the_border(backend: Backend) -> None:
+    values = np.full((1, TILE, TILE, 3), np.nan, np.float32)
+    values[0, :1, :2] = 2
+    canvas = backend.upload(np.ones((1, 1, 2, 3), np.float32))
+    backend.add_tiles(canvas, all_tiles(1, 1, 2), backend.upload(values))
+    assert (backend.download(canvas) == 3).all()

@@ -23,7 +23,9 @@ from tests.backends.contract_cases import (
     assert_contract,
     assert_same_bits,
     build,
+    changed_canvas,
     conv_case,
+    inside,
     lookup_case,
     make_source,
     normal,
@@ -275,6 +277,94 @@ def test_channel_moments_of_a_constant_are_exact(backend: Backend) -> None:
     mean, variance = (backend.download(m) for m in backend.channel_moments(Source((backend.upload(part),))))
     assert_array_equal(mean, part[:, 0, 0])
     assert (variance <= 1e-15).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("channels", [(5,), (3, 64), (2, 1, 4)], ids=str)
+def test_join_channels(backend: Backend, channels: tuple[int, ...], dtype: str) -> None:
+    hosts = [normal(np.random.default_rng(c), 3, c) for c in channels]
+    put = Uploads(backend)
+    joined = backend.download(backend.join_channels([put(host).astype(dtype) for host in hosts]))
+    put.assert_untouched()
+    assert joined.dtype == np.dtype(dtype)
+    assert_array_equal(joined, np.concatenate(hosts, axis=1))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("channels", [2, 6, 64, 84])
+@pytest.mark.parametrize(
+    ("samples", "size"), [(1, (4, 8)), (3, (9, 10)), (2, (1, 2)), (2, (22, 41))], ids=str
+)
+def test_sum_change(backend: Backend, samples: int, size: tuple[int, int], channels: int, half: bool) -> None:
+    rng = np.random.default_rng(0)
+    before, after = changed_canvas(rng, backend, samples, size, channels, half=half)
+    put = Uploads(backend)
+    canvas, everywhere = put(after), all_tiles(samples, *size)
+    for host in (everywhere.host[:0], everywhere.host[-1:], rng.permutation(everywhere.host)):
+        tiles = Tiles(host)
+        covered = inside(tiles, after.shape)[..., None]
+        old = backend.read_tiles(before, tiles)
+        kept = backend.download(old)
+        change = backend.download(backend.sum_change(canvas, tiles, old))
+        assert change.dtype == np.float64 and change.shape == (samples, 2, channels)
+        assert_array_equal(backend.download(old), kept, "the old values changed")
+        v, was = (np.where(covered, c, 0).astype(np.float64) for c in (after, backend.download(before)))
+        check("sum of changes", change[:, 0], (v - was).sum((1, 2)), largest=float(np.abs(v - was).sum()))
+        squares = v * v - was * was
+        check("sum of changes", change[:, 1], squares.sum((1, 2)), largest=float(np.abs(squares).sum()))
+    put.assert_untouched()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 37])
+def test_sum_change_of_odd_channels_and_a_large_mean(backend: Backend, channels: int) -> None:
+    """A change of one tile is small beside the sums of squares that it moves."""
+    rng, tiles = np.random.default_rng(0), Tiles(all_tiles(2, 9, 10).host[3:9])
+    before, after = (normal(rng, 2, 9, 10, channels, mean=1000) for _ in range(2))
+    old = backend.read_tiles(backend.upload(before), tiles)
+    change = backend.download(backend.sum_change(backend.upload(after), tiles, old))
+    covered = inside(tiles, after.shape)[..., None]
+    v, was = (np.where(covered, c, 0).astype(np.float64) for c in (after, before))
+    expected = np.stack([(v - was).sum((1, 2)), (v * v - was * was).sum((1, 2))], axis=1)
+    check("sum of changes", change, expected, largest=float(np.square(v).sum()))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 64])
+@pytest.mark.parametrize("measured", [True, False])
+def test_follow_moments(backend: Backend, channels: int, measured: bool) -> None:
+    """Of four samples one is left alone, one repainted a little, one mixed in whole, and one repainted whole."""
+    rng, samples = np.random.default_rng(0), 4
+    weight, share, pixels = [0.4, 0.46, 1, 1], [0, 0.1, 0.5, 1], 90
+    used, stale, fresh = (
+        (normal(rng, samples, channels, mean=3), normal(rng, samples, channels, mean=3) ** 2)
+        for _ in range(3)
+    )
+    stale[1][1, 0] = fresh[1][1, 0] = 0  # mean² above the mean of squares: rounding may leave it so
+    change = None if measured else normal(rng, samples, 2, channels, std=pixels)
+    put = Uploads(backend)
+    given = [[put(each).astype(kind) for each in two] for two, kind in
+             ((used, "float32"), (stale, "float64"), (fresh, "float64"))]  # fmt: skip
+    moved = None if change is None else put(change).astype("float64")
+    results = backend.follow_moments(*map(tuple, given), moved, pixels=pixels, weight=weight, share=share)  # type: ignore[arg-type]
+    put.assert_untouched()
+    kept = [[backend.download(each) for each in two] for two in given]
+    for two, as_given in zip(kept, (used, stale, fresh), strict=True):
+        assert_array_equal(two, np.array(as_given), "an argument changed")
+    now_used, now_stale, now_fresh = ([backend.download(each) for each in two] for two in results)
+    assert {each.dtype for each in now_used} == {np.dtype(np.float32)}
+    assert {each.dtype for each in (*now_stale, *now_fresh)} == {np.dtype(np.float64)}
+
+    of_fresh, of_stale = (np.array(two, np.float64) for two in (fresh, stale))  # [2, N, C]
+    if change is not None:
+        of_fresh += change.astype(np.float64).transpose(1, 0, 2) / pixels
+    w, s = (np.array(each)[:, None] for each in (weight, share))
+    check("float64", np.array(now_fresh), of_fresh)
+    check("float64", np.array(now_stale), of_stale + s * w * (of_fresh - of_stale))
+    mean, square = of_stale + w * (of_fresh - of_stale)
+    for got, expected, before in zip(now_used, (mean, np.maximum(square - mean**2, 0)), used, strict=True):
+        assert_array_equal(got[0], before[0])
+        check("rounding", got[1:], expected[1:])
+    assert_array_equal(np.array(now_stale)[:, 0], np.array(stale)[:, 0])
+    assert_array_equal(np.array(now_stale)[:, 3], np.array(now_fresh)[:, 3])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsegen.backends import BackendError, Source
-from sparsegen.backends.interface import Tiles
+from sparsegen.backends.interface import Host, Tiles
 from tests.backends.contract_cases import CASES, all_tiles, assert_contract, assert_same_bits, build, normal
 from tests.oracles import naive
 from tests.tolerances import check
@@ -116,6 +116,36 @@ def test_an_output_that_is_read_only_or_in_pieces_is_refused() -> None:
         ):
             with pytest.raises(BackendError, match=why):
                 write()
+
+
+@pytest.mark.parametrize("wrong", ["float64", "float16", "int32"])
+def test_arrays_of_another_type_are_refused(wrong: str) -> None:
+    """Machine code would take their bits for float32's."""
+    backend, tiles = NumbaBackend(1), all_tiles(1, 8, 8)
+    v, out, row = (np.ones(shape, np.float32) for shape in ((1, 8, 8, 4), (1, 8, 8, 4), (1, 4)))
+    values, weights = backend.read_tiles(v, tiles), backend.prepare_conv(np.ones((4, 4, 1, 1)), None)
+    codes, rows = np.zeros((1, 8, 8, 1), np.int32), np.ones((3, 8), np.float32)
+    expected = f"is {wrong}, expected float32; use alloc or upload"
+
+    def convolve(canvas: Host, source: Source, **settings: Any) -> None:
+        backend.conv2d(canvas, tiles, source, weights, **settings)
+
+    for call in (
+        lambda: convolve(out.astype(wrong), Source((v,))),
+        lambda: convolve(out, Source((v.astype(wrong),))),
+        lambda: convolve(out, Source((v,), scale=row, shift=row.astype(wrong))),
+        lambda: convolve(out, Source((v,), modulation=rows.astype(wrong), codes=codes)),
+        lambda: convolve(out, Source((v,)), shift=row.astype(wrong)),
+        lambda: convolve(out, Source((v,)), residual=Source((v.astype(wrong),))),
+        lambda: backend.add_tiles(v, tiles, values.astype(wrong)),
+        lambda: backend.add_tiles(v.astype(wrong), tiles, values),
+        lambda: backend.sum_change(v.astype(wrong), tiles, values),
+        lambda: backend.norm_affine(row, row, groups=2, eps=1e-5, weight=row[0].astype(wrong)),
+    ):
+        with pytest.raises(BackendError, match=expected):
+            call()
+    with pytest.raises(BackendError, match="is int64, expected int32"):
+        convolve(out, Source((v,), modulation=rows, codes=codes.astype(np.int64)))
 
 
 def test_winograds_weights_take_what_the_layer_has() -> None:

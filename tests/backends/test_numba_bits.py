@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsegen.backends import Source
+from sparsegen.backends import Source, get_backend
 from tests.backends.contract_cases import CASES, all_tiles, assert_same_bits, build, normal
 from tests.networks import assert_same
 
@@ -44,6 +44,29 @@ def test_threads_change_no_bit_of_any_primitive(eager: None) -> None:
     source = Source((normal(np.random.default_rng(0), 2, 40, 30, 21),))
     for a, b in zip(one.channel_moments(source), three.channel_moments(source), strict=True):
         assert_same_bits(a, b)
+    canvas, tiles = source.parts[0], all_tiles(2, 40, 30)
+    old = normal(np.random.default_rng(1), len(tiles), 4, 4, 21)
+    assert_same_bits(one.sum_change(canvas, tiles, old), three.sum_change(canvas, tiles, old))
+
+
+@pytest.mark.parametrize("each", [1, 3, 7, 8, 20, 40, 128, 200])
+def test_a_norm_has_the_bits_of_the_reference(each: int) -> None:
+    """Its kernel adds in NumPy's order, so results are those of versions that had none."""
+    rng, (samples, groups) = np.random.default_rng(each), (2, 4)
+    mean, offset, bias = (normal(rng, samples, groups * each, mean=5) for _ in range(3))
+    film = normal(rng, samples, 2 * groups * each)
+    for settings in (
+        {},
+        {"weight": offset[0], "bias": bias[0]},
+        {"film": film},
+        {"bias": bias[0], "film": film[:1]},
+    ):
+        results = (
+            get_backend(name).norm_affine(mean, offset**2, groups=groups, eps=1e-5, **settings)
+            for name in ("numba", "reference")
+        )
+        for a, b in zip(*results, strict=True):
+            assert_same_bits(a, b)
 
 
 def test_the_number_of_items_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ jit._declared.clear()
 for function in times.FUNCTIONS:
     jit.kernel(float64(float64))(function)
 ready = jit._make_ready(jit._declared)
-assert [compiled(2.0) for compiled, _ in jit._declared] == [2.0 * n for n in range(len(times.FUNCTIONS))]
+assert [kernel(2.0) for kernel in jit._declared] == [2.0 * n for n in range(len(times.FUNCTIONS))]
 print(ready.compiled, ready.lost)
 """
 
@@ -136,14 +136,14 @@ def triple(x):
 """
 
 
-Declare = Callable[[Path], list[tuple[Any, Any]]]
+Declare = Callable[[Path], list[jit.Kernel]]
 
 
 @pytest.fixture
 def declare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Declare:
     """Declares the functions of a source file as a new process would, with `tmp_path / "cache"` to keep them in."""
 
-    def declare(source: Path, why: str | None = None) -> list[tuple[Any, Any]]:
+    def declare(source: Path, why: str | None = None) -> list[jit.Kernel]:
         folder = tmp_path / "cache"
         folder.mkdir(exist_ok=True)
         files = KernelFiles(Folders((folder,), folder, why))
@@ -172,11 +172,11 @@ def test_it_is_said_whenever_something_is_compiled_and_only_then(
         said = capfd.readouterr().err.splitlines()
         assert ready == jit.Ready(compiled, (tmp_path / "cache",), None, None)
         assert [line.split()[1] for line in said] == (["compiling", "compiled"] if compiled else [])
-        assert [compiled(2.0) for compiled, _ in jit._declared] == [4.0, 6.0]
+        assert [kernel(2.0) for kernel in jit._declared] == [4.0, 6.0]
     here.write_text(TINY.replace("3.0", "4.0"))
     assert jit._make_ready(declare(here)).compiled == 2
     assert "compiling" in capfd.readouterr().err
-    assert [compiled(2.0) for compiled, _ in jit._declared] == [4.0, 8.0]
+    assert [kernel(2.0) for kernel in jit._declared] == [4.0, 8.0]
 
 
 def test_a_private_folder_is_named_with_the_reason(
@@ -199,7 +199,7 @@ def test_somebody_elses_functions_are_not_announced(
 ) -> None:
     (tmp_path / "tiny.py").write_text(TINY)
     declared = declare(tmp_path / "tiny.py")
-    with numba.core.event.install_listener("numba:compile", jit._Progress([k for k, _ in declared])):
+    with numba.core.event.install_listener("numba:compile", jit._Progress(declared)):
         numba.njit(lambda x: x + 1)(1)
     assert capfd.readouterr().err == ""
 
@@ -216,7 +216,7 @@ def test_what_could_not_be_kept_is_said_and_is_no_success(
         patch.setattr(cache, "_write", full)
         ready = jit._make_ready(declare(tmp_path / "tiny.py"))
     assert ready.compiled == 2 and ready.lost is not None and "No space left" in ready.lost
-    assert [compiled(2.0) for compiled, _ in jit._declared] == [4.0, 6.0], "it computes all the same"
+    assert [kernel(2.0) for kernel in jit._declared] == [4.0, 6.0], "it computes all the same"
     assert re.search(r"compiled in \d+ s; but not kept \(.*No space left", capfd.readouterr().err)
     assert jit._make_ready(declare(tmp_path / "tiny.py")).lost is None
     assert jit._make_ready(declare(tmp_path / "tiny.py")) == jit.Ready(0, (tmp_path / "cache",), None, None)
@@ -272,11 +272,11 @@ def test_an_interrupted_start_can_be_taken_up_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(declared[1][0], "compile", interrupt)
+        patch.setattr(declared[1].dispatcher, "compile", interrupt)
         with pytest.raises(KeyboardInterrupt):
             jit._make_ready(declared)
     jit._make_ready(declared)
-    assert [compiled(2.0) for compiled, _ in declared] == [4.0, 6.0]
+    assert [kernel(2.0) for kernel in declared] == [4.0, 6.0]
 
 
 def test_what_numba_cannot_rebuild_is_compiled_again(
@@ -295,7 +295,7 @@ def test_what_numba_cannot_rebuild_is_compiled_again(
 
 
 def test_numba_keeps_no_files_of_its_own() -> None:
-    kernels = [compiled for compiled, _ in jit._declared]
+    kernels = [kernel.dispatcher for kernel in jit._declared]
     assert kernels and all(compiled.stats.cache_path is None for compiled in kernels)
 
 

@@ -23,6 +23,7 @@ from sparsegen.backends.numba_cpu import (  # noqa: E402  (needs numba)
     depthwise,
     direct,
     lookup,
+    moments,
     norms,
     regions,
     threads,
@@ -38,8 +39,8 @@ LAYOUTS = (
     depthwise.layout,
     direct.layout,
     lookup.layout,
+    moments.layout,
     norms.layer_norm_layout,
-    norms.moments_layout,
     winograd.layout,
     writing.layout,
 )
@@ -165,7 +166,17 @@ def test_neither_moments_nor_windows_leave_their_regions(apart: Apart) -> None:
 
 def test_every_layout_is_checked() -> None:
     """A layout function that this file does not know would be used as it is remembered, without gaps."""
-    names = ("attention", "codebooks", "depthwise", "direct", "lookup", "norms", "winograd", "writing")
+    names = (
+        "attention",
+        "codebooks",
+        "depthwise",
+        "direct",
+        "lookup",
+        "moments",
+        "norms",
+        "winograd",
+        "writing",
+    )
     found = {
         value
         for name in names

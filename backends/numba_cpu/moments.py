@@ -1,0 +1,344 @@
+"""Moments of channels over pixels: of a whole canvas, and how they follow an edit of some of its tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.types import float32, float64, int64, void
+
+from ..interface import TILE, Array, Moments, Tiles
+from .arrays import flat
+from .copies import FLOATS, HALVES, SHAPE, extent, load_old, row_at
+from .items import COUNTER, TILES, take_items
+from .jit import compile_all, inline, kernel
+from .launch import Launcher
+from .reading import READING, Reading, is_plain, read_pixel
+from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
+from .simd import (
+    WIDTH,
+    extend,
+    fma,
+    load,
+    load_doubles,
+    load_some,
+    splat,
+    store,
+    store_doubles,
+)
+from .sizes import ceil_div, whole_vectors
+from .writing import PIXELS
+
+# -- of a canvas ---------------------------------------------------------------------------------------------
+
+BLOCK = 32
+"""Pixels summed in float32 before they are added in float64."""
+SPAN = 256
+"""Pixels of an item."""
+
+
+class Layout(NamedTuple):
+    """A thread's scratch for `moments`; V: the channels in whole vectors.
+
+    | region | shape | written by | read by |
+    | --- | --- | --- | --- |
+    | values | [BLOCK, V] + OVERRUN, unless read in place | gather | `_sum_block` |
+    | sums | [3, V + OVERRUN]: mean, Σ off, Σ off² | `_sum_block` | `moments` |
+    """
+
+    values: int
+    sums: int
+    size: int
+    row: int
+    """Floats from one row of `sums` to the next."""
+
+
+LAYOUT = layout_type(Layout)
+
+
+@remembered
+def layout(channels: int, in_place: bool) -> Layout:
+    """The scratch for pixels of so many channels; `in_place`: they are not gathered."""
+    pixel = whole_vectors(channels)
+    row = pixel + OVERRUN
+    regions = Regions()
+    return Layout(
+        values=regions.add(0 if in_place else BLOCK * pixel + OVERRUN),
+        sums=regions.add(3 * row),
+        size=regions.size,
+        row=row,
+    )
+
+
+@inline
+def _sum_vector(
+    array: Any, at: int, pixel: int, count: int, share: Any, some: int, scratch: Any, to: int, row: int
+) -> None:
+    """`_sum_block` of `some` ≤ WIDTH channels."""
+    mean, added, squared = splat(0.0), splat(0.0), splat(0.0)
+    for x in range(at, at + count * pixel, pixel):
+        mean = mean + load_some(array, x, some)
+    mean = mean * share
+    for x in range(at, at + count * pixel, pixel):
+        off = load_some(array, x, some) - mean
+        added, squared = added + off, fma(off, off, squared)
+    store(scratch, to, mean)
+    store(scratch, to + row, added)
+    store(scratch, to + 2 * row, squared)
+
+
+@inline
+def _sum_block(
+    array: Any, at: int, pixel: int, count: int, channels: int, scratch: Any, to: int, row: int
+) -> None:
+    """The mean of `count` pixels, every `pixel` floats, and Σ off and Σ off², where off = pixel - mean.
+
+    Three rows of `scratch[to:]`, `row` floats apart; up to WIDTH - 1 floats more than `channels` are written of each.
+    The mean is rounded, and Σ off corrects for it.
+    """
+    four = channels - channels % (4 * WIDTH)
+    whole = channels - channels % WIDTH
+    share = splat(np.float32(1.0) / np.float32(count))
+    for c in range(0, four, 4 * WIDTH):
+        m0, m1, m2, m3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        for x in range(at + c, at + c + count * pixel, pixel):
+            m0, m1 = m0 + load(array, x), m1 + load(array, x + WIDTH)
+            m2, m3 = m2 + load(array, x + 2 * WIDTH), m3 + load(array, x + 3 * WIDTH)
+        m0, m1, m2, m3 = m0 * share, m1 * share, m2 * share, m3 * share
+        a0, a1, a2, a3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        for x in range(at + c, at + c + count * pixel, pixel):  # again, out of the first-level cache
+            d0, d1 = load(array, x) - m0, load(array, x + WIDTH) - m1
+            d2, d3 = load(array, x + 2 * WIDTH) - m2, load(array, x + 3 * WIDTH) - m3
+            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
+            s0, s1, s2, s3 = fma(d0, d0, s0), fma(d1, d1, s1), fma(d2, d2, s2), fma(d3, d3, s3)
+        place = to + c
+        store(scratch, place, m0)
+        store(scratch, place + WIDTH, m1)
+        store(scratch, place + 2 * WIDTH, m2)
+        store(scratch, place + 3 * WIDTH, m3)
+        place += row
+        store(scratch, place, a0)
+        store(scratch, place + WIDTH, a1)
+        store(scratch, place + 2 * WIDTH, a2)
+        store(scratch, place + 3 * WIDTH, a3)
+        place += row
+        store(scratch, place, s0)
+        store(scratch, place + WIDTH, s1)
+        store(scratch, place + 2 * WIDTH, s2)
+        store(scratch, place + 3 * WIDTH, s3)
+    for c in range(four, whole, WIDTH):
+        _sum_vector(array, at + c, pixel, count, share, WIDTH, scratch, to + c, row)
+    if whole < channels:
+        _sum_vector(array, at + whole, pixel, count, share, channels - whole, scratch, to + whole, row)
+
+
+@kernel(void(COUNTER, int64, int64, READING, float64[:, :, ::1], LAYOUT, SCRATCH))
+def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at: Any, scratch: Any) -> None:
+    """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are SPAN pixels of a sample each.
+
+    BLOCK pixels are summed in float32 about their mean: rounding loses a few units in the last place of their spread,
+    whatever their mean, and whichever of them is far off. Blocks are added in float64:
+
+        Σ v = Σ off + count · mean        Σ v² = Σ off² + mean · (2 · Σ off + count · mean)
+    """
+    one, two = source.first_channels, source.second_channels
+    channels = one + two
+    pixels = source.height * source.width
+    spans = ceil_div(pixels, SPAN)
+    pixel = whole_vectors(channels)
+    for item in take_items(counter, items):
+        n, first = item // spans, item % spans * SPAN
+        for c in range(channels):
+            sums[item, 0, c] = sums[item, 1, c] = 0.0
+        last = min(first + SPAN, pixels)
+        for block in range(first, last, BLOCK):
+            count = min(BLOCK, last - block)
+            if in_place:
+                p = n * pixels + block
+                _sum_block(source.first, p * one, one, count, one, scratch, at.sums, at.row)
+                if two > 0:
+                    _sum_block(source.second, p * two, two, count, two, scratch, at.sums + one, at.row)
+            else:
+                for i in range(count):
+                    p = block + i
+                    y, x = p // source.width, p % source.width
+                    read_pixel(source, n, y, x, scratch, at.values + i * pixel)
+                _sum_block(scratch, at.values, pixel, count, channels, scratch, at.sums, at.row)
+            for c in range(channels):
+                mean = np.float64(scratch[at.sums + c])
+                added = np.float64(scratch[at.sums + at.row + c])
+                squared = np.float64(scratch[at.sums + 2 * at.row + c])
+                sums[item, 0, c] += added + count * mean
+                sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
+
+
+def launch_moments(launcher: Launcher, samples: int, source: Reading) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel over all pixels: two float32 `[N, C]`."""
+    channels = source.first_channels + source.second_channels
+    pixels = source.height * source.width
+    spans = ceil_div(pixels, SPAN)
+    sums = np.empty((samples * spans, 2, channels))
+    in_place = is_plain(source) and source.halved == 0
+    at = layout(channels, in_place)
+    args = (int(in_place), source, sums, at)
+    launcher.run(moments, samples * spans, args, at.size, 8.0 * pixels * channels)
+    totals = sums.reshape(samples, spans, 2, channels).sum(1) / pixels
+    mean, square = totals[:, 0], totals[:, 1]
+    return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+
+
+# -- after an edit ---------------------------------------------------------------------------
+
+GROUP, CHUNK = 64, 64
+"""Channels and tiles of an item of `sum_change`."""
+
+
+@inline
+def _add_change(
+    tiles: Any,
+    t: int,
+    shape: Any,
+    c: int,
+    some: int,
+    canvas: Any,
+    old: Any,
+    halves: Any,
+    sums: Any,
+    at: int,
+    row: int,
+) -> None:
+    """`sum_change` of one tile and `some` ≤ WIDTH channels from `c` on: added to `sums[at:]` and `sums[at + row:]`."""
+    rows, count = extent(tiles, t, shape)
+    channels = shape[2]
+    added, squared = load_doubles(sums, at), load_doubles(sums, at + row)
+    for y in range(rows):
+        first, kept = row_at(tiles, t, y, shape) + c, (t * TILE + y) * TILE * channels + c
+        for x in range(0, count, channels):
+            v = extend(load_some(canvas, first + x, some))
+            before = extend(load_old(old, halves, kept + x, some))
+            added, squared = added + (v - before), squared + (v * v - before * before)
+    store_doubles(sums, at, added)
+    store_doubles(sums, at + row, squared)
+
+
+@kernel(void(COUNTER, int64, TILES, SHAPE, FLOATS, FLOATS, HALVES, float64[::1]))
+def sum_change(
+    counter: Any, items: int, tiles: Any, shape: Any, canvas: Any, old: Any, halves: Any, sums: Any
+) -> None:
+    """Σ (v - old) and Σ (v² - old²) of each channel over chunks of tiles, `sums` `[chunks, N, 2, C in whole vectors]`.
+
+    An item is a chunk × GROUP channels. Chunks are of CHUNK tiles whatever the number of threads, so no sum depends on
+    that. Old values are `[K, TILE, TILE, C]`, as `load_old` takes them.
+    """
+    channels = shape[2]
+    row, groups = whole_vectors(channels), ceil_div(channels, GROUP)
+    step = len(sums) // ceil_div(len(tiles), CHUNK)  # from one chunk's sums to the next
+    for item in take_items(counter, items):
+        chunk, group = item // groups, item % groups
+        for t in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(tiles))):
+            first, last = group * GROUP, min((group + 1) * GROUP, channels)
+            whole = last - (last - first) % WIDTH
+            place = chunk * step + tiles[t, 0] * 2 * row
+            for c in range(first, whole, WIDTH):
+                _add_change(tiles, t, shape, c, WIDTH, canvas, old, halves, sums, place + c, row)
+            if whole < last:
+                _add_change(
+                    tiles, t, shape, whole, last - whole, canvas, old, halves, sums, place + whole, row
+                )
+
+
+def launch_sum_change(launcher: Launcher, canvas: Array, tiles: Tiles, old: Array, halves: Array) -> Array:
+    """`Backend.sum_change`; the old values are `old`, or the bits of float16 in `halves` if that is not empty."""
+    samples, _, _, channels = canvas.shape
+    chunks = ceil_div(len(tiles), CHUNK)
+    sums: Array = np.zeros((max(1, chunks), samples, 2, whole_vectors(channels)))
+    if chunks:
+        args = (tiles.host, canvas.shape[1:], flat(canvas), old, halves, sums.ravel())
+        work = 16.0 * PIXELS * channels * len(tiles)
+        launcher.run(sum_change, chunks * ceil_div(channels, GROUP), args, 0, work)
+    of_all = sums[0] if chunks < 2 else sums.sum(0)
+    return of_all[:, :, :channels]
+
+
+_DOUBLES = float64[:, ::1]
+
+
+@kernel(
+    void(
+        float32[:, ::1],
+        float32[:, ::1],
+        *[_DOUBLES] * 4,
+        float64[:, :, ::1],
+        float64,
+        float64[:, ::1],
+        float32[:, :, ::1],
+        float64[:, :, ::1],
+    )
+)
+def follow(
+    used_mean: Any,
+    used_variance: Any,
+    stale_mean: Any,
+    stale_square: Any,
+    fresh_mean: Any,
+    fresh_square: Any,
+    change: Any,
+    per_pixel: float,
+    weights: Any,
+    used: Any,
+    means: Any,
+) -> None:
+    """The formula of `Backend.follow_moments`: `used` `[2, N, C]`, and stale and fresh `means` `[4, N, C]`.
+
+    `weights` `[2, N]`: weight and share; `change` is empty where the fresh moments are those after the edit.
+    """
+    samples, channels = stale_mean.shape
+    for n in range(samples):
+        w, s = weights[0, n], weights[1, n]
+        for c in range(channels):
+            mean, square = fresh_mean[n, c], fresh_square[n, c]
+            if len(change):
+                mean, square = mean + change[n, 0, c] * per_pixel, square + change[n, 1, c] * per_pixel
+            old_mean, old_square = stale_mean[n, c], stale_square[n, c]
+            by, by_square = mean - old_mean, square - old_square
+            means[0, n, c] = mean if s == 1.0 else old_mean + s * w * by
+            means[1, n, c] = square if s == 1.0 else old_square + s * w * by_square
+            means[2, n, c], means[3, n, c] = mean, square
+            if s == 0.0:
+                used[0, n, c], used[1, n, c] = used_mean[n, c], used_variance[n, c]
+            else:
+                mixed = mean if w == 1.0 else old_mean + w * by
+                variance = (square if w == 1.0 else old_square + w * by_square) - mixed * mixed
+                used[0, n, c], used[1, n, c] = mixed, 0.0 if variance < 0.0 else variance
+
+
+_NO_CHANGE = np.zeros((0, 2, 0))
+
+
+def followed(
+    used: Moments,
+    stale: Moments,
+    fresh: Moments,
+    change: Array | None,
+    *,
+    pixels: int,
+    weight: Sequence[float],
+    share: Sequence[float],
+) -> tuple[Moments, Moments, Moments]:
+    """`Backend.follow_moments`."""
+    compile_all()
+    shape = used[0].shape
+    now: Array = np.empty((2, *shape), np.float32)
+    means: Array = np.empty((4, *shape))
+    follow(
+        *(np.ascontiguousarray(each, np.float32) for each in used),
+        *(np.ascontiguousarray(each, np.float64) for each in (*stale, *fresh)),
+        _NO_CHANGE if change is None else np.ascontiguousarray(change, np.float64),
+        1 / pixels,
+        np.array((weight, share), np.float64),
+        now,
+        means,
+    )
+    return (now[0], now[1]), (means[0], means[1]), (means[2], means[3])
