@@ -5,8 +5,10 @@ A `Case` is a convolution with random values, the same in every process. `Big` i
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -118,6 +120,14 @@ def edit_name(area: float, policy: str) -> str:
     return f"edit {area:.1%} {policy}"
 
 
+MEAN = "mean over the steps"
+
+
+def step_name(area: float, kind: str) -> str:
+    """The name of the timings of a kind of denoising step under `fast`, or of their `MEAN`."""
+    return f"{edit_name(area, 'fast')}, {kind}"
+
+
 @dataclass(frozen=True)
 class Unet:
     """A diffusion model with random weights, a noisy image, and the areas of its edits."""
@@ -134,8 +144,12 @@ class Unet:
     time_channels: int
     time: float
     """The timestep, or the logsnr."""
-    over_torch: dict[float, float]
-    """Edited area (`DENSE`: a dense run) -> how many times as fast as PyTorch's dense run it must be."""
+    over_torch: Mapping[float, float]
+    """Edited area under `paper` (`DENSE`: a dense run) -> how many times as fast as PyTorch's dense run it must be."""
+    over_torch_fast: Mapping[float, float]
+    """Edited area under `fast` -> likewise, on average over the steps of a trajectory."""
+    macs_fast: float = math.inf
+    """The most MACs that a step of an edit of `CHECKED_AREA` may take under `fast`, on average."""
     areas: tuple[float, ...] = (0.0, 0.012, 0.0378, 0.0719, 0.155, 1.0)
 
     def noisy(self, seed: int = 0) -> np.ndarray:
@@ -158,22 +172,45 @@ class Unet:
 
 DENSE = -1.0
 """The key of a dense run's target among the edited areas."""
+FAST_AREAS = (0.012, 0.155)
+"""The edited areas of the steps under `fast`."""
 
 UNETS = {
     net.name: net
     for net in (
-        Unet("DDPM 256", "ddpm", 256, 128, (1, 1, 2, 2, 4, 4), (4,), 2, 512, 300.0, {DENSE: 3, 0.012: 25, 0.155: 8}),
-        Unet("PD 128", "pd", 128, 64, (1, 2, 4, 6, 8), (2, 3, 4), 3, 768, 0.5, {0.012: 5}),
-        Unet("PD 256", "pd", 256, 64, (1, 1, 2, 4, 6, 8), (3, 4, 5), 3, 768, 0.5, {0.012: 10}),
+        Unet(
+            "DDPM 256", "ddpm", 256, 128, (1, 1, 2, 2, 4, 4), (4,), 2, 512, 300.0,
+            over_torch={DENSE: 3, 0.012: 25, 0.155: 8}, over_torch_fast={0.012: 30, 0.155: 10}, macs_fast=9e9,
+        ),
+        Unet(
+            "PD 128", "pd", 128, 64, (1, 2, 4, 6, 8), (2, 3, 4), 3, 768, 0.5,
+            over_torch={0.012: 5}, over_torch_fast={0.012: 8}, macs_fast=6e9,
+        ),
+        Unet(
+            "PD 256", "pd", 256, 64, (1, 1, 2, 4, 6, 8), (3, 4, 5), 3, 768, 0.5,
+            over_torch={0.012: 10}, over_torch_fast={0.012: 15},
+        ),
     )
 }  # fmt: skip
+
+
+def _tiny(net: Unet, channels: int, areas: tuple[float, ...]) -> Unet:
+    return replace(
+        net,
+        size=32,
+        channels=channels,
+        multipliers=(1, 2),
+        attention=(1,),
+        blocks=1,
+        time_channels=64,
+        areas=areas,
+    )
+
+
 QUICK_UNETS = {
-    net.name: net
-    for net in (
-        Unet("DDPM 256", "ddpm", 32, 32, (1, 2), (1,), 1, 64, 300.0, {DENSE: 3, 0.012: 25}, (0.0, 0.012, 1.0)),
-        Unet("PD 128", "pd", 32, 64, (1, 2), (1,), 1, 64, 0.5, {0.012: 5}, (0.0, 0.012)),
-    )
-}  # fmt: skip
+    "DDPM 256": _tiny(UNETS["DDPM 256"], 32, (0.0, 0.012, 1.0)),
+    "PD 128": _tiny(UNETS["PD 128"], 64, (0.0, 0.012)),
+}
 
 
 def unets(quick: bool) -> dict[str, Unet]:
@@ -181,3 +218,10 @@ def unets(quick: bool) -> dict[str, Unet]:
 
 
 SDEDIT_STEPS, SDEDIT_LEVEL, SDEDIT_CACHE = 25, 500, "4GB"
+SDEDITS = (("paper", "float32"), ("fast", "float32"), ("fast", "float16"))
+"""The policies and storages with which SDEdit is timed."""
+
+
+def sdedit_name(policy: str, storage: str) -> str:
+    """The end of the names of an SDEdit session's figures."""
+    return policy if storage == "float32" else f"{policy} in {storage}"

@@ -42,6 +42,9 @@ class Job:
     checkpoint: Path = Path()
     net: str = ""
     """The UNet, by its name in `cases`."""
+    policy: str = "paper"
+    storage: str = "float32"
+    """sparsegen's, of SDEdit."""
 
 
 @dataclass
@@ -70,4 +73,4 @@ class Painter(Engine, Protocol):
 def open_engine(name: str, backend: str | None = None) -> Any:
     """The engine of that name; `torch-nhwc` is the module `torch_engine`, opened with "nhwc"."""
     kind, _, layout = name.partition("-")
-    return importlib.import_module(f"{kind}_engine").open_engine(layout or backend)
+    return importlib.import_module(f"bench.{kind}_engine").open_engine(layout or backend)

@@ -109,23 +109,36 @@ def commit() -> str:
 
 
 def parse(
-    description: str | None, *, repeats: int, rounds: int | None = None, engines: Sequence[str] = ()
+    description: str | None,
+    *,
+    repeats: int | None = None,
+    rounds: int | None = None,
+    engines: Sequence[str] = (),
+    model: str | None = None,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """The options of a driver: backend, quick, repeats, results (None: record nothing); rounds and engines if any."""
+    """The options of a driver: backend, quick, results (None: record nothing); repeats, rounds, engines, model if any.
+
+    `more(parser)` adds the driver's own.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", help="sparsegen's backend (its default)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs at a time ({repeats})")
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs at a time ({repeats})")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each engine ({rounds})")
         parser.add_argument("--plain-memory", action="store_true", help="do not keep freed memory for rivals")
     if engines:
         parser.add_argument("--engines", nargs="+", choices=engines, default=list(engines))
+    if model is not None:
+        parser.add_argument("--model", default=model, help=f"a DDPM of 128×128 images ({model})")
     parser.add_argument(
         "--results", type=Path, help="folder of JSON lines and plots (bench/results, quick: none)"
     )
+    more(parser)
     options = parser.parse_args()
     if options.quick:
         options.repeats, options.rounds = 1, 1

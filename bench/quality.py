@@ -1,156 +1,182 @@
-"""The distance of a sparse edit from a dense one: 32 seeded strokes of 1 to 20 % on images outside the training data.
+"""The distance of sparse edits from dense ones, policy by policy, and what each idea of `fast` has to do with it.
 
-    python -m bench.quality [--backend NAME] [--model landscape-ddpm]
+    python -m bench.quality [--backend NAME] [--model landscape-ddpm] [--first 3000000] [--policies paper fast …]
 
-For each edit, SDEdit runs sparse and, as the reference, whole at every step, on the same noise. PSNR is of the whole
-image and of the recomputed region; figures go to bench/results/quality.jsonl, a sheet of images beside it.
+The edits are 32 seeded strokes of 1 to 20 % on images outside the training data, and a built-in model's examples. Each
+policy opens a session, since a session's canvases are laid out for its policy. Its edits are compared with dense edits
+of the same strokes on the same noise (`SDEdit.dense`). PSNR and SSIM are of the whole image and of its *region*, the
+pixels that either edit changed. Figures go to bench/results/quality.jsonl, a sheet of images and a curve beside it.
+Then come edits in a row (`bench.chains`).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 import sparsegen
-from bench.harness import RESULTS, machine, record, say, table
-from sparsegen.images import overlay_tiles, psnr, sheet, write_png
+from bench import chains
+from bench.harness import machine, parse, record, say, table, verdict
+from bench.quality_tables import POLICIES, Row, by_policy, head, lines, verdicts
+from bench.ssim import ssim
+from bench.strokes import EDITS, EXAMPLES, FIRST, Strokes, examples, group_of, unseen
+from sparsegen.images import psnr, sheet, write_png
 
-EDITS = 32
-AREAS = (0.01, 0.20)
-BINS = (0.0, 0.02, 0.05, 0.10, 0.25)
-COLOURS = (
-    (62, 98, 44),
-    (34, 58, 42),
-    (165, 60, 50),
-    (238, 238, 242),
-    (46, 104, 168),
-    (214, 205, 190),
-    (240, 214, 120),
-)
-"""Leaves, fir, roof, snow and cloud, water, wall, sand."""
+QUICK_POLICIES = ("paper", "fast", "fast(refresh=3)")
+QUICK_EDITS, QUICK_STEPS = 3, 6
+SHOWN = ("paper", "fast")
+"""The policies on the sheet of images."""
+SHEET = 8
+"""Edits on it."""
 
 
-@dataclass(frozen=True)
-class Edit:
-    """One stroke and its results."""
+class Measure:
+    """Edits of one list of strokes under one policy after the other; the dense edits are computed once.
 
-    seed: int
-    area: float
-    macs: float
-    """MACs as a share of the dense run's."""
-    faster: float
-    whole_db: float
-    region_db: float
-    panels: tuple[np.ndarray, ...]
+    Parameters
+    ----------
+    model, backend
+        As for `SDEdit`.
+    strokes
+        The edits.
+    settings
+        Further options of `SDEdit`.
+    """
+
+    def __init__(self, model: Any, backend: str | None, strokes: Sequence[Strokes], **settings: Any) -> None:
+        self.model, self.backend, self.strokes, self.settings = model, backend, strokes, settings
+        self.dense: dict[int, sparsegen.Result] = {}
+        """Number of the strokes -> their dense edit."""
+        self.images: dict[str, list[np.ndarray]] = {}
+        """Policy -> its images, of the policies on the sheet."""
+
+    def rows(self, policy: str) -> Iterator[Row]:
+        """A row of figures for each of the strokes."""
+        with sparsegen.SDEdit(self.model, policy=policy, backend=self.backend, **self.settings) as session:
+            before = None
+            for i, strokes in enumerate(self.strokes):
+                say(f"{policy}: {strokes.group}, edit {i + 1} of {len(self.strokes)}")
+                if before is strokes.original:
+                    session.undo()
+                else:
+                    session.run(strokes.original)
+                before = strokes.original
+                if i not in self.dense:
+                    self.dense[i] = session.dense(strokes.edited)
+                result = session.edit(strokes.edited)
+                if policy in SHOWN:
+                    self.images.setdefault(policy, []).append(result.image)
+                yield {
+                    "group": strokes.group,
+                    "name": strokes.name,
+                    "policy": policy,
+                    **compared(result, self.dense[i], strokes.original),
+                }
+
+    def sheet(self) -> np.ndarray:
+        """Some of the edits: original, strokes, the dense edit, and the edits of the policies that have run."""
+        panels: list[tuple[str, np.ndarray]] = []
+        for i in range(0, len(self.strokes), max(1, len(self.strokes) // SHEET)):
+            strokes, dense = self.strokes[i], self.dense[i]
+            panels += [
+                ("original", strokes.original),
+                (f"strokes {dense.stats.edited_area:.1%}", strokes.edited),
+                ("dense", dense.image),
+                *((policy, images[i]) for policy, images in self.images.items()),
+            ]
+        return np.asarray(sheet(panels, columns=3 + len(self.images)))
 
 
-def painted(picture: np.ndarray, seed: int) -> np.ndarray:
-    """A flat stroke (an ellipse, a box or a triangle) of the seed's share of the image, on a copy of it."""
-    rng = np.random.default_rng(seed)
-    height, width, _ = picture.shape
-    low, high = np.log(AREAS)
-    area = float(np.exp(low + (high - low) * (seed % EDITS) / (EDITS - 1))) * height * width
-    kind, ratio = rng.integers(3), rng.uniform(0.6, 1.6)
-    tall = (area / ratio / (np.pi / 4, 1.0, 0.5)[kind]) ** 0.5
-    wide = tall * ratio
-    x, y = rng.uniform(0, max(1, width - wide)), rng.uniform(0, max(1, height - tall))
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    colour = COLOURS[rng.integers(len(COLOURS))]
-    if kind == 0:
-        draw.ellipse((x, y, x + wide, y + tall), fill=colour)
-    elif kind == 1:
-        draw.rectangle((x, y, x + wide, y + tall), fill=colour)
-    else:
-        draw.polygon([(x, y + tall), (x + wide, y + tall), (x + wide / 2, y)], fill=colour)
-    return np.asarray(image)
+def compared(result: sparsegen.Result, dense: sparsegen.Result, original: np.ndarray) -> Row:
+    """The figures of an edit beside the dense edit of the same strokes."""
+    stats, image, expected = result.stats, result.image, dense.image
+    region = (image != original).any(-1) | (expected != original).any(-1)
+    return {
+        "area": stats.edited_area,
+        "macs": stats.macs / stats.macs_dense,
+        "ms": stats.milliseconds,
+        "faster": dense.stats.milliseconds / stats.milliseconds,
+        "psnr": psnr(image, expected),
+        "psnr_region": psnr(image[region], expected[region]),
+        "ssim": ssim(image, expected),
+        "ssim_region": ssim(image, expected, region),
+    }
 
 
-def compare(session: sparsegen.SDEdit, picture: np.ndarray, seed: int) -> Edit:
-    """The results of the sparse and the dense edit of the same stroke."""
-    strokes = painted(picture, seed)
-    session.run(picture)
-    dense = session.dense(strokes)
-    sparse = session.edit(strokes)
-    new = (sparse.images[0] != picture).any(-1) | (dense.images[0] != picture).any(-1)
-    return Edit(
-        seed,
-        sparse.stats.edited_area,
-        sparse.stats.macs / sparse.stats.macs_dense,
-        dense.stats.milliseconds / sparse.stats.milliseconds,
-        psnr(sparse.images, dense.images),
-        psnr(sparse.images[0][new], dense.images[0][new]),
-        (picture, strokes, dense.image, sparse.image, overlay_tiles(sparse.image, sparse.active)),
+def plot(path: Path, rows: Sequence[Row]) -> None:
+    """The region PSNR over the MACs: a point at each policy's medians, a line down to its lowest PSNR."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 7), layout="constrained")
+    for i, (label, some) in enumerate(by_policy(rows).items()):
+        values = [min(row["psnr_region"], 100.0) for row in some]  # of equal images it is infinite
+        macs, middle = statistics.median(row["macs"] for row in some) * 100, statistics.median(values)
+        (point,) = axes.plot(macs, middle, "o" if label == some[0]["policy"] else ".")
+        axes.vlines(macs, min(values), middle, color=point.get_color(), alpha=0.4)
+        side, aligned = ((6, "left"), (-6, "right"))[i % 2]  # points of the same MACs lie close together
+        axes.annotate(
+            label, (macs, middle), (side, 0), textcoords="offset points", fontsize=8, ha=aligned, va="center"
+        )
+    axes.set(
+        title="Edits against dense ones: median, and down to the lowest",
+        xlabel="MACs, % of the dense edit's (median)",
+        ylabel="PSNR of the region, dB",
     )
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table and the verdicts of one group."""
+    print(f"\n{rows[0]['group']}: PSNR of the region against the dense edit, median · lowest, in dB")
+    table(head(rows), lines(rows))
+    for what, figure, aim, reached in verdicts(rows):
+        print(f"{what}: {figure} (aimed at {aim}): {verdict(reached)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backend", help="sparsegen's backend (its default)")
-    parser.add_argument("--model", default="landscape-ddpm", help="a DDPM of 128×128 images (landscape-ddpm)")
-    parser.add_argument("--edits", type=int, default=EDITS, help=f"number of edits, of {EDITS}")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    from sparsegen.weights.training.ddpm_export import unseen  # the painter; imports PyTorch
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--edits", type=int, default=EDITS, help=f"number of strokes, of {EDITS}")
+        parser.add_argument("--first", type=int, default=FIRST, help=f"seed of the first image ({FIRST})")
+        parser.add_argument("--policies", nargs="+", help="policies to measure (all of the table)")
+        parser.add_argument("--no-chains", action="store_true", help="no edits in a row")
 
+    options = parse(__doc__, model="landscape-ddpm", more=more)
+    quick, results = options.quick, options.results
     model = sparsegen.load(options.model)
-    edits = []
-    with sparsegen.SDEdit(model, backend=options.backend) as session:
-        for seed in range(options.edits):
-            say(f"edit {seed + 1} of {options.edits}")
-            edits.append(compare(session, unseen(2_000_000 + seed), seed))
-    for edit in edits:
-        record(
-            "quality",
-            {
-                "model": options.model,
-                "seed": edit.seed,
-                "area": edit.area,
-                "macs": edit.macs,
-                "faster": edit.faster,
-                "psnr": edit.whole_db,
-                "psnr_region": edit.region_db,
-            },
-            folder=options.results,
-        )
+    settings = {"steps": QUICK_STEPS} if quick else {}
+    strokes = [*unseen(options.first, QUICK_EDITS if quick else options.edits)]
+    own = options.first == FIRST and not quick
+    groups = {group_of(options.first): strokes, EXAMPLES: [*examples(options.model)] if own else []}
+    measures = [Measure(model, options.backend, some, **settings) for some in groups.values() if some]
+    found: list[Row] = []
+    for policy in options.policies or (QUICK_POLICIES if quick else POLICIES.values()):
+        for measure in measures:
+            for row in measure.rows(policy):
+                found.append(row)
+                record("quality", {"model": options.model, "quick": quick, **row}, folder=results)
     print(machine())
-    rows = []
-    for low, high in pairwise(BINS):
-        some = [edit for edit in edits if low <= edit.area < high]
-        if some:
-            rows.append((f"{low:.0%} to {high:.0%}", *_summary(some)))
-    rows.append(("all", *_summary(edits)))
-    table(["edited", "edits", "MACs", "× dense", "PSNR, picture", "lowest", "PSNR, region", "lowest"], rows)
-    shown = edits[:: max(1, len(edits) // 8)]
-    names = ("original", "strokes", "dense", "sparse", "tiles")
-    panels = [
-        (f"{name} {edit.area:.1%}" if name == "strokes" else name, panel)
-        for edit in shown
-        for name, panel in zip(names, edit.panels, strict=True)
-    ]
-    write_png(options.results / "quality.png", sheet(panels, columns=len(names)))
-
-
-def _summary(edits: list[Edit]) -> tuple[str, ...]:
-    """Medians, and the lowest PSNR."""
-    whole, region = [e.whole_db for e in edits], [e.region_db for e in edits]
-    return (
-        str(len(edits)),
-        f"{statistics.median(e.macs for e in edits):.0%}",
-        f"{statistics.median(e.faster for e in edits):.1f}",
-        f"{statistics.median(whole):.1f} dB",
-        f"{min(whole):.1f} dB",
-        f"{statistics.median(region):.1f} dB",
-        f"{min(region):.1f} dB",
-    )
+    for group in groups:
+        rows = [row for row in found if row["group"] == group]
+        if rows:
+            show(rows)
+    if results is not None and options.first == FIRST and not options.policies:
+        write_png(results / "quality.png", measures[0].sheet())
+        plot(results / "quality-curve.png", [row for row in found if row["group"] == group_of(FIRST)])
+    if not options.no_chains:
+        print("\nEdits in a row: PSNR against dense edits, median · lowest, in dB")
+        chains.report(options.model, backend=options.backend, quick=quick, results=results)
 
 
 if __name__ == "__main__":

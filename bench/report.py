@@ -11,19 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from bench.cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, edit_name, layers
+from bench.cases import MEAN, SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, edit_name, layers, step_name
 from bench.engines import OURS, TORCH
 from bench.harness import RESULTS, THREADS
-from bench.quality import BINS
+from bench.quality_tables import Row, chain_head, chain_lines, head, lines, verdicts
+from bench.strokes import EXAMPLES, FIRST, group_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-Row: TypeAlias = dict[str, Any]
 
 PROCESSORS = {
     "Intel(R) Xeon(R) Processor": "a virtual machine; Sapphire Rapids or later, AVX-512",
@@ -70,12 +68,21 @@ _DIFFUSION = f"""Random weights. The edits are rectangles, each new to the sessi
 timed to the PNG.
 
 Under the family's `paper` settings everything below 64×64 is computed whole: 24 of the 32.6 G MACs of a 1.2 %
-edit of DDPM, 33 of the 35 G of PD. That is most of the time of an edit. `Paper(least_size=16)` makes those
-resolutions sparse."""
+edit of DDPM, 33 of the 35 G of PD. That is most of the time of an edit. Under `fast` those resolutions are
+sparse, and computed at some of the steps alone. An edit then has steps of three kinds: the first one, which also
+finds the active tiles; *refreshed* ones, which compute every layer; *carried* ones. Their mean is over all steps
+of the family's edits (DDPM {SDEDIT_STEPS}, PD 5). The Python of a step is its time on a backend that computes
+nothing. The run of an original is timed with the weights laid out, as are the dense steps alone."""
 
-_QUALITY = """`landscape-ddpm`, 32 strokes of given seeds on images that are not in the training data, SDEdit
-of 25 steps. PSNR is against the session's dense edit, of the whole image and of the recomputed region;
-"× dense" is the time of that dense edit over the time of the sparse one, end to end."""
+_QUALITY = """`landscape-ddpm`, SDEdit of 25 steps: PSNR and SSIM against the session's dense edit of the same
+strokes, each a median · the lowest, PSNR in dB. They are of the *region*, the pixels that the sparse or the dense
+edit changed, by area of the strokes; only the last column is of the whole image. MACs are a share of the dense
+edit's; "× dense" is the time of the dense edit over the time of the sparse one, end to end. Each of the lower
+lines differs from `fast` in the settings in brackets."""
+
+_CHAINS = """Strokes of 2 % on the result of the last edit, compared with the same strokes in a row of dense edits:
+over the regions of all edits so far, and, for the last edit alone, with the dense edit from the same place. Before a
+figure is recorded, undo of all edits gives the original and redo the last image, bit for bit."""
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -89,14 +96,21 @@ def page(folder: Path = RESULTS) -> str:
         *_landscape(folder),
         *_diffusion(folder),
         *_quality(folder),
+        *_chains(folder),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def newest(folder: Path, file: str, *fields: str) -> list[Row]:
-    """The last line of each case of `<folder>/<file>.jsonl`; a case is the values of `fields` (absent: None)."""
+    """The last line of each case of `<folder>/<file>.jsonl`; a case is the values of `fields` (absent: None).
+
+    No file: no case.
+    """
+    path = folder / f"{file}.jsonl"
+    if not path.exists():
+        return []
     found: dict[tuple[Any, ...], Row] = {}
-    for line in (folder / f"{file}.jsonl").read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8").splitlines():
         row = json.loads(line)
         if not row.get("quick") and not row.get("plain_memory"):
             case = tuple(row.get(field) for field in fields)
@@ -120,27 +134,41 @@ def short_table(folder: Path = RESULTS) -> str:
     for model in ("DDPM 256", "PD 256"):
         name, *cells = _one_step([row for row in diffusion if row["model"] == model], (0.012, 0.155))
         lines.append([f"{name}, one step", *cells])
-    edits = {row["engine"]: row for row in diffusion if _case(row) == "SDEdit, second edit"}
-    torch = min(edits[engine]["ms"] for engine in TORCH)
-    lines.append(
-        [f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(torch), "", _time_and_ratio(edits[OURS]), ""]
-    )
+    by_case = {(_engine(row), _case(row)): row for row in diffusion}
+    torch = min(by_case[engine, "SDEdit, second edit"]["ms"] for engine in TORCH)
+    ours = _first(by_case, *(f"SDEdit, second edit, {policy}" for policy in ("fast", "paper")))
+    lines.append([f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(torch), "", _time_and_ratio(ours), ""])
     return _table(["", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines)
 
 
 def _one_step(rows: Sequence[Row], areas: Sequence[float]) -> list[str]:
-    """A model's line of the short table: its name, PyTorch's dense run, ours, edits of these areas."""
+    """A model's line of the short table: its name, PyTorch's dense run, ours, edits of these areas.
+
+    Edits are under `fast`, on average over the steps, where they are timed so, else under `paper`.
+    """
     by_case = {(_engine(row), _case(row)): row for row in rows if _engine(row)}
     torch = min(by_case[engine, "dense"]["ms"] for engine in TORCH)
-    ours = [by_case[OURS, "dense"], *(by_case[OURS, edit_name(area, "paper")] for area in areas)]
-    return [rows[0]["model"], _time(torch), *map(_time_and_ratio, ours)]
+    edits = [_first(by_case, step_name(area, MEAN), edit_name(area, "paper")) for area in areas]
+    return [rows[0]["model"], _time(torch), *map(_time_and_ratio, [by_case[OURS, "dense"], *edits])]
+
+
+def _first(by_case: Mapping[tuple[str, str], Row], *cases: str) -> Row:
+    """Our row of the first of these cases that there is."""
+    return next(by_case[OURS, case] for case in cases if (OURS, case) in by_case)
 
 
 def _short(folder: Path) -> Iterator[str]:
+    diffusion = _of_diffusion(folder)
+    fast = any(_case(row).endswith(MEAN) for row in diffusion)
+    policies = (
+        "Policy `paper`, diffusion `fast` (one step: the mean over the steps)" if fast else "Policy `paper`"
+    )
     yield "## In short"
-    yield _origin([*_of_gaugan(folder), *_of_diffusion(folder)])
+    yield _origin([*_of_gaugan(folder), *diffusion])
     yield short_table(folder)
-    yield "(… ×) is how many times as fast as PyTorch's dense run. Policy `paper`; the tables below have all edits."
+    yield (
+        f"(… ×) is how many times as fast as PyTorch's dense run. {policies}; the tables below have all edits."
+    )
 
 
 def _of_gaugan(folder: Path) -> list[Row]:
@@ -257,7 +285,7 @@ def _diffusion(folder: Path) -> Iterator[str]:
         for row in rows:
             if row["model"] != model:
                 continue
-            (unit,) = {"ms", "MB", "GB"} & row.keys()
+            (unit,) = {"ms", "MB", "GB", "G", "×"} & row.keys()
             value = _time(row["ms"]) if unit == "ms" else _amount(row[unit], unit)
             aim, reached = (row["aim"], _verdict(row["reached"])) if "aim" in row else ("", "")
             lines.append(
@@ -275,30 +303,41 @@ def _diffusion(folder: Path) -> Iterator[str]:
 
 
 def _quality(folder: Path) -> Iterator[str]:
-    rows = newest(folder, "quality", "model", "seed")
+    rows = newest(folder, "quality", "model", "group", "name", "policy")
+    groups = dict.fromkeys([group_of(FIRST), *sorted(row["group"] for row in rows)])
     yield "## How near sparse is to dense"
     yield _origin(rows)
     yield _QUALITY
-    lines = []
-    for low, high in pairwise(BINS):
-        some = [row for row in rows if low <= row["area"] < high]
-        if some:
-            lines.append([f"{_share(low)} to {_share(high)}", *_summary(some)])
-    lines.append(["all", *_summary(rows)])
-    head = ["edited", "edits", "MACs", "× dense", "PSNR, image", "lowest", "PSNR, region", "lowest"]
-    yield _table(head, lines)
-    yield "![Original, strokes, dense, sparse and tiles of eight of the edits](../bench/results/quality.png)"
+    for group in groups:
+        some = [row for row in rows if row["group"] == group]
+        yield f"### {_shown_group(group)}"
+        yield _table(head(some), lines(some))
+        judged = list(verdicts(some))
+        if judged:
+            cells = [(what, figure, aim, _verdict(reached)) for what, figure, aim, reached in judged]
+            yield _table(["", "figure", "aimed at", "reached"], cells)
+    for name, caption in (
+        ("quality-curve", "PSNR of the region over MACs, by policy"),
+        ("quality", "Original, strokes, the dense edit and sparse ones of eight of the strokes"),
+    ):
+        if (folder / f"{name}.png").exists():
+            yield f"![{caption}](../bench/results/{name}.png)"
 
 
-def _summary(rows: Sequence[Row]) -> list[str]:
-    """Medians, and the lowest PSNR."""
-    whole, region = [row["psnr"] for row in rows], [row["psnr_region"] for row in rows]
-    return [
-        str(len(rows)),
-        _share(statistics.median(row["macs"] for row in rows)),
-        _ratio(statistics.median(row["faster"] for row in rows)),
-        *(_psnr(value) for of in (whole, region) for value in (statistics.median(of), min(of))),
-    ]
+def _shown_group(group: str) -> str:
+    if group == EXAMPLES:
+        return "The examples of the model"
+    seed = int(group.removeprefix(group_of(0).removesuffix("0")))
+    return "Unseen images" if seed == FIRST else f"Other unseen images, from seed {seed:,} on"
+
+
+def _chains(folder: Path) -> Iterator[str]:
+    rows = newest(folder, "chains", "model", "policy", "chain", "edit")
+    if rows:
+        yield "### Edits in a row"
+        yield _origin(rows)
+        yield _CHAINS
+        yield _table(chain_head(rows), chain_lines(rows))
 
 
 # -- cells -----------------------------------------------------------------------------------------------
@@ -354,9 +393,9 @@ def _line(row: Row) -> str:
 
 
 def _shown_case(row: Row) -> str:
-    """`edit 1.2% paper` -> edit of 1.2 %, `paper`."""
+    """`edit 1.2% paper` -> edit of 1.2 %, `paper`; likewise within a longer case."""
     return re.sub(
-        r"^edit ([\d.]+?)(?:\.0)?% (\w+)", lambda found: f"edit of {found[1]} %, `{found[2]}`", _case(row)
+        r"\bedit ([\d.]+?)(?:\.0)?% (\w+)", lambda found: f"edit of {found[1]} %, `{found[2]}`", _case(row)
     )
 
 

@@ -1,18 +1,31 @@
-"""sparsegen: the diffusion networks through sessions, one step dense and edited, and SDEdit end to end."""
+"""sparsegen: the diffusion networks, one step dense and edited, the steps of an edit, and SDEdit end to end."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import sparsegen
-from bench.cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, Unet, edit_name
+from bench.cases import (
+    CHECKED_AREA,
+    FAST_AREAS,
+    MEAN,
+    SDEDIT_CACHE,
+    SDEDIT_LEVEL,
+    SDEDIT_STEPS,
+    Unet,
+    edit_name,
+    step_name,
+)
 from bench.engines import Answer, Job
-from bench.harness import measure, peak_bytes
+from bench.harness import Timing, measure, peak_bytes
+from bench.trajectory import KINDS, Trajectory, mean
 from sparsegen.backends.interface import Backend
+from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.images import write_png
 
 
@@ -22,28 +35,40 @@ class SparsegenUnets:
     backend: Backend
 
     def unet(self, net: Unet, job: Job) -> Answer:
-        """One step: dense, and edits of rectangles; as a check, also the edit of everything."""
+        """Steps, dense and edited: as a check, the dense run and edits of everything, else their times."""
         model = sparsegen.load(job.checkpoint)
-        told = {model.time: net.time}
-        session = sparsegen.Session(model, self.backend)
-        x = net.noisy()
         if job.check:
-            outputs = {"dense": session.run(x, **told).output}
-            whole = np.ones(x.shape[:2], bool)
-            outputs["dense, as an edit"] = session.edit(x, mask=whole).output
-            return Answer({}, outputs, {})
+            return self._check_steps(model, net)
+        answer = self._one_step(model, net, job.repeats)
+        self._steps(model, net, job.repeats, answer)
+        return answer
+
+    def _check_steps(self, model: Any, net: Unet) -> Answer:
+        """The dense run, and edits of everything."""
+        outputs, x = {}, net.noisy()
+        for name, policy in (("dense, as an edit", "paper"), ("dense, as an edit under fast", "fast")):
+            session = sparsegen.Session(model, self.backend, policy=policy)
+            outputs["dense"] = session.run(x, **{model.time: net.time}).output
+            outputs[name] = session.edit(x, mask=np.ones(x.shape[:2], bool)).output
+        return Answer({}, outputs, {})
+
+    def _one_step(self, model: Any, net: Unet, repeats: int) -> Answer:
+        """A session: dense, and edits of rectangles under `paper`."""
+        told = {model.time: net.time}
+        session = sparsegen.Session(model, self.backend, policy="paper")
+        x = net.noisy()
         start = time.perf_counter()
         session.run(x, **told)
-        figures = {"first run": {"ms": (time.perf_counter() - start) * 1e3}}
+        figures: dict[str, Any] = {"first run": {"ms": (time.perf_counter() - start) * 1e3}}
         timings = {
-            "dense": list(measure(lambda: session.run(x, **told), repeats=job.repeats).samples),
+            "dense": list(measure(lambda: session.run(x, **told), repeats=repeats).samples),
             "dense, nothing kept": [],
         }
         stats = session.run(x, **told).stats
         figures["dense"] = {"canvas_bytes": stats.canvas_bytes, "macs_dense": stats.macs_dense}
         for area in net.areas:
             results: list[sparsegen.Stats] = []
-            variants = iter(range(job.repeats + 1))
+            variants = iter(range(repeats + 1))
 
             def edit(area: float = area, variants=variants, results=results) -> None:
                 mask = net.strokes(area, next(variants))
@@ -51,17 +76,36 @@ class SparsegenUnets:
                 results.append(session.edit(edited, mask=mask).stats)
 
             name = edit_name(area, "paper")
-            timings[name] = list(measure(edit, repeats=job.repeats, between=session.undo).samples)
+            timings[name] = list(measure(edit, repeats=repeats, between=session.undo).samples)
             figures[name] = {
                 "area": results[-1].edited_area,
                 "macs": results[-1].macs / results[-1].macs_dense,
                 "journal_bytes": results[-1].journal_bytes,
             }
-        figures["peak"] = {"peak_bytes": peak_bytes()}
         plain = sparsegen.Session(model, self.backend)
-        nothing = measure(lambda: plain.run(x, keep_canvases=False, **told), repeats=job.repeats)
+        nothing = measure(lambda: plain.run(x, keep_canvases=False, **told), repeats=repeats)
         timings["dense, nothing kept"] = list(nothing.samples)
         return Answer(timings, {}, figures)
+
+    def _steps(self, model: Any, net: Unet, repeats: int, answer: Answer) -> None:
+        """The steps of edits under `fast`, by kind and on average; and the Python in them, with kernels left out."""
+        policy, steps = model.fast, len(model.diffusion.edit.times())
+        trajectory = Trajectory(model, net, policy, self.backend)
+        weights = trajectory.weights(steps)
+        for area in FAST_AREAS:
+            timings, macs = trajectory.measure(area, repeats)
+            timings[MEAN] = mean([timings[kind] for kind in KINDS], weights)
+            macs[MEAN] = mean([macs[kind] for kind in KINDS], weights)
+            for kind, samples in timings.items():
+                name = step_name(area, kind)
+                answer.timings[name] = samples
+                answer.figures[name] = {
+                    "area": area,
+                    "macs": macs[kind] / macs["dense"],
+                    "macs_step": macs[kind],
+                }
+        timings, _ = Trajectory(model, net, policy, ShapesBackend()).measure(CHECKED_AREA, repeats)
+        answer.figures["python"] = {kind: Timing(tuple(samples)).median for kind, samples in timings.items()}
 
     def memory(self, net: Unet, job: Job) -> Answer:
         """The peak of a process that loads the weights and runs one step, keeping nothing."""
@@ -73,12 +117,15 @@ class SparsegenUnets:
         """The second edit of a session, from the strokes to the PNG; the caches of its steps beyond the RAM on disk."""
         model = sparsegen.load(job.checkpoint)
         picture = np.tanh(net.noisy(1))
+        timings = {"dense step": self._dense_step(model, net, job.repeats)}
         with (
             tempfile.TemporaryDirectory(dir=job.checkpoint.parent) as folder,
             sparsegen.SDEdit(
                 model,
                 steps=SDEDIT_STEPS,
                 noise_level=SDEDIT_LEVEL,
+                policy=job.policy,
+                storage=job.storage,
                 backend=self.backend,
                 ram=SDEDIT_CACHE,
                 folder=folder,
@@ -87,28 +134,42 @@ class SparsegenUnets:
             plan = session.cache_plan(picture)
             start = time.perf_counter()
             base = session.run(picture)
-            timings = {"dense run of the original": [(time.perf_counter() - start) * 1e3]}
+            timings["dense run of the original"] = [(time.perf_counter() - start) * 1e3]
             anonymous = [_anonymous_bytes()]
+            figures: dict[str, Any] = {
+                "planned": {"ram_bytes": plan.ram_bytes, "file_bytes": plan.disk_bytes},
+                "after the run": _store_bytes(session),
+            }
             for name, variant in (("first edit", 0), ("second edit", 1)):
                 start = time.perf_counter()
                 base = session.edit(_painted(base.output[0], net, variant))
                 write_png(job.checkpoint.with_name("ours.png"), base.image)
                 timings[name] = [(time.perf_counter() - start) * 1e3]
                 anonymous.append(_anonymous_bytes())
-            figures = {
+            figures |= {
                 "second edit": {
                     "macs": base.stats.macs / base.stats.macs_dense,
                     "area": base.stats.edited_area,
                     "journal_bytes": base.stats.journal_bytes,
+                    "steps_ms": [step.milliseconds for step in base.stats.steps],
+                    "refreshed": [step.refreshed for step in base.stats.steps],
                 },
-                "caches": {
-                    "bytes_per_step": plan.bytes_per_step,
-                    "ram_bytes": session.store.ram_bytes,
-                    "file_bytes": session.store.file_bytes,
-                },
+                "after the edits": _store_bytes(session),
                 "memory": {"anonymous_bytes": max(anonymous), "peak_bytes": peak_bytes()},
             }
         return Answer(timings, {}, figures)
+
+    def _dense_step(self, model: Any, net: Unet, repeats: int) -> list[float]:
+        """The milliseconds of dense steps alone, whose canvases are there already; the model's weights are laid out."""
+        session = sparsegen.Session(model, self.backend)
+        return list(
+            measure(lambda: session.run(net.noisy(), **{model.time: net.time}), repeats=repeats).samples
+        )
+
+
+def _store_bytes(session: sparsegen.SDEdit) -> dict[str, int]:
+    """What a session's caches and journals take."""
+    return {"ram_bytes": session.store.ram_bytes, "file_bytes": session.store.file_bytes}
 
 
 def _painted(picture: np.ndarray, net: Unet, variant: int) -> np.ndarray:

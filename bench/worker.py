@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--backend", help="sparsegen's backend")
+    parser.add_argument("--policy", default="paper", help="sparsegen's policy of SDEdit")
+    parser.add_argument("--storage", default="float32", help="how its caches are kept")
     parser.add_argument("--checkpoint", type=Path, default=Path())
     parser.add_argument("--outputs", type=Path, help="where a check's arrays are written (.npz)")
     options = vars(parser.parse_args())

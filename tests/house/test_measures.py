@@ -1,0 +1,159 @@
+"""What benchmarks compute beside times: strokes, similarity, tables and verdicts, the steps of an edit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import chains, engines, quality_tables, strokes
+from bench.cases import Unet
+from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
+from bench.trajectory import KINDS, Trajectory, mean
+from sparsegen.backends.reference import ReferenceBackend
+from sparsegen.pipelines.sdedit import SDEdit
+from sparsegen.tiling.policies import Fast
+from tests.unets import random_ddpm
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (24, 30, 3)).astype(np.uint8)
+OTHER = RNG.integers(0, 256, (24, 30, 3)).astype(np.uint8)
+
+
+def test_a_worker_finds_the_module_of_its_engine() -> None:
+    assert "reference" in engines.open_engine(engines.OURS, "reference").version
+
+
+# -- strokes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("area", [0.01, 0.05, 0.2])
+def test_a_stroke_has_its_area_and_is_the_seeds(area: float) -> None:
+    image = np.full((128, 128, 3), 128, np.uint8)
+    for seed in range(8):
+        edited = strokes.painted(image, seed, area)
+        assert (image == 128).all()
+        outline = 4 * (area / image[..., 0].size) ** 0.5  # drawn or not, it is up to a pixel wide
+        assert (edited != image).any(-1).mean() == pytest.approx(area, abs=outline)
+        assert np.array_equal(edited, strokes.painted(image, seed, area))
+
+
+def test_every_example_of_the_built_in_model_is_an_edit() -> None:
+    edits = list(strokes.examples("landscape-ddpm"))
+    assert len({edit.name for edit in edits}) == len(edits) >= 10
+    assert all(0 < (edit.original != edit.edited).any(-1).mean() < 0.25 for edit in edits)
+    assert not list(strokes.examples("no such model"))
+
+
+# -- similarity ------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_similar_to_itself_alone() -> None:
+    assert ssim(IMAGE, IMAGE) == pytest.approx(1, abs=1e-12)
+    assert ssim(IMAGE, OTHER) == pytest.approx(ssim(OTHER, IMAGE), abs=1e-12)
+    assert ssim(IMAGE, OTHER) < 0.5
+
+
+def test_of_even_images_the_means_alone_count() -> None:
+    a, b = np.full((20, 20), 60.0), np.full((20, 20), 90.0)
+    expected = (2 * 60 * 90 + C1) / (60**2 + 90**2 + C1)
+    np.testing.assert_allclose(similarity(a, b), expected, rtol=1e-9)
+
+
+def test_a_pixels_similarity_is_the_formula_over_its_window() -> None:
+    a, b = IMAGE[..., 0].astype(float), OTHER[..., 0].astype(float)
+    y, x, reach = 12, 15, np.arange(-RADIUS, RADIUS + 1)
+    weights = np.exp(-(reach[:, None] ** 2 + reach**2) / (2 * SIGMA**2))
+    weights /= weights.sum()
+    one, two = (image[y - RADIUS : y + RADIUS + 1, x - RADIUS : x + RADIUS + 1] for image in (a, b))
+    mean_a, mean_b = (weights * one).sum(), (weights * two).sum()
+    var_a, var_b = (weights * (one - mean_a) ** 2).sum(), (weights * (two - mean_b) ** 2).sum()
+    both = (weights * (one - mean_a) * (two - mean_b)).sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    expected /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    assert similarity(a, b)[y, x] == pytest.approx(expected, abs=1e-9)
+
+
+def test_similarity_of_a_region_is_of_its_pixels() -> None:
+    mixed, region = IMAGE.copy(), np.zeros((24, 30), bool)
+    mixed[:, :8] = OTHER[:, :8]
+    region[:, 8 + RADIUS :] = True
+    assert ssim(IMAGE, mixed, region) == pytest.approx(1, abs=1e-12)
+    assert ssim(IMAGE, mixed) < 0.9
+
+
+# -- tables ----------------------------------------------------------------------------------------------
+
+
+def _row(policy: str, name: str, area: float, region: float) -> dict[str, Any]:
+    return {
+        "group": "some",
+        "name": name,
+        "policy": policy,
+        "area": area,
+        "macs": area * 2,
+        "faster": 2.0,
+        "psnr": region + 10,
+        "psnr_region": region,
+        "ssim_region": 0.99,
+    }
+
+
+ROWS = [
+    _row("paper", "0", 0.012, 50.0),
+    _row("paper", "1", 0.11, 41.0),
+    _row("fast", "0", 0.012, 49.6),
+    _row("fast", "1", 0.11, 37.0),
+    _row("fast(refresh=9)", "0", 0.012, float("inf")),
+]
+
+
+def test_a_table_has_a_line_for_each_policy_and_a_cell_for_each_area() -> None:
+    head, lines = quality_tables.head(ROWS), list(quality_tables.lines(ROWS))
+    assert [line[0] for line in lines] == ["paper", "fast", "fast(refresh=9)"]
+    assert head[3:6] == ["0 % to 2 % (1)", "10 % to 25 % (1)", "all"]
+    assert lines[1][3:6] == ["49.6 · 49.6", "37.0 · 37.0", "43.3 · 37.0"]
+    assert lines[2][3:5] == ["∞ · ∞", ""]
+    assert {len(line) for line in [head, *lines]} == {len(head)}
+
+
+def test_verdicts_compare_fast_with_paper_in_each_area() -> None:
+    found = [(figure, reached) for _, figure, _, reached in quality_tables.verdicts(ROWS)]
+    assert found == [("0.4 dB", True), ("4.0 dB", False), ("37.0 dB", False)]
+    assert not list(quality_tables.verdicts(ROWS[:2]))
+
+
+# -- steps -----------------------------------------------------------------------------------------------
+
+NET = Unet("tiny", "ddpm", 16, 8, (1, 2), (1,), 1, 16, 300.0, {}, {})
+
+
+def test_the_steps_of_an_edit_are_of_three_kinds_and_leave_nothing() -> None:
+    model, policy = random_ddpm(), Fast(dilation=1, frontier=1, refresh=4)
+    trajectory = Trajectory(model, NET, policy, ReferenceBackend())
+    before = [state.output() for state in trajectory.states]
+    first, refreshed, carried = [macs for _, macs, _ in trajectory.edit(0.05, 0)]
+    assert first == refreshed > carried > 0
+    for state, output in zip(trajectory.states, before, strict=True):
+        assert np.array_equal(state.output(), output)
+    weights = trajectory.weights(25)
+    assert sum(weights) == 25 and sum(weights[:2]) == sum(policy.refreshed(25))
+    timings, macs = trajectory.measure(0.05, 2)
+    assert [len(timings[kind]) for kind in KINDS] == [2, 2, 2]
+    assert carried < mean([macs[kind] for kind in KINDS], weights) < refreshed
+
+
+def test_a_mean_over_the_steps_weighs_kinds_by_their_number() -> None:
+    assert mean([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], (1, 1, 2)) == [3.5, 4.5]
+
+
+def test_edits_in_a_row_of_a_session_that_computes_everything_are_dense() -> None:
+    image = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    with SDEdit(random_ddpm(), steps=3, policy=chains.DENSE, backend="reference") as session:
+        session.run(image)
+        for seed in range(2):
+            edited = strokes.painted(session.image, seed, 0.05)
+            expected = session.dense(edited).output
+            assert np.array_equal(session.edit(edited).output, expected)
