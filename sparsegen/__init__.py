@@ -31,7 +31,7 @@ from .errors import InputError, NonFiniteError, SessionError, ShapeError, Sparse
 from .loading import Bundle, load, load_bundle
 from .models.base import Model
 from .pipelines import SDEdit, open_session, sample
-from .tiling.policies import Adaptive, Exact, Paper
+from .tiling.policies import Adaptive, Exact, Fast, Paper
 from .tools.profile import profile
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "Bundle",
     "CheckpointError",
     "Exact",
+    "Fast",
     "InputError",
     "Model",
     "NonFiniteError",

@@ -12,7 +12,6 @@ from sparsegen.weights import builtin
 from .. import images
 from ..errors import InputError
 from ..loading import load
-from ..tiling.policies import get_policy
 from . import labels, strokes
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths
@@ -53,7 +52,7 @@ def demo(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
-    policy: PolicyOption = "paper",
+    policy: PolicyOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The image to write.")] = Path("demo.png"),
 ) -> None:
     """Edit a built-in example; write inputs, dense and sparse results and tiles side by side; print what it cost."""
@@ -61,14 +60,13 @@ def demo(
     if known is None:
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output, suffix=".png")
-    engine = Engine(load(model), open_backend(backend, threads, direct, weights), policy)
-    get_policy(policy, paper=engine.model.paper)
+    engine = Engine.of(load(model), open_backend(backend, threads, direct, weights), policy)
     if known.labels is None:
         sheet, caption, rows = strokes.demo(engine, known)
     else:
         sheet, caption, rows = labels.demo(engine, known, known.labels)
     images.write_png(output, sheet)
-    print_table(f"{model}: {caption} (backend {engine.backend.name}, policy {policy})", rows)
+    print_table(f"{model}: {caption} (backend {engine.backend.name}, policy {engine.policy})", rows)
     out.print(f"image written to {output.resolve()}", soft_wrap=True)
 
 
@@ -135,7 +133,7 @@ def edit(
             "the model can take.",
         ),
     ] = None,
-    policy: PolicyOption = "paper",
+    policy: PolicyOption = None,
     backend: BackendOption = None,
     threads: ThreadsOption = None,
     direct: DirectOption = False,
@@ -258,10 +256,9 @@ def edit(
     assert named is not None
     for path in targets:
         check_writable(path, inputs=[named])
-    engine = Engine(loaded, engine_backend, policy)
-    get_policy(policy, paper=loaded.paper)
+    engine = Engine.of(loaded, engine_backend, policy, kept)
     called = loaded.name
-    job = Job(engine, called, named, tuple(edited), output, mask, seed, count, fit, undo=undo, kept=kept)
+    job = Job(engine, called, named, tuple(edited), output, mask, seed, count, fit, policy, undo, kept)
     options = strokes.Options(
         steps,
         noise_level,

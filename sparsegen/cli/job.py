@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..diffusion.samplers import get_sampler
 from ..diffusion.settings import Settings
 from ..engine.stats import Stats
 from ..models.base import Model
+from ..tiling.policies import described
 from .console import numbered, out, print_table
 from .kept import Kept
 from .reading import Fit
@@ -28,6 +30,21 @@ class Engine:
     backend: Backend
     policy: str | None
     """None: there are no edits."""
+
+    @classmethod
+    def of(cls, model: Model, backend: Backend, policy: str | None, kept: Kept | None = None) -> Engine:
+        """An engine of edits; a policy that is not given is that of the `kept` session, or the default of its kind.
+
+        Raises
+        ------
+        InputError
+            The policy is unknown.
+        """
+        chosen = policy or ("paper" if model.diffusion is None else "fast")
+        if policy is None and kept is not None and kept.session is not None:
+            chosen = described(kept.session.policy)["policy"]
+        model.policy(chosen)
+        return cls(model, backend, chosen)
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class Job:
     """Number of variations, with this seed and the following ones."""
     fit: Fit
     """The cropping and resizing of files whose size the model does not support."""
+    policy: str | None = None
+    """The policy that the user gave; None: the session's."""
     undo: str | None = None
     """Memory for undoing edits; None: the session's own choice."""
     kept: Kept | None = None
@@ -104,6 +123,12 @@ def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:
             f"{stats.ignored_pixels} changed pixels lie outside {job.mask} and were not applied",
             soft_wrap=True,
         )
+
+
+def ignore_printed() -> None:
+    """Ignore the warnings of pixels that are not applied and of forgotten edits: `print_result` prints both."""
+    for message in (r"\d+ changed pixels lie outside", "the last edit's journal does not fit"):
+        warnings.filterwarnings("ignore", message, UserWarning)
 
 
 def shown(value: Any) -> str | None:

@@ -22,7 +22,7 @@ from ..models.base import Model
 from ..models.gaugan import GauGAN
 from ..tools.profile import profile
 from .console import print_table, progress_bars
-from .job import Engine, Job, print_result, settings_rows, written_by
+from .job import Engine, Job, ignore_printed, print_result, settings_rows, written_by
 from .kept import ORIGINAL, keeping, note_change
 from .reading import decoded, naming
 
@@ -73,7 +73,7 @@ def edit(
     session = (
         kept.session
         if kept is not None and kept.goes_on
-        else Session(model, job.engine.backend, undo=job.undo)
+        else Session(model, job.engine.backend, policy=job.engine.policy or "paper", undo=job.undo)
     )
     assert isinstance(session, Session)
     if kept is not None:
@@ -92,7 +92,7 @@ def edit(
         warnings.catch_warnings(),
     ):
         # pixels that are not applied and forgotten edits are printed below
-        warnings.simplefilter("ignore", UserWarning)
+        ignore_printed()
         for one, z in latents.items():
             if not goes_on:
                 session.run(first, progress=bar("dense run of the original"), **conditions, **z)
@@ -100,9 +100,7 @@ def edit(
             for path, target, labels, change in zip(
                 job.edited, job.outputs(one), later, changes, strict=True
             ):
-                result = session.edit(
-                    labels, mask=mask, policy=job.engine.policy, progress=bar(path.name), **change
-                )
+                result = session.edit(labels, mask=mask, policy=job.policy, progress=bar(path.name), **change)
                 note_change(kept)
                 text = written_by(job.model, job.engine, seed=seed if goes_on else one)
                 images.write_png(target, result.image, text=text)
@@ -114,7 +112,7 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
     example = known.examples[0]
     change = example.edits[0]
     original, edited = (images.read_labels(path) for path in (example.original, change.path))
-    session = Session(engine.model, engine.backend)
+    session = Session(engine.model, engine.backend, policy=engine.policy or "paper")
     with layer_bars(engine.model, original) as bar:
         first = session.run(original, progress=bar("dense run of the original"))
         sparse = session.edit(edited, policy=engine.policy, progress=bar("sparse edit"))

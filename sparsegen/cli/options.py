@@ -51,9 +51,12 @@ WeightsOption = Annotated[
     ),
 ]
 PolicyOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--policy", help=f"Which tiles an edit recomputes: {', '.join(POLICIES)}, such as adaptive(0.02)."
+        "--policy",
+        help=f"Which tiles an edit recomputes: {', '.join(POLICIES)}, such as adaptive(0.02); paper and fast with "
+        'settings, such as "fast(refresh=3)". '
+        "Default: that of the session; of a new one, fast for diffusion models, else paper.",
     ),
 ]
 SetOption = Annotated[

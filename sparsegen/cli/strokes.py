@@ -24,7 +24,15 @@ from ..pipelines.sdedit import SDEdit
 from ..pipelines.steps import CachePlan
 from ..tiling.masks import dilate
 from .console import check_writable, numbered, out, print_line, print_table, progress_bars
-from .job import Engine, Job, print_result, settings_rows, used_settings, written_by
+from .job import (
+    Engine,
+    Job,
+    ignore_printed,
+    print_result,
+    settings_rows,
+    used_settings,
+    written_by,
+)
 from .kept import ORIGINAL, PAINTED, digest_of, keeping, note_change
 from .reading import decoded
 
@@ -101,8 +109,7 @@ def _edit(
         return after
 
     with keeping(kept), step_bars(of) as bar, warnings.catch_warnings():
-        # pixels that are not applied and forgotten edits are printed below
-        warnings.simplefilter("ignore", UserWarning)
+        ignore_printed()
         if kept is None or not kept.goes_on:
             result = session.run(first, on_step=bar("original"))
             note_change(kept)
@@ -113,7 +120,7 @@ def _edit(
             new = (painted != before).any(-1, keepdims=True)
             image = np.where(new, painted, session.image[..., : first.shape[-1]])
             result = session.edit(
-                image, mask=mask, policy=job.engine.policy, on_step=on_step(target, bar(path.name))
+                image, mask=mask, policy=job.policy, on_step=on_step(target, bar(path.name))
             )
             if kept is not None:
                 kept.write_note(PAINTED, painted)
@@ -135,7 +142,10 @@ def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
     change = example.edits[0]
     original = images.read_image(example.original)
     painted = images.read_image(change.path, below=original)
-    with SDEdit(engine.model, backend=engine.backend) as session, step_bars(len(session.times)) as bar:
+    with (
+        SDEdit(engine.model, policy=engine.policy or "fast", backend=engine.backend) as session,
+        step_bars(len(session.times)) as bar,
+    ):
         plan = _plan(session, original)
         session.run(original, on_step=bar("original, kept for edits"))
         dense = session.dense(painted, on_step=bar("dense edit"))
@@ -203,6 +213,7 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
             job.engine.model,
             **given,
             seed=seed or 0,
+            policy=job.engine.policy or "fast",
             backend=job.engine.backend,
             ram=options.ram,
             folder=options.cache_folder,

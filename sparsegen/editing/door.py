@@ -15,6 +15,7 @@ from ..checks import warn
 from ..engine.stats import Stats
 from ..engine.turn import NotCopied, Turn
 from ..tiling.masks import check_mask
+from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet
 from .history import Base, Edit
 
@@ -58,6 +59,15 @@ def within_mask(difference: Host, mask: Any) -> tuple[Host, int]:
     if ignored:
         warn(f"{ignored} changed pixels lie outside the mask and are not applied")
     return given, ignored
+
+
+def warn_of_canvases(opened: Policy, chosen: Policy) -> None:
+    """Warn if `chosen` is sparse at resolutions that a session `opened` under another policy does not keep."""
+    if isinstance(chosen, Paper) and chosen.least_size < opened.least_size:
+        warn(
+            f"the session keeps no resolution below {opened.least_size} pixels, this policy is sparse down to "
+            f"{chosen.least_size}: these are computed whole; open the session with policy= to keep them"
+        )
 
 
 class Door(NotCopied):

@@ -19,17 +19,21 @@ def dry_run(
     changed: TileSet,
     *,
     coded: bool = False,
-    least_size: int | None = None,
+    least_size: int = 0,
+    carried_rows: int = 0,
 ) -> Run:
     """The model's forward pass on arrays without storage: its records and the shapes of its canvases.
 
-    `least_size` is the memory's; None: the value of a session of this input.
+    `coded`, `least_size` and `carried_rows` are the memory's.
     """
     backend = ShapesBackend()
-    least = model.least_size(*inputs.shape[1:]) if least_size is None else least_size
-    memory = Memory(backend, BackendAllocator(backend), coded=coded, least_size=least)
+    least = min(least_size, *inputs.shape[1:])
+    memory = Memory(
+        backend, BackendAllocator(backend), coded=coded, least_size=least, carried_rows=carried_rows
+    )
     memory.take_inputs(inputs.canvases)
     run = Run(memory, plan, edited=changed.edited)
-    features = {name: Feature(run, (memory.input(name),), (changed,)) for name in inputs.canvases}
-    model.forward(features, inputs.conditions)
+    features = {name: Feature(run, (memory.input(name, changed),)) for name in inputs.canvases}
+    output = model.forward(features, inputs.conditions)
+    memory.keep(output.parts[0], run.finite)
     return run

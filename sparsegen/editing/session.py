@@ -26,10 +26,10 @@ from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import Inputs, Model, checked_model
 from ..tiling.masks import difference_mask
-from ..tiling.policies import Policy, get_policy
+from ..tiling.policies import Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from . import session_file
-from .door import Door, Result, within_mask
+from .door import Door, Result, warn_of_canvases, within_mask
 from .history import Base, Edit, History, undo_limit
 from .session_file import Notes
 from .state import State
@@ -55,6 +55,10 @@ class Session(Door):
         A model with its parameters, as `sparsegen.load` returns it.
     backend
         Name of a backend (`sparsegen backends` lists them) or a `Backend`; None: the fastest that can run here.
+    policy
+        The policy of edits that give none: "paper", "fast" (both with the family's settings), "exact",
+        "adaptive(0.02)", or a `Policy`. Resolutions below its `least_size` are not kept: every edit, under whatever
+        policy, computes them whole.
     store
         A `Store` for canvases, with a budget of RAM and files beyond it; None: the backend's memory. Sessions of one
         store share the canvases that every run repaints whole: they run one after another.
@@ -70,7 +74,7 @@ class Session(Door):
     Raises
     ------
     InputError
-        `model` is not a model, the storage is unknown, or `undo` is not an amount of memory.
+        `model` is not a model, the policy or the storage is unknown, or `undo` is not an amount of memory.
     BackendError
         The backend is unknown or cannot run here.
     """
@@ -82,11 +86,13 @@ class Session(Door):
         model: Model,
         backend: str | Backend | None = None,
         *,
+        policy: str | Policy = "paper",
         store: Store | None = None,
         storage: str = "float32",
         undo: int | str | None = None,
     ) -> None:
         self.model = checked_model(model, "Session needs a model")
+        self.policy = self.model.policy(policy)
         self._undo = parse_size(undo)
         engine = get_backend(backend)
         allocator: Allocator = BackendAllocator(engine) if store is None else store.checked(engine)
@@ -152,7 +158,11 @@ class Session(Door):
             inputs = self.model.encode(original, **conditions)
             self._base = None  # and its journals
             run, output = self._state.paint(
-                inputs.canvases, inputs.conditions, keep_canvases=keep_canvases, on_layer=progress
+                inputs.canvases,
+                inputs.conditions,
+                keep_canvases=keep_canvases,
+                least_size=self.policy.least_size,
+                on_layer=progress,
             )
             # copies: the user may write into the arrays
             kept = {name: np.array(array) for name, array in inputs.canvases.items()}
@@ -182,8 +192,8 @@ class Session(Door):
             bool `[H, W]` or `[N, H, W]`: the pixels to apply and recompute. None: the pixels that differ. Changes
             outside a mask are not applied; `stats.ignored_pixels` and a warning give their number.
         policy
-            "paper" (with the family's settings, the default), "exact", "adaptive(0.02)", or a `Policy`. Resolutions
-            below the family's `least_size` are computed whole under every policy: their canvases are not kept.
+            As for the session; None: the session's. A warning names a policy that is sparse at resolutions that the
+            session does not keep.
         progress
             Called after every layer; only then are layers timed.
         conditions
@@ -197,7 +207,8 @@ class Session(Door):
         with self._turn.change("edit"):
             start = time.perf_counter()
             base, shown = self._ready()
-            chosen = get_policy(policy, paper=self.model.paper)
+            chosen = self._policy(policy)
+            warn_of_canvases(self.policy, chosen)
             before_inputs = self._inputs(shown)
             inputs = self._encode(before_inputs, edited, conditions)
             difference = difference_mask(before_inputs, inputs, eps=self.model.eps)
@@ -208,6 +219,7 @@ class Session(Door):
             spread = union([changed, stale]) if chosen.exact else changed
             active = TileSet.empty(*self._state.output_shape[:3])
             records: Iterable[LayerRecord] = self._state.idle
+            left = TileSet.empty(*changed.shape) if chosen.exact else stale
             with base.edit() as journals:
                 if spread.count:
                     plan = chosen.plan(spread.mask(), settled=not stale.count)
@@ -216,9 +228,10 @@ class Session(Door):
                         values, changed, plan, journal=journals[0], spread=spread, on_layer=progress
                     )
                     records = run.records
+                    if not chosen.exact:
+                        left = union([stale, self._state.unspread(changed, plan)])
                 output = self._state.output()
                 images = self._images_after(shown, output, active)
-                left = TileSet.empty(*changed.shape) if chosen.exact else union([stale, changed])
                 after = base.history.after(
                     Edit(journals, stale),
                     stale=left,
@@ -267,7 +280,9 @@ class Session(Door):
         with self._turn.change("save"):
             if self._base is None:
                 raise SessionError(_NO_BASE)
-            session_file.save(path, {"": self._state}, self._base.settle(), notes=self.notes)
+            session_file.save(
+                path, {"": self._state}, self._base.settle(), policy=self.policy, notes=self.notes
+            )
 
     @classmethod
     def load(
@@ -288,12 +303,15 @@ class Session(Door):
         loaded = session_file.load(path, engine, BackendAllocator(engine))
         if list(loaded.states) != [""]:
             raise SessionError(f"{path}: a session of several steps; open it with sparsegen.SDEdit.load")
-        session = cls(loaded.model, engine, undo=undo)
+        session = cls(loaded.model, engine, policy=loaded.policy, undo=undo)
         session._state, session.notes = loaded.states[""], loaded.notes
         session._base = Base([session._state], loaded.history)
         return session
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _policy(self, policy: str | Policy | None) -> Policy:
+        return self.policy if policy is None else self.model.policy(policy)
 
     def _ready(self) -> tuple[Base, _Shown]:
         """The base, once any interrupted change is completed, and host copies of it."""

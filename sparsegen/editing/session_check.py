@@ -62,6 +62,10 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
     samples = memory.canvases[state.output_path].shape[0]
     if any(v.dtype != "float32" or len(v) not in (1, samples) for m in memory.statistics.values() for v in m):
         raise SessionError(f"{path}: its statistics are not float32 with 1 or {samples} rows")
+    if {key: [tuple(v.shape) for v in m.stale] for key, m in memory.moments.items()} != {
+        key: [tuple(v.shape) for v in m.stale] for key, m in expected.moments.items()
+    }:
+        raise SessionError(f"{path}: its moments are not those of its model")
     if set(memory.codebooks) != set(expected.codebooks):
         raise SessionError(f"{path}: its codebooks are not those of its model")
     for key, codebook in memory.codebooks.items():
@@ -133,6 +137,7 @@ def _expected(path: str | os.PathLike[str], state: State) -> Memory:
             TileSet.full(*inputs.shape),
             coded=memory.coded,
             least_size=memory.least_size,
+            carried_rows=memory.carried_rows,
         )
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise SessionError(f"{path}: its input does not fit its model ({error})") from None

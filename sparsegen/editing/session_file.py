@@ -10,6 +10,8 @@ a session may have any number of edits:
     steps.values  int32 [B]      their values' bits, float32, float16 or int32 as the canvas is
     steps.books   int32 [B, 4]   edit, codebook (by its place among the sorted names), windows that stay, that follow
     steps.windows int32 [W]      the windows that follow, of all rows
+    steps.norms   int32 [M, 2]   edit, canvas whose moments it moved (by its place among the sorted names)
+    steps.moments float64 [V]    these moments, of all rows, each [6, N, C] as `_packed` lays them out
     stale.counts  int32 [S + 1]  tiles of the stale set beyond each edit, and now; then stale.tiles, stale.pixels
 
 Edits that can be redone are numbered after the edits that can be undone, the next one last.
@@ -30,21 +32,23 @@ import numpy as np
 from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles, WindowSet
 from sparsegen.weights import read_checkpoint, write_safetensors
 
-from ..engine.allocator import Allocator
+from ..engine.allocator import Allocator, uploaded
 from ..engine.codebook import Codebook
 from ..engine.journal import Journal
 from ..engine.memory import input_path
+from ..engine.moments import Moments
 from ..engine.store import block_bytes
 from ..errors import SessionError, SparsegenError
 from ..layers import Parameter
 from ..models.base import Model
-from ..tiling.policies import Paper
+from ..tiling import policies
+from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet
 from .history import Edit, History
 from .session_check import check
 from .state import State
 
-VERSION = "5"
+VERSION = "6"
 DIGEST = "sparsegen.digest"
 _KEPT = (np.float32, np.int32, np.float16)
 VALUES = "steps.values"
@@ -57,6 +61,7 @@ def save(
     states: Mapping[str, State],
     history: History,
     *,
+    policy: Policy,
     metadata: Mapping[str, str] | None = None,
     tensors: Mapping[str, Host] | None = None,
     notes: Notes | None = None,
@@ -88,6 +93,7 @@ def save(
         "sparsegen.config": model.config_json(),
         "sparsegen.model": json.dumps(model.described()),
         "sparsegen.paper": json.dumps(asdict(model.paper)),
+        "sparsegen.policy": json.dumps(policies.described(policy)),
         "sparsegen.states": json.dumps(
             {
                 prefix: {
@@ -95,6 +101,7 @@ def save(
                     "coded": state.memory.coded,
                     "storage": state.memory.storage,
                     "least_size": state.memory.least_size,
+                    "carried_rows": state.memory.carried_rows,
                     "edits": len(_written(history.edits)),
                     "forgotten": history.forgotten,
                 }
@@ -170,6 +177,8 @@ class Loaded:
     """By their prefixes, in the order of these."""
     history: History
     """Of all states together, without its images."""
+    policy: Policy
+    """The session's."""
     metadata: dict[str, str]
     tensors: dict[str, Host]
     notes: Notes
@@ -240,19 +249,55 @@ def _parts(state: State, steps: Sequence[_Share], stale: TileSet) -> dict[str, C
     for key, values in memory.statistics.items():
         for i, value in enumerate(values):
             parts[f"measured/{key}/{i}"] = partial(backend.download, value)
+    for key, moments in memory.moments.items():
+        parts[f"moments/{key}"] = partial(_packed, backend, moments)
     for key, value in state.conditions.items():
         parts[f"condition/{key}"] = partial(np.ascontiguousarray, value)
     small = {**_journal_tables(state, steps), **_stale_sets([*(step.stale for step in steps), stale])}
     parts |= {name: partial(np.asarray, value) for name, value in small.items()}
     parts[VALUES] = partial(_journal_values, state, steps)
+    parts["steps.moments"] = partial(_journal_moments, state, steps)
     return parts
+
+
+def _packed(backend: Backend, moments: Moments) -> Host:
+    """Float64 `[6, N, C]`: mean and variance in use, stale means, fresh means (NaN: unknown for that sample)."""
+    arrays = (*moments.used, *moments.stale, *moments.fresh)
+    packed = np.array([backend.download(array) for array in arrays], np.float64)
+    packed[4:, sorted(moments.unknown)] = np.nan
+    return packed
+
+
+def _unpacked(backend: Backend, packed: Host) -> Moments:
+    """The moments that `_packed` laid out. Raises ValueError: it did not."""
+    if packed.dtype != np.float64 or packed.ndim != 3 or len(packed) != 6 or np.isinf(packed).any():
+        raise ValueError(f"moments are {packed.dtype} {packed.shape}, expected finite float64 (6, N, C)")
+    unknown = np.isnan(packed[4:]).any((0, 2))
+    packed = packed.copy()
+    packed[4:, unknown] = packed[2:4, unknown]
+    used = tuple(backend.upload(array) for array in packed[:2].astype(np.float32))
+    stale, fresh = (
+        tuple(uploaded(backend, np.ascontiguousarray(array)) for array in packed[i : i + 2]) for i in (2, 4)
+    )
+    if np.isnan(packed[:4]).any():
+        raise ValueError("moments in use are not numbers")
+    samples = frozenset(np.flatnonzero(unknown).tolist())
+    return Moments((used[0], used[1]), (stale[0], stale[1]), (fresh[0], fresh[1]), samples)
+
+
+def _journal_moments(state: State, steps: Sequence[_Share]) -> Host:
+    """The moments of all journals end to end."""
+    backend = state.memory.backend
+    packed = [_packed(backend, moments) for step in steps for moments in step.journal.moments.values()]
+    return np.concatenate([np.zeros(0), *(each.reshape(-1) for each in packed)])
 
 
 def _journal_tables(state: State, steps: Sequence[_Share]) -> dict[str, Host]:
     """All journals end to end, without the values."""
     number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
     place = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
-    table, tiles, codebooks, windows = [], [], [], []
+    norm = {key: i for i, key in enumerate(sorted(state.memory.moments))}
+    table, tiles, codebooks, windows, norms = [], [], [], [], []
     for i, step in enumerate(steps):
         for key in step.journal.paths:
             kept = step.journal.saved_tiles(key)
@@ -261,7 +306,9 @@ def _journal_tables(state: State, steps: Sequence[_Share]) -> dict[str, Host]:
         for key, (count, keys) in step.journal.windows.items():
             codebooks.append((i, place[key], count, len(keys)))
             windows.append(keys.reshape(-1))
+        norms += [(i, norm[key]) for key in step.journal.moments]
     return {
+        "steps.norms": np.array(norms, np.int32).reshape(-1, 2),
         "steps.table": np.array(table, np.int32).reshape(-1, 3),
         "steps.books": np.array(codebooks, np.int32).reshape(-1, 4),
         "steps.windows": np.concatenate([np.zeros(0, np.int32), *windows]),
@@ -306,18 +353,20 @@ def _loaded(
     model.load_parameters(_under(tensors, "parameter/"))
     states: dict[str, State] = {}
     histories = []
-    for prefix, described in json.loads(metadata["sparsegen.states"]).items():
-        state = State(model, backend, allocator=allocator, storage=described["storage"])
-        state.memory.coded = bool(described["coded"])
-        state.memory.least_size = int(described["least_size"])
-        steps, stale = _fill(state, _under(tensors, prefix), str(described["output"]))
-        check(path, state, [step.journal for step in steps], described["edits"])
+    for prefix, kept in json.loads(metadata["sparsegen.states"]).items():
+        state = State(model, backend, allocator=allocator, storage=kept["storage"])
+        state.memory.coded = bool(kept["coded"])
+        state.memory.least_size = int(kept["least_size"])
+        state.memory.carried_rows = int(kept["carried_rows"])
+        steps, stale = _fill(state, _under(tensors, prefix), str(kept["output"]))
+        check(path, state, [step.journal for step in steps], kept["edits"])
         states[prefix] = state
-        histories.append((steps, stale, described["edits"], int(described["forgotten"])))
+        histories.append((steps, stale, kept["edits"], int(kept["forgotten"])))
     notes: Notes = {str(name): str(text) for name, text in json.loads(metadata["sparsegen.notes"]).items()}
     notes |= _under(tensors, "notes/")
     history = _joined(histories)
-    return Loaded(model, states, history, dict(metadata), _under(tensors, "beside/"), notes)
+    policy = policies.read_policy(json.loads(metadata["sparsegen.policy"]))
+    return Loaded(model, states, history, policy, dict(metadata), _under(tensors, "beside/"), notes)
 
 
 def _joined(histories: Sequence[tuple[list[_Share], TileSet, int, int]]) -> History:
@@ -355,6 +404,7 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
     for key, value in sorted(_under(tensors, "measured/").items()):
         statistics.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
     memory.statistics = {key: tuple(values) for key, values in statistics.items()}
+    memory.moments = {key: _unpacked(backend, packed) for key, packed in _under(tensors, "moments/").items()}
 
     samples, height, width, _ = next(iter(state.inputs.values())).shape
     ends = np.cumsum(tensors["stale.counts"])
@@ -392,4 +442,11 @@ def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple
             raise ValueError(f"a journal goes back to {count} windows of {paths[number]}")
         steps[i].journal.add_windows(paths[number], count, windows)
         at += follow * width
+    normed, at = sorted(memory.moments), 0
+    for i, number in tensors["steps.norms"].tolist():
+        shape = tensors[f"moments/{normed[number]}"].shape
+        size = int(np.prod(shape))
+        packed = tensors["steps.moments"][at : at + size].reshape(shape)
+        steps[i].journal.save_moments(normed[number], _unpacked(backend, packed))
+        at += size
     return steps, stale

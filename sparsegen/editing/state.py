@@ -6,20 +6,22 @@ has one state, a diffusion session one for each denoising step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sparsegen.backends.interface import Backend, Host, Tiles
 
 from ..engine.allocator import Allocator
+from ..engine.carried import Delta, Deltas
 from ..engine.journal import Journal
 from ..engine.memory_float16 import memory_kind
+from ..engine.program import Program
 from ..engine.run import Feature, OnLayer, Run
 from ..engine.stats import LayerRecord
 from ..models.base import Inputs, Model
 from ..tiling.canvas import Canvas
-from ..tiling.policies import Everything, Plan
+from ..tiling.policies import NOTHING, Everything, Plan
 from ..tiling.tiles import TileSet
 
 
@@ -53,6 +55,8 @@ class State:
         """The path of the output's canvas; empty before `paint`."""
         self.idle: tuple[LayerRecord, ...] = ()
         """The record of an edit that changes nothing."""
+        self._program: Program | None = None
+        """What the model's code came to, for edits to run again; None: the next run calls it."""
 
     def paint(
         self,
@@ -60,6 +64,8 @@ class State:
         conditions: Mapping[str, Host],
         *,
         keep_canvases: bool = True,
+        least_size: int = 0,
+        carried_rows: int = 0,
         on_layer: OnLayer | None = None,
     ) -> tuple[Run, Host]:
         """The dense run: paint every canvas. The previous canvases are overwritten where the size is the same.
@@ -72,6 +78,8 @@ class State:
             By name, as `Model.encode` returns them.
         keep_canvases
             False: no canvas is kept longer than it is read, and nothing can be repainted.
+        least_size, carried_rows
+            Which canvases are not kept, and computed whole by every edit that needs them: see `Memory`.
 
         Returns
         -------
@@ -85,7 +93,7 @@ class State:
         inputs = Inputs(dict(canvases), dict(conditions))
         before, backend = self.memory, self.memory.backend
         same_size = all(canvas.shape[:3] == inputs.shape for canvas in self.inputs.values())
-        self.output_path = ""
+        self.output_path, self._program = "", None
         memory = type(before)(
             backend,
             before.allocator if same_size else before.allocator.fresh(),
@@ -93,7 +101,8 @@ class State:
             before.canvases if same_size and keep_canvases else {},
             coded=backend.codebooks,
             keep_canvases=keep_canvases,
-            least_size=self.model.least_size(*inputs.shape[1:]),
+            least_size=min(least_size, *inputs.shape[1:]),
+            carried_rows=carried_rows,
         )
         if same_size:
             memory.codebooks = before.codebooks
@@ -103,11 +112,11 @@ class State:
         del before  # its canvases are gone before others are painted
         memory.take_inputs({name: backend.upload(array) for name, array in inputs.canvases.items()})
         run = Run(memory, Everything(), on_layer=on_layer)
-        output = self._forward(run, TileSet.full(*inputs.shape))
+        output = self._walk(run, TileSet.full(*inputs.shape), note=keep_canvases)
         self.idle = tuple(record.idle for record in run.records)
         if keep_canvases:
-            self.output_path = output.parts[0].path
-        return run, memory.whole(output.parts[0])
+            self.output_path = output.path
+        return run, memory.whole(output)
 
     def repaint(
         self,
@@ -117,6 +126,7 @@ class State:
         *,
         journal: Journal,
         spread: TileSet | None = None,
+        carried: Deltas | None = None,
         on_layer: OnLayer | None = None,
     ) -> tuple[Run, TileSet]:
         """Write changed pixels into the inputs and recompute the active tiles, in place.
@@ -135,6 +145,8 @@ class State:
         spread
             The pixels of the inputs from which active tiles grow; None: `changed`. (It has more pixels if earlier edits
             have not spread.)
+        carried
+            Deltas of an earlier denoising step, to be carried on instead of computed; None: every layer is computed.
 
         Returns
         -------
@@ -146,10 +158,42 @@ class State:
             A layer computed a value that is not finite; there is no room for a journal.
         """
         spread = changed if spread is None else spread
-        run = Run(self.memory, plan, journal=journal, edited=spread.edited, on_layer=on_layer)
         for name, values in canvases.items():
             self._write_input(name, values, changed, journal)
-        return run, self._forward(run, spread).changed[0]
+        if self._program is None:  # the canvases were loaded: note the steps, with no tile active
+            self._walk(Run(self.memory, NOTHING), TileSet.empty(*spread.shape))
+        program = self._program
+        assert program is not None  # `_walk` noted it
+        run = program.run
+        try:
+            run.begin(plan, journal=journal, edited=spread.edited, on_layer=on_layer, carried=carried)
+            program.replay(spread, carried)
+            run.end()
+        finally:
+            run.let_go()
+        return run, program.output.changed
+
+    def unspread(self, changed: TileSet, plan: Plan) -> TileSet:
+        """The pixels of the inputs whose change an edit of `changed` pixels, under an approximate plan, has not spread.
+
+        Norms that follow an edit change every pixel of its samples a little: there, those are all.
+        """
+        if not (plan.statistics and self.memory.moments):
+            return changed
+        return TileSet.full(*changed.shape, only=changed.edited)
+
+    def deltas(self, step: int, journal: Journal, rows: int) -> Deltas:
+        """The deltas of the last edit, whose `journal` this is, in the frontier of `rows` (`Program.frontier`).
+
+        `step` is the number of the state's denoising step.
+        """
+        found: dict[str, Delta] = {}
+        backend, program = self.memory.backend, self._program
+        for canvas in () if program is None else program.frontier(rows):
+            if canvas.changed.count:
+                tiles, old = journal.saved(backend, canvas.path)
+                found[canvas.path] = Delta(canvas.changed, backend.tile_change(canvas.array, tiles, old))
+        return Deltas(step, rows, found)
 
     def _write_input(self, name: str, values: Host, changed: TileSet, journal: Journal) -> None:
         """Write the changed pixels of an input into its canvas."""
@@ -159,11 +203,25 @@ class State:
             backend.write_tiles(memory.canvases[path], *journal.saved(backend, path))
         backend.merge_tiles(memory.canvases[path], changed.tiles, backend.upload(values), changed.pixels)
 
-    def _forward(self, run: Run, changed: TileSet) -> Feature:
-        features = {name: Feature(run, (canvas,), (changed,)) for name, canvas in self.inputs.items()}
-        with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
-            output = self.model.forward(features, self.conditions)
-        run.end()
+    def _walk(self, run: Run, changed: TileSet, *, note: bool = True) -> Canvas:
+        """Call the model's code, with `changed` pixels of the inputs; `note` its steps, for later edits."""
+        inputs = [self.memory.input(name, changed) for name in self.memory.inputs]
+        features = {
+            name: Feature(run, (canvas,)) for name, canvas in zip(self.memory.inputs, inputs, strict=True)
+        }
+        steps: list[Callable[[], None]] | None = [] if note else None
+        run.program = steps
+        try:
+            with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
+                output = self.model.forward(features, self.conditions).parts[0]
+            if note:
+                run.memory.keep(output, run.finite)
+            run.end()
+        finally:
+            run.let_go()
+        if steps is not None:
+            idle = tuple(record.idle for record in run.records)
+            self._program = Program(run, inputs, steps, output, idle)
         return output
 
     @property
@@ -174,7 +232,8 @@ class State:
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
         """`(N, H, W, C)` of the output."""
-        return Canvas(self.output_path, self.memory.canvases[self.output_path]).shape
+        shape: tuple[int, int, int, int] = self.memory.canvases[self.output_path].shape
+        return shape
 
     def output(self) -> Host:
         """A host copy of the whole output."""

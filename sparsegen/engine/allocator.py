@@ -41,12 +41,12 @@ class Allocator(ABC):
     @property
     @abstractmethod
     def shared_arrays(self) -> Mapping[str, Array]:
-        """Name -> array that `shared` returned."""
+        """Name -> array that `shared` returned; the mapping follows later calls."""
 
     @property
     def shared_bytes(self) -> int:
         """Memory of all shared arrays."""
-        return sum(int(array.nbytes) for array in self.shared_arrays.values())
+        return sum(int(array.nbytes) for array in list(self.shared_arrays.values()))
 
     def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
         """Raise SessionError if arrays of these sizes in bytes do not fit after `released` bytes are freed."""
@@ -77,9 +77,7 @@ class BackendAllocator(Allocator):
         return self._backend.alloc(shape, dtype=dtype)
 
     def keep(self, host: Host) -> Array:
-        if host.dtype == np.float16:  # `upload` would make float32 of it; as 32-bit words, its bits stay
-            return self._backend.upload(host.view(np.int32)).view(np.float16)
-        return self._backend.upload(host)
+        return uploaded(self._backend, host)
 
     def host(self, array: Array) -> Host:
         return self._backend.download(array)
@@ -98,3 +96,13 @@ class BackendAllocator(Allocator):
     @property
     def shared_arrays(self) -> Mapping[str, Array]:
         return self._shared
+
+
+def uploaded(backend: Backend, host: Host) -> Array:
+    """An array of the backend with the values and the type of a host array of float16, float32, float64 or int32."""
+    if host.dtype in (
+        np.float16,
+        np.float64,
+    ):  # `upload` would make float32 of it; as 32-bit words, its bits stay
+        return backend.upload(host.view(np.int32)).view(host.dtype)
+    return backend.upload(host)

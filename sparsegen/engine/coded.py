@@ -28,8 +28,17 @@ class Coded:
 
     codes: Feature
     """int32 `[N, H, W, 1]`."""
-    rows: Array
-    """float32 `[R, C]`."""
+    codebook: Codebook
+    """Of these codes."""
+    path: str
+    """The path of the layer whose values these are."""
+    channels: int
+
+    @property
+    def rows(self) -> Array:
+        """float32 `[R, C]`, as the present run has them."""
+        table = self.codebook.tables[self.path]
+        return table.rows[: table.count]
 
     @property
     def run(self) -> Run:
@@ -40,7 +49,7 @@ class Coded:
     def shape(self) -> tuple[int, int, int, int]:
         """`(N, H, W, C)`."""
         n, h, w, _ = self.codes.shape
-        return n, h, w, int(self.rows.shape[1])
+        return n, h, w, self.channels
 
     @property
     def modulation(self) -> tuple[Array, Array]:
@@ -62,8 +71,12 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
     codebook = _codebook(run.memory, source.path, kernel, step, planes)
     path = codebook.path
     if path not in run.codes:
-        if run.journal is not None:
-            run.journal.add_windows(path, len(codebook.window_set), codebook.window_set.windows[:0].copy())
+
+        def note_windows() -> None:
+            if run.journal is not None:
+                run.journal.add_windows(
+                    path, len(codebook.window_set), codebook.window_set.windows[:0].copy()
+                )
 
         def encode_tiles(codes: Array, tiles: Tiles) -> None:
             run.backend.encode_windows(
@@ -72,11 +85,11 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
 
         half = kernel // 2
         reads = indices.reads(Window(kernel, top=half, left=half, step=step))
+        run.do(note_windows)
         codes = run.compute(path, (n, *size, 1), reads, encode_tiles, macs_per_pixel=0, dtype="int32")
         # not the feature: it holds the run, and the reference cycle would keep the journal alive
-        run.codes[path] = codes.parts[0], codes.changed[0]
-    canvas, changed = run.codes[path]
-    return Feature(run, (canvas,), (changed,))
+        run.codes[path] = codes.parts[0]
+    return Feature(run, (run.codes[path],))
 
 
 def _codebook(memory: Memory, source: str, kernel: int, step: int, planes: int) -> Codebook:
@@ -106,17 +119,22 @@ def tabulate(
     A value that is not finite is reported at the end of the run, by a pixel with that code.
     """
     run, canvas = codes.run, codes.parts[0]
-    start = run.clock()
-    rows, new = run.memory.codebooks[canvas.path].rows(run.backend, path, channels, fill)
-    if len(new):
-        first, backend = len(rows) - len(new), run.backend
+    codebook, backend = run.memory.codebooks[canvas.path], run.backend
 
-        # (without the run, which holds the check: the circle would keep the journal alive)
-        def error(at: Position) -> NonFiniteError:  # names the first pixel with that code
-            n, y, x = np.argwhere(backend.download(canvas.array)[..., 0] == first + at[1])[0]
-            return not_finite(path, (int(n), int(y), int(x), at[3]))
+    def fill_rows() -> None:
+        start = run.clock()
+        rows, new = codebook.rows(backend, path, channels, fill)
+        if len(new):
+            first = len(rows) - len(new)
 
-        as_pixels = new.reshape(1, len(new), 1, channels)
-        run.finite.watch.watch(as_pixels, strip(len(new)), run.finite.entry(error))
-    run.record(path, codes.changed[0], macs_per_pixel, run.elapsed(start))
-    return Coded(codes, rows)
+            # (without the run, which holds the check: the circle would keep the journal alive)
+            def error(at: Position) -> NonFiniteError:  # names the first pixel with that code
+                n, y, x = np.argwhere(backend.download(canvas.array)[..., 0] == first + at[1])[0]
+                return not_finite(path, (int(n), int(y), int(x), at[3]))
+
+            as_pixels = new.reshape(1, len(new), 1, channels)
+            run.finite.watch.watch(as_pixels, strip(len(new)), run.finite.entry(error))
+        run.record(path, canvas.changed, macs_per_pixel, run.elapsed(start))
+
+    run.do(fill_rows)
+    return Coded(codes, codebook, path, channels)

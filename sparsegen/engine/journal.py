@@ -6,6 +6,7 @@ from sparsegen.backends.interface import Array, Backend, Host, Tiles
 
 from ..tiling.tiles import TileSet
 from .memory import Memory
+from .moments import Moments
 
 
 class Journal:
@@ -22,13 +23,18 @@ class Journal:
         """Path -> the canvas as it was; no path is in both."""
         self.windows: dict[str, tuple[int, Host]] = {}
         """Path of a codebook -> how many of its windows stay, and the windows after these, int32 `[R, width]`."""
+        self.moments: dict[str, Moments] = {}
+        """Path of a canvas -> its moments; they are small, and do not count."""
         self.nbytes = 0
         """Memory that undoing takes."""
 
-    def save_before(self, memory: Memory, path: str, active: TileSet) -> None:
-        """Save the `active` tiles of a canvas before they change; if all are active, the memory gets a new canvas."""
+    def save_before(self, memory: Memory, path: str, active: TileSet, *, in_place: bool = False) -> None:
+        """Save the `active` tiles of a canvas before they change.
+
+        If all are active, the memory gets a new canvas, of undefined value; not if the change is `in_place`.
+        """
         canvas = memory.canvases[path]
-        if active.count == active.total:
+        if active.count == active.total and not in_place:
             self._set_aside(path, canvas)
             memory.canvases[path] = memory.allocator.allocate(canvas.shape, dtype=str(canvas.dtype))
         else:
@@ -38,6 +44,10 @@ class Journal:
         """Keep `values` `[K, TILE, TILE, C]` of the `tiles` of a canvas."""
         self.tiles[path] = (tiles, values)
         self.nbytes += int(values.nbytes)
+
+    def save_moments(self, path: str, moments: Moments) -> None:
+        """Save the moments of a canvas before they change."""
+        self.moments.setdefault(path, moments)
 
     def add_windows(self, path: str, count: int, windows: Host) -> None:
         """Keep the windows of a codebook: its first `count`, and `windows` after these."""
@@ -74,6 +84,7 @@ class Journal:
     def undo(self, memory: Memory) -> None:
         """Put everything back. Repeating it, also after an interrupt, changes nothing more."""
         memory.canvases.update(self.whole)
+        memory.moments.update(self.moments)
         for path, (tiles, values) in self.tiles.items():
             memory.backend.write_tiles(memory.canvases[path], tiles, values)
         for path, (count, windows) in self.windows.items():  # no canvas refers to a later window any more
@@ -88,6 +99,7 @@ class Journal:
             There is no memory for the tiles.
         """
         forward = Journal()
+        forward.moments.update((path, memory.moments[path]) for path in self.moments)
         for path in self.whole:
             forward._set_aside(path, memory.canvases[path])
         for path, (tiles, _) in self.tiles.items():

@@ -1,8 +1,8 @@
-"""Memory: everything that outlives a run. Canvases, statistics and codebooks by layer path, and prepared weights."""
+"""Memory: everything that outlives a run. Canvases, moments, statistics and codebooks by path, and prepared weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from ..tiling.windows import Read
 from .allocator import Allocator
 from .codebook import Codebook
 from .finite import FiniteChecks
+from .moments import Moments
 from .prepared import Prepared
 
 
@@ -42,9 +43,15 @@ class Memory:
     """Path of the canvas of codes -> its codebook."""
     keep_canvases: bool = True
     """Whether layers' canvases are kept after they have been read; without them nothing can be edited."""
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """Path of a canvas that a norm reads -> the moments of its channels."""
     least_size: int = 0
     """Layers whose every input has a shorter side of fewer pixels are computed whole by every run. Their canvases are
     transient: neither kept from one run to the next nor journalled.
+    """
+    carried_rows: int = 0
+    """Layers whose output has at most so many rows are not kept either, but for the *frontier*: the canvases among
+    them that larger layers read. An edit may carry these on from an earlier denoising step.
     """
 
     def __repr__(self) -> str:
@@ -56,29 +63,72 @@ class Memory:
             self.inputs[name] = input_path(name)
             self.canvases[self.inputs[name]] = array
 
-    def input(self, name: str) -> Canvas:
-        """An input's canvas."""
-        return Canvas(self.inputs[name], self.canvases[self.inputs[name]])
+    def input(self, name: str, changed: TileSet | None = None) -> Canvas:
+        """An input's canvas. `changed` are the tiles that may have changed; None: none."""
+        path = self.inputs[name]
+        unchanged = TileSet.empty(*self.canvases[path].shape[:3])
+        return Canvas(path, self.canvases, unchanged if changed is None else changed)
 
-    def canvas(self, path: str, shape: tuple[int, int, int, int], dtype: str) -> Canvas:
-        """The canvas of a layer, allocated if there is none. Raises ShapeError: it has another shape."""
-        array = self.canvases.get(path)
+    def canvas(
+        self, path: str, shape: tuple[int, int, int, int], dtype: str, reads: Sequence[Read] = ()
+    ) -> Canvas:
+        """The canvas of a layer with these reads, allocated if there is none.
+
+        Raises
+        ------
+        ShapeError
+            It has another shape.
+        """
+        array, nothing = self.canvases.get(path), TileSet.empty(*shape[:3])
+        if array is None and self._is_transient(shape, dtype, reads):
+            self.allocator.shared(path, shape)
+            return Canvas(path, self.allocator.shared_arrays, nothing)
         if array is None:
-            array = self.allocator.allocate(shape, dtype=dtype)
-            if self.keep_canvases:
-                self.canvases[path] = array
+            array = self.allocator.allocate(shape, dtype=self.kept_as(path, shape, dtype))
+            if not self.keep_canvases:
+                return Canvas(path, {path: array}, nothing)
+            self.canvases[path] = array
         elif tuple(array.shape) != shape:
             raise ShapeError(f"{path}: the canvas is {tuple(array.shape)}, this run needs {shape}")
-        return Canvas(path, array)
+        return Canvas(path, self._working(path), nothing)
 
-    def is_transient(self, reads: Sequence[Read], dtype: str) -> bool:
-        """Whether the canvas of a layer that reads these is transient (see `least_size`)."""
-        small = self.keep_canvases and dtype == "float32" and bool(reads)
-        return small and all(min(read.size) < self.least_size for read in reads)
+    def _working(self, path: str) -> Mapping[str, Array]:
+        """The table with the array of a kept canvas that kernels compute in."""
+        return self.canvases
 
-    def transient(self, path: str, shape: tuple[int, int, int, int]) -> Canvas:
-        """A transient canvas of undefined value, shared by all memories of an allocator."""
-        return Canvas(path, self.allocator.shared(path, shape))
+    def _is_transient(self, shape: Sequence[int], dtype: str, reads: Sequence[Read]) -> bool:
+        if not self.keep_canvases or dtype != "float32" or not reads:
+            return False
+        return shape[1] <= self.carried_rows or all(min(read.size) < self.least_size for read in reads)
+
+    def ready(self, canvas: Canvas, shape: tuple[int, int, int, int]) -> bool:
+        """Whether a canvas is transient, of undefined value. Before a run writes one, it makes sure of its array."""
+        if canvas.path in self.canvases or not self.keep_canvases:
+            return False
+        self.allocator.shared(canvas.path, shape)
+        return True
+
+    def keep_frontier(self, shape: Sequence[int], reads: Sequence[Read], checks: FiniteChecks) -> None:
+        """Keep the canvases of at most `carried_rows` rows that a layer with a larger output of `shape` reads."""
+        if not self.carried_rows or shape[1] <= self.carried_rows:
+            return
+        for read in reads:
+            canvas = read.canvas
+            if (
+                canvas is not None
+                and canvas.path not in self.canvases
+                and canvas.shape[1] <= self.carried_rows
+            ):
+                self.keep(canvas, checks)
+
+    def keep(self, canvas: Canvas, checks: FiniteChecks) -> None:
+        """Keep a canvas, with its values, also if it is transient."""
+        if canvas.path in self.canvases:
+            return
+        kept, everywhere = self.allocator.allocate(canvas.shape), TileSet.full(*canvas.shape[:3]).tiles
+        self.backend.write_tiles(kept, everywhere, self.backend.read_tiles(canvas.array, everywhere))
+        self.canvases[canvas.path] = kept
+        canvas.arrays = self.canvases
 
     def kept_as(self, path: str, shape: Sequence[int], dtype: str) -> str:
         """The type that a canvas of `dtype` is kept as."""

@@ -7,7 +7,7 @@ is kept. So every reader of a value reads the same bits, in this run and in ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,10 +31,8 @@ class HalfMemory(Memory):
     """A memory that keeps layers' canvases as float16. Memories of one allocator run one after another."""
 
     storage: ClassVar[str] = "float16"
-    _widened: dict[str, Array] = field(default_factory=dict)
-    """Path -> the shared float32 canvas, of this run."""
     _warm: dict[str, Host] = field(default_factory=dict)
-    """Path -> bool `[N, rows, columns]`: tiles of the shared canvas that hold the values of this memory."""
+    """Path -> bool `[N, rows, columns]`: tiles of the shared float32 canvas that hold the values of this memory."""
 
     def kept_as(self, path: str, shape: Sequence[int], dtype: str) -> str:
         # an odd number of channels does not lie in whole words, as copies of tiles take them
@@ -42,57 +40,80 @@ class HalfMemory(Memory):
         return "float16" if self.keep_canvases and dtype == "float32" and wide else dtype
 
     def begin(self) -> None:
-        self._widened.clear()
         self._warm.clear()
 
-    def canvas(self, path: str, shape: tuple[int, int, int, int], dtype: str) -> Canvas:
-        kept = super().canvas(path, shape, self.kept_as(path, shape, dtype))
-        if kept.array.dtype != np.float16:
-            return kept
-        if path not in self._widened:
-            self._widened[path] = self.allocator.shared(path, shape)
-            self._warm[path] = np.zeros((shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)), bool)
-        return Canvas(path, self._widened[path])
+    def _working(self, path: str) -> Mapping[str, Array]:
+        kept = self.canvases[path]
+        if kept.dtype != np.float16:
+            return self.canvases
+        self.allocator.shared(path, kept.shape)
+        return self.allocator.shared_arrays
+
+    def ready(self, canvas: Canvas, shape: tuple[int, int, int, int]) -> bool:
+        if canvas.path in self.canvases:
+            self._working(canvas.path)
+        return super().ready(canvas, shape)
+
+    def keep(self, canvas: Canvas, checks: FiniteChecks) -> None:
+        path, shape = canvas.path, canvas.shape
+        if path in self.canvases or self.kept_as(path, shape, "float32") != "float16":
+            super().keep(canvas, checks)
+            return
+        self.canvases[path] = self.allocator.allocate(shape, dtype="float16")
+        self.commit(canvas, TileSet.full(*shape[:3]).tiles, checks)
 
     def fetch(self, reads: Sequence[Read], active: TileSet) -> None:
         for read in reads:
-            path = "" if read.canvas is None else read.canvas.path
-            if path not in self._warm or self._warm[path].all():
+            warm = None if read.canvas is None else self._warm_tiles(read.canvas.path)
+            if read.canvas is None or warm is None or warm.all():
                 continue
             if read.everywhere:
-                self._widen(path, active.edited[:, None, None])
+                self._widen(read.canvas.path, active.edited[:, None, None])
             else:
                 height, width = read.changed.height, read.changed.width
-                self._widen(path, read_by(active, read.window, height, width))
+                self._widen(read.canvas.path, read_by(active, read.window, height, width))
 
     def commit(self, canvas: Canvas, tiles: Tiles, checks: FiniteChecks) -> None:
         path = canvas.path
-        if path not in self._warm:
+        warm = self._warm_tiles(path)
+        if warm is None:
             return
         layer = checks.entry(lambda _: _beyond(path))
         self.backend.narrow_tiles(self.canvases[path], canvas.array, tiles, watch=checks.watch, layer=layer)
         n, row, column = tiles.host.T
-        self._warm[path][n, row, column] = True
+        warm[n, row, column] = True
 
     def whole(self, canvas: Canvas) -> Host:
-        if canvas.path in self._warm:
-            self._widen(canvas.path, np.ones((1, 1, 1), bool))
+        self._widen(canvas.path, np.ones((1, 1, 1), bool))
         return super().whole(canvas)
 
     def tiles(self, canvas: Canvas, tiles: Tiles) -> Host:
-        if canvas.path in self._warm:
-            wanted = np.zeros_like(self._warm[canvas.path])
+        warm = self._warm_tiles(canvas.path)
+        if warm is not None:
+            wanted = np.zeros_like(warm)
             n, row, column = tiles.host.T
             wanted[n, row, column] = True
             self._widen(canvas.path, wanted)
         return super().tiles(canvas, tiles)
 
+    def _warm_tiles(self, path: str) -> Host | None:
+        """The entry of `_warm`; None: the canvas is not kept as float16."""
+        kept = self.canvases.get(path)
+        if kept is None or kept.dtype != np.float16:
+            return None
+        if path not in self._warm:
+            n, height, width, _ = kept.shape
+            self._warm[path] = np.zeros((n, -(-height // TILE), -(-width // TILE)), bool)
+        return self._warm[path]
+
     def _widen(self, path: str, tiles: Host) -> None:
         """Widen the `tiles` (bool, as `_warm`) that the shared canvas does not hold yet."""
-        warm = self._warm[path]
+        warm = self._warm_tiles(path)
+        if warm is None:
+            return
         cold = np.argwhere(tiles & ~warm).astype(np.int32)
         if len(cold):
-            self.backend.widen_tiles(self._widened[path], self.canvases[path], Tiles(cold))
+            self.backend.widen_tiles(self._working(path)[path], self.canvases[path], Tiles(cold))
             warm |= tiles
 
 

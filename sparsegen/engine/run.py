@@ -1,7 +1,11 @@
 """One pass of a model over its canvases: a plan and canvases come in, recomputed tiles and a record come out.
 
+The model's code runs once. Each of its layers hands the run a *step*: what to compute, from which canvases, into which
+canvas. The run does it at once and notes it, and the steps in their order are the model's *program*. An edit is the
+same program under another plan: no model code runs again. A dense run and an edit differ only in the run's plan.
+
 `Run` gives a layer everything that is not a parameter: its canvas, its active tiles, its prepared weights, its
-statistics. A dense run and an edit differ only in the run's plan. `Feature` is what layers pass on.
+statistics. `Feature` is what layers pass on.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ from sparsegen.backends.interface import Activation, Array, Host, Source, Tiles
 
 from ..errors import ShapeError
 from ..tiling.canvas import Canvas
-from ..tiling.policies import Plan
+from ..tiling.policies import NOTHING, Plan
 from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
+from .carried import Deltas
 from .finite import FiniteChecks
 from .journal import Journal
 from .memory import Memory
+from .moments import Moments, as_means
 from .stats import LayerRecord
 
 T = TypeVar("T")
@@ -40,8 +46,72 @@ class Inner:
     """Its time; set when it is computed in a run that measures."""
 
 
+@dataclass(eq=False)
+class LayerStep:
+    """A layer's step: its canvas, and all that computing some tiles of it takes."""
+
+    run: Run
+    canvas: Canvas
+    shape: tuple[int, int, int, int]
+    reads: tuple[Read, ...]
+    """With the changes of the run that noted the step; later runs look the changes up in the canvases."""
+    kernel: Callable[[Array, Tiles], None]
+    macs_per_pixel: int
+    whole_tiles: bool
+    inner: Inner | None
+
+    def __call__(self) -> None:
+        self.run.recompute(self)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its canvas."""
+        return self.shape[1]
+
+
+@dataclass(eq=False)
+class NormStep:
+    """A norm's step: the scale and shift of the present run."""
+
+    set_affine: Callable[[], None]
+    parts: tuple[Canvas, ...]
+    """The canvases that it normalises."""
+
+    def __call__(self) -> None:
+        self.set_affine()
+
+    @property
+    def rows(self) -> int:
+        """Rows of these canvases."""
+        return self.parts[0].shape[1]
+
+
+@dataclass(eq=False)
+class Affine:
+    """The scale and shift of a norm, `[1 or N, C]`. A norm of measured moments sets them anew in every run."""
+
+    scale: Array
+    shift: Array
+
+
 class Run:
-    """One execution of a model: dense when its plan is `Everything`, else an edit."""
+    """One execution of a model: dense when its plan is `Everything`, else an edit.
+
+    Parameters
+    ----------
+    memory
+        The canvases.
+    plan
+        The active tiles.
+    journal
+        Of an edit: saves tiles before they change.
+    edited
+        bool `[N]`: the samples that an edit touches; None: all.
+    on_layer
+        Called after every layer; only then is time measured.
+    carried
+        Deltas of an earlier denoising step: the canvases that they are for take them, instead of being computed.
+    """
 
     def __init__(
         self,
@@ -51,21 +121,42 @@ class Run:
         journal: Journal | None = None,
         edited: Host | None = None,
         on_layer: OnLayer | None = None,
+        carried: Deltas | None = None,
     ) -> None:
-        """`edited` bool `[N]`: the samples that an edit touches; None: all. Only with `on_layer` is time measured."""
         self.memory = memory
         self.backend = memory.backend
+        self.program: list[Callable[[], None]] | None = None
+        """Where steps are noted; None: they are not."""
+        self.begin(plan, journal=journal, edited=edited, on_layer=on_layer, carried=carried)
+
+    def begin(
+        self,
+        plan: Plan,
+        *,
+        journal: Journal | None = None,
+        edited: Host | None = None,
+        on_layer: OnLayer | None = None,
+        carried: Deltas | None = None,
+    ) -> None:
+        """Begin another execution, over the same memory; the parameters are those of the class."""
         self.plan = plan
         self.journal = journal
+        self.carried = carried
         self.records: list[LayerRecord] = []
         self.finite = FiniteChecks(self.backend)
         """The pending checks of values that layers wrote."""
-        self.codes: dict[str, tuple[Canvas, TileSet]] = {}
-        """Path -> the canvas of codes that this run computed, and the tiles that may have changed."""
+        self.codes: dict[str, Canvas] = {}
+        """Path -> the canvas of codes that this run computed."""
         self._edited = edited
         self._on_layer = on_layer
         self._full_sets: dict[tuple[int, int, int], TileSet] = {}
-        memory.begin()
+        self.memory.begin()
+
+    def do(self, step: Callable[[], None]) -> None:
+        """Do a step of the model, and note it in the program."""
+        step()
+        if self.program is not None:
+            self.program.append(step)
 
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
         """A layer's weights in the backend's layout: `prepare(backend, *purpose)`, once for each purpose."""
@@ -100,40 +191,58 @@ class Run:
         reads
             Everything that the output depends on and that an edit may change.
         kernel
-            `kernel(array, tiles)` writes those tiles.
+            `kernel(array, tiles)` writes those tiles. Later runs call it again, so it reads arrays from canvases.
         whole_tiles
             Whether every pixel of a recomputed tile may get new bits, not only the pixels that read a changed one.
             (Under a tau above 0 such a pixel counts as unchanged.)
         inner
             A layer that `kernel` computes on its way: it is recorded before this one.
         """
-        active = self.plan.active(reads, shape[:3])
-        if whole_tiles and self.plan.whole_tiles:
-            active = active.whole()
-        changed = active
-        transient = self.memory.is_transient(reads, dtype)
-        if transient:
-            canvas, active = self.memory.transient(path, shape), self._everything(active)
+        self.memory.keep_frontier(shape, reads, self.finite)
+        canvas = self.memory.canvas(path, shape, dtype, reads)
+        self.do(LayerStep(self, canvas, shape, tuple(reads), kernel, macs_per_pixel, whole_tiles, inner))
+        return Feature(self, (canvas,))
+
+    def recompute(self, layer: LayerStep) -> None:
+        """Compute the active tiles of a layer."""
+        canvas, kernel = layer.canvas, layer.kernel
+        transient = self.memory.ready(canvas, layer.shape)
+        reads = [read.now() for read in layer.reads]
+        delta = None if self.carried is None else self.carried.kernel(self.backend, canvas)
+        if delta is not None:
+            active, kernel = delta
+            changed, reads = (
+                active,
+                [Read(active, Window(), canvas=canvas)],
+            )  # it is added to the canvas's own values
         else:
-            canvas = self.memory.canvas(path, shape, dtype)
+            active = self.plan.active(reads, layer.shape[:3])
+            if layer.whole_tiles and self.plan.whole_tiles:
+                active = active.whole()
+            changed = active
+            if transient:
+                active = self._everything(active)
         start = self.clock()
         if active.count:
             if self.journal is not None and not transient:
-                self.journal.save_before(self.memory, path, active)
-                canvas = self.memory.canvas(path, shape, dtype)
+                self.journal.save_before(self.memory, canvas.path, active, in_place=delta is not None)
             self.memory.fetch(reads, active)
             kernel(canvas.array, active.tiles)
-            self.finite.layer(path, canvas.array, active.tiles)
+            self.finite.layer(canvas.path, canvas.array, active.tiles)
             self.memory.commit(canvas, active.tiles, self.finite)
-            if self.journal is not None and self.plan.tau is not None and not transient:
-                changed = self._hold_back(canvas, active, self.journal, self.plan.tau)
+            if self.journal is not None:
+                if self.plan.tau is not None and not transient:
+                    changed = self._hold_back(canvas, active, self.journal, self.plan.tau)
+                self._follow_moments(canvas, active, self.journal)
+        canvas.changed = changed
         elapsed = self.elapsed(start)
-        if inner is not None:
-            self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds)
+        computed = delta is None
+        if layer.inner is not None:
+            inner = layer.inner
+            self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds, computed=computed)
             if elapsed is not None:
-                elapsed -= inner.milliseconds or 0.0
-        self.record(path, active, macs_per_pixel, elapsed)
-        return Feature(self, (canvas,), (changed,))
+                elapsed -= layer.inner.milliseconds or 0.0
+        self.record(canvas.path, active, layer.macs_per_pixel, elapsed, computed=computed)
 
     def end(self) -> None:
         """End the run: wait until every value is computed and checked.
@@ -145,6 +254,87 @@ class Run:
             left in a canvas, the value would spread through later edits.
         """
         self.finite.raise_first()
+
+    def let_go(self) -> None:
+        """Let go of the journal and of everything else that is of this execution alone, but for `records`."""
+        self.program, self.journal, self.carried, self._on_layer = None, None, None, None
+        self.plan, self.finite, self._edited = NOTHING, FiniteChecks(self.backend), None
+        self.codes.clear()
+        self._full_sets.clear()
+
+    # -- norms -------------------------------------------------------------------------------------------
+
+    def normalised(
+        self, path: str, x: Feature, affine: Callable[[Array, Array], tuple[Array, Array]]
+    ) -> Feature:
+        """A feature normalised by its moments, pending.
+
+        The dense run measures the moments. An edit uses the same, or under a plan with `statistics` a mixture of these
+        and the moments of the values as they now are.
+
+        Parameters
+        ----------
+        path
+            The norm's path.
+        affine
+            `affine(mean, variance)` is the scale and shift, from the mean and variance of each channel, two `[N, C]`.
+        """
+        norm = Affine(None, None)
+
+        def set_affine() -> None:
+            known = self.once_per_base(path, lambda: affine(*self._moments(x.parts)))
+            if self.plan.statistics and any(part.changed.count for part in x.parts):
+                known = affine(*self._moments(x.parts))
+            norm.scale, norm.shift = known
+
+        self.do(NormStep(set_affine, x.parts))
+        return x.normalised(norm)
+
+    def _moments(self, parts: Sequence[Canvas]) -> tuple[Array, Array]:
+        """Mean and variance of each channel of canvases that are read side by side, two `[N, C]`."""
+        moments = self.memory.moments
+        for part in parts:
+            if part.path not in moments:
+                self._fetch_whole(part)
+                moments[part.path] = Moments.measured(*self.backend.channel_moments(Source((part.array,))))
+        means, variances = zip(*(moments[part.path].used for part in parts), strict=True)
+        return self.backend.join_channels(means), self.backend.join_channels(variances)
+
+    def _follow_moments(self, canvas: Canvas, active: TileSet, journal: Journal) -> None:
+        """Move the moments of a canvas by the tiles that this run repainted."""
+        memory, path = self.memory, canvas.path
+        before = memory.moments.get(path)
+        if before is None:
+            return
+        journal.save_moments(path, before)
+        share = active.shares
+        edited = {n for n, each in enumerate(share) if each}
+        if not self.plan.statistics:
+            memory.moments[path] = before.not_followed(edited)
+            return
+        measured = {n for n in edited if share[n] == 1 or n in before.unknown}
+        change = None
+        if measured < edited:
+            _, old = journal.saved(self.backend, path)
+            change = self.backend.sum_change(canvas.array, active.tiles, old)
+        if measured:  # those samples alone: the bits of a sample do not depend on the others
+            self._fetch_whole(canvas)
+            now = as_means(*self.backend.channel_moments(Source((canvas.array,))))
+            before = before.with_fresh(now, measured)
+            if change is not None:
+                change[sorted(measured)] = 0
+        memory.moments[path] = before.followed(
+            self.backend,
+            change,
+            pixels=active.height * active.width,
+            weight=[self.plan.weight(each) for each in share],
+            share=share,
+        )
+
+    def _fetch_whole(self, canvas: Canvas) -> None:
+        """Make all values of a canvas ready for kernels."""
+        full = TileSet.full(*canvas.shape[:3])
+        self.memory.fetch([Read(full, Window(), everywhere=True, canvas=canvas)], full)
 
     def _everything(self, active: TileSet) -> TileSet:
         """All tiles of the edited samples; `active` itself where it has them."""
@@ -185,10 +375,18 @@ class Run:
         self.backend.synchronize()
         return (time.perf_counter() - start) * 1e3
 
-    def record(self, path: str, active: TileSet, macs_per_pixel: int, milliseconds: float | None) -> None:
-        """Note the cost of a layer that recomputed `active`."""
+    def record(
+        self,
+        path: str,
+        active: TileSet,
+        macs_per_pixel: int,
+        milliseconds: float | None,
+        *,
+        computed: bool = True,
+    ) -> None:
+        """Note the cost of a layer that recomputed `active`; not `computed`: a carried delta was added there."""
         n, h, w = active.shape
-        macs, dense = macs_per_pixel * active.area, macs_per_pixel * n * h * w
+        macs, dense = macs_per_pixel * active.area * computed, macs_per_pixel * n * h * w
         record = LayerRecord(path, h, w, active.count, active.total, macs, dense, milliseconds)
         self.records.append(record)
         if self._on_layer is not None:
@@ -212,7 +410,7 @@ class Modulation(Protocol):
 
 @dataclass(frozen=True)
 class Feature:
-    """An activation: canvases of one resolution, the tiles that may have changed in them, and pending work.
+    """An activation: canvases of one resolution, and pending work.
 
     Pending work (a norm, a modulation, an activation, upsampling) is applied by the layer that reads the feature while
     it gathers its tiles, so normalised, activated, upsampled or concatenated copies never exist.
@@ -221,11 +419,9 @@ class Feature:
     run: Run
     parts: tuple[Canvas, ...]
     """Canvases `[N, h, w, C_i]`, read as if concatenated along channels."""
-    changed: tuple[TileSet, ...]
-    """Per part: the tiles that this run recomputed."""
     upsample: int = 1
-    scale: Array | None = None
-    shift: Array | None = None
+    affine: Affine | None = None
+    """A norm's scale and shift."""
     modulated_by: Modulation | None = None
     activation: Activation = "identity"
 
@@ -233,8 +429,9 @@ class Feature:
     def source(self) -> Source:
         """The arrays and the pending work, as a kernel reads them."""
         arrays = tuple(part.array for part in self.parts)
+        scale, shift = (None, None) if self.affine is None else (self.affine.scale, self.affine.shift)
         modulation, codes = (None, None) if self.modulated_by is None else self.modulated_by.modulation
-        return Source(arrays, self.upsample, self.scale, self.shift, modulation, self.activation, codes)
+        return Source(arrays, self.upsample, scale, shift, modulation, self.activation, codes)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -257,16 +454,13 @@ class Feature:
     def reads(self, window: Window) -> list[Read]:
         """The canvases that a layer depends on if it reads this feature through `window`."""
         resampled = window if self.upsample == window.upsample else replace(window, upsample=self.upsample)
-        reads = [
-            Read(changed, resampled, canvas=part)
-            for changed, part in zip(self.changed, self.parts, strict=True)
-        ]
+        reads = [Read(part.changed, resampled, canvas=part) for part in self.parts]
         return reads if self.modulated_by is None else reads + self.modulated_by.reads(window)
 
-    def normalised(self, scale: Array, shift: Array) -> Feature:
-        """`x * scale + shift` per channel (`[1 or N, C]`), pending. Before any other pending work but upsampling."""
+    def normalised(self, norm: Affine) -> Feature:
+        """`x * scale + shift` per channel, pending. Before any other pending work but upsampling."""
         self._nothing_pending("a norm")
-        return replace(self, scale=scale, shift=shift)
+        return replace(self, affine=norm)
 
     def modulated(self, gamma_beta: Modulation) -> Feature:
         """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` has 2C channels and nothing pending."""
@@ -291,7 +485,7 @@ class Feature:
         return replace(self, upsample=2)
 
     def _nothing_pending(self, operation: str) -> None:
-        if self.scale is not None or self.modulated_by is not None or self.activation != "identity":
+        if self.affine is not None or self.modulated_by is not None or self.activation != "identity":
             raise ShapeError(f"{operation} needs a feature without pending work")
 
 
@@ -317,8 +511,4 @@ def concat(*features: Feature) -> Feature:
         feature._nothing_pending("concatenation")
         if feature.upsample != first.upsample or feature.shape[:3] != first.shape[:3]:
             raise ShapeError(f"cannot concatenate {feature.shape} with {first.shape}")
-    return replace(
-        first,
-        parts=tuple(part for f in features for part in f.parts),
-        changed=tuple(changed for f in features for changed in f.changed),
-    )
+    return replace(first, parts=tuple(part for feature in features for part in feature.parts))

@@ -29,6 +29,24 @@ class LayerRecord:
         return replace(self, active=0, macs=0, milliseconds=None)
 
 
+@dataclass(frozen=True)
+class StepRecord:
+    """One denoising step of an edit."""
+
+    step: int
+    refreshed: bool
+    """Whether every layer was computed; otherwise deltas of earlier steps were carried on at the lower resolutions."""
+    macs: int
+    macs_dense: int
+    milliseconds: float
+
+    @classmethod
+    def of(cls, step: int, refreshed: bool, layers: Sequence[LayerRecord], seconds: float) -> StepRecord:
+        """The record of a step that took `seconds`, from the records of its layers."""
+        macs, dense = sum(layer.macs for layer in layers), sum(layer.macs_dense for layer in layers)
+        return cls(step, refreshed, macs, dense, seconds * 1e3)
+
+
 def megabytes(count: int) -> str:
     """A number of bytes as text, such as 12.3 MB."""
     return f"{count / 1e6:.1f} MB"
@@ -63,6 +81,8 @@ class Stats:
     """Memory of the journals of all edits that can be undone or redone."""
     forgotten_edits: int = 0
     """Edits since the last run that can no longer be undone: their journals did not fit."""
+    steps: tuple[StepRecord, ...] = ()
+    """Of an edit of a diffusion session: its denoising steps in order."""
 
     @property
     def tiles(self) -> dict[tuple[int, int], tuple[int, int]]:
@@ -91,6 +111,11 @@ class Stats:
             for (h, w), (active, total) in self.tiles.items()
         ]
         share = self.macs / self.macs_dense if self.macs_dense else 0.0
+        refreshed = sum(step.refreshed for step in self.steps)
+        if refreshed < len(self.steps):
+            rows.append(
+                ("steps", f"{refreshed} of {len(self.steps)} computed every layer, the others carried")
+            )
         rows += [
             ("MACs", f"{self.macs / 1e9:.3f} G of {self.macs_dense / 1e9:.3f} G ({share:.1%})"),
             ("time", f"{self.milliseconds:.1f} ms"),

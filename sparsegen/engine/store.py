@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -38,9 +39,9 @@ PAGE = 4096
 CHUNK = 1 << 28
 """Bytes of a file; a larger array gets a separate one."""
 LARGE = 1 << 22
-"""Blocks of at least so many bytes leave the last `1 / RESERVED` of the RAM budget free."""
-RESERVED = 4
-"""That part is reserved for smaller blocks, which hold the journals of edits: filling fresh pages of a file takes
+"""Blocks of at least so many bytes leave a part of the RAM budget free, for the journals of edits."""
+RESERVED = 256 << 20
+"""That part; of a budget below 1 GiB, a quarter. It is reserved for smaller blocks: filling fresh pages of a file takes
 several times as long as filling RAM.
 """
 
@@ -204,8 +205,7 @@ class Store(NotCopied, Allocator):
 
     @property
     def shared_arrays(self) -> Mapping[str, Array]:
-        with self._lock:
-            return dict(self._shared)
+        return MappingProxyType(self._shared)
 
     def checked(self, backend: Backend) -> Store:
         """This store, if `backend` can compute in its arrays. Raises InputError."""
@@ -296,7 +296,7 @@ class Store(NotCopied, Allocator):
         """The RAM that all blocks together may take after a block of `size` bytes is added."""
         if self.budget is None:
             return math.inf
-        return self.budget - (self.budget // RESERVED if size >= LARGE else 0)
+        return self.budget - (min(RESERVED, self.budget // 4) if size >= LARGE else 0)
 
     @property
     def _waiting(self) -> int:

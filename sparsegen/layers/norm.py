@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsegen.backends.interface import Array, Backend
 
-from ..engine.run import Feature
+from ..engine.run import Affine, Feature
 from ..errors import ShapeError
 from .base import Layer, Parameter
 
@@ -18,7 +18,7 @@ class BatchNorm(Layer):
         self.var = Parameter(channels)
 
     def __call__(self, x: Feature) -> Feature:
-        return x.normalised(*x.run.prepared(self.path, self._prepare))
+        return x.normalised(Affine(*x.run.prepared(self.path, self._prepare)))
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
         mean, variance = (backend.upload(v.float32[None]) for v in (self.mean, self.var))
@@ -26,25 +26,25 @@ class BatchNorm(Layer):
 
 
 class InstanceNorm(Layer):
-    """Instance norm without affine parameters; the statistics are measured in the dense run and reused in edits."""
+    """Instance norm without affine parameters; the statistics are measured in the dense run (see `Run.normalised`)."""
 
     def __init__(self, *, eps: float = 1e-5) -> None:
         self.eps = eps
 
     def __call__(self, x: Feature) -> Feature:
-        backend = x.run.backend
+        backend, channels = x.run.backend, x.shape[3]
 
-        def measure() -> tuple[Array, Array]:
-            moments = backend.channel_moments(x.source)
-            return backend.norm_affine(*moments, groups=x.shape[3], eps=self.eps)
+        def affine(mean: Array, variance: Array) -> tuple[Array, Array]:
+            return backend.norm_affine(mean, variance, groups=channels, eps=self.eps)
 
-        return x.normalised(*x.run.once_per_base(self.path, measure))
+        return x.run.normalised(self.path, x, affine)
 
 
 class GroupNorm(Layer):
-    """Group norm: the statistics of groups of channels, measured in the dense run and reused in edits.
+    """Group norm: the statistics of groups of channels, measured in the dense run.
 
-    Parameters: `weight` `[C]`, `bias` `[C]`. Source of the reuse: arXiv 2211.02048, section 3.
+    Edits reuse them (arXiv 2211.02048, section 3), or under a policy with `statistics` follow them.
+    Parameters: `weight` `[C]`, `bias` `[C]`.
     """
 
     def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-6) -> None:
@@ -57,19 +57,17 @@ class GroupNorm(Layer):
     def __call__(self, x: Feature, film: Array | None = None) -> Feature:
         """`(x - mean) / sqrt(var + eps) * weight + bias`, pending.
 
-        `film` `[1 or N, 2C]` scales and shifts the result: `norm * (1 + film[:, :C]) + film[:, C:]`. It is part of
-        the measured scale and shift, which every edit reuses.
+        `film` `[1 or N, 2C]` scales and shifts the result: `norm * (1 + film[:, :C]) + film[:, C:]`.
         """
         backend = x.run.backend
+        weight, bias = x.run.prepared(self.path, self._prepare)
 
-        def measure() -> tuple[Array, Array]:
-            weight, bias = x.run.prepared(self.path, self._prepare)
-            moments = backend.channel_moments(x.source)
+        def affine(mean: Array, variance: Array) -> tuple[Array, Array]:
             return backend.norm_affine(
-                *moments, groups=self.groups, eps=self.eps, weight=weight, bias=bias, film=film
+                mean, variance, groups=self.groups, eps=self.eps, weight=weight, bias=bias, film=film
             )
 
-        return x.normalised(*x.run.once_per_base(self.path, measure))
+        return x.run.normalised(self.path, x, affine)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
         return backend.upload(self.weight.float32), backend.upload(self.bias.float32)

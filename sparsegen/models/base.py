@@ -22,7 +22,7 @@ from ..engine.run import Feature
 from ..engine.turn import NotCopied
 from ..errors import InputError, ShapeError
 from ..layers import Layer
-from ..tiling.policies import Paper
+from ..tiling.policies import MASK_SETTINGS, Fast, Paper, Policy, get_policy
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +69,8 @@ class Model(NotCopied, Layer, metaclass=_Named):
     """The names of the canvases of its `Inputs`."""
     paper: Paper
     """The family's own settings of the `paper` policy."""
+    fast_settings: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """The settings of the `fast` policy in which the family differs from its defaults, by name."""
     eps: float = 0.0
     """The largest difference at which two input pixels count as equal."""
     name: str = ""
@@ -163,9 +165,15 @@ class Model(NotCopied, Layer, metaclass=_Named):
             if progress is not None:
                 progress(done, len(parameters), path)
 
-    def least_size(self, height: int, width: int) -> int:
-        """The shorter side below which the family's `paper` policy recomputes a resolution whole."""
-        return min(self.paper.least_size, height, width)
+    @property
+    def fast(self) -> Fast:
+        """The model's settings of the `fast` policy: the masks of its `paper` policy, and the family's own settings."""
+        masks = {name: getattr(self.paper, name) for name in MASK_SETTINGS}
+        return Fast(**{**masks, **self.fast_settings})
+
+    def policy(self, policy: str | Policy, *, fast: Fast | None = None) -> Policy:
+        """The policy of a name, with this model's settings; see `get_policy`. Raises InputError."""
+        return get_policy(policy, paper=self.paper, fast=self.fast if fast is None else fast)
 
     def prepared_for(self, backend: Backend) -> Prepared:
         """The parameters as `backend` reads them: one set for all sessions, freed with the model or the backend."""

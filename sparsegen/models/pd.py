@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class ProgressiveDistillation(UNet):
         edit=Settings(steps=8, noise_level=5, sampler="pd"),
         sample_steps=8,
     )
+    fast_settings = MappingProxyType({"refresh": 4, "frontier": 3})
     paper = Paper(dilation=2, level_dilation=1, sparse_levels=16, least_size=64)
     eps = 2e-2
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,22 +20,23 @@ import numpy as np
 from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
-from ..checks import warn_of_unit_range, whole_number
+from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
 from ..diffusion.settings import OnStep, settings_for
-from ..editing.door import Door, Result, within_mask
+from ..editing.door import Door, Result, warn_of_canvases, within_mask
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
+from ..engine.carried import Deltas
 from ..engine.memory_float16 import memory_kind
-from ..engine.stats import LayerRecord, Stats, counted, megabytes
+from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
 from ..engine.store import Store, parse_size
 from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
-from ..models.base import checked_diffusion
+from ..models.base import Model, checked_diffusion
 from ..tiling.masks import dilated
-from ..tiling.policies import Paper, Policy, get_policy
+from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, union
 from . import sdedit_file
 from .steps import CachePlan, Denoising, cache_blocks
@@ -52,6 +53,9 @@ class SDEdit(Door):
         A model of `sparsegen.models`: DDPM or ProgressiveDistillation.
     steps, noise_level, sampler, schedule, clip, seed
         As in `Settings`; None: the model's value (`Model.sampling`), else the family's default.
+    policy
+        The policy of edits that give none, as for `Session`. The session keeps the canvases that it needs: under "fast"
+        those of the steps that compute, and of the others nearly nothing.
     margin
         Pixels around an edit that are recomputed with it (by a cross, as SIGE dilates); None: the family's.
     backend
@@ -89,6 +93,7 @@ class SDEdit(Door):
         schedule: str | None = None,
         clip: float | None = 1.0,
         seed: samplers.Seed = 0,
+        policy: str | Policy = "fast",
         margin: int | None = None,
         backend: str | Backend | None = None,
         ram: int | str | None = None,
@@ -115,6 +120,7 @@ class SDEdit(Door):
         self._states: list[State] = []
         self._denoising = Denoising(model, self.settings, self._states)
         self.times = self._denoising.times
+        self.policy = self._policy(policy)
         self.backend = get_backend(backend)
         self.store = Store(ram, folder).checked(self.backend)
         memory_kind(storage)
@@ -150,12 +156,12 @@ class SDEdit(Door):
         ------
         InputError, ShapeError
         """
-        each, shared = self._blocks(self._encode(original))
-        blocks = shared + each * len(self.times)
+        steps, shared = self._blocks(self._encode(original))
+        blocks = shared + [block for each in steps for block in each]
         in_ram = self.store.ram_of(blocks)
         return CachePlan(
             len(self.times),
-            sum(each),
+            sum(map(sum, steps)) // len(steps),
             in_ram,
             sum(blocks) - in_ram,
             self.store.disk_free(),
@@ -185,8 +191,9 @@ class SDEdit(Door):
             image = self._encode(original)
             new_size = self._base is None or _image(self._base.history).shape != image.shape
             if new_size:
-                each, shared = self._blocks(image)
-                self.store.check_room(shared + each * len(self.times), released=self._kept_bytes())
+                steps, shared = self._blocks(image)
+                blocks = shared + [block for each in steps for block in each]
+                self.store.check_room(blocks, released=self._kept_bytes())
             image.flags.writeable = False  # callbacks get this array, and the history keeps it
             stale = TileSet.empty(*image.shape[:3])
             try:
@@ -210,7 +217,12 @@ class SDEdit(Door):
             self._states.append(State(self.model, self.backend, allocator=self.store, storage=self.storage))
         for i, condition, x, step in self._denoising.noised(image):
             inputs = self.model.encode(x, **condition)
-            run, _ = self._states[i].paint(inputs.canvases, inputs.conditions)
+            run, _ = self._states[i].paint(
+                inputs.canvases,
+                inputs.conditions,
+                least_size=self.policy.least_size,
+                carried_rows=self._carried_rows(*inputs.shape[1:])[i],
+            )
             records += run.records
             self.store.drop_pages()
             if on_step is not None:
@@ -250,37 +262,57 @@ class SDEdit(Door):
             start = time.perf_counter()
             base, before = self._ready()
             image, difference, ignored = self._difference(before, edited, mask)
-            chosen = get_policy(policy, paper=self.model.paper)
+            chosen = self._policy(policy)
+            warn_of_canvases(self.policy, chosen)
+            rows = self._carried_rows(*image.shape[1:3])
+            if (chosen.refresh, chosen.frontier) != (self.policy.refresh, self.policy.frontier):
+                self._warn_of_steps(rows)
+                rows = (0,) * len(rows)
             if isinstance(chosen, Paper):
                 chosen = dataclasses.replace(chosen, dilation=0)
             region, stale = self._region(difference), base.history.stale
             spread = union([region, stale]) if chosen.exact else region
             records: list[LayerRecord] = []
+            steps: list[StepRecord] = []
             active, painted, left = TileSet.empty(*image.shape[:3]), before, stale
             with base.edit() as journals:
                 if region.count:
                     plan = chosen.plan(spread.mask(), settled=not stale.count)
+                    deltas: list[Deltas] = []
+                    """Of the last two steps that computed every layer."""
 
                     def compute(i: int, x: Host, now: float) -> Host:
                         nonlocal active, plan
+                        began, state = time.perf_counter(), self._states[i]
                         # with a tau, active tiles depend on values: each step has a plan
                         if i and plan.tau is not None:
                             plan = chosen.plan(spread.mask(), settled=not stale.count)
-                        run, active = self._states[i].repaint(
-                            {"x": x}, region, plan, journal=journals[i], spread=spread
+                        run, active = state.repaint(
+                            {"x": x},
+                            region,
+                            plan,
+                            journal=journals[i],
+                            spread=spread,
+                            carried=deltas[-1].at(i, *deltas[:-1]) if rows[i] else None,
                         )
+                        if any(rows) and not rows[i]:
+                            deltas[:] = [*deltas[-1:], state.deltas(i, journals[i], max(rows))]
                         records.extend(run.records)
+                        steps.append(StepRecord.of(i, not rows[i], run.records, time.perf_counter() - began))
                         self.store.drop_pages()
-                        return self._states[i].output_tiles(region.tiles)
+                        return state.output_tiles(region.tiles)
 
                     painted = self._denoising.edited(image, before, region, compute, on_step)
-                    left = TileSet.empty(*region.shape) if chosen.exact else union([stale, region])
+                    unspread = self._states[0].unspread(region, plan)
+                    left = TileSet.empty(*region.shape) if chosen.exact else union([stale, unspread])
                 done = Edit(journals if region.count else (), stale, before)
                 limit = undo_limit(self._undo, base.nbytes)
                 after = base.history.after(done, stale=left, image=painted, limit=limit)
                 journal_bytes = sum(journal.nbytes for journal in journals)
                 area = float(difference.mean())
-                result = self._result(base, after, start, active, records, area, ignored, journal_bytes)
+                result = self._result(
+                    base, after, start, active, records, area, ignored, journal_bytes, steps
+                )
                 base.commit(after)
             return result
 
@@ -354,6 +386,7 @@ class SDEdit(Door):
                 self._states,
                 base.history,
                 self.settings,
+                policy=self.policy,
                 margin=self.margin,
                 storage=self.storage,
                 notes=self.notes,
@@ -383,6 +416,7 @@ class SDEdit(Door):
         try:
             pipeline = cls(
                 loaded.model,
+                policy=loaded.policy,
                 margin=loaded.margin,
                 backend=backend,
                 storage=loaded.storage,
@@ -419,8 +453,46 @@ class SDEdit(Door):
             raise SessionError(_NO_IMAGE)
         return self._base, _image(self._base.settle())
 
-    def _blocks(self, image: Host) -> tuple[list[int], list[int]]:
-        return cache_blocks(self.model, image, self.times[0], self.storage)
+    def _policy(self, policy: str | Policy | None) -> Policy:
+        if policy is None:
+            return self.policy
+        usual = len(self.model.diffusion.edit.times())
+        model: Model = self.model
+        return model.policy(policy, fast=self.model.fast.for_steps(len(self.times), usual))
+
+    def _carried_rows(self, height: int, width: int) -> tuple[int, ...]:
+        """For each step, the rows of the first resolution that is carried, of an image of that size; 0: none is."""
+        frontier = self.policy.frontier
+        while frontier and min(height, width) >> frontier < self.policy.least_size:
+            frontier -= 1  # of a resolution that is computed whole, no step keeps a canvas
+        refreshed = self.policy.refreshed(len(self.times))
+        return tuple(0 if every else height >> frontier for every in refreshed)
+
+    def _warn_of_steps(self, rows: Sequence[int]) -> None:
+        """Warn of an edit that computes every layer at steps of which the session keeps few canvases."""
+        whole = sum(map(bool, rows))
+        if whole:
+            warn(
+                f"the session was opened under another policy, which keeps few canvases of {whole} of its {len(rows)} "
+                "steps: these compute all tiles of the layers that are not kept; open a session with policy= for it"
+            )
+
+    def _blocks(self, image: Host) -> tuple[list[list[int]], list[int]]:
+        """Bytes of the canvases of each step, and of the canvases that all steps share."""
+        of_rows: dict[int, list[int]] = {}
+        shared: dict[str, int] = {}
+        rows = self._carried_rows(*image.shape[1:3])
+        for each in dict.fromkeys(rows):
+            of_rows[each], of_all = cache_blocks(
+                self.model,
+                image,
+                self.times[0],
+                self.storage,
+                least_size=self.policy.least_size,
+                carried_rows=each,
+            )
+            shared |= of_all
+        return [of_rows[each] for each in rows], [*shared.values()]
 
     def _encode(self, image: Any) -> Host:
         """A user's image as float32 `[N, H, W, C]` in [-1, 1]."""
@@ -483,6 +555,7 @@ class SDEdit(Door):
         edited_area: float = 0.0,
         ignored: int = 0,
         journal_bytes: int = 0,
+        steps: Sequence[StepRecord] = (),
     ) -> Result:
         """The result of a change that ends at `history`."""
         stats = Stats(
@@ -495,6 +568,7 @@ class SDEdit(Door):
             undo_edits=len(history.edits),
             undo_bytes=history.nbytes,
             forgotten_edits=history.forgotten,
+            steps=tuple(steps),
         )
         image = _image(history)
         return Result(self.model.images(image), image.copy(), stats, active)

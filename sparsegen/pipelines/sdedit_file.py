@@ -27,6 +27,7 @@ from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.store import Store
 from ..errors import SessionError
+from ..tiling.policies import Policy
 
 _SETTINGS = "sparsegen.sdedit"
 """Name of the settings in the file's metadata."""
@@ -38,6 +39,7 @@ class Loaded:
 
     model: Any
     settings: Settings
+    policy: Policy
     margin: int
     storage: str
     states: list[State]
@@ -53,6 +55,7 @@ def save(
     history: History,
     settings: Settings,
     *,
+    policy: Policy,
     margin: int,
     storage: str,
     notes: Notes,
@@ -73,6 +76,7 @@ def save(
         path,
         {_prefix(i): state for i, state in enumerate(states)},
         history,
+        policy=policy,
         metadata={_SETTINGS: json.dumps(described)},
         tensors={name: image for name, image in images.items() if image is not None},
         notes=notes,
@@ -117,7 +121,7 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store) -> Loaded
     if any(each.shape != image.shape or each.dtype != np.float32 for each in (image, *images)):
         raise SessionError(f"{path}: its images are not float32 of one shape")
     history = dataclasses.replace(history, image=image, forgotten=forgotten)
-    return Loaded(file.model, settings, margin, storage, states, history, file.notes)
+    return Loaded(file.model, settings, file.policy, margin, storage, states, history, file.notes)
 
 
 def is_sdedit(path: str | os.PathLike[str]) -> bool:

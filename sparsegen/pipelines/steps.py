@@ -65,19 +65,26 @@ class CachePlan:
         )
 
 
-def cache_blocks(model: Any, x: Host, time: float, storage: str) -> tuple[list[int], list[int]]:
-    """Bytes of the canvases that each step keeps of a noisy image, and of the canvases that all steps share."""
+def cache_blocks(
+    model: Any, x: Host, time: float, storage: str, *, least_size: int, carried_rows: int
+) -> tuple[list[int], dict[str, int]]:
+    """Bytes of the canvases that a step keeps of a noisy image, and of the canvases that all steps share, by path.
+
+    `least_size` and `carried_rows` are those of the step's `Memory`.
+    """
     inputs = model.encode(x, **{model.diffusion.time: time})
     backend = ShapesBackend()
     memory = memory_kind(storage)(backend, BackendAllocator(backend))
     memory.inputs = {name: input_path(name) for name in inputs.canvases}
-    dry = dry_run(model, inputs, Everything(), TileSet.full(*inputs.shape)).memory
-    each, shared = [], [block_bytes(array.nbytes) for array in dry.allocator.shared_arrays.values()]
+    full = TileSet.full(*inputs.shape)
+    dry = dry_run(model, inputs, Everything(), full, least_size=least_size, carried_rows=carried_rows).memory
+    each = []
+    shared = {path: block_bytes(array.nbytes) for path, array in dry.allocator.shared_arrays.items()}
     for path, canvas in dry.canvases.items():
         kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
         each.append(block_bytes(canvas.size * kept.itemsize))
         if kept != canvas.dtype:
-            shared.append(block_bytes(canvas.nbytes))
+            shared[path] = block_bytes(canvas.nbytes)
     return each, shared
 
 

@@ -1,21 +1,35 @@
-"""A canvas: a layer's whole output and the path by which it is kept from run to run."""
+"""A canvas: a layer's whole output, the path by which it is kept from run to run, and the tiles that a run changed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsegen.backends.interface import Array
 
+from .tiles import TileSet
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)
 class Canvas:
-    """An array `[N, H, W, C]` of the backend and the path of the layer that writes it."""
+    """The array `[N, H, W, C]` of the backend that lies under `path` in a table of arrays.
+
+    The array is looked up when it is read: an edit that repaints a canvas whole puts another array in its place.
+    """
 
     path: str
-    array: Array
+    arrays: Mapping[str, Array]
+    """Path -> array."""
+    changed: TileSet
+    """The tiles that may have changed in the present run."""
 
     def __repr__(self) -> str:
         return f"<Canvas {self.path}: {' × '.join(map(str, self.shape))}>"
+
+    @property
+    def array(self) -> Array:
+        """The array as it is now."""
+        return self.arrays[self.path]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -144,6 +144,12 @@ class TileSet:
         edited[self.tiles.host[:, 0]] = True
         return edited
 
+    @cached_property
+    def shares(self) -> list[float]:
+        """For each sample, the share of its tiles that are active."""
+        counts = np.bincount(self.tiles.host[:, 0], minlength=self.samples).tolist()
+        return [count * self.samples / self.total for count in counts]
+
     @property
     def total(self) -> int:
         """Number of tiles of the canvas."""

@@ -44,6 +44,11 @@ class Read:
     canvas: Canvas | None = field(default=None, compare=False, repr=False)
     """The canvas; None where only tiles are counted."""
 
+    def now(self) -> Read:
+        """The same read with the changes that its canvas has now."""
+        canvas = self.canvas
+        return self if canvas is None else Read(canvas.changed, self.window, self.everywhere, canvas)
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the canvas as it is read."""

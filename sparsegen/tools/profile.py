@@ -10,12 +10,12 @@ from ..editing.dry_run import dry_run
 from ..engine.stats import Stats
 from ..models.base import Model
 from ..tiling.masks import check_mask
-from ..tiling.policies import Everything, Policy, get_policy
+from ..tiling.policies import Everything, Policy
 from ..tiling.tiles import TileSet
 
 
 def profile(
-    model: Model, image: Any, *, mask: Any = None, policy: str | Policy | None = None, **conditions: Any
+    model: Model, image: Any, *, mask: Any = None, policy: str | Policy = "paper", **conditions: Any
 ) -> Stats:
     """The cost of a dense run (`mask` None) or of an edit of `mask` (bool `[H, W]` or `[N, H, W]`).
 
@@ -30,6 +30,7 @@ def profile(
     """
     inputs = model.encode(image, **conditions)
     difference = np.ones(inputs.shape, bool) if mask is None else check_mask(mask, inputs.shape)
-    plan = Everything() if mask is None else get_policy(policy, paper=model.paper).plan(difference)
-    run = dry_run(model, inputs, plan, TileSet.of_mask(difference))
+    chosen = model.policy(policy)
+    plan = Everything() if mask is None else chosen.plan(difference)
+    run = dry_run(model, inputs, plan, TileSet.of_mask(difference), least_size=chosen.least_size)
     return Stats(float(difference.mean()), tuple(run.records), 0.0, run.memory.nbytes)

@@ -1,0 +1,61 @@
+"""Deltas of an edit, carried from one denoising step to the next: tiles of canvases come in, and go to later steps.
+
+An edit's *delta* in a canvas is the edited canvas minus the original's. From one denoising step to the next the canvas
+changes, its delta changes little, and evenly. So at most steps a canvas is that step's original plus a delta on the
+straight line through the deltas of the last two steps that computed it; nothing below it is computed at all. That
+canvas may be the output itself: then the step computes nothing. (DeepCache, arXiv 2312.00858, carries the canvases
+themselves; Chipmunk carries deltas; neither follows their slope.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sparsegen.backends.interface import Array, Backend, Tiles
+
+from ..tiling.canvas import Canvas
+from ..tiling.tiles import TileSet
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """How an edit changed the tiles of one canvas."""
+
+    changed: TileSet
+    values: Array
+    """Edited minus original, float32 `[K, TILE, TILE, C]`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Deltas:
+    """The deltas of the frontier at one denoising step."""
+
+    step: int
+    rows: int
+    """Layers of at most so many rows are not computed where the deltas go; see `Program.frontier`."""
+    of: dict[str, Delta]
+    """Path -> delta; none for a canvas that did not change."""
+
+    def at(self, step: int, before: Deltas | None = None) -> Deltas:
+        """The deltas at a later step, on the straight line through these and the ones `before`; None: these."""
+        if before is None:
+            return Deltas(step, self.rows, self.of)
+        slope = (step - self.step) / (self.step - before.step)
+        later: dict[str, Delta] = {}
+        for path, delta in self.of.items():
+            old, values = before.of.get(path), delta.values
+            if old is not None and old.changed is delta.changed:
+                values = values + (values - old.values) * slope
+            later[path] = Delta(delta.changed, values)
+        return Deltas(step, self.rows, later)
+
+    def kernel(
+        self, backend: Backend, canvas: Canvas
+    ) -> tuple[TileSet, Callable[[Array, Tiles], None]] | None:
+        """The tiles of a canvas that take a delta, and the kernel that adds it; None: it is not of the frontier."""
+        delta = self.of.get(canvas.path)
+        if delta is None:
+            return None
+        values = delta.values
+        return delta.changed, lambda array, tiles: backend.add_tiles(array, tiles, values)

@@ -1,0 +1,65 @@
+"""A program: the steps that a model's code handed to a run come in, and an edit runs them again, without that code.
+
+The steps are in the order of the model. Each looks up its canvases, its plan and its journal in the run, so the same
+program serves every edit of one base, whatever its policy: a replayed edit computes the same bits as a walked one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..tiling.canvas import Canvas
+from ..tiling.tiles import TileSet
+from .carried import Deltas
+from .run import LayerStep, NormStep, Run
+from .stats import LayerRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What a model's code came to for one memory."""
+
+    run: Run
+    """The run that its steps belong to; `Run.begin` sets its plan and its journal."""
+    inputs: Sequence[Canvas]
+    """The model's inputs."""
+    steps: Sequence[Callable[[], None]]
+    output: Canvas
+    idle: Sequence[LayerRecord]
+    """The records of an edit that changes nothing."""
+    _above: dict[int, tuple[list[Callable[[], None]], list[LayerRecord]]] = field(default_factory=dict)
+
+    def frontier(self, rows: int) -> list[Canvas]:
+        """The canvases of at most `rows` rows that larger layers read, and the output if it has at most so many."""
+        layers = [step for step in self.steps if isinstance(step, LayerStep) and step.rows > rows]
+        read = [each.canvas for layer in layers for each in layer.reads] + [self.output]
+        return [*dict.fromkeys(canvas for canvas in read if canvas is not None and canvas.shape[1] <= rows)]
+
+    def replay(self, changed: TileSet, carried: Deltas | None = None) -> None:
+        """Run every step, with `changed` pixels of the inputs; with `carried`, the frontier and all above alone."""
+        for canvas in self.inputs:
+            canvas.changed = changed
+        steps, records = (self.steps, []) if carried is None else self._beyond(carried.rows)
+        self.run.records += records
+        with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
+            for step in steps:
+                step()
+
+    def _beyond(self, rows: int) -> tuple[list[Callable[[], None]], list[LayerRecord]]:
+        """The steps of the frontier and of everything larger than `rows` rows; the records of all other layers."""
+        if rows not in self._above:
+            frontier = self.frontier(rows)
+            steps, done = [], set[str]()
+            for step in self.steps:
+                if isinstance(step, LayerStep | NormStep) and step.rows <= rows:
+                    canvases = step.parts if isinstance(step, NormStep) else (step.canvas,)
+                    if not any(canvas in frontier for canvas in canvases):
+                        continue
+                steps.append(step)
+                if isinstance(step, LayerStep):
+                    done |= {step.canvas.path} | ({step.inner.path} if step.inner else set())
+            self._above[rows] = steps, [record for record in self.idle if record.path not in done]
+        return self._above[rows]
