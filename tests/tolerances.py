@@ -36,6 +36,13 @@ TOLERANCES = {
         3e-6, "scores near 60 are rounded by 2e-6, which the exponential makes a relative error"
     ),
     "rounding": Tolerance(7e-8, "computed in float64, rounded once: half a unit in the last place"),
+    "float64": Tolerance(1e-15, "a few operations in float64: its half unit in the last place is 1e-16"),
+    "sum of changes": Tolerance(
+        1e-14, "sums in float64 of up to 1800 terms, any order; relative to the sum of their magnitudes"
+    ),
+    "followed moments": Tolerance(
+        1e-6, "measured once, in float32 or near it; then moved in float64 (measured 3e-7)"
+    ),
     "norm_affine": Tolerance(
         1e-6, "moments, a scale and a shift rounded, then a product and a sum in float32 (measured 2e-7)"
     ),

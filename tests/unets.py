@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen import Paper, Session
+from sparsegen import Fast, Paper, Session
 from sparsegen.backends.interface import Host
 from sparsegen.editing.state import State
 from sparsegen.engine.allocator import BackendAllocator
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
+from sparsegen.engine.moments import Moments
 from sparsegen.engine.run import Feature, Run
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
 from sparsegen.pipelines.sdedit import SDEdit
-from sparsegen.tiling.policies import Everything, Policy, get_policy
+from sparsegen.tiling.policies import Everything, Policy
 from sparsegen.tiling.tiles import TileSet
 
 TINY: dict[str, Any] = {
@@ -30,6 +31,9 @@ TINY: dict[str, Any] = {
 
 SPARSE = Paper(dilation=1, level_dilation=1, sparse_levels=16, least_size=8)
 """What the families' settings do at 64 pixels and more, in images of 16."""
+
+FAST = Fast(dilation=1, level_dilation=1, sparse_levels=16, refresh=3)
+"""As the families' `fast`, with less dilation."""
 
 
 def random_ddpm(seed: int = 0, **settings: Any) -> DDPM:
@@ -83,7 +87,7 @@ def dense_with(base: Session, x: Host) -> dict[str, Host]:
     memory.take_inputs({"x": backend.upload(x)})
     run = Run(memory, Everything())
     everywhere = TileSet.full(*x.shape[:3])
-    base.model.forward({"x": Feature(run, (memory.input("x"),), (everywhere,))}, base._state.conditions)
+    base.model.forward({"x": Feature(run, (memory.input("x", everywhere),))}, base._state.conditions)
     return {path: backend.download(canvas) for path, canvas in memory.canvases.items()}
 
 
@@ -125,12 +129,27 @@ def around(size: tuple[int, int], box: tuple[int, int, int, int], margin: int) -
 
 
 def everything(pipeline: SDEdit) -> list[dict[str, Host]]:
-    """Copies of all canvases of all steps, and of the image."""
-    steps = [
-        {path: np.array(canvas) for path, canvas in state.memory.canvases.items()}
-        for state in pipeline._states
+    """Copies of all canvases and moments of all steps, and of the image."""
+    return [
+        *(kept_by(state.memory) for state in pipeline._states),
+        {"picture": pipeline._base.history.image.copy()},
     ]
-    return [*steps, {"picture": pipeline._base.history.image.copy()}]
+
+
+def kept_by(memory: Memory) -> dict[str, Host]:
+    """Copies of all canvases and moments; of fresh moments those of the samples of which they are known."""
+    found = {path: np.array(memory.backend.download(canvas)) for path, canvas in memory.canvases.items()}
+    for path, moments in memory.moments.items():
+        known = [n for n in range(len(moments.used[0])) if n not in moments.unknown]
+        for name, arrays in parts(moments).items():
+            of_samples = arrays.swapaxes(0, 1)  # [N, 2, C]
+            found[f"{path}, {name}"] = of_samples if name != "fresh" else of_samples[known]
+    return found
+
+
+def parts(moments: Moments) -> dict[str, Host]:
+    """The moments `[2, N, C]`: in use, stale and fresh."""
+    return {name: np.array(getattr(moments, name)) for name in ("used", "stale", "fresh")}
 
 
 def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:
@@ -145,6 +164,6 @@ def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:
 def repainted(state: State, mask: Host, policy: str | Policy) -> tuple[Run, TileSet]:
     """Repaint a state with the values that its input has already, where `mask` bool `[N, H, W]` holds."""
     changed = TileSet.of_mask(mask)
-    plan = get_policy(policy, paper=state.model.paper).plan(mask)
+    plan = state.model.policy(policy).plan(mask)
     values = {"x": state.input_tiles("x", changed.tiles)}
     return state.repaint(values, changed, plan, journal=Journal())

@@ -425,7 +425,7 @@ def test_the_settings_really_used_are_printed(files, capsys):
     said = " ".join(capsys.readouterr().out.split())
     for row in (
         "model ddpm.safetensors: ddpm, 0.04 M parameters",
-        "policy paper",
+        "policy fast",
         "size 32×32",
         "steps 3",
         "noise level 500",

@@ -59,6 +59,7 @@ def sizes(session: Session) -> Iterator[int]:
     yield from (
         len(memory.canvases),
         len(memory.statistics),
+        len(memory.moments),
         len(memory.codebooks),
         len(memory.prepared._made),
     )

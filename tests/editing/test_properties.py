@@ -255,11 +255,12 @@ class Audit(Run):
     def compute(
         self, path, shape, reads, kernel, *, macs_per_pixel, whole_tiles=False, dtype="float32", inner=None
     ):
-        canvas, everything = Canvas(path, self.memory.canvases[path]), TileSet.full(*shape[:3])
+        everything = TileSet.full(*shape[:3])
+        canvas = Canvas(path, self.memory.canvases, everything)
         anew = self.backend.alloc(shape, dtype=dtype)
         kernel(anew, everything.tiles)
         self._compare(path, anew, canvas.array, rounding=5e-6 if whole_tiles and self.tau else 0.0)
-        return Feature(self, (canvas,), (everything,))
+        return Feature(self, (canvas,))
 
     def forward(self, model, conditions):
         """The whole model; what codebooks hold is computed anew too, and compared."""
@@ -268,8 +269,8 @@ class Audit(Run):
             for path, table in codebook.tables.items():
                 kept[path], table.count = self.backend.download(table.rows[: table.count]), 0
         canvas = self.memory.input("labels")
-        everything = TileSet.full(*canvas.shape[:3])
-        model.forward({"labels": Feature(self, (canvas,), (everything,))}, conditions)
+        canvas.changed = TileSet.full(*canvas.shape[:3])
+        model.forward({"labels": Feature(self, (canvas,))}, conditions)
         for codebook in self.memory.codebooks.values():
             for path, table in codebook.tables.items():
                 self._compare(path, table.rows[: table.count], kept[path], rounding=0.0)

@@ -166,7 +166,7 @@ MISTAKES = {
     "a negative label": (bad(LABELS.astype(int) - 1), InputError, "labels 0 to 3"),
     "a mask of another size": (bad(LABELS, mask=np.zeros((3, 3), bool)), ShapeError, "mask"),
     "a mask of other values": (bad(LABELS, mask=LABELS + 7), InputError, "values other than 0 and 1"),
-    "an unknown policy": (bad(LABELS, policy="magic"), InputError, "paper, exact"),
+    "an unknown policy": (bad(LABELS, policy="magic"), InputError, "paper, fast, exact"),
     "an unknown condition": (bad(LABELS, prompt="a lake"), InputError, "prompt"),
     "instances without edges": (bad(LABELS, instances=LABELS), InputError, "no edge channel"),
     "no samples": (bad(np.zeros((0, 64, 128), int)), ShapeError, "N ≥ 1"),

@@ -138,7 +138,7 @@ def test_a_file_keeps_both_sides(backend, rng, tmp_path, edits):
 
 @pytest.mark.parametrize("options", [{}, {"ram": 0}, {"ram": "1MB", "storage": "float16"}], ids=str)
 def test_sdedit_walks_the_same_states_in_ram_and_in_files(rng, tmp_path, options):
-    opened = {"steps": 3, "margin": 2, **options}
+    opened = {"steps": 3, "margin": 2, "policy": SPARSE, **options}
     pipeline, original = SDEdit(DDPM, **opened), picture(rng, SIZE)
     pipeline.run(original)
     states, images = [everything(pipeline)], [pipeline.image]
@@ -173,7 +173,7 @@ def test_sdedit_walks_the_same_states_in_ram_and_in_files(rng, tmp_path, options
 @pytest.mark.parametrize("call", ["undo", "redo"])
 def test_what_interrupts_an_undo_or_redo_waits_until_it_is_done(rng, monkeypatch, call, error, at):
     """An interrupt, or whatever a handler of a signal raises."""
-    pipeline, original = SDEdit(DDPM, steps=3, margin=2), picture(rng, SIZE)
+    pipeline, original = SDEdit(DDPM, steps=3, margin=2, policy=SPARSE), picture(rng, SIZE)
     pipeline.run(original)
     states = [everything(pipeline)]
     pipeline.edit(stroke(original), policy=SPARSE)
@@ -201,7 +201,7 @@ def test_what_interrupts_an_undo_or_redo_waits_until_it_is_done(rng, monkeypatch
 
 @pytest.mark.parametrize("after", [0, 5, 20])
 def test_without_memory_for_redo_an_undo_is_an_undo_and_a_redo_leaves_no_trace(rng, monkeypatch, after):
-    pipeline, original = SDEdit(DDPM, steps=3, margin=2), picture(rng, SIZE)
+    pipeline, original = SDEdit(DDPM, steps=3, margin=2, policy=SPARSE), picture(rng, SIZE)
     pipeline.run(original)
     states = [everything(pipeline)]
     for i in range(3):
@@ -277,11 +277,14 @@ def interrupted(call: Callable[[], object], at: int) -> bool:
 def test_wherever_an_interrupt_comes_the_session_is_before_or_after_the_call(rng, kind, call):
     """At every line of ours, in turn: all canvases and both histories are those of one moment, and nothing is lost."""
     if kind == "maps":
-        session, whole = Session(random_gaugan(1), undo="1GB"), lambda session: [state(session)]
+        session, whole = (
+            Session(random_gaugan(1), undo="1GB", policy=SPARSE),
+            lambda session: [state(session)],
+        )
         inputs = [random_labels(rng, (32, 32))]
         inputs += [repaint(rng, inputs[0]) for _ in range(3)]
     else:
-        session, whole = SDEdit(DDPM, steps=2, margin=1, undo="1GB"), everything
+        session, whole = SDEdit(DDPM, steps=2, margin=1, undo="1GB", policy=SPARSE), everything
         inputs = [picture(rng, (16, 16))]
         inputs += [stroke(inputs[0], (3 * i, 4)) for i in range(3)]
     session.run(inputs[0])
@@ -375,7 +378,7 @@ def test_the_oldest_edits_go_first_and_it_is_said(rng, undo):
 
 @pytest.mark.parametrize("ram", [None, "2MB"])
 def test_journals_of_all_steps_have_one_budget(rng, ram):
-    pipeline, limit = SDEdit(DDPM, steps=3, margin=2, undo="1.2MB", ram=ram), 1_200_000
+    pipeline, limit = SDEdit(DDPM, steps=3, margin=2, undo="3MB", ram=ram, policy=SPARSE), 3_000_000
     original = picture(rng, SIZE)
     pipeline.run(original)
     pictures = [stroke(original, (2 + 3 * i, 4), colour=20 + 25 * i) for i in range(6)]

@@ -53,14 +53,14 @@ def materialised(*features: Feature) -> Feature:
     first, backend = features[0], features[0].run.backend
     canvas = backend.upload(np.concatenate([backend.download(f.parts[0].array) for f in features], axis=-1))
     everything = TileSet.full(*canvas.shape[:3])
-    return Feature(first.run, (Canvas("joined", canvas),), (everything,), first.upsample)
+    return Feature(first.run, (Canvas("joined", {"joined": canvas}, everything),), first.upsample)
 
 
 def forward(run: Run, net: Join, inputs: list[Host], changed: list[TileSet]) -> Feature:
     features = []
     for name, host, tiles in zip("ab", inputs, changed, strict=True):
         run.memory.take_inputs({name: run.backend.upload(host)})
-        features.append(Feature(run, (run.memory.input(name),), (tiles,)))
+        features.append(Feature(run, (run.memory.input(name, tiles),)))
     return net(*features)
 
 
@@ -110,7 +110,7 @@ def test_an_edit_of_either_part_is_the_dense_run_bit_for_bit(
     out = forward(run, net, after, changed)
     active = {record.path: record.active for record in run.records}
     assert (active["left"] > 0, active["right"] > 0) == edited
-    assert 0 < active["conv"] < out.changed[0].total
+    assert 0 < active["conv"] < out.parts[0].changed.total
     # statistics are measured once, by the dense run
     again = fresh(backend, memory.prepared, statistics=memory.statistics)
     assert_same_bits(backend.download(out.parts[0].array), dense(again, net, after))
@@ -126,7 +126,7 @@ def test_what_cannot_be_concatenated_is_refused(backend: Backend) -> None:
     run = Run(fresh(backend), Everything())
 
     def feature(*shape: int) -> Feature:
-        return Feature(run, (Canvas("some", backend.alloc(shape)),), (TileSet.full(*shape[:3]),))
+        return Feature(run, (Canvas("some", {"some": backend.alloc(shape)}, TileSet.full(*shape[:3])),))
 
     a = feature(1, 8, 8, 3)
     for other in (feature(1, 8, 4, 3), feature(2, 8, 8, 3), upsample(feature(1, 4, 4, 3)), silu(a)):

@@ -271,7 +271,7 @@ def always(value):
 S0, S1 = "step.00000/", "step.00001/"
 FORGED = {
     "the version": ({}, {"sparsegen.session": always("2")}),
-    "a later version": ({}, {"sparsegen.session": always("6")}),
+    "a later version": ({}, {"sparsegen.session": always("7")}),
     "the family": ({}, {"sparsegen.family": always("gaugan")}),
     "no family": ({}, {"sparsegen.family": always("os.system")}),
     "the model's shape": ({}, {"sparsegen.config": lambda t: t.replace('"blocks": 1', '"blocks": 2')}),

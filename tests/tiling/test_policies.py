@@ -24,7 +24,7 @@ from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.masks import dilate
-from sparsegen.tiling.policies import Adaptive, Everything, Exact, Paper, Plan, Policy, get_policy
+from sparsegen.tiling.policies import Adaptive, Everything, Exact, Fast, Paper, Plan, Policy, get_policy
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tiling.windows import Read, Window, grow
 from sparsegen.tools.profile import profile
@@ -120,20 +120,22 @@ def test_paper_refuses_negative_settings(setting: str) -> None:
 
 
 def test_policies_by_name() -> None:
-    family = Paper(dilation=7)
-    assert get_policy(None, paper=family) is family
-    assert get_policy("paper", paper=family) is family
-    assert get_policy("exact", paper=family) == Exact()
+    family = {"paper": Paper(dilation=7), "fast": Fast(dilation=7)}
+    for name, policy in family.items():
+        assert get_policy(name, **family) == policy
+    assert get_policy("exact", **family) == Exact()
     mine = Paper(dilation=2)
-    assert get_policy(mine, paper=family) is mine
-    assert get_policy("adaptive(0.02)", paper=family) == Adaptive(0.02)
-    assert get_policy("adaptive(1e-3)", paper=family) == Adaptive(0.001)
-    for unknown in ("precise", "adaptive 0.02", "adaptive(", "ADAPTIVE(1)", "xadaptive(1)"):
-        with pytest.raises(InputError, match=r"^unknown policy .*; known: paper, exact, adaptive\(TAU\)$"):
-            get_policy(unknown, paper=family)
+    assert get_policy(mine, **family) is mine
+    assert get_policy("adaptive(0.02)", **family) == Adaptive(0.02)
+    assert get_policy("adaptive(1e-3)", **family) == Adaptive(0.001)
+    for unknown in ("precise", "adaptive 0.02", "adaptive(", "ADAPTIVE(1)", "xadaptive(1)", "exact()", None):
+        with pytest.raises(
+            InputError, match=r"^unknown policy .*; known: paper, fast, exact, adaptive\(TAU\)$"
+        ):
+            get_policy(unknown, **family)
     for wrong in ("adaptive", "adaptive()", "adaptive(-1)", "adaptive(nan)", "adaptive(inf)", "adaptive(x)"):
         with pytest.raises(InputError, match=r"in brackets, such as adaptive\(0\.02\)$"):
-            get_policy(wrong, paper=family)
+            get_policy(wrong, **family)
 
 
 @pytest.mark.parametrize("tau", [-1, -1e-9, float("nan"), float("inf"), True, "0.1", None])
@@ -260,9 +262,8 @@ def test_a_layer_knows_its_macs_without_a_run(name: str, z_dim: int) -> None:
     plan = Listening(Everything() if name == "everything" else EDITS[name].plan(changed))
     backend = ShapesBackend()
     run = Run(Memory(backend, BackendAllocator(backend)), plan)
-    model.forward(
-        {"labels": Feature(run, (Canvas("input.labels", labels),), (TileSet.of_mask(changed),))}, conditions
-    )
+    canvas = Canvas("input.labels", {"input.labels": labels}, TileSet.of_mask(changed))
+    model.forward({"labels": Feature(run, (canvas,))}, conditions)
     layers = {layer.path: layer for layer in model.layers()}
     # a shortcut's convolution is not asked for: it is computed for the tiles of the layer that adds it, recorded next
     asked = [record for record in run.records if not record.path.endswith(".conv_s")]
@@ -370,7 +371,7 @@ def test_any_change_of_an_index_spreads() -> None:
 
     everything = Read(TileSet.full(1, 8, 8), ONE)
     feature = run.compute("numbers", (1, 8, 8, 1), [everything], number, macs_per_pixel=0)
-    assert feature.changed[0].tiles.host.tolist() == [[0, 1, 1]]
+    assert feature.parts[0].changed.tiles.host.tolist() == [[0, 1, 1]]
     assert memory.canvases["numbers"].sum() == 1
 
 
