@@ -17,11 +17,7 @@ POLICIES = {
     "statistics": "fast(refresh=1)",
     "carried": "fast(statistics=0)",
     "frontier 2": "fast(frontier=2)",
-    "refresh 2": "fast(refresh=2)",
     "refresh 3": "fast(refresh=3)",
-    "refresh 6": "fast(refresh=6)",
-    "statistics 0.2": "fast(statistics=0.2)",
-    "statistics 0.7": "fast(statistics=0.7)",
     "statistics 1": "fast(statistics=1)",
 }
 """Label -> policy. Below `fast`, its ideas one by one and together, then other values of its settings."""

@@ -128,22 +128,25 @@ def around(size: tuple[int, int], box: tuple[int, int, int, int], margin: int) -
     return ((off_y <= margin) & (off_x == 0)) | ((off_x <= margin) & (off_y == 0))
 
 
-def everything(pipeline: SDEdit) -> list[dict[str, Host]]:
-    """Copies of all canvases and moments of all steps, and of the image."""
+def everything(pipeline: SDEdit, *, fresh: bool = True) -> list[dict[str, Host]]:
+    """Copies of all canvases and moments (`fresh` ones, too) of all steps, and of the image."""
     return [
-        *(kept_by(state.memory) for state in pipeline._states),
+        *(kept_by(state.memory, fresh=fresh) for state in pipeline._states),
         {"picture": pipeline._base.history.image.copy()},
     ]
 
 
-def kept_by(memory: Memory) -> dict[str, Host]:
-    """Copies of all canvases and moments; of fresh moments those of the samples of which they are known."""
+def kept_by(memory: Memory, *, fresh: bool = True) -> dict[str, Host]:
+    """Copies of all canvases and moments; of `fresh` moments those of the samples of which they are known."""
     found = {path: np.array(memory.backend.download(canvas)) for path, canvas in memory.canvases.items()}
     for path, moments in memory.moments.items():
         known = [n for n in range(len(moments.used[0])) if n not in moments.unknown]
         for name, arrays in parts(moments).items():
             of_samples = arrays.swapaxes(0, 1)  # [N, 2, C]
-            found[f"{path}, {name}"] = of_samples if name != "fresh" else of_samples[known]
+            if name != "fresh":
+                found[f"{path}, {name}"] = of_samples
+            elif fresh:
+                found[f"{path}, {name}"] = of_samples[known]
     return found
 
 

@@ -271,6 +271,8 @@ class SDEdit(Door):
             if isinstance(chosen, Paper):
                 chosen = dataclasses.replace(chosen, dilation=0)
             region, stale = self._region(difference), base.history.stale
+            if region.mask()[region.edited].all():
+                rows = (0,) * len(rows)  # an edit of everything is the dense run
             spread = union([region, stale]) if chosen.exact else region
             records: list[LayerRecord] = []
             steps: list[StepRecord] = []

@@ -112,12 +112,12 @@ def test_thousands_of_edits_and_undos_leave_nothing_behind(backend, operations):
     assert_same(state(session), before)
 
 
-@pytest.mark.parametrize("policy", ["paper", "exact", "adaptive(0.05)"])
+@pytest.mark.parametrize("policy", ["paper", "exact", "adaptive(0.05)", "fast"])
 def test_what_an_edit_made_goes_when_it_is_undone_and_waits_for_no_collector(backend, policy):
     """A cycle would keep an edit's journal, megabytes of canvases, until Python happens to look for cycles."""
     rng = np.random.default_rng(0)
     labels = random_labels(rng, (32, 64))
-    session = Session(random_gaugan(), backend)
+    session = Session(random_gaugan(), backend, policy=policy)
     session.run(labels)
     gc.collect()
     gc.disable()

@@ -24,7 +24,7 @@ from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.profile import profile
 from tests.networks import assert_same, computed_by_tiles, values
-from tests.unets import FAMILIES, SPARSE, at, dense_with, noisy, painted, random_ddpm, random_pd
+from tests.unets import FAMILIES, FAST, SPARSE, at, dense_with, noisy, painted, random_ddpm, random_pd
 
 # of a session that keeps no small canvases: under SPARSE it computes them whole, and says so
 pytestmark = pytest.mark.filterwarnings("ignore:the session keeps no resolution below")
@@ -38,7 +38,7 @@ samples = st.integers(1, 3)
 families = st.sampled_from(["ddpm", "pd"])
 sizes = st.sampled_from([(16, 16), (16, 24), (24, 8), (10, 18)])
 policies = st.sampled_from([SPARSE, "exact", "adaptive(0)"])
-any_policy = st.sampled_from([SPARSE, "paper", "exact", "adaptive(0)", "adaptive(0.1)"])
+any_policy = st.sampled_from([SPARSE, FAST, "paper", "exact", "adaptive(0)", "adaptive(0.1)"])
 EVERY_OPTION = {
     "film": True,
     "resample_blocks": True,

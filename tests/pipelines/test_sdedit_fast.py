@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -151,9 +152,10 @@ def test_without_its_ideas_it_is_paper(backend, rng, family):
     assert_all_same(everything(pipelines[0]), everything(pipelines[1]))
 
 
-def test_where_every_step_computes_an_edit_of_everything_is_dense(backend, rng, family):
-    """But for what a step's model reads: there the pixels of an edit are denoised alike."""
-    pipeline, image = opened(family, backend, replace(FAST, refresh=1), steps=3), picture(rng, SIZE)
+@pytest.mark.parametrize("settings", [{"refresh": 1}, {"refresh": 9}, {"refresh": 9, "frontier": 1}], ids=str)
+def test_an_edit_of_everything_is_dense(backend, rng, family, settings):
+    """Also at the steps that carry under smaller edits."""
+    pipeline, image = opened(family, backend, replace(FAST, **settings), steps=4), picture(rng, SIZE)
     pipeline.run(image)
     pipeline.edit(stroke(image))
     edited, everywhere = stroke(pipeline.image, (20, 3)), np.ones(SIZE, bool)
@@ -297,6 +299,24 @@ def test_a_value_that_is_not_finite_leaves_no_trace(
     pipeline.edit(edited, mask=mask)
     pipeline.undo()
     assert_all_same(everything(pipeline), before)
+
+
+@pytest.mark.parametrize("frontier", FRONTIERS)
+def test_what_an_edit_made_waits_for_no_collector(backend, rng, family, frontier):
+    """A cycle would keep journals and deltas until Python happens to look for cycles."""
+    pipeline, image = opened(family, backend, replace(FAST, frontier=frontier)), picture(rng, SIZE)
+    pipeline.run(image)
+    pipeline.edit(stroke(image))
+    gc.collect()
+    gc.disable()
+    try:
+        for at in ((9, 14), (20, 3)):
+            pipeline.undo()
+            pipeline.edit(stroke(image, at))
+        pipeline.run(image)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 # -- what an edit tells ----------------------------------------------------------------------------------
