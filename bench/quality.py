@@ -99,8 +99,6 @@ def compared(result: sparsegen.Result, dense: sparsegen.Result, original: np.nda
     return {
         "area": stats.edited_area,
         "macs": stats.macs / stats.macs_dense,
-        "ms": stats.milliseconds,
-        "faster": dense.stats.milliseconds / stats.milliseconds,
         "psnr": psnr(image, expected),
         "psnr_region": psnr(image[region], expected[region]),
         "ssim": ssim(image, expected),

@@ -62,7 +62,7 @@ def head(rows: Sequence[Row]) -> list[str]:
     classes = by_area(list(edits.values()))
     smallest = next(iter(classes))
     shown = [f"{name} ({len(some)})" for name, some in classes.items()]
-    return ["policy", f"MACs, {smallest}", "× dense", *shown, "all", "SSIM", "image"]
+    return ["policy", f"MACs, {smallest}", *shown, "all", "SSIM", "image"]
 
 
 def lines(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -74,7 +74,6 @@ def lines(rows: Sequence[Row]) -> Iterator[list[str]]:
         yield [
             label if label == some[0]["policy"] else f"{label}: {some[0]['policy']}",
             f"{_median(small, 'macs'):.1%}".replace("%", " %") if small else "",
-            f"{_median(some, 'faster'):.1f}",
             *(_pair(of.get(name, []), "psnr_region", decibels) for name in classes),
             _pair(some, "psnr_region", decibels),
             _pair([row for row in some if "ssim_region" in row], "ssim_region", "{:.4f}".format),
