@@ -8,6 +8,7 @@ Random weights in one checkpoint that both load. Every timed edit is a rectangle
 
 from __future__ import annotations
 
+import argparse
 import math
 import tempfile
 from pathlib import Path
@@ -161,12 +162,17 @@ def memory(report: Report, replies: dict[str, Reply]) -> None:
 
 
 def main() -> None:
-    options = parse(__doc__, repeats=3, rounds=2, engines=(OURS, *TORCH))
+    def more(parser: argparse.ArgumentParser) -> None:
+        known = [net.name for net in unets(False).values()]
+        parser.add_argument("--models", nargs="+", default=known, choices=known, help="models to time (all)")
+
+    options = parse(__doc__, repeats=3, rounds=2, engines=(OURS, *TORCH), more=more)
     engines = options.engines
     common = {"quick": options.quick, "backend": options.backend, "plain_memory": options.plain_memory}
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        for number, net in enumerate(unets(options.quick).values()):
+        nets = [net for net in unets(options.quick).values() if net.name in options.models]
+        for number, net in enumerate(nets):
             report = Report(net, common, options.results)
             files = {"checkpoint": Path(folder) / f"{number}.pth", "net": net.name, **common}
             made = ask("torch-nchw", "unet_checkpoint", **files)

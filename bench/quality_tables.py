@@ -16,11 +16,8 @@ POLICIES = {
     "sparse everywhere": "fast(statistics=0, refresh=1)",
     "statistics": "fast(refresh=1)",
     "carried": "fast(statistics=0)",
-    "frontier 2": "fast(frontier=2)",
-    "refresh 3": "fast(refresh=3)",
-    "statistics 1": "fast(statistics=1)",
 }
-"""Label -> policy. Below `fast`, its ideas one by one and together, then other values of its settings."""
+"""Label -> policy. Below `fast`, its ideas one by one."""
 BINS = (0.0, 0.02, 0.05, 0.10, 0.25)
 """The bounds of the area classes, shares of the image."""
 BEHIND_DB = 0.5
