@@ -56,7 +56,7 @@ class State:
         self.idle: tuple[LayerRecord, ...] = ()
         """The record of an edit that changes nothing."""
         self._program: Program | None = None
-        """What the model's code came to, for edits to run again; None: the next run calls it."""
+        """The steps that edits replay; None: the model's code has not run on these canvases yet."""
 
     def paint(
         self,

@@ -1,4 +1,4 @@
-"""A program: the steps that a model's code handed to a run come in, and an edit runs them again, without that code.
+"""A program: the steps that a model's code gave to a run come in, and edits run them again, without that code.
 
 The steps are in the order of the model. Each looks up its canvases, its plan and its journal in the run, so the same
 program serves every edit of one base, whatever its policy: a replayed edit computes the same bits as a walked one.
@@ -20,7 +20,7 @@ from .stats import LayerRecord
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a model's code came to for one memory."""
+    """The steps of a model on one memory."""
 
     run: Run
     """The run that its steps belong to; `Run.begin` sets its plan and its journal."""

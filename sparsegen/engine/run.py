@@ -211,10 +211,8 @@ class Run:
         delta = None if self.carried is None else self.carried.kernel(self.backend, canvas)
         if delta is not None:
             active, kernel = delta
-            changed, reads = (
-                active,
-                [Read(active, Window(), canvas=canvas)],
-            )  # it is added to the canvas's own values
+            changed = active
+            reads = [Read(active, Window(), canvas=canvas)]  # it is added to the canvas's own values
         else:
             active = self.plan.active(reads, layer.shape[:3])
             if layer.whole_tiles and self.plan.whole_tiles:
@@ -236,12 +234,11 @@ class Run:
                 self._follow_moments(canvas, active, self.journal)
         canvas.changed = changed
         elapsed = self.elapsed(start)
-        computed = delta is None
-        if layer.inner is not None:
-            inner = layer.inner
+        computed, inner = delta is None, layer.inner
+        if inner is not None:
             self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds, computed=computed)
             if elapsed is not None:
-                elapsed -= layer.inner.milliseconds or 0.0
+                elapsed -= inner.milliseconds or 0.0
         self.record(canvas.path, active, layer.macs_per_pixel, elapsed, computed=computed)
 
     def end(self) -> None:

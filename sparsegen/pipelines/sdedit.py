@@ -321,8 +321,8 @@ class SDEdit(Door):
     def dense(self, edited: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
         """The result of `edit` with every step run whole, as the reference of its quality. The session is unchanged.
 
-        It computes in float32, whatever the storage of the caches. Its norms measure the edited image; in an edit, they
-        keep the statistics of the original.
+        It computes in float32, whatever the storage of the caches. Its norms measure the edited image. (In an edit they
+        keep the statistics of the original, or under "fast" follow the edit.)
 
         Raises
         ------

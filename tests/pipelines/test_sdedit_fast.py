@@ -276,6 +276,8 @@ def test_a_value_that_is_not_finite_leaves_no_trace(
     pipeline.edit(stroke(image, (20, 20)))
     before, edited, calls = everything(pipeline), stroke(pipeline.image), []
     mask = np.ones(SIZE, bool) if everywhere else None
+    if everywhere and primitive == "add_tiles":
+        mask[:8, :8] = False  # an edit of everything carries nothing
     compute = getattr(backend, primitive)
 
     def spoiled(first, *rest, **named):
