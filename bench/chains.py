@@ -28,7 +28,7 @@ POLICIES = ("paper", "fast")
 DENSE = "fast(sparse_levels=0, refresh=1, statistics=1)"
 FIRST = 4_000_000
 """The seed of the first image."""
-CHAINS, EDITS, AREA = 4, 10, 0.02
+CHAINS, EDITS, AREA = 2, 10, 0.02
 QUICK_STEPS = 6
 
 
