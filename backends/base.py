@@ -24,7 +24,7 @@ from .interface import (
     ConvGeometry,
     ConvWeights,
     Host,
-    Moments,
+    MomentPair,
     Padding,
     Position,
     Source,
@@ -144,15 +144,15 @@ class PortableBackend(Backend):
 
     def follow_moments(
         self,
-        used: Moments,
-        stale: Moments,
-        fresh: Moments,
+        used: MomentPair,
+        stale: MomentPair,
+        fresh: MomentPair,
         change: Array | None,
         *,
         pixels: int,
         weight: Sequence[float],
         share: Sequence[float],
-    ) -> tuple[Moments, Moments, Moments]:
+    ) -> tuple[MomentPair, MomentPair, MomentPair]:
         if change is not None:
             fresh = fresh[0] + change[:, 0] * (1 / pixels), fresh[1] + change[:, 1] * (1 / pixels)
         mixed, after = [], []

@@ -47,7 +47,7 @@ Activation = Literal["identity", "relu", "leaky_relu", "silu", "tanh"]
 Padding: TypeAlias = tuple[int, int, int, int]
 """Zero rows and columns around the input: top, bottom, left, right."""
 
-Moments: TypeAlias = tuple[Array, Array]
+MomentPair: TypeAlias = tuple[Array, Array]
 """Two moments of channels, each `[N, C]`: mean and variance, or the means of v and of v²."""
 
 Position: TypeAlias = tuple[int, int, int, int]
@@ -361,15 +361,15 @@ class Backend(ABC):
     @abstractmethod
     def follow_moments(
         self,
-        used: Moments,
-        stale: Moments,
-        fresh: Moments,
+        used: MomentPair,
+        stale: MomentPair,
+        fresh: MomentPair,
         change: Array | None,
         *,
         pixels: int,
         weight: Sequence[float],
         share: Sequence[float],
-    ) -> tuple[Moments, Moments, Moments]:
+    ) -> tuple[MomentPair, MomentPair, MomentPair]:
         """The moments of channels after an edit: new `used`, `stale` and `fresh`, from those before it.
 
         Each is two `[N, C]`: `used` float32, the mean and the variance that norms use; `stale` and `fresh` float64, the

@@ -20,7 +20,7 @@ from .interface import (
     ConvGeometry,
     ConvWeights,
     Host,
-    Moments,
+    MomentPair,
     Padding,
     Position,
     Source,
@@ -61,15 +61,15 @@ class ShapesBackend(Backend):
 
     def follow_moments(
         self,
-        used: Moments,
-        stale: Moments,
-        fresh: Moments,
+        used: MomentPair,
+        stale: MomentPair,
+        fresh: MomentPair,
         change: Array | None,
         *,
         pixels: int,
         weight: Sequence[float],
         share: Sequence[float],
-    ) -> tuple[Moments, Moments, Moments]:
+    ) -> tuple[MomentPair, MomentPair, MomentPair]:
         return used, stale, fresh
 
     def norm_affine(

@@ -21,7 +21,7 @@ from ..interface import (
     ConvGeometry,
     ConvWeights,
     Host,
-    Moments,
+    MomentPair,
     Padding,
     Position,
     Source,
@@ -204,15 +204,15 @@ class NumbaBackend(HostBackend):
 
     def follow_moments(
         self,
-        used: Moments,
-        stale: Moments,
-        fresh: Moments,
+        used: MomentPair,
+        stale: MomentPair,
+        fresh: MomentPair,
         change: Array | None,
         *,
         pixels: int,
         weight: Sequence[float],
         share: Sequence[float],
-    ) -> tuple[Moments, Moments, Moments]:
+    ) -> tuple[MomentPair, MomentPair, MomentPair]:
         return moments.followed(used, stale, fresh, change, pixels=pixels, weight=weight, share=share)
 
     def norm_affine(

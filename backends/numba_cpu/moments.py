@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import float32, float64, int64, void
 
-from ..interface import TILE, Array, Moments, Tiles
+from ..interface import TILE, Array, MomentPair, Tiles
 from .arrays import flat
 from .copies import FLOATS, HALVES, SHAPE, extent, load_old, row_at
 from .items import COUNTER, TILES, take_items
@@ -318,15 +318,15 @@ _NO_CHANGE = np.zeros((0, 2, 0))
 
 
 def followed(
-    used: Moments,
-    stale: Moments,
-    fresh: Moments,
+    used: MomentPair,
+    stale: MomentPair,
+    fresh: MomentPair,
     change: Array | None,
     *,
     pixels: int,
     weight: Sequence[float],
     share: Sequence[float],
-) -> tuple[Moments, Moments, Moments]:
+) -> tuple[MomentPair, MomentPair, MomentPair]:
     """`Backend.follow_moments`."""
     compile_all()
     shape = used[0].shape

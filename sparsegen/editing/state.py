@@ -189,7 +189,8 @@ class State:
         """
         found: dict[str, Delta] = {}
         backend, program = self.memory.backend, self._program
-        for canvas in () if program is None else program.frontier(rows):
+        assert program is not None  # the edit replayed it
+        for canvas in program.frontier(rows):
             if canvas.changed.count:
                 tiles, old = journal.saved(backend, canvas.path)
                 found[canvas.path] = Delta(canvas.changed, backend.tile_change(canvas.array, tiles, old))

@@ -213,6 +213,7 @@ class SDEdit(Door):
     def _paint(self, image: Host, on_step: OnStep | None) -> list[LayerRecord]:
         """Paint the state of every step."""
         records: list[LayerRecord] = []
+        rows = self._carried_rows(*image.shape[1:3])
         while len(self._states) < len(self.times):
             self._states.append(State(self.model, self.backend, allocator=self.store, storage=self.storage))
         for i, condition, x, step in self._denoising.noised(image):
@@ -221,7 +222,7 @@ class SDEdit(Door):
                 inputs.canvases,
                 inputs.conditions,
                 least_size=self.policy.least_size,
-                carried_rows=self._carried_rows(*inputs.shape[1:])[i],
+                carried_rows=rows[i],
             )
             records += run.records
             self.store.drop_pages()

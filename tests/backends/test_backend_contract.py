@@ -341,10 +341,13 @@ def test_follow_moments(backend: Backend, channels: int, measured: bool) -> None
     stale[1][1, 0] = fresh[1][1, 0] = 0  # mean² above the mean of squares: rounding may leave it so
     change = None if measured else normal(rng, samples, 2, channels, std=pixels)
     put = Uploads(backend)
-    given = [[put(each).astype(kind) for each in two] for two, kind in
-             ((used, "float32"), (stale, "float64"), (fresh, "float64"))]  # fmt: skip
+    kinds = ("float32", "float64", "float64")
+    given = [
+        (put(first).astype(kind), put(second).astype(kind))
+        for (first, second), kind in zip((used, stale, fresh), kinds, strict=True)
+    ]
     moved = None if change is None else put(change).astype("float64")
-    results = backend.follow_moments(*map(tuple, given), moved, pixels=pixels, weight=weight, share=share)  # type: ignore[arg-type]
+    results = backend.follow_moments(*given, moved, pixels=pixels, weight=weight, share=share)
     put.assert_untouched()
     kept = [[backend.download(each) for each in two] for two in given]
     for two, as_given in zip(kept, (used, stale, fresh), strict=True):
