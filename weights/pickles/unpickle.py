@@ -36,8 +36,8 @@ _TENSOR, _STORAGE = 256, 160
 # With fewer bytes left, an open group is thinned out: more than one opcode takes.
 _LOW = 1 << 16
 
-# Copies of values that making the stand-in of a tuple key takes.
-_TUPLE_KEY = 32
+# Copies of values that making the stand-in of a tuple key counts as: by its time, that of the largest key.
+_TUPLE_KEY = 96
 
 _LONGEST_NAME = 512
 
