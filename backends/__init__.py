@@ -3,7 +3,7 @@
 Importing this loads no accelerator; `get_backend(name)` does. Floors, none importing what stands above it:
 
     3  registry                           1  base
-    2  reference · numba_cpu · shapes     0  interface
+    2  reference · numba_cpu · cupy_cuda · shapes     0  interface
 """
 
 from .interface import TILE, Backend, BackendError, Source

@@ -11,7 +11,7 @@ other tiles.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class ImmediateWatch(Watch):
 class PortableBackend(Backend):
     """Every primitive over `xp`; a subclass adds `alloc`, `upload` and `download`."""
 
-    xp: ClassVar[Any]
+    xp: Any
     """The module of the backend's arrays: NumPy, CuPy, …"""
 
     # -- convolution -------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ class PortableBackend(Backend):
 class HostBackend(PortableBackend):
     """A portable backend whose arrays are NumPy's, in main memory."""
 
-    xp: ClassVar[Any] = np
+    xp: Any = np
 
     in_main_memory = True
 

@@ -246,6 +246,22 @@ class Watch(ABC):
         """
 
 
+class Recording(ABC):
+    """Primitives that were queued once, to be queued again as a whole, with other tiles. One thread's."""
+
+    @property
+    @abstractmethod
+    def room(self) -> Sequence[int]:
+        """For each list of tiles, in the order in which `Backend.record` was given them: the most tiles it may have."""
+
+    @abstractmethod
+    def replay(self, lists: Sequence[Tiles], watch: Watch | None = None) -> Watch | None:
+        """Queue everything again, each list replaced by the one in its place.
+
+        `watch` is the watch that the recorded work used; the one of this replay is returned.
+        """
+
+
 class Backend(ABC):
     """The primitives that a model is computed with. Any number of threads may call them at once."""
 
@@ -254,6 +270,8 @@ class Backend(ABC):
     """Whether sessions keep codebooks: values that depend on labels alone, computed once per distinct window."""
     in_main_memory: ClassVar[bool] = False
     """Whether its arrays are NumPy's: then it computes in any array of main memory, also in a mapped file's."""
+    records: ClassVar[bool] = False
+    """Whether `record` is supported."""
     takes_threads: ClassVar[bool] = False
     """Whether the constructor takes `threads`, the most that compute at once; None or omitted: the backend chooses."""
     options: ClassVar[tuple[str, ...]] = ()
@@ -287,6 +305,15 @@ class Backend(ABC):
     def synchronize(self) -> None:
         """Return when all queued work is done. Called only where somebody measures time: nothing else waits."""
         return None
+
+    def record(self, work: Callable[[], None], lists: Sequence[Tiles]) -> Recording:
+        """Call `work`, and note the primitives that it queues instead of queueing them.
+
+        `work` uses no other tiles than `lists`, each of which a replay may replace; it uploads, downloads and waits for
+        nothing. What it reads and writes beside these keeps its place: arrays made in `work` belong to the recording.
+        A watch for it is made in `work`.
+        """
+        raise BackendError(f"backend {self.name!r} records nothing")
 
     # -- convolution -------------------------------------------------------------------------------------
 

@@ -6,13 +6,24 @@ import pytest
 
 from sparsegen.backends import Backend, backend_status, get_backend
 from tests.backends.example_backend import ExampleBackend
+from tests.cuda import emulator
+from tests.cuda.backends import emulated
+
+EMULATED = "cupy on a CPU"
 
 
-@pytest.fixture(scope="session", params=[*backend_status(), ExampleBackend.name])
+@pytest.fixture(scope="session", params=[*backend_status(), ExampleBackend.name, EMULATED])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every known backend in turn, and the example; one that cannot run here is skipped, and the summary says why."""
+    """Every known backend in turn, the example, and the CUDA kernels on a CPU.
+
+    One that cannot run here is skipped, and the summary says why.
+    """
     if request.param == ExampleBackend.name:
         return ExampleBackend()
+    if request.param == EMULATED:
+        if emulator.COMPILER is None:
+            pytest.skip(emulator.MISSING)
+        return emulated()
     why = backend_status()[request.param]
     if why is not None:
         pytest.skip(f"backend {request.param}: {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ class ExampleBackend(PortableBackend):
     """A backend for the stand-in device of `device_arrays.py`; it passes the contract suite."""
 
     name = "example"
-    xp: ClassVar[Any] = DeviceModule()
+    xp: Any = DeviceModule()
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return self.xp.zeros(tuple(shape), dtype)

@@ -86,7 +86,7 @@ THIRD_PARTIES = {
     "sparsegen/cli": {"numpy", "typer", "rich"},
     "backends": {"numpy"},
     "backends/numba_cpu": {"numpy", "numba", "llvmlite"},
-    "backends/cupy_cuda": {"numpy", "cupy", "cupyx"},
+    "backends/cupy_cuda": {"numpy", "cupy", "cupyx", "cupy_backends"},
     "weights": {"numpy"},
     "weights/formats/safetensors_file.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},

@@ -1,0 +1,12 @@
+"""The CUDA backend: every primitive of the contract as kernels on a device, each subject in a file of its own."""
+
+from __future__ import annotations
+
+from .convolutions import Convolutions
+from .tiles import TileCopies
+
+
+class CudaBackend(Convolutions, TileCopies):
+    """Every primitive as kernels on a device."""
+
+    name = "cupy"

@@ -1,0 +1,148 @@
+"""Convolutions: the algorithm is chosen when weights are laid out, and launched for the active tiles."""
+
+from __future__ import annotations
+
+from ..interface import Activation, Array, ConvGeometry, ConvWeights, Host, Padding, Source, Tiles
+from .launching import ACTIVATIONS, PIXELS, Launching
+from .transforms import direct_weights, padded, winograd_weights
+
+WINOGRAD_BYTES = 32 << 20
+"""Transformed windows and products of one batch of tiles: in the second-level cache, which H100's has 50 MB of."""
+WINOGRAD_CHANNELS = 8
+"""Fewer input or output channels are convolved directly."""
+
+
+class Convolutions(Launching):
+    """`conv2d`, by Winograd's transforms or directly."""
+
+    def prepare_conv(
+        self,
+        weight: Host,
+        bias: Host | None,
+        *,
+        stride: int = 1,
+        padding: Padding = (0, 0, 0, 0),
+        groups: int = 1,
+        size: tuple[int, int] | None = None,
+    ) -> ConvWeights:
+        geometry = ConvGeometry.of(weight, stride, padding, groups)
+        winograd = self.conv_layout(geometry, size) == "winograd"
+        packed = winograd_weights(weight) if winograd else direct_weights(weight, groups)
+        bias_array = None if bias is None else self.upload(bias)
+        return ConvWeights(geometry, self.device.upload(packed), bias_array, whole_tiles=winograd)
+
+    def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> str:
+        plain = geometry.kernel == (3, 3) and geometry.stride == geometry.groups == 1
+        wide = min(geometry.inputs, geometry.outputs) >= WINOGRAD_CHANNELS
+        return "winograd" if plain and wide and size != (1, 1) else "direct"
+
+    def conv2d(
+        self,
+        out: Array,
+        tiles: Tiles,
+        source: Source,
+        weights: ConvWeights,
+        *,
+        shift: Array | None = None,
+        residual: Source | None = None,
+        activation: Activation = "identity",
+    ) -> None:
+        if not len(tiles):
+            return
+        epilogue = self._pack(
+            "Epilogue",
+            residual=self._source(residual),
+            bias=weights.bias,
+            shift=shift,
+            shift_stride=weights.geometry.outputs if shift is not None and len(shift) > 1 else 0,
+            activation=ACTIVATIONS.index(activation),
+        )
+        convolve = self._convolve_winograd if weights.whole_tiles else self._convolve_directly
+        convolve(out, tiles, source, weights, epilogue)
+
+    def _convolve_winograd(
+        self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, epilogue: bytes
+    ) -> None:
+        g, most, on_device = weights.geometry, self._most(tiles), self._list(tiles)
+        inputs, outputs = weights.packed.shape[1:]
+        stride = min(padded(most, 16), max(128, WINOGRAD_BYTES // (36 * 4 * (inputs + outputs)) // 128 * 128))
+        transformed = self._scratch("windows", (36, stride, inputs))
+        products = self._scratch("products", (36, stride, outputs))
+        block = _product_block(min(most, stride), outputs)
+        packed_source = self._source(source)
+        _, height, width, _ = out.shape
+        for first in range(0, most, stride):
+            rows = min(stride, most - first)
+            batch = {"tiles": on_device, "first_tile": first, "stride": stride}
+            self._launch(
+                "winograd_input",
+                (rows, -(-inputs // 64)),
+                source=packed_source,
+                transformed=transformed,
+                padded=inputs,
+                top=g.padding[0],
+                left=g.padding[2],
+                **batch,
+            )
+            self._launch(
+                f"winograd_product_{block[0]}x{block[1]}",
+                (-(-rows // block[0]), -(-outputs // block[1]), 36),
+                left=transformed,
+                right=weights.packed,
+                out=products,
+                depth=inputs,
+                outputs=outputs,
+                **batch,
+            )
+            self._launch(
+                "winograd_output",
+                (rows, -(-g.outputs // 64)),
+                products=products,
+                out=out,
+                epilogue=epilogue,
+                padded=outputs,
+                height=height,
+                width=width,
+                outputs=g.outputs,
+                **batch,
+            )
+
+    def _convolve_directly(
+        self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, epilogue: bytes
+    ) -> None:
+        g, rows = weights.geometry, self._most(tiles) * PIXELS
+        _, _, inputs, outputs = weights.packed.shape
+        _, height, width, _ = out.shape
+        block = (64, 16) if outputs <= 16 else (16, 64) if rows <= 256 else (64, 64)
+        if rows >= 128 * 128 and outputs > 64:
+            block = (128, 128)
+        self._launch(
+            f"direct_{block[0]}x{block[1]}",
+            (-(-rows // block[0]), -(-outputs // block[1]), g.groups),
+            source=self._source(source),
+            weight=weights.packed,
+            out=out,
+            tiles=self._list(tiles),
+            epilogue=epilogue,
+            height=height,
+            width=width,
+            inputs=g.inputs // g.groups,
+            outputs=g.outputs // g.groups,
+            padded_inputs=inputs,
+            padded_outputs=outputs,
+            kernel_height=g.kernel[0],
+            kernel_width=g.kernel[1],
+            stride=g.stride,
+            top=g.padding[0],
+            left=g.padding[2],
+            groups=g.groups,
+        )
+
+
+def _product_block(rows: int, outputs: int) -> tuple[int, int]:
+    """Rows and columns of a block of a product: any choice gives the same bits, larger blocks read less."""
+    if outputs <= 16:
+        return 64, 16
+    if rows >= 1024 and outputs > 64:
+        return 128, 128
+    return (64, 64) if rows > 32 else (32, 64) if rows > 16 else (16, 64)

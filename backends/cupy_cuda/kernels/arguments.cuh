@@ -1,0 +1,253 @@
+// The arguments of every kernel: one structure each, passed by value. The host packs them by these very lines
+// (`arguments.py` reads this file), so names, types and order are declared once.
+//
+// Arrays are as in `backends/interface.py`: canvases [N, H, W, C], channels last. A pointer that may be null says so.
+// `tiles` is [4 + 3 K] of int: the number K, three unused words, then sample, tile row and tile column of each tile.
+// A grid is made for at least K tiles and reads K there, so that one recorded launch serves any list that fits.
+#pragma once
+
+struct Source {             // an input and the pointwise work pending on it, as `interface.Source`
+  const float* first;       // [N, h, w, first_channels]
+  const float* second;      // [N, h, w, second_channels], read after the first's channels; null: one part
+  const float* scale;       // [1 or N, C]; null: no norm
+  const float* shift;       // as scale
+  const float* modulation;  // [N, H, W, 2C], or [R, 2C] with codes; null: none
+  const int* codes;         // [N, H, W], the row of each pixel; null: none
+  int first_channels;
+  int second_channels;
+  int height;               // H, W: as read, after upsampling
+  int width;
+  int halved;               // 1: nearest upsampling by two, h = H / 2
+  int affine_stride;        // C: each sample has its scale; 0: one for all
+  int activation;
+  int unused;
+};
+
+struct Epilogue {           // what follows a convolution's sum: + bias + shift + residual, then the activation
+  Source residual;          // read at the output's pixels; first is null: none
+  const float* bias;        // [O]; null: none
+  const float* shift;       // [1 or N, O]; null: none
+  int shift_stride;         // O: each sample has its shift; 0: one for all
+  int activation;
+};
+
+// -- copies.cu: words of 4 bytes, a float, an int, or two halves of neighbouring channels --------------------------
+
+struct CopyTiles {          // values [K, 4, 4, C] from or into the tiles of a canvas
+  int* canvas;              // [N, H, W, C]
+  int* values;
+  const int* tiles;
+  int height, width, channels;
+};
+
+struct CopyManyTiles {      // the same for many canvases at once
+  const CopyTiles* each;    // [count], on the device
+  int count;
+};
+
+struct MergeTiles {         // values where `pixels` is not 0
+  int* canvas;
+  const int* values;        // [K, 4, 4, C]
+  const unsigned char* pixels;  // [K, 4, 4]
+  const int* tiles;
+  int height, width, channels;
+};
+
+struct AddTiles {           // canvas += values, or changes = canvas - old
+  float* canvas;
+  const float* values;      // [K, 4, 4, C]
+  const int* tiles;
+  int height, width, channels;
+};
+
+struct TileChange {         // change = canvas - old, 0 beyond the border
+  const float* canvas;
+  const void* old;          // [K, 4, 4, C], float, or halves
+  float* change;            // [K, 4, 4, C]
+  const int* tiles;
+  int height, width, channels;
+  int halves;               // 1: old is float16
+};
+
+struct HalfTiles {          // float16 copies of float32 canvases
+  float* canvas;            // [N, H, W, C]
+  unsigned short* halves;   // [N, H, W, C]
+  const int* tiles;
+  int height, width, channels;
+};
+
+// -- watch.cu -------------------------------------------------------------------------------------------------------
+
+struct WatchTiles {         // *first = min(*first, place of a value that is not finite)
+  const float* canvas;
+  const int* tiles;
+  unsigned long long* first;  // layer (20 bits), tile (24), pixel (4), channel (16)
+  int height, width, channels;
+  int layer;
+};
+
+struct LargestChange {      // largest[k] = max |canvas - old| over tile k
+  const float* canvas;
+  const void* old;          // [K, 4, 4, C], float, int or halves
+  float* largest;           // [K]
+  const int* tiles;
+  int height, width, channels;
+  int type;                 // 0: float; 1: float16 (of old alone); 2: int
+};
+
+// -- moments.cu: sums in double, first of parts of an image, then of all parts in their order ------------------------
+
+struct Moments {            // mean and biased variance of each channel over a sample's pixels
+  Source source;
+  double* sums;             // [N, parts, 2, C]: sums of v and of v * v over a part of the rows
+  float* mean;              // [N, C]
+  float* variance;          // [N, C]
+  int samples, parts, rows_per_part;
+};
+
+struct SumChange {          // how the sums over a canvas changed with its tiles
+  const float* canvas;
+  const void* old;          // [K, 4, 4, C], float or halves
+  double* sums;             // [parts, N, 2, C]: of tiles_per_part tiles each
+  double* change;           // [N, 2, C]
+  const int* tiles;
+  int samples, height, width, channels;
+  int parts, tiles_per_part;
+  int halves;
+};
+
+struct FollowMoments {      // `interface.Backend.follow_moments`, one thread a channel
+  const float* used_mean;   // all [N, C]
+  const float* used_variance;
+  const double* stale_mean;
+  const double* stale_square;
+  const double* fresh_mean;
+  const double* fresh_square;
+  const double* change;     // [N, 2, C]; null: fresh is known
+  const double* weight_share;  // [N, 2]: weight, share
+  float* new_used_mean;
+  float* new_used_variance;
+  double* new_stale_mean;
+  double* new_stale_square;
+  double* new_fresh_mean;
+  double* new_fresh_square;
+  int samples, channels;
+  double pixels;
+};
+
+struct NormAffine {         // `interface.Backend.norm_affine`, one block a group of a sample
+  const void* mean;         // [M, C], M = 1 or N, float or double
+  const void* variance;
+  const float* weight;      // [C]; null: 1
+  const float* bias;        // [C]; null: 0
+  const float* film;        // [1 or N, 2C]; null: none
+  float* scale;             // [N, C]
+  float* shift;
+  int channels, groups, moment_stride, film_stride;
+  int doubles;              // 1: mean and variance are double
+  double eps;
+};
+
+// -- norms.cu, pointwise.cu ------------------------------------------------------------------------------------------
+
+struct LayerNorm {          // over the channels of each pixel of the tiles
+  Source source;
+  const float* weight;      // [C]
+  const float* bias;        // [C]
+  float* out;               // [N, H, W, C]
+  const int* tiles;
+  int channels;
+  float eps;
+};
+
+struct Pointwise {          // out = source + residual
+  Source source;
+  Source residual;          // first is null: none
+  float* out;               // [N, H, W, C]
+  const int* tiles;
+  int channels;
+};
+
+// -- linear.cu -------------------------------------------------------------------------------------------------------
+
+struct Linear {             // out = activation(x weight^T + bias)
+  const float* x;           // [M, I]
+  const float* weight;      // [O, I]
+  const float* bias;        // [O]; null: 0
+  float* out;               // [M, O]
+  int rows, inputs, outputs, activation;
+};
+
+struct Windows {            // out[r] = bias + sum over taps of table[windows[r, tap]] weight[tap]
+  const int* windows;       // [R, taps], -1: 0
+  const float* table;       // [V, I]
+  const float* weight;      // [taps, I, O]
+  const float* bias;        // [O]; null: 0
+  float* out;               // [R, O]
+  int rows, taps, inputs, outputs;
+  int padded_inputs, padded_outputs;  // the strides of weight
+};
+
+// -- lookup.cu, attention.cu -----------------------------------------------------------------------------------------
+
+struct Lookup {             // a k×k convolution of one-hot channels
+  const int* indices;       // [N, h, w, P]
+  const float* table;       // [k * k, V, O]
+  const float* bias;        // [O]
+  float* out;               // [N, H, W, O]
+  const int* tiles;
+  int height, width;        // of out
+  int index_height, index_width, planes;
+  int labels, outputs, kernel, step, activation;
+};
+
+struct Attention {          // each pixel of the tiles against all pixels of its sample
+  Source query;             // [N, H, W, C]
+  Source key;               // [N, h, w, C]
+  Source value;             // [N, h, w, C]
+  float* out;               // [N, H, W, C]
+  const int* tiles;
+  int channels, heads;
+  float scale;              // 1 / sqrt(C / heads)
+};
+
+// -- winograd.cu -----------------------------------------------------------------------------------------------------
+
+struct WinogradInput {      // windows of 6×6 pixels -> V [36, rows, C], the transforms of each tile's window
+  Source source;
+  const int* tiles;
+  float* transformed;       // [36, stride, padded]
+  int first_tile, stride, padded;   // of the tiles from first_tile on, at most stride
+  int top, left;
+};
+
+struct Products {           // M[p] = V[p] U[p], each output one chain of fmaf over the depth in its order
+  const float* left;        // V [36, stride, depth]
+  const float* right;       // U [36, depth, outputs]
+  float* out;               // M [36, stride, outputs]
+  const int* tiles;         // how many rows there are: the tiles from first_tile on
+  int first_tile, stride, depth, outputs;
+};
+
+struct WinogradOutput {     // M -> 4×4 pixels, and the epilogue
+  const float* products;    // [36, stride, padded]
+  float* out;               // [N, H, W, O]
+  const int* tiles;
+  Epilogue epilogue;
+  int first_tile, stride, padded;
+  int height, width, outputs;
+};
+
+// -- direct.cu, tensor.cu, depthwise.cu ------------------------------------------------------------------------------
+
+struct Conv {               // a convolution as a product: a row for each output pixel, a column for each output channel
+  Source source;
+  const void* weight;       // [groups, taps, padded inputs of a group, padded outputs of a group]
+  float* out;               // [N, H, W, O]
+  const int* tiles;
+  Epilogue epilogue;
+  int height, width;        // of out
+  int inputs, outputs;      // of a group
+  int padded_inputs, padded_outputs;
+  int kernel_height, kernel_width, stride, top, left, groups;
+};

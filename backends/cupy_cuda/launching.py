@@ -1,0 +1,135 @@
+"""How the CUDA backend launches: a primitive's arrays come in, packed arguments go to a device's queue.
+
+The parts of the backend (`convolutions.py`, `tiles.py`, …) build on `Launching`. Nothing here computes on the host, and
+nothing waits but what the contract lets wait. A grid depends on the length of a list of tiles alone, never on its
+contents: so a run that is recorded once serves every list that fits (`recording.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..base import PortableBackend
+from ..interface import TILE, Activation, Array, BackendError, Host, Recording, Source, Tiles
+from .device import Device
+from .recording import CudaRecording, Slots
+from .sources import kernels, structures
+
+PIXELS = TILE * TILE
+"""Pixels of a tile."""
+ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "leaky_relu", "silu", "tanh")
+"""By their number in `kernels/reading.cuh`."""
+
+
+class _OfThread(threading.local):
+    """What each thread has of its own: its scratch memory, and what it records."""
+
+    def __init__(self) -> None:
+        self.scratch: dict[str, Array] = {}
+        self.slots: Slots | None = None
+
+
+class Launching(PortableBackend):
+    """A device, and the launches of kernels on it."""
+
+    records: ClassVar[bool] = True
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.xp = device.xp
+        self._thread = _OfThread()
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return self.device.zeros(shape, np.dtype(dtype))
+
+    def upload(self, host: Host) -> Array:
+        is_float = np.issubdtype(host.dtype, np.floating)
+        return self.device.upload(np.ascontiguousarray(host, np.float32 if is_float else host.dtype))
+
+    def download(self, array: Array) -> Host:
+        return self.device.download(array)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    # -- recording ---------------------------------------------------------------------------------------
+
+    def record(self, work: Callable[[], None], lists: Sequence[Tiles]) -> Recording:
+        if self._thread.slots is not None:
+            raise BackendError("a recording inside a recording")
+        slots = Slots(self.device, lists)
+        self._thread.slots = slots
+        try:
+            graph = self.device.record(work)
+        finally:
+            self._thread.slots = None
+        return CudaRecording(self.device, graph, slots, dict(self._thread.scratch))
+
+    def _list(self, tiles: Tiles) -> Array:
+        """A list of tiles on the device, as `kernels/arguments.cuh` has it: uploaded once, or a recording's."""
+        slots = self._thread.slots
+        if slots is not None:
+            return slots.array(tiles)
+        return tiles.on((self, "list"), lambda host: self.device.upload(listed(host, len(host))))
+
+    def _most(self, tiles: Tiles) -> int:
+        """The most tiles that the list may have: a grid is made for so many."""
+        slots = self._thread.slots
+        return len(tiles) if slots is None else slots.room_of(tiles)
+
+    def _launch(self, kernel: str, grid: Sequence[int], *, shared: int = 0, **values: Any) -> None:
+        """Queue a kernel, if its grid has a block; `values` are the fields of its arguments."""
+        x, y, z = (*grid, 1, 1)[:3]
+        if x and y and z:
+            packed = kernels()[kernel].arguments.pack(self.device.address, values)
+            self.device.launch(kernel, (x, y, z), packed, shared)
+
+    def _pack(self, structure: str, **values: Any) -> bytes:
+        return structures()[structure].pack(self.device.address, values)
+
+    def _source(self, source: Source | None) -> bytes:
+        """A source as kernels take it; None: no source."""
+        if source is None:
+            return bytes(structures()["Source"].layout.size)
+        first, second = (*source.parts, None)[:2]
+        _, height, width, channels = source.shape
+        scale = source.scale
+        return self._pack(
+            "Source",
+            first=first,
+            second=second,
+            scale=scale,
+            shift=source.shift,
+            modulation=source.modulation,
+            codes=source.codes,
+            first_channels=first.shape[3],
+            second_channels=0 if second is None else second.shape[3],
+            height=height,
+            width=width,
+            halved=source.upsample - 1,
+            affine_stride=channels if scale is not None and len(scale) > 1 else 0,
+            activation=ACTIVATIONS.index(source.activation),
+            unused=0,
+        )
+
+    def _scratch(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Array:
+        """Memory of undefined values, this thread's until its next call with that name."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // 4
+        held = self._thread.scratch.get(name)
+        if held is None or held.size < size:
+            held = self._thread.scratch[name] = self.device.empty((size + size // 4,), np.int32)
+        return held
+
+
+def listed(tiles: Host, room: int) -> Host:
+    """A list of tiles `[K, 3]` as kernels take it, int32 `[4 + 3 * room]`: K, three unused words, then the tiles."""
+    made = np.zeros(4 + 3 * room, np.int32)
+    made[0] = len(tiles)
+    made[4 : 4 + tiles.size] = tiles.reshape(-1)
+    return made

@@ -1,0 +1,93 @@
+"""Recordings: the launches of a run come in, and are queued again with other tiles by one launch of a graph.
+
+A recorded launch reads its tiles in a *slot*: room for a list, at a fixed address, its length on the device. All slots,
+and the number that a watch leaves, are one block of memory. A replay fills it by one copy, launches the graph, and
+queues the watch's number back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..interface import Array, BackendError, Recording, Tiles, Watch
+from .device import Device, Graph
+from .watching import NONE, CudaWatch
+
+
+def room(count: int) -> int:
+    """The room of a list of `count` tiles: 8, 12, 16, 24, 32, 48, … so that lists of about a length share a grid."""
+    size = 8
+    while size < count:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+class Slots:
+    """The slots of one recording.
+
+    Parameters
+    ----------
+    lists
+        The lists of tiles that the recorded work uses; a replay replaces each.
+    """
+
+    def __init__(self, device: Device, lists: Sequence[Tiles]) -> None:
+        self.lists = list(dict.fromkeys(lists))
+        self.rooms = [room(len(tiles)) for tiles in self.lists]
+        begins = np.cumsum([2] + [4 + 3 * each for each in self.rooms]).tolist()
+        self.block = device.empty((begins[-1],), np.int32)
+        self.watched = self.block[0:2]
+        """The number of the watch, two words."""
+        self._of = {
+            tiles: (self.block[begin:end], size)
+            for tiles, begin, end, size in zip(self.lists, begins[:-1], begins[1:], self.rooms, strict=True)
+        }
+        self._begins = begins
+
+    def array(self, tiles: Tiles) -> Array:
+        """The slot of a list. Raises BackendError: the recording was not given it."""
+        return self._find(tiles)[0]
+
+    def room_of(self, tiles: Tiles) -> int:
+        """The most tiles that the slot of a list takes."""
+        return self._find(tiles)[1]
+
+    def _find(self, tiles: Tiles) -> tuple[Array, int]:
+        if tiles not in self._of:
+            raise BackendError("recorded work used a list of tiles that the recording was not given")
+        return self._of[tiles]
+
+    def filled(self, lists: Sequence[Tiles]) -> Any:
+        """The block, int32, for a replay with these lists."""
+        host = np.zeros(self._begins[-1], np.int32)
+        host[:2] = np.full(1, NONE).view(np.int32)
+        for begin, tiles in zip(self._begins[:-1], lists, strict=True):
+            host[begin] = len(tiles)
+            host[begin + 4 : begin + 4 + 3 * len(tiles)] = tiles.host.reshape(-1)
+        return host
+
+
+class CudaRecording(Recording):
+    """A graph, and the memory that its launches refer to."""
+
+    def __init__(self, device: Device, graph: Graph, slots: Slots, scratch: object) -> None:
+        self._device, self._graph, self._slots = device, graph, slots
+        self._kept = scratch  # its addresses are in the graph
+
+    @property
+    def room(self) -> Sequence[int]:
+        return self._slots.rooms
+
+    def replay(self, lists: Sequence[Tiles], watch: Watch | None = None) -> Watch | None:
+        for tiles, most in zip(lists, self._slots.rooms, strict=True):
+            if len(tiles) > most:
+                raise BackendError(f"a list of {len(tiles)} tiles, in a recording with room for {most}")
+        self._device.write(self._slots.block, self._slots.filled(lists))
+        self._graph.launch()
+        if not isinstance(watch, CudaWatch):
+            return None
+        fetched = self._device.fetch(self._slots.watched)
+        return watch.replayed(dict(zip(self._slots.lists, lists, strict=True)), fetched)

@@ -1,0 +1,148 @@
+"""Tiles: copied, merged, compared, narrowed to float16 and widened, and checked for values that are not finite."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..interface import TILE, Array, Host, Position, Tiles, Watch
+from .launching import PIXELS, Launching
+from .watching import CudaWatch
+
+
+class TileCopies(Launching):
+    """The primitives on tiles and masks."""
+
+    def read_tiles(self, canvas: Array, tiles: Tiles, out: Array | None = None) -> Array:
+        if out is None:
+            shape = (self._most(tiles), TILE, TILE, canvas.shape[3])
+            out = self.device.empty(shape, canvas.dtype)
+        self._copy_tiles("read_tiles", canvas, tiles, out)
+        return out
+
+    def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        self._copy_tiles("write_tiles", canvas, tiles, values)
+
+    def _copy_tiles(self, kernel: str, canvas: Array, tiles: Tiles, values: Array) -> None:
+        words = canvas.shape[3] * canvas.dtype.itemsize // 4
+        self._launch(
+            kernel,
+            self._grid_of_words(tiles, words),
+            canvas=canvas,
+            values=values,
+            tiles=self._list(tiles),
+            height=canvas.shape[1],
+            width=canvas.shape[2],
+            channels=words,
+        )
+
+    def _grid_of_words(self, tiles: Tiles, words: int) -> tuple[int, int]:
+        """A grid of blocks of 256 threads, each for up to four words of a tile."""
+        return self._most(tiles), -(-PIXELS * words // 1024)
+
+    def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
+        if len(tiles):
+            self._launch(
+                "merge_tiles",
+                self._grid_of_words(tiles, canvas.shape[3]),
+                canvas=canvas,
+                values=values,
+                pixels=self.device.upload(np.ascontiguousarray(pixels, np.uint8)),
+                tiles=self._list(tiles),
+                height=canvas.shape[1],
+                width=canvas.shape[2],
+                channels=canvas.shape[3],
+            )
+
+    def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
+        self._launch(
+            "add_tiles",
+            self._grid_of_words(tiles, canvas.shape[3]),
+            canvas=canvas,
+            values=values,
+            tiles=self._list(tiles),
+            height=canvas.shape[1],
+            width=canvas.shape[2],
+            channels=canvas.shape[3],
+        )
+
+    def tile_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
+        change = self.device.empty((self._most(tiles), TILE, TILE, canvas.shape[3]), np.float32)
+        self._launch(
+            "tile_change",
+            self._grid_of_words(tiles, canvas.shape[3]),
+            canvas=canvas,
+            old=old,
+            change=change,
+            tiles=self._list(tiles),
+            height=canvas.shape[1],
+            width=canvas.shape[2],
+            channels=canvas.shape[3],
+            halves=int(old.dtype == np.float16),
+        )
+        return change
+
+    def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
+        self._copy_halves("narrow_tiles", canvas, halves, tiles)
+        watch.watch(canvas, tiles, layer)
+
+    def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
+        self._copy_halves("widen_tiles", canvas, halves, tiles)
+
+    def _copy_halves(self, kernel: str, canvas: Array, halves: Array, tiles: Tiles) -> None:
+        self._launch(
+            kernel,
+            self._grid_of_words(tiles, canvas.shape[3]),
+            canvas=canvas,
+            halves=halves,
+            tiles=self._list(tiles),
+            height=canvas.shape[1],
+            width=canvas.shape[2],
+            channels=canvas.shape[3],
+        )
+
+    # -- checks ------------------------------------------------------------------------------------------
+
+    def watch_run(self) -> Watch:
+        slots = self._thread.slots
+        return CudaWatch(self._watch, self.device, None if slots is None else slots.watched)
+
+    def _watch(self, first: Array, canvas: Array, tiles: Tiles, layer: int) -> None:
+        """Queue a check: `first` becomes the lesser of itself and the place of a value that is not finite."""
+        if not np.issubdtype(canvas.dtype, np.floating):
+            return
+        self._launch(
+            "watch_tiles",
+            (self._most(tiles),),
+            canvas=canvas,
+            tiles=self._list(tiles),
+            first=first,
+            height=canvas.shape[1],
+            width=canvas.shape[2],
+            channels=canvas.shape[3],
+            layer=layer,
+        )
+
+    def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
+        watch = CudaWatch(self._watch, self.device, None)
+        watch.watch(canvas, tiles, 0)
+        found = watch.first_watched()
+        return None if found is None else found[1]
+
+    def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
+        if not len(tiles):
+            return np.zeros(0, np.float32)
+        largest = self.device.empty((len(tiles),), np.float32)
+        is_float = np.issubdtype(canvas.dtype, np.floating)
+        self._launch(
+            "largest_change",
+            (len(tiles),),
+            canvas=canvas,
+            old=values,
+            largest=largest,
+            tiles=self._list(tiles),
+            height=canvas.shape[1],
+            width=canvas.shape[2],
+            channels=canvas.shape[3],
+            type=(1 if values.dtype == np.float16 else 0) if is_float else 2,
+        )
+        return self.device.download(largest)
