@@ -100,14 +100,22 @@ class Launching(PortableBackend):
         first, second = (*source.parts, None)[:2]
         _, height, width, channels = source.shape
         scale = source.scale
+        arrays = {
+            "first": first,
+            "second": second,
+            "scale": scale,
+            "shift": source.shift,
+            "modulation": source.modulation,
+            "codes": source.codes,
+        }
+        addresses = {name: 0 if each is None else self.device.address(each) for name, each in arrays.items()}
+        apart = channels | first.shape[3]
+        for name, address in addresses.items():
+            if name != "codes":
+                apart |= address >> 2
         return self._pack(
             "Source",
-            first=first,
-            second=second,
-            scale=scale,
-            shift=source.shift,
-            modulation=source.modulation,
-            codes=source.codes,
+            **addresses,
             first_channels=first.shape[3],
             second_channels=0 if second is None else second.shape[3],
             height=height,
@@ -115,7 +123,7 @@ class Launching(PortableBackend):
             halved=source.upsample - 1,
             affine_stride=channels if scale is not None and len(scale) > 1 else 0,
             activation=ACTIVATIONS.index(source.activation),
-            unused=0,
+            fours=int(apart % 4 == 0),
         )
 
     def _scratch(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Array:

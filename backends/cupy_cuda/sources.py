@@ -39,20 +39,20 @@ class Structure:
         address
             The address of an array; a null pointer is None.
         values
-            A value for each field: an array or None for a pointer, bytes for a structure, else a number.
+            A value for each field: an array, an address or None for a pointer, bytes for a structure, else a number.
 
         Raises
         ------
         KeyError, struct.error
             A field has no value, or one of another type.
         """
-        pointers = self.pointers
-        return self.layout.pack(
-            *[
-                values[name] if name not in pointers else 0 if values[name] is None else address(values[name])
-                for name in self.fields
-            ]
-        )
+        packed = []
+        for name in self.fields:
+            value = values[name]
+            if name in self.pointers and type(value) is not int:
+                value = 0 if value is None else address(value)
+            packed.append(value)
+        return self.layout.pack(*packed)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ struct Source {             // an input and the pointwise work pending on it, as
   int halved;               // 1: nearest upsampling by two, h = H / 2
   int affine_stride;        // C: each sample has its scale; 0: one for all
   int activation;
-  int unused;
+  int fours;                // 1: every array is aligned to 16 bytes and has a multiple of four channels
 };
 
 struct Epilogue {           // what follows a convolution's sum: + bias + shift + residual, then the activation

@@ -25,38 +25,30 @@ __device__ __forceinline__ void direct_product(const Conv& a, typename P::Shared
   int taps = a.kernel_height * a.kernel_width, depth = taps * a.padded_inputs;
   const float* weight = (const float*)a.weight + (long long)group * depth * a.padded_outputs;
   float sums[P::TM][P::TN] = {};
+  const float4 zeros = make_float4(0.f, 0.f, 0.f, 0.f);
+  Pixel pixels[P::LEFTS];
+#pragma unroll
+  for (int e = 0; e < P::LEFTS; e++) pixels[e] = pixel_of(a, row0 + P::left_row(e), rows);
   P::run(
       sums, shared, depth,
-      [&](int row, int c) {
-        float v[4] = {0.f, 0.f, 0.f, 0.f};
-        Pixel p = pixel_of(a, row0 + row, rows);
-        if (p.inside && c < depth) {
-          int tap = c / a.padded_inputs, first = c % a.padded_inputs;  // padded_inputs is a multiple of four
-          int y = p.y * a.stride + tap / a.kernel_width - a.top, x = p.x * a.stride + tap % a.kernel_width - a.left;
-#pragma unroll 1
-          for (int i = 0; i < 4; i++)
-            if (first + i < a.inputs) v[i] = read(a.source, p.n, y, x, group * a.inputs + first + i);
-        }
-        return make_float4(v[0], v[1], v[2], v[3]);
+      [&](int e, int c) {
+        Pixel p = pixels[e];
+        if (!p.inside || c >= depth) return zeros;
+        int tap = c / a.padded_inputs, first = c % a.padded_inputs;  // padded_inputs is a multiple of four
+        int y = p.y * a.stride + tap / a.kernel_width - a.top, x = p.x * a.stride + tap % a.kernel_width - a.left;
+        return read_4(a.source, p.n, y, x, group * a.inputs + first, a.inputs - first);
       },
       [&](int c, int column) {
-        return c < depth && o0 + column < a.padded_outputs
-                   ? load_4(weight + (long long)c * a.padded_outputs + o0 + column)
-                   : make_float4(0.f, 0.f, 0.f, 0.f);
+        return c < depth && o0 + column < a.padded_outputs ? load_4(weight + (long long)c * a.padded_outputs + o0 + column)
+                                                           : zeros;
       });
-#pragma unroll
-  for (int i = 0; i < P::TM; i++) {
-    Pixel p = pixel_of(a, row0 + P::row(i), rows);
-    if (!p.inside) continue;
-#pragma unroll
-    for (int j = 0; j < P::TN; j++) {
-      int o = o0 + P::column(j);
-      if (o >= a.outputs) continue;
-      int channel = group * a.outputs + o;
+  P::each_sum(sums, shared, [&](int row, int column, float sum) {
+    Pixel p = pixel_of(a, row0 + row, rows);
+    int o = o0 + column, channel = group * a.outputs + o;
+    if (p.inside && o < a.outputs)
       a.out[at(p.n, p.y, p.x, a.height, a.width, a.groups * a.outputs) + channel] =
-          finish(a.epilogue, sums[i][j], p.n, p.y, p.x, channel);
-    }
-  }
+          finish(a.epilogue, sum, p.n, p.y, p.x, channel);
+  });
 }
 
 #define DIRECT(BM, BN, TM, TN) \

@@ -5,7 +5,7 @@
 #include "arguments.cuh"
 #ifndef ON_CPU
 #define KERNEL(name, Arguments, threads) \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Arguments a)
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments a)
 #define DYNAMIC_SHARED(type, name) \
   extern __shared__ __align__(16) unsigned char name##_bytes[]; \
   type* name = reinterpret_cast<type*>(name##_bytes)

@@ -26,61 +26,84 @@ struct Product {
     return j / VN * (BN / (TN / VN)) + threadIdx.x % (BN / TN) * VN + j % VN;
   }
 
-  // `load_left(row, c)` and `load_right(c, column)` give four values each, neighbours along the depth and along the
-  // columns; `depth` is rounded up to a multiple of DEPTH: beyond the end both give zeros.
+  static constexpr int LEFTS = (BM * DEPTH / 4 + THREADS - 1) / THREADS;
+  static constexpr int RIGHTS = (BN * DEPTH / 4 + THREADS - 1) / THREADS;
+  // the row that load e of this thread reads, the same at every depth
+  static __device__ __forceinline__ int left_row(int e) { return (threadIdx.x + e * THREADS) / (DEPTH / 4); }
+
+  // Add the products of `depth` values to `sums`. `load_left(e, c)` gives four values of row `left_row(e)` from depth c
+  // on, `load_right(c, column)` four neighbours at depth c; beyond the edges both give zeros.
   template <class Left, class Right>
   static __device__ __forceinline__ void run(float (&sums)[TM][TN], Shared& shared, int depth, Left load_left,
                                              Right load_right) {
-    constexpr int LEFT = BM * DEPTH / 4, RIGHT = BN * DEPTH / 4;
-    constexpr int LEFTS = (LEFT + THREADS - 1) / THREADS, RIGHTS = (RIGHT + THREADS - 1) / THREADS;
     float4 lefts[LEFTS], rights[RIGHTS];
     int t = threadIdx.x;
-    auto fetch = [&](int c0) {
+    // One step fetches from the arrays while the one before it is computed. The halves of shared memory alternate: who
+    // is a step ahead writes the half that nobody reads any more, so one barrier a step is enough.
+    for (int c0 = 0, half = 0; c0 < depth + DEPTH; c0 += DEPTH, half ^= 1) {
+      bool more = c0 < depth;
+      if (more) {
 #pragma unroll
-      for (int e = 0; e < LEFTS; e++) {
-        int at = t + e * THREADS;
-        if (LEFT % THREADS == 0 || at < LEFT) lefts[e] = load_left(at / (DEPTH / 4), c0 + at % (DEPTH / 4) * 4);
+        for (int e = 0; e < LEFTS; e++)
+          if (left_row(e) < BM) lefts[e] = load_left(e, c0 + (t + e * THREADS) % (DEPTH / 4) * 4);
+#pragma unroll
+        for (int e = 0; e < RIGHTS; e++) {
+          int at = t + e * THREADS;
+          if (at < BN * DEPTH / 4) rights[e] = load_right(c0 + at / (BN / 4), at % (BN / 4) * 4);
+        }
       }
+      if (c0) {
 #pragma unroll
-      for (int e = 0; e < RIGHTS; e++) {
-        int at = t + e * THREADS;
-        if (RIGHT % THREADS == 0 || at < RIGHT) rights[e] = load_right(c0 + at / (BN / 4), at % (BN / 4) * 4);
+        for (int c = 0; c < DEPTH; c++) {
+          float x[TM], w[TN];
+#pragma unroll
+          for (int i = 0; i < TM; i++) x[i] = shared.left[half ^ 1][c][row(i)];
+#pragma unroll
+          for (int j = 0; j < TN; j++) w[j] = shared.right[half ^ 1][c][column(j)];
+#pragma unroll
+          for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++) sums[i][j] = fmaf(x[i], w[j], sums[i][j]);
+        }
       }
-    };
-    auto keep = [&](int half) {
+      if (more) {
 #pragma unroll
-      for (int e = 0; e < LEFTS; e++) {
-        int at = t + e * THREADS, r = at / (DEPTH / 4), c = at % (DEPTH / 4) * 4;
-        if (LEFT % THREADS && at >= LEFT) continue;
-        shared.left[half][c][r] = lefts[e].x;
-        shared.left[half][c + 1][r] = lefts[e].y;
-        shared.left[half][c + 2][r] = lefts[e].z;
-        shared.left[half][c + 3][r] = lefts[e].w;
+        for (int e = 0; e < LEFTS; e++) {
+          int r = left_row(e), c = (t + e * THREADS) % (DEPTH / 4) * 4;
+          if (r >= BM) continue;
+          shared.left[half][c][r] = lefts[e].x;
+          shared.left[half][c + 1][r] = lefts[e].y;
+          shared.left[half][c + 2][r] = lefts[e].z;
+          shared.left[half][c + 3][r] = lefts[e].w;
+        }
+#pragma unroll
+        for (int e = 0; e < RIGHTS; e++) {
+          int at = t + e * THREADS;
+          if (at < BN * DEPTH / 4)
+            *reinterpret_cast<float4*>(&shared.right[half][at / (BN / 4)][at % (BN / 4) * 4]) = rights[e];
+        }
+        __syncthreads();
       }
+    }
+  }
+
+  // Call `write(row, column, sum)` for every output of the block: neighbouring threads get neighbouring columns. The
+  // sums pass through shared memory, so that `write` is compiled for a rolled loop and not for each of them.
+  template <class Write>
+  static __device__ __forceinline__ void each_sum(const float (&sums)[TM][TN], Shared& shared, Write write) {
+    constexpr int GROUPS = TM / VM, ROWS = BM / GROUPS;
+    static_assert(ROWS * BN * sizeof(float) <= sizeof(Shared), "the sums of a group of rows fit");
+    float* staged = reinterpret_cast<float*>(&shared);
 #pragma unroll
-      for (int e = 0; e < RIGHTS; e++) {
-        int at = t + e * THREADS;
-        if (RIGHT % THREADS && at >= RIGHT) continue;
-        *reinterpret_cast<float4*>(&shared.right[half][at / (BN / 4)][at % (BN / 4) * 4]) = rights[e];
-      }
-    };
-    fetch(0);
-    for (int c0 = 0, half = 0; c0 < depth; c0 += DEPTH, half ^= 1) {
-      keep(half);
-      __syncthreads();  // the halves alternate: who is a step ahead writes the half that nobody reads any more
-      if (c0 + DEPTH < depth) fetch(c0 + DEPTH);
+    for (int g = 0; g < GROUPS; g++) {
+      __syncthreads();  // nobody reads what was there before
 #pragma unroll
-      for (int c = 0; c < DEPTH; c++) {
-        float x[TM], w[TN];
+      for (int i = 0; i < VM; i++)
 #pragma unroll
-        for (int i = 0; i < TM; i++) x[i] = shared.left[half][c][row(i)];
-#pragma unroll
-        for (int j = 0; j < TN; j++) w[j] = shared.right[half][c][column(j)];
-#pragma unroll
-        for (int i = 0; i < TM; i++)
-#pragma unroll
-          for (int j = 0; j < TN; j++) sums[i][j] = fmaf(x[i], w[j], sums[i][j]);
-      }
+        for (int j = 0; j < TN; j++) staged[(row(g * VM + i) - g * ROWS) * BN + column(j)] = sums[g * VM + i][j];
+      __syncthreads();
+#pragma unroll 1
+      for (int e = threadIdx.x; e < ROWS * BN; e += THREADS) write(g * ROWS + e / BN, e % BN, staged[e]);
     }
   }
 };

@@ -80,26 +80,19 @@ __device__ __forceinline__ void winograd_product(const Products& a, typename P::
   const float* right = a.right + (long long)blockIdx.z * a.depth * a.outputs;
   float* out = a.out + (long long)blockIdx.z * a.stride * a.outputs;
   float sums[P::TM][P::TN] = {};
+  const float4 zeros = make_float4(0.f, 0.f, 0.f, 0.f);
   P::run(
       sums, shared, a.depth,
-      [&](int row, int c) {
-        return row0 + row < rows && c < a.depth ? load_4(left + (long long)(row0 + row) * a.depth + c)
-                                                : make_float4(0.f, 0.f, 0.f, 0.f);
+      [&](int e, int c) {
+        int row = row0 + P::left_row(e);
+        return row < rows && c < a.depth ? load_4(left + (long long)row * a.depth + c) : zeros;
       },
       [&](int c, int column) {
-        return c < a.depth && o0 + column < a.outputs ? load_4(right + (long long)c * a.outputs + o0 + column)
-                                                      : make_float4(0.f, 0.f, 0.f, 0.f);
+        return c < a.depth && o0 + column < a.outputs ? load_4(right + (long long)c * a.outputs + o0 + column) : zeros;
       });
-#pragma unroll
-  for (int i = 0; i < P::TM; i++) {
-    int row = row0 + P::row(i);
-    if (row >= rows) continue;
-#pragma unroll
-    for (int j = 0; j < P::TN; j++) {
-      int o = o0 + P::column(j);
-      if (o < a.outputs) out[(long long)row * a.outputs + o] = sums[i][j];
-    }
-  }
+  P::each_sum(sums, shared, [&](int row, int column, float sum) {
+    if (row0 + row < rows && o0 + column < a.outputs) out[(long long)(row0 + row) * a.outputs + o0 + column] = sum;
+  });
 }
 
 #define PRODUCT(BM, BN, TM, TN) \
