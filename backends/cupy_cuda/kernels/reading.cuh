@@ -76,7 +76,7 @@ __device__ __forceinline__ float read(const Source& s, int n, int y, int x, int 
 __device__ __forceinline__ float4 read_4(const Source& s, int n, int y, int x, int c, int count) {
   float v[4] = {0.f, 0.f, 0.f, 0.f};
   if (is_inside(s, y, x)) {
-    if (s.fours && count >= 4) {
+    if (s.fours && count >= 4 && c % 4 == 0) {  // a group of channels may begin anywhere
       read_inside<4>(s, n, y, x, c, v);
     } else {
 #pragma unroll
