@@ -524,6 +524,15 @@ class Backend(ABC):
     def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         """`canvas[tiles] = values`, `[K, TILE, TILE, C]`; pixels that overhang the border are dropped."""
 
+    def read_many_tiles(self, places: Sequence[tuple[Array, Tiles]]) -> list[Array]:
+        """`read_tiles(canvas, tiles)` of each (canvas, tiles)."""
+        return [self.read_tiles(canvas, tiles) for canvas, tiles in places]
+
+    def write_many_tiles(self, places: Sequence[tuple[Array, Tiles, Array]]) -> None:
+        """`write_tiles(canvas, tiles, values)` of each (canvas, tiles, values), in any order: canvases differ."""
+        for canvas, tiles, values in places:
+            self.write_tiles(canvas, tiles, values)
+
     @abstractmethod
     def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
         """`canvas[tiles] = values` where `pixels`, host bool `[K, TILE, TILE]`, is True; other pixels stay.

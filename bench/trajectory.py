@@ -67,7 +67,9 @@ class Trajectory:
             journal, carries = Journal(), step == 2
             start = time.perf_counter()
             carried = deltas[1].at(step, deltas[0]) if carries else None
-            run, _ = state.repaint(values, changed, plan, journal=journal, carried=carried)
+            run, _, _ = state.repaint(
+                values, changed, plan, journal=journal, carried=carried, wanted=changed.tiles
+            )
             if not carries:
                 deltas.append(state.deltas(step, journal, self.rows))
             state.output_tiles(changed.tiles)

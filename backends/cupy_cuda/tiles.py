@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..interface import TILE, Array, Host, Position, Tiles, Watch
 from .launching import PIXELS, Launching
 from .watching import CudaWatch
+
+MANY_BLOCKS = 128
+"""Most blocks along the tiles of one canvas, where many canvases are copied: each takes several tiles in turn."""
+
+
+def _words(canvas: Array) -> int:
+    """Words of four bytes in a pixel."""
+    words: int = canvas.shape[3] * canvas.dtype.itemsize // 4
+    return words
 
 
 class TileCopies(Launching):
@@ -23,7 +34,7 @@ class TileCopies(Launching):
         self._copy_tiles("write_tiles", canvas, tiles, values)
 
     def _copy_tiles(self, kernel: str, canvas: Array, tiles: Tiles, values: Array) -> None:
-        words = canvas.shape[3] * canvas.dtype.itemsize // 4
+        words = _words(canvas)
         self._launch(
             kernel,
             self._grid_of_words(tiles, words),
@@ -33,6 +44,46 @@ class TileCopies(Launching):
             height=canvas.shape[1],
             width=canvas.shape[2],
             channels=words,
+        )
+
+    def read_many_tiles(self, places: Sequence[tuple[Array, Tiles]]) -> list[Array]:
+        places = [(canvas, tiles) for canvas, tiles in places]
+        sizes = [len(tiles) * PIXELS * _words(canvas) for canvas, tiles in places]
+        ends = np.cumsum(sizes).tolist() if sizes else [0]
+        block = self.device.empty((ends[-1],), np.int32)
+        values = [
+            block[end - size : end].view(canvas.dtype).reshape(len(tiles), TILE, TILE, canvas.shape[3])
+            for (canvas, tiles), end, size in zip(places, ends, sizes, strict=False)
+        ]
+        self._copy_many("read_many_tiles", [(*each, v) for each, v in zip(places, values, strict=True)])
+        return values
+
+    def write_many_tiles(self, places: Sequence[tuple[Array, Tiles, Array]]) -> None:
+        self._copy_many("write_many_tiles", places)
+
+    def _copy_many(self, kernel: str, places: Sequence[tuple[Array, Tiles, Array]]) -> None:
+        some = [(canvas, tiles, values) for canvas, tiles, values in places if len(tiles)]
+        if not some:
+            return
+        table = b"".join(
+            self._pack(
+                "CopyTiles",
+                canvas=canvas,
+                values=values,
+                tiles=self._list(tiles),
+                height=canvas.shape[1],
+                width=canvas.shape[2],
+                channels=_words(canvas),
+            )
+            for canvas, tiles, values in some
+        )
+        most = max(len(tiles) for _, tiles, _ in some)
+        words = max(_words(canvas) for canvas, _, _ in some)
+        self._launch(
+            kernel,
+            (min(most, MANY_BLOCKS), -(-PIXELS * words // 1024), len(some)),
+            each=self.device.upload(np.frombuffer(table, np.int32)),
+            count=len(some),
         )
 
     def _grid_of_words(self, tiles: Tiles, words: int) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class _Shown:
 
     inputs: dict[str, Host] | None
     """By name, as `Model.encode` returns them; None: nobody has needed them since an undo or redo."""
+    output: Host
     images: Host
 
 
@@ -166,7 +167,7 @@ class Session(Door):
             )
             # copies: the user may write into the arrays
             kept = {name: np.array(array) for name, array in inputs.canvases.items()}
-            shown = _Shown(kept, self.model.images(output))
+            shown = _Shown(kept, np.array(output), self.model.images(output))
             base = Base([self._state], History(TileSet.empty(*inputs.shape), shown=shown))
             active = TileSet.full(*output.shape[:3])
             result = self._result(base, base.history, output, start, active, run.records, edited_area=1.0)
@@ -220,37 +221,41 @@ class Session(Door):
             active = TileSet.empty(*self._state.output_shape[:3])
             records: Iterable[LayerRecord] = self._state.idle
             left = TileSet.empty(*changed.shape) if chosen.exact else stale
+            output = np.array(shown.output)
             with base.edit() as journals:
                 if spread.count:
                     plan = chosen.plan(spread.mask(), settled=not stale.count)
                     values = {name: gather_tiles(array, changed.tiles) for name, array in inputs.items()}
-                    run, active = self._state.repaint(
+                    run, active, painted = self._state.repaint(
                         values, changed, plan, journal=journals[0], spread=spread, on_layer=progress
                     )
                     records = run.records
+                    scatter_tiles(output, active.tiles, painted)
                     if not chosen.exact:
                         left = union([stale, self._state.unspread(changed, plan)])
-                output = self._state.output()
                 images = self._images_after(shown, output, active)
                 after = base.history.after(
                     Edit(journals, stale),
                     stale=left,
-                    shown=_Shown(self._inputs_after(before_inputs, changed), images),
+                    shown=_Shown(self._inputs_after(before_inputs, inputs, changed), output, images),
                     limit=undo_limit(self._undo, base.nbytes),
                 )
                 area = np.count_nonzero(difference) / difference.size
                 size = journals[0].nbytes
-                result = self._result(base, after, output, start, active, records, area, ignored, size)
+                result = self._result(
+                    base, after, np.array(output), start, active, records, area, ignored, size
+                )
                 base.commit(after)
             return result
 
     def _exchanged(self, base: Base, before: _Shown, start: float, edit: Edit) -> Result:
-        output, journal, path = self._state.output(), edit.journals[0], self._state.output_path
+        output, journal, path = np.array(before.output), edit.journals[0], self._state.output_path
         active = TileSet.empty(*output.shape[:3])
         if path in journal.paths:
             active = TileSet.of_tiles(active.shape, journal.saved_tiles(path).host)
-        base.show(_Shown(None, self._images_after(before, output, active)))
-        return self._result(base, base.history, output, start, active)
+            scatter_tiles(output, active.tiles, self._state.output_tiles(active.tiles))
+        base.show(_Shown(None, output, self._images_after(before, output, active)))
+        return self._result(base, base.history, np.array(output), start, active)
 
     @property
     def image(self) -> Host:
@@ -320,7 +325,8 @@ class Session(Door):
             raise SessionError(_NO_BASE)
         shown = base.settle().shown
         if shown is None:
-            shown = _Shown(None, self.model.images(self._state.output()))
+            output = self._state.output()
+            shown = _Shown(None, output, self.model.images(output))
             base.show(shown)
         return base, shown
 
@@ -347,13 +353,16 @@ class Session(Door):
             return shown.inputs
         return {name: self.memory.whole(canvas) for name, canvas in self._state.inputs.items()}
 
-    def _inputs_after(self, inputs: dict[str, Host], changed: TileSet) -> dict[str, Host]:
-        """Host copies of the inputs after an edit of some tiles."""
+    def _inputs_after(
+        self, inputs: dict[str, Host], edited: dict[str, Host], changed: TileSet
+    ) -> dict[str, Host]:
+        """Host copies of the inputs after an edit, which takes the `changed` pixels of the edited ones."""
         if not changed.count:
             return inputs
         after = {name: np.array(array) for name, array in inputs.items()}
         for name, array in after.items():
-            scatter_tiles(array, changed.tiles, self._state.input_tiles(name, changed.tiles))
+            old, new = (gather_tiles(each, changed.tiles) for each in (array, edited[name]))
+            scatter_tiles(array, changed.tiles, np.where(changed.pixels[..., None], new, old))
         return after
 
     def _images_after(self, shown: _Shown, output: Host, active: TileSet) -> Host:

@@ -7,6 +7,7 @@ has one state, a diffusion session one for each denoising step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,16 @@ from ..models.base import Inputs, Model
 from ..tiling.canvas import Canvas
 from ..tiling.policies import NOTHING, Everything, Plan
 from ..tiling.tiles import TileSet
+
+
+class Repainted(NamedTuple):
+    """What `State.repaint` did."""
+
+    run: Run
+    active: TileSet
+    """The tiles of the output that it repainted."""
+    values: Host
+    """A host copy of the output's `wanted` tiles, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border."""
 
 
 class State:
@@ -128,7 +139,8 @@ class State:
         spread: TileSet | None = None,
         carried: Deltas | None = None,
         on_layer: OnLayer | None = None,
-    ) -> tuple[Run, TileSet]:
+        wanted: Tiles | None = None,
+    ) -> Repainted:
         """Write changed pixels into the inputs and recompute the active tiles, in place.
 
         Parameters
@@ -147,10 +159,8 @@ class State:
             have not spread.)
         carried
             Deltas of an earlier denoising step, to be carried on instead of computed; None: every layer is computed.
-
-        Returns
-        -------
-        The run, and the tiles of the output that it repainted.
+        wanted
+            The tiles of the output to return; None: those that are repainted.
 
         Raises
         ------
@@ -168,10 +178,13 @@ class State:
         try:
             run.begin(plan, journal=journal, edited=spread.edited, on_layer=on_layer, carried=carried)
             program.replay(spread, carried)
+            active = program.output.changed
+            # copied before the run's checks are asked for: one wait then serves both
+            values = self.output_tiles(active.tiles if wanted is None else wanted)
             run.end()
         finally:
             run.let_go()
-        return run, program.output.changed
+        return Repainted(run, active, values)
 
     def unspread(self, changed: TileSet, plan: Plan) -> TileSet:
         """The pixels of the inputs whose change an edit of `changed` pixels, under an approximate plan, has not spread.

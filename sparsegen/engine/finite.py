@@ -16,9 +16,16 @@ from ..errors import NonFiniteError, SparsegenError
 class FiniteChecks:
     """The checks of one run, in the order of its layers."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.watch: Watch = backend.watch_run()
+    def __init__(self, backend: Backend, watch: Watch | None = None) -> None:
+        self._backend = backend
+        self.watch: Watch = backend.watch_run() if watch is None else watch
         self._errors: list[Callable[[Position], SparsegenError]] = []
+
+    def replayed(self, watch: Watch) -> FiniteChecks:
+        """The same checks in a replay of the recorded run that they were made in, whose watch is `watch`."""
+        other = FiniteChecks(self._backend, watch)
+        other._errors = self._errors
+        return other
 
     def entry(self, error: Callable[[Position], SparsegenError]) -> int:
         """The number of a new check, for the backend's watch; `error(position)` is raised where it fails."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sparsegen.backends.interface import Array, Backend, Host, Tiles
 
 from ..tiling.tiles import TileSet
@@ -31,14 +33,21 @@ class Journal:
     def save_before(self, memory: Memory, path: str, active: TileSet, *, in_place: bool = False) -> None:
         """Save the `active` tiles of a canvas before they change.
 
-        If all are active, the memory gets a new canvas, of undefined value; not if the change is `in_place`.
+        If all are active, the memory gets a new canvas, of undefined value; not if the change is `in_place`, nor where
+        recorded edits refer to the canvas.
         """
         canvas = memory.canvases[path]
-        if active.count == active.total and not in_place:
+        if active.count == active.total and not in_place and not memory.backend.records:
             self._set_aside(path, canvas)
             memory.canvases[path] = memory.allocator.allocate(canvas.shape, dtype=str(canvas.dtype))
         else:
             self._copy(memory, path, active.tiles)
+
+    def save_all_before(self, memory: Memory, active: Mapping[str, TileSet]) -> None:
+        """Save the active tiles of many canvases, by path, before any of them changes; all change in place."""
+        places = [(memory.canvases[path], tiles.tiles) for path, tiles in active.items()]
+        for (path, tiles), values in zip(active.items(), memory.backend.read_many_tiles(places), strict=True):
+            self.add(path, tiles.tiles, values)
 
     def add(self, path: str, tiles: Tiles, values: Array) -> None:
         """Keep `values` `[K, TILE, TILE, C]` of the `tiles` of a canvas."""
@@ -85,8 +94,9 @@ class Journal:
         """Put everything back. Repeating it, also after an interrupt, changes nothing more."""
         memory.canvases.update(self.whole)
         memory.moments.update(self.moments)
-        for path, (tiles, values) in self.tiles.items():
-            memory.backend.write_tiles(memory.canvases[path], tiles, values)
+        memory.backend.write_many_tiles(
+            [(memory.canvases[path], tiles, values) for path, (tiles, values) in self.tiles.items()]
+        )
         for path, (count, windows) in self.windows.items():  # no canvas refers to a later window any more
             memory.codebooks[path].restore(memory.backend, count, windows)
 

@@ -14,8 +14,12 @@ import numpy as np
 from ..tiling.canvas import Canvas
 from ..tiling.tiles import TileSet
 from .carried import Deltas
+from .recorded import NotRecordable, RecordedEdit, recordable
 from .run import LayerStep, NormStep, Run
 from .stats import LayerRecord
+
+MOST_RECORDED = 8
+"""Recorded edits that a program keeps: of a few sizes of tile lists, and of a few policies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,8 @@ class Program:
     output: Canvas
     idle: Sequence[LayerRecord]
     """The records of an edit that changes nothing."""
+    _recorded: list[RecordedEdit] = field(default_factory=list)
+    """The latest first."""
     _above: dict[int, tuple[list[Callable[[], None]], list[LayerRecord]]] = field(default_factory=dict)
 
     def frontier(self, rows: int) -> list[Canvas]:
@@ -42,11 +48,33 @@ class Program:
         """Run every step, with `changed` pixels of the inputs; with `carried`, the frontier and all above alone."""
         for canvas in self.inputs:
             canvas.changed = changed
+        if carried is None and changed.count and self._replay_recorded():
+            return
         steps, records = (self.steps, []) if carried is None else self._beyond(carried.rows)
         self.run.records += records
         with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
             for step in steps:
                 step()
+
+    def _replay_recorded(self) -> bool:
+        """Do the edit by a recording that fits it, made now if there is none; False: it cannot be recorded."""
+        run = self.run
+        if not recordable(run, self.steps):
+            return False
+        for edit in self._recorded:
+            sets = edit.sets_for(run)
+            if sets is not None:
+                edit.replay(run, sets)
+                return True
+        try:
+            edit = RecordedEdit(run, self.steps, self.inputs)
+        except NotRecordable:
+            return False
+        self._recorded[:] = [edit, *self._recorded[: MOST_RECORDED - 1]]
+        sets = edit.sets_for(run)
+        assert sets is not None  # it was made for this edit
+        edit.replay(run, sets)
+        return True
 
     def _beyond(self, rows: int) -> tuple[list[Callable[[], None]], list[LayerRecord]]:
         """The steps of the frontier and of everything larger than `rows` rows; the records of all other layers."""

@@ -152,6 +152,11 @@ class Run:
         self._full_sets: dict[tuple[int, int, int], TileSet] = {}
         self.memory.begin()
 
+    @property
+    def measures(self) -> bool:
+        """Whether the time of each layer is measured."""
+        return self._on_layer is not None
+
     def do(self, step: Callable[[], None]) -> None:
         """Do a step of the model, and note it in the program."""
         step()
@@ -219,27 +224,25 @@ class Run:
                 active = active.whole()
             changed = active
             if transient:
-                active = self._everything(active)
+                active = self.everything(active)
         start = self.clock()
         if active.count:
             if self.journal is not None and not transient:
                 self.journal.save_before(self.memory, canvas.path, active, in_place=delta is not None)
             self.memory.fetch(reads, active)
-            kernel(canvas.array, active.tiles)
-            self.finite.layer(canvas.path, canvas.array, active.tiles)
-            self.memory.commit(canvas, active.tiles, self.finite)
+            self.queue(canvas, active, kernel)
             if self.journal is not None:
                 if self.plan.tau is not None and not transient:
                     changed = self._hold_back(canvas, active, self.journal, self.plan.tau)
-                self._follow_moments(canvas, active, self.journal)
+                self.follow_moments(canvas, active, self.journal)
         canvas.changed = changed
-        elapsed = self.elapsed(start)
-        computed, inner = delta is None, layer.inner
-        if inner is not None:
-            self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds, computed=computed)
-            if elapsed is not None:
-                elapsed -= inner.milliseconds or 0.0
-        self.record(canvas.path, active, layer.macs_per_pixel, elapsed, computed=computed)
+        self.record_layer(layer, active, self.elapsed(start), computed=delta is None)
+
+    def queue(self, canvas: Canvas, active: TileSet, kernel: Callable[[Array, Tiles], None]) -> None:
+        """Queue the computation of some tiles of a canvas, and their check."""
+        kernel(canvas.array, active.tiles)
+        self.finite.layer(canvas.path, canvas.array, active.tiles)
+        self.memory.commit(canvas, active.tiles, self.finite)
 
     def end(self) -> None:
         """End the run: wait until every value is computed and checked.
@@ -297,7 +300,7 @@ class Run:
         means, variances = zip(*(moments[part.path].used for part in parts), strict=True)
         return self.backend.join_channels(means), self.backend.join_channels(variances)
 
-    def _follow_moments(self, canvas: Canvas, active: TileSet, journal: Journal) -> None:
+    def follow_moments(self, canvas: Canvas, active: TileSet, journal: Journal) -> None:
         """Move the moments of a canvas by the tiles that this run repainted."""
         memory, path = self.memory, canvas.path
         before = memory.moments.get(path)
@@ -333,7 +336,7 @@ class Run:
         full = TileSet.full(*canvas.shape[:3])
         self.memory.fetch([Read(full, Window(), everywhere=True, canvas=canvas)], full)
 
-    def _everything(self, active: TileSet) -> TileSet:
+    def everything(self, active: TileSet) -> TileSet:
         """All tiles of the edited samples; `active` itself where it has them."""
         if active.shape not in self._full_sets:
             self._full_sets[active.shape] = TileSet.full(*active.shape, only=self._edited)
@@ -371,6 +374,17 @@ class Run:
             return None
         self.backend.synchronize()
         return (time.perf_counter() - start) * 1e3
+
+    def record_layer(
+        self, layer: LayerStep, active: TileSet, elapsed: float | None = None, *, computed: bool = True
+    ) -> None:
+        """Note the cost of a layer, and before it that of the layer that it computes on its way."""
+        inner = layer.inner
+        if inner is not None:
+            self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds, computed=computed)
+            if elapsed is not None:
+                elapsed -= inner.milliseconds or 0.0
+        self.record(layer.canvas.path, active, layer.macs_per_pixel, elapsed, computed=computed)
 
     def record(
         self,

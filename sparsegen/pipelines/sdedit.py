@@ -290,20 +290,21 @@ class SDEdit(Door):
                         # with a tau, active tiles depend on values: each step has a plan
                         if i and plan.tau is not None:
                             plan = chosen.plan(spread.mask(), settled=not stale.count)
-                        run, active = state.repaint(
+                        run, active, values = state.repaint(
                             {"x": x},
                             region,
                             plan,
                             journal=journals[i],
                             spread=spread,
                             carried=deltas[-1].at(i, *deltas[:-1]) if rows[i] else None,
+                            wanted=region.tiles,
                         )
                         if any(rows) and not rows[i]:
                             deltas[:] = [*deltas[-1:], state.deltas(i, journals[i], max(rows))]
                         records.extend(run.records)
                         steps.append(StepRecord.of(i, not rows[i], run.records, time.perf_counter() - began))
                         self.store.drop_pages()
-                        return state.output_tiles(region.tiles)
+                        return values
 
                     painted = self._denoising.edited(image, before, region, compute, on_step)
                     unspread = self._states[0].unspread(region, plan)

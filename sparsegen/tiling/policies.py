@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,6 +32,11 @@ class Plan(ABC):
     statistics: float = 0.0
     """The weight of fresh moments in norms that measure them, against the original's; 0: moments are not followed."""
 
+    keyed: bool = False
+    """Whether the active tiles of an output depend on the difference mask and on which of its inputs changed alone.
+    `active(reads, shape)` is then `tiles(key(reads, shape))`: edits of other masks share the keys of their layers.
+    """
+
     def weight(self, share: float) -> float:
         """The weight of the fresh moments of a canvas of which a `share` (0 to 1) is repainted."""
         return self.statistics + (1 - self.statistics) * share
@@ -39,6 +44,14 @@ class Plan(ABC):
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         """The active tiles of an output of `shape` (N, H, W). In an edit, a layer without changed inputs has none."""
+
+    def key(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> Hashable:
+        """The key of the active tiles of an output, in every plan of this policy; None: no input changed."""
+        raise NotImplementedError(f"{type(self).__name__} is not keyed")
+
+    def tiles(self, key: Hashable) -> TileSet:
+        """The active tiles of a key that is not None."""
+        raise NotImplementedError(f"{type(self).__name__} is not keyed")
 
 
 class Everything(Plan):
@@ -239,6 +252,8 @@ class Fast(Paper):
 
 
 class _PaperPlan(Plan):
+    keyed = True
+
     def __init__(self, policy: Paper, difference: Host) -> None:
         changed = TileSet.of_mask(difference)
         edited = changed.edited
@@ -257,17 +272,22 @@ class _PaperPlan(Plan):
         self.statistics = policy.statistics if isinstance(policy, Fast) else 0.0
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
+        key = self.key(reads, shape)
+        return TileSet.empty(*shape) if key is None else self.tiles(key)
+
+    def key(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> Hashable:
+        # it leaves out which pixels changed: layers of one kind share their tiles
         through = frozenset(
             # changed keys and values of attention do not spread: that is this policy's approximation
             (read.changed.height, read.changed.width, read.window)
             for read in reads
             if read.changed.count and not read.everywhere
         )
-        if not through:
-            return TileSet.empty(*shape)
-        # the key leaves out which pixels changed: layers of one kind share their tiles
-        key = (shape, through)
+        return (shape, through) if through else None
+
+    def tiles(self, key: Any) -> TileSet:
         if key not in self._active:
+            shape, through = key
             self._active[key] = union(self._through(*read, shape) for read in through)
         return self._active[key]
 

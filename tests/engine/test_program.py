@@ -8,7 +8,7 @@ import pytest
 from sparsegen import Adaptive, SDEdit, Session
 from sparsegen.backends import Backend
 from sparsegen.backends.interface import Host
-from sparsegen.editing.state import State
+from sparsegen.editing.state import Repainted, State
 from sparsegen.engine.run import Run
 from sparsegen.models import GauGAN
 from sparsegen.models.unet import UNet
@@ -31,14 +31,15 @@ from tests.unets import (
 POLICIES: list[Policy] = [SPARSE, FAST, Exact(), Adaptive(0), Adaptive(0.05)]
 
 
-def walk(state, canvases, changed, plan, *, journal, spread=None, carried=None, on_layer=None):
+def walk(state, canvases, changed, plan, *, journal, spread=None, carried=None, on_layer=None, wanted=None):
     """`State.repaint` by the model's code instead of its program."""
     assert carried is None
     spread = changed if spread is None else spread
     for name, array in canvases.items():
         state._write_input(name, array, changed, journal)
     run = Run(state.memory, plan, journal=journal, edited=spread.edited, on_layer=on_layer)
-    return run, state._walk(run, spread).changed
+    active = state._walk(run, spread).changed
+    return Repainted(run, active, state.output_tiles(active.tiles if wanted is None else wanted))
 
 
 def records(session: Session | SDEdit, edited: Host, policy: Policy, mask: Host | None) -> list[tuple]:
