@@ -37,6 +37,11 @@ BATCH = 1 << 22
 """Values that one step gathers at most (16 MB): tiles are taken in batches."""
 
 
+def weight_of(statistics: float, share: float) -> float:
+    """The weight of fresh moments in `Backend.follow_moments`."""
+    return statistics + (1 - statistics) * share
+
+
 class ImmediateWatch(Watch):
     """A watch that checks at each call and keeps the first value that is not finite."""
 
@@ -149,11 +154,14 @@ class PortableBackend(Backend):
         fresh: MomentPair,
         change: Array | None,
         *,
-        pixels: int,
-        weight: Sequence[float],
-        share: Sequence[float],
+        tiles: Tiles,
+        size: tuple[int, int],
+        statistics: float,
     ) -> tuple[MomentPair, MomentPair, MomentPair]:
+        share = tiles.shares(len(used[0]), size)
+        weight = [weight_of(statistics, each) for each in share]
         if change is not None:
+            pixels = size[0] * size[1]
             fresh = fresh[0] + change[:, 0] * (1 / pixels), fresh[1] + change[:, 1] * (1 / pixels)
         mixed, after = [], []
         for old, now in zip(stale, fresh, strict=True):

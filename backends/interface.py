@@ -89,6 +89,14 @@ class Tiles:
     def __repr__(self) -> str:
         return f"<Tiles: {len(self)}>"
 
+    def shares(self, samples: int, size: tuple[int, int]) -> list[float]:
+        """For each of so many samples, the share of the tiles of a canvas of `size` (H, W) that are in the list."""
+        of_sample = -(-size[0] // TILE) * -(-size[1] // TILE)
+        return self.on(
+            ("shares", samples, of_sample),
+            lambda host: (np.bincount(host[:, 0], minlength=samples) / of_sample).tolist(),
+        )
+
     def on(self, owner: Hashable, make: Callable[[Host], T]) -> T:
         """`make(host)`, computed at the first call for this owner: a backend, or a key that several backends share."""
         if owner not in self._made:
@@ -393,17 +401,19 @@ class Backend(ABC):
         fresh: MomentPair,
         change: Array | None,
         *,
-        pixels: int,
-        weight: Sequence[float],
-        share: Sequence[float],
+        tiles: Tiles,
+        size: tuple[int, int],
+        statistics: float,
     ) -> tuple[MomentPair, MomentPair, MomentPair]:
         """The moments of channels after an edit: new `used`, `stale` and `fresh`, from those before it.
 
         Each is two `[N, C]`: `used` float32, the mean and the variance that norms use; `stale` and `fresh` float64, the
-        means of v and of v². `change` is from `sum_change`, of canvases of `pixels` pixels; None: `fresh` are the means
-        after the edit. `weight` w and `share` s are from 0 to 1, one of each for every sample.
+        means of v and of v². `change` is from `sum_change`; None: `fresh` are the means after the edit. The edit
+        repainted `tiles` of canvases of `size` (H, W): of each sample a share s, from 0 to 1, of its tiles. The weight
+        of the fresh moments grows to 1 with it, from `statistics`.
 
-            fresh = fresh + change / pixels
+            w = statistics + (1 - statistics) * s
+            fresh = fresh + change / (H * W)
             mixed = stale + w * (fresh - stale)         fresh where w = 1
             stale = stale + s * w * (fresh - stale)     fresh where s = 1
             used = mixed mean, max(0, mixed mean of v² - (mixed mean)²)     as it was where s = 0

@@ -66,9 +66,9 @@ class ShapesBackend(Backend):
         fresh: MomentPair,
         change: Array | None,
         *,
-        pixels: int,
-        weight: Sequence[float],
-        share: Sequence[float],
+        tiles: Tiles,
+        size: tuple[int, int],
+        statistics: float,
     ) -> tuple[MomentPair, MomentPair, MomentPair]:
         return used, stale, fresh
 

@@ -6,13 +6,12 @@ for threads; no bit of a result depends on that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from ..base import HostBackend
+from ..base import HostBackend, weight_of
 from ..interface import (
     TILE,
     Activation,
@@ -209,10 +208,13 @@ class NumbaBackend(HostBackend):
         fresh: MomentPair,
         change: Array | None,
         *,
-        pixels: int,
-        weight: Sequence[float],
-        share: Sequence[float],
+        tiles: Tiles,
+        size: tuple[int, int],
+        statistics: float,
     ) -> tuple[MomentPair, MomentPair, MomentPair]:
+        share = tiles.shares(len(used[0]), size)
+        weight = [weight_of(statistics, each) for each in share]
+        pixels = size[0] * size[1]
         return moments.followed(used, stale, fresh, change, pixels=pixels, weight=weight, share=share)
 
     def norm_affine(

@@ -327,7 +327,7 @@ def followed(
     weight: Sequence[float],
     share: Sequence[float],
 ) -> tuple[MomentPair, MomentPair, MomentPair]:
-    """`Backend.follow_moments`."""
+    """`Backend.follow_moments`, with the weight and the share of each sample."""
     compile_all()
     shape = used[0].shape
     now: Array = np.empty((2, *shape), np.float32)

@@ -8,11 +8,13 @@ either (`tiling.policies.Fast`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sparsegen.backends.interface import Array, Backend
+
+from ..tiling.tiles import TileSet
 
 Means: TypeAlias = "tuple[Array, Array]"
 """The means of v and of v² of each channel over a sample, two float64 `[N, C]`."""
@@ -42,24 +44,29 @@ class Moments:
         backend: Backend,
         change: Array | None,
         *,
-        pixels: int,
-        weight: Sequence[float],
-        share: Sequence[float],
+        active: TileSet,
+        statistics: float,
     ) -> Moments:
         """The moments after an edit, by `Backend.follow_moments`.
 
         Parameters
         ----------
         change
-            How the sums over `pixels` pixels changed, as `Backend.sum_change` gives it; None: `fresh` are those after
-            the edit.
-        weight
-            For each sample, the weight of the fresh moments against the stale ones.
-        share
-            For each sample, the share of its area that was repainted; 1: as a dense run does.
+            How the sums over the canvas changed, as `Backend.sum_change` gives it; None: `fresh` are those after the
+            edit.
+        active
+            The tiles that were repainted. A sample that was repainted whole is as after a dense run.
+        statistics
+            The weight of the fresh moments against the stale ones, of a small edit.
         """
         used, stale, fresh = backend.follow_moments(
-            self.used, self.stale, self.fresh, change, pixels=pixels, weight=weight, share=share
+            self.used,
+            self.stale,
+            self.fresh,
+            change,
+            tiles=active.tiles,
+            size=(active.height, active.width),
+            statistics=statistics,
         )
         return Moments(used, stale, fresh, self.unknown)
 

@@ -324,11 +324,7 @@ class Run:
             if change is not None:
                 change[sorted(measured)] = 0
         memory.moments[path] = before.followed(
-            self.backend,
-            change,
-            pixels=active.height * active.width,
-            weight=[self.plan.weight(each) for each in share],
-            share=share,
+            self.backend, change, active=active, statistics=self.plan.statistics
         )
 
     def _fetch_whole(self, canvas: Canvas) -> None:

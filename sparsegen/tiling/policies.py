@@ -30,16 +30,14 @@ class Plan(ABC):
     whole_tiles: bool = False
     """Whether every pixel of a recomputed tile counts as changed, in layers that compute a tile as a whole."""
     statistics: float = 0.0
-    """The weight of fresh moments in norms that measure them, against the original's; 0: moments are not followed."""
+    """The weight of fresh moments in norms that measure them, against the original's, in a small edit; it grows to 1
+    with the share of a canvas that is repainted. 0: moments are not followed.
+    """
 
     keyed: bool = False
     """Whether the active tiles of an output depend on the difference mask and on which of its inputs changed alone.
     `active(reads, shape)` is then `tiles(key(reads, shape))`: edits of other masks share the keys of their layers.
     """
-
-    def weight(self, share: float) -> float:
-        """The weight of the fresh moments of a canvas of which a `share` (0 to 1) is repainted."""
-        return self.statistics + (1 - self.statistics) * share
 
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:

@@ -144,11 +144,10 @@ class TileSet:
         edited[self.tiles.host[:, 0]] = True
         return edited
 
-    @cached_property
+    @property
     def shares(self) -> list[float]:
         """For each sample, the share of its tiles that are active."""
-        counts = np.bincount(self.tiles.host[:, 0], minlength=self.samples).tolist()
-        return [count * self.samples / self.total for count in counts]
+        return self.tiles.shares(self.samples, (self.height, self.width))
 
     @property
     def total(self) -> int:

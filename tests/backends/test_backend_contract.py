@@ -331,9 +331,12 @@ def test_sum_change_of_odd_channels_and_a_large_mean(backend: Backend, channels:
 @pytest.mark.parametrize("channels", [1, 5, 64])
 @pytest.mark.parametrize("measured", [True, False])
 def test_follow_moments(backend: Backend, channels: int, measured: bool) -> None:
-    """Of four samples one is left alone, one repainted a little, one mixed in whole, and one repainted whole."""
+    """Of four samples one is left alone, two are repainted in parts, and one whole."""
     rng, samples = np.random.default_rng(0), 4
-    weight, share, pixels = [0.4, 0.46, 1, 1], [0, 0.1, 0.5, 1], 90
+    statistics, size, share = 0.4, (18, 5), [0, 0.1, 0.5, 1]
+    pixels, weight = 90, [0.4, 0.46, 0.7, 1]  # 0.4 + 0.6 * share
+    listed = [(n, tile // 2, tile % 2) for n, part in enumerate(share) for tile in range(round(part * 10))]
+    tiles = Tiles(np.array(listed))
     used, stale, fresh = (
         (normal(rng, samples, channels, mean=3), normal(rng, samples, channels, mean=3) ** 2)
         for _ in range(3)
@@ -347,7 +350,7 @@ def test_follow_moments(backend: Backend, channels: int, measured: bool) -> None
         for (first, second), kind in zip((used, stale, fresh), kinds, strict=True)
     ]
     moved = None if change is None else put(change).astype("float64")
-    results = backend.follow_moments(*given, moved, pixels=pixels, weight=weight, share=share)
+    results = backend.follow_moments(*given, moved, tiles=tiles, size=size, statistics=statistics)
     put.assert_untouched()
     kept = [[backend.download(each) for each in two] for two in given]
     for two, as_given in zip(kept, (used, stale, fresh), strict=True):

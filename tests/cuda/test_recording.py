@@ -1,9 +1,3 @@
 """Edits replayed as one graph: the same bits as computed layer by layer, one launch of a graph, one wait."""
 
 from __future__ import annotations
-
-import numpy as np
-import pytest
-
-from sparsegen.editing.session import Session
-from tests import networks
