@@ -132,6 +132,10 @@ class PortableBackend(Backend):
         v = self._read_images(source, self.xp.arange(source.shape[0])).astype(np.float64)
         return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
 
+    def second_moments(self, mean: Array, variance: Array) -> MomentPair:
+        mean, variance = mean.astype(np.float64), variance.astype(np.float64)
+        return mean, variance + mean * mean
+
     def join_channels(self, arrays: Sequence[Array]) -> Array:
         return arrays[0] if len(arrays) == 1 else self.xp.concatenate(list(arrays), axis=1)
 
@@ -313,6 +317,10 @@ class PortableBackend(Backend):
 
     def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         self._scatter(canvas, self._placed(tiles), values)
+
+    def copy_arrays(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        for target, source in pairs:
+            target[...] = source
 
     def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
         taken = self.upload(pixels)[..., None]

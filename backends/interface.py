@@ -263,8 +263,10 @@ class Recording(ABC):
         """For each list of tiles, in the order in which `Backend.record` was given them: the most tiles it may have."""
 
     @abstractmethod
-    def replay(self, lists: Sequence[Tiles], watch: Watch | None = None) -> Watch | None:
-        """Queue everything again, each list replaced by the one in its place.
+    def replay(
+        self, lists: Sequence[Tiles], watch: Watch | None = None, *, olds: Sequence[Array] = ()
+    ) -> Watch | None:
+        """Queue everything again, each list and each old array replaced by the one in its place.
 
         `watch` is the watch that the recorded work used; the one of this replay is returned.
         """
@@ -314,12 +316,14 @@ class Backend(ABC):
         """Return when all queued work is done. Called only where somebody measures time: nothing else waits."""
         return None
 
-    def record(self, work: Callable[[], None], lists: Sequence[Tiles]) -> Recording:
+    def record(
+        self, work: Callable[[], None], lists: Sequence[Tiles], *, olds: Sequence[Array] = ()
+    ) -> Recording:
         """Call `work`, and note the primitives that it queues instead of queueing them.
 
-        `work` uses no other tiles than `lists`, each of which a replay may replace; it uploads, downloads and waits for
-        nothing. What it reads and writes beside these keeps its place: arrays made in `work` belong to the recording.
-        A watch for it is made in `work`.
+        `work` uses no other tiles than `lists`, and `olds` as arguments `old` alone: a replay replaces both. It
+        uploads, downloads and waits for nothing. What else it reads and writes keeps its place: arrays made in `work`
+        belong to the recording. A watch for it is made in `work`.
         """
         raise BackendError(f"backend {self.name!r} records nothing")
 
@@ -380,6 +384,10 @@ class Backend(ABC):
     @abstractmethod
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         """Mean and biased variance of each channel over all pixels of a sample: two float32 `[N, C]`."""
+
+    @abstractmethod
+    def second_moments(self, mean: Array, variance: Array) -> MomentPair:
+        """The means of v and of v² of channels, two float64 `[N, C]`, from their float32 means and variances."""
 
     @abstractmethod
     def join_channels(self, arrays: Sequence[Array]) -> Array:
@@ -542,6 +550,10 @@ class Backend(ABC):
         """`write_tiles(canvas, tiles, values)` of each (canvas, tiles, values), in any order: canvases differ."""
         for canvas, tiles, values in places:
             self.write_tiles(canvas, tiles, values)
+
+    @abstractmethod
+    def copy_arrays(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        """`target[...] = source` for each (target, source), of one size and type; no source is also a target."""
 
     @abstractmethod
     def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:

@@ -109,6 +109,9 @@ class ShapesBackend(Backend):
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
+    def second_moments(self, mean: Array, variance: Array) -> MomentPair:
+        return self.alloc(mean.shape, dtype="float64"), self.alloc(mean.shape, dtype="float64")
+
     def join_channels(self, arrays: Sequence[Array]) -> Array:
         return self.alloc((len(arrays[0]), sum(int(array.shape[1]) for array in arrays)))
 
@@ -116,5 +119,5 @@ class ShapesBackend(Backend):
         return np.zeros((canvas.shape[0], 2, canvas.shape[3]))
 
     conv2d = layer_norm = pointwise = lookup = attention = _nothing
-    write_tiles = merge_tiles = add_tiles = narrow_tiles = widen_tiles = _nothing
+    copy_arrays = write_tiles = merge_tiles = add_tiles = narrow_tiles = widen_tiles = _nothing
     encode_windows = forget_windows = convolve_windows = _nothing

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from .convolutions import Convolutions
+from .rows import Rows
+from .statistics import Statistics
 from .tiles import TileCopies
 
 
-class CudaBackend(Convolutions, TileCopies):
+class CudaBackend(Convolutions, Rows, Statistics, TileCopies):
     """Every primitive as kernels on a device."""
 
     name = "cupy"

@@ -8,7 +8,7 @@ contents: so a run that is recorded once serves every list that fits (`recording
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,16 +60,34 @@ class Launching(PortableBackend):
 
     # -- recording ---------------------------------------------------------------------------------------
 
-    def record(self, work: Callable[[], None], lists: Sequence[Tiles]) -> Recording:
+    def record(
+        self, work: Callable[[], None], lists: Sequence[Tiles], *, olds: Sequence[Array] = ()
+    ) -> Recording:
         if self._thread.slots is not None:
             raise BackendError("a recording inside a recording")
-        slots = Slots(self.device, lists)
-        self._thread.slots = slots
+        slots = self._thread.slots = Slots(self.device, lists, olds)
         try:
             graph = self.device.record(work)
         finally:
             self._thread.slots = None
-        return CudaRecording(self.device, graph, slots, dict(self._thread.scratch))
+        for table, packed in slots.tables:
+            self.device.write(table, packed)
+        return CudaRecording(self.device, graph, slots)
+
+    def _place_of(self, old: Array) -> Array | None:
+        """Where the address of an old array stands, in a recorded run that replaces it; None: nowhere."""
+        slots = self._thread.slots
+        return None if slots is None else slots.place_of(old)
+
+    def _table(self, structures: Iterable[bytes]) -> Array:
+        """An array of structures on the device; a recorded run writes it once it is recorded."""
+        packed = np.frombuffer(b"".join(structures), np.int32)
+        slots = self._thread.slots
+        if slots is None:
+            return self.device.upload(packed)
+        table = self.device.empty(packed.shape, np.int32)
+        slots.tables.append((table, packed))
+        return table
 
     def _list(self, tiles: Tiles) -> Array:
         """A list of tiles on the device, as `kernels/arguments.cuh` has it: uploaded once, or a recording's."""
@@ -132,6 +150,8 @@ class Launching(PortableBackend):
         held = self._thread.scratch.get(name)
         if held is None or held.size < size:
             held = self._thread.scratch[name] = self.device.empty((size + size // 4,), np.int32)
+        if self._thread.slots is not None:
+            self._thread.slots.kept[id(held)] = held
         return held
 
 

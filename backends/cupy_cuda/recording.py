@@ -32,19 +32,29 @@ class Slots:
     ----------
     lists
         The lists of tiles that the recorded work uses; a replay replaces each.
+    olds
+        The arrays of old values that it reads; a replay replaces each. They stand as addresses in the block.
     """
 
-    def __init__(self, device: Device, lists: Sequence[Tiles]) -> None:
+    def __init__(self, device: Device, lists: Sequence[Tiles], olds: Sequence[Array]) -> None:
+        self._device = device
         self.lists = list(dict.fromkeys(lists))
         self.rooms = [room(len(tiles)) for tiles in self.lists]
-        begins = np.cumsum([2] + [4 + 3 * each for each in self.rooms]).tolist()
+        places = 2 + 2 * len(olds)  # in words; addresses of 8 bytes come first
+        begins = np.cumsum([places] + [4 + 3 * each for each in self.rooms]).tolist()
         self.block = device.empty((begins[-1],), np.int32)
         self.watched = self.block[0:2]
         """The number of the watch, two words."""
+        self.tables: list[tuple[Array, Any]] = []
+        """Arrays to be written before the first replay, with their bytes."""
+        self.kept: dict[int, Array] = {}
+        """Arrays whose addresses are in the graph."""
         self._of = {
             tiles: (self.block[begin:end], size)
             for tiles, begin, end, size in zip(self.lists, begins[:-1], begins[1:], self.rooms, strict=True)
         }
+        self._olds = {id(old): self.block[2 + 2 * i : 4 + 2 * i] for i, old in enumerate(olds)}
+        self._kept_olds = list(olds)  # an array's id is its own only while it lives
         self._begins = begins
 
     def array(self, tiles: Tiles) -> Array:
@@ -60,10 +70,17 @@ class Slots:
             raise BackendError("recorded work used a list of tiles that the recording was not given")
         return self._of[tiles]
 
-    def filled(self, lists: Sequence[Tiles]) -> Any:
-        """The block, int32, for a replay with these lists."""
+    def place_of(self, old: Array) -> Array:
+        """Where the address of an old array stands. Raises BackendError: the recording was not given it."""
+        if id(old) not in self._olds:
+            raise BackendError("recorded work used old values that the recording was not given")
+        return self._olds[id(old)]
+
+    def filled(self, lists: Sequence[Tiles], olds: Sequence[Array]) -> Any:
+        """The block, int32, for a replay with these lists and old values."""
         host = np.zeros(self._begins[-1], np.int32)
         host[:2] = np.full(1, NONE).view(np.int32)
+        host[2 : self._begins[0]] = np.array([*map(self._device.address, olds)], np.int64).view(np.int32)
         for begin, tiles in zip(self._begins[:-1], lists, strict=True):
             host[begin] = len(tiles)
             host[begin + 4 : begin + 4 + 3 * len(tiles)] = tiles.host.reshape(-1)
@@ -73,19 +90,20 @@ class Slots:
 class CudaRecording(Recording):
     """A graph, and the memory that its launches refer to."""
 
-    def __init__(self, device: Device, graph: Graph, slots: Slots, scratch: object) -> None:
+    def __init__(self, device: Device, graph: Graph, slots: Slots) -> None:
         self._device, self._graph, self._slots = device, graph, slots
-        self._kept = scratch  # its addresses are in the graph
 
     @property
     def room(self) -> Sequence[int]:
         return self._slots.rooms
 
-    def replay(self, lists: Sequence[Tiles], watch: Watch | None = None) -> Watch | None:
+    def replay(
+        self, lists: Sequence[Tiles], watch: Watch | None = None, *, olds: Sequence[Array] = ()
+    ) -> Watch | None:
         for tiles, most in zip(lists, self._slots.rooms, strict=True):
             if len(tiles) > most:
                 raise BackendError(f"a list of {len(tiles)} tiles, in a recording with room for {most}")
-        self._device.write(self._slots.block, self._slots.filled(lists))
+        self._device.write(self._slots.block, self._slots.filled(lists, olds))
         self._graph.launch()
         if not isinstance(watch, CudaWatch):
             return None

@@ -16,7 +16,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "kernels"
 
-_SCALARS = {"int": "i", "float": "f", "double": "d"}
+_SCALARS = {"int": "i", "float": "f", "double": "d", "int64": "q"}
 """C type -> format of `struct`; its size is also its alignment."""
 
 
@@ -39,7 +39,8 @@ class Structure:
         address
             The address of an array; a null pointer is None.
         values
-            A value for each field: an array, an address or None for a pointer, bytes for a structure, else a number.
+            A value for each field: an array, an address or None for a pointer, bytes for a structure, else a
+            number.
 
         Raises
         ------

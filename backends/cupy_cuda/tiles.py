@@ -65,7 +65,7 @@ class TileCopies(Launching):
         some = [(canvas, tiles, values) for canvas, tiles, values in places if len(tiles)]
         if not some:
             return
-        table = b"".join(
+        table = self._table(
             self._pack(
                 "CopyTiles",
                 canvas=canvas,
@@ -82,8 +82,23 @@ class TileCopies(Launching):
         self._launch(
             kernel,
             (min(most, MANY_BLOCKS), -(-PIXELS * words // 1024), len(some)),
-            each=self.device.upload(np.frombuffer(table, np.int32)),
+            each=table,
             count=len(some),
+        )
+
+    def copy_arrays(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        if not pairs:
+            return
+        words = [target.size * target.dtype.itemsize // 4 for target, _ in pairs]
+        table = self._table(
+            self._pack("CopyArray", target=target, source=source, words=size, unused=0)
+            for (target, source), size in zip(pairs, words, strict=True)
+        )
+        self._launch(
+            "copy_arrays",
+            (min(-(-max(words) // 256), MANY_BLOCKS), len(pairs)),
+            each=table,
+            count=len(pairs),
         )
 
     def _grid_of_words(self, tiles: Tiles, words: int) -> tuple[int, int]:

@@ -8,9 +8,11 @@ either (`tiling.policies.Fast`).
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from sparsegen.backends.interface import Array, Backend
 
@@ -33,10 +35,15 @@ class Moments:
     unknown: frozenset[int] = frozenset()
     """The samples whose fresh means are not known, after an edit that did not follow them."""
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Its six arrays."""
+        return (*self.used, *self.stale, *self.fresh)
+
     @classmethod
-    def measured(cls, mean: Array, variance: Array) -> Moments:
+    def measured(cls, backend: Backend, mean: Array, variance: Array) -> Moments:
         """The moments after a dense run, from `Backend.channel_moments`."""
-        means = as_means(mean, variance)
+        means = backend.second_moments(mean, variance)
         return cls((mean, variance), means, means)
 
     def followed(
@@ -72,17 +79,90 @@ class Moments:
 
     def with_fresh(self, measured: Means, samples: Set[int]) -> Moments:
         """The moments with the fresh means of some samples as `measured`."""
+        if len(samples) == len(measured[0]):
+            return Moments(self.used, self.stale, measured)
         mean, square = (each * 1 for each in self.fresh)  # copies
         for n in samples:
             mean[n], square[n] = measured[0][n], measured[1][n]
-        return replace(self, fresh=(mean, square), unknown=self.unknown - samples)
+        return Moments(self.used, self.stale, (mean, square), self.unknown - samples)
 
     def not_followed(self, samples: Set[int]) -> Moments:
         """The moments after an edit of some samples that does not follow them."""
-        return replace(self, unknown=self.unknown | samples)
+        return Moments(self.used, self.stale, self.fresh, self.unknown | samples)
 
 
-def as_means(mean: Array, variance: Array) -> Means:
-    """The means of v and of v² from a mean and a variance."""
-    mean, variance = mean.astype("float64"), variance.astype("float64")
-    return mean, variance + mean * mean
+class _Placed(Moments):
+    """Moments in a block: four arrays of doubles, then two of floats, which are made when somebody looks at them."""
+
+    def __init__(self, block: Array, begin: int, shape: tuple[int, ...]) -> None:
+        object.__setattr__(self, "_place", (block, begin, shape))
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("used", "stale", "fresh"):
+            raise AttributeError(name)
+        block, begin, shape = self._place
+        size = int(np.prod(shape))
+        doubles = block[begin : begin + 4 * size].reshape(4, *shape)
+        floats = block[begin + 4 * size : begin + 5 * size].view("float32").reshape(2, *shape)
+        for each, pair in (
+            ("used", (floats[0], floats[1])),
+            ("stale", (doubles[0], doubles[1])),
+            ("fresh", (doubles[2], doubles[3])),
+        ):
+            object.__setattr__(self, each, pair)
+        return self.__dict__[name]
+
+
+class MomentBank:
+    """The moments of canvases in one block of memory, where a recorded edit reads and moves them.
+
+    Moments outside it are never written into. So a replay begins with a copy of those that others have moved, and ends
+    with a copy of the whole block.
+    """
+
+    def __init__(self, backend: Backend, moments: Mapping[str, Moments]) -> None:
+        self._backend = backend
+        self._shapes = {path: tuple(each.used[0].shape) for path, each in moments.items()}
+        ends = np.cumsum([0] + [5 * int(np.prod(shape)) for shape in self._shapes.values()]).tolist()
+        # in doubles: the two arrays of floats take the room of one
+        self._begins = dict(zip(self._shapes, ends[:-1], strict=True))
+        self._block = backend.alloc((ends[-1],), dtype="float64")
+        self.moments = {path: self._placed(self._block, path) for path in moments}
+        """Those in the block."""
+        self._last: dict[str, Moments] = {}
+        """The moments outside whose values are in the block."""
+
+    def _placed(self, block: Array, path: str) -> Moments:
+        """The moments of a canvas that lie in a block of this layout."""
+        return _Placed(block, self._begins[path], self._shapes[path])
+
+    def follow(self, moments: Mapping[str, Moments]) -> None:
+        """Copy into the block what differs from it."""
+        moved = [path for path in self._shapes if moments[path] is not self._last.get(path)]
+        self._backend.copy_arrays(
+            [
+                pair
+                for path in moved
+                for pair in zip(self.moments[path].arrays, moments[path].arrays, strict=True)
+            ]
+        )
+        self._last.update((path, moments[path]) for path in moved)
+
+    def take(self, moments: Mapping[str, Moments]) -> None:
+        """Copy into the block the moments that recorded work left."""
+        self._backend.copy_arrays(
+            [
+                (target, source)
+                for path, before in self.moments.items()
+                for target, source in zip(before.arrays, moments[path].arrays, strict=True)
+                if target is not source
+            ]
+        )
+
+    def after(self, paths: Iterable[str]) -> dict[str, Moments]:
+        """The moments of some canvases after a replay, in a block of their own."""
+        block = self._backend.alloc(tuple(self._block.shape), dtype="float64")
+        self._backend.copy_arrays([(block, self._block)])
+        moved = {path: self._placed(block, path) for path in paths}
+        self._last.update(moved)
+        return moved

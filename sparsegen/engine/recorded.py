@@ -8,15 +8,18 @@ are about to overwrite, and one `Recording.replay` (on an NVIDIA card, one CUDA 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from sparsegen.backends.interface import Array, Recording
+from sparsegen.backends.interface import TILE, Array, Backend, Recording
 
 from ..tiling.canvas import Canvas
 from ..tiling.tiles import TileSet
 from .finite import FiniteChecks
+from .journal import Journal
+from .memory import Memory
+from .moments import MomentBank
 from .run import LayerStep, NormStep, Run
 
 
@@ -53,39 +56,60 @@ class RecordedEdit:
         Raises
         ------
         NotRecordable
-            A layer has a key, but no tile.
+            A layer has a key, but no tile; of a canvas whose moments are followed, some samples are repainted whole and
+            others are not, or are not known.
         """
         self._layers = _planned(run, [step for step in steps if isinstance(step, LayerStep)])
+        self._statistics = run.plan.statistics
+        self._followed = _followed(run, self._layers)
         sets = self._sets(run)
         if sets is None:
             raise NotRecordable
-        self._keys = list(sets)
+        self._whole = _whole(sets.values())
+        if not self._follows(run, sets):
+            raise NotRecordable
         self._thread = threading.get_ident()
         self._arrays = _arrays(self._layers, inputs)
         layers = {each.step: each for each in self._layers}
+        memory, backend = run.memory, run.backend
+        self._bank = MomentBank(backend, memory.moments if self._statistics else {})
+        stand_in = _StandIn(backend, memory, sets, self._followed)
 
         def work() -> None:
-            run.finite = FiniteChecks(run.backend)
+            run.finite = FiniteChecks(backend)
             for step in steps:
                 layer = layers.get(step) if isinstance(step, LayerStep) else None
                 if layer is None:
                     step()  # a norm's
                 elif layer.computed is not None:
-                    run.queue(layer.step.canvas, sets[layer.computed], layer.step.kernel)
+                    active = sets[layer.computed]
+                    run.queue(layer.step.canvas, active, layer.step.kernel)
+                    if self._statistics:
+                        run.follow_moments(layer.step.canvas, active, stand_in)
+            self._bank.take(memory.moments)
 
-        self._recording: Recording = run.backend.record(work, [each.tiles for each in sets.values()])
+        known = memory.moments
+        try:
+            if self._statistics:
+                memory.moments = dict(self._bank.moments)
+            lists = [each.tiles for each in sets.values()]
+            olds = list(stand_in.olds.values()) if self._statistics else []
+            self._recording: Recording = backend.record(work, lists, olds=olds)
+        finally:
+            memory.moments = known
         self._finite = run.finite
 
     def sets_for(self, run: Run) -> Mapping[TilesKey, TileSet] | None:
         """The tiles of an edit by key; None: this recording does not fit it."""
-        if self._thread != threading.get_ident():  # a recording is its thread's
+        # a recording is its thread's
+        if self._thread != threading.get_ident() or self._statistics != run.plan.statistics:
             return None
         if any(table.get(path) is not array for table, path, array in self._arrays):
             return None
         sets = self._sets(run)
-        if sets is None or any(
-            each.count > room for each, room in zip(sets.values(), self._recording.room, strict=True)
-        ):
+        if sets is None or _whole(sets.values()) != self._whole or not self._follows(run, sets):
+            return None
+        if any(each.count > room for each, room in zip(sets.values(), self._recording.room, strict=True)):
             return None
         return sets
 
@@ -101,29 +125,63 @@ class RecordedEdit:
                     sets[key] = active if key.which == "active" else run.everything(active)
         return sets
 
+    def _follows(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
+        """Whether the moments that an edit follows are known, and measured of all samples of a canvas or of none."""
+        if not self._statistics:
+            return True
+        moments = run.memory.moments
+        return not any(
+            moments[path].unknown or len({share == 1 for share in sets[key].shares}) > 1
+            for path, key in self._followed.items()
+        )
+
     def replay(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> None:
         """Do the edit whose tiles are `sets`, and leave what the steps would have left: changes, records, a journal."""
         journal, memory = run.journal, run.memory
-        if journal is not None:
-            journal.save_all_before(
-                memory,
-                {
-                    layer.step.canvas.path: sets[layer.computed]
-                    for layer in self._layers
-                    if layer.kept and layer.computed is not None
-                },
-            )
-        watch = self._recording.replay([each.tiles for each in sets.values()], self._finite.watch)
+        assert journal is not None  # an edit has one
+        kept = {
+            layer.step.canvas.path: sets[layer.computed]
+            for layer in self._layers
+            if layer.kept and layer.computed is not None
+        }
+        journal.save_all_before(memory, kept)
+        olds: list[Array] = []
+        if self._statistics:
+            for path in self._followed:
+                journal.save_moments(path, memory.moments[path])
+            olds = [journal.tiles[path][1] for path in self._followed]
+            self._bank.follow(memory.moments)
+        watch = self._recording.replay([each.tiles for each in sets.values()], self._finite.watch, olds=olds)
         assert watch is not None  # `work` made one
         run.finite = self._finite.replayed(watch)
+        if self._statistics:
+            memory.moments.update(self._bank.after(self._followed))
         for layer in self._layers:
             step = layer.step
             nothing = TileSet.empty(*step.shape[:3])
             step.canvas.changed = nothing if layer.changed is None else sets[layer.changed]
             active = nothing if layer.computed is None else sets[layer.computed]
-            if journal is not None and active.count:
+            if not self._statistics and active.count:
                 run.follow_moments(step.canvas, active, journal)
             run.record_layer(step, active)
+
+
+class _StandIn(Journal):
+    """The journal of recorded work: arrays without values, that a replay replaces."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        memory: Memory,
+        sets: Mapping[TilesKey, TileSet],
+        followed: Mapping[str, TilesKey],
+    ) -> None:
+        super().__init__()
+        self.olds = {
+            path: backend.alloc((0, TILE, TILE, memory.canvases[path].shape[3])) for path in followed
+        }
+        for path, key in followed.items():
+            self.tiles[path] = (sets[key].tiles, self.olds[path])
 
 
 class NotRecordable(Exception):
@@ -135,7 +193,6 @@ def recordable(run: Run, steps: Sequence[Callable[[], None]]) -> bool:
     return (
         run.backend.records
         and run.plan.keyed
-        and not run.plan.statistics
         and not run.measures
         and run.memory.storage == "float32"
         and all(isinstance(step, LayerStep | NormStep) for step in steps)
@@ -153,6 +210,20 @@ def _planned(run: Run, steps: Sequence[LayerStep]) -> list[_Layer]:
         step.canvas.changed = TileSet.empty(*step.shape[:3]) if key is None else run.plan.tiles(key)
         layers.append(_Layer(step, computed, changed, kept=not transient))
     return layers
+
+
+def _followed(run: Run, layers: Sequence[_Layer]) -> dict[str, TilesKey]:
+    """The canvases whose moments an edit moves, and the keys of their tiles."""
+    return {
+        layer.step.canvas.path: layer.computed
+        for layer in layers
+        if layer.computed is not None and layer.step.canvas.path in run.memory.moments
+    }
+
+
+def _whole(sets: Iterable[TileSet]) -> list[bool]:
+    """Which sets have every tile."""
+    return [each.count == each.total for each in sets]
 
 
 def _arrays(

@@ -28,7 +28,7 @@ from .carried import Deltas
 from .finite import FiniteChecks
 from .journal import Journal
 from .memory import Memory
-from .moments import Moments, as_means
+from .moments import Moments
 from .stats import LayerRecord
 
 T = TypeVar("T")
@@ -296,7 +296,9 @@ class Run:
         for part in parts:
             if part.path not in moments:
                 self._fetch_whole(part)
-                moments[part.path] = Moments.measured(*self.backend.channel_moments(Source((part.array,))))
+                moments[part.path] = Moments.measured(
+                    self.backend, *self.backend.channel_moments(Source((part.array,)))
+                )
         means, variances = zip(*(moments[part.path].used for part in parts), strict=True)
         return self.backend.join_channels(means), self.backend.join_channels(variances)
 
@@ -319,7 +321,7 @@ class Run:
             change = self.backend.sum_change(canvas.array, active.tiles, old)
         if measured:  # those samples alone: the bits of a sample do not depend on the others
             self._fetch_whole(canvas)
-            now = as_means(*self.backend.channel_moments(Source((canvas.array,))))
+            now = self.backend.second_moments(*self.backend.channel_moments(Source((canvas.array,))))
             before = before.with_fresh(now, measured)
             if change is not None:
                 change[sorted(measured)] = 0

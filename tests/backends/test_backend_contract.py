@@ -328,6 +328,28 @@ def test_sum_change_of_odd_channels_and_a_large_mean(backend: Backend, channels:
     check("sum of changes", change, expected, largest=float(np.square(v).sum()))
 
 
+def test_second_moments_are_those_of_a_mean_and_a_variance(backend: Backend) -> None:
+    rng = np.random.default_rng(0)
+    mean, variance = normal(rng, 2, 37, mean=3), normal(rng, 2, 37) ** 2
+    first, second = map(
+        backend.download, backend.second_moments(backend.upload(mean), backend.upload(variance))
+    )
+    assert first.dtype == second.dtype == np.float64
+    assert_array_equal(first, mean)
+    assert_array_equal(second, variance.astype(np.float64) + mean.astype(np.float64) ** 2)
+
+
+def test_copied_arrays_are_their_sources(backend: Backend) -> None:
+    rng = np.random.default_rng(0)
+    sources = [backend.upload(normal(rng, *shape)) for shape in ((2, 3), (1, 700), (1, 1))]
+    sources.append(sources[1].astype("float64"))
+    targets = [backend.alloc(tuple(source.shape), dtype=str(source.dtype)) for source in sources]
+    backend.copy_arrays([*zip(targets, sources, strict=True)])
+    for target, source in zip(targets, sources, strict=True):
+        assert_array_equal(backend.download(target), backend.download(source))
+    backend.copy_arrays([])
+
+
 @pytest.mark.parametrize("channels", [1, 5, 64])
 @pytest.mark.parametrize("measured", [True, False])
 def test_follow_moments(backend: Backend, channels: int, measured: bool) -> None:

@@ -6,6 +6,8 @@
 // A grid is made for at least K tiles and reads K there, so that one recorded launch serves any list that fits.
 #pragma once
 
+typedef long long int64;
+
 struct Source {             // an input and the pointwise work pending on it, as `interface.Source`
   const float* first;       // [N, h, w, first_channels]
   const float* second;      // [N, h, w, second_channels], read after the first's channels; null: one part
@@ -42,6 +44,17 @@ struct CopyTiles {          // values [K, 4, 4, C] from or into the tiles of a c
 
 struct CopyManyTiles {      // the same for many canvases at once
   const CopyTiles* each;    // [count], on the device
+  int count;
+};
+
+struct CopyArray {          // `words` words from an array to another
+  int* target;
+  const int* source;
+  int words, unused;
+};
+
+struct CopyArrays {
+  const CopyArray* each;    // [count], on the device
   int count;
 };
 
@@ -99,53 +112,66 @@ struct LargestChange {      // largest[k] = max |canvas - old| over tile k
 
 struct Moments {            // mean and biased variance of each channel over a sample's pixels
   Source source;
-  double* sums;             // [N, parts, 2, C]: sums of v and of v * v over a part of the rows
+  double* sums;             // [N, parts, 2, C]: sums of d and d * d over a part, d = v - the sample's first pixel
   float* mean;              // [N, C]
   float* variance;          // [N, C]
-  int samples, parts, rows_per_part;
+  int parts, pixels_per_part;
 };
 
 struct SumChange {          // how the sums over a canvas changed with its tiles
-  const float* canvas;
+  const float* canvas;      // [N, H, W, C]
   const void* old;          // [K, 4, 4, C], float or halves
-  double* sums;             // [parts, N, 2, C]: of tiles_per_part tiles each
+  const int64* old_place;   // where the address of the old values stands, in a recorded run; null: `old` has it
+  double* sums;             // [N, parts, 2, C]: of the tiles of a part
   double* change;           // [N, 2, C]
   const int* tiles;
-  int samples, height, width, channels;
-  int parts, tiles_per_part;
-  int halves;
+  int height, width, channels;
+  int parts;
+  int halves;               // 1: the old values are float16
 };
 
-struct FollowMoments {      // `interface.Backend.follow_moments`, one thread a channel
+struct FollowMoments {      // `interface.Backend.follow_moments`, a thread a channel
   const float* used_mean;   // all [N, C]
   const float* used_variance;
   const double* stale_mean;
   const double* stale_square;
   const double* fresh_mean;
   const double* fresh_square;
-  const double* change;     // [N, 2, C]; null: fresh is known
-  const double* weight_share;  // [N, 2]: weight, share
+  const double* change;     // [N, 2, C]; null: fresh are the means after the edit
   float* new_used_mean;
   float* new_used_variance;
   double* new_stale_mean;
   double* new_stale_square;
-  double* new_fresh_mean;
+  double* new_fresh_mean;   // null without change
   double* new_fresh_square;
-  int samples, channels;
-  double pixels;
+  const int* tiles;
+  double statistics;
+  double pixels;            // H * W
+  int channels, of_sample;  // the tiles of one sample
 };
 
-struct NormAffine {         // `interface.Backend.norm_affine`, one block a group of a sample
-  const void* mean;         // [M, C], M = 1 or N, float or double
+struct SecondMoments {      // mean, and mean of v * v = variance + mean * mean, in double
+  const float* mean;        // [N, C]
+  const float* variance;
+  double* first;            // [N, C]
+  double* second;
+  int count;                // N * C
+};
+
+struct NormAffine {         // `interface.Backend.norm_affine`, a warp a group of a sample
+  const void* mean;         // [1 or N, C], float or double
   const void* variance;
   const float* weight;      // [C]; null: 1
   const float* bias;        // [C]; null: 0
   const float* film;        // [1 or N, 2C]; null: none
   float* scale;             // [N, C]
   float* shift;
-  int channels, groups, moment_stride, film_stride;
-  int doubles;              // 1: mean and variance are double
   double eps;
+  int channels, groups;
+  int moment_stride;        // C: each sample has its moments; 0: one for all
+  int film_stride;          // 2C: each sample has its film; 0: one for all
+  int mean_doubles;         // 1: mean is double
+  int variance_doubles;
 };
 
 // -- norms.cu, pointwise.cu ------------------------------------------------------------------------------------------
@@ -156,7 +182,6 @@ struct LayerNorm {          // over the channels of each pixel of the tiles
   const float* bias;        // [C]
   float* out;               // [N, H, W, C]
   const int* tiles;
-  int channels;
   float eps;
 };
 
@@ -165,7 +190,13 @@ struct Pointwise {          // out = source + residual
   Source residual;          // first is null: none
   float* out;               // [N, H, W, C]
   const int* tiles;
-  int channels;
+};
+
+struct JoinChannels {       // columns [rows, first + second] of a wider array, in words of 4 bytes
+  const int* first;         // [rows, first_words]
+  const int* second;        // [rows, second_words]; null: none
+  int* out;                 // [rows, stride], written from column `offset` on
+  int first_words, second_words, stride, offset;
 };
 
 // -- linear.cu -------------------------------------------------------------------------------------------------------

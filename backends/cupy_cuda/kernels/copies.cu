@@ -38,6 +38,13 @@ KERNEL(write_tiles, CopyTiles, 256) { write_one(a); }
 KERNEL(read_many_tiles, CopyManyTiles, 256) { read_one(a.each[blockIdx.z]); }
 KERNEL(write_many_tiles, CopyManyTiles, 256) { write_one(a.each[blockIdx.z]); }
 
+// target[i] = source[i] for each pair of arrays: grid y counts them
+KERNEL(copy_arrays, CopyArrays, 256) {
+  const CopyArray& one = a.each[blockIdx.y];
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < one.words; i += gridDim.x * blockDim.x)
+    one.target[i] = one.source[i];
+}
+
 KERNEL(merge_tiles, MergeTiles, 256) {
   EACH_WORD(a.tiles, a.channels) {
     Word w = word_of(a.tiles, k, i, a.height, a.width, a.channels);
