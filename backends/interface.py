@@ -97,6 +97,10 @@ class Tiles:
             lambda host: (np.bincount(host[:, 0], minlength=samples) / of_sample).tolist(),
         )
 
+    def is_on(self, owner: Hashable) -> bool:
+        """Whether `on` has computed this owner's form of it."""
+        return owner in self._made
+
     def on(self, owner: Hashable, make: Callable[[Host], T]) -> T:
         """`make(host)`, computed at the first call for this owner: a backend, or a key that several backends share."""
         if owner not in self._made:
@@ -321,9 +325,9 @@ class Backend(ABC):
     ) -> Recording:
         """Call `work`, and note the primitives that it queues instead of queueing them.
 
-        `work` uses no other tiles than `lists`, and `olds` as arguments `old` alone: a replay replaces both. It
-        uploads, downloads and waits for nothing. What else it reads and writes keeps its place: arrays made in `work`
-        belong to the recording. A watch for it is made in `work`.
+        `work` uses no other tiles than `lists` (different handles), and `olds` as arguments `old` alone: a replay
+        replaces both. It uploads, downloads and waits for nothing. What else it reads and writes keeps its place:
+        arrays made in `work` belong to the recording. A watch for it is made in `work`.
         """
         raise BackendError(f"backend {self.name!r} records nothing")
 

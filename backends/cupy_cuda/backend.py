@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .convolutions import Convolutions
+from .reading import Reading
 from .rows import Rows
 from .statistics import Statistics
 from .tiles import TileCopies
 
 
-class CudaBackend(Convolutions, Rows, Statistics, TileCopies):
+class CudaBackend(Convolutions, Reading, Rows, Statistics, TileCopies):
     """Every primitive as kernels on a device."""
 
     name = "cupy"

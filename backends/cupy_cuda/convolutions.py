@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..interface import Activation, Array, ConvGeometry, ConvWeights, Host, Padding, Source, Tiles
-from .launching import ACTIVATIONS, PIXELS, Launching
-from .transforms import direct_weights, padded, winograd_weights
+from .depthwise import DepthwiseConvolutions, is_depthwise
+from .launching import ACTIVATIONS, PIXELS
+from .transforms import depthwise_weights, direct_weights, padded, winograd_weights
 
 WINOGRAD_BYTES = 32 << 20
 """Transformed windows and products of one batch of tiles: in the second-level cache, which H100's has 50 MB of."""
@@ -12,8 +15,15 @@ WINOGRAD_CHANNELS = 8
 """Fewer input or output channels are convolved directly."""
 
 
-class Convolutions(Launching):
-    """`conv2d`, by Winograd's transforms or directly."""
+@dataclass(frozen=True)
+class LaidOut(ConvWeights):
+    """Weights as one algorithm takes them."""
+
+    algorithm: str = "direct"
+
+
+class Convolutions(DepthwiseConvolutions):
+    """`conv2d`, by Winograd's transforms, channel by channel, or directly."""
 
     def prepare_conv(
         self,
@@ -26,15 +36,25 @@ class Convolutions(Launching):
         size: tuple[int, int] | None = None,
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
-        winograd = self.conv_layout(geometry, size) == "winograd"
-        packed = winograd_weights(weight) if winograd else direct_weights(weight, groups)
-        bias_array = None if bias is None else self.upload(bias)
-        return ConvWeights(geometry, self.device.upload(packed), bias_array, whole_tiles=winograd)
+        algorithm = self.conv_layout(geometry, size)
+        if algorithm == "winograd":
+            packed = winograd_weights(weight)
+        elif algorithm == "depthwise":
+            packed = depthwise_weights(weight)
+        else:
+            packed = direct_weights(weight, groups)
+        on_device = None if bias is None else self.upload(bias)
+        whole_tiles = algorithm == "winograd"
+        return LaidOut(geometry, self.device.upload(packed), on_device, whole_tiles, algorithm)
 
     def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> str:
         plain = geometry.kernel == (3, 3) and geometry.stride == geometry.groups == 1
         wide = min(geometry.inputs, geometry.outputs) >= WINOGRAD_CHANNELS
-        return "winograd" if plain and wide and size != (1, 1) else "direct"
+        if size == (1, 1):  # for `convolve_windows`
+            return "direct"
+        if plain and wide:
+            return "winograd"
+        return "depthwise" if is_depthwise(geometry) else "direct"
 
     def conv2d(
         self,
@@ -57,7 +77,12 @@ class Convolutions(Launching):
             shift_stride=weights.geometry.outputs if shift is not None and len(shift) > 1 else 0,
             activation=ACTIVATIONS.index(activation),
         )
-        convolve = self._convolve_winograd if weights.whole_tiles else self._convolve_directly
+        assert isinstance(weights, LaidOut)
+        convolve = {
+            "winograd": self._convolve_winograd,
+            "depthwise": self._convolve_depthwise,
+            "direct": self._convolve_directly,
+        }[weights.algorithm]
         convolve(out, tiles, source, weights, epilogue)
 
     def _convolve_winograd(

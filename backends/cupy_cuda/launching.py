@@ -96,6 +96,19 @@ class Launching(PortableBackend):
             return slots.array(tiles)
         return tiles.on((self, "list"), lambda host: self.device.upload(listed(host, len(host))))
 
+    def _upload_lists(self, lists: Iterable[Tiles]) -> None:
+        """Upload the lists that are not on the device yet, by one copy."""
+        key = (self, "list")
+        new = [tiles for tiles in dict.fromkeys(lists) if not tiles.is_on(key)]
+        if len(new) < 2:
+            return
+        parts = [listed(tiles.host, len(tiles)) for tiles in new]
+        block, begin = self.device.upload(np.concatenate(parts)), 0
+        for tiles, part in zip(new, parts, strict=True):
+            array = block[begin : begin + len(part)]
+            tiles.on(key, lambda _, array=array: array)
+            begin += len(part)
+
     def _most(self, tiles: Tiles) -> int:
         """The most tiles that the list may have: a grid is made for so many."""
         slots = self._thread.slots

@@ -31,14 +31,14 @@ class Slots:
     Parameters
     ----------
     lists
-        The lists of tiles that the recorded work uses; a replay replaces each.
+        The lists of tiles that the recorded work uses, all different handles; a replay replaces each.
     olds
         The arrays of old values that it reads; a replay replaces each. They stand as addresses in the block.
     """
 
     def __init__(self, device: Device, lists: Sequence[Tiles], olds: Sequence[Array]) -> None:
         self._device = device
-        self.lists = list(dict.fromkeys(lists))
+        self.lists = list(lists)
         self.rooms = [room(len(tiles)) for tiles in self.lists]
         places = 2 + 2 * len(olds)  # in words; addresses of 8 bytes come first
         begins = np.cumsum([places] + [4 + 3 * each for each in self.rooms]).tolist()

@@ -65,6 +65,7 @@ class TileCopies(Launching):
         some = [(canvas, tiles, values) for canvas, tiles, values in places if len(tiles)]
         if not some:
             return
+        self._upload_lists(tiles for _, tiles, _ in some)
         table = self._table(
             self._pack(
                 "CopyTiles",

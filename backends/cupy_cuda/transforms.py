@@ -39,3 +39,8 @@ def direct_weights(weight: Host, groups: int) -> Host:
     split = weight.reshape(groups, each, inputs, kh * kw)
     made[:, :, :inputs, :each] = split.transpose(0, 3, 2, 1)  # OIHW -> taps, I, O
     return made
+
+
+def depthwise_weights(weight: Host) -> Host:
+    """`weight` `[C, 1, kh, kw]` as `[kh * kw, C]`."""
+    return np.ascontiguousarray(weight.reshape(len(weight), -1).T, np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from sparsegen.backends.interface import TILE, Array, Backend, Recording
@@ -65,6 +65,8 @@ class RecordedEdit:
         sets = self._sets(run)
         if sets is None:
             raise NotRecordable
+        # a slot for each key: those that have the same tiles now need not have them in another edit
+        sets = {key: replace(each) for key, each in sets.items()}
         self._whole = _whole(sets.values())
         if not self._follows(run, sets):
             raise NotRecordable

@@ -1,3 +1,134 @@
-"""Edits replayed as one graph: the same bits as computed layer by layer, one launch of a graph, one wait."""
+"""Recorded edits: the bits of edits that are computed layer by layer, by one launch of a graph and one wait."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sparsegen import Session
+from sparsegen.backends import BackendError
+from sparsegen.backends.cupy_cuda.backend import CudaBackend
+from sparsegen.backends.interface import Host, Source, Tiles
+from sparsegen.errors import NonFiniteError
+from sparsegen.tiling.policies import Policy
+from tests.backends.contract_cases import all_tiles, normal
+from tests.cuda import emulator
+from tests.cuda.emulator import EmulatedDevice
+from tests.networks import assert_same, random_gaugan, random_labels, repaint, values
+from tests.unets import FAMILIES, FAST, SPARSE, at, kept_by, noisy, painted
+
+pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason=emulator.MISSING)
+
+
+class Unrecorded(CudaBackend):
+    """The same kernels, launched layer by layer."""
+
+    records = False
+
+
+@pytest.fixture
+def backends() -> Iterator[tuple[CudaBackend, CudaBackend]]:
+    yield CudaBackend(EmulatedDevice()), Unrecorded(EmulatedDevice())
+
+
+def sessions(
+    kind: str, backends: tuple[CudaBackend, CudaBackend], policy: Policy
+) -> tuple[list[Session], list[Host]]:
+    """A session on each backend that has run, and inputs to edit through."""
+    rng = np.random.default_rng(3)
+    if kind == "gaugan":
+        model, inputs = random_gaugan(), [random_labels(rng, (2, 32, 64))]
+        inputs += [repaint(rng, inputs[0]) for _ in range(3)]
+        conditions = {}
+    else:
+        model, inputs = FAMILIES[kind](), [noisy(rng, (16, 24))]
+        inputs += [painted(rng, inputs[0]) for _ in range(3)]
+        conditions = at(model, 1)
+    made = [Session(model, backend, policy=policy) for backend in backends]
+    for session in made:
+        session.run(inputs[0], **conditions)
+    return made, inputs[1:]
+
+
+@pytest.mark.parametrize("policy", [SPARSE, FAST], ids=["paper", "fast"])
+@pytest.mark.parametrize("kind", ["gaugan", "ddpm", "pd"])
+def test_a_recorded_edit_has_the_bits_of_one_layer_by_layer(
+    backends: tuple[CudaBackend, CudaBackend], kind: str, policy: Policy
+) -> None:
+    (recorded, eager), inputs = sessions(kind, backends, policy)
+    counts = recorded.memory.backend.device.counts
+    for edited in inputs:
+        counts.clear()
+        result = recorded.edit(edited)
+        assert counts["graph"] == 1 and counts["wait"] == 1
+        expected = eager.edit(edited)
+        assert np.array_equal(result.output, expected.output)
+        assert [*map(str, result.stats.layers)] == [*map(str, expected.stats.layers)]
+        assert_same(values(recorded), values(eager))
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+    for _ in inputs:
+        assert np.array_equal(recorded.undo().output, eager.undo().output)
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+    for _ in inputs:
+        assert np.array_equal(recorded.redo().output, eager.redo().output)
+    assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+
+
+def test_an_edit_that_fits_no_recording_is_recorded_anew(backends: tuple[CudaBackend, CudaBackend]) -> None:
+    (recorded, eager), _ = sessions("ddpm", backends, FAST)
+    original = recorded._base.history.shown.inputs["x"][0]
+    for rows in (1, 9, 2, 16, 9):
+        edited = original.copy()
+        edited[:rows, : 2 * rows] += 0.5
+        assert np.array_equal(recorded.edit(edited).output, eager.edit(edited).output)
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+    assert 1 < len(recorded._state._program._recorded) <= 4
+
+
+def test_edits_of_all_policies_in_turn(backends: tuple[CudaBackend, CudaBackend]) -> None:
+    (recorded, eager), inputs = sessions("ddpm", backends, FAST)
+    for policy in ("fast", "paper", "fast", "exact", "fast"):
+        for edited in inputs[:2]:
+            a, b = (each.edit(edited, policy=policy).output for each in (recorded, eager))
+            assert np.array_equal(a, b), policy
+            assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+
+
+def test_a_value_that_is_not_finite_is_found_and_taken_back(
+    backends: tuple[CudaBackend, CudaBackend],
+) -> None:
+    (recorded, eager), inputs = sessions("ddpm", backends, FAST)
+    recorded.edit(inputs[0])
+    before = kept_by(recorded.memory)
+    broken = inputs[0].copy()
+    broken[3, 5] = 3e38
+    messages = []
+    eager.edit(inputs[0])
+    for session in (recorded, eager):
+        with pytest.raises(NonFiniteError) as caught:
+            session.edit(broken)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert_same(before, kept_by(recorded.memory))
+    assert np.array_equal(recorded.edit(inputs[1]).output, eager.edit(inputs[1]).output)
+
+
+def test_recorded_work_uses_what_the_recording_was_given(backends: tuple[CudaBackend, CudaBackend]) -> None:
+    backend, _ = backends
+    rng = np.random.default_rng(0)
+    canvas, out = backend.upload(normal(rng, 1, 12, 12, 8)), backend.alloc((1, 12, 12, 8))
+    tiles = all_tiles(1, 12, 12)
+    few = Tiles(tiles.host[:2])
+    with pytest.raises(BackendError, match="not given"):
+        backend.record(lambda: backend.pointwise(out, tiles, Source((canvas,))), [few])
+    with pytest.raises(emulator.KernelError, match="an upload while"):
+        backend.record(lambda: backend.upload(np.zeros(3)) and None, [few])
+    recording = backend.record(lambda: backend.pointwise(out, few, Source((canvas,))), [few])
+    assert not backend.download(out).any()
+    with pytest.raises(BackendError, match="room for 8"):
+        recording.replay([tiles])
+    recording.replay([Tiles(tiles.host[3:9])])
+    written = backend.download(out)[0].any(-1)
+    assert written.sum() == 6 * 16 and written[4:].all()

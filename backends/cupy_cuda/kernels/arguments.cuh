@@ -229,17 +229,27 @@ struct Lookup {             // a k×k convolution of one-hot channels
   const int* tiles;
   int height, width;        // of out
   int index_height, index_width, planes;
-  int labels, outputs, kernel, step, activation;
+  int labels, outputs, side, step, activation;  // the kernel is side × side
+};
+
+struct AttentionRows {      // a source written out for attention, which reads four values of it at once
+  Source source;            // [N, h, w, C]
+  float* rows;              // [N, h * w, heads, padded]: each head's channels, then zeros
+  int samples, heads;
+  int channels, padded;     // of a head
 };
 
 struct Attention {          // each pixel of the tiles against all pixels of its sample
   Source query;             // [N, H, W, C]
-  Source key;               // [N, h, w, C]
-  Source value;             // [N, h, w, C]
+  const float* key;         // [N, tokens, heads, key_padded], 16-byte aligned
+  const float* value;       // [N, tokens, heads, value_padded]
   float* out;               // [N, H, W, C]
   const int* tiles;
-  int channels, heads;
-  float scale;              // 1 / sqrt(C / heads)
+  int tokens, heads;
+  int channels;             // of a head: C / heads
+  int key_padded, value_padded;  // multiples of four
+  int slice;                // of the channels that each split sums scores over: a multiple of the kernel's DEPTH
+  float scale;              // 1 / sqrt(channels)
 };
 
 // -- winograd.cu -----------------------------------------------------------------------------------------------------
@@ -273,7 +283,7 @@ struct WinogradOutput {     // M -> 4×4 pixels, and the epilogue
 
 struct Conv {               // a convolution as a product: a row for each output pixel, a column for each output channel
   Source source;
-  const void* weight;       // [groups, taps, padded inputs of a group, padded outputs of a group]
+  const void* weight;       // [groups, taps, padded inputs of a group, padded outputs of a group]; depthwise [taps, C]
   float* out;               // [N, H, W, O]
   const int* tiles;
   Epilogue epilogue;

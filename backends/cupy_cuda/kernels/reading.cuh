@@ -17,6 +17,11 @@ __device__ __forceinline__ float activate(float v, int activation) {
 
 __device__ __forceinline__ int channels(const Source& s) { return s.first_channels + s.second_channels; }
 
+// Whether nothing is pending: a value is that of the first canvas.
+__device__ __forceinline__ bool is_plain(const Source& s) {
+  return !s.second && !s.scale && !s.modulation && !s.halved && s.activation == IDENTITY;
+}
+
 // V neighbours of an array; four are aligned to 16 bytes.
 template <int V>
 __device__ __forceinline__ void load(const float* from, float (&v)[V]) {
