@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparsegen import Fast, Paper, Session
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import Backend, Host
 from sparsegen.editing.state import State
 from sparsegen.engine.allocator import BackendAllocator
 from sparsegen.engine.journal import Journal
@@ -141,7 +141,7 @@ def kept_by(memory: Memory, *, fresh: bool = True) -> dict[str, Host]:
     found = {path: np.array(memory.backend.download(canvas)) for path, canvas in memory.canvases.items()}
     for path, moments in memory.moments.items():
         known = [n for n in range(len(moments.used[0])) if n not in moments.unknown]
-        for name, arrays in parts(moments).items():
+        for name, arrays in parts(moments, memory.backend).items():
             of_samples = arrays.swapaxes(0, 1)  # [N, 2, C]
             if name != "fresh":
                 found[f"{path}, {name}"] = of_samples
@@ -150,9 +150,13 @@ def kept_by(memory: Memory, *, fresh: bool = True) -> dict[str, Host]:
     return found
 
 
-def parts(moments: Moments) -> dict[str, Host]:
-    """The moments `[2, N, C]`: in use, stale and fresh."""
-    return {name: np.array(getattr(moments, name)) for name in ("used", "stale", "fresh")}
+def parts(moments: Moments, backend: Backend | None = None) -> dict[str, Host]:
+    """The moments `[2, N, C]`, of a backend (None: in main memory): in use, stale and fresh."""
+    download = np.asarray if backend is None else backend.download
+    return {
+        name: np.array([download(each) for each in getattr(moments, name)])
+        for name in ("used", "stale", "fresh")
+    }
 
 
 def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:

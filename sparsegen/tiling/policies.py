@@ -286,7 +286,9 @@ class _PaperPlan(Plan):
     def tiles(self, key: Any) -> TileSet:
         if key not in self._active:
             shape, through = key
-            self._active[key] = union(self._through(*read, shape) for read in through)
+            self._active[key] = union(
+                self._through(height, width, window, shape) for height, width, window in through
+            )
         return self._active[key]
 
     def _through(self, height: int, width: int, window: Window, shape: tuple[int, int, int]) -> TileSet:

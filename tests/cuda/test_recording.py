@@ -78,10 +78,10 @@ def test_a_recorded_edit_has_the_bits_of_one_layer_by_layer(
 
 def test_an_edit_that_fits_no_recording_is_recorded_anew(backends: tuple[CudaBackend, CudaBackend]) -> None:
     (recorded, eager), _ = sessions("ddpm", backends, FAST)
-    original = recorded._base.history.shown.inputs["x"][0]
+    original = recorded._base.history.shown.inputs["x"]
     for rows in (1, 9, 2, 16, 9):
         edited = original.copy()
-        edited[:rows, : 2 * rows] += 0.5
+        edited[:, :rows, : 2 * rows] += 0.5
         assert np.array_equal(recorded.edit(edited).output, eager.edit(edited).output)
         assert_same(kept_by(recorded.memory), kept_by(eager.memory))
     assert 1 < len(recorded._state._program._recorded) <= 4
@@ -103,7 +103,7 @@ def test_a_value_that_is_not_finite_is_found_and_taken_back(
     recorded.edit(inputs[0])
     before = kept_by(recorded.memory)
     broken = inputs[0].copy()
-    broken[3, 5] = 3e38
+    broken[0, 3, 5] = 3e38
     messages = []
     eager.edit(inputs[0])
     for session in (recorded, eager):
