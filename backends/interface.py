@@ -22,6 +22,7 @@ all others.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -284,6 +285,8 @@ class Backend(ABC):
     """Whether sessions keep codebooks: values that depend on labels alone, computed once per distinct window."""
     in_main_memory: ClassVar[bool] = False
     """Whether its arrays are NumPy's: then it computes in any array of main memory, also in a mapped file's."""
+    reaches_ram: ClassVar[bool] = False
+    """Of a backend whose arrays lie elsewhere: whether it computes in main memory too, in arrays of `alloc_in_ram`."""
     records: ClassVar[bool] = False
     """Whether `record` is supported."""
     takes_threads: ClassVar[bool] = False
@@ -301,6 +304,14 @@ class Backend(ABC):
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """A contiguous array of zeros; dtype "float32", "int32" or "float16" (of a canvas that is kept so)."""
 
+    def alloc_in_ram(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        """As `alloc`, but in main memory, where kernels read and write over the bus, tile by tile."""
+        raise BackendError(f"backend {self.name!r} does not compute in main memory")
+
+    def memory_left(self) -> float:
+        """Bytes that `alloc` may still take; infinite where nobody counts."""
+        return math.inf
+
     @abstractmethod
     def upload(self, host: Host) -> Array:
         """A contiguous copy of a host array on the backend: floats as float32, other types as they are."""
@@ -308,6 +319,14 @@ class Backend(ABC):
     @abstractmethod
     def download(self, array: Array) -> Host:
         """A copy of an array on the host. Waits for the backend."""
+
+    def fetch(self, array: Array) -> Callable[[], Host]:
+        """Queue a copy of an array to the host: the function returned waits for it, and gives the copy.
+
+        One wait of this thread serves all copies that were queued before it.
+        """
+        host = self.download(array)
+        return lambda: host
 
     def warm_up(self) -> str:
         """Compile now the kernels that the first use would compile; returns a line that says where they are cached.

@@ -42,6 +42,14 @@ class Device(ABC):
         """An array of undefined values."""
 
     @abstractmethod
+    def in_ram(self, shape: Sequence[int], dtype: Any) -> Array:
+        """An array of undefined values in main memory, pinned, which kernels reach at its address over the bus."""
+
+    @abstractmethod
+    def memory_left(self) -> float:
+        """Bytes that arrays may still take on the device."""
+
+    @abstractmethod
     def upload(self, host: Host) -> Array:
         """A copy of a host array, of its type. Does not wait: the host array may change at once."""
 

@@ -36,6 +36,7 @@ class _OfThread(threading.local):
 class Launching(PortableBackend):
     """A device, and the launches of kernels on it."""
 
+    reaches_ram: ClassVar[bool] = True
     records: ClassVar[bool] = True
 
     def __init__(self, device: Device) -> None:
@@ -48,12 +49,21 @@ class Launching(PortableBackend):
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return self.device.zeros(shape, np.dtype(dtype))
 
+    def alloc_in_ram(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return self.device.in_ram(shape, np.dtype(dtype))
+
+    def memory_left(self) -> float:
+        return self.device.memory_left()
+
     def upload(self, host: Host) -> Array:
         is_float = np.issubdtype(host.dtype, np.floating)
         return self.device.upload(np.ascontiguousarray(host, np.float32 if is_float else host.dtype))
 
     def download(self, array: Array) -> Host:
         return self.device.download(array)
+
+    def fetch(self, array: Array) -> Callable[[], Host]:
+        return self.device.fetch(array)
 
     def synchronize(self) -> None:
         self.device.synchronize()

@@ -259,7 +259,12 @@ class State:
 
     def input_tiles(self, name: str, tiles: Tiles) -> Host:
         """A host copy of tiles of an input, likewise."""
-        return self.memory.tiles(self.memory.input(name), tiles)
+        return self.fetch_input(name, tiles)()
+
+    def fetch_input(self, name: str, tiles: Tiles) -> Callable[[], Host]:
+        """A queued copy of tiles of an input as they are now; called, it waits for the copy and returns it."""
+        backend = self.memory.backend
+        return backend.fetch(backend.read_tiles(self.memory.input(name).array, tiles))
 
     def _output(self) -> Canvas:
         self.memory.begin()  # float16 memories share the canvases that they compute in: nothing there is this one's

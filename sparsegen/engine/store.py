@@ -208,7 +208,7 @@ class Store(NotCopied, Allocator):
         return MappingProxyType(self._shared)
 
     def checked(self, backend: Backend) -> Store:
-        """This store, if `backend` can compute in its arrays. Raises InputError."""
+        """This store, if `backend` can compute in its arrays. Raises InputError. (See `device_store.py` for others.)"""
         if not backend.in_main_memory:
             raise InputError(
                 f"backend {backend.name!r} has arrays of its own, expected one that computes in main memory, as numba "

@@ -17,6 +17,7 @@ from ..diffusion.samplers import START
 from ..diffusion.settings import OnStep, whole_way
 from ..editing.door import Result
 from ..editing.state import State
+from ..engine.allocator import Allocator, BackendAllocator
 from ..engine.stats import LayerRecord, Stats
 from ..engine.store import Store
 from ..errors import InputError
@@ -83,7 +84,10 @@ def sample(
         **options,
     )
     shape = (count, height, width, model.config.in_channels)
-    state = State(model, get_backend(backend), allocator=Store())
+    engine = get_backend(backend)
+    # of main memory, a store reuses what layers free
+    allocator: Allocator = Store() if engine.in_main_memory else BackendAllocator(engine)
+    state = State(model, engine, allocator=allocator)
     records: list[LayerRecord] = []
 
     def compute(i: int, x: Host, now: float) -> Host:

@@ -29,9 +29,10 @@ from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.carried import Deltas
+from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
-from ..engine.store import Store, parse_size
+from ..engine.store import parse_size
 from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import Model, checked_diffusion
@@ -59,9 +60,10 @@ class SDEdit(Door):
     margin
         Pixels around an edit that are recomputed with it (by a cross, as SIGE dilates); None: the family's.
     backend
-        As for `Session`; its arrays must lie in main memory.
+        As for `Session`. On a device, canvases lie in its memory, and beyond that in RAM which it reaches.
     ram
-        RAM that the canvases of all steps may take, such as "4GB"; the rest goes into files. None: no limit.
+        RAM that the canvases of all steps may take, such as "4GB"; the rest goes into files (on a device there are
+        none). None: no limit.
     folder
         The folder of these files; None: the system's folder for temporary files.
     storage
@@ -122,7 +124,7 @@ class SDEdit(Door):
         self.times = self._denoising.times
         self.policy = self._policy(policy)
         self.backend = get_backend(backend)
-        self.store = Store(ram, folder).checked(self.backend)
+        self.store = open_store(self.backend, ram, folder)
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
@@ -415,7 +417,7 @@ class SDEdit(Door):
             The file is cut, altered, of another kind or of a newer version; the caches do not fit.
         """
         engine = get_backend(backend)
-        store = Store(ram, folder).checked(engine)
+        store = open_store(engine, ram, folder)
         loaded = sdedit_file.load(path, engine, store)
         try:
             pipeline = cls(

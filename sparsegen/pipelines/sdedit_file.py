@@ -25,6 +25,7 @@ from ..editing import session_file
 from ..editing.history import Edit, History
 from ..editing.session_file import Notes
 from ..editing.state import State
+from ..engine.device_store import DeviceStore
 from ..engine.store import Store
 from ..errors import SessionError
 from ..tiling.policies import Policy
@@ -84,7 +85,7 @@ def save(
     )
 
 
-def load(path: str | os.PathLike[str], backend: Backend, store: Store) -> Loaded:
+def load(path: str | os.PathLike[str], backend: Backend, store: Store | DeviceStore) -> Loaded:
     """Read a session, its canvases and journals into `store`.
 
     Raises

@@ -154,15 +154,15 @@ class Denoising:
             return gather_tiles(whole, tiles)
 
         x = self.schedule.noised(gather_tiles(image, tiles), noise(START), self.times[0])
-        np.copyto(x, self.states[0].input_tiles("x", tiles), where=~pixels)
+        # of all steps before the first is computed: on a device, one wait then serves them all
+        held = [state.fetch_input("x", tiles) for state in self.states]
+        np.copyto(x, held[0](), where=~pixels)
         for step in denoised(self.model, self.settings, compute, x, noise):
             x, last = step.x, step.next_timestep is None
             if last:
                 np.clip(x, -1, 1, out=x)
-            held = (
-                gather_tiles(before, tiles) if last else self.states[step.index + 1].input_tiles("x", tiles)
-            )
-            np.copyto(x, held, where=~pixels)
+            around = gather_tiles(before, tiles) if last else held[step.index + 1]()
+            np.copyto(x, around, where=~pixels)
             if on_step is not None:
                 image = _with(before, tiles, x) if last else self.input(step.index + 1, tiles, x)
                 preview = _with(before, tiles, np.where(pixels, step.x0, gather_tiles(before, tiles)))

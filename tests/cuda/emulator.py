@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import shutil
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +119,9 @@ class EmulatedDevice(Device):
 
     def __init__(self) -> None:
         self.xp = DeviceModule()
+        self.memory = math.inf
+        """Bytes that arrays of `zeros` may take, for tests of stores."""
+        self._taken = 0
         self.counts: Counter[str] = Counter()
         self._recorded: _Recorded | None = None
 
@@ -132,12 +137,24 @@ class EmulatedDevice(Device):
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         self._not_recorded("an array was filled")
-        return self._made(np.zeros(tuple(shape), dtype))
+        array = self._made(np.zeros(tuple(shape), dtype))
+        self._take(array.nbytes)
+        weakref.finalize(array, self._take, -array.nbytes).atexit = False
+        return array
+
+    def _take(self, size: int) -> None:
+        self._taken += size
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         undefined = np.empty(tuple(shape), dtype)
         undefined.view(np.uint8).fill(0xFF) if undefined.ndim else undefined.fill(0)
         return self._made(undefined)
+
+    def in_ram(self, shape: Sequence[int], dtype: Any) -> Array:
+        return self.empty(shape, dtype)
+
+    def memory_left(self) -> float:
+        return self.memory - self._taken
 
     def upload(self, host: Host) -> Array:
         self._not_recorded("an upload")
