@@ -47,7 +47,9 @@ class Launching(PortableBackend):
     # -- memory ------------------------------------------------------------------------------------------
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        return self.device.zeros(shape, np.dtype(dtype))
+        # a recorded run fills nothing: its arrays are written before they are read, in each replay
+        make = self.device.zeros if self._thread.slots is None else self.device.empty
+        return make(shape, np.dtype(dtype))
 
     def alloc_in_ram(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return self.device.in_ram(shape, np.dtype(dtype))

@@ -75,7 +75,9 @@ class RecordedEdit:
         layers = {each.step: each for each in self._layers}
         memory, backend = run.memory, run.backend
         self._bank = MomentBank(backend, memory.moments if self._statistics else {})
-        stand_in = _StandIn(backend, memory, sets, self._followed)
+        # of a canvas that is repainted whole, moments are measured, not moved
+        self._moved = [path for path, key in self._followed.items() if sets[key].count < sets[key].total]
+        stand_in = _StandIn(backend, memory, {path: sets[self._followed[path]] for path in self._moved})
 
         def work() -> None:
             run.finite = FiniteChecks(backend)
@@ -151,7 +153,7 @@ class RecordedEdit:
         if self._statistics:
             for path in self._followed:
                 journal.save_moments(path, memory.moments[path])
-            olds = [journal.tiles[path][1] for path in self._followed]
+            olds = [journal.tiles[path][1] for path in self._moved]
             self._bank.follow(memory.moments)
         watch = self._recording.replay([each.tiles for each in sets.values()], self._finite.watch, olds=olds)
         assert watch is not None  # `work` made one
@@ -171,19 +173,11 @@ class RecordedEdit:
 class _StandIn(Journal):
     """The journal of recorded work: arrays without values, that a replay replaces."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        memory: Memory,
-        sets: Mapping[TilesKey, TileSet],
-        followed: Mapping[str, TilesKey],
-    ) -> None:
+    def __init__(self, backend: Backend, memory: Memory, active: Mapping[str, TileSet]) -> None:
         super().__init__()
-        self.olds = {
-            path: backend.alloc((0, TILE, TILE, memory.canvases[path].shape[3])) for path in followed
-        }
-        for path, key in followed.items():
-            self.tiles[path] = (sets[key].tiles, self.olds[path])
+        self.olds = {path: backend.alloc((0, TILE, TILE, memory.canvases[path].shape[3])) for path in active}
+        for path, tiles in active.items():
+            self.tiles[path] = (tiles.tiles, self.olds[path])
 
 
 class NotRecordable(Exception):

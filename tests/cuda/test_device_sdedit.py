@@ -50,7 +50,7 @@ def test_each_step_of_an_edit_is_one_graph_and_one_wait(policy: str) -> None:
         for column in (4, 5):
             backend.device.counts.clear()
             result = pipeline.edit(edited(pipeline.image, column))
-            computed = sum(step.computed for step in result.stats.steps)
+            computed = sum(step.refreshed for step in result.stats.steps)
             assert backend.device.counts["graph"] == computed
             assert backend.device.counts["wait"] <= STEPS + 1
 
@@ -67,7 +67,7 @@ def test_caches_beyond_the_devices_memory_lie_in_ram() -> None:
         assert np.array_equal(a, b)
     with SDEdit(model, backend="reference", steps=STEPS) as pipeline:
         for a, b in zip(found[0], outputs(pipeline), strict=True):
-            check("network", a, b)
+            check("backends", a, b)
 
 
 def test_no_room_is_one_error_and_the_session_as_before() -> None:
@@ -94,6 +94,6 @@ def test_a_saved_session_opens_on_another_backend(there: str, tmp_path) -> None:
         with SDEdit.load(path, backend=backends[1]) as loaded:
             assert np.array_equal(loaded.image, pipeline.image)
             after = edited(pipeline.image, 13)
-            check("network", loaded.edit(after).output, pipeline.edit(after).output)
+            check("backends", loaded.edit(after).output, pipeline.edit(after).output)
             for _ in range(2):
-                check("network", loaded.undo().output, pipeline.undo().output)
+                check("backends", loaded.undo().output, pipeline.undo().output)
