@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 FOLDER = Path(__file__).parent / "kernels"
@@ -66,38 +67,64 @@ class Kernel:
     threads: int
 
 
-def _structures(text: str) -> dict[str, Structure]:
-    """The structures that a header declares, in its order: a field's type is a scalar, a pointer or one before it."""
-    found: dict[str, Structure] = {}
+_POINTER = re.compile(r"(?:const )?(?:unsigned |long )*\w+\* ?(\w+)")
+_VALUES = re.compile(r"(\w+) (\w+(?:, \w+)*)")
+
+
+def _structures(text: str, earlier: Mapping[str, Structure] = MappingProxyType({})) -> dict[str, Structure]:
+    """The structures that a text declares, in its order, after the `earlier` ones.
+
+    A declaration is one pointer, or scalars or earlier structures with commas between them.
+
+    Raises
+    ------
+    ValueError
+        Another form of declaration, which this reader might lay out otherwise than a compiler.
+    """
+    found = dict(earlier)
     text = re.sub(r"//.*", "", text)
-    for name, body in re.findall(r"struct (\w+) \{(.*?)\};", text, re.DOTALL):
+    bodies = re.findall(r"^struct (\w+) \{([^{}]*)\};", text, re.MULTILINE)
+    if len(bodies) != len(re.findall(r"\bstruct\b", text)):
+        raise ValueError(
+            f"{len(bodies)} structures are declared as `struct Name {{ … }};`; others are not read"
+        )
+    for name, body in bodies:
         fields: list[str] = []
         pointers = set[str]()
         layout, size, most = "", 0, 1
-        for declaration in filter(None, (each.strip() for each in body.split(";"))):
-            kind, _, names = declaration.rpartition("*") if "*" in declaration else ("", "", declaration)
-            if not kind:
-                kind, names = declaration.split(" ", 1)
-                if kind == "unsigned" or kind == "const":
-                    raise ValueError(f"struct {name}: cannot read {declaration!r}")
-            for field in (each.strip() for each in names.split(",")):
-                if "*" in declaration:
-                    code, width, alignment = "Q", 8, 8
-                    pointers.add(field)
-                elif kind in found:
-                    inner = found[kind]
-                    code, width, alignment = f"{inner.layout.size}s", inner.layout.size, inner.alignment
-                else:
-                    code = _SCALARS[kind]
-                    width = alignment = struct.calcsize(code)
+        for declaration in filter(None, (" ".join(each.split()) for each in body.split(";"))):
+            names, code, alignment = _declared(name, declaration, found)
+            width = struct.calcsize(f"={code}")
+            for _ in names:
                 gap = -size % alignment
                 layout += f"{gap}x{code}"
                 size += gap + width
-                most = max(most, alignment)
-                fields.append(field)
+            most = max(most, alignment)
+            fields += names
+            if "*" in declaration:
+                pointers.add(names[0])
+        if len({*fields}) < len(fields) or name in found:
+            raise ValueError(f"struct {name}: a name is declared twice")
         layout += f"{-size % most}x"
         found[name] = Structure(name, tuple(fields), frozenset(pointers), struct.Struct("=" + layout), most)
     return found
+
+
+def _declared(
+    structure: str, declaration: str, before: Mapping[str, Structure]
+) -> tuple[list[str], str, int]:
+    """The names of fields declared together; format and alignment of each."""
+    if pointer := _POINTER.fullmatch(declaration):
+        return [pointer[1]], "Q", 8
+    values = _VALUES.fullmatch(declaration)
+    if values and (inner := before.get(values[1])):
+        return values[2].split(", "), f"{inner.layout.size}s", inner.alignment
+    if values and (code := _SCALARS.get(values[1])):
+        return values[2].split(", "), code, struct.calcsize(code)
+    raise ValueError(
+        f"struct {structure}: cannot read {declaration!r}; expected `type* name` or `type name, name` "
+        f"with the types {', '.join([*_SCALARS, *before])}"
+    )
 
 
 @cache
@@ -106,23 +133,63 @@ def structures() -> Mapping[str, Structure]:
     return _structures((FOLDER / "arguments.cuh").read_text("utf-8"))
 
 
+def kernels_of(file: str, text: str) -> dict[str, Kernel]:
+    """The kernels that a text declares, by name. Their structures are those of `arguments.cuh`, else its own.
+
+    Raises
+    ------
+    ValueError
+        A structure is unknown; the threads are neither a number nor a `#define` of one in the text; a line with KERNEL
+        does not begin as `KERNEL(name, Arguments, threads)`.
+    """
+    known = structures()
+    found: dict[str, Kernel] = {}
+    for line in re.findall(r"^[ \t]*KERNEL\(.*", text, re.MULTILINE):
+        parts = re.match(r"KERNEL\((\w+), (\w+), (\w+)\)", line)
+        if parts is None:
+            raise ValueError(
+                f"{file}.cu: cannot read {line!r}; expected `KERNEL(name, Arguments, threads)` at its start"
+            )
+        name, arguments, threads = parts.groups()
+        if arguments not in known:
+            known = _structures(text, known)
+        numbers = (
+            [threads] if threads.isdecimal() else re.findall(rf"^#define {threads} (\d+)", text, re.MULTILINE)
+        )
+        if len(numbers) != 1 or arguments not in known or name in found:
+            raise ValueError(
+                f"{file}.cu: {line!r}: expected a new name, a structure that is declared, and a number of threads or "
+                "its one `#define`"
+            )
+        found[name] = Kernel(name, file, known[arguments], int(numbers[0]))
+    return found
+
+
+_ADDED: dict[str, Path] = {}
+"""Files of kernels that are not the backend's, by name."""
+
+
+def add(path: Path) -> None:
+    """Let devices launch the kernels of a file elsewhere, such as checks of a card; `files()` leaves it out."""
+    _ADDED[path.stem] = path
+    kernels.cache_clear()
+
+
 @cache
 def kernels() -> Mapping[str, Kernel]:
     """All kernels by name."""
     found: dict[str, Kernel] = {}
-    for path in sorted(FOLDER.glob("*.cu")):
-        text = path.read_text("utf-8")
-        for name, arguments, threads in re.findall(r"^KERNEL\((\w+), (\w+), (\w+)\)", text, re.MULTILINE):
-            number = threads
-            if not threads.isdecimal():
-                [number] = re.findall(rf"^#define {threads} (\d+)", text, re.MULTILINE)
-            found[name] = Kernel(name, path.stem, structures()[arguments], int(number))
+    for path in (*sorted(FOLDER.glob("*.cu")), *_ADDED.values()):
+        of_file = kernels_of(path.stem, path.read_text("utf-8"))
+        if twice := of_file.keys() & found.keys():
+            raise ValueError(f"{path.name}: {', '.join(twice)} is declared in another file, too")
+        found |= of_file
     return found
 
 
 def files() -> list[str]:
-    """The names of the files that hold kernels, without suffix."""
-    return sorted({kernel.file for kernel in kernels().values()})
+    """The names of the backend's files that hold kernels, without suffix."""
+    return sorted({kernel.file for kernel in kernels().values()} - {*_ADDED})
 
 
 def headers() -> dict[str, str]:
@@ -132,4 +199,4 @@ def headers() -> dict[str, str]:
 
 def source(file: str) -> str:
     """The text of a file of kernels."""
-    return (FOLDER / f"{file}.cu").read_text("utf-8")
+    return _ADDED.get(file, FOLDER / f"{file}.cu").read_text("utf-8")

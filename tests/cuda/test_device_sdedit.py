@@ -23,9 +23,7 @@ STEPS = 5
 
 
 def on_device(memory: float = math.inf) -> CudaBackend:
-    device = EmulatedDevice()
-    device.memory = memory
-    return CudaBackend(device)
+    return CudaBackend(EmulatedDevice(memory=memory))
 
 
 def edited(image: np.ndarray, column: int) -> np.ndarray:

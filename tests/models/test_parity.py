@@ -67,6 +67,31 @@ def engine(name: str) -> Backend:
 ENGINES = ("reference", "numba", "numba, direct")
 
 
+def compare(
+    session: sparsegen.Session, net: SPADEGenerator, labels: np.ndarray, **conditions: np.ndarray
+) -> None:
+    """Run both; every canvas and the output must agree."""
+    ours = session.run(labels, **conditions)
+    expected = torch_layers(net)
+    z, instances = (conditions.get(each) for each in ("z", "instances"))
+    with torch.no_grad():
+        edges = None if instances is None else torch.tensor(instances)
+        seg = one_hot(torch.tensor(labels), edges, session.model.config.semantic_nc)
+        output = net(seg, None if z is None else torch.tensor(z)).permute(0, 2, 3, 1).numpy()
+    for gamma in [layer for layer in expected if layer.endswith("mlp_gamma")]:
+        prefix = gamma.removesuffix("gamma")
+        expected[f"{prefix}gamma_beta"] = np.concatenate(
+            [expected.pop(gamma), expected.pop(f"{prefix}beta")], axis=-1
+        )
+    expected["conv_img"] = output
+
+    found = {path: v for path, v in values(session).items() if not path.startswith(("input.", "windows."))}
+    assert found.keys() - {"fc"} == expected.keys() - {"fc"}
+    for layer, theirs in expected.items():
+        check("parity", found[layer], theirs)
+    check("parity", ours.output, output)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_layer_equals_pytorch(case: str, name: str, tmp_path: Path) -> None:
@@ -81,31 +106,12 @@ def test_every_layer_equals_pytorch(case: str, name: str, tmp_path: Path) -> Non
     classes = options["semantic_nc"] - with_edges
     labels = rng.integers(0, classes, (2, height // 4, width // 4)).repeat(4, 1).repeat(4, 2)
     conditions = {"instances": labels // 3} if with_edges else {}
-    z = rng.standard_normal((2, options["z_dim"])).astype(np.float32) if "z_dim" in options else None
-    if z is not None:
-        conditions["z"] = z
+    if "z_dim" in options:
+        conditions["z"] = rng.standard_normal((2, options["z_dim"])).astype(np.float32)
 
     model = sparsegen.load(path, num_upsampling_layers=options.get("layers", "normal"))
     session = sparsegen.Session(model, engine(name))
-    ours = session.run(labels, **conditions)
-
-    expected = torch_layers(net)
-    instances = torch.tensor(labels // 3) if with_edges else None
-    with torch.no_grad():
-        seg = one_hot(torch.tensor(labels), instances, options["semantic_nc"])
-        output = net(seg, None if z is None else torch.tensor(z)).permute(0, 2, 3, 1).numpy()
-    for gamma in [layer for layer in expected if layer.endswith("mlp_gamma")]:
-        prefix = gamma.removesuffix("gamma")
-        expected[f"{prefix}gamma_beta"] = np.concatenate(
-            [expected.pop(gamma), expected.pop(f"{prefix}beta")], axis=-1
-        )
-    expected["conv_img"] = output
-
-    found = {path: v for path, v in values(session).items() if not path.startswith(("input.", "windows."))}
-    assert found.keys() - {"fc"} == expected.keys() - {"fc"}
-    for layer, theirs in expected.items():
-        check("parity", found[layer], theirs)
-    check("parity", ours.output, output)
+    compare(session, net, labels, **conditions)
     assert bool(computed_by_tiles(session)) == (name == "numba")
 
 

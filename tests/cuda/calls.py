@@ -1,0 +1,206 @@
+"""Calls of the CUDA backend that together run every kernel, small: a name comes in, what the call computes comes out.
+
+The contract suite asks whether values are right, of many more calls. These are run in other ways: in other orders of
+threads and blocks, and by kernels that are built to report stray accesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sparsegen.backends.cupy_cuda.backend import CudaBackend
+from sparsegen.backends.interface import Host, Tiles
+from tests.backends.contract_cases import (
+    CASES,
+    Case,
+    Uploads,
+    all_tiles,
+    attention_case,
+    conv_case,
+    make_source,
+    normal,
+)
+from tests.tolerances import check
+
+Call: TypeAlias = Callable[[CudaBackend], list[Host]]
+
+NAMES = (
+    "conv 3×3, many tiles",
+    "conv 3×3, many channels",
+    "conv 3×3, odd channels",
+    "conv 3×3, depthwise",
+    "conv 3×3, concatenated across groups",
+    "conv 3×3, whole prologue",
+    "conv 3×3, modulated by code, many channels",
+    "conv 3×3, residual with pending work",
+    "conv 1×1, many channels",
+    "conv 1×1, upsampled, concatenated, many tiles",
+    "conv 1×1, whole epilogue",
+    "conv 5×5, stride 2, padded unevenly",
+    "lookup 3×3, step 2, planes 2",
+    "lookup, many outputs",
+    "attention, heads",
+    "attention, pending work",
+    "layer norm, pending work",
+    "layer norm, large mean",
+    "pointwise, residual",
+    "pointwise, whole prologue",
+    "write tiles",
+)
+"""Cases of the contract suite."""
+
+ONE: dict[str, Any] = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
+
+SIZES: dict[str, Callable[[], Case]] = {
+    "winograd, 2 tiles": partial(conv_case, size=(4, 8), channels=(20,), outputs=24),
+    "winograd, 20 tiles": partial(conv_case, size=(16, 20), channels=(20,), outputs=24),
+    "winograd, 36 tiles": partial(conv_case, size=(24, 23), channels=(20,), outputs=24),
+    "winograd, few outputs": partial(conv_case, size=(8, 9), channels=(20,), outputs=9),
+    "winograd, 1024 tiles": partial(conv_case, size=(128, 128), channels=(8,), outputs=65),
+    "direct, 16 tiles": partial(conv_case, size=(16, 16), channels=(5,), outputs=21, **ONE),
+    "direct, 20 tiles": partial(conv_case, size=(16, 20), channels=(5,), outputs=21, **ONE),
+    "direct, 1024 tiles": partial(conv_case, size=(128, 128), channels=(5,), outputs=65, **ONE),
+    "attention, heads of 70": partial(attention_case, channels=70),
+    "attention, heads of 101": partial(attention_case, channels=202, heads=2),
+    "attention, a head of 200": partial(attention_case, channels=200, samples=2),
+}
+"""Cases of sizes for which other kernels are chosen."""
+
+
+def of_case(make: Callable[[], Case]) -> Call:
+    """The whole canvas of a case, once its values are checked."""
+
+    def call(backend: CudaBackend) -> list[Host]:
+        case = _made(make)
+        found = case.run(backend, case.tiles)
+        check(case.tolerance, found, case.oracle, largest=case.largest)
+        return [found]
+
+    return call
+
+
+@cache
+def _made(make: Callable[[], Case]) -> Case:
+    return make()
+
+
+def copies(backend: CudaBackend) -> list[Host]:
+    """Tiles read, written, merged, added and compared, one canvas after another and many at once."""
+    rng, put = np.random.default_rng(1), backend.upload
+    first, second = (normal(rng, 2, 9, 10, channels) for channels in (3, 70))
+    canvas, other = put(first), put(second)
+    tiles, some = all_tiles(2, 9, 10), Tiles(rng.permutation(all_tiles(2, 9, 10).host)[:7])
+    old = backend.read_tiles(canvas, some)
+    backend.merge_tiles(canvas, some, put(normal(rng, 7, 4, 4, 3)), rng.random((7, 4, 4)) < 0.5)
+    backend.add_tiles(canvas, some, put(normal(rng, 7, 4, 4, 3)))
+    change = backend.tile_change(canvas, some, old)
+    largest = backend.largest_change(canvas, some, old)
+    both = [(canvas, some), (other, tiles)]
+    values = backend.read_many_tiles(both)
+    backend.write_tiles(other, tiles, put(normal(rng, len(tiles), 4, 4, 70)))
+    backend.write_many_tiles([(*place, v) for place, v in zip(both, values, strict=True)])
+    copied = [backend.alloc(each.shape) for each in (canvas, change)]
+    backend.copy_arrays(list(zip(copied, (canvas, change), strict=True)))
+    return [largest, *map(backend.download, (canvas, other, old, change, *values, *copied))]
+
+
+def halves(backend: CudaBackend) -> list[Host]:
+    """A canvas and its copy in float16."""
+    rng, tiles = np.random.default_rng(2), all_tiles(1, 9, 10)
+    canvas = backend.upload(normal(rng, 1, 9, 10, 6))
+    kept, watch = backend.alloc((1, 9, 10, 6), dtype="float16"), backend.watch_run()
+    backend.narrow_tiles(kept, canvas, tiles, watch=watch, layer=0)
+    assert watch.first_watched() is None
+    old = backend.read_tiles(kept, tiles)
+    backend.add_tiles(canvas, tiles, backend.upload(normal(rng, len(tiles), 4, 4, 6)))
+    found = [backend.tile_change(canvas, tiles, old), backend.sum_change(canvas, tiles, old)]
+    largest = backend.largest_change(canvas, tiles, old)
+    backend.widen_tiles(canvas, kept, tiles)
+    return [largest, *map(backend.download, (canvas, kept, *found))]
+
+
+def watched(backend: CudaBackend) -> list[Host]:
+    """The first of several values that are not finite."""
+    values = normal(np.random.default_rng(3), 2, 9, 10, 300)
+    values[0, 8, 9, 299] = values[1, 3, 2, 17] = values[1, 3, 2, 16] = np.inf
+    canvas, tiles = backend.upload(values), all_tiles(2, 9, 10)
+    watch = backend.watch_run()
+    watch.watch(canvas, Tiles(tiles.host[9:]), 4)
+    watch.watch(canvas, tiles, 5)
+    found = watch.first_watched()
+    assert found == (4, (1, 3, 2, 16))
+    return []
+
+
+def statistics(backend: CudaBackend) -> list[Host]:
+    """Moments measured and followed, and the norms made of them."""
+    rng, put = np.random.default_rng(4), backend.upload
+    uploads = Uploads(backend)
+    found: list[Any] = []
+    for channels, size in (((70, 66), (9, 10)), ((5,), (40, 41))):
+        source = make_source(
+            rng, samples=2, size=size, channels=channels, scale="per sample", activation="silu"
+        )
+        found += (moments := backend.channel_moments(uploads.source(source)))
+        found += backend.second_moments(*moments)
+    canvas, tiles = put(normal(rng, 2, 22, 41, 84)), all_tiles(2, 22, 41)
+    change = backend.sum_change(canvas, tiles, put(normal(rng, len(tiles), 4, 4, 84)))
+    samples = 10
+    used, *kept = ((put(normal(rng, samples, 84)), put(abs(normal(rng, samples, 84)))) for _ in range(3))
+    stale, fresh = ((mean.astype(np.float64), square.astype(np.float64)) for mean, square in kept)
+    some = Tiles(rng.permutation(all_tiles(samples, 8, 12).host)[:30])
+    changes = backend.xp.concatenate([change] * 5)
+    for moved in (None, changes):
+        pairs = backend.follow_moments(used, stale, fresh, moved, tiles=some, size=(8, 12), statistics=0.3)
+        found += [each for pair in pairs for each in pair]
+    options = {
+        "weight": put(normal(rng, 84)),
+        "bias": put(normal(rng, 84)),
+        "film": put(normal(rng, samples, 168)),
+    }
+    for mean, variance, given in ((*used, options), (*stale, {}), (used[0][:1], used[1][:1], options)):
+        found += backend.norm_affine(mean, variance, groups=12, eps=1e-5, **given)
+    found.append(backend.join_channels([used[0], put(normal(rng, samples, 5)), used[1]]))
+    return [backend.download(each) for each in (change, *found)]
+
+
+def rows(backend: CudaBackend) -> list[Host]:
+    """Dense layers and convolutions of windows of a codebook."""
+    rng, put = np.random.default_rng(5), backend.upload
+    found = []
+    for count, inputs, outputs in ((1, 64, 256), (5, 37, 19)):
+        x, weight, bias = (
+            put(normal(rng, count, inputs)),
+            put(normal(rng, outputs, inputs)),
+            put(normal(rng, outputs)),
+        )
+        found.append(backend.linear(x, weight, bias, activation="silu"))
+        found.append(backend.linear(x, weight, None))
+    for count, outputs in ((7, 6), (20, 21), (260, 21)):
+        weight, bias = normal(rng, outputs, 13, 3, 3), normal(rng, outputs)
+        weights = backend.prepare_conv(weight, bias, padding=(1, 1, 1, 1), size=(1, 1))
+        out = backend.alloc((count, outputs))
+        windows = rng.integers(-1, 11, (count, 9), dtype=np.int32)
+        backend.convolve_windows(out, windows, put(normal(rng, 11, 13)), weights)
+        found.append(out)
+    return [backend.download(each) for each in found]
+
+
+CALLS: dict[str, Call] = {
+    **{name: of_case(CASES[name]) for name in NAMES},
+    **{name: of_case(make) for name, make in SIZES.items()},
+    **{call.__name__: call for call in (copies, halves, watched, statistics, rows)},
+}
+
+
+def missed(backend: CudaBackend, kernels: Iterable[str]) -> list[str]:
+    """Run all calls: those of `kernels` that none of them ran."""
+    ran = backend.device.kernels
+    ran.clear()
+    for call in CALLS.values():
+        call(backend)
+    return sorted({*kernels} - {*ran})
