@@ -26,6 +26,12 @@ TOLERANCES = {
         "transform multiplies that by up to four (measured 7e-7)",
     ),
     "conv2d, direct": Tolerance(6e-7, "sums of up to 1152 products, one multiply-add after another"),
+    "conv2d, tensor cores": Tolerance(
+        6e-4,
+        "inputs and weights rounded to 11 bits, up to 5e-4 of each, which sums of many products average "
+        "(measured 3e-4); sums in float32",
+    ),
+    "matrix product": Tolerance(5e-7, "sums of 9 or 17 terms in float32, any order (measured 1e-7)"),
     "weights in float16": Tolerance(6e-4, "11 bits of each weight, up to 5e-4 of it (measured 3e-4)"),
     "weights in bfloat16": Tolerance(4e-3, "8 bits of each weight, up to 4e-3 of it (measured 2e-3)"),
     "lookup": Tolerance(5e-7, "a bias and up to 50 table rows added one after another (measured 3e-7)"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..interface import Activation, Array, ConvGeometry, ConvWeights, Host, Padding, Source, Tiles
 from .depthwise import DepthwiseConvolutions, is_depthwise
 from .launching import ACTIVATIONS, PIXELS
+from .tensor import TensorConvolutions, tensor_weights
 from .transforms import depthwise_weights, direct_weights, padded, winograd_weights
 
 WINOGRAD_BYTES = 32 << 20
@@ -22,8 +23,8 @@ class LaidOut(ConvWeights):
     algorithm: str = "direct"
 
 
-class Convolutions(DepthwiseConvolutions):
-    """`conv2d`, by Winograd's transforms, channel by channel, or directly."""
+class Convolutions(DepthwiseConvolutions, TensorConvolutions):
+    """`conv2d`, by tensor cores, by Winograd's transforms, channel by channel, or directly."""
 
     def prepare_conv(
         self,
@@ -41,6 +42,8 @@ class Convolutions(DepthwiseConvolutions):
             packed = winograd_weights(weight)
         elif algorithm == "depthwise":
             packed = depthwise_weights(weight)
+        elif algorithm in ("tf32", "float16"):
+            packed = tensor_weights(weight, self.precision)
         else:
             packed = direct_weights(weight, groups)
         on_device = None if bias is None else self.upload(bias)
@@ -52,6 +55,8 @@ class Convolutions(DepthwiseConvolutions):
         wide = min(geometry.inputs, geometry.outputs) >= WINOGRAD_CHANNELS
         if size == (1, 1):  # for `convolve_windows`
             return "direct"
+        if self._by_tensor_cores(geometry):
+            return self.precision
         if plain and wide:
             return "winograd"
         return "depthwise" if is_depthwise(geometry) else "direct"
@@ -81,6 +86,8 @@ class Convolutions(DepthwiseConvolutions):
         convolve = {
             "winograd": self._convolve_winograd,
             "depthwise": self._convolve_depthwise,
+            "tf32": self._convolve_tensor,
+            "float16": self._convolve_tensor,
             "direct": self._convolve_directly,
         }[weights.algorithm]
         convolve(out, tiles, source, weights, epilogue)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
+from sparsegen.backends.cupy_cuda.tensor import Precision
 from sparsegen.backends.interface import Host, Tiles
 from tests.backends.contract_cases import (
     CASES,
@@ -190,7 +191,33 @@ def rows(backend: CudaBackend) -> list[Host]:
     return [backend.download(each) for each in found]
 
 
+TENSORS = (
+    partial(conv_case, size=(4, 3), channels=(9,), outputs=17),  # a tile
+    partial(conv_case, size=(4, 8), channels=(12,), outputs=17),
+    partial(conv_case, size=(8, 8), channels=(72,), outputs=24),  # several chains, a block each
+    partial(conv_case, size=(8, 12), channels=(72,), outputs=66),  # several chains, all in a block
+    partial(conv_case, size=(16, 32), channels=(8,), outputs=65),
+)
+"""Cases of sizes for which tensor cores run other kernels."""
+
+
+def by_tensor_cores(precision: Precision) -> Call:
+    """TENSORS in a precision."""
+
+    def call(backend: CudaBackend) -> list[Host]:
+        ours, found = CudaBackend(backend.device, precision=precision), []
+        for make in TENSORS:
+            case = _made(make)
+            found.append(case.run(ours, case.tiles))
+            check("conv2d, tensor cores", found[-1], case.oracle, largest=case.largest)
+        return found
+
+    return call
+
+
 CALLS: dict[str, Call] = {
+    "tensor cores, TF32": by_tensor_cores("tf32"),
+    "tensor cores, float16": by_tensor_cores("float16"),
     **{name: of_case(CASES[name]) for name in NAMES},
     **{name: of_case(make) for name, make in SIZES.items()},
     **{call.__name__: call for call in (copies, halves, watched, statistics, rows)},

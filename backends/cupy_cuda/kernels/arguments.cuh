@@ -279,7 +279,7 @@ struct WinogradOutput {     // M -> 4×4 pixels, and the epilogue
   int height, width, outputs;
 };
 
-// -- direct.cu, tensor.cu, depthwise.cu ------------------------------------------------------------------------------
+// -- direct.cu, depthwise.cu -----------------------------------------------------------------------------------------
 
 struct Conv {               // a convolution as a product: a row for each output pixel, a column for each output channel
   Source source;
@@ -291,4 +291,41 @@ struct Conv {               // a convolution as a product: a row for each output
   int inputs, outputs;      // of a group
   int padded_inputs, padded_outputs;
   int kernel_height, kernel_width, stride, top, left, groups;
+};
+
+// -- tensor.cu: a chunk is 16 bytes, four values in TF32 or eight in float16; a step is 8 chunks of the depth ----------
+
+struct TensorWindows {      // the input pixels of each tile's window, after pending work and rounded
+  Source source;
+  const int* tiles;
+  void* windows;            // [tile_room, window pixels, chunks]
+  int first_tile, tile_room;  // of the tiles from first_tile on, at most tile_room
+  int window_height, window_width, chunks;
+  int kernel_height, kernel_width, stride, top, left;
+};
+
+struct TensorProduct {      // windows times weights: a row for each output pixel, a column for each output channel
+  const void* windows;      // [tile_room, window pixels, chunks]
+  const void* weight;       // [outputs, steps, 8 chunks]: taps * chunks, then zeros
+  float* sums;              // [chains, tile_room * 16, padded_outputs]: a chain's sums each; null: add and finish them
+  float* out;               // [N, H, W, O]
+  const int* tiles;
+  Epilogue epilogue;
+  int first_tile, tile_room;
+  int height, width;        // of out
+  int outputs, padded_outputs;
+  int window_height, window_width, chunks;
+  int taps, kernel_width;
+  int row_step, column_step;  // in the window, from an output pixel to the next
+  int steps, chain_steps;
+};
+
+struct TensorSums {         // out = epilogue(the chains' sums, added in their order)
+  const float* sums;        // [chains, tile_room * 16, padded_outputs]
+  float* out;               // [N, H, W, O]
+  const int* tiles;
+  Epilogue epilogue;
+  int first_tile, tile_room;
+  int height, width;
+  int outputs, padded_outputs, chains;
 };
