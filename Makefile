@@ -8,10 +8,10 @@ endif
 # areas of tests/ that `make quick` covers: no checkpoints, kernels, command line and pipelines
 QUICK := house tiling diffusion engine models editing images
 
-.PHONY: help demo quick test lint mypy bench clean
+.PHONY: help demo quick test test-gpu lint mypy bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z]+:.*## / { sub("AREAS", areas, $$2); printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z-]+:.*## / { sub("AREAS", areas, $$2); printf "make %-8s  %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/runtime.stamp ## edit a built-in label map and a built-in image; print where the results are
 	$(BIN)/sparsegen demo --output demo.png
@@ -22,6 +22,9 @@ quick: .venv/test.stamp ## about a minute of tests (AREAS), numba backend only, 
 
 test: .venv/test.stamp ## all tests (a quarter of an hour on two cores; installs PyTorch to compare with)
 	$(BIN)/python -m pytest
+
+test-gpu: .venv/test.stamp ## on a machine with an NVIDIA card: the suites on it, and compute-sanitizer
+	$(BIN)/python -m tests.cuda.on_card
 
 lint: .venv/lint.stamp ## ruff (format, lint) and mypy, as pre-commit runs them
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

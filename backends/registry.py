@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import warnings
@@ -18,8 +19,10 @@ GROUP = "sparsegen.backends"
 _BUILT_IN = {
     "numba": "sparsegen.backends.numba_cpu:NumbaBackend",
     "reference": "sparsegen.backends.reference:ReferenceBackend",
+    "cupy": "sparsegen.backends.cupy_cuda.card:CupyBackend",
 }
-"""In order of preference: the first that can run here is the default."""
+"""In order of preference: the first that can run here is the default. `cupy` stands behind `reference`, which always
+runs: a card, whose memory other work may need, is used only where it is named."""
 
 _NO_SUCH_PLATFORM = {"numba": ("emscripten",)}
 """Built-in backend -> platforms (`sys.platform`) that its packages do not exist for."""
@@ -61,7 +64,7 @@ def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _
         raise BackendError(
             f"backend {point.name!r} takes no {', '.join(foreign)}; it takes {', '.join(has) or 'none'}"
         )
-    given = dict(options)
+    given = {name: value for name, value in options.items() if value != _default(kind, name)}
     if threads is not None and getattr(kind, "takes_threads", False):
         given["threads"] = threads
     key = (point, tuple(sorted(given.items())))
@@ -73,14 +76,22 @@ def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _
     return _OPEN[key]
 
 
-def _why_not(point: EntryPoint, threads: int | None) -> str | None:
+def _default(kind: Any, option: str) -> Any:
+    """What an option of a backend is where it is not given."""
+    parameter = inspect.signature(kind).parameters.get(option)
+    return inspect.Parameter.empty if parameter is None else parameter.default
+
+
+def _why_not(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> str | None:
     """None if the backend can run here, else the reason (one line). Raises MemoryError."""
     try:
-        _open(point, threads)
+        _open(point, threads, options)
     except (
         MemoryError
     ):  # no property of the backend: the next try may find memory, and a slower backend needs as much
         raise
+    except BackendError as error:
+        return " ".join(str(error).splitlines())
     except (Exception, SystemExit) as error:  # a third party's import may fail in any way
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
@@ -136,13 +147,14 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     ----------
     name
         None: `default_backend()`; a RuntimeWarning says once which better one cannot run here, and why (none where
-        that one does not exist for the platform, as Numba for emscripten).
+        that one does not exist for the platform, as Numba for emscripten). "cupy:1" is `cupy` with `device=1`.
     threads
         The most threads that compute, for backends with threads; None: SPARSEGEN_THREADS of the environment, else the
         backend chooses. Each number has its own instance.
     options
         Options of that backend (`Backend.options`; numba: `direct=True`, no Winograd transforms, for the closest
-        parity; `weights="float16"` or `"bfloat16"`, half the memory). Each choice has its own instance.
+        parity; `weights="float16"` or `"bfloat16"`, half the memory; cupy: `device=1`, `memory="8GB"`, the most to
+        take). Each choice has its own instance.
 
     Raises
     ------
@@ -156,9 +168,47 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     if name is None:
         name, passed_over = _preferred(count)
         _warn_once(name, passed_over)
-    point = _known().get(name)
-    reason = "unknown" if point is None else _why_not(point, count)
+    point, options = _named(name, options)
+    device = {name: value for name, value in options.items() if name == "device"}
+    reason = "unknown" if point is None else _why_not(point, count, device)
     if point is not None and reason is None:
         return _open(point, count, options)
     status = "; ".join(f"{n}: {'available' if why is None else why}" for n, why in backend_status().items())
     raise BackendError(f"backend {name!r} cannot be used ({reason}). Known backends: {status}")
+
+
+def _named(name: str, options: Mapping[str, Any] = _NONE) -> tuple[EntryPoint | None, dict[str, Any]]:
+    """The backend of a name, and its options: "cupy:1" is `cupy` with `device=1`. Raises BackendError."""
+    known = _known()
+    first, colon, device = name.rpartition(":")
+    if name in known or not colon or first not in known or not device.isdecimal():
+        return known.get(name), dict(options)
+    if options.get("device", int(device)) != int(device):
+        raise BackendError(f"backend {name!r} and device={options['device']!r} name two devices")
+    return known[first], {**options, "device": int(device)}
+
+
+def warm_up(name: str, *, architecture: str | None = None) -> str:
+    """Compile a backend's kernels now; returns a line that says where they are.
+
+    Parameters
+    ----------
+    architecture
+        Of a card that need not be here, such as "sm_90", for backends that compile for another machine; None: this
+        machine's.
+
+    Raises
+    ------
+    BackendError
+        As `get_backend`; or the kernels do not compile, cannot be kept, or compile for this machine alone.
+    """
+    if architecture is None:
+        return get_backend(name).warm_up()
+    point, _ = _named(name)
+    if point is None:
+        get_backend(name)  # raises: it lists the known ones
+    compile_for = None if point is None else getattr(point.load(), "compile_for", None)
+    if compile_for is None:
+        raise BackendError(f"backend {name!r} compiles for this machine alone")
+    line: str = compile_for(architecture)
+    return line

@@ -24,7 +24,7 @@ class Graph(ABC):
 
 
 class Device(ABC):
-    """One device. Threads may use it at once; each has a queue (a stream) of its own, in order."""
+    """One device. Threads may use it at once; what they queue runs in the order of their calls."""
 
     name: str
     """What it is, for people: "NVIDIA H100 80GB HBM3"."""

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ..base import HostBackend, weight_of
+from ..caches import CACHE_VARIABLE
 from ..interface import (
     TILE,
     Activation,
@@ -30,7 +31,6 @@ from ..interface import (
 )
 from . import attention, codebooks, copies, depthwise, direct, linear, lookup, moments, norms, winograd
 from .arrays import flat, writable
-from .cache import CACHE_VARIABLE
 from .cores import available_cores
 from .geometry import Geometry, geometry_of
 from .jit import compile_all

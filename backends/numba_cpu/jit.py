@@ -2,7 +2,7 @@
 
 `kernel` declares a function that Python calls, `inline` a piece of kernels, `both` a function for Python and kernels.
 Nothing is compiled before `compile_all`. It takes half a minute once for a machine and a version of this package,
-reports that on stderr, and keeps the machine code in files (`cache.py`) for the next process.
+reports that on stderr, and keeps the machine code in files (`caches.py`) for the next process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import hashlib
 import pickle
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from numba.core import event
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from .cache import KernelFiles, choose
+from ..caches import KernelFiles, choose, report
 from .room import COMPILING, LOADING, check_room
 
 if numba.config.DISABLE_JIT:
@@ -196,7 +195,7 @@ class _Progress(event.Listener):
                 check_room(COMPILING, "compiling kernels")
             self.compiled += 1
             text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
-            _report(text, number, len(self._numbers), first=not self._reported)
+            report(text, number, len(self._numbers), first=not self._reported)
             self._reported = True
 
     def on_end(self, of: Any) -> None:
@@ -214,18 +213,6 @@ def _make_ready(declared: list[Kernel]) -> Ready:
     if progress.compiled:
         because = "" if files.why is None else f" ({files.why})"
         kept = f"kept in {files.kept}{because}" if files.lost is None else f"but not kept ({files.lost})"
-        _report(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
+        report(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
     why = files.why if files.folders.private in files.used else None
     return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)
-
-
-def _report(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:
-    """Print a line to stderr. With `of`: a count that a terminal updates in place, and a file gets once."""
-    if sys.stderr is None:
-        return
-    if not of:
-        print(f"sparsegen: {text}", file=sys.stderr, flush=True)
-    elif sys.stderr.isatty():
-        print(f"sparsegen: {text}: {done} of {of} … ", end="\r", file=sys.stderr, flush=True)
-    elif first:
-        print(f"sparsegen: {text} …", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparsegen.backends import backend_status, default_backend, get_backend
+from sparsegen.backends import backend_status, default_backend, get_backend, warm_up
 
 from .. import __version__
 from .console import out, print_table
@@ -23,15 +23,23 @@ def backends() -> None:
 
 def warmup(
     backend: Annotated[str, typer.Option("--backend", help="Whose kernels.")] = "numba",
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            help="For cupy: the cards' architecture, such as sm_90; no card need be here.",
+            show_default="this machine's card",
+        ),
+    ] = None,
 ) -> None:
     """Compile a backend's kernels now, for images and installers, so that the first edit need not wait for them.
 
     Prints the folder that keeps them (the user's cache folder, or SPARSEGEN_CACHE_DIR; if that cannot be written,
     one of the user's among temporary files), and fails if the next process would not find them.
     """
-    engine, start = get_backend(backend), time.perf_counter()
-    ready = engine.warm_up()
-    out.print(f"{engine.name}: {ready} ({time.perf_counter() - start:.1f} s)", soft_wrap=True)
+    start = time.perf_counter()
+    ready = warm_up(backend, architecture=arch)
+    out.print(f"{backend}: {ready} ({time.perf_counter() - start:.1f} s)", soft_wrap=True)
 
 
 def print_version() -> None:

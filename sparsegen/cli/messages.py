@@ -28,7 +28,9 @@ _SMALLER = {"--original": "a smaller input", "--size": "a smaller --size"}
 
 def message_of(error: Exception, command: Any) -> str | None:
     """The line for an error of `command` (the command-line library's object); None: the error is a bug."""
-    if _no_memory(error):
+    if _no_memory(error) and not isinstance(
+        error, BackendError
+    ):  # a card's memory is no matter of the process
         return _memory_message(error, command)
     if isinstance(error, (SparsegenError, CheckpointError, BackendError)):
         return str(error)

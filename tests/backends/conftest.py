@@ -6,13 +6,14 @@ import pytest
 
 from sparsegen.backends import Backend, backend_status, get_backend
 from tests.backends.example_backend import ExampleBackend
+from tests.conftest import tested_backends
 from tests.cuda import emulator
 from tests.cuda.backends import emulated
 
 EMULATED = "cupy on a CPU"
 
 
-@pytest.fixture(scope="session", params=[*backend_status(), ExampleBackend.name, EMULATED])
+@pytest.fixture(scope="session", params=[*tested_backends(), ExampleBackend.name, EMULATED])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every known backend in turn, the example, and the CUDA kernels on a CPU.
 

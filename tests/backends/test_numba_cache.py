@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from sparsegen.backends import BackendError
+from sparsegen.backends import BackendError, caches
+from sparsegen.backends.caches import Folders, KernelFiles
 from sparsegen.cli import main
 
 numba = pytest.importorskip("numba")
 
-from sparsegen.backends.numba_cpu import NumbaBackend, cache, jit, room  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.cache import Folders, KernelFiles  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import NumbaBackend, jit, room  # noqa: E402  (needs numba)
 from tests.backends.numba_damage import DAMAGES  # noqa: E402  (needs numba)
 from tests.backends.numba_work import ROOT, in_this_process  # noqa: E402  (needs numba)
 
@@ -213,7 +213,7 @@ def test_what_could_not_be_kept_is_said_and_is_no_success(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_write", full)
+        patch.setattr(caches, "_write", full)
         ready = jit._make_ready(declare(tmp_path / "tiny.py"))
     assert ready.compiled == 2 and ready.lost is not None and "No space left" in ready.lost
     assert [kernel(2.0) for kernel in jit._declared] == [4.0, 6.0], "it computes all the same"

@@ -112,7 +112,7 @@ def test_broken_third_parties_are_reported_and_break_no_other(third_parties: Non
     assert status["missing"] == "ModuleNotFoundError: No module named 'no_such_package'"
     assert "NoSuchBackend" in (status["misspelt"] or "")
     assert status["unwilling"] == "RuntimeError: no such device"
-    assert status["odd"] == "BackendError: backend 'odd': builtins:dict is not a sparsegen.backends.Backend"
+    assert status["odd"] == "backend 'odd': builtins:dict is not a sparsegen.backends.Backend"
     assert isinstance(get_backend("theirs"), Backend)
     assert type(get_backend("reference")) is ReferenceBackend
 

@@ -53,6 +53,7 @@ FLOORS_OF_BACKENDS = {
     "shapes": 2,
     "base": 1,
     "interface": 0,
+    "caches": 0,
 }
 FLOORS_OF_WEIGHTS = {
     "training": 8,
@@ -91,6 +92,7 @@ THIRD_PARTIES = {
     "weights/formats/safetensors_file.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
+    "tests/cuda": {"numpy", "pytest", "hypothesis", "cupy", "cupyx", "cupy_backends"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
@@ -493,7 +495,7 @@ def test_every_package_folder_is_listed_in_pyproject() -> None:
 def test_make_help_describes_every_target_and_quick_names_areas_of_the_tests() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
-    described = re.findall(r"^([a-z]+):.* ## \S", makefile, re.M)
+    described = re.findall(r"^([a-z-]+):.* ## \S", makefile, re.M)
     assert described == targets.split()
     (areas,) = re.findall(r"^QUICK := (.*)$", makefile, re.M)
     assert all((ROOT / "tests" / area).is_dir() for area in areas.split())

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("numba")
-
-from sparsegen.backends.numba_cpu import cache
-from sparsegen.backends.numba_cpu.cache import Folders, KernelFiles
+from sparsegen.backends import caches
+from sparsegen.backends.caches import Folders, KernelFiles
 from tests.backends.numba_damage import DAMAGES
 
 
@@ -22,12 +20,12 @@ def test_kernels_are_kept_where_the_user_says_else_in_the_users_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", str(tmp_path / "mine"))
-    assert cache.user_folder() == tmp_path / "mine"
+    assert caches.user_folder() == tmp_path / "mine"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "mine")
-    assert cache.user_folder() == tmp_path / "mine", "also once the working folder is another"
+    assert caches.user_folder() == tmp_path / "mine", "also once the working folder is another"
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "~/mine")
-    assert cache.user_folder() == Path.home() / "mine"
+    assert caches.user_folder() == Path.home() / "mine"
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", "")
     for system, variable, expected in (
         ("linux", "XDG_CACHE_HOME", tmp_path / "sparsegen"),
@@ -36,7 +34,7 @@ def test_kernels_are_kept_where_the_user_says_else_in_the_users_cache(
     ):
         monkeypatch.setattr(sys, "platform", system)
         monkeypatch.setenv(variable, str(tmp_path))
-        assert cache.user_folder() == expected
+        assert caches.user_folder() == expected
 
 
 # -- which folder ----------------------------------------------------------------------------------------
@@ -50,7 +48,7 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", str(tmp_path / "user"))
-    return tmp_path / "user" / "kernels", cache.private_folder() / "kernels"
+    return tmp_path / "user" / "kernels", caches.private_folder() / "kernels"
 
 
 def filled(folder: Path, key: str = "key") -> Path:
@@ -73,7 +71,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 def test_the_users_folder_is_made_and_written_by_the_user_alone(places: tuple[Path, Path]) -> None:
     user, private = places
     for _ in range(2):
-        assert cache.choose("kernels") == Folders((user, private), user, None, private)
+        assert caches.choose("kernels") == Folders((user, private), user, None, private)
         assert not names(user)
     filled(user)
     if sys.platform != "win32":
@@ -98,7 +96,7 @@ def save_and_load(folders: Folders) -> None:
     assert first.load("code", "other key") is None
     first.save("code", "other key", b"new code")
     assert first.lost is None and first.used == {folders.keep}
-    second = KernelFiles(cache.choose("kernels"))
+    second = KernelFiles(caches.choose("kernels"))
     assert second.folders == folders and second.load("code", "other key") == b"new code"
 
 
@@ -117,7 +115,7 @@ def test_where_the_users_folder_cannot_be_written_a_private_one_serves_every_pro
     else:
         filled(user)
         monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # as root, permissions refuse nothing
-    folders = cache.choose("kernels")
+    folders = caches.choose("kernels")
     assert folders == Folders((user, private), private, folders.why) and str(user) in str(folders.why)
     assert not private.parent.exists(), "made only when something is kept there"
     if what == "no right to write":
@@ -142,7 +140,7 @@ def test_without_a_home_a_private_folder_serves_every_process(
     for variable in ("SPARSEGEN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    folders = cache.choose("kernels")
+    folders = caches.choose("kernels")
     assert folders == Folders((private,), private, "this user has no home folder")
     save_and_load(folders)
 
@@ -152,12 +150,12 @@ def test_without_a_home_a_private_folder_serves_every_process(
 def test_nothing_is_loaded_from_where_others_may_write(places: tuple[Path, Path], mode: int) -> None:
     user, private = places
     filled(user).chmod(mode)
-    folders = cache.choose("kernels")
+    folders = caches.choose("kernels")
     assert folders.keep == private and f"others may write to {user}" in str(folders.why)
     assert KernelFiles(folders).load("code", "key") is None
     user.chmod(0o700)
     (user / "code.nbc").chmod(mode)
-    files = KernelFiles(cache.choose("kernels"))
+    files = KernelFiles(caches.choose("kernels"))
     assert files.folders.keep == user and files.load("code", "key") is None
     files.save("code", "key", b"new code")
     assert files.load("code", "key") == b"new code", "a file that others may write is replaced"
@@ -173,10 +171,10 @@ def test_nothing_is_loaded_from_another_users_folder_but_the_administrators(
     for owner, trusted in ((me + 12345, False), (0, True)):
         monkeypatch.setattr(os, "getuid", lambda: 54321)
         state = os.stat_result((0o100755, 0, 0, 1, owner, 0, 0, 0, 0, 0))
-        assert cache._trusted(state) == trusted
+        assert caches._trusted(state) == trusted
     if me == 0:
-        folders = cache.choose("kernels")
-        assert folders.keep == cache.private_folder() / "kernels" != private
+        folders = caches.choose("kernels")
+        assert folders.keep == caches.private_folder() / "kernels" != private
         assert folders.why == f"{user} belongs to another user"
         assert KernelFiles(folders).load("code", "key") == b"machine code"
 
@@ -189,7 +187,7 @@ def test_a_private_folder_that_is_not_this_users_alone_is_not_used(
     user.parent.write_text("no folder")
 
     def refused(objection: str) -> None:
-        files = KernelFiles(cache.choose("kernels"))
+        files = KernelFiles(caches.choose("kernels"))
         assert files.folders.keep is None and objection in str(files.folders.why)
         assert files.load("code", "key") is None
         files.save("code", "key", b"new code")
@@ -210,7 +208,7 @@ def test_a_private_folder_that_is_not_this_users_alone_is_not_used(
 def test_a_private_folder_that_another_user_makes_first_is_not_used(places: tuple[Path, Path]) -> None:
     user, private = places
     user.parent.write_text("no folder")
-    files = KernelFiles(cache.choose("kernels"))
+    files = KernelFiles(caches.choose("kernels"))
     assert files.folders.keep == private
     private.parent.mkdir()
     private.parent.chmod(0o777)
@@ -223,21 +221,21 @@ def test_where_the_users_folder_is_full_a_private_one_takes_what_is_new(
 ) -> None:
     user, private = places
     filled(user)
-    write = cache._write
+    write = caches._write
 
     def full(path: Path, content: bytes) -> None:
         if path.parent == user:
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(cache, "_write", full)
-    files = KernelFiles(cache.choose("kernels"))
+    monkeypatch.setattr(caches, "_write", full)
+    files = KernelFiles(caches.choose("kernels"))
     files.save("more", "key", b"more code")
     why = f"{user}: No space left on device"
     assert (files.lost, files.kept, files.why, files.used) == (None, private, why, {private})
-    later = KernelFiles(cache.choose("kernels"))
+    later = KernelFiles(caches.choose("kernels"))
     assert later.load("code", "key") == b"machine code" and later.load("more", "key") == b"more code"
-    monkeypatch.setattr(cache, "_write", lambda *_: full(user / "any", b""))
+    monkeypatch.setattr(caches, "_write", lambda *_: full(user / "any", b""))
     later.save("most", "key", b"most code")
     assert later.lost == f"{why}; {private}: No space left on device"
 

@@ -1,9 +1,9 @@
-"""Files of compiled kernels: machine code is written to a file for each kernel, and a later process reads it back.
+"""Files of compiled kernels: a backend writes machine code to files, and a later process reads it back.
 
 A file begins with a digest of its content, of the kernel's name and of the kernel's source. So a file that is missing,
 empty, damaged or another kernel's is a miss: nothing of it is unpickled, and the kernel's next save overwrites it.
 
-The content is a pickle: a user who can write such a file can run code as this user. So a file or folder is used only if
+The content is code: a user who can write such a file can run code as this user. So a file or folder is used only if
 it belongs to this user (or the administrator, who may provide kernels) and no other user may write to it.
 """
 
@@ -135,10 +135,17 @@ def _open_to_others(state: os.stat_result) -> bool:
 
 
 class KernelFiles:
-    """A file for each kernel, in folders that this user can trust."""
+    """A file for each kernel, in folders that this user can trust.
 
-    def __init__(self, folders: Folders) -> None:
+    Parameters
+    ----------
+    suffix
+        How the files' names end.
+    """
+
+    def __init__(self, folders: Folders, suffix: str = ".nbc") -> None:
         self.folders = folders
+        self.suffix = suffix
         self.used: set[Path] = set()
         """Folders that kernels were loaded from or saved to."""
         self.kept = folders.keep
@@ -152,7 +159,7 @@ class KernelFiles:
         """The content saved under that name and key; None: none, or it is damaged or cannot be trusted."""
         for folder in self.folders.read:
             with contextlib.suppress(OSError):  # no such file, or none that can be read
-                content = _unsealed(_read(folder / f"{name}.nbc"), name, key)
+                content = _unsealed(_read(folder / (name + self.suffix)), name, key)
                 if content is not None:
                     self.used.add(folder)
                     return content
@@ -167,7 +174,7 @@ class KernelFiles:
         for folder in filter(None, (self.folders.keep, self.folders.spare)):
             try:
                 self._make(folder)
-                _write(folder / f"{name}.nbc", _digest(content, name, key) + content)
+                _write(folder / (name + self.suffix), _digest(content, name, key) + content)
             except OSError as error:  # no room, no right
                 failures.append(f"{folder}: {error.strerror or error}")
             else:
@@ -227,3 +234,15 @@ def _write(path: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def report(text: str, done: int = 0, of: int = 0, *, first: bool = True) -> None:
+    """Print a line to stderr. With `of`: a count that a terminal updates in place, and a file gets once."""
+    if sys.stderr is None:
+        return
+    if not of:
+        print(f"sparsegen: {text}", file=sys.stderr, flush=True)
+    elif sys.stderr.isatty():
+        print(f"sparsegen: {text}: {done} of {of} … ", end="\r", file=sys.stderr, flush=True)
+    elif first:
+        print(f"sparsegen: {text} …", file=sys.stderr, flush=True)
