@@ -42,11 +42,11 @@ class TorchEngine(TorchUnets):
     def checkpoint(self, net: Big, job: Job) -> Answer:
         """Write random weights, the norms' statistics measured on streets so that no activation vanishes."""
         torch.manual_seed(0)
-        generator = _generator(net)
+        generator = gaugan_network(net)
         norms = [m for m in generator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0  # measured, not averaged with the initial ones
-        generator.train()(torch.cat([_seg(street.street(seed, net.size)) for seed in range(3)]))
+        generator.train()(torch.cat([seg_of(street.street(seed, net.size)) for seed in range(3)]))
         torch.save(generator.state_dict(), job.checkpoint)
         return Answer({}, {}, {"parameters": sum(p.numel() for p in generator.parameters())})
 
@@ -56,21 +56,21 @@ class TorchEngine(TorchUnets):
         original = street.street(size=net.size)
         if job.check:
             changed, _ = street.edited(original, CHECKED_AREA)
-            outputs = {"original": run(_seg(original)), "edited": run(_seg(changed))}
+            outputs = {"original": run(seg_of(original)), "edited": run(seg_of(changed))}
             return Answer({}, {name: channels_last(out) for name, out in outputs.items()}, {})
-        seg = _seg(original).contiguous(memory_format=self.format)
+        seg = seg_of(original).contiguous(memory_format=self.format)
         timing = measure(lambda: run(seg), repeats=job.repeats)
         return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
 
     def picture(self, net: Big, job: Job) -> Answer:
         """The whole process that `sparsegen edit` is compared with: load, run once, write an image."""
-        out = self._network(net, job.checkpoint)(_seg(street.street(size=net.size)))
+        out = self._network(net, job.checkpoint)(seg_of(street.street(size=net.size)))
         image = ((channels_last(out)[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
         write_png(job.checkpoint.with_name("torch.png"), image)
         return Answer({}, {}, {})
 
     def _network(self, net: Big, checkpoint: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-        generator = _generator(net).eval()
+        generator = gaugan_network(net).eval()
         generator.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True))
         generator.to(memory_format=self.format)
         return torch.inference_mode()(lambda seg: generator(seg.contiguous(memory_format=self.format)))
@@ -80,14 +80,14 @@ def open_engine(variant: str | None) -> TorchEngine:
     return TorchEngine(variant or "nchw")
 
 
-def _generator(net: Big) -> torch.nn.Module:
+def gaugan_network(net: Big) -> torch.nn.Module:
     made: torch.nn.Module = torch_spade.SPADEGenerator(
         ngf=net.ngf, semantic_nc=net.semantic_nc, nhidden=net.nhidden, layers="more", size=net.size
     )
     return made
 
 
-def _seg(scene: street.Street) -> torch.Tensor:
+def seg_of(scene: street.Street) -> torch.Tensor:
     """`[1, 36, H, W]`: one-hot labels and the edges of instances."""
     labels, instances = (torch.from_numpy(plane)[None] for plane in (scene.labels, scene.instances))
     seg: torch.Tensor = torch_spade.one_hot(labels, instances, Big.semantic_nc)

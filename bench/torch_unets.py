@@ -25,7 +25,7 @@ class TorchUnets:
     def unet_checkpoint(self, net: Unet, job: Job) -> Answer:
         """Write random weights."""
         torch.manual_seed(0)
-        network = _network(net)
+        network = unet_network(net)
         torch.save(network.state_dict(), job.checkpoint)
         return Answer({}, {}, {"parameters": sum(p.numel() for p in network.parameters())})
 
@@ -67,7 +67,7 @@ class TorchUnets:
 
     def _loaded(self, net: Unet, checkpoint: Path) -> Callable[..., np.ndarray]:
         """`run(x, time)`: a noisy image `[H, W, 3]` -> the prediction `[1, H, W, C]`."""
-        network = _network(net).eval()
+        network = unet_network(net).eval()
         network.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True), assign=True)
         network.to(memory_format=self.format)
 
@@ -84,7 +84,7 @@ def channels_last(out: torch.Tensor) -> np.ndarray:
     return out.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _network(net: Unet) -> torch.nn.Module:
+def unet_network(net: Unet) -> torch.nn.Module:
     kind = torch_ddpm.UNet if net.family == "ddpm" else torch_pd.DistilledUNet
     made: torch.nn.Module = kind(
         ch=net.channels,

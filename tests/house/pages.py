@@ -7,6 +7,7 @@ into the page.
 
 - A `python` block runs, and continues the blocks before it. One that begins with a line such as
   `# sparsegen/models/gaugan.py` quotes that file instead: its other lines stand there, one after another.
+- A `cpp` block quotes a kernel's file, named in a line such as `// backends/cupy_cuda/kernels/copies.cu`.
 - A `text` block that follows it is its output.
 - A line of a `sh` block that begins with `sparsegen ` is a command that runs.
 """
@@ -29,7 +30,10 @@ PAGES = (
     "weights/training/README.md",
 )
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-_QUOTED = re.compile(r"# ((?:sparsegen|backends|weights|bench|tests)/\S+\.py)\n")
+_QUOTED = {
+    "python": re.compile(r"# ((?:sparsegen|backends|weights|bench|tests)/\S+\.py)\n"),
+    "cpp": re.compile(r"// ((?:backends|tests)/\S+\.(?:cuh?|h))\n"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class Block:
 
     @property
     def quoted(self) -> str | None:
-        """The file that a Python block quotes; None: it runs."""
-        found = _QUOTED.match(self.text)
-        return found[1] if found and self.language == "python" else None
+        """The file that a block quotes; None: it quotes none."""
+        begins = _QUOTED.get(self.language)
+        found = begins and begins.match(self.text)
+        return found[1] if found else None
 
     @property
     def runs(self) -> bool:

@@ -39,3 +39,23 @@ def test_figures_of_several_commits_are_told_apart() -> None:
         "Measured on A, commit `one`, 2026-01-01 (2 figures).",
         "Measured on A, commit `two`, 2026-01-01 (1 figure).",
     ]
+
+
+def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None:
+    assert "Nothing is measured yet" in "\n".join(report._on_a_card(tmp_path))
+    common = {
+        "machine": "a CPU",
+        "commit": "one",
+        "date": "2026-01-01",
+        "card": "NVIDIA H100",
+        "case": "ddpm",
+    }
+    lines = [
+        {"what": "dense", "precision": "tf32", "engine": "sparsegen", "ms": 5.0},
+        {"what": "dense", "precision": "tf32", "ratio": 0.9, "device_ratio": None, "aim": "≤ 1.3 × its time"},
+    ]
+    lines[1]["reached"] = True
+    (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(common | line) + "\n" for line in lines), "utf-8")
+    shown = "\n".join(report._on_a_card(tmp_path))
+    assert "Measured on NVIDIA H100, commit `one`" in shown
+    assert "ddpm, dense" in shown and "≤ 1.3 × its time" in shown and "yes" in shown

@@ -16,6 +16,7 @@ import pytest
 import sparsegen
 from sparsegen.cli import main
 from sparsegen.images import colourise, write_png
+from tests.cuda import emulator
 from tests.house import pages
 from tests.house.pages import PAGES, ROOT
 from tests.networks import random_gaugan
@@ -52,6 +53,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_blocks_run_and_print_the_output_that_the_page_shows(folder: Path, page: str) -> None:
+    if "tests.cuda" in pages.read(page) and emulator.COMPILER is None:
+        pytest.skip(emulator.MISSING)
     # a process of its own: pages register models, samplers and backends
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.house.pages", page],
@@ -97,8 +100,11 @@ def test_quoted_code_stands_in_the_file_that_is_named(page: str) -> None:
 
 
 def test_every_fence_has_a_language() -> None:
-    known = {"python", "text", "sh", "toml"}
+    known = {"python", "text", "sh", "toml", "cpp"}
     wrong = [(page, b.line) for page in PAGES for b in pages.blocks(page) if b.language not in known]
+    wrong += [
+        (page, b.line) for page in PAGES for b in pages.blocks(page) if b.language == "cpp" and not b.quoted
+    ]
     assert not wrong
 
 

@@ -95,7 +95,7 @@ THIRD_PARTIES = {
     "tests/cuda": {"numpy", "pytest", "hypothesis", "cupy", "cupyx", "cupy_backends"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
-    "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib"},
+    "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
 }
 
 
