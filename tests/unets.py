@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsegen import Fast, Paper, Session
 from sparsegen.backends.interface import Backend, Host
-from sparsegen.editing.state import State
+from sparsegen.editing.state import Repainted, State
 from sparsegen.engine.allocator import BackendAllocator
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
@@ -168,7 +168,7 @@ def assert_all_same(a: list[dict[str, Host]], b: list[dict[str, Host]]) -> None:
         assert not different, f"step {i}: {different}"
 
 
-def repainted(state: State, mask: Host, policy: str | Policy) -> tuple[Run, TileSet]:
+def repainted(state: State, mask: Host, policy: str | Policy) -> Repainted:
     """Repaint a state with the values that its input has already, where `mask` bool `[N, H, W]` holds."""
     changed = TileSet.of_mask(mask)
     plan = state.model.policy(policy).plan(mask)

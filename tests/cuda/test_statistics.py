@@ -25,7 +25,7 @@ def backend() -> CudaBackend:
 
 
 def results(backend: Backend, put: Callable[[Host], Array], out: Callable[..., Array]) -> list[Host]:
-    """What every primitive of `statistics.py` and `rows.py` makes of one set of values."""
+    """What every primitive on statistics and rows makes of one set of values."""
     rng, shape = np.random.default_rng(0), (2, 22, 41, 36)
     x, old, film, matrix = normal(rng, *shape), normal(rng, *shape), normal(rng, 2, 72), normal(rng, 36, 36)
     tiles = Tiles(rng.permutation(all_tiles(*shape[:3]).host)[:40])

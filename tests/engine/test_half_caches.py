@@ -116,7 +116,7 @@ def test_an_empty_mask_changes_no_bit(backend, family, image):
     pipeline.run(image)
     before = kept(pipeline)
     for step in pipeline._states:
-        _, active = repainted(step, np.zeros(step.inputs["x"].shape[:3], bool), "exact")
+        _, active, _ = repainted(step, np.zeros(step.inputs["x"].shape[:3], bool), "exact")
         assert active.count == 0
         assert np.array_equal(step.output(), step.memory.canvases["conv_out"])
     assert pipeline.edit(image).active.count == 0

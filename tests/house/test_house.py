@@ -92,7 +92,7 @@ THIRD_PARTIES = {
     "weights/formats/safetensors_file.py": {"numpy", "safetensors"},
     "weights/training": {"numpy", "scipy", "PIL", "torch"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
-    "tests/cuda": {"numpy", "pytest", "hypothesis", "cupy", "cupyx", "cupy_backends"},
+    "tests/cuda": {"numpy", "pytest", "hypothesis", "torch", "cupy", "cupyx", "cupy_backends"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
