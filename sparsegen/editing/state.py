@@ -235,7 +235,7 @@ class State:
             run.let_go()
         if steps is not None:
             idle = tuple(record.idle for record in run.records)
-            self._program = Program(run, inputs, steps, output, idle)
+            self._program = Program(run, inputs, steps, output, idle, ran=changed.count > 0)
         return output
 
     @property

@@ -22,7 +22,7 @@ MOST_RECORDED = 8
 """Recorded edits that a program keeps: of a few sizes of tile lists, and of a few policies."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Program:
     """The steps of a model on one memory."""
 
@@ -34,6 +34,8 @@ class Program:
     output: Canvas
     idle: Sequence[LayerRecord]
     """The records of an edit that changes nothing."""
+    ran: bool
+    """Whether its steps have computed tiles: weights and scratch arrays are made then, which no recording may make."""
     _recorded: list[RecordedEdit] = field(default_factory=list)
     """The latest first."""
     _above: dict[int, tuple[list[Callable[[], None]], list[LayerRecord]]] = field(default_factory=dict)
@@ -48,13 +50,14 @@ class Program:
         """Run every step, with `changed` pixels of the inputs; with `carried`, the frontier and all above alone."""
         for canvas in self.inputs:
             canvas.changed = changed
-        if carried is None and changed.count and self._replay_recorded():
+        if carried is None and changed.count and self.ran and self._replay_recorded():
             return
         steps, records = (self.steps, []) if carried is None else self._beyond(carried.rows)
         self.run.records += records
         with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
             for step in steps:
                 step()
+        self.ran |= carried is None and changed.count > 0
 
     def _replay_recorded(self) -> bool:
         """Do the edit by a recording that fits it, made now if there is none; False: it cannot be recorded."""
