@@ -88,6 +88,8 @@ class Moments:
 
     def not_followed(self, samples: Set[int]) -> Moments:
         """The moments after an edit of some samples that does not follow them."""
+        if samples <= self.unknown:
+            return self
         return Moments(self.used, self.stale, self.fresh, self.unknown | samples)
 
 
