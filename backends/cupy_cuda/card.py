@@ -66,6 +66,21 @@ def parse_memory(memory: int | str | None) -> int | None:
     return size
 
 
+RESERVED = 16
+"""A card's sixteenth is left to scratch memory and recordings when caches fill it."""
+
+
+class _Ram:
+    """Pinned memory of an array, freed once the card is done with it."""
+
+    def __init__(self, card: Card, pinned: Any) -> None:
+        self._card, self._pinned = card, pinned
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # while the process ends
+            self._card.hold(self._pinned)
+
+
 @dataclass(slots=True)
 class _Loaded:
     """A kernel on the card."""
@@ -125,8 +140,8 @@ class Card(Device):
         self._kernels: dict[str, _Loaded] | None = None
         self._modules: list[Any] = []
         self._ring: Ring | None = None
-        self._downloads: deque[tuple[int, Any, Host]] = deque()
-        """Downloads that may not be done; one that nobody asks for must not give its memory back before."""
+        self._held: deque[tuple[int, Any, Any]] = deque()
+        """Number, event and memory of the host that queued work may still touch, though nobody asks for it any more."""
         self._pools: list[tuple[weakref.ref[_Recorded], Any]] = []
         """The pool of each graph's arrays."""
         self._queued = self._passed = 0
@@ -177,6 +192,42 @@ class Card(Device):
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         return self._allocated(self._cuda.cupy.empty, shape, dtype)
 
+    def in_ram(self, shape: Sequence[int], dtype: Any) -> Array:
+        self.enter()
+        cupy, runtime, type = self._cuda.cupy, self._cuda.runtime, np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * type.itemsize
+        if not size:
+            return self.empty(shape, dtype)
+        try:
+            # not CuPy's pool of pinned memory, which would keep it
+            pinned = cupy.cuda.PinnedMemory(size, runtime.hostAllocPortable | runtime.hostAllocMapped)
+        except runtime.CUDARuntimeError as error:
+            raise CardMemoryError(f"main memory has no room for {_amount(size)}, pinned ({error})") from None
+        # one address space: the card reads it at the address where the host has it
+        memory = cupy.cuda.UnownedMemory(pinned.ptr, size, _Ram(self, pinned), self.number)
+        return cupy.ndarray(tuple(shape), type, memptr=cupy.cuda.MemoryPointer(memory, 0))
+
+    def memory_left(self) -> float:
+        self.enter()
+        pool = self._cuda.cupy.get_default_memory_pool()
+        free, total = self._cuda.runtime.memGetInfo()
+        left = free + pool.free_bytes()
+        if self.limit is not None:
+            left, total = min(left, self.limit - pool.used_bytes()), min(total, self.limit)
+        return max(0, left - total // RESERVED)
+
+    def _let_go(self) -> None:
+        """Drop what the queue has passed. The lock is held."""
+        while self._held and self._held[0][0] <= self._passed:
+            self._held.popleft()
+
+    def hold(self, memory: Any) -> None:
+        """Keep memory of the host until the queue has passed what is queued now."""
+        if os.getpid() == self._process and self._queue is not None:
+            with self._lock:
+                self._held.append((*self._behind(self._queue), memory))
+                self._let_go()
+
     def _allocated(self, make: Callable[..., Array], shape: Sequence[int], dtype: Any) -> Array:
         self.enter()
         full = self._cuda.cupy.cuda.memory.OutOfMemoryError
@@ -218,8 +269,9 @@ class Card(Device):
                 piece = left[begin : begin + PIECE]
                 pinned = self._ring.take(piece.size)
                 pinned[:] = piece
+                # the direction is by the addresses: an array of the card may lie in RAM
                 runtime.memcpyAsync(
-                    address + begin, pinned.ctypes.data, piece.size, runtime.memcpyHostToDevice, queue.ptr
+                    address + begin, pinned.ctypes.data, piece.size, runtime.memcpyDefault, queue.ptr
                 )
                 self._ring.passed(pinned, self._recorded(queue))
 
@@ -236,11 +288,10 @@ class Card(Device):
             else np.empty(size, np.uint8)
         )
         with self._lock:
-            runtime.memcpyAsync(pinned.ctypes.data, address, size, runtime.memcpyDeviceToHost, queue.ptr)
+            runtime.memcpyAsync(pinned.ctypes.data, address, size, runtime.memcpyDefault, queue.ptr)
             download = Download(array, pinned, *self._behind(queue))
-            self._downloads.append((download.number, download.event, pinned))
-            while self._downloads[0][0] <= self._passed:
-                self._downloads.popleft()
+            self._held.append((download.number, download.event, pinned))
+            self._let_go()
 
         def fetched() -> Host:
             self._wait(download.number, download.event)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +32,11 @@ class CudaError(RuntimeError):
 class FakeArray:
     """An array of the card: memory at an address."""
 
-    def __init__(self, held: Host) -> None:
-        self.held = held
+    def __init__(self, held: Any, dtype: Any = None, memptr: Any = None) -> None:
+        if memptr is not None:  # shape, type and memory, as CuPy's
+            self.memory = memptr
+            held = memptr.pinned.held.view(dtype).reshape(held)
+        self.held: Host = held
         self.data = SimpleNamespace(ptr=held.ctypes.data)
 
     def __getattr__(self, name: str) -> Any:
@@ -42,6 +46,22 @@ class FakeArray:
 
     def __getitem__(self, index: Any) -> FakeArray:
         return FakeArray(self.held[index])
+
+
+class Pinned:
+    """Pinned memory."""
+
+    def __init__(self, held: Host) -> None:
+        self.held = held
+        self.ptr = held.ctypes.data
+
+
+class Unowned:
+    """Memory of an owner."""
+
+    def __init__(self, ptr: int, size: int, owner: Any, device: int) -> None:
+        self.owner, self.pinned = owner, owner._pinned
+        assert (self.pinned.ptr, self.pinned.held.size) == (ptr, size)
 
 
 class FakeStream:
@@ -129,6 +149,9 @@ class FakePool:
     def used_bytes(self) -> int:
         return self.used
 
+    def free_bytes(self) -> int:
+        return 7
+
     def total_bytes(self) -> int:
         return self.used
 
@@ -150,6 +173,8 @@ class FakeCuda:
         self.pool = FakePool(self)
         self.kept: list[Host] = []
         """All memory of the card: a queued copy may be to an array that nobody holds any more."""
+        self.pinned: list[weakref.ref[Pinned]] = []
+        """Pinned memory of arrays in RAM, dead once it is freed."""
         self._names: list[str] = []
         self._streams = 0
         self._versions = driver, built
@@ -195,7 +220,17 @@ class FakeCuda:
                 self._names.append(name)
                 return SimpleNamespace(ptr=1000 + len(self._names) - 1)
 
+        def pinned(size: int, flags: int) -> Any:
+            if size > 10**9:
+                raise CudaError("cudaErrorMemoryAllocation")
+            held = np.full(size, 0xFF, np.uint8)
+            self.pinned.append(weakref.ref(made := Pinned(held)))
+            return made
+
         cuda = SimpleNamespace(
+            PinnedMemory=pinned,
+            UnownedMemory=Unowned,
+            MemoryPointer=lambda memory, offset: memory,
             Stream=stream,
             Event=lambda disable_timing: FakeEvent(self),
             MemoryPool=lambda base: FakePool(self, base),
@@ -222,7 +257,7 @@ class FakeCuda:
 
     def _runtime(self) -> Any:
         def memcpy_async(to: int, source: int, size: int, kind: int, stream: int) -> None:
-            self.calls.append(("copy", "to the card" if kind == 1 else "to the host", size))
+            assert kind == 4, "the direction is by the addresses"
             self.thread.stream.queue(lambda: ctypes.memmove(to, source, size))
             assert stream == self.thread.stream.ptr
 
@@ -251,8 +286,9 @@ class FakeCuda:
             free=lambda pointer: None,
             memGetInfo=lambda: (3 * 10**8, 80 * 10**9),
             memcpyAsync=memcpy_async,
-            memcpyHostToDevice=1,
-            memcpyDeviceToHost=2,
+            memcpyDefault=4,
+            hostAllocPortable=1,
+            hostAllocMapped=2,
         )
 
     def _driver(self) -> Any:

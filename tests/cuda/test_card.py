@@ -329,10 +329,10 @@ def test_a_download_that_nobody_asks_for_keeps_its_memory_until_it_is_done(insta
     card = Card()
     card.fetch(card.upload(np.ones(1000, np.float32)))
     gc.collect()
-    assert len(card._downloads) == 1
+    assert len(card._held) == 1
     card.synchronize()
     card.fetch(card.upload(np.ones(10, np.float32)))
-    assert len(card._downloads) == 1
+    assert len(card._held) == 1
 
 
 def test_all_threads_queue_on_one_stream_which_is_current_in_each(install: Install) -> None:
@@ -461,6 +461,39 @@ def test_too_little_memory_says_how_much_and_what_helps(install: Install) -> Non
     assert ("free_all_blocks",) in fake.calls, "memory that is free, but cached, was given back first"
     assert messages.message_of(caught.value, None) == str(caught.value), "the advice is about the card alone"
     card.empty((10,), np.float32)
+
+
+def test_caches_fill_a_card_up_to_a_reserve_and_the_limit(install: Install) -> None:
+    fake = install(H100)
+    assert Card().memory_left() == 0, "0.3 GB are free, a sixteenth of 80 GB is reserved"
+    card = Card(memory="160MB")
+    card.zeros((10**6,), np.float32)
+    assert card.memory_left() == 160e6 - 4e6 - 10e6
+    fake.pool.used = 10**9
+    assert card.memory_left() == 0
+
+
+def test_arrays_in_ram_are_read_and_written_like_others_and_freed_behind_the_queue(install: Install) -> None:
+    fake = install(H100)
+    card = Card()
+    array = card.in_ram((3, 4), "float32")
+    host = np.arange(12, dtype=np.float32).reshape(3, 4)
+    card.write(array, host)
+    assert np.array_equal(card.download(array), host) and array.shape == (3, 4)
+    (pinned,) = fake.pinned
+    card.fetch(array)
+    del array
+    gc.collect()
+    assert pinned() is not None, "a copy from it is queued"
+    card.synchronize()
+    card.download(card.upload(host))
+    gc.collect()
+    assert pinned() is None
+    assert card.in_ram((0, 3), np.float16).shape == (0, 3)
+    with pytest.raises(
+        CardMemoryError, match=r"^main memory has no room for 4.0 GB, pinned \(cudaErrorMemory"
+    ):
+        card.in_ram((10**9,), np.float32)
 
 
 def test_a_lost_card_says_to_restart(install: Install) -> None:
