@@ -154,7 +154,7 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     options
         Options of that backend (`Backend.options`; numba: `direct=True`, no Winograd transforms, for the closest
         parity; `weights="float16"` or `"bfloat16"`, half the memory; cupy: `device=1`, `memory="8GB"`, the most to
-        take). Each choice has its own instance.
+        take, `precision="tf32"` or `"float16"`, tensor cores). Each choice has its own instance.
 
     Raises
     ------

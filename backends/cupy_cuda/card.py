@@ -34,6 +34,7 @@ from .backend import CudaBackend
 from .device import Device, Fetched, Graph
 from .sources import kernels
 from .staging import LARGEST, PIECE, ROOM, Download, Ring, pinned_bytes
+from .tensor import Precision
 
 _UNITS = {
     "": 1,
@@ -210,11 +211,11 @@ class Card(Device):
     def memory_left(self) -> float:
         self.enter()
         pool = self._cuda.cupy.get_default_memory_pool()
-        free, total = self._cuda.runtime.memGetInfo()
-        left = free + pool.free_bytes()
+        free, total = map(float, self._cuda.runtime.memGetInfo())
+        left = free + float(pool.free_bytes())
         if self.limit is not None:
-            left, total = min(left, self.limit - pool.used_bytes()), min(total, self.limit)
-        return max(0, left - total // RESERVED)
+            left, total = min(left, self.limit - float(pool.used_bytes())), min(total, self.limit)
+        return max(0.0, left - total / RESERVED)
 
     def _let_go(self) -> None:
         """Drop what the queue has passed. The lock is held."""
@@ -460,18 +461,23 @@ class CupyBackend(CudaBackend):
         CUDA's number of the card; "cupy:1" names device 1.
     memory
         The most memory to take on it, such as "8GB"; None: no limit. It is CuPy's limit in this process.
+    precision
+        Of convolutions' products: "float32"; "tf32" or "float16" use tensor cores (`TensorConvolutions`).
 
     Raises
     ------
     BackendError
-        There is no such card, or something that it needs: one sentence names it. `memory` is no amount.
+        There is no such card, or something that it needs: one sentence names it. `memory` is no amount, or `precision`
+        is unknown.
     """
 
-    options = ("device", "memory")
+    options = ("device", "memory", "precision")
 
-    def __init__(self, *, device: int = 0, memory: int | str | None = None) -> None:
+    def __init__(
+        self, *, device: int = 0, memory: int | str | None = None, precision: Precision = "float32"
+    ) -> None:
         card = Card(device, memory=memory)
-        super().__init__(card)
+        super().__init__(card, precision=precision)
         self.architecture = card.architecture
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
-"""CuPy's modules without a card: what `backends/cupy_cuda/card.py` calls, over main memory, with a queue whose work waits to be run.
+"""CuPy's modules without a card: what `backends/cupy_cuda/card.py` calls, over main memory.
 
-Copies and launches queued on a stream run when somebody waits for an event behind them, or at `run`; so memory that is
+Work that is queued on a stream runs when somebody waits for an event behind them, or at `run`; so memory that is
 used too early is seen. `calls` lists what was called, in order.
 """
 

@@ -197,6 +197,9 @@ def test_a_number_after_the_name_is_a_device(install: Install) -> None:
         get_backend("cupy:2")
     with pytest.raises(BackendError, match="'cupy:1' and device=0 name two devices"):
         get_backend("cupy:1", device=0)
+    assert get_backend("cupy:1", precision="tf32").precision == "tf32"  # type: ignore[attr-defined]  # CupyBackend
+    with pytest.raises(BackendError, match="unknown precision 'half'; known: float32, tf32, float16"):
+        get_backend("cupy", precision="half")
     for unknown in ("cupy:", "cupy:one", "cupy:-1", "other:1"):
         with pytest.raises(BackendError, match=rf"'{unknown}' cannot be used \(unknown\)"):
             get_backend(unknown)
