@@ -98,6 +98,10 @@ class Tiles:
             lambda host: (np.bincount(host[:, 0], minlength=samples) / of_sample).tolist(),
         )
 
+    def put(self, owner: Hashable, made: Any) -> None:
+        """Set this owner's form of it, unless it has one."""
+        self._made.setdefault(owner, made)
+
     def is_on(self, owner: Hashable) -> bool:
         """Whether `on` has computed this owner's form of it."""
         return owner in self._made

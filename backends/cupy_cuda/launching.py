@@ -118,7 +118,7 @@ class Launching(PortableBackend):
         block, begin = self.device.upload(np.concatenate(parts)), 0
         for tiles, part in zip(new, parts, strict=True):
             array = block[begin : begin + len(part)]
-            tiles.on(key, lambda _, array=array: array)
+            tiles.put(key, array)
             begin += len(part)
 
     def _most(self, tiles: Tiles) -> int:
