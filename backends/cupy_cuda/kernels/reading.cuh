@@ -15,6 +15,22 @@ __device__ __forceinline__ float activate(float v, int activation) {
   }
 }
 
+// The same of many values: the switch is outside of the loop.
+template <int N>
+__device__ __forceinline__ void activate(float (&v)[N], int activation) {
+#define EACH(kind) \
+  case kind: \
+    _Pragma("unroll") for (int i = 0; i < N; i++) v[i] = activate(v[i], kind); \
+    break
+  switch (activation) {
+    EACH(RELU);
+    EACH(LEAKY_RELU);
+    EACH(SILU);
+    EACH(TANH);
+  }
+#undef EACH
+}
+
 __device__ __forceinline__ int channels(const Source& s) { return s.first_channels + s.second_channels; }
 
 // Whether nothing is pending: a value is that of the first canvas.
@@ -34,32 +50,62 @@ __device__ __forceinline__ void load(const float* from, float (&v)[V]) {
   }
 }
 
-// Channels c … c + V - 1 of the pixel (y, x), which lies inside the image. V = 4 only of a source with `fours`.
-template <int V>
-__device__ __forceinline__ void read_inside(const Source& s, int n, int y, int x, int c, float (&v)[V]) {
+// Channels c … c + V - 1 of B pixels (y, x), v [B][V]; 0 of those that are not inside the image. V = 4 only of a source
+// with `fours`. All loads of a kind are queued before the first is waited for.
+template <int V, int B>
+__device__ __forceinline__ void read_pixels(const Source& s, int n, const int (&y)[B], const int (&x)[B],
+                                            const bool (&inside)[B], int c, float (&v)[B * V]) {
   int C = channels(s);
-  long long pixel = ((long long)n * (s.height >> s.halved) + (y >> s.halved)) * (s.width >> s.halved) + (x >> s.halved);
-  load<V>(c < s.first_channels ? s.first + pixel * s.first_channels + c
-                               : s.second + pixel * s.second_channels + c - s.first_channels, v);
+  bool of_first = c < s.first_channels;
+  const float* from = of_first ? s.first + c : s.second + c - s.first_channels;
+  int stride = of_first ? s.first_channels : s.second_channels;
+  float part[B][V] = {};
+#pragma unroll
+  for (int b = 0; b < B; b++)
+    if (inside[b])
+      load<V>(from + at(n, y[b] >> s.halved, x[b] >> s.halved, s.height >> s.halved, s.width >> s.halved, stride), part[b]);
   if (s.scale) {
     int row = n * s.affine_stride;
     float scale[V], shift[V];
     load<V>(s.scale + row + c, scale);
     load<V>(s.shift + row + c, shift);
 #pragma unroll
-    for (int i = 0; i < V; i++) v[i] = fmaf(v[i], scale[i], shift[i]);
+    for (int b = 0; b < B; b++)
+#pragma unroll
+      for (int i = 0; i < V; i++) part[b][i] = fmaf(part[b][i], scale[i], shift[i]);
   }
   if (s.modulation) {
-    long long row = ((long long)n * s.height + y) * s.width + x;
-    if (s.codes) row = __ldg(s.codes + row);
-    float gamma[V], beta[V];
-    load<V>(s.modulation + row * 2 * C + c, gamma);
-    load<V>(s.modulation + row * 2 * C + C + c, beta);
+    long long row[B];
+    float gamma[B][V] = {}, beta[B][V] = {};
 #pragma unroll
-    for (int i = 0; i < V; i++) v[i] = fmaf(v[i], 1.f + gamma[i], beta[i]);
+    for (int b = 0; b < B; b++) row[b] = ((long long)n * s.height + y[b]) * s.width + x[b];
+    if (s.codes) {
+#pragma unroll
+      for (int b = 0; b < B; b++)
+        if (inside[b]) row[b] = __ldg(s.codes + row[b]);
+    }
+#pragma unroll
+    for (int b = 0; b < B; b++)
+      if (inside[b]) {
+        load<V>(s.modulation + row[b] * 2 * C + c, gamma[b]);
+        load<V>(s.modulation + row[b] * 2 * C + C + c, beta[b]);
+      }
+#pragma unroll
+    for (int b = 0; b < B; b++)
+#pragma unroll
+      for (int i = 0; i < V; i++) part[b][i] = fmaf(part[b][i], 1.f + gamma[b][i], beta[b][i]);
   }
 #pragma unroll
-  for (int i = 0; i < V; i++) v[i] = activate(v[i], s.activation);
+  for (int b = 0; b < B; b++)
+#pragma unroll
+    for (int i = 0; i < V; i++) v[b * V + i] = inside[b] ? part[b][i] : 0.f;  // every activation keeps 0
+  activate(v, s.activation);
+}
+
+// Channels c … c + V - 1 of the pixel (y, x), which lies inside the image.
+template <int V>
+__device__ __forceinline__ void read_inside(const Source& s, int n, int y, int x, int c, float (&v)[V]) {
+  read_pixels<V, 1>(s, n, {y}, {x}, {true}, c, v);
 }
 
 __device__ __forceinline__ float read_inside(const Source& s, int n, int y, int x, int c) {
@@ -94,10 +140,25 @@ __device__ __forceinline__ float4 read_4(const Source& s, int n, int y, int x, i
   return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-// An output from its sum: + bias + shift + residual, then the activation.
+// Outputs of channel c at B pixels from their sums, for those inside: + bias + shift + residual, then the activation.
+template <int B>
+__device__ __forceinline__ void finish(const Epilogue& e, float (&v)[B], int n, const int (&y)[B], const int (&x)[B],
+                                       const bool (&inside)[B], int c) {
+  float bias = e.bias ? __ldg(e.bias + c) : 0.f, shift = e.shift ? __ldg(e.shift + n * e.shift_stride + c) : 0.f;
+  float residual[B] = {};
+  if (e.residual.first) read_pixels<1, B>(e.residual, n, y, x, inside, c, residual);
+#pragma unroll
+  for (int b = 0; b < B; b++) {
+    if (e.bias) v[b] += bias;
+    if (e.shift) v[b] += shift;
+    if (e.residual.first) v[b] += residual[b];
+  }
+  activate(v, e.activation);
+}
+
+// An output from its sum.
 __device__ __forceinline__ float finish(const Epilogue& e, float v, int n, int y, int x, int c) {
-  if (e.bias) v += __ldg(e.bias + c);
-  if (e.shift) v += __ldg(e.shift + n * e.shift_stride + c);
-  if (e.residual.first) v += read_inside(e.residual, n, y, x, c);
-  return activate(v, e.activation);
+  float all[1] = {v};
+  finish<1>(e, all, n, {y}, {x}, {true}, c);
+  return all[0];
 }

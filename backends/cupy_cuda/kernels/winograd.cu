@@ -40,34 +40,64 @@ __device__ __forceinline__ void transform_output(const float* m, int step, float
   y[3 * to_step] = fmaf(A1 * A2 * SA, difference_a, fmaf(B1 * B2 * SB, difference_b, m[5 * step]));
 }
 
-#define CHANNELS 64  // of a block
+#define CHANNELS 64        // of a block
+#define INPUT_THREADS 192  // three for each channel
 
 __device__ __forceinline__ int rows_here(const int* tiles, int first_tile, int stride) {
   int rows = tile_count(tiles) - first_tile;
   return rows < stride ? rows : stride;
 }
 
-// V[p][row][c] = (Bt d B)[p] of the window of tile first_tile + row; 0 for the channels that pad the depth.
-// A rolled loop reads the window into shared memory: unrolled, its branches would be compiled 36 times.
-KERNEL(winograd_input, WinogradInput, CHANNELS) {
-  __shared__ float window[36][CHANNELS];
-  int rows = rows_here(a.tiles, a.first_tile, a.stride), C = channels(a.source);
-  int c = blockIdx.y * CHANNELS + threadIdx.x;
-  if (c >= a.padded) return;
+// V[p][row][c] = (Bt d B)[p] of the window of tile first_tile + row; 0 for the channels that pad the depth. A thread reads
+// four channels of three pixels at once, then transforms two columns of the window, then two rows, of a channel.
+KERNEL(winograd_input, WinogradInput, INPUT_THREADS) {
+  __shared__ __align__(16) float window[36][CHANNELS];
+  const Source& s = a.source;
+  int rows = rows_here(a.tiles, a.first_tile, a.stride), C = channels(s), t = threadIdx.x;
+  int c = t % CHANNELS, of_all = blockIdx.y * CHANNELS + c;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     Place p = tile_place(a.tiles, a.first_tile + row);
+    int top = p.y - a.top, left = p.x - a.left;
+    if (s.fours) {
+      int first = t / (CHANNELS / 4), c4 = t % (CHANNELS / 4) * 4, y[3], x[3];  // 12 pixels are two rows of the window
+      bool inside[3];
+      float v[12] = {};
+#pragma unroll
+      for (int b = 0; b < 3; b++) {
+        y[b] = top + first / 6 + 2 * b, x[b] = left + first % 6;
+        inside[b] = is_inside(s, y[b], x[b]);
+      }
+      if (blockIdx.y * CHANNELS + c4 < C) read_pixels<4, 3>(s, p.n, y, x, inside, blockIdx.y * CHANNELS + c4, v);
+#pragma unroll
+      for (int b = 0; b < 3; b++)
+        *reinterpret_cast<float4*>(&window[first + 12 * b][c4]) =
+            make_float4(v[4 * b], v[4 * b + 1], v[4 * b + 2], v[4 * b + 3]);
+    } else {
 #pragma unroll 1
-    for (int i = 0; i < 36; i++)  // each thread reads back what it wrote: no barrier
-      window[i][threadIdx.x] = c < C ? read(a.source, p.n, p.y - a.top + i / 6, p.x - a.left + i % 6, c) : 0.f;
-    float d[36];
+      for (int i = t / CHANNELS; i < 36; i += INPUT_THREADS / CHANNELS)
+        window[i][c] = of_all < C ? read(s, p.n, top + i / 6, left + i % 6, of_all) : 0.f;
+    }
+    __syncthreads();
+    float d[6];
 #pragma unroll
-    for (int i = 0; i < 36; i++) d[i] = window[i][threadIdx.x];
+    for (int j = t / CHANNELS; j < 6; j += INPUT_THREADS / CHANNELS) {
 #pragma unroll
-    for (int i = 0; i < 6; i++) transform_input(d + i, 6);
+      for (int i = 0; i < 6; i++) d[i] = window[6 * i + j][c];
+      transform_input(d, 1);
 #pragma unroll
-    for (int i = 0; i < 6; i++) transform_input(d + 6 * i, 1);
+      for (int i = 0; i < 6; i++) window[6 * i + j][c] = d[i];
+    }
+    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 36; i++) a.transformed[((long long)i * a.stride + row) * a.padded + c] = d[i];
+    for (int i = t / CHANNELS; i < 6; i += INPUT_THREADS / CHANNELS) {
+#pragma unroll
+      for (int j = 0; j < 6; j++) d[j] = window[6 * i + j][c];
+      transform_input(d, 1);
+#pragma unroll
+      for (int j = 0; j < 6; j++)
+        if (of_all < a.padded) a.transformed[((long long)(6 * i + j) * a.stride + row) * a.padded + of_all] = d[j];
+    }
+    __syncthreads();  // before the next tile's window
   }
 }
 
@@ -109,19 +139,27 @@ KERNEL(winograd_output, WinogradOutput, CHANNELS) {
   int rows = rows_here(a.tiles, a.first_tile, a.stride), o = blockIdx.y * CHANNELS + threadIdx.x;
   if (o >= a.outputs) return;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    float m[36], h[24], y[PIXELS];
+    float m[36], h[24];
 #pragma unroll
     for (int i = 0; i < 36; i++) m[i] = a.products[((long long)i * a.stride + row) * a.padded + o];
 #pragma unroll
     for (int j = 0; j < 6; j++) transform_output(m + j, 6, h + j, 6);
-#pragma unroll
-    for (int i = 0; i < 4; i++) transform_output(h + 6 * i, 1, y + 4 * i, 1);
     Place p = tile_place(a.tiles, a.first_tile + row);
 #pragma unroll
-    for (int i = 0; i < PIXELS; i++) {
-      int py = p.y + i / TILE, px = p.x + i % TILE;
-      if (py < a.height && px < a.width)
-        a.out[at(p.n, py, px, a.height, a.width, a.outputs) + o] = finish(a.epilogue, y[i], p.n, py, px, o);
+    for (int i = 0; i < TILE; i++) {
+      float sums[TILE];
+      transform_output(h + 6 * i, 1, sums, 1);
+      int y[TILE], x[TILE];
+      bool inside[TILE];
+#pragma unroll
+      for (int j = 0; j < TILE; j++) {
+        y[j] = p.y + i, x[j] = p.x + j;
+        inside[j] = y[j] < a.height && x[j] < a.width;
+      }
+      finish(a.epilogue, sums, p.n, y, x, inside, o);
+#pragma unroll
+      for (int j = 0; j < TILE; j++)
+        if (inside[j]) a.out[at(p.n, y[j], x[j], a.height, a.width, a.outputs) + o] = sums[j];
     }
   }
 }
