@@ -74,13 +74,17 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
     ) -> None:
         if not len(tiles):
             return
+        bias, apart = weights.bias, weights.geometry.outputs
+        for each in (out, bias, shift):
+            apart |= 0 if each is None else self.device.address(each) >> 2
         epilogue = self._pack(
             "Epilogue",
             residual=self._source(residual),
-            bias=weights.bias,
+            bias=bias,
             shift=shift,
             shift_stride=weights.geometry.outputs if shift is not None and len(shift) > 1 else 0,
             activation=ACTIVATIONS.index(activation),
+            fours=int(apart % 4 == 0),
         )
         assert isinstance(weights, LaidOut)
         convolve = {
@@ -100,7 +104,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         stride = min(padded(most, 16), max(128, WINOGRAD_BYTES // (36 * 4 * (inputs + outputs)) // 128 * 128))
         transformed = self._scratch("windows", (36, stride, inputs))
         products = self._scratch("products", (36, stride, outputs))
-        block = _product_block(min(most, stride), outputs)
+        block = product_block(min(most, stride), outputs, 36, self.device.multiprocessors, widest=128)
         packed_source = self._source(source)
         _, height, width, _ = out.shape
         for first in range(0, most, stride):
@@ -145,9 +149,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         g, rows = weights.geometry, self._most(tiles) * PIXELS
         _, _, inputs, outputs = weights.packed.shape
         _, height, width, _ = out.shape
-        block = (64, 16) if outputs <= 16 else (16, 64) if rows <= 256 else (64, 64)
-        if rows >= 128 * 128 and outputs > 64:
-            block = (128, 128)
+        block = product_block(rows, outputs, g.groups, self.device.multiprocessors, widest=64)
         self._launch(
             f"direct_{block[0]}x{block[1]}",
             (-(-rows // block[0]), -(-outputs // block[1]), g.groups),
@@ -171,10 +173,22 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         )
 
 
-def _product_block(rows: int, outputs: int) -> tuple[int, int]:
-    """Rows and columns of a block of a product: any choice gives the same bits, larger blocks read less."""
+BLOCKS = {(128, 128): 1.0, (128, 64): 0.9, (64, 64): 0.75, (32, 64): 0.65, (16, 64): 0.5}
+"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the first (estimated)."""
+
+
+def product_block(
+    rows: int, outputs: int, products: int, multiprocessors: int, *, widest: int
+) -> tuple[int, int]:
+    """Rows and columns, at most `widest`, of a block of a product.
+
+    Any choice gives the same bits: larger blocks read less, smaller ones fill the card.
+    """
     if outputs <= 16:
         return 64, 16
-    if rows >= 1024 and outputs > 64:
-        return 128, 128
-    return (64, 64) if rows > 32 else (32, 64) if rows > 16 else (16, 64)
+
+    def time(block: tuple[int, int]) -> float:
+        blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
+        return -(-blocks // multiprocessors) * block[0] * block[1] / BLOCKS[block]
+
+    return min((block for block in BLOCKS if block[1] <= widest), key=time)

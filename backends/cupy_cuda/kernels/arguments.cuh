@@ -31,6 +31,7 @@ struct Epilogue {           // what follows a convolution's sum: + bias + shift 
   const float* shift;       // [1 or N, O]; null: none
   int shift_stride;         // O: each sample has its shift; 0: one for all
   int activation;
+  int fours;                // 1: bias, shift and the output are aligned to 16 bytes, O is a multiple of four
 };
 
 // -- copies.cu: words of 4 bytes, a float, an int, or two halves of neighbouring channels --------------------------

@@ -29,32 +29,43 @@ __device__ __forceinline__ void direct_product(const Conv& a, typename P::Shared
   Pixel pixels[P::LEFTS];
 #pragma unroll
   for (int e = 0; e < P::LEFTS; e++) pixels[e] = pixel_of(a, row0 + P::left_row(e), rows);
+  int of_tap = 0, tap_y = -a.top, tap_x = -a.left;  // the tap that this thread reads, and where its channels begin
   P::run(
       sums, shared, depth,
-      [&](int e, int c) {
+      [&](int e, int c) {  // c, the same for every e, grows; padded_inputs is a multiple of four
+        for (; c - of_tap >= a.padded_inputs; of_tap += a.padded_inputs)
+          if (++tap_x == a.kernel_width - a.left) tap_x = -a.left, tap_y++;
         Pixel p = pixels[e];
         if (!p.inside || c >= depth) return zeros;
-        int tap = c / a.padded_inputs, first = c % a.padded_inputs;  // padded_inputs is a multiple of four
-        int y = p.y * a.stride + tap / a.kernel_width - a.top, x = p.x * a.stride + tap % a.kernel_width - a.left;
-        return read_4(a.source, p.n, y, x, group * a.inputs + first, a.inputs - first);
+        int first = c - of_tap;
+        return read_4(a.source, p.n, p.y * a.stride + tap_y, p.x * a.stride + tap_x, group * a.inputs + first,
+                      a.inputs - first);
       },
       [&](int c, int column) {
         return c < depth && o0 + column < a.padded_outputs ? load_4(weight + (long long)c * a.padded_outputs + o0 + column)
                                                            : zeros;
       });
-  P::each_sum(sums, shared, [&](int row, int column, float sum) {
+  P::each_four(sums, shared, [&](int row, int column, const float* four) {
     Pixel p = pixel_of(a, row0 + row, rows);
     int o = o0 + column, channel = group * a.outputs + o;
-    if (p.inside && o < a.outputs)
-      a.out[at(p.n, p.y, p.x, a.height, a.width, a.groups * a.outputs) + channel] =
-          finish(a.epilogue, sum, p.n, p.y, p.x, channel);
+    if (!p.inside || o >= a.outputs) return;
+    float* out = a.out + at(p.n, p.y, p.x, a.height, a.width, a.groups * a.outputs) + channel;
+    if (has_fours(a.epilogue) && a.outputs % 4 == 0) {
+      float4 v = *reinterpret_cast<const float4*>(four);
+      *reinterpret_cast<float4*>(out) = finish_4(a.epilogue, v, p.n, p.y, p.x, channel);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 4 && o + i < a.outputs; i++)
+        out[i] = finish(a.epilogue, four[i], p.n, p.y, p.x, channel + i);
+    }
   });
 }
 
-#define DIRECT(BM, BN, TM, TN) \
-  __shared__ Product<BM, BN, TM, TN>::Shared shared; \
-  direct_product<Product<BM, BN, TM, TN>>(a, shared)
-KERNEL(direct_128x128, Conv, 256) { DIRECT(128, 128, 8, 8); }
+#define DIRECT(...) \
+  __shared__ Product<__VA_ARGS__>::Shared shared; \
+  direct_product<Product<__VA_ARGS__>>(a, shared)
+KERNEL(direct_128x64, Conv, 256) { DIRECT(128, 64, 8, 4); }
 KERNEL(direct_64x64, Conv, 256) { DIRECT(64, 64, 4, 4); }
-KERNEL(direct_16x64, Conv, 128) { DIRECT(16, 64, 2, 4); }
-KERNEL(direct_64x16, Conv, 256) { DIRECT(64, 16, 4, 1); }
+KERNEL(direct_32x64, Conv, 128) { DIRECT(32, 64, 4, 4, 32); }
+KERNEL(direct_16x64, Conv, 128) { DIRECT(16, 64, 2, 4, 64); }
+KERNEL(direct_64x16, Conv, 256) { DIRECT(64, 16, 4, 1, 32); }

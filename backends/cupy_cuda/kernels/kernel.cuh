@@ -3,9 +3,10 @@
 // C++ compiler, behind a header that stands in for CUDA's built-ins (ON_CPU).
 #pragma once
 #include "arguments.cuh"
+#define LEAST_BLOCKS(threads) 1  // that a multiprocessor can run at once, which bounds the registers of a thread
 #ifndef ON_CPU
 #define KERNEL(name, Arguments, threads) \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Arguments a)
+  extern "C" __global__ void __launch_bounds__(threads, LEAST_BLOCKS(threads)) name(const __grid_constant__ Arguments a)
 #define DYNAMIC_SHARED(type, name) \
   extern __shared__ __align__(16) unsigned char name##_bytes[]; \
   type* name = reinterpret_cast<type*>(name##_bytes)

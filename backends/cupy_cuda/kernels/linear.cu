@@ -77,16 +77,17 @@ __device__ __forceinline__ void convolve_windows(const Windows& a, typename P::S
                    ? load_4(a.weight + (long long)c * a.padded_outputs + o0 + column)
                    : zeros;
       });
-  P::each_sum(sums, shared, [&](int row, int column, float sum) {
+  P::each_four(sums, shared, [&](int row, int column, const float* four) {
     int r = row0 + row, o = o0 + column;
-    if (r < a.rows && o < a.outputs)
-      a.out[(long long)r * a.outputs + o] = a.bias ? sum + __ldg(a.bias + o) : sum;
+    if (r >= a.rows) return;
+    for (int i = 0; i < 4 && o + i < a.outputs; i++)
+      a.out[(long long)r * a.outputs + o + i] = a.bias ? four[i] + __ldg(a.bias + o + i) : four[i];
   });
 }
 
-#define WINDOWS(BM, BN, TM, TN) \
-  __shared__ Product<BM, BN, TM, TN>::Shared shared; \
-  convolve_windows<Product<BM, BN, TM, TN>>(a, shared)
+#define WINDOWS(...) \
+  __shared__ Product<__VA_ARGS__>::Shared shared; \
+  convolve_windows<Product<__VA_ARGS__>>(a, shared)
 KERNEL(windows_64x64, Windows, 256) { WINDOWS(64, 64, 4, 4); }
-KERNEL(windows_16x64, Windows, 128) { WINDOWS(16, 64, 2, 4); }
-KERNEL(windows_64x16, Windows, 256) { WINDOWS(64, 16, 4, 1); }
+KERNEL(windows_16x64, Windows, 128) { WINDOWS(16, 64, 2, 4, 64); }
+KERNEL(windows_64x16, Windows, 256) { WINDOWS(64, 16, 4, 1, 32); }

@@ -7,23 +7,32 @@
 #pragma once
 #include "kernel.cuh"
 
-#define DEPTH 16  // values of the depth that a block holds at a time
+// 128 registers a thread, so that a multiprocessor has 16 warps of these kernels: eight alone cannot hide their loads
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS(threads) (512 / (threads))
 
-template <int BM_, int BN_, int TM_, int TN_>
+// DEPTH values of the depth are in shared memory at a time, and as many under way: few rows need many, because nothing
+// but these loads hides their own latency.
+template <int BM_, int BN_, int TM_, int TN_, int DEPTH_ = 16>
 struct Product {
-  static constexpr int BM = BM_, BN = BN_, TM = TM_, TN = TN_;
+  static constexpr int BM = BM_, BN = BN_, TM = TM_, TN = TN_, DEPTH = DEPTH_;
   static constexpr int THREADS = BM / TM * (BN / TN);
+  static_assert(BM / TM % 4 == 0 && BN / TN % 8 == 0 && DEPTH % 4 == 0 && BN % 4 == 0, "whole warps, and float4");
   // a thread's rows (columns) lie in groups of at most four neighbours, which one instruction reads
   static constexpr int VM = TM < 4 ? TM : 4, VN = TN < 4 ? TN : 4;
   struct __align__(16) Shared {
-    float left[2][DEPTH][BM + 4];  // + 4: threads that store a column of it then use different banks
+    float left[2][DEPTH][BM + 4];  // + 4: fewer of the threads that store a column of it use the same bank
     float right[2][DEPTH][BN];
   };
+  // A warp has 4 × 8 of the threads. Lanes that differ in bit 0 read the same columns, in bit 1 the same rows: of each
+  // half of a warp, a read of 16 bytes a lane is then one pass over the banks.
   static __device__ __forceinline__ int row(int i) {
-    return i / VM * (BM / (TM / VM)) + threadIdx.x / (BN / TN) * VM + i % VM;
+    int t = threadIdx.x, mine = t / 32 / (BN / TN / 8) * 4 + t / 16 % 2 * 2 + t % 2;
+    return i / VM * (BM / (TM / VM)) + mine * VM + i % VM;
   }
   static __device__ __forceinline__ int column(int j) {
-    return j / VN * (BN / (TN / VN)) + threadIdx.x % (BN / TN) * VN + j % VN;
+    int t = threadIdx.x, mine = t / 32 % (BN / TN / 8) * 8 + t / 2 % 8;
+    return j / VN * (BN / (TN / VN)) + mine * VN + j % VN;
   }
 
   static constexpr int LEFTS = (BM * DEPTH / 4 + THREADS - 1) / THREADS;
@@ -53,7 +62,7 @@ struct Product {
         }
       }
       if (c0) {
-#pragma unroll
+#pragma unroll 16
         for (int c = 0; c < DEPTH; c++) {
           float x[TM], w[TN];
 #pragma unroll
@@ -87,10 +96,10 @@ struct Product {
     }
   }
 
-  // Call `write(row, column, sum)` for every output of the block: neighbouring threads get neighbouring columns. The
-  // sums pass through shared memory, so that `write` is compiled for a rolled loop and not for each of them.
+  // Call `write(row, column, sums)` for every four neighbouring outputs of the block, `sums` in shared memory, aligned to
+  // 16 bytes: neighbouring threads get neighbouring columns. Rolled, so that `write` is compiled once for each group.
   template <class Write>
-  static __device__ __forceinline__ void each_sum(const float (&sums)[TM][TN], Shared& shared, Write write) {
+  static __device__ __forceinline__ void each_four(const float (&sums)[TM][TN], Shared& shared, Write write) {
     constexpr int GROUPS = TM / VM, ROWS = BM / GROUPS;
     static_assert(ROWS * BN * sizeof(float) <= sizeof(Shared), "the sums of a group of rows fit");
     float* staged = reinterpret_cast<float*>(&shared);
@@ -103,7 +112,7 @@ struct Product {
         for (int j = 0; j < TN; j++) staged[(row(g * VM + i) - g * ROWS) * BN + column(j)] = sums[g * VM + i][j];
       __syncthreads();
 #pragma unroll 1
-      for (int e = threadIdx.x; e < ROWS * BN; e += THREADS) write(g * ROWS + e / BN, e % BN, staged[e]);
+      for (int e = threadIdx.x * 4; e < ROWS * BN; e += THREADS * 4) write(g * ROWS + e / BN, e % BN, staged + e);
     }
   }
 };

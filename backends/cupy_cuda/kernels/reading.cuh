@@ -130,35 +130,44 @@ __device__ __forceinline__ float4 read_4(const Source& s, int n, int y, int x, i
     if (s.fours && count >= 4 && c % 4 == 0) {  // a group of channels may begin anywhere
       read_inside<4>(s, n, y, x, c, v);
     } else {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if (i >= count) break;
-        v[i] = read_inside(s, n, y, x, c + i);
+#pragma unroll 1
+      for (int i = 0; i < 4; i++) {  // rolled: the values move up, so that none has a place that depends on i
+        v[0] = v[1], v[1] = v[2], v[2] = v[3];
+        v[3] = i < count ? read_inside(s, n, y, x, c + i) : 0.f;
       }
     }
   }
   return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-// Outputs of channel c at B pixels from their sums, for those inside: + bias + shift + residual, then the activation.
-template <int B>
-__device__ __forceinline__ void finish(const Epilogue& e, float (&v)[B], int n, const int (&y)[B], const int (&x)[B],
-                                       const bool (&inside)[B], int c) {
-  float bias = e.bias ? __ldg(e.bias + c) : 0.f, shift = e.shift ? __ldg(e.shift + n * e.shift_stride + c) : 0.f;
-  float residual[B] = {};
-  if (e.residual.first) read_pixels<1, B>(e.residual, n, y, x, inside, c, residual);
+__device__ __forceinline__ bool has_fours(const Epilogue& e) { return e.fours && (!e.residual.first || e.residual.fours); }
+
+// Outputs of channels c … c + V - 1 at B pixels from their sums v [B][V], of pixels that are inside: + bias + shift +
+// residual, then the activation. V = 4 only of an epilogue that has_fours.
+template <int V, int B>
+__device__ __forceinline__ void finish(const Epilogue& e, float (&v)[B * V], int n, const int (&y)[B],
+                                       const int (&x)[B], const bool (&inside)[B], int c) {
+  float bias[V], shift[V], residual[B * V];
+  if (e.bias) load<V>(e.bias + c, bias);
+  if (e.shift) load<V>(e.shift + n * e.shift_stride + c, shift);
+  if (e.residual.first) read_pixels<V, B>(e.residual, n, y, x, inside, c, residual);
 #pragma unroll
-  for (int b = 0; b < B; b++) {
-    if (e.bias) v[b] += bias;
-    if (e.shift) v[b] += shift;
-    if (e.residual.first) v[b] += residual[b];
+  for (int i = 0; i < B * V; i++) {
+    if (e.bias) v[i] += bias[i % V];
+    if (e.shift) v[i] += shift[i % V];
+    if (e.residual.first) v[i] += residual[i];
   }
   activate(v, e.activation);
 }
 
-// An output from its sum.
 __device__ __forceinline__ float finish(const Epilogue& e, float v, int n, int y, int x, int c) {
   float all[1] = {v};
-  finish<1>(e, all, n, {y}, {x}, {true}, c);
+  finish<1, 1>(e, all, n, {y}, {x}, {true}, c);
   return all[0];
+}
+
+__device__ __forceinline__ float4 finish_4(const Epilogue& e, float4 v, int n, int y, int x, int c) {
+  float all[4] = {v.x, v.y, v.z, v.w};
+  finish<4, 1>(e, all, n, {y}, {x}, {true}, c);
+  return make_float4(all[0], all[1], all[2], all[3]);
 }

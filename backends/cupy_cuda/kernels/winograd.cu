@@ -120,19 +120,22 @@ __device__ __forceinline__ void winograd_product(const Products& a, typename P::
       [&](int c, int column) {
         return c < a.depth && o0 + column < a.outputs ? load_4(right + (long long)c * a.outputs + o0 + column) : zeros;
       });
-  P::each_sum(sums, shared, [&](int row, int column, float sum) {
-    if (row0 + row < rows && o0 + column < a.outputs) out[(long long)(row0 + row) * a.outputs + o0 + column] = sum;
+  P::each_four(sums, shared, [&](int row, int column, const float* four) {
+    if (row0 + row < rows && o0 + column < a.outputs)  // a multiple of four
+      *reinterpret_cast<float4*>(out + (long long)(row0 + row) * a.outputs + o0 + column) =
+          *reinterpret_cast<const float4*>(four);
   });
 }
 
-#define PRODUCT(BM, BN, TM, TN) \
-  __shared__ Product<BM, BN, TM, TN>::Shared shared; \
-  winograd_product<Product<BM, BN, TM, TN>>(a, shared)
+#define PRODUCT(...) \
+  __shared__ Product<__VA_ARGS__>::Shared shared; \
+  winograd_product<Product<__VA_ARGS__>>(a, shared)
 KERNEL(winograd_product_128x128, Products, 256) { PRODUCT(128, 128, 8, 8); }
+KERNEL(winograd_product_128x64, Products, 256) { PRODUCT(128, 64, 8, 4); }
 KERNEL(winograd_product_64x64, Products, 256) { PRODUCT(64, 64, 4, 4); }
-KERNEL(winograd_product_32x64, Products, 128) { PRODUCT(32, 64, 4, 4); }
-KERNEL(winograd_product_16x64, Products, 128) { PRODUCT(16, 64, 2, 4); }
-KERNEL(winograd_product_64x16, Products, 256) { PRODUCT(64, 16, 4, 1); }
+KERNEL(winograd_product_32x64, Products, 128) { PRODUCT(32, 64, 4, 4, 32); }
+KERNEL(winograd_product_16x64, Products, 128) { PRODUCT(16, 64, 2, 4, 64); }
+KERNEL(winograd_product_64x16, Products, 256) { PRODUCT(64, 16, 4, 1, 32); }
 
 // out[tiles] = epilogue(At M A)
 KERNEL(winograd_output, WinogradOutput, CHANNELS) {
@@ -156,7 +159,7 @@ KERNEL(winograd_output, WinogradOutput, CHANNELS) {
         y[j] = p.y + i, x[j] = p.x + j;
         inside[j] = y[j] < a.height && x[j] < a.width;
       }
-      finish(a.epilogue, sums, p.n, y, x, inside, o);
+      finish<1, TILE>(a.epilogue, sums, p.n, y, x, inside, o);
 #pragma unroll
       for (int j = 0; j < TILE; j++)
         if (inside[j]) a.out[at(p.n, y[j], x[j], a.height, a.width, a.outputs) + o] = sums[j];

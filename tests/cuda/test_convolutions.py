@@ -1,0 +1,123 @@
+"""Convolutions by the kernels' own source on a CPU: every block of a product, and arrays aligned to 4 bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsegen.backends.cupy_cuda import convolutions
+from sparsegen.backends.cupy_cuda.convolutions import BLOCKS, product_block
+from sparsegen.backends.interface import Array, Host
+from tests.backends.contract_cases import Case, assert_contract, assert_same_bits, conv_case
+from tests.cuda import emulator
+from tests.cuda.backends import emulated
+
+needs_compiler = pytest.mark.skipif(emulator.COMPILER is None, reason=emulator.MISSING)
+
+CASES: dict[str, dict[str, Any]] = {
+    # depths of 1, 2 and 3 steps of a block of 16 rows; columns of 2 and 3 blocks
+    "winograd": {"channels": (60, 8), "outputs": 68, "size": (10, 11), "scale": "shared", "prologue": "silu"},
+    "winograd, modulated": {
+        "channels": (12,),
+        "outputs": 20,
+        "samples": 2,
+        "modulation": "by code",
+        "residual": "plain",
+        "shift": "per sample",
+        "activation": "leaky_relu",
+    },
+    "direct": {
+        "channels": (8, 68),
+        "outputs": 132,
+        "kernel": (1, 1),
+        "padding": (0, 0, 0, 0),
+        "size": (9, 10),
+    },
+    "direct, odd channels": {
+        "channels": (7,),
+        "outputs": 21,
+        "kernel": (3, 2),
+        "stride": 2,
+        "residual": "plain",
+    },
+    "direct, taps of four channels": {
+        "channels": (4,),
+        "outputs": 24,
+        "kernel": (5, 5),
+        "padding": (2, 2, 2, 2),
+    },
+    "direct, in groups": {
+        "channels": (16,),
+        "outputs": 40,
+        "groups": 2,
+        "residual": "plain",
+        "shift": "shared",
+    },
+    "direct, groups of odd outputs": {"channels": (8,), "outputs": 36, "groups": 2},
+}
+
+
+def case_of(name: str) -> Case:
+    return conv_case(**CASES[name])
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CASES)
+def test_every_block_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, first = case_of(name), None
+    for block in [*BLOCKS, (64, 16)]:
+
+        def chosen(*_: int, widest: int, block: tuple[int, int] = block) -> tuple[int, int]:
+            return block[0], min(block[1], widest)
+
+        monkeypatch.setattr(convolutions, "product_block", chosen)
+        result = case.run(emulated(), case.tiles)
+        assert_contract(case, emulated(), np.random.default_rng(0))
+        first = result if first is None else first
+        assert_same_bits(result, first)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CASES)
+def test_alignment_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, case = emulated(), case_of(name)
+    aligned = case.run(backend, case.tiles)
+
+    def upload(host: Host) -> Array:
+        """At an address that four bytes divide, and sixteen do not."""
+        shifted = np.zeros(host.size + 1, host.dtype)
+        shifted[1:] = host.reshape(-1)
+        return backend.device.upload(shifted)[1:].reshape(host.shape)
+
+    monkeypatch.setattr(backend, "upload", upload)
+    assert_same_bits(case.run(backend, case.tiles), aligned)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("name", "file"), [("winograd", "winograd"), ("direct", "direct")])
+def test_the_order_of_threads_changes_no_bit(name: str, file: str) -> None:
+    case, library = case_of(name), emulator.libraries()[file]
+    forwards = case.run(emulated(), case.tiles)
+    try:
+        for order in (emulator.BACKWARDS, emulator.SHUFFLED):
+            library.order(order)
+            assert_same_bits(case.run(emulated(), case.tiles), forwards)
+    finally:
+        library.order(emulator.FORWARDS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "products", "expected"),
+    [
+        (16, 512, 36, (16, 64)),  # 16² pixels of DDPM
+        (64, 256, 36, (32, 64)),
+        (896, 128, 36, (128, 128)),  # a batch of 256² pixels
+        (65536, 256, 1, (128, 64)),  # 1×1, whole
+        (65536, 3, 1, (64, 16)),
+    ],
+)
+def test_product_block(rows: int, outputs: int, products: int, expected: tuple[int, int]) -> None:
+    widest = 128 if products == 36 else 64
+    assert product_block(rows, outputs, products, 132, widest=widest) == expected
