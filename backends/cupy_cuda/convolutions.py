@@ -104,11 +104,11 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         stride = min(padded(most, 16), max(128, WINOGRAD_BYTES // (36 * 4 * (inputs + outputs)) // 128 * 128))
         transformed = self._scratch("windows", (36, stride, inputs))
         products = self._scratch("products", (36, stride, outputs))
-        block = product_block(min(most, stride), outputs, 36, self.device.multiprocessors, widest=128)
         packed_source = self._source(source)
         _, height, width, _ = out.shape
         for first in range(0, most, stride):
             rows = min(stride, most - first)
+            block = product_block(rows, outputs, 36, self.device.multiprocessors, widest=128)
             batch = {"tiles": on_device, "first_tile": first, "stride": stride}
             self._launch(
                 "winograd_input",
@@ -189,6 +189,7 @@ def product_block(
 
     def time(block: tuple[int, int]) -> float:
         blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
-        return -(-blocks // multiprocessors) * block[0] * block[1] / BLOCKS[block]
+        at_once = -(-blocks // multiprocessors)  # a block alone on a multiprocessor is as slow as two
+        return max(2, at_once) * block[0] * block[1] / BLOCKS[block]
 
     return min((block for block in BLOCKS if block[1] <= widest), key=time)

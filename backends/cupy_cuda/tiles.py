@@ -179,7 +179,7 @@ class TileCopies(Launching):
             return
         self._launch(
             "watch_tiles",
-            (self._most(tiles),),
+            (self._most(tiles), -(-PIXELS * -(-canvas.shape[3] // 4) // 256)),
             canvas=canvas,
             tiles=self._list(tiles),
             first=first,

@@ -114,6 +114,7 @@ def test_the_order_of_threads_changes_no_bit(name: str, file: str) -> None:
         (16, 512, 36, (16, 64)),  # 16² pixels of DDPM
         (64, 256, 36, (32, 64)),
         (896, 128, 36, (128, 128)),  # a batch of 256² pixels
+        (128, 128, 36, (32, 64)),  # what is left of 128²
         (65536, 256, 1, (128, 64)),  # 1×1, whole
         (65536, 3, 1, (64, 16)),
     ],

@@ -1,24 +1,38 @@
 // Checks of values: the first that is not finite, and the largest change of a tile.
 #include "reading.cuh"
 
+// A comparison with NaN is false.
+__device__ __forceinline__ bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }
+
 // *first = min(*first, place): the integer minimum of places is the same in every order of the blocks. A place is the
-// layer, then the tile in the order of its list, then the pixel, then the channel.
+// layer, then the tile in the order of its list, then the pixel, then the channel. A thread takes four neighbouring
+// channels of a pixel, and grid y shares out those of a tile: a loop over them would wait for each load in turn.
 KERNEL(watch_tiles, WatchTiles, 256) {
-  int count = tile_count(a.tiles);
-  unsigned long long first = ~0ull;
+  int count = tile_count(a.tiles), C = a.channels, groups = (C + 3) / 4;
+  bool fours = C % 4 == 0 && (int64)a.canvas % 16 == 0;
   for (int k = blockIdx.x; k < count; k += gridDim.x) {
     Place p = tile_place(a.tiles, k);
-    for (int i = threadIdx.x; i < PIXELS * a.channels; i += blockDim.x) {
-      int pixel = i / a.channels, y = p.y + pixel / TILE, x = p.x + pixel % TILE;
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < PIXELS * groups; i += gridDim.y * blockDim.x) {
+      int pixel = i / groups, c = i % groups * 4, y = p.y + pixel / TILE, x = p.x + pixel % TILE;
       if (y >= a.height || x >= a.width) continue;
-      float v = a.canvas[at(p.n, y, x, a.height, a.width, a.channels) + i % a.channels];
-      if (fabsf(v) <= 3.402823466e38f) continue;  // false of NaN
-      unsigned long long place =
-          (unsigned long long)a.layer << 44 | (unsigned long long)k << 20 | (unsigned)pixel << 16 | (unsigned)(i % a.channels);
-      if (place < first) first = place;
+      const float* from = a.canvas + at(p.n, y, x, a.height, a.width, C) + c;
+      float v[4] = {};
+      if (fours) {
+        load<4>(from, v);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+          if (c + j < C) v[j] = __ldg(from + j);
+      }
+      int first = 4;
+#pragma unroll
+      for (int j = 3; j >= 0; j--)
+        if (!is_finite(v[j])) first = j;
+      if (first < 4)
+        atomicMin(a.first, (unsigned long long)a.layer << 44 | (unsigned long long)k << 20 | (unsigned)pixel << 16 |
+                               (unsigned)(c + first));
     }
   }
-  if (first != ~0ull) atomicMin(a.first, first);
 }
 
 // largest[k] = max over tile k of |canvas - old|: a block a tile
