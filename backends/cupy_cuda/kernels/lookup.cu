@@ -19,19 +19,25 @@ KERNEL(lookup, Lookup, CHANNELS) {
     float sums[TILE], bias = __ldg(a.bias + o);
 #pragma unroll
     for (int i = 0; i < TILE; i++) sums[i] = bias;
-    for (int tap = 0; tap < a.side * a.side; tap++) {
+    // no branch between the loads: those of three turns are under way at once
+#pragma unroll 3
+    for (int turn = 0; turn < a.side * a.side * a.planes; turn++) {
+      int tap = turn / a.planes, plane = turn % a.planes;
       int row = (y + tap / a.side - half) * a.step, column = p.x + tap % a.side - half;
-      if (row < 0 || row >= a.index_height) continue;
-      const int* indices = a.indices + at(p.n, row, 0, a.index_height, a.index_width, a.planes);
+      bool inside = row >= 0 && row < a.index_height;
+      const int* indices = a.indices + at(p.n, row, 0, a.index_height, a.index_width, a.planes) + plane;
       const float* table = a.table + (long long)tap * a.labels * a.outputs + o;
-      for (int plane = 0; plane < a.planes; plane++) {
+      int label[TILE];
+      float v[TILE];
 #pragma unroll
-        for (int i = 0; i < TILE; i++) {
-          int x = (column + i) * a.step;
-          int label = x < 0 || x >= a.index_width ? -1 : __ldg(indices + (long long)x * a.planes + plane);
-          if (label >= 0) sums[i] += __ldg(table + (long long)label * a.outputs);
-        }
+      for (int i = 0; i < TILE; i++) {
+        int x = (column + i) * a.step;
+        label[i] = inside && x >= 0 && x < a.index_width ? __ldg(indices + (long long)x * a.planes) : -1;
       }
+#pragma unroll
+      for (int i = 0; i < TILE; i++) v[i] = label[i] >= 0 ? __ldg(table + (long long)label[i] * a.outputs) : 0.f;
+#pragma unroll
+      for (int i = 0; i < TILE; i++) sums[i] = label[i] >= 0 ? sums[i] + v[i] : sums[i];
     }
 #pragma unroll
     for (int i = 0; i < TILE; i++)
