@@ -231,7 +231,7 @@ static bool run_block(size_t shared) {
           run_fiber(lanes[k]);
         }
         if (ran && !release(32 * warps[w])) return false;
-        if (order == 2 && !random_below(8)) break;  // shuffled, another one sometimes begins before it can no more
+        if (order == 2 && !random_below(8)) break;  // shuffled: now and then another one goes first
       }
       for (int i = 32 * warps[w]; i < std::min(threads, 32 * warps[w] + 32); i++) {
         waiting |= fibers[i].state != ENDED;

@@ -173,7 +173,7 @@ STRAY = {
     ("read_global", 1): "heap-buffer-overflow.*READ of size 4",
     ("read_global", -1): "heap-buffer-overflow.*READ of size 4",
     ("write_global", 1): "heap-buffer-overflow.*WRITE of size 4",
-    ("read_shared", 1): "insufficient space for an object|global-buffer-overflow.*READ of size 4",
+    ("read_shared", 1): "global-buffer-overflow.*READ of size 4",
     ("write_shared", 1): "index 64 out of bounds",
     ("write_dynamic", 1): "use-after-poison.*WRITE of size 4",
     ("read_four", 2): "misaligned address",
