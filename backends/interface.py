@@ -350,7 +350,8 @@ class Backend(ABC):
 
         `work` uses no other tiles than `lists` (different handles), and `olds` as arguments `old` alone: a replay
         replaces both. It uploads, downloads and waits for nothing. What else it reads and writes keeps its place:
-        arrays made in `work` belong to the recording. A watch for it is made in `work`.
+        arrays made in `work` belong to the recording. A watch for it is made in `work`; it may check values at the end
+        of `work`, which therefore writes no canvas after it has been watched.
         """
         raise BackendError(f"backend {self.name!r} records nothing")
 

@@ -79,12 +79,19 @@ class Launching(PortableBackend):
             raise BackendError("a recording inside a recording")
         slots = self._thread.slots = Slots(self.device, lists, olds)
         try:
-            graph = self.device.record(work)
+            graph = self.device.record(lambda: self._do_recorded(work, slots))
         finally:
             self._thread.slots = None
         for table, packed in slots.tables:
             self.device.write(table, packed)
         return CudaRecording(self.device, graph, slots)
+
+    def _do_recorded(self, work: Callable[[], None], slots: Slots) -> None:
+        work()
+        self._end_work(slots)
+
+    def _end_work(self, slots: Slots) -> None:
+        """Queue what recorded work left for its end."""
 
     def _place_of(self, old: Array) -> Array | None:
         """Where the address of an old array stands, in a recorded run that replaces it; None: nowhere."""

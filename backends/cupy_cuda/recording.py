@@ -47,6 +47,8 @@ class Slots:
         """The number of the watch, two words."""
         self.tables: list[tuple[Array, Any]] = []
         """Arrays to be written before the first replay, with their bytes."""
+        self.checks: list[tuple[tuple[int, int], bytes]] = []
+        """The grid and the packed arguments of each check of values, which are queued together."""
         self.kept: dict[int, Array] = {}
         """Arrays whose addresses are in the graph."""
         self._of = {

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..interface import TILE, Array, Host, Position, Tiles, Watch
 from .launching import PIXELS, Launching
+from .recording import Slots
 from .watching import CudaWatch
 
 MANY_BLOCKS = 128
@@ -177,17 +178,34 @@ class TileCopies(Launching):
         """Queue a check: `first` becomes the lesser of itself and the place of a value that is not finite."""
         if not np.issubdtype(canvas.dtype, np.floating):
             return
-        self._launch(
-            "watch_tiles",
-            (self._most(tiles), -(-PIXELS * -(-canvas.shape[3] // 4) // 256)),
-            canvas=canvas,
-            tiles=self._list(tiles),
-            first=first,
-            height=canvas.shape[1],
-            width=canvas.shape[2],
-            channels=canvas.shape[3],
-            layer=layer,
-        )
+        _, height, width, channels = canvas.shape
+        grid = self._most(tiles), -(-PIXELS * -(-channels // 4) // 256)
+        values = {
+            "canvas": canvas,
+            "tiles": self._list(tiles),
+            "first": first,
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "layer": layer,
+        }
+        slots = self._thread.slots
+        if slots is None:
+            self._launch("watch_tiles", grid, **values)
+        else:
+            slots.checks.append((grid, self._pack("WatchTiles", **values)))
+
+    def _end_work(self, slots: Slots) -> None:
+        # a recorded run writes each canvas once: all checks are one launch at its end
+        if slots.checks:
+            grids, packed = zip(*slots.checks, strict=True)
+            blocks, shares = (max(sizes) for sizes in zip(*grids, strict=True))
+            self._launch(
+                "watch_many_tiles",
+                (min(blocks, MANY_BLOCKS), shares, len(packed)),
+                each=self._table(packed),
+                count=len(packed),
+            )
 
     def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
         watch = CudaWatch(self._watch, self.device, None)

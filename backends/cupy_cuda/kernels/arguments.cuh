@@ -100,6 +100,11 @@ struct WatchTiles {         // *first = min(*first, place of a value that is not
   int layer;
 };
 
+struct WatchManyTiles {
+  const WatchTiles* each;   // [count], on the device
+  int count;
+};
+
 struct LargestChange {      // largest[k] = max |canvas - old| over tile k
   const float* canvas;
   const void* old;          // [K, 4, 4, C], float, int or halves

@@ -7,7 +7,7 @@ __device__ __forceinline__ bool is_finite(float v) { return fabsf(v) <= 3.402823
 // *first = min(*first, place): the integer minimum of places is the same in every order of the blocks. A place is the
 // layer, then the tile in the order of its list, then the pixel, then the channel. A thread takes four neighbouring
 // channels of a pixel, and grid y shares out those of a tile: a loop over them would wait for each load in turn.
-KERNEL(watch_tiles, WatchTiles, 256) {
+__device__ __forceinline__ void watch_one(const WatchTiles& a) {
   int count = tile_count(a.tiles), C = a.channels, groups = (C + 3) / 4;
   bool fours = C % 4 == 0 && (int64)a.canvas % 16 == 0;
   for (int k = blockIdx.x; k < count; k += gridDim.x) {
@@ -34,6 +34,10 @@ KERNEL(watch_tiles, WatchTiles, 256) {
     }
   }
 }
+
+KERNEL(watch_tiles, WatchTiles, 256) { watch_one(a); }
+// the same of many canvases at once: grid z counts them
+KERNEL(watch_many_tiles, WatchManyTiles, 256) { watch_one(a.each[blockIdx.z]); }
 
 // largest[k] = max over tile k of |canvas - old|: a block a tile
 KERNEL(largest_change, LargestChange, 256) {
