@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import numpy as np
 
+from sparsegen.backends.cupy_cuda import convolutions
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.cupy_cuda.tensor import Precision
-from sparsegen.backends.interface import Host, Tiles
+from sparsegen.backends.interface import Host, Tiles, Watch
 from tests.backends.contract_cases import (
     CASES,
     Case,
@@ -57,14 +59,7 @@ NAMES = (
 ONE: dict[str, Any] = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
 
 SIZES: dict[str, Callable[[], Case]] = {
-    "winograd, 2 tiles": partial(conv_case, size=(4, 8), channels=(20,), outputs=24),
-    "winograd, 20 tiles": partial(conv_case, size=(16, 20), channels=(20,), outputs=24),
-    "winograd, 36 tiles": partial(conv_case, size=(24, 23), channels=(20,), outputs=24),
     "winograd, few outputs": partial(conv_case, size=(8, 9), channels=(20,), outputs=9),
-    "winograd, 1024 tiles": partial(conv_case, size=(128, 128), channels=(8,), outputs=65),
-    "direct, 16 tiles": partial(conv_case, size=(16, 16), channels=(5,), outputs=21, **ONE),
-    "direct, 20 tiles": partial(conv_case, size=(16, 20), channels=(5,), outputs=21, **ONE),
-    "direct, 1024 tiles": partial(conv_case, size=(128, 128), channels=(5,), outputs=65, **ONE),
     "attention, heads of 70": partial(attention_case, channels=70),
     "attention, heads of 101": partial(attention_case, channels=202, heads=2),
     "attention, a head of 200": partial(attention_case, channels=200, samples=2),
@@ -125,7 +120,7 @@ def halves(backend: CudaBackend) -> list[Host]:
 
 
 def watched(backend: CudaBackend) -> list[Host]:
-    """The first of several values that are not finite."""
+    """The first of several values that are not finite, checked one after another and in a recorded run."""
     values = normal(np.random.default_rng(3), 2, 9, 10, 300)
     values[0, 8, 9, 299] = values[1, 3, 2, 17] = values[1, 3, 2, 16] = np.inf
     canvas, tiles = backend.upload(values), all_tiles(2, 9, 10)
@@ -134,6 +129,15 @@ def watched(backend: CudaBackend) -> list[Host]:
     watch.watch(canvas, tiles, 5)
     found = watch.first_watched()
     assert found == (4, (1, 3, 2, 16))
+    lists, watches = [Tiles(tiles.host[9:]), Tiles(tiles.host)], list[Watch]()
+
+    def work() -> None:
+        watches.append(backend.watch_run())
+        for layer, each in enumerate(lists, 4):
+            watches[0].watch(canvas, each, layer)
+
+    replayed = backend.record(work, lists).replay([Tiles(tiles.host[:9]), tiles], watches[0])
+    assert replayed is not None and replayed.first_watched() == (4, (0, 8, 9, 299))
     return []
 
 
@@ -191,6 +195,23 @@ def rows(backend: CudaBackend) -> list[Host]:
     return [backend.download(each) for each in found]
 
 
+def in_blocks(block: tuple[int, int]) -> Call:
+    """Convolutions whose products are computed in blocks of so many rows and columns, whatever is best."""
+    cases = [
+        partial(conv_case, size=(12, 9), channels=(20,), outputs=70),
+        partial(conv_case, size=(12, 9), channels=(5,), outputs=70, **ONE),
+    ]
+
+    def call(backend: CudaBackend) -> list[Host]:
+        def chosen(*_: int, widest: int) -> tuple[int, int]:
+            return block[0], min(block[1], widest)
+
+        with patch.object(convolutions, "product_block", chosen):
+            return [of_case(case)(backend)[0] for case in cases if block != (128, 128) or case is cases[0]]
+
+    return call
+
+
 TENSORS = (
     partial(conv_case, size=(4, 3), channels=(9,), outputs=17),  # a tile
     partial(conv_case, size=(4, 8), channels=(12,), outputs=17),
@@ -218,6 +239,7 @@ def by_tensor_cores(precision: Precision) -> Call:
 CALLS: dict[str, Call] = {
     "tensor cores, TF32": by_tensor_cores("tf32"),
     "tensor cores, float16": by_tensor_cores("float16"),
+    **{f"blocks of {rows}×{columns}": in_blocks((rows, columns)) for rows, columns in convolutions.BLOCKS},
     **{name: of_case(CASES[name]) for name in NAMES},
     **{name: of_case(make) for name, make in SIZES.items()},
     **{call.__name__: call for call in (copies, halves, watched, statistics, rows)},
