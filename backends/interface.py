@@ -255,6 +255,10 @@ class Watch(ABC):
         `layer` is a number that the caller chooses to recognise the check by, not below that of the call before.
         """
 
+    def ask(self) -> None:
+        """Queue the answer of `first_watched`, after the last check: a wait for anything queued later serves it too."""
+        return None
+
     @abstractmethod
     def first_watched(self) -> tuple[int, Position] | None:
         """(layer, position) of the first NaN or infinity among the noted values; None: all are finite.

@@ -36,6 +36,7 @@ class CudaWatch(Watch):
         if self._first is None:
             self._first = self._device.upload(np.full(1, NONE))
         self._queue(self._first, canvas, tiles, len(self._checks))
+        self._fetched = None
         self._checks.append((layer, tiles, canvas.shape[3]))
 
     def replayed(self, lists: Mapping[Tiles, Tiles], fetched: Fetched) -> CudaWatch:
@@ -45,11 +46,16 @@ class CudaWatch(Watch):
         other._fetched = fetched
         return other
 
+    def ask(self) -> None:
+        if self._first is not None and self._fetched is None:
+            self._fetched = self._device.fetch(self._first)
+
     def first_watched(self) -> tuple[int, Position] | None:
         if self._first is None:
             return None
-        fetched = self._fetched or self._device.fetch(self._first)
-        place = int(fetched().view(np.uint64).reshape(-1)[0])
+        self.ask()
+        assert self._fetched is not None  # `ask` queued it
+        place = int(self._fetched().view(np.uint64).reshape(-1)[0])
         if place == int(NONE):
             return None
         number, tile, pixel, channel = place >> 44, place >> 20 & 0xFFFFFF, place >> 16 & 0xF, place & 0xFFFF

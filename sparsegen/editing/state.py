@@ -179,7 +179,7 @@ class State:
             run.begin(plan, journal=journal, edited=spread.edited, on_layer=on_layer, carried=carried)
             program.replay(spread, carried)
             active = program.output.changed
-            # copied before the run's checks are asked for: one wait then serves both
+            run.finite.watch.ask()  # before the output is copied: one wait then serves both
             values = self.output_tiles(active.tiles if wanted is None else wanted)
             run.end()
         finally:

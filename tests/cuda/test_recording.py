@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sparsegen.backends import BackendError
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.interface import Host, Source, Tiles
 from sparsegen.errors import NonFiniteError
-from sparsegen.tiling.policies import Policy
+from sparsegen.tiling.policies import Exact, Policy
 from tests.backends.contract_cases import all_tiles, normal
 from tests.cuda import emulator
 from tests.cuda.emulator import EmulatedDevice
@@ -113,6 +114,46 @@ def test_a_value_that_is_not_finite_is_found_and_taken_back(
     assert messages[0] == messages[1]
     assert_same(before, kept_by(recorded.memory))
     assert np.array_equal(recorded.edit(inputs[1]).output, eager.edit(inputs[1]).output)
+
+
+class Full(EmulatedDevice):
+    """A device whose memory ends after some arrays."""
+
+    left = 10**9
+
+    def _made(self, held: Host) -> Any:
+        if not self.left:
+            raise MemoryError("the device has no room")
+        self.left -= 1
+        return super()._made(held)
+
+
+@pytest.mark.parametrize("policy", [SPARSE, FAST, Exact()], ids=["paper", "fast", "exact"])
+def test_an_edit_without_memory_leaves_the_session_as_it_was(policy: Policy) -> None:
+    device = Full()
+    rng = np.random.default_rng(3)
+    inputs = [noisy(rng, (16, 24))]
+    inputs += [painted(rng, inputs[0]) for _ in range(2)]
+    model = FAMILIES["ddpm"]()
+    session, other = (Session(model, CudaBackend(each), policy=policy) for each in (device, EmulatedDevice()))
+    for each in (session, other):
+        each.run(inputs[0], **at(model))
+    before, room = kept_by(session.memory), 0
+    while True:
+        device.left = room
+        try:
+            result = session.edit(inputs[1])
+            break
+        except MemoryError:
+            device.left = 10**9
+            session.edit(inputs[0])  # of nothing: it completes what had no memory either
+            assert_same(before, kept_by(session.memory))
+            room += 1 + room // 3
+    assert room > 10
+    device.left = 10**9
+    assert np.array_equal(result.output, other.edit(inputs[1]).output)
+    assert np.array_equal(session.edit(inputs[2]).output, other.edit(inputs[2]).output)
+    assert_same(kept_by(session.memory), kept_by(other.memory))
 
 
 def test_recorded_work_uses_what_the_recording_was_given(backends: tuple[CudaBackend, CudaBackend]) -> None:
