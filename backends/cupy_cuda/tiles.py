@@ -21,6 +21,14 @@ def _words(canvas: Array) -> int:
     return words
 
 
+def _blocks_of(tiles: int) -> int:
+    """Blocks along the tiles where many canvases share a grid: it is as wide as the widest needs, and as deep.
+
+    Most blocks of an edit's grid would find nothing to do, and starting them takes longer than a few turns.
+    """
+    return min(tiles, max(16, tiles // 8), MANY_BLOCKS)
+
+
 class TileCopies(Launching):
     """The primitives on tiles and masks."""
 
@@ -83,7 +91,7 @@ class TileCopies(Launching):
         words = max(_words(canvas) for canvas, _, _ in some)
         self._launch(
             kernel,
-            (min(most, MANY_BLOCKS), -(-PIXELS * words // 1024), len(some)),
+            (_blocks_of(most), -(-PIXELS * words // 1024), len(some)),
             each=table,
             count=len(some),
         )
@@ -202,7 +210,7 @@ class TileCopies(Launching):
             blocks, shares = (max(sizes) for sizes in zip(*grids, strict=True))
             self._launch(
                 "watch_many_tiles",
-                (min(blocks, MANY_BLOCKS), shares, len(packed)),
+                (_blocks_of(blocks), shares, len(packed)),
                 each=self._table(packed),
                 count=len(packed),
             )
