@@ -480,7 +480,7 @@ def test_without_memory_only_options_of_the_command_are_advised(
     monkeypatch.chdir(files)
     (files / "s").touch()
     for module in (history, sampling, machine, checkpoints):
-        for name in ("get_backend", "open_backend", "load", "read_checkpoint"):
+        for name in ("get_backend", "open_backend", "warm_up", "load", "read_checkpoint"):
             monkeypatch.setattr(module, name, fail, raising=False)
     monkeypatch.setattr(messages, "_limit", lambda: None)
     assert main(words.split()) == 2

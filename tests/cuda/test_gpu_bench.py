@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_a_worker_checks_the_outputs_first_and_is_asked_for_times(tmp_path: Path
     seen["sparsegen"][next(iter(seen["torch"]))].flat[3] += 1
     with pytest.raises(WrongResult, match=r"off by|differs"):
         gpu.compare(seen["sparsegen"], seen["torch"], TOLERANCES["float32"])
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    """PyTorch's gradients on again: the engine switches them off for its process."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_grad_enabled(True)
 
 
 @pytest.mark.torch

@@ -7,9 +7,14 @@
 #pragma once
 #include "kernel.cuh"
 
-// 128 registers a thread, so that a multiprocessor has 16 warps of these kernels: eight alone cannot hide their loads
+// 128 registers a thread, so that a multiprocessor has 16 warps of these kernels: eight alone cannot hide their loads.
+// (For sm_120 the compiler needs more for the largest block: it would keep some in memory.)
 #undef LEAST_BLOCKS
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#define LEAST_BLOCKS(threads) ((threads) < 256 ? 512 / (threads) : 1)
+#else
 #define LEAST_BLOCKS(threads) (512 / (threads))
+#endif
 
 // DEPTH values of the depth are in shared memory at a time, and as many under way: few rows need many, because nothing
 // but these loads hides their own latency.
