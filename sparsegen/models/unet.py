@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -143,6 +143,26 @@ class TimeEmbedding(Layer):
         return np.pad(found, ((0, 0), (0, self.features % 2)))
 
 
+class BlockConfig(Protocol):
+    """The values of a configuration that its blocks depend on."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of the norms."""
+
+    @property
+    def eps(self) -> float:
+        """Of the norms."""
+
+    @property
+    def time_channels(self) -> int:
+        """Length of the embedded time; 0: blocks are not conditioned on time."""
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of one attention head; 0: one head over all channels."""
+
+
 class ResBlock(Layer):
     """A residual block: two convolutions, each after group norm and SiLU, conditioned on time in between.
 
@@ -151,12 +171,14 @@ class ResBlock(Layer):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, config: UNetConfig, *, film: bool = False, resample: str = ""
+        self, inputs: int, outputs: int, config: BlockConfig, *, film: bool = False, resample: str = ""
     ) -> None:
         self.film, self.resample = film, resample
         self.norm1 = GroupNorm(inputs, groups=config.groups, eps=config.eps)
         self.conv1 = Conv2d(inputs, outputs)
-        self.temb_proj = Linear(config.time_channels, 2 * outputs if film else outputs)
+        self.temb_proj: Linear | None = None
+        if config.time_channels:
+            self.temb_proj = Linear(config.time_channels, 2 * outputs if film else outputs)
         self.norm2 = GroupNorm(outputs, groups=config.groups, eps=config.eps)
         self.conv2 = Conv2d(outputs, outputs)
         if inputs != outputs:
@@ -165,9 +187,11 @@ class ResBlock(Layer):
             self.pool, self.pool_shortcut = AvgPool(), AvgPool()
         self.learned_shortcut = inputs != outputs
 
-    def __call__(self, x: Feature, temb: Array) -> Feature:
-        """`[N, H, W, inputs]` → `[N, H', W', outputs]`; `temb` `[1 or N, time_channels]`."""
-        (time,) = x.run.once_per_base(self.temb_proj.path, lambda: (self.temb_proj(x.run, temb),))
+    def __call__(self, x: Feature, temb: Array | None = None) -> Feature:
+        """`[N, H, W, inputs]` → `[N, H', W', outputs]`; `temb` `[1 or N, time_channels]`, None without time."""
+        time, proj = None, self.temb_proj
+        if proj is not None:
+            (time,) = x.run.once_per_base(proj.path, lambda: (proj(x.run, temb),))
         h = silu(self.norm1(x))
         if self.resample == "down":
             h, x = self.pool(h), self.pool_shortcut(x)
@@ -181,7 +205,7 @@ class ResBlock(Layer):
 class AttentionBlock(Layer):
     """Self-attention over all pixels: x + attention(norm(x)), with 1×1 convolutions before and after."""
 
-    def __init__(self, channels: int, config: UNetConfig, *, norm: bool = True) -> None:
+    def __init__(self, channels: int, config: BlockConfig, *, norm: bool = True) -> None:
         self.norm = GroupNorm(channels, groups=config.groups, eps=config.eps) if norm else None
         self.q, self.k, self.v = (Conv2d(channels, channels, 1) for _ in range(3))
         self.attend = Attention(channels // (config.head_channels or channels))
@@ -198,7 +222,7 @@ class Downsample(Layer):
     def __init__(self, channels: int, *, symmetric: bool = False) -> None:
         self.conv = Conv2d(channels, channels, stride=2, padding=(1, 1, 1, 1) if symmetric else (0, 1, 0, 1))
 
-    def __call__(self, x: Feature, temb: Array) -> Feature:
+    def __call__(self, x: Feature, temb: Array | None = None) -> Feature:
         return self.conv(x)
 
 
@@ -208,7 +232,7 @@ class Upsample(Layer):
     def __init__(self, channels: int) -> None:
         self.conv = Conv2d(channels, channels)
 
-    def __call__(self, x: Feature, temb: Array) -> Feature:
+    def __call__(self, x: Feature, temb: Array | None = None) -> Feature:
         return self.conv(upsample(x))
 
 

@@ -291,19 +291,33 @@ class _PaperPlan(Plan):
             )
         return self._active[key]
 
+    def _mask(self, size: tuple[int, int]) -> TileSet:
+        """The mask of a resolution; of one larger than the input's, that of half the size with each pixel doubled."""
+        if size not in self._masks:
+            height, width = next(iter(self._masks))
+            if size[0] % 2 or size[1] % 2 or size[0] <= height or size[1] <= width:
+                known = ", ".join(f"{h}×{w}" for h, w in self._masks)
+                raise ShapeError(
+                    f"policy paper: a layer reads {size[0]}×{size[1]}, expected the size of the input, halved or "
+                    f"doubled some times: {known}"
+                )
+            half = self._mask((size[0] // 2, size[1] // 2))
+            n, row, column = half.first
+            box = half.box.repeat(2, 1).repeat(2, 2)
+            self._masks[size] = TileSet.of_box(
+                (half.samples, *size), box, (n, 2 * row * TILE, 2 * column * TILE)
+            )
+        return self._masks[size]
+
     def _through(self, height: int, width: int, window: Window, shape: tuple[int, int, int]) -> TileSet:
         # SIGE's masks live at the resolution that a layer reads, after any resampling
         size = window.resampled(height, width)
-        if size not in self._masks:
-            known = ", ".join(f"{h}×{w}" for h, w in self._masks)
-            raise ShapeError(
-                f"policy paper: a layer reads {size[0]}×{size[1]}, expected a halving of the input: {known}"
-            )
+        mask = self._mask(size)
         if not window.step == window.upsample == 1:
             window = replace(window, step=1, upsample=1)
         key = (shape, size, window)
         if key not in self._active:
-            self._active[key] = grow(self._masks[size], window, *shape[1:])
+            self._active[key] = grow(mask, window, *shape[1:])
         return self._active[key]
 
 

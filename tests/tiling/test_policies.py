@@ -107,7 +107,8 @@ def test_below_the_sparse_levels_edited_samples_are_whole_and_others_untouched()
 def test_paper_says_which_sizes_it_has_masks_for() -> None:
     plan = Paper().plan(difference(size=(32, 64)))
     with pytest.raises(
-        ShapeError, match=r"a layer reads 12×12, expected a halving of the input: 32×64, 16×32"
+        ShapeError,
+        match=r"a layer reads 12×12, expected the size of the input, halved or doubled some times: 32×64, 16×32",
     ):
         plan.active([Read(TileSet.full(1, 12, 12), THREE)], (1, 12, 12))
 
