@@ -32,9 +32,9 @@ class Found:
 
     number: int
     name: str
-    """ "NVIDIA H100 80GB HBM3"."""
+    """What people call it, such as NVIDIA H100 80GB HBM3."""
     architecture: str
-    """ "sm_90"."""
+    """Of its kernels, such as sm_90."""
     multiprocessors: int
     bytes: int
     """Its memory."""
