@@ -28,6 +28,12 @@ class Window:
     step: int = 1
     upsample: int = 1
 
+    @property
+    def holds_its_pixel(self) -> bool:
+        """Whether output pixel (y, x) reads input pixel (y, x)."""
+        same = self.stride == self.step == self.upsample == 1
+        return same and 0 <= self.top < self.kernel and 0 <= self.left < self.kernel
+
     def resampled(self, height: int, width: int) -> tuple[int, int]:
         """The size at which a canvas of `height` × `width` is read."""
         return height * self.upsample // self.step, width * self.upsample // self.step
