@@ -94,6 +94,7 @@ THIRD_PARTIES = {
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
     "tests/cuda": {"numpy", "pytest", "hypothesis", "torch", "cupy", "cupyx", "cupy_backends"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
+    "tests/models/test_tokenizer.py": {"numpy", "transformers", "pytest"},
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
 }

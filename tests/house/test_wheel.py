@@ -68,6 +68,7 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
     }
     assert {name for name in packed if name.endswith(".py")} == expected
     assert "sparsegen/py.typed" in packed
+    assert packed >= {f"sparsegen/models/vocabulary/{name}" for name in ("merges.txt.gz", "LICENSE")}
     data = (ROOT / "weights" / "builtin").rglob("*.*")
     assert packed >= {
         f"sparsegen/weights/builtin/{path.relative_to(ROOT / 'weights' / 'builtin').as_posix()}"
