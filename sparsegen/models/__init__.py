@@ -3,6 +3,7 @@
 from .ddpm import DDPM, DDPMConfig
 from .gaugan import GauGAN, GauGANConfig
 from .pd import PDConfig, ProgressiveDistillation
+from .tokenizer import Tokenizer, Tokens
 from .vae import VAEConfig, VAEDecoder, VAEEncoder
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "GauGANConfig",
     "PDConfig",
     "ProgressiveDistillation",
+    "Tokenizer",
+    "Tokens",
     "VAEConfig",
     "VAEDecoder",
     "VAEEncoder",
