@@ -38,7 +38,8 @@ from .schedules import LEADING, CosineLogSNR, Image, Layout, NoiseSchedule, Time
 
 Predictor: TypeAlias = Callable[[Image, int, float], Image]
 """`predict(x, i, t)`: x float32 (not to be written), the number of the step, its time (a timestep or the logsnr, as the
-schedule has it) -> the prediction, of x's shape: the noise in x, or for `predicts="image"` the clean image."""
+schedule has it) -> the prediction, of x's shape: the noise in x; for `predicts="image"` the clean image; for
+`predicts="v"` the velocity v = α·noise - σ·x0 (Salimans and Ho, arXiv 2202.00512, appendix D)."""
 
 Noise: TypeAlias = Callable[[int], Image]
 """`noise(i)`: the standard normal noise of step i, float32 of x's shape; the same whenever it is called."""
@@ -164,7 +165,7 @@ class Sampler:
     schedule: NoiseSchedule | None
     """The one schedule that it goes with; None: any of `SCHEDULES`."""
     predictions: tuple[str, ...]
-    """The predictions that it takes: "noise", "image"; with both, its function has the keyword `predicts`."""
+    """The predictions that it takes: "noise", "image", "v"; with several, its function has the keyword `predicts`."""
 
     @property
     def time(self) -> str:
@@ -221,6 +222,8 @@ class Sampler:
 
 SAMPLERS: dict[str, Sampler] = {}
 """Name -> sampler, in the order of their registration."""
+
+_NOISE_OR_V = ("noise", "v")
 
 _COMMON = {"steps", "noise_level", "sampler", "schedule", "clip", "seed", "noise", "predicts"}
 """Names that no option may have: the common settings, and the arguments of every sampler."""
@@ -316,16 +319,28 @@ class _Leg:
             )
         return drawn
 
-    def clean(self, x: Image, eps: Image, clip: float | None) -> Image:
-        """The clean image if the noise in x is eps (DDPM, equation 15), within ±clip."""
-        return _clipped((x - self.sigma * eps) / self.alpha, clip)
+    def parts(self, x: Image, prediction: Image, predicts: str, clip: float | None) -> tuple[Image, Image]:
+        """The clean image within ±clip, a new array, and the noise in x, if the prediction is right."""
+        if predicts == "v":
+            return _clipped(self.alpha * x - self.sigma * prediction, clip), (
+                self.alpha * prediction + self.sigma * x
+            )
+        if predicts == "image":
+            x0 = _clipped(prediction.copy(), clip)
+            return x0, self.left(x, x0)
+        # DDPM, equation 15
+        return _clipped((x - self.sigma * prediction) / self.alpha, clip), prediction
+
+    def left(self, x: Image, x0: Image) -> Image:
+        """The noise in x if the clean image is x0."""
+        return (x - self.alpha * x0) / self.sigma
 
     def done(self, x: Image, x0: Image) -> Step:
         x0.flags.writeable = False
         return Step(self.index, self.of, self.time, self.next_time, x, x0)
 
 
-@sampler("ddpm")
+@sampler("ddpm", predictions=_NOISE_OR_V)
 def ddpm(
     predict: Predictor,
     x: Image,
@@ -335,6 +350,7 @@ def ddpm(
     variance: str = "fixedsmall",
     clip: float | None = None,
     noise: Noise | None = None,
+    predicts: str = "noise",
 ) -> Iterator[Step]:
     """Ancestral sampling: a step to the expected image, then fresh noise (Ho et al., arXiv 2006.11239, algorithm 2).
 
@@ -343,9 +359,9 @@ def ddpm(
     """
     if variance not in ("fixedsmall", "fixedlarge"):
         raise InputError(f"variance is {variance!r}, expected fixedsmall or fixedlarge")
-    x, legs = _start(x, schedule, timesteps, clip)
+    x, legs = _start(x, schedule, timesteps, clip, predicts)
     for leg in legs:
-        x0 = leg.clean(x, leg.predicted(predict, x), clip)
+        x0, _ = leg.parts(x, leg.predicted(predict, x), predicts, clip)
         # the paper's α and β of one timestep, here of all that the step passes
         kept = (leg.alpha / leg.next_alpha) ** 2
         beta = 1 - kept
@@ -358,7 +374,11 @@ def ddpm(
         yield leg.done(x, x0)
 
 
-@sampler("ddim", options={"eta": Option(0.0, "share of fresh noise", least=0, most=1)})
+@sampler(
+    "ddim",
+    options={"eta": Option(0.0, "share of fresh noise", least=0, most=1)},
+    predictions=_NOISE_OR_V,
+)
 def ddim(
     predict: Predictor,
     x: Image,
@@ -368,6 +388,7 @@ def ddim(
     eta: float = 0.0,
     clip: float | None = None,
     noise: Noise | None = None,
+    predicts: str = "noise",
     stride: int | None = None,
 ) -> Iterator[Step]:
     """The predicted image with a smaller share of the predicted noise (Song et al., arXiv 2010.02502, equation 12).
@@ -379,10 +400,9 @@ def ddim(
     `stride=T // steps` gives its images.)
     """
     eta = in_range("eta", eta, 0, 1)
-    x, legs = _start(x, schedule, timesteps, clip, stride)
+    x, legs = _start(x, schedule, timesteps, clip, predicts, stride=stride)
     for leg in legs:
-        eps = leg.predicted(predict, x)
-        x0 = leg.clean(x, eps, clip)
+        x0, eps = leg.parts(x, leg.predicted(predict, x), predicts, clip)
         beta = 1 - (leg.alpha / leg.next_alpha) ** 2
         fresh = eta * leg.next_sigma / leg.sigma * math.sqrt(beta)
         x = leg.next_alpha * x0 + math.sqrt(max(leg.next_sigma**2 - fresh**2, 0)) * eps
@@ -391,7 +411,8 @@ def ddim(
         yield leg.done(x, x0)
 
 
-@sampler("dpm++2m", layout=Layout(drop_last=True))
+@sampler("dpm++2m-karras", layout=Layout("karras"), predictions=_NOISE_OR_V)
+@sampler("dpm++2m", layout=Layout(drop_last=True), predictions=_NOISE_OR_V)
 def dpm_solver_pp_2m(
     predict: Predictor,
     x: Image,
@@ -400,20 +421,24 @@ def dpm_solver_pp_2m(
     *,
     clip: float | None = None,
     noise: Noise | None = None,
+    predicts: str = "noise",
 ) -> Iterator[Step]:
     """DPM-Solver++(2M): the predicted image, extrapolated from the last (Lu et al., arXiv 2211.01095, algorithm 2).
 
     The first step has none before it; the last does without, as in diffusers, where it ends clean or there are fewer
     than 15 steps. Nothing is random: `noise` is not called.
 
+    `dpm++2m-karras` is the same function over other times (`Schedule.times`, `karras`), which are no whole timesteps.
+    The model is conditioned on them as they are; diffusers rounds them for it, and keeps σ.
+
     The history is of predicted images, and writing into `step.x` does not change it: a pixel that is held at every step
     is overwritten whatever its history, and no pixel's history reaches another pixel.
     """
-    x, legs = _start(x, schedule, timesteps, clip)
+    x, legs = _start(x, schedule, timesteps, clip, predicts)
     before: Image | None = None
     h_before = math.nan
     for leg in legs:
-        x0 = leg.clean(x, leg.predicted(predict, x), clip)
+        x0, _ = leg.parts(x, leg.predicted(predict, x), predicts, clip)
         # λ = log(α/σ) grows by h, endlessly where no noise is left
         h = math.log(leg.next_alpha / leg.next_sigma * leg.sigma / leg.alpha) if leg.next_sigma else math.inf
         if before is None or (leg.last and (leg.of < 15 or not leg.next_sigma)):
@@ -426,7 +451,7 @@ def dpm_solver_pp_2m(
         yield leg.done(x, x0)
 
 
-@sampler("euler", layout=Layout(whole=False))
+@sampler("euler", layout=Layout(whole=False), predictions=_NOISE_OR_V)
 def euler(
     predict: Predictor,
     x: Image,
@@ -435,6 +460,7 @@ def euler(
     *,
     clip: float | None = None,
     noise: Noise | None = None,
+    predicts: str = "noise",
 ) -> Iterator[Step]:
     """Euler's method along the probability flow (Karras et al., arXiv 2206.00364, algorithm 1 without its correction).
 
@@ -442,10 +468,9 @@ def euler(
     clipping this is DDIM without fresh noise, rounded otherwise (Song et al., arXiv 2010.02502, equations 13 and 14).
     Nothing is random: `noise` is not called.
     """
-    x, legs = _start(x, schedule, timesteps, clip)
+    x, legs = _start(x, schedule, timesteps, clip, predicts)
     for leg in legs:
-        eps = leg.predicted(predict, x)
-        x0 = leg.clean(x, eps, clip)
+        x0, eps = leg.parts(x, leg.predicted(predict, x), predicts, clip)
         s, next_s = leg.sigma / leg.alpha, leg.next_sigma / leg.next_alpha
         y = x / leg.alpha
         slope = eps if clip is None else (y - x0) / s
@@ -453,7 +478,119 @@ def euler(
         yield leg.done(x, x0)
 
 
-@sampler("pd", schedule=CosineLogSNR(), predictions=("noise", "image"))
+@sampler("euler-a", layout=Layout(whole=False), predictions=_NOISE_OR_V)
+def euler_ancestral(
+    predict: Predictor,
+    x: Image,
+    schedule: NoiseSchedule,
+    timesteps: Times,
+    *,
+    clip: float | None = None,
+    noise: Noise | None = None,
+    predicts: str = "noise",
+) -> Iterator[Step]:
+    """Euler's method to less noise than the next time has, then fresh noise up to it (k-diffusion's `euler_ancestral`).
+
+    With s = σ/α, y = x/α as in `euler`: of the noise s' of the next time, the share s'·√(1 - s'²/s²) is fresh, as much
+    as DDPM's posterior has. The last step adds none: it goes to the schedule's end in a straight line.
+    """
+    x, legs = _start(x, schedule, timesteps, clip, predicts)
+    for leg in legs:
+        x0, eps = leg.parts(x, leg.predicted(predict, x), predicts, clip)
+        s, next_s = leg.sigma / leg.alpha, leg.next_sigma / leg.next_alpha
+        fresh = 0.0 if leg.last else next_s * math.sqrt(1 - (next_s / s) ** 2)
+        y = x / leg.alpha
+        slope = eps if clip is None else (y - x0) / s
+        x = leg.next_alpha * (y + (math.sqrt(next_s**2 - fresh**2) - s) * slope)
+        if fresh:
+            x += (leg.next_alpha * fresh) * leg.fresh(noise, x)
+        yield leg.done(x, x0)
+
+
+_MULTISTEP: tuple[tuple[float, ...], ...] = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+"""The weights of Adams and Bashforth, of the newest prediction and those before it."""
+
+
+@sampler("pndm", layout=Layout(second_twice=True), predictions=_NOISE_OR_V)
+def pndm(
+    predict: Predictor,
+    x: Image,
+    schedule: NoiseSchedule,
+    timesteps: Times,
+    *,
+    clip: float | None = None,
+    noise: Noise | None = None,
+    predicts: str = "noise",
+    stride: int | None = None,
+) -> Iterator[Step]:
+    """PLMS: DDIM's step by a prediction extrapolated from the last four (Liu et al., arXiv 2202.09778, equation 12).
+
+    The first step has none before it: it is made twice, the second time from where it started, by the mean of the
+    predictions at both of its ends. So the model is evaluated at the second timestep twice (`Layout.second_twice`), and
+    N steps are N + 1 of `Step`s: diffusers' PNDM scheduler with `skip_prk_steps`, Stable Diffusion's first sampler.
+    Nothing is random: `noise` is not called.
+
+    `stride` as for `ddim`; timesteps that repeat none are then taken as diffusers takes them.
+
+    The history is of predictions, and the second step starts from the first x: writing into `step.x` changes neither. A
+    pixel that is held at every step is overwritten whatever its history, and no pixel's history reaches another pixel.
+    """
+    x, legs = _start(x, schedule, timesteps, clip, predicts, stride=stride, again=1)
+    if stride is None and len(legs) > 1 and (legs[-1].index == 1 or legs[1].time != legs[2].time):
+        raise InputError(
+            f"the timesteps begin {[leg.time for leg in legs[:3]]}, expected the second twice; lay them with "
+            'times(…, layout=get_sampler("pndm").layout)'
+        )
+    start, before = x, list[Image]()
+    for leg in legs:
+        given = leg.predicted(predict, x)
+        if leg.index == 1:
+            made, given = legs[0], 0.5 * given + 0.5 * before[0]
+        else:
+            made, start = leg, x
+            # the newest first; a copy, since the model may predict into one buffer
+            before = [given.copy(), *before[:3]]
+            weights = _MULTISTEP[len(before) - 1]
+            given = weights[0] * before[0]
+            for weight, each in zip(weights[1:], before[1:], strict=True):
+                given += weight * each
+        x0, eps = made.parts(start, given, predicts, clip)
+        x = made.next_alpha * x0 + made.next_sigma * eps
+        yield leg.done(x, x0)
+
+
+@sampler("lcm", layout=Layout("lcm"), predictions=_NOISE_OR_V)
+def lcm(
+    predict: Predictor,
+    x: Image,
+    schedule: NoiseSchedule,
+    timesteps: Times,
+    *,
+    clip: float | None = None,
+    noise: Noise | None = None,
+    predicts: str = "noise",
+) -> Iterator[Step]:
+    """Latent consistency: the image, noised anew to the next time (Luo et al., arXiv 2310.04378, algorithm 3).
+
+    For models distilled for it, in about 4 steps. The image is c_out·x0 + c_skip·x, whose shares meet the boundary
+    condition at timestep 0: c_skip = d²/(t² + d²), c_out = t/√(t² + d²), d = 0.5, t ten times the timestep. The last
+    step gives that image, whatever the schedule's end.
+    """
+    x, legs = _start(x, schedule, timesteps, clip, predicts)
+    for leg in legs:
+        x0, _ = leg.parts(x, leg.predicted(predict, x), predicts, clip)
+        t, d = 10 * leg.time, 0.5
+        x0 = (t / math.hypot(t, d)) * x0 + (d / math.hypot(t, d)) ** 2 * x
+        x = x0.copy() if leg.last else leg.next_alpha * x0 + leg.next_sigma * leg.fresh(noise, x)
+        yield leg.done(x, x0)
+
+
+@sampler("pd", schedule=CosineLogSNR(), predictions=("noise", "image", "v"))
 def pd(
     predict: Predictor,
     x: Image,
@@ -472,13 +609,11 @@ def pd(
     At pure noise α is 5e-5, where a noise rounded to float32 determines the image only to 1e-3. The model predicts the
     image as well: with `predicts="image"`, `predict` returns the image, and nothing is lost.
     """
-    if predicts not in ("noise", "image"):
-        raise InputError(f"predicts is {predicts!r}, expected noise or image")
-    x, legs = _start(x, schedule, timesteps, clip)
+    x, legs = _start(x, schedule, timesteps, clip, predicts)
     for leg in legs:
-        given = leg.predicted(predict, x)
-        x0 = _clipped(given.copy(), clip) if predicts == "image" else leg.clean(x, given, clip)
-        eps = given if predicts == "noise" and clip is None else (x - leg.alpha * x0) / leg.sigma
+        x0, eps = leg.parts(x, leg.predicted(predict, x), predicts, clip)
+        if clip is not None and predicts != "image":
+            eps = leg.left(x, x0)
         x = leg.next_alpha * x0 + leg.next_sigma * eps
         yield leg.done(x, x0)
 
@@ -488,25 +623,37 @@ def _clipped(x0: Image, clip: float | None) -> Image:
 
 
 def _start(
-    x: Image, schedule: NoiseSchedule, timesteps: Times, clip: float | None, stride: int | None = None
+    x: Image,
+    schedule: NoiseSchedule,
+    timesteps: Times,
+    clip: float | None,
+    predicts: str,
+    *,
+    stride: int | None = None,
+    again: int | None = None,
 ) -> tuple[Image, list[_Leg]]:
-    """x as float32, and the way through the timesteps to the schedule's end."""
+    """x as float32, and the way through the timesteps to the schedule's end; leg `again` stays where it is."""
     x = np.asarray(x, np.float32)
     if clip is not None:
         in_range("clip", clip, 0, ends="(]", otherwise="None")
+    if predicts not in ("noise", "image", "v"):
+        raise InputError(f"predicts is {predicts!r}, expected noise, image or v")
     times: list[float] = np.asarray(timesteps).tolist()
     if not times:
         raise InputError("there are no timesteps; expected one or more")
     onward: list[float | None] = [*times[1:], None]
     if stride is not None:
         onward = [time - stride if time >= stride else None for time in times]
+    if again is not None and again < len(times) - 1:
+        onward[again] = times[again]
     legs = [
         _Leg(i, len(times), time, after, *schedule.alpha_sigma(time), *schedule.alpha_sigma(after))
         for i, (time, after) in enumerate(zip(times, onward, strict=True))
     ]
     for leg in legs:
-        # a schedule's end may be its cleanest timestep: only the last step may stay where it is
-        if leg.next_alpha < leg.alpha or (leg.next_alpha == leg.alpha and not leg.last):
+        stays = leg.next_alpha == leg.alpha
+        # a schedule's end may be its cleanest timestep: the last step may stay where it is
+        if leg.next_alpha < leg.alpha or (stays and not leg.last and leg.index != again):
             raise InputError(
                 f"step {leg.index} goes from {leg.time} to {leg.next_time}, expected a time of less noise"
             )

@@ -33,17 +33,22 @@ class Layout:
     """How a trajectory's times are laid over a schedule's timesteps."""
 
     spacing: str = "leading"
-    """`leading`, `trailing` or `linspace`: diffusers' spacings (`Schedule.times`)."""
+    """`leading`, `trailing`, `linspace`, `karras` or `lcm` (`Schedule.times`)."""
     offset: int = 0
     """Added to every timestep of `leading`, as diffusers' `steps_offset`; the other spacings ignore it, as there."""
     drop_last: bool = False
     """Lay one timestep more and drop the cleanest (`trailing` has no timestep 0 to drop)."""
     whole: bool = True
     """Round the timesteps of `linspace` to whole ones."""
+    second_twice: bool = False
+    """Lay the second timestep twice, if there are several: a sampler that makes its first step twice."""
 
 
 LEADING = Layout()
 _MOST_STEPS = 1_000_000
+_KARRAS_RHO = 7
+_LCM_TIMESTEPS = 50
+"""Timesteps that a consistency model is distilled for (diffusers' `original_inference_steps`)."""
 
 
 class TooManySteps(InputError):
@@ -155,13 +160,18 @@ class Schedule(NoiseSchedule):
         return len(self)
 
     def times(self, steps: int, noise_level: int | None = None, layout: Layout = LEADING) -> Times:
-        """`steps` of the timesteps 0 … T - 1, falling: int64 `[steps]` (float64 of a `linspace` that is not whole).
+        """`steps` of the timesteps 0 … T - 1, falling: int64 `[steps]` (float64 of those that are not whole).
+
+        With `Layout.second_twice` there is one more, `[steps + 1]`.
 
         The spacings are diffusers' (Lin et al., arXiv 2305.08891, table 2), here 4 of 1000:
 
         - `leading`: 750, 500, 250, 0: every (T // steps)th from 0 on, plus the offset;
         - `trailing`: 999, 749, 499, 249: from the last one down;
-        - `linspace`: 999, 666, 333, 0: both ends.
+        - `linspace`: 999, 666, 333, 0: both ends;
+        - `karras`: 999.0, 687.2, 145.9, 0.0 of `scaled_linear`: (σ/α)^(1/7) falls evenly between both ends, which lays
+          more of them where there is less noise (Karras et al., arXiv 2206.00364, equation 5);
+        - `lcm`: 999, 759, 499, 259: of the 50 timesteps 999, 979, …, 19 that consistency models are distilled for.
 
         `noise_level` L lays the steps over the first L timesteps instead of all T: 50 steps of 500 lead from 490 down
         by 10. For `leading` this is SIGE's and the DDIM authors' range(0, L, L // steps), cut to `steps` where L is no
@@ -180,6 +190,7 @@ class Schedule(NoiseSchedule):
         whole_number("steps", steps, 1, length - extra)
         whole_number("offset", offset, 0, len(self))
         laid: Times
+        whole = layout.whole or spacing != "linspace"
         if spacing == "leading":
             laid = np.arange(steps + extra)[::-1] * (length // (steps + extra)) + offset
             if laid[0] >= len(self):
@@ -191,10 +202,39 @@ class Schedule(NoiseSchedule):
         elif spacing == "linspace":
             laid = np.linspace(0, length - 1, steps + extra)[::-1]
             laid = laid.round() if layout.whole else laid
+        elif spacing == "karras":
+            laid, whole = self._karras(length, steps + extra), False
+        elif spacing == "lcm":
+            laid = self._distilled(length, steps + extra)
         else:
-            raise InputError(f"unknown spacing {spacing!r}; expected leading, trailing or linspace")
+            raise InputError(
+                f"unknown spacing {spacing!r}; expected leading, trailing, linspace, karras or lcm"
+            )
         laid = laid[: len(laid) - extra]
-        return laid.astype(np.int64) if layout.whole or spacing != "linspace" else laid
+        if layout.second_twice:
+            laid = np.insert(laid, 1, laid[1:2])
+        return laid.astype(np.int64) if whole else laid
+
+    def _karras(self, length: int, steps: int) -> Times:
+        ratios = np.sqrt(1 / self.alphas_bar[:length] - 1)
+        most, least = ratios[[-1, 0]] ** (1 / _KARRAS_RHO)
+        wanted = (most + np.linspace(0, 1, steps) * (least - most)) ** _KARRAS_RHO
+        # the ends themselves are not rounded
+        wanted[-1], wanted[0] = ratios[0], ratios[-1]
+        # as `alpha_sigma` interpolates: at these times σ/α is what is wanted
+        times: Times = np.interp(wanted, ratios, np.arange(length))
+        return times
+
+    def _distilled(self, length: int, steps: int) -> Times:
+        apart = max(len(self) // _LCM_TIMESTEPS, 1)
+        if length < apart:
+            raise InputError(
+                f"noise_level is {length}, expected {apart} or more: this sampler's timesteps lie {apart} apart"
+            )
+        of = np.arange(apart, length + 1, apart)[::-1] - 1
+        if steps > len(of):
+            raise TooManySteps(steps, len(of))
+        return of[np.linspace(0, len(of), steps, endpoint=False).astype(np.int64)]
 
 
 def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:

@@ -113,7 +113,7 @@ class DiffusionDefaults:
 
     time: str
     """The condition that is the time, as noise schedules call it: "timestep", "logsnr"."""
-    predicts: Literal["noise", "image"]
+    predicts: Literal["noise", "image", "v"]
     edit: Settings
     """To edit an image."""
     sample_steps: int

@@ -72,5 +72,7 @@ def test_the_noise_of_a_step_is_the_same_whenever_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 0.5, True])
 def test_a_seed_that_pytorch_does_not_take_is_refused(seed: int) -> None:
-    with pytest.raises(InputError, match="seed is .*, expected a whole number from 0 to 18446744073709551615"):
+    with pytest.raises(
+        InputError, match=r"seed is .*, expected a whole number from 0 to 18446744073709551615"
+    ):
         TorchRandom(seed)

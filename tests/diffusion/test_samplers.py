@@ -18,9 +18,12 @@ from sparsegen.diffusion.samplers import (
     ddim,
     ddpm,
     euler,
+    euler_ancestral,
     get_sampler,
+    lcm,
     noise,
     pd,
+    pndm,
     seeded,
 )
 from sparsegen.diffusion.schedules import (
@@ -42,11 +45,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("ddim", {}),
     "ddim, eta": ("ddim", {"eta": 0.7}),
     "dpm++2m": ("dpm++2m", {}),
+    "dpm++2m-karras": ("dpm++2m-karras", {}),
     "euler": ("euler", {}),
+    "euler-a": ("euler-a", {}),
+    "pndm": ("pndm", {}),
+    "lcm": ("lcm", {}),
     "pd": ("pd", {"clip": None}),
 }
 """Every sampler, and those of its settings that draw noise."""
-RANDOM = {"ddpm", "ddpm, large", "ddim, eta"}
+RANDOM = {"ddpm", "ddpm, large", "ddim, eta", "euler-a", "lcm"}
 
 
 def way(variant: str, steps: int = 6, noise_level: bool = False) -> tuple[NoiseSchedule, Times]:
@@ -184,6 +191,78 @@ def test_a_distilled_picture_is_lost_in_its_noise_and_not_in_itself() -> None:
     by_noise = next(iter(pd(lambda z, i, t: eps, x, distilled, times)))
     assert by_picture.x0.tobytes() == picture.tobytes()
     assert 1e-4 < np.abs(by_noise.x0 - picture).max() < 3e-3
+
+
+def test_euler_with_fresh_noise_is_ddpm() -> None:
+    """k-diffusion's ancestral step and the posterior of arXiv 2006.11239, equation 7, are one distribution."""
+    x, times = noise(1, START, SHAPE), linear().times(10, 500)
+    by_ddpm = ddpm(pixelwise, x, linear(), times, noise=drawn(3))
+    for step, other in zip(
+        euler_ancestral(pixelwise, x, linear(), times, noise=drawn(3)), by_ddpm, strict=True
+    ):
+        check("trajectory", step.x, other.x)
+    free, cut = (
+        next(iter(euler_ancestral(pixelwise, x, linear(), times, clip=clip, noise=drawn(3))))
+        for clip in (None, 0.5)
+    )
+    assert np.abs(free.x - cut.x).max() > 0.1
+
+
+def test_pndm_by_its_formula() -> None:
+    """Two steps are three evaluations: the first step is made twice, the second extrapolates (arXiv 2202.09778)."""
+    scheme, x = linear(), noise(1, START, SHAPE)
+    times = scheme.times(2, 500, get_sampler("pndm").layout)
+    assert times.tolist() == [250, 0, 0]
+    answers: list[Image] = []
+
+    def predict(z: Image, i: int, t: float) -> Image:
+        answers.append(pixelwise(z, i, t))
+        return answers[-1]
+
+    def onward(z: Image, eps: Image, now: float, after: float | None) -> Image:
+        (alpha, sigma), (next_alpha, next_sigma) = scheme.alpha_sigma(now), scheme.alpha_sigma(after)
+        return next_alpha * (z.astype(np.float64) - sigma * eps) / alpha + next_sigma * eps
+
+    steps = list(pndm(predict, x, scheme, times))
+    assert [(step.timestep, step.next_timestep) for step in steps] == [(250, 0), (0, 0), (0, None)]
+    check("trajectory", steps[0].x, onward(x, answers[0], 250, 0))
+    second = onward(x, (answers[0] + answers[1]) / 2, 250, 0)
+    check("trajectory", steps[1].x, second)
+    check("trajectory", steps[2].x, onward(second, (3 * answers[2] - answers[0]) / 2, 0, None))
+    (only,) = pndm(pixelwise, x, scheme, np.array([250]))
+    check("trajectory", only.x, next(iter(ddim(pixelwise, x, scheme, np.array([250])))).x)
+
+
+def test_lcm_meets_the_image_at_timestep_0() -> None:
+    """The boundary condition of consistency models (arXiv 2303.01469, section 3): f(x, 0) = x."""
+    x = noise(1, START, SHAPE)
+    (there,) = lcm(pixelwise, x, linear(), np.array([0]))
+    assert there.x.tobytes() == x.tobytes()
+    (far,) = lcm(pixelwise, x, linear(), np.array([999]))
+    check("trajectory", far.x, next(iter(ddim(pixelwise, x, linear(), np.array([999])))).x0)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_velocity_leads_where_its_noise_leads(variant: str, clip: float | None) -> None:
+    """v = α·noise - σ·x0: x0 = αx - σv, noise = αv + σx (arXiv 2202.00512, appendix D)."""
+    noisy, times = way(variant, 6, noise_level=True)
+    x = noisy.noised(noise(4, 0, SHAPE), noise(4, START, SHAPE), times[0])
+    given = VARIANTS[variant][1] | {"clip": clip, "noise": drawn(0)}
+
+    def velocity(z: Image, i: int, t: float) -> Image:
+        alpha, sigma = noisy.alpha_sigma(t)
+        # of the noise `pixelwise`, in float64
+        return ((pixelwise(z, i, t).astype(np.float64) - sigma * z) / alpha).astype(np.float32)
+
+    run = get_sampler(VARIANTS[variant][0])
+    by_noise = list(run(pixelwise, x, noisy, times, **given))
+    by_v = list(run(velocity, x, noisy, times, predicts="v", **given))
+    if variant == "pndm":  # extrapolates the prediction, which is then another
+        by_noise, by_v = by_noise[:1], by_v[:1]
+    for step, other in zip(by_v, by_noise, strict=True):
+        check("trajectory, along a velocity", step.x, other.x)
+        check("trajectory, along a velocity", step.x0, other.x0)
 
 
 # -- what they yield -------------------------------------------------------------------------------------
@@ -352,7 +431,7 @@ def first(sampler: str = "ddim", **given: Any) -> Step:
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "sampler": (
         lambda: get_sampler("plms"),
-        r"unknown sampler 'plms'; known: ddpm, ddim, dpm\+\+2m, euler, pd",
+        r"unknown sampler 'plms'; known: ddpm, ddim, dpm\+\+2m, dpm\+\+2m-karras, euler, euler-a, pndm, lcm, pd",
     ),
     "no timesteps": (lambda: first(timesteps=np.array([], int)), "there are no timesteps"),
     "rising": (
@@ -366,6 +445,18 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "eta": (lambda: first(eta=1.5), "eta is 1.5, expected a number from 0"),
     "eta, not a number": (lambda: first(eta=math.nan), "eta is nan"),
+    "second timestep once": (
+        lambda: first("pndm"),
+        r"timesteps begin \[666, 333, 0\], expected the second twice; lay them with times",
+    ),
+    "second timestep once, of two": (
+        lambda: first("pndm", timesteps=np.array([9, 3])),
+        r"timesteps begin \[9, 3\], expected the second twice",
+    ),
+    "third timestep twice": (
+        lambda: first("pndm", timesteps=np.array([9, 6, 6, 3, 3])),
+        "step 3 goes from 3 to 3",
+    ),
     "clip": (lambda: first(clip=0), "clip is 0, expected None or a number above 0"),
     "variance": (
         lambda: first("ddpm", variance="learned"),
@@ -373,10 +464,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "seed": (lambda: first("ddpm", seed=-1), "seed is -1, expected a whole number, 0 or more"),
     "seed, broken": (lambda: first("ddpm", seed=0.5), "seed is 0.5"),
-    "predicts": (lambda: first("pd", predicts="v"), "predicts is 'v', expected noise or image"),
+    "predicts": (lambda: first("pd", predicts="x"), "predicts is 'x', expected noise or image or v"),
     "predicts, of another sampler": (
         lambda: first("euler", predicts="image"),
-        "predicts is 'image', expected noise for sampler 'euler'",
+        "predicts is 'image', expected noise or v for sampler 'euler'",
     ),
     "no noise": (lambda: first("ddpm", noise=None), "adds fresh noise; expected noise=, such as seeded"),
 }
@@ -407,7 +498,7 @@ def test_the_last_step_may_stay_where_it_is() -> None:
     for noisy in (linear(), cosine()):
         noisy = replace(noisy, end=float(noisy.alphas_bar[0]))
         x = noise(1, START, SHAPE)
-        for name in ("ddpm", "ddim", "dpm++2m", "euler"):
-            times = linear().times(16)
+        for name in ("ddpm", "ddim", "dpm++2m", "euler", "euler-a", "pndm"):
+            times = linear().times(16, layout=replace(get_sampler(name).layout, drop_last=False))
             *_, before, last = get_sampler(name)(pixelwise, x, noisy, times, noise=drawn(0))
             check("trajectory", last.x, before.x)

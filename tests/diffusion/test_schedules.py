@@ -110,15 +110,60 @@ def test_a_noise_level_lays_the_steps_over_the_first_timesteps() -> None:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("layout", {each.layout for each in SAMPLERS.values()}, ids=str)
+@pytest.mark.parametrize(
+    "layout", {replace(each.layout, spacing="leading") for each in SAMPLERS.values()}, ids=str
+)
 def test_timesteps_are_as_many_as_asked_and_fall(spacing: str, layout: Layout) -> None:
     for steps in range(1, 1000):
         laid = KNOWN[1000].times(steps, layout=replace(layout, spacing=spacing))
+        if layout.second_twice and steps > 1:
+            assert laid[1] == laid[2]
+            laid = np.delete(laid, 1)
         assert laid.shape == (steps,)
         assert (np.diff(laid) < 0).all()
         assert laid[0] <= 999
         assert laid[-1] >= 0
         assert laid.dtype == (np.float64 if spacing == "linspace" and not layout.whole else np.int64)
+
+
+def test_karras_times_are_even_in_the_seventh_root_of_the_noise() -> None:
+    of_4 = schedule("scaled_linear").times(4, layout=Layout("karras"))
+    assert of_4 == pytest.approx([999, 687.152491, 145.937922, 0])
+    for noisy in (schedule("scaled_linear"), schedule("linear"), schedule("cosine")):
+        for level in (None, 400):
+            for steps in (1, 2, 20, 400):
+                laid = noisy.times(steps, level, Layout("karras"))
+                assert laid.dtype == np.float64
+                assert laid.shape == (steps,)
+                ratios = np.array([sigma / alpha for alpha, sigma in map(noisy.alpha_sigma, laid)])
+                assert laid[0] == pytest.approx((level or 1000) - 1)
+                assert np.diff(ratios ** (1 / 7), n=2) == pytest.approx(0, abs=1e-6)
+                assert (np.diff(laid) < 0).all()
+        assert (laid[0], laid[-1]) == (399, 0)
+
+
+def test_lcm_takes_its_times_from_the_fifty_that_it_was_distilled_for() -> None:
+    noisy, layout = schedule("scaled_linear"), Layout("lcm")
+    assert noisy.times(4, layout=layout).tolist() == [999, 759, 499, 259]
+    assert noisy.times(50, layout=layout).tolist() == [*range(19, 1000, 20)][::-1]
+    assert noisy.times(2, 500, layout).tolist() == [499, 259]
+    assert noisy.times(1, 20, layout).tolist() == [19]
+    for steps, level, message in (
+        (51, None, "steps is 51, expected a whole number from 1 to 50"),
+        (3, 59, "steps is 3, .* from 1 to 2"),
+        (1, 19, "noise_level is 19, expected 20 or more: this sampler's timesteps lie 20 apart"),
+    ):
+        with pytest.raises(InputError, match=message):
+            noisy.times(steps, level, layout)
+
+
+def test_a_first_step_that_is_made_twice_has_its_second_time_twice() -> None:
+    layout = Layout(second_twice=True, offset=1)
+    laid = schedule("scaled_linear").times(20, layout=layout).tolist()
+    assert laid[:4] == [951, 901, 901, 851]
+    assert (len(laid), laid[-1]) == (21, 1)
+    assert linear().times(2, layout=layout).tolist() == [501, 1, 1]
+    assert linear().times(1, layout=layout).tolist() == [1]
 
 
 def test_the_cosine_of_progressive_distillation() -> None:
@@ -158,7 +203,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "spacing": (
         lambda: timesteps(1000, 5, "even"),
-        "unknown spacing 'even'; expected leading, trailing or linspace",
+        "unknown spacing 'even'; expected leading, trailing, linspace, karras or lcm",
     ),
     "offset past the end": (
         lambda: timesteps(1000, 1000, offset=1),

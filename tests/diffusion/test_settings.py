@@ -92,7 +92,7 @@ def test_errors_name_it(mine):
         get_sampler("none")
     with pytest.raises(InputError, match=r"strength is an option of sampler mine, not of ddim; omit it"):
         settings_for(DDPM_SIDE, {}, strength=0.1)
-    with pytest.raises(InputError, match=r"'pd' does not go with .*; choose one of ddpm, .*, euler, mine$"):
+    with pytest.raises(InputError, match=r"'pd' does not go with .*; choose one of ddpm, .*, lcm, mine$"):
         settings_for(DDPM_SIDE, {}, sampler="pd")
     with pytest.raises(InputError, match=r"'mine' does not go with a model that is conditioned on logsnr"):
         settings_for(PD_SIDE, {}, sampler="mine")
@@ -204,7 +204,9 @@ def test_a_whole_way_starts_at_pure_noise():
 def test_a_family_declares_its_diffusion_side():
     assert DiffusionDefaults("timestep", "noise", Settings(25, 500, "ddim"), 50) == DDPM_SIDE
     assert DiffusionDefaults("logsnr", "image", Settings(8, 5, "pd"), 8) == PD_SIDE
-    assert DDPM_SIDE.samplers() == ["ddpm", "ddim", "dpm++2m", "euler"]
+    of_noise = ["ddpm", "ddim", "dpm++2m", "dpm++2m-karras", "euler", "euler-a", "pndm", "lcm"]
+    assert DDPM_SIDE.samplers() == of_noise
+    assert DiffusionDefaults("timestep", "v", DDPM_SIDE.edit, 50).samplers() == of_noise
     assert PD_SIDE.samplers() == ["pd"]
     for model in (random_ddpm(), random_pd()):
         assert model.time == model.diffusion.time == model.diffusion.edit.noise_schedule().time

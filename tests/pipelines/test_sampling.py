@@ -22,7 +22,11 @@ WAYS = {
     "ddim": (DDPM, {"steps": 4}),
     "ddim, eta 0.5": (DDPM, {"eta": 0.5, "clip": None, "steps": 2}),
     "dpm++2m": (DDPM, {"sampler": "dpm++2m", "steps": 3, "schedule": "cosine"}),
+    "dpm++2m-karras": (DDPM, {"sampler": "dpm++2m-karras", "steps": 2}),
     "euler": (DDPM, {"sampler": "euler", "steps": 3}),
+    "euler-a": (DDPM, {"sampler": "euler-a", "steps": 2}),
+    "pndm": (DDPM, {"sampler": "pndm", "steps": 2}),
+    "lcm": (DDPM, {"sampler": "lcm", "steps": 2}),
     "pd": (PD, {}),
 }
 

@@ -38,7 +38,11 @@ WAYS = {
     "ddim": (DDPM, {"sampler": "ddim", "steps": 3}),
     "ddim, eta 0.5": (DDPM, {"sampler": "ddim", "steps": 2, "eta": 0.5, "clip": None, "seed": 7}),
     "dpm++2m": (DDPM, {"sampler": "dpm++2m", "steps": 3, "noise_level": 300, "schedule": "cosine"}),
+    "dpm++2m-karras": (DDPM, {"sampler": "dpm++2m-karras", "steps": 2, "noise_level": 300}),
     "euler": (DDPM, {"sampler": "euler", "steps": 2, "schedule": "scaled_linear"}),
+    "euler-a": (DDPM, {"sampler": "euler-a", "steps": 2}),
+    "pndm": (DDPM, {"sampler": "pndm", "steps": 2, "clip": None}),
+    "lcm": (DDPM, {"sampler": "lcm", "steps": 2}),
     "pd": (PD, {"steps": 6, "noise_level": 3}),
 }
 SPARSE = Paper(
