@@ -107,7 +107,8 @@ TOLERANCES = {
         "the same float32 operations, with scalars that differ by a unit in their last place (measured 0)",
     ),
     "sampler, α in float64, other operations": Tolerance(
-        3e-6, "one formula in another order of operations, up to 50 steps from σ/α of up to 2e4 (measured 1.2e-6)"
+        3e-6,
+        "one formula in another order of operations, up to 50 steps from σ/α of up to 2e4 (measured 1.2e-6)",
     ),
     "randn": Tolerance(
         5e-7,

@@ -166,6 +166,8 @@ class Sampler:
     """The one schedule that it goes with; None: any of `SCHEDULES`."""
     predictions: tuple[str, ...]
     """The predictions that it takes: "noise", "image", "v"; with several, its function has the keyword `predicts`."""
+    ends_clean: bool
+    """Whether its last step leads to the clean image, whichever end a named schedule has, as in diffusers."""
 
     @property
     def time(self) -> str:
@@ -235,6 +237,7 @@ def sampler(
     options: Mapping[str, Option] = MappingProxyType({}),
     schedule: NoiseSchedule | None = None,
     predictions: tuple[str, ...] = ("noise",),
+    ends_clean: bool = False,
 ) -> Callable[[Steps], Steps]:
     """A decorator that registers a sampler under its names; the arguments are those of `Sampler`.
 
@@ -256,7 +259,7 @@ def sampler(
                 raise TypeError(f"two samplers are called {name!r}: {SAMPLERS[name].steps}, {steps}")
         for name in names:
             SAMPLERS[name] = Sampler(
-                name, steps, layout, MappingProxyType(dict(options)), schedule, predictions
+                name, steps, layout, MappingProxyType(dict(options)), schedule, predictions, ends_clean
             )
         return steps
 
@@ -411,8 +414,8 @@ def ddim(
         yield leg.done(x, x0)
 
 
-@sampler("dpm++2m-karras", layout=Layout("karras"), predictions=_NOISE_OR_V)
-@sampler("dpm++2m", layout=Layout(drop_last=True), predictions=_NOISE_OR_V)
+@sampler("dpm++2m-karras", layout=Layout("karras"), predictions=_NOISE_OR_V, ends_clean=True)
+@sampler("dpm++2m", layout=Layout(drop_last=True), predictions=_NOISE_OR_V, ends_clean=True)
 def dpm_solver_pp_2m(
     predict: Predictor,
     x: Image,
@@ -451,7 +454,7 @@ def dpm_solver_pp_2m(
         yield leg.done(x, x0)
 
 
-@sampler("euler", layout=Layout(whole=False), predictions=_NOISE_OR_V)
+@sampler("euler", layout=Layout(whole=False), predictions=_NOISE_OR_V, ends_clean=True)
 def euler(
     predict: Predictor,
     x: Image,
@@ -478,7 +481,7 @@ def euler(
         yield leg.done(x, x0)
 
 
-@sampler("euler-a", layout=Layout(whole=False), predictions=_NOISE_OR_V)
+@sampler("euler-a", layout=Layout(whole=False), predictions=_NOISE_OR_V, ends_clean=True)
 def euler_ancestral(
     predict: Predictor,
     x: Image,
@@ -498,10 +501,13 @@ def euler_ancestral(
     for leg in legs:
         x0, eps = leg.parts(x, leg.predicted(predict, x), predicts, clip)
         s, next_s = leg.sigma / leg.alpha, leg.next_sigma / leg.next_alpha
-        fresh = 0.0 if leg.last else next_s * math.sqrt(1 - (next_s / s) ** 2)
+        # of less noise than the next time has, and the rest
+        less, fresh = (
+            (next_s, 0.0) if leg.last else (next_s**2 / s, next_s * math.sqrt(1 - (next_s / s) ** 2))
+        )
         y = x / leg.alpha
         slope = eps if clip is None else (y - x0) / s
-        x = leg.next_alpha * (y + (math.sqrt(next_s**2 - fresh**2) - s) * slope)
+        x = leg.next_alpha * (y + (less - s) * slope)
         if fresh:
             x += (leg.next_alpha * fresh) * leg.fresh(noise, x)
         yield leg.done(x, x0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -122,6 +122,8 @@ class Schedule(NoiseSchedule):
     end: float = 1.0
     """ᾱ after the last step: 1, a clean image. Stable Diffusion's samplers end at `alphas_bar[0]` instead (diffusers'
     `set_alpha_to_one=False`, or `final_sigmas_type="sigma_min"`): `dataclasses.replace` it."""
+    offset: int = 0
+    """Added to the layout's offset: the one that the schedule's models are sampled with."""
 
     def __post_init__(self) -> None:
         alphas_bar = np.array(self.alphas_bar, np.float64)
@@ -177,7 +179,7 @@ class Schedule(NoiseSchedule):
         by 10. For `leading` this is SIGE's and the DDIM authors' range(0, L, L // steps), cut to `steps` where L is no
         multiple of them.
         """
-        length, spacing, offset = len(self), layout.spacing, layout.offset
+        length, spacing, offset = len(self), layout.spacing, layout.offset + self.offset
         extra = 1 if layout.drop_last and spacing != "trailing" else 0
         if noise_level is not None:
             length = whole_number("noise_level", noise_level, 1, length)
@@ -193,6 +195,8 @@ class Schedule(NoiseSchedule):
         whole = layout.whole or spacing != "linspace"
         if spacing == "leading":
             laid = np.arange(steps + extra)[::-1] * (length // (steps + extra)) + offset
+            if laid[0] >= len(self) > laid[0] - self.offset:
+                raise TooManySteps(steps, steps - self.offset)
             if laid[0] >= len(self):
                 raise InputError(
                     f"offset is {offset}, expected one that keeps timestep {laid[0]} under {len(self)}"
@@ -249,6 +253,12 @@ def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012)
     return _from_betas(np.linspace(start**0.5, end**0.5, steps) ** 2)
 
 
+def stable_diffusion() -> Schedule:
+    """`scaled_linear` as Stable Diffusion's schedulers set it: timesteps one later, an end at the cleanest timestep."""
+    noisy = scaled_linear()
+    return replace(noisy, end=float(noisy.alphas_bar[0]), offset=1)
+
+
 def cosine(steps: int = 1000, most: float = 0.999) -> Schedule:
     """ᾱ falls as a squared cosine, no β over `most` (Nichol and Dhariwal, arXiv 2102.09672, equation 17)."""
     _check_betas(steps, most, most)
@@ -261,8 +271,9 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "scaled_linear": scaled_linear,
     "cosine": cosine,
     "squaredcos_cap_v2": cosine,
+    "stable_diffusion": stable_diffusion,
 }
-"""Name, as in diffusers' configurations -> schedule."""
+"""Name, as in diffusers' configurations, or a family's -> schedule."""
 
 
 def schedule(name: str, **settings: Any) -> Schedule:

@@ -29,7 +29,7 @@ class Settings:
     """Where the image enters: as noisy as after so many of the 1000 timesteps (of the `steps`)."""
     sampler: str
     schedule: str = "linear"
-    """The noise schedule of a model conditioned on timesteps: linear, scaled_linear, cosine."""
+    """The noise schedule of a model conditioned on timesteps: linear, scaled_linear, cosine, stable_diffusion."""
     clip: float | None = 1.0
     """Predicted images are cut to ±clip; None: they are not."""
     seed: samplers.Seed = 0
@@ -80,8 +80,12 @@ class Settings:
         )
 
     def noise_schedule(self) -> schedules.NoiseSchedule:
-        """The schedule: the sampler's only one, else by its name."""
-        return samplers.get_sampler(self.sampler).schedule or schedules.schedule(self.schedule)
+        """The schedule: the sampler's only one, else by its name; with a clean end, where the sampler ends so."""
+        sampler = samplers.get_sampler(self.sampler)
+        if sampler.schedule is not None:
+            return sampler.schedule
+        named = schedules.schedule(self.schedule)
+        return dataclasses.replace(named, end=1.0) if sampler.ends_clean else named
 
     def times(self) -> list[float]:
         """The time of each step's evaluation of the model. Raises InputError: steps or noise level out of range."""

@@ -127,7 +127,7 @@ def test_what_is_not_said_is_the_familys(files):
     assert (said("out.png")["sampler"], said("out.png")["steps"]) == ("pd", "8")
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpm++2m", "euler"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++2m", "dpm++2m-karras", "euler", "euler-a", "pndm", "lcm"])
 def test_every_sampler_and_schedule_can_be_named(files, sampler):
     assert edit("--steps", "3", "--sampler", sampler, "--schedule", "cosine") == 0
     with SDEdit(loading.load("net.safetensors"), steps=3, sampler=sampler, schedule="cosine") as session:

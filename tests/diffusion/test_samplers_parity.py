@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 from sparsegen.diffusion.samplers import START, get_sampler, noise, seeded  # noqa: E402  (keeps the order below the skip)
 from sparsegen.diffusion.schedules import SCHEDULES, Image, Schedule, linear, schedule  # noqa: E402  (as above)
+from sparsegen.diffusion.settings import Settings  # noqa: E402  (as above)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
 
 pytestmark = [
@@ -300,6 +301,39 @@ def test_as_stable_diffusion_sets_them(
                 offset=1,
                 predicts=predicts,
             )
+
+
+@pytest.mark.parametrize("predicts", ["noise", "v"])
+@pytest.mark.parametrize("variant", ["ddim", "dpm++2m", "dpm++2m-karras", "euler", "euler-a", "pndm", "lcm"])
+def test_the_schedule_of_stable_diffusion(
+    variant: str, predicts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings by name, without clipping: diffusers' schedulers made from the model's configuration."""
+    name, options, theirs_name, own = VARIANTS[variant]
+    # schedulers without `set_alpha_to_one` end clean
+    given = {
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+        "timestep_spacing": "leading",
+        "prediction_type": {"noise": "epsilon", "v": "v_prediction"}[predicts],
+        "beta_schedule": "scaled_linear",
+        **BETAS["scaled_linear"],
+    }
+    for steps in (4, 20):
+        oracle = getattr(diffusers, theirs_name).from_config(own | given)
+        oracle.set_timesteps(steps)
+        settings = Settings(steps, 1000, name, "stable_diffusion", None, SEED, options).checked()
+        asked = oracle.timesteps.numpy().astype(np.float64)
+        assert np.abs(np.array(settings.times()) - asked).max() < (
+            0.6 if variant == "dpm++2m-karras" else 1e-4
+        )
+        x = noise(SEED, START, SHAPE)
+        ours = settings.trajectory(
+            lambda x, i, t, asked=asked: predicted(x, float(asked[i])), x, predicts=predicts
+        )
+        for step, expected in zip(ours, theirs(oracle, variant, x, monkeypatch), strict=True):
+            check("sampler", step.x, expected)
 
 
 @pytest.mark.parametrize("predicts", ["noise", "v"])

@@ -16,6 +16,7 @@ from sparsegen.diffusion.schedules import (
     Layout,
     Schedule,
     Times,
+    TooManySteps,
     cosine,
     linear,
     scaled_linear,
@@ -155,6 +156,16 @@ def test_lcm_takes_its_times_from_the_fifty_that_it_was_distilled_for() -> None:
     ):
         with pytest.raises(InputError, match=message):
             noisy.times(steps, level, layout)
+
+
+def test_stable_diffusions_timesteps_are_one_later_and_end_at_the_cleanest() -> None:
+    noisy = schedule("stable_diffusion")
+    assert noisy.times(4).tolist() == [751, 501, 251, 1]
+    assert noisy.times(999).tolist() == [*range(1, 1000)][::-1]
+    assert noisy.alpha_sigma(None) == noisy.alpha_sigma(0)
+    assert noisy.alpha_sigma(None)[0] ** 2 == pytest.approx(0.99915)
+    with pytest.raises(TooManySteps, match="steps is 1000, expected a whole number from 1 to 999"):
+        noisy.times(1000)
 
 
 def test_a_first_step_that_is_made_twice_has_its_second_time_twice() -> None:
