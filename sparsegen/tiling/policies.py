@@ -281,7 +281,9 @@ class _PaperPlan(Plan):
             for read in reads
             if read.changed.count and not read.everywhere
         )
-        if len(through) > 1:  # a pixel that is read alone is also read by a kernel around it: one growth is enough
+        if (
+            len(through) > 1
+        ):  # a pixel that is read alone is also read by a kernel around it: one growth is enough
             around = {read[:2] for read in through if read[2].holds_its_pixel and read[2] != Window()}
             through = frozenset(read for read in through if read[2] != Window() or read[:2] not in around)
         return (shape, through) if through else None
