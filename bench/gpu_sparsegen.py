@@ -48,7 +48,7 @@ def clock_of(device: Device, *, emulated: bool) -> Clock:
 
         clock = Clock(event, cupy.cuda.get_elapsed_time, device.synchronize)
     recorded = device.record
-    device.record = lambda work: _TimedGraph(recorded(work), clock)  # type: ignore[method-assign]
+    device.record = lambda work: _TimedGraph(recorded(work), clock)  # type: ignore[method-assign]  # to time graphs
     return clock
 
 

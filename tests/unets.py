@@ -172,5 +172,5 @@ def repainted(state: State, mask: Host, policy: str | Policy) -> Repainted:
     """Repaint a state with the values that its input has already, where `mask` bool `[N, H, W]` holds."""
     changed = TileSet.of_mask(mask)
     plan = state.model.policy(policy).plan(mask)
-    values = {"x": state.input_tiles("x", changed.tiles)}
+    values = {"x": state.fetch_input("x", changed.tiles)()}
     return state.repaint(values, changed, plan, journal=Journal())

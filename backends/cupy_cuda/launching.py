@@ -16,7 +16,7 @@ import numpy as np
 from ..base import PortableBackend
 from ..interface import TILE, Activation, Array, BackendError, Host, Recording, Source, Tiles
 from .device import Device
-from .recording import CudaRecording, Slots
+from .recording import CudaRecording, Slots, listed
 from .sources import kernels, structures
 
 PIXELS = TILE * TILE
@@ -113,7 +113,7 @@ class Launching(PortableBackend):
         slots = self._thread.slots
         if slots is not None:
             return slots.array(tiles)
-        return tiles.on((self, "list"), lambda host: self.device.upload(listed(host, len(host))))
+        return tiles.on((self, "list"), lambda host: self.device.upload(listed(host)))
 
     def _upload_lists(self, lists: Iterable[Tiles]) -> None:
         """Upload the lists that are not on the device yet, by one copy."""
@@ -121,7 +121,7 @@ class Launching(PortableBackend):
         new = [tiles for tiles in dict.fromkeys(lists) if not tiles.is_on(key)]
         if len(new) < 2:
             return
-        parts = [listed(tiles.host, len(tiles)) for tiles in new]
+        parts = [listed(tiles.host) for tiles in new]
         block, begin = self.device.upload(np.concatenate(parts)), 0
         for tiles, part in zip(new, parts, strict=True):
             array = block[begin : begin + len(part)]
@@ -185,11 +185,3 @@ class Launching(PortableBackend):
         if self._thread.slots is not None:
             self._thread.slots.kept[id(held)] = held
         return held
-
-
-def listed(tiles: Host, room: int) -> Host:
-    """A list of tiles `[K, 3]` as kernels take it, int32 `[4 + 3 * room]`: K, three unused words, then the tiles."""
-    made = np.zeros(4 + 3 * room, np.int32)
-    made[0] = len(tiles)
-    made[4 : 4 + tiles.size] = tiles.reshape(-1)
-    return made

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..interface import Array, BackendError, Recording, Tiles, Watch
+from ..interface import Array, BackendError, Host, Recording, Tiles, Watch
 from .device import Device, Graph
 from .watching import NONE, CudaWatch
 
@@ -23,6 +23,11 @@ def room(count: int) -> int:
     while size < count:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
+
+
+def listed(tiles: Host) -> Host:
+    """A list of tiles `[K, 3]` as kernels take it, int32 `[4 + 3 K]`: K, three unused words, then the tiles."""
+    return np.concatenate([np.array([len(tiles), 0, 0, 0], np.int32), tiles.reshape(-1)])
 
 
 class Slots:
@@ -84,8 +89,7 @@ class Slots:
         host[:2] = np.full(1, NONE).view(np.int32)
         host[2 : self._begins[0]] = np.array([*map(self._device.address, olds)], np.int64).view(np.int32)
         for begin, tiles in zip(self._begins[:-1], lists, strict=True):
-            host[begin] = len(tiles)
-            host[begin + 4 : begin + 4 + 3 * len(tiles)] = tiles.host.reshape(-1)
+            host[begin : begin + 4 + 3 * len(tiles)] = listed(tiles.host)
         return host
 
 

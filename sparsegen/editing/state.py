@@ -257,12 +257,8 @@ class State:
         """A host copy of tiles of the output, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border."""
         return self.memory.tiles(self._output(), tiles)
 
-    def input_tiles(self, name: str, tiles: Tiles) -> Host:
-        """A host copy of tiles of an input, likewise."""
-        return self.fetch_input(name, tiles)()
-
     def fetch_input(self, name: str, tiles: Tiles) -> Callable[[], Host]:
-        """A queued copy of tiles of an input as they are now; called, it waits for the copy and returns it."""
+        """A queued copy of tiles of an input as they are now, like `output_tiles`; called, it waits and returns it."""
         backend = self.memory.backend
         return backend.fetch(backend.read_tiles(self.memory.input(name).array, tiles))
 

@@ -13,14 +13,14 @@ from sparsegen.backends.cupy_cuda.backend import CudaBackend
 
 torch = pytest.importorskip("torch")
 from tests.cuda import emulator  # noqa: E402  (keeps the order below the skip)
-from tests.cuda.backends import emulated  # noqa: E402
+from tests.cuda.backends import emulated  # noqa: E402  (below the skip)
 from tests.models import test_parity as gaugan  # noqa: E402  (needs PyTorch)
 from tests.models import test_parity_diffusion as diffusion  # noqa: E402  (needs PyTorch)
-from tests.networks import computed_by_tiles  # noqa: E402
+from tests.networks import computed_by_tiles  # noqa: E402  (below the skip)
 from tests.oracles import torch_ddpm, torch_spade  # noqa: E402  (need PyTorch)
-from tests.oracles.torch_ddpm import UNet, watched  # noqa: E402
-from tests.oracles.torch_pd import DistilledUNet  # noqa: E402
-from tests.tolerances import check  # noqa: E402
+from tests.oracles.torch_ddpm import UNet, watched  # noqa: E402  (below the skip)
+from tests.oracles.torch_pd import DistilledUNet  # noqa: E402  (below the skip)
+from tests.tolerances import check  # noqa: E402  (below the skip)
 
 pytestmark = [
     pytest.mark.torch,

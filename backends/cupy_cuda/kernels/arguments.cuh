@@ -67,7 +67,7 @@ struct MergeTiles {         // values where `pixels` is not 0
   int height, width, channels;
 };
 
-struct AddTiles {           // canvas += values, or changes = canvas - old
+struct AddTiles {           // canvas += values
   float* canvas;
   const float* values;      // [K, 4, 4, C]
   const int* tiles;
