@@ -17,6 +17,7 @@ import numpy as np
 
 from .interface import (
     LEAKY_SLOPE,
+    QUICK_GELU_SLOPE,
     TILE,
     Activation,
     Array,
@@ -35,6 +36,12 @@ from .interface import (
 
 BATCH = 1 << 22
 """Values that one step gathers at most (16 MB): tiles are taken in batches."""
+
+ERFC = (
+    *(0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807),
+    *(-0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223),
+)
+"""With t = 1 / (1 + v / 2), v of 0 or more: erfc(v) = t exp(-v² + the polynomial of t), its highest power first."""
 
 
 def weight_of(statistics: float, share: float) -> float:
@@ -207,16 +214,6 @@ class PortableBackend(Backend):
             scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
         return scale.astype(np.float32), shift.astype(np.float32)
 
-    def layer_norm(
-        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
-    ) -> None:
-        for batch in self._batches(tiles, TILE * TILE * len(weight)):
-            v = self._read_pixels(source, batch)
-            mean = v.mean(-1, keepdims=True)
-            variance = v.var(-1, keepdims=True)
-            y = (v - mean) / self.xp.sqrt(variance + np.float32(eps)) * weight + bias
-            self._scatter(out, batch, y)
-
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         for batch in self._batches(tiles, TILE * TILE * out.shape[3]):
             v = self._read_pixels(source, batch)
@@ -250,9 +247,17 @@ class PortableBackend(Backend):
             self._scatter(out, batch, self._activate(v, activation))
 
     def attention(
-        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
+        self,
+        out: Array,
+        tiles: Tiles,
+        query: Source,
+        key: Source,
+        value: Source,
+        *,
+        heads: int,
+        causal: bool = False,
     ) -> None:
-        xp, channels = self.xp, query.shape[3]
+        xp, (_, height, width, channels) = self.xp, query.shape
         scale = np.float32((channels / heads) ** -0.5)
 
         def all_tokens(source: Source, sample: int) -> Array:  # -> [heads, h * w, C / heads]
@@ -260,11 +265,19 @@ class PortableBackend(Backend):
             return v.reshape(-1, heads, channels // heads).transpose(1, 0, 2)
 
         for sample in np.unique(tiles.host[:, 0]).tolist():
-            k, v = all_tokens(key, sample), all_tokens(value, sample)
+            of_keys = sample if key.shape[0] > 1 else 0
+            k, v = all_tokens(key, of_keys), all_tokens(value, of_keys)
             of_sample = Tiles(tiles.host[tiles.host[:, 0] == sample])
             for batch in self._batches(of_sample, TILE * TILE * heads * k.shape[1]):
                 q = self._read_pixels(query, batch).reshape(len(batch), TILE * TILE, heads, -1)
                 scores = q.transpose(0, 2, 1, 3) @ k.transpose(0, 2, 1) * scale  # [K, heads, 16, h * w]
+                if causal:
+                    _, y, x = self._positions(batch, (TILE, TILE))
+                    # a pixel beyond the border stands for one inside: it is dropped, and has a key
+                    place = (y.clip(0, height - 1) * width + x.clip(0, width - 1)).reshape(
+                        len(batch), 1, -1, 1
+                    )
+                    scores = xp.where(xp.arange(k.shape[1]) <= place, scores, np.float32(-np.inf))
                 weights = xp.exp(scores - scores.max(-1, keepdims=True))
                 weights = weights / weights.sum(-1, keepdims=True)
                 mixed = (weights @ v).transpose(0, 2, 1, 3)
@@ -404,6 +417,9 @@ class PortableBackend(Backend):
         y, x = y.clip(0, height - 1), x.clip(0, width - 1)
         yy, xx = y // source.upsample, x // source.upsample
         v = xp.concatenate([part[n, yy, xx] for part in source.parts], axis=-1)
+        if source.layer_eps is not None:
+            mean, variance = v.mean(-1, keepdims=True), v.var(-1, keepdims=True)
+            v = (v - mean) / xp.sqrt(variance + np.float32(source.layer_eps))
         if source.scale is not None:
             assert source.shift is not None  # `Source` holds both or neither
             per_sample = n if len(source.scale) > 1 else xp.zeros_like(n)
@@ -456,18 +472,39 @@ class PortableBackend(Backend):
         canvas[pixels] = values[inside]
 
     def _activate(self, v: Array, activation: Activation) -> Array:
-        """An activation of each value, any shape."""
+        """An activation of each value, any shape; of "geglu" the channels are the last axis."""
         xp = self.xp
         if activation == "relu":
             return xp.maximum(v, 0)
         if activation == "leaky_relu":
             return xp.where(v > 0, v, v * np.float32(LEAKY_SLOPE))
-        if activation == "silu":
+        if activation in ("silu", "quick_gelu"):
+            slope = v.dtype.type(1.0 if activation == "silu" else QUICK_GELU_SLOPE)
             with np.errstate(over="ignore"):  # below -88 exp(-v) is inf, and v / inf the 0 that it should be
-                return v / (1 + xp.exp(-v))
+                return v / (1 + xp.exp(-slope * v))
+        if activation == "gelu":
+            return v * self._normal_distribution(v)
         if activation == "tanh":
             return xp.tanh(v)
+        if activation == "geglu":
+            first, second = xp.split(v, 2, axis=-1)
+            return first * self._activate(second, "gelu")
         return v
+
+    def _normal_distribution(self, v: Array) -> Array:
+        """Φ(v), the share of a standard normal distribution below v, within 1e-7; any shape.
+
+        Source: Numerical Recipes, third edition, section 6.2.2, whose polynomial gives erfc within 1.2e-7 of its value.
+        """
+        xp = self.xp
+        v = v.astype(np.float64)
+        size = xp.abs(v) * 2**-0.5
+        t = 1 / (1 + size / 2)
+        p = xp.zeros_like(t)
+        for coefficient in ERFC:
+            p = p * t + coefficient
+        tail = t * xp.exp(p - size * size) / 2  # erfc(|v| / sqrt(2)) / 2
+        return xp.where(v < 0, tail, 1 - tail).astype(np.float32)
 
 
 class HostBackend(PortableBackend):

@@ -38,13 +38,21 @@ TILE = 4
 LEAKY_SLOPE = 0.2
 """The one slope of leaky ReLU in the model families (SPADE, `F.leaky_relu(x, 2e-1)`)."""
 
+QUICK_GELU_SLOPE = 1.702
+"""Of `quick_gelu`, as OpenAI's CLIP has it."""
+
 Array: TypeAlias = Any
 """An array of the backend: `np.ndarray`, `cupy.ndarray`, …"""
 
 Host: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 """An array in main memory."""
 
-Activation = Literal["identity", "relu", "leaky_relu", "silu", "tanh"]
+Activation = Literal["identity", "relu", "leaky_relu", "silu", "gelu", "quick_gelu", "tanh", "geglu"]
+"""A function of each value; "geglu", of a `Source` alone, of each value and the one half of the channels after it.
+
+`silu` is v · sigmoid(v); `gelu` v · Φ(v), with the normal distribution's Φ (arXiv 1606.08415); `quick_gelu`
+v · sigmoid(1.702 v); `geglu` v · gelu(w) (arXiv 2002.05202): 2C channels become C, v are the first C.
+"""
 Padding: TypeAlias = tuple[int, int, int, int]
 """Zero rows and columns around the input: top, bottom, left, right."""
 
@@ -119,12 +127,18 @@ class Source:
     """An input of a kernel: canvases, and the pointwise work applied while a tile is gathered. Nobody changes one.
 
     In this order, per pixel: concatenate `parts` along channels, upsample (nearest), then
-    `v = v * scale + shift`, `v = v * (1 + gamma) + beta`, `v = activation(v)`.
+    `v = (v - mean(v)) / sqrt(var(v) + layer_eps)`, `v = v * scale + shift`, `v = v * (1 + gamma) + beta`,
+    `v = activation(v)`.
+
+    A layer norm and "geglu" combine the channels of a pixel. A source with one of them is a single part, not upsampled,
+    with no other work pending than a layer norm's scale and shift. It is read at the output's own pixels alone: by
+    `pointwise`, and by convolutions of kernel 1×1, stride 1, one group and no padding.
 
     Raises
     ------
     BackendError
-        There are not one or two parts; `scale` and `shift` are not both `[1, C]` or both `[N, C]`.
+        There are not one or two parts; `scale` and `shift` are not both `[1, C]` or both `[N, C]`; a layer norm or
+        "geglu" is combined with other work.
     """
 
     parts: tuple[Array, ...]
@@ -140,13 +154,27 @@ class Source:
     activation: Activation = "identity"
     codes: Array | None = None
     """int32 `[N, H, W, 1]`: `modulation` is then `[R, 2C]`, and a pixel's code is its row."""
+    layer_eps: float | None = None
+    """Of a layer norm, arXiv 1607.06450: the moments are those of a pixel's channels. None: there is none."""
 
     def __post_init__(self) -> None:
-        """Raises BackendError: the number of parts is not 1 or 2, or scale and shift differ in shape."""
+        """Raises BackendError: what the class excludes."""
         if not 1 <= len(self.parts) <= 2:
             raise BackendError(
                 f"a source has {len(self.parts)} parts, expected one or two; write some out first"
             )
+        if self.combines_channels and (
+            len(self.parts) > 1
+            or self.upsample != 1
+            or self.modulation is not None
+            or (self.layer_eps is None) != (self.scale is None)
+            or (self.layer_eps is None) == (self.activation == "identity")
+        ):
+            raise BackendError(
+                "a layer norm or geglu needs a single part, and no other work but a layer norm's scale and shift"
+            )
+        if self.activation == "geglu" and self.parts[0].shape[3] % 2:
+            raise BackendError(f"geglu needs an even number of channels, got {self.parts[0].shape[3]}")
         if self.scale is None and self.shift is None:
             return
         n, _, _, c = self.shape
@@ -157,12 +185,17 @@ class Source:
             )
 
     @property
+    def combines_channels(self) -> bool:
+        """Whether a value depends on other channels of its pixel: after a layer norm or "geglu"."""
+        return self.layer_eps is not None or self.activation == "geglu"
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
-        """`(N, H, W, C)` after concatenation and upsampling."""
+        """`(N, H, W, C)` as it is read."""
         n, h, w, c = self.parts[0].shape
         for part in self.parts[1:]:
             c += part.shape[3]
-        return n, h * self.upsample, w * self.upsample, c
+        return n, h * self.upsample, w * self.upsample, c // 2 if self.activation == "geglu" else c
 
 
 @dataclass(frozen=True)
@@ -491,15 +524,6 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def layer_norm(
-        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
-    ) -> None:
-        """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias`, the moments over a pixel's channels.
-
-        `weight` and `bias` are `[C]`. Source: layer norm, arXiv 1607.06450.
-        """
-
-    @abstractmethod
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         """`out[tiles] = source + residual`: writes pending work out."""
 
@@ -528,12 +552,21 @@ class Backend(ABC):
 
     @abstractmethod
     def attention(
-        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
+        self,
+        out: Array,
+        tiles: Tiles,
+        query: Source,
+        key: Source,
+        value: Source,
+        *,
+        heads: int,
+        causal: bool = False,
     ) -> None:
         """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
 
-        `query` and `out` are `[N, H, W, C]`; `key` and `value` are `[N, h, w, C]`; heads split channels in order.
-        Source: arXiv 1706.03762, section 3.2.
+        `query` and `out` are `[N, H, W, C]`; `key` and `value` are `[N, h, w, C]`, or of one sample for all, `[1, h, w,
+        C]`; heads split channels in order. `causal`: against the pixels up to its own, row by row (h, w = H, W).
+        Source: arXiv 1706.03762, sections 3.2.1 and 3.2.3.
         """
 
     # -- codebooks ---------------------------------------------------------------------------------------

@@ -118,6 +118,6 @@ class ShapesBackend(Backend):
     def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
         return np.zeros((canvas.shape[0], 2, canvas.shape[3]))
 
-    conv2d = layer_norm = pointwise = lookup = attention = _nothing
+    conv2d = pointwise = lookup = attention = _nothing
     copy_arrays = write_tiles = merge_tiles = add_tiles = narrow_tiles = widen_tiles = _nothing
     encode_windows = forget_windows = convolve_windows = _nothing

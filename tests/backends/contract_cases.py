@@ -19,7 +19,10 @@ from sparsegen.backends.interface import Activation, Array, Host, Padding, Tiles
 from tests.oracles import naive
 from tests.tolerances import check
 
-ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "leaky_relu", "silu", "tanh")
+ACTIVATIONS: tuple[Activation, ...] = (
+    *("identity", "relu", "leaky_relu", "silu", "gelu", "quick_gelu", "tanh"),
+)
+"""Those of each value alone."""
 Shared = Literal["shared", "per sample"]
 
 
@@ -259,37 +262,77 @@ def attention_case(
     heads: int = 1,
     pending: bool = False,
     sharpness: float = 1.0,
+    causal: bool = False,
+    one_key: bool = False,
     seed: int = 0,
 ) -> Case:
+    """`one_key`: keys and values are of one sample, for all."""
     rng = np.random.default_rng(seed)
     pending_work: dict[str, Any] = {"scale": "per sample", "modulation": "by pixel"} if pending else {}
     query, key, value = (
-        make_source(rng, samples=samples, size=s, channels=(channels,), **pending_work)
-        for s in (size, tokens, tokens)
+        make_source(rng, samples=n, size=s, channels=(channels,), **pending_work)
+        for n, s in ((samples, size), *(((1 if one_key else samples), tokens),) * 2)
     )
     query = replace(query, parts=(query.parts[0] * np.float32(sharpness),))
-    v = naive.attention(*map(naive.read, (query, key, value)), heads=heads)
+    v = naive.attention(*map(naive.read, (query, key, value)), heads=heads, causal=causal)
 
     def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
         q, k, w = (put.source(s) for s in (query, key, value))
-        put.backend.attention(out, tiles, q, k, w, heads=heads)
+        put.backend.attention(out, tiles, q, k, w, heads=heads, causal=causal)
 
     largest = float(np.abs(naive.read(value)).max())
     return Case("attention" if sharpness == 1 else "attention, large scores", v, largest, launch)
 
 
-def layer_norm_case(*, mean: float = 0.0, seed: int = 0, **source_options: Any) -> Case:
+def combined_source(
+    rng: np.random.Generator,
+    work: Literal["layer norm", "geglu"],
+    *,
+    channels: int,
+    samples: int = 1,
+    size: tuple[int, int] = (5, 6),
+    mean: float = 0.0,
+) -> Source:
+    """A source whose values depend on all channels of their pixel; it has `channels` as it is read."""
+    if work == "geglu":
+        return make_source(rng, samples=samples, size=size, channels=(2 * channels,), activation="geglu")
+    source = make_source(rng, samples=samples, size=size, channels=(channels,), scale="shared")
+    return replace(source, parts=(source.parts[0] + np.float32(mean),), layer_eps=1e-5)
+
+
+def combined_case(
+    work: Literal["layer norm", "geglu"],
+    *,
+    outputs: int = 0,
+    residual: bool = False,
+    activation: Activation = "identity",
+    seed: int = 0,
+    **source_options: Any,
+) -> Case:
+    """Written out; or with `outputs` read by a 1×1 convolution of so many outputs."""
     rng = np.random.default_rng(seed)
-    source = make_source(rng, **source_options)
-    source = replace(source, parts=tuple(part + np.float32(mean) for part in source.parts))
-    channels = source.shape[3]
-    weight, bias = normal(rng, channels, mean=1, std=0.3), normal(rng, channels)
-    v = naive.layer_norm(naive.read(source), weight, bias, 1e-5)
+    source = combined_source(rng, work, **source_options)
+    weight = normal(rng, outputs, source.shape[3], 1, 1, std=source.shape[3] ** -0.5)
+    bias = normal(rng, outputs)
+    v = read = naive.read(source)
+    if outputs:
+        v = naive.conv2d(v, weight) + bias
+    added = make_source(rng, samples=len(v), size=v.shape[1:3], channels=(v.shape[3],)) if residual else None
+    if added is not None:
+        v = v + naive.read(added)
 
     def launch(put: Uploads, out: Array, tiles: Tiles) -> None:
-        put.backend.layer_norm(out, tiles, put.source(source), weight=put(weight), bias=put(bias), eps=1e-5)
+        if not outputs:
+            put.backend.pointwise(out, tiles, put.source(source), residual=put.source(added))
+            return
+        weights = put.backend.prepare_conv(weight, bias, size=out.shape[1:3])
+        put.backend.conv2d(
+            out, tiles, put.source(source), weights, residual=put.source(added), activation=activation
+        )
 
-    return Case("layer_norm, large mean" if mean else "layer_norm", v, float(np.abs(v).max()), launch)
+    name = f"{work}, large mean" if source_options.get("mean") else work
+    largest = float(max(np.abs(v).max(), np.abs(read).max()))
+    return Case(name, naive.activate(v, activation), largest, launch)
 
 
 def pointwise_case(*, residual: dict[str, Any] | None = None, seed: int = 0, **source_options: Any) -> Case:
@@ -463,12 +506,30 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention, one token": partial(attention_case, size=(1, 1), tokens=(1, 1)),
     "attention, pending work": partial(attention_case, pending=True, samples=2),
     "attention, large scores": partial(attention_case, sharpness=20.0),
-    "layer norm": partial(layer_norm_case, channels=(70,), samples=2, size=(5, 6)),
-    "layer norm, few channels": partial(layer_norm_case, channels=(3,)),
-    "layer norm, large mean": partial(layer_norm_case, channels=(32,), mean=30.0, size=(5, 6)),
-    "layer norm, pending work": partial(
-        layer_norm_case, channels=(5, 6), upsample=2, size=(3, 5), scale="shared", activation="silu"
+    "attention, causal": partial(attention_case, causal=True, channels=12, heads=3, samples=2),
+    "attention, causal, whole tiles": partial(attention_case, causal=True, size=(4, 8), tokens=(4, 8)),
+    "attention, one prompt for all": partial(
+        attention_case, one_key=True, samples=2, size=(6, 5), tokens=(7, 11), channels=80, heads=2
     ),
+    **{
+        f"attention, heads of {size}": partial(
+            attention_case, channels=2 * size, heads=2, size=(6, 7), tokens=(6, 7), samples=2
+        )
+        for size in (32, 40, 64, 80, 160)
+    },
+    # work that combines the channels of a pixel
+    "layer norm": partial(combined_case, "layer norm", channels=70, samples=2),
+    "layer norm, few channels": partial(combined_case, "layer norm", channels=3, size=(9, 10)),
+    "layer norm, large mean": partial(combined_case, "layer norm", channels=32, mean=30.0),
+    "layer norm, residual": partial(combined_case, "layer norm", channels=32, residual=True),
+    "layer norm, 1×1": partial(combined_case, "layer norm", channels=40, outputs=19, samples=2, size=(9, 10)),
+    "layer norm, 1×1, many channels": partial(
+        combined_case, "layer norm", channels=320, outputs=130, residual=True, activation="quick_gelu"
+    ),
+    "geglu": partial(combined_case, "geglu", channels=35, samples=2),
+    "geglu, few channels": partial(combined_case, "geglu", channels=1, size=(9, 10)),
+    "geglu, 1×1": partial(combined_case, "geglu", channels=40, outputs=19, samples=2, size=(9, 10)),
+    "geglu, 1×1, many channels": partial(combined_case, "geglu", channels=320, outputs=66, residual=True),
     # one pixel to one pixel
     "pointwise": pointwise_case,
     "pointwise, one pixel": partial(pointwise_case, size=(1, 1), channels=(1,)),

@@ -7,6 +7,7 @@ after another; nothing is shared with any backend.
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtr
 
 from sparsegen.backends import Source
 from sparsegen.backends.interface import LEAKY_SLOPE, Activation, Host, Padding
@@ -20,7 +21,10 @@ def activate(v: Host, activation: Activation) -> Host:
         "relu": lambda: v * (v > 0),
         "leaky_relu": lambda: v * np.where(v > 0, 1, LEAKY_SLOPE),
         "silu": lambda: v * np.exp(-np.logaddexp(0, -v)),  # v * sigmoid(v), without an overflow
+        "gelu": lambda: v * ndtr(v),
+        "quick_gelu": lambda: v * np.exp(-np.logaddexp(0, -1.702 * v)),
         "tanh": lambda: np.tanh(v),
+        "geglu": lambda: (lambda first, second: first * second * ndtr(second))(*np.split(v, 2, axis=-1)),
     }[activation]()
 
 
@@ -28,6 +32,8 @@ def read(source: Source) -> Host:
     """What a layer reads, `[N, H, W, C]`: each pending step on the whole canvas, in the contract's order."""
     v = np.concatenate([np.asarray(part, np.float64) for part in source.parts], axis=-1)
     v = np.repeat(np.repeat(v, source.upsample, axis=1), source.upsample, axis=2)
+    if source.layer_eps is not None:
+        v = layer_norm(v, source.layer_eps)
     if source.scale is not None:
         v = v * source.scale[:, None, None, :] + source.shift[:, None, None, :]
     if source.modulation is not None:
@@ -78,23 +84,27 @@ def windows(indices: Host, kernel: int, step: int) -> Host:
     return out.reshape(*out.shape[:3], -1)
 
 
-def attention(query: Host, key: Host, value: Host, *, heads: int) -> Host:
-    """`[N, H, W, C]` against `[N, h, w, C]`: softmax(q kᵀ / sqrt(C / heads)) v, one pixel and head after another."""
+def attention(query: Host, key: Host, value: Host, *, heads: int, causal: bool = False) -> Host:
+    """softmax(q kᵀ / sqrt(C / heads)) v of `[N, H, W, C]` and `[1 or N, h, w, C]`, one pixel and head after another."""
     channels = query.shape[-1]
     out = np.zeros(query.shape)
     for n, y, x in np.ndindex(query.shape[:3]):
+        sample = n if len(key) > 1 else 0
         for c in np.split(np.arange(channels), heads):
-            k, v = key[n][..., c].reshape(-1, len(c)), value[n][..., c].reshape(-1, len(c))
+            k, v = key[sample][..., c].reshape(-1, len(c)), value[sample][..., c].reshape(-1, len(c))
+            if causal:
+                before = y * query.shape[2] + x + 1
+                k, v = k[:before], v[:before]
             scores = k @ query[n, y, x, c] / np.sqrt(len(c))
             weights = np.exp(scores - scores.max())
             out[n, y, x, c] = weights @ v / weights.sum()
     return out
 
 
-def layer_norm(v: Host, weight: Host, bias: Host, eps: float) -> Host:
+def layer_norm(v: Host, eps: float) -> Host:
     """Each pixel over its channels, `[N, H, W, C]`."""
     out = np.zeros(v.shape)
     for n, y, x in np.ndindex(v.shape[:3]):
         pixel = v[n, y, x]
-        out[n, y, x] = (pixel - pixel.mean()) / np.sqrt(pixel.var() + eps) * weight + bias
+        out[n, y, x] = (pixel - pixel.mean()) / np.sqrt(pixel.var() + eps)
     return out
