@@ -121,9 +121,7 @@ def costs(
         pixels = min(record.active * 16, n * h * w)
         if not pixels:
             continue
-        parts = [record]
-        if step.inner is not None and step.inner.path in by_path:
-            parts.append(by_path[step.inner.path])
+        parts = [record, *(by_path[inner.path] for inner in step.inners if inner.path in by_path)]
         weights = [_weights(parameters, part.path) for part in parts]  # values, the weight's shape
         winograd = step.whole_tiles and precision == "float32"
         found.append(

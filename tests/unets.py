@@ -10,10 +10,11 @@ from sparsegen import Fast, Paper, Session
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.editing.state import Repainted, State
 from sparsegen.engine.allocator import BackendAllocator
+from sparsegen.engine.feature import Feature
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.moments import Moments
-from sparsegen.engine.run import Feature, Run
+from sparsegen.engine.run import Run
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
 from sparsegen.pipelines.sdedit import SDEdit

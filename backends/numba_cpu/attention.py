@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import float32, int32, int64, void
 
-from ..interface import Array, Host
+from ..interface import TILE, Array, Host
 from .gemm import PANEL, multiply
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
@@ -206,12 +206,12 @@ def _score(
 
 
 @inline
-def _weigh(row: int, count: int, scale: Any, first: bool, at: Any, scratch: Any) -> Any:
+def _weigh(row: int, count: int, all_keys: int, scale: Any, first: bool, at: Any, scratch: Any) -> Any:
     """`p = e^(scale · s - h')` in the place of one query's scores s, and its h' and w'; returns `e^(h - h')`.
 
-    0 for the first block: nothing is mixed yet.
+    0 for the first block: nothing is mixed yet. The query sees the first `count` of the block's `all_keys` keys.
     """
-    s, end = at.scores + row * BLOCK, round_up(count, PANEL)
+    s, end = at.scores + row * BLOCK, round_up(all_keys, PANEL)
     for j in range(count, end):
         scratch[s + j] = np.float32(-np.inf)
     most = splat(np.float32(-np.inf))
@@ -280,6 +280,7 @@ def _divide(rows: int, head: int, channels: int, at: Any, scratch: Any) -> None:
         READING,
         int64,
         int64,
+        int64,
         float32[::1],
         float32[::1],
         WRITING,
@@ -295,6 +296,7 @@ def attend(
     slots: Any,
     query: Any,
     heads: int,
+    causal: int,
     tokens: int,
     keys: Any,
     values: Any,
@@ -336,13 +338,26 @@ def attend(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, query: Reading, key: Reading, value: Reading, heads: int, out: Writing
+    launcher: Launcher,
+    tiles: Host,
+    query: Reading,
+    key: Reading,
+    value: Reading,
+    heads: int,
+    out: Writing,
+    *,
+    shared: bool,
+    causal: bool,
 ) -> None:
-    """Pack the keys and values of the samples that `tiles` lie in, and attend."""
+    """Pack the keys and values of the samples that `tiles` lie in, and attend.
+
+    `shared`: keys and values are of one sample, for all.
+    """
     channels = out.channels
     tokens = key.height * key.width
     blocks = ceil_div(tokens, BLOCK)
-    samples, slots = np.unique(tiles[:, 0], return_inverse=True)
+    of_tiles = np.zeros_like(tiles[:, 0]) if shared else tiles[:, 0]
+    samples, slots = np.unique(of_tiles, return_inverse=True)
     key_floats, value_floats = packed_floats(tokens, channels // heads)
     keys: Array = np.zeros(len(samples) * heads * key_floats, np.float32)
     values: Array = np.zeros(len(samples) * heads * value_floats, np.float32)
@@ -354,6 +369,6 @@ def launch(
     # no more tiles together than leaves work for every thread
     batch = max(1, min(TOGETHER, len(tiles) // (2 * launcher.threads)))
     at = layout(batch, channels, heads, residual=residual_floats(out))
-    args = (batch, tiles, slots.astype(np.int32), query, heads, tokens, keys, values, out, at)
+    args = (batch, tiles, slots.astype(np.int32), query, heads, int(causal), tokens, keys, values, out, at)
     work = 4.0 * PIXELS * tokens * channels * len(tiles)
     launcher.run(attend, ceil_div(len(tiles), batch), args, at.size, work)

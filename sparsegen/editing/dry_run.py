@@ -5,8 +5,9 @@ from __future__ import annotations
 from sparsegen.backends.shapes import ShapesBackend
 
 from ..engine.allocator import BackendAllocator
+from ..engine.feature import Feature
 from ..engine.memory import Memory
-from ..engine.run import Feature, Run
+from ..engine.run import Run
 from ..models.base import Inputs, Model
 from ..tiling.policies import Plan
 from ..tiling.tiles import TileSet

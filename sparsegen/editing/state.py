@@ -15,10 +15,11 @@ from sparsegen.backends.interface import Backend, Host, Tiles
 
 from ..engine.allocator import Allocator
 from ..engine.carried import Delta, Deltas
+from ..engine.feature import Feature
 from ..engine.journal import Journal
 from ..engine.memory_float16 import memory_kind
 from ..engine.program import Program
-from ..engine.run import Feature, OnLayer, Run
+from ..engine.run import OnLayer, Run
 from ..engine.stats import LayerRecord
 from ..models.base import Inputs, Model
 from ..tiling.canvas import Canvas

@@ -31,8 +31,8 @@ class Allocator(ABC):
         """The values of an array, to be read before the array is written again."""
 
     @abstractmethod
-    def scratch(self, shape: Sequence[int]) -> Array:
-        """A float32 array for values that are read before this thread's next call overwrites them."""
+    def scratch(self, name: str, shape: Sequence[int]) -> Array:
+        """The float32 array of that name and shape, the same for every caller; it counts towards no budget."""
 
     @abstractmethod
     def shared(self, name: str, shape: Sequence[int]) -> Array:
@@ -67,7 +67,7 @@ class BackendAllocator(Allocator):
     def __init__(self, backend: Backend, *, turn: Turn | None = None) -> None:
         self.turn = turn or Turn()
         self._backend = backend
-        self._scratch: dict[tuple[int, ...], Array] = {}
+        self._scratch: dict[tuple[str | int, ...], Array] = {}
         self._shared: dict[str, Array] = {}
 
     def fresh(self) -> Allocator:
@@ -82,8 +82,8 @@ class BackendAllocator(Allocator):
     def host(self, array: Array) -> Host:
         return self._backend.download(array)
 
-    def scratch(self, shape: Sequence[int]) -> Array:
-        key = tuple(shape)
+    def scratch(self, name: str, shape: Sequence[int]) -> Array:
+        key = (name, *shape)
         if key not in self._scratch:
             self._scratch[key] = self._backend.alloc(shape)
         return self._scratch[key]

@@ -17,9 +17,10 @@ from ..errors import NonFiniteError
 from ..tiling.tiles import strip
 from ..tiling.windows import Read, Window
 from .codebook import Codebook, codebook_path
+from .feature import Feature
 from .finite import not_finite
 from .memory import Memory
-from .run import Feature, Run
+from .run import Run
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
         reads = indices.reads(Window(kernel, top=half, left=half, step=step))
         run.do(note_windows)
         codes = run.compute(path, (n, *size, 1), reads, encode_tiles, macs_per_pixel=0, dtype="int32")
-        # not the feature: it holds the run, and the reference cycle would keep the journal alive
-        run.codes[path] = codes.parts[0]
+        run.codes[path] = codes
     return Feature(run, (run.codes[path],))
 
 

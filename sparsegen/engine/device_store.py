@@ -82,8 +82,8 @@ class DeviceStore(NotCopied, Allocator):
         else:
             self.ram_bytes += size
 
-    def scratch(self, shape: Sequence[int]) -> Array:
-        return self._plain.scratch(shape)
+    def scratch(self, name: str, shape: Sequence[int]) -> Array:
+        return self._plain.scratch(name, shape)
 
     def shared(self, name: str, shape: Sequence[int]) -> Array:
         with self._lock:

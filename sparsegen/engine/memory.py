@@ -54,6 +54,9 @@ class Memory:
     them that larger layers read. An edit may carry these on from an earlier denoising step.
     """
 
+    keeps_scratch: bool = False
+    """Whether scratch layers are kept as canvases too, so that their values can be looked at."""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self.canvases)} canvases, {self.nbytes} bytes>"
 

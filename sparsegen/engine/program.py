@@ -91,6 +91,6 @@ class Program:
                         continue
                 steps.append(step)
                 if isinstance(step, LayerStep):
-                    done |= {step.canvas.path} | ({step.inner.path} if step.inner else set())
+                    done |= {step.canvas.path, *(inner.path for inner in step.inners)}
             self._above[rows] = steps, [record for record in self.idle if record.path not in done]
         return self._above[rows]

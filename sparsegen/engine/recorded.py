@@ -87,6 +87,7 @@ class RecordedEdit:
                     step()  # a norm's
                 elif layer.computed is not None:
                     active = sets[layer.computed]
+                    run.compute_below(layer.step, active.tiles)
                     run.queue(layer.step.canvas, active, layer.step.kernel)
                     if self._statistics:
                         run.follow_moments(layer.step.canvas, active, stand_in)

@@ -5,19 +5,19 @@ canvas. The run does it at once and notes it, and the steps in their order are t
 same program under another plan: no model code runs again. A dense run and an edit differ only in the run's plan.
 
 `Run` gives a layer everything that is not a parameter: its canvas, its active tiles, its prepared weights, its
-statistics. `Feature` is what layers pass on.
+statistics. What layers pass on is a `Feature` (`feature.py`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from sparsegen.backends.interface import Activation, Array, Host, Source, Tiles
+from sparsegen.backends.interface import Array, Host, Source, Tiles
 
 from ..errors import ShapeError
 from ..tiling.canvas import Canvas
@@ -29,21 +29,12 @@ from .finite import FiniteChecks
 from .journal import Journal
 from .memory import Memory
 from .moments import Moments
+from .scratch import Computed, Inner, Scratch, flattened, scratch
 from .stats import LayerRecord
 
 T = TypeVar("T")
 OnLayer = Callable[[LayerRecord], None]
 """Called after every layer of a run, with its record."""
-
-
-@dataclass
-class Inner:
-    """A layer that another one computes on its way, without a canvas."""
-
-    path: str
-    macs_per_pixel: int
-    milliseconds: float | None = None
-    """Its time; set when it is computed in a run that measures."""
 
 
 @dataclass(eq=False)
@@ -58,7 +49,10 @@ class LayerStep:
     kernel: Callable[[Array, Tiles], None]
     macs_per_pixel: int
     whole_tiles: bool
-    inner: Inner | None
+    below: tuple[Scratch, ...]
+    """The scratch layers that it reads."""
+    inners: list[Inner]
+    """The layers that it last computed on its way, in order."""
 
     def __call__(self) -> None:
         self.run.recompute(self)
@@ -127,6 +121,9 @@ class Run:
         self.backend = memory.backend
         self.program: list[Callable[[], None]] | None = None
         """Where steps are noted; None: they are not."""
+        self._scratch = Computed()
+        self._counted: set[Scratch] = set()
+        """The scratch layers that a step of the program has among its `inners`."""
         self.begin(plan, journal=journal, edited=edited, on_layer=on_layer, carried=carried)
 
     def begin(
@@ -150,6 +147,7 @@ class Run:
         self._edited = edited
         self._on_layer = on_layer
         self._full_sets: dict[tuple[int, int, int], TileSet] = {}
+        self._scratch.clear()
         self.memory.begin()
 
     @property
@@ -183,9 +181,9 @@ class Run:
         macs_per_pixel: int,
         whole_tiles: bool = False,
         dtype: str = "float32",
-        inner: Inner | None = None,
-    ) -> Feature:
-        """Recompute the active tiles of a layer's canvas, in place, and return them as changed.
+        kept: bool = True,
+    ) -> Canvas:
+        """Recompute the active tiles of a layer's canvas, in place; returns the canvas, with these as changed.
 
         Parameters
         ----------
@@ -200,13 +198,23 @@ class Run:
         whole_tiles
             Whether every pixel of a recomputed tile may get new bits, not only the pixels that read a changed one.
             (Under a tau above 0 such a pixel counts as unchanged.)
-        inner
-            A layer that `kernel` computes on its way: it is recorded before this one.
+        kept
+            False: a scratch layer, which is computed later, for the tiles that the layers compute that read it.
         """
+        if not (kept or self.memory.keeps_scratch):
+            allocator = self.memory.allocator
+            return scratch(allocator, path, shape, reads, kernel, macs_per_pixel, whole_tiles)
+        reads, below = flattened(path, reads)
         self.memory.keep_frontier(shape, reads, self.finite)
         canvas = self.memory.canvas(path, shape, dtype, reads)
-        self.do(LayerStep(self, canvas, shape, tuple(reads), kernel, macs_per_pixel, whole_tiles, inner))
-        return Feature(self, (canvas,))
+        whole_tiles = whole_tiles or any(each.whole_tiles for each in below)
+        step = LayerStep(self, canvas, shape, tuple(reads), kernel, macs_per_pixel, whole_tiles, below, [])
+        for each in below:
+            step.inners += [other.inner for other in each.chain() if other not in self._counted]
+            self._counted.update(each.chain())
+        step.inners.reverse()  # the deepest first
+        self.do(step)
+        return canvas
 
     def recompute(self, layer: LayerStep) -> None:
         """Compute the active tiles of a layer."""
@@ -230,6 +238,8 @@ class Run:
             if self.journal is not None and not transient:
                 self.journal.save_before(self.memory, canvas.path, active, in_place=delta is not None)
             self.memory.fetch(reads, active)
+            if delta is None:
+                self.compute_below(layer, active.tiles)
             self.queue(canvas, active, kernel)
             if self.journal is not None:
                 if self.plan.tau is not None and not transient:
@@ -243,6 +253,19 @@ class Run:
         kernel(canvas.array, active.tiles)
         self.finite.layer(canvas.path, canvas.array, active.tiles)
         self.memory.commit(canvas, active.tiles, self.finite)
+
+    def compute_below(self, layer: LayerStep, tiles: Tiles) -> None:
+        """Queue the computation of some tiles of the scratch layers that a layer reads.
+
+        They are not checked: a value that is not finite is found in the layer.
+        """
+        if layer.below:
+            layer.inners = self._scratch.compute(layer.below, tiles, self._timed)
+
+    def _timed(self, inner: Inner, work: Callable[[], None]) -> None:
+        start = self.clock()
+        work()
+        inner.milliseconds = self.elapsed(start)
 
     def end(self) -> None:
         """End the run: wait until every value is computed and checked.
@@ -261,13 +284,15 @@ class Run:
         self.plan, self.finite, self._edited = NOTHING, FiniteChecks(self.backend), None
         self.codes.clear()
         self._full_sets.clear()
+        self._scratch.clear()
+        self._counted.clear()
 
     # -- norms -------------------------------------------------------------------------------------------
 
-    def normalised(
-        self, path: str, x: Feature, affine: Callable[[Array, Array], tuple[Array, Array]]
-    ) -> Feature:
-        """A feature normalised by its moments, pending.
+    def norm(
+        self, path: str, parts: tuple[Canvas, ...], affine: Callable[[Array, Array], tuple[Array, Array]]
+    ) -> Affine:
+        """The scale and shift of a norm of canvases that are read side by side, by their moments.
 
         The dense run measures the moments. An edit uses the same, or under a plan with `statistics` a mixture of these
         and the moments of the values as they now are.
@@ -278,17 +303,24 @@ class Run:
             The norm's path.
         affine
             `affine(mean, variance)` is the scale and shift, from the mean and variance of each channel, two `[N, C]`.
+
+        Raises
+        ------
+        ShapeError
+            A part is a scratch layer, of which no run has all values.
         """
+        if any(isinstance(part, Scratch) for part in parts):
+            raise ShapeError(f"{path}: moments are measured of layers that are kept, not of a scratch layer")
         norm = Affine(None, None)
 
         def set_affine() -> None:
-            known = self.once_per_base(path, lambda: affine(*self._moments(x.parts)))
-            if self.plan.statistics and any(part.changed.count for part in x.parts):
-                known = affine(*self._moments(x.parts))
+            known = self.once_per_base(path, lambda: affine(*self._moments(parts)))
+            if self.plan.statistics and any(part.changed.count for part in parts):
+                known = affine(*self._moments(parts))
             norm.scale, norm.shift = known
 
-        self.do(NormStep(set_affine, x.parts))
-        return x.normalised(norm)
+        self.do(NormStep(set_affine, parts))
+        return norm
 
     def _moments(self, parts: Sequence[Canvas]) -> tuple[Array, Array]:
         """Mean and variance of each channel of canvases that are read side by side, two `[N, C]`."""
@@ -376,9 +408,8 @@ class Run:
     def record_layer(
         self, layer: LayerStep, active: TileSet, elapsed: float | None = None, *, computed: bool = True
     ) -> None:
-        """Note the cost of a layer, and before it that of the layer that it computes on its way."""
-        inner = layer.inner
-        if inner is not None:
+        """Note the cost of a layer, and before it that of the layers that it computes on its way."""
+        for inner in layer.inners:
             self.record(inner.path, active, inner.macs_per_pixel, inner.milliseconds, computed=computed)
             if elapsed is not None:
                 elapsed -= inner.milliseconds or 0.0
@@ -400,124 +431,3 @@ class Run:
         self.records.append(record)
         if self._on_layer is not None:
             self._on_layer(record)
-
-
-class Modulation(Protocol):
-    """Gamma and beta for every pixel, as a `Source` takes them."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """`(N, H, W, 2C)`: gamma in the first C channels, beta in the last C."""
-
-    @property
-    def modulation(self) -> tuple[Array, Array | None]:
-        """A canvas and None; or rows `[R, 2C]` and the canvas of codes that choose among them."""
-
-    def reads(self, window: Window) -> list[Read]:
-        """The canvases that a layer depends on if it reads this through `window`."""
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An activation: canvases of one resolution, and pending work.
-
-    Pending work (a norm, a modulation, an activation, upsampling) is applied by the layer that reads the feature while
-    it gathers its tiles, so normalised, activated, upsampled or concatenated copies never exist.
-    """
-
-    run: Run
-    parts: tuple[Canvas, ...]
-    """Canvases `[N, h, w, C_i]`, read as if concatenated along channels."""
-    upsample: int = 1
-    affine: Affine | None = None
-    """A norm's scale and shift."""
-    modulated_by: Modulation | None = None
-    activation: Activation = "identity"
-
-    @property
-    def source(self) -> Source:
-        """The arrays and the pending work, as a kernel reads them."""
-        arrays = tuple(part.array for part in self.parts)
-        scale, shift = (None, None) if self.affine is None else (self.affine.scale, self.affine.shift)
-        modulation, codes = (None, None) if self.modulated_by is None else self.modulated_by.modulation
-        return Source(arrays, self.upsample, scale, shift, modulation, self.activation, codes)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """`(N, H, W, C)` as read."""
-        n, h, w, c = self.parts[0].shape
-        for part in self.parts[1:]:
-            c += part.shape[3]
-        return n, h * self.upsample, w * self.upsample, c
-
-    @property
-    def modulation(self) -> tuple[Array, None]:
-        """The canvas of a modulating feature. Raises ShapeError: it has several parts, upsampling or pending work."""
-        if len(self.parts) != 1 or self.upsample != 1:
-            raise ShapeError(
-                "gamma and beta must be one canvas of the size of the feature that they modulate"
-            )
-        self._nothing_pending("a modulation")
-        return self.parts[0].array, None
-
-    def reads(self, window: Window) -> list[Read]:
-        """The canvases that a layer depends on if it reads this feature through `window`."""
-        resampled = window if self.upsample == window.upsample else replace(window, upsample=self.upsample)
-        reads = [Read(part.changed, resampled, canvas=part) for part in self.parts]
-        return reads if self.modulated_by is None else reads + self.modulated_by.reads(window)
-
-    def normalised(self, norm: Affine) -> Feature:
-        """`x * scale + shift` per channel, pending. Before any other pending work but upsampling."""
-        self._nothing_pending("a norm")
-        return replace(self, affine=norm)
-
-    def modulated(self, gamma_beta: Modulation) -> Feature:
-        """`x * (1 + gamma) + beta` per pixel, pending; `gamma_beta` has 2C channels and nothing pending."""
-        if self.modulated_by is not None or self.activation != "identity":
-            raise ShapeError("a modulation must come before an activation, and only once")
-        n, h, w, c = self.shape
-        if gamma_beta.shape != (n, h, w, 2 * c):
-            raise ShapeError(f"gamma and beta are {gamma_beta.shape}, expected {(n, h, w, 2 * c)}")
-        _ = gamma_beta.modulation  # raises where it cannot modulate
-        return replace(self, modulated_by=gamma_beta)
-
-    def activated(self, activation: Activation) -> Feature:
-        """An activation, pending after everything else."""
-        if self.activation != "identity":
-            raise ShapeError(f"{self.activation} is pending already; write it out before {activation}")
-        return replace(self, activation=activation)
-
-    def upsampled(self) -> Feature:
-        """Nearest upsampling by two, as a way to read. Per-channel work commutes with it, a modulation does not."""
-        if self.modulated_by is not None or self.upsample != 1:
-            raise ShapeError("upsampling must come before a modulation, and only once")
-        return replace(self, upsample=2)
-
-    def _nothing_pending(self, operation: str) -> None:
-        if self.affine is not None or self.modulated_by is not None or self.activation != "identity":
-            raise ShapeError(f"{operation} needs a feature without pending work")
-
-
-def upsample(x: Feature) -> Feature:
-    """Nearest upsampling by two."""
-    return x.upsampled()
-
-
-def leaky_relu(x: Feature) -> Feature:
-    """`x if x > 0 else 0.2 x`."""
-    return x.activated("leaky_relu")
-
-
-def silu(x: Feature) -> Feature:
-    """`x * sigmoid(x)`."""
-    return x.activated("silu")
-
-
-def concat(*features: Feature) -> Feature:
-    """Concatenation along channels, as a list of parts to read; no part may have pending work but upsampling."""
-    first = features[0]
-    for feature in features:
-        feature._nothing_pending("concatenation")
-        if feature.upsample != first.upsample or feature.shape[:3] != first.shape[:3]:
-            raise ShapeError(f"cannot concatenate {feature.shape} with {first.shape}")
-    return replace(first, parts=tuple(part for feature in features for part in feature.parts))

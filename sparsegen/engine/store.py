@@ -154,7 +154,7 @@ class Store(NotCopied, Allocator):
         self._free: dict[int, list[_Block]] = {}
         """Size -> freed RAM blocks, kept for reuse."""
         self._files: list[_File] = []
-        self._local = threading.local()
+        self._scratch: dict[tuple[str | int, ...], Host] = {}
         self._shared: dict[str, Array] = {}
         self.ram_bytes = 0
         """RAM of all blocks, the ones kept for reuse included."""
@@ -186,13 +186,13 @@ class Store(NotCopied, Allocator):
         weakref.finalize(memory, self._give_back, size, place, at).atexit = False
         return np.frombuffer(memoryview(memory), kind, count).reshape(tuple(shape))
 
-    def scratch(self, shape: Sequence[int]) -> Array:
-        """A float32 array in RAM that this thread's next call overwrites; it does not count towards the budget."""
-        count = math.prod(shape)
-        found: Host | None = getattr(self._local, "floats", None)
-        if found is None or len(found) < count:
-            found = self._local.floats = np.empty(count, np.float32)
-        return found[:count].reshape(tuple(shape))
+    def scratch(self, name: str, shape: Sequence[int]) -> Array:
+        """The float32 array of that name and shape, in RAM; it does not count towards the budget."""
+        with self._lock:
+            key = (name, *shape)
+            if key not in self._scratch:
+                self._scratch[key] = np.empty(tuple(shape), np.float32)
+            return self._scratch[key]
 
     def shared(self, name: str, shape: Sequence[int]) -> Array:
         """The float32 array of that name, the same for every caller; another shape replaces it."""

@@ -6,13 +6,12 @@ prepared weights. No layer depends on whether a run is dense or an edit.
 
 from .attention import Attention
 from .base import Layer, Parameter
-from .conv import Added, AvgPool, Conv2d
+from .conv import AvgPool, Conv2d
 from .labels import LabelConv
 from .linear import LatentStart, Linear
-from .norm import BatchNorm, GroupNorm, InstanceNorm
+from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 
 __all__ = [
-    "Added",
     "Attention",
     "AvgPool",
     "BatchNorm",
@@ -22,6 +21,7 @@ __all__ = [
     "LabelConv",
     "LatentStart",
     "Layer",
+    "LayerNorm",
     "Linear",
     "Parameter",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -16,12 +15,12 @@ from sparsegen.backends.interface import (
     ConvWeights,
     Host,
     Padding,
-    Source,
     Tiles,
 )
 
 from ..engine.coded import Coded, encode, tabulate
-from ..engine.run import Feature, Inner, Run
+from ..engine.feature import Feature
+from ..engine.run import Run
 from ..errors import ShapeError
 from ..tiling.windows import Read, Window
 from .base import Layer, Parameter
@@ -30,7 +29,8 @@ from .base import Layer, Parameter
 class Conv2d(Layer):
     """A convolution with everything around it fused: pending work before, bias, residual, activation after.
 
-    Parameters: `weight` `[O, I / groups, k, k]`, `bias` `[O]`. Border: zeros, after the pending work.
+    Parameters: `weight` `[O, I / groups, k, k]`, `bias` `[O]`. Border: zeros, after the pending work. A layer that is
+    not `kept` is a scratch layer (`engine.scratch`).
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class Conv2d(Layer):
         padding: Padding | None = None,
         groups: int = 1,
         bias: bool = True,
+        kept: bool = True,
     ) -> None:
+        self.kept = kept
         half = kernel // 2
         self.geometry = ConvGeometry(
             inputs, outputs, (kernel, kernel), stride, padding or (half, half, half, half), groups
@@ -57,7 +59,7 @@ class Conv2d(Layer):
         x: Feature,
         *,
         shift: Array | None = None,
-        residual: Feature | Added | None = None,
+        residual: Feature | None = None,
         activation: Activation = "identity",
     ) -> Feature: ...
 
@@ -69,7 +71,7 @@ class Conv2d(Layer):
         x: Feature | Coded,
         *,
         shift: Array | None = None,
-        residual: Feature | Added | None = None,
+        residual: Feature | None = None,
         activation: Activation = "identity",
     ) -> Feature | Coded:
         """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`.
@@ -85,34 +87,23 @@ class Conv2d(Layer):
         if residual is not None:
             reads += residual.reads(Window())
         weights = self._weights(x)
-        inner, whole_tiles = None, weights.whole_tiles
-        if isinstance(residual, Added):
-            inner = Inner(residual.conv.path, residual.conv.macs_per_pixel)
-            whole_tiles |= residual.conv._weights(residual.x).whole_tiles
 
         def kernel(canvas: Array, tiles: Tiles) -> None:
-            if isinstance(residual, Added):
-                assert inner is not None
-                source: Source | None = residual.computed(tiles, inner)
-            else:
-                source = None if residual is None else residual.source
+            source = None if residual is None else residual.source
             run.backend.conv2d(
                 canvas, tiles, x.source, weights, shift=shift, residual=source, activation=activation
             )
 
-        return run.compute(
+        canvas = run.compute(
             self.path,
             shape,
             reads,
             kernel,
             macs_per_pixel=self.macs_per_pixel,
-            whole_tiles=whole_tiles,
-            inner=inner,
+            whole_tiles=weights.whole_tiles,
+            kept=self.kept,
         )
-
-    def added(self, x: Feature) -> Added:
-        """The convolution of x as another's `residual`: computed for the tiles that the other computes, not kept."""
-        return Added(self, x, self._shape(x))
+        return Feature(run, (canvas,))
 
     def _shape(self, x: Feature) -> tuple[int, int, int, int]:
         g, (n, h, w, c) = self.geometry, x.shape
@@ -164,30 +155,6 @@ class Conv2d(Layer):
         return g.outputs * (g.inputs // g.groups) * g.kernel[0] * g.kernel[1]
 
 
-@dataclass(frozen=True)
-class Added:
-    """A convolution that is computed only as another's residual; it has no canvas, so nothing of it is journalled."""
-
-    conv: Conv2d
-    x: Feature
-    shape: tuple[int, int, int, int]
-    """`(N, H, W, C)`."""
-
-    def reads(self, window: Window) -> list[Read]:
-        """The canvases that its pixels depend on; `window` is a residual's, the pixel itself."""
-        return self.conv._reads(self.x)
-
-    def computed(self, tiles: Tiles, inner: Inner) -> Source:
-        """The values of `tiles`, in a scratch array that the next such layer overwrites."""
-        run = self.x.run
-        start = run.clock()
-        canvas = run.memory.allocator.scratch(self.shape)
-        run.backend.conv2d(canvas, tiles, self.x.source, self.conv._weights(self.x))
-        run.finite.layer(inner.path, canvas, tiles)
-        inner.milliseconds = run.elapsed(start)
-        return Source((canvas,))
-
-
 def _laid_out(
     run: Run,
     path: str,
@@ -217,4 +184,5 @@ class AvgPool(Layer):
         def pool(canvas: Array, tiles: Tiles) -> None:
             run.backend.conv2d(canvas, tiles, x.source, weights)
 
-        return run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)
+        canvas = run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)
+        return Feature(run, (canvas,))

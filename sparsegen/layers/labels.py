@@ -16,7 +16,7 @@ from sparsegen.backends.interface import (
 )
 
 from ..engine.coded import Coded, encode, tabulate
-from ..engine.run import Feature
+from ..engine.feature import Feature
 from ..errors import ShapeError
 from ..tiling.tiles import strip
 from ..tiling.windows import Window
@@ -72,13 +72,10 @@ class LabelConv(Layer):
                 canvas, tiles, labels.parts[0].array, table, bias, step=step, activation=activation
             )
 
-        return run.compute(
-            self.path,
-            (n, *size, outputs),
-            labels.reads(Window(kernel, top=half, left=half, step=step)),
-            look_up,
-            macs_per_pixel=self.macs_per_pixel,
-        )
+        reads = labels.reads(Window(kernel, top=half, left=half, step=step))
+        shape = (n, *size, outputs)
+        canvas = run.compute(self.path, shape, reads, look_up, macs_per_pixel=self.macs_per_pixel)
+        return Feature(run, (canvas,))
 
     def _by_window(self, labels: Feature, size: tuple[int, int], step: int, activation: Activation) -> Coded:
         run = labels.run

@@ -12,7 +12,8 @@ from sparsegen.backends.interface import (
     Tiles,
 )
 
-from ..engine.run import Feature, Run
+from ..engine.feature import Feature
+from ..engine.run import Run
 from .base import Layer, Parameter
 
 
@@ -39,9 +40,8 @@ class LatentStart(Layer):
             start = backend.upload(np.ascontiguousarray(start))
             backend.write_tiles(canvas, tiles, backend.read_tiles(start, tiles))
 
-        return run.compute(
-            self.path, (len(z), *size, self.channels), [], spread, macs_per_pixel=self.macs_per_pixel
-        )
+        shape = (len(z), *size, self.channels)
+        return Feature(run, (run.compute(self.path, shape, [], spread, macs_per_pixel=self.macs_per_pixel),))
 
     @property
     def macs_per_pixel(self) -> int:

@@ -1,10 +1,14 @@
-"""Norms: statistics come in, a scale and a shift per channel are left pending on the feature."""
+"""Norms: statistics come in, a scale and a shift per channel are left pending on the feature.
+
+A layer norm leaves its statistics pending too: they are those of each pixel.
+"""
 
 from __future__ import annotations
 
 from sparsegen.backends.interface import Array, Backend
 
-from ..engine.run import Affine, Feature
+from ..engine.feature import Feature
+from ..engine.run import Affine
 from ..errors import ShapeError
 from .base import Layer, Parameter
 
@@ -37,7 +41,7 @@ class InstanceNorm(Layer):
         def affine(mean: Array, variance: Array) -> tuple[Array, Array]:
             return backend.norm_affine(mean, variance, groups=channels, eps=self.eps)
 
-        return x.run.normalised(self.path, x, affine)
+        return x.normalised(x.run.norm(self.path, x.parts, affine))
 
 
 class GroupNorm(Layer):
@@ -67,7 +71,26 @@ class GroupNorm(Layer):
                 mean, variance, groups=self.groups, eps=self.eps, weight=weight, bias=bias, film=film
             )
 
-        return x.run.normalised(self.path, x, affine)
+        return x.normalised(x.run.norm(self.path, x.parts, affine))
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
         return backend.upload(self.weight.float32), backend.upload(self.bias.float32)
+
+
+class LayerNorm(Layer):
+    """Layer norm: each pixel over its channels, pending (Ba et al., arXiv 1607.06450).
+
+    Parameters: `weight` `[C]`, `bias` `[C]`.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        self.eps = eps
+        self.weight = Parameter(channels)
+        self.bias = Parameter(channels)
+
+    def __call__(self, x: Feature) -> Feature:
+        """`(x - mean) / sqrt(var + eps) * weight + bias`, pending; only a pixel's own values can be read of it."""
+        return x.layer_normalised(Affine(*x.run.prepared(self.path, self._prepare)), self.eps)
+
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        return backend.upload(self.weight.float32[None]), backend.upload(self.bias.float32[None])

@@ -17,8 +17,8 @@ from sparsegen.backends.interface import Backend, Host
 
 from ..diffusion.samplers import sampler_options
 from ..diffusion.settings import DiffusionDefaults
+from ..engine.feature import Feature
 from ..engine.prepared import Prepared
-from ..engine.run import Feature
 from ..engine.turn import NotCopied
 from ..errors import InputError, ShapeError
 from ..layers import Layer

@@ -15,7 +15,7 @@ import numpy as np
 from sparsegen.backends.interface import Host
 
 from ..checks import whole_number
-from ..engine.run import Feature, leaky_relu, upsample
+from ..engine.feature import Feature, leaky_relu, upsample
 from ..errors import InputError, ShapeError
 from ..layers import BatchNorm, Conv2d, InstanceNorm, LabelConv, LatentStart, Layer
 from ..tiling.policies import Paper
@@ -117,11 +117,11 @@ class SPADEResnetBlock(Layer):
         self.conv_1 = Conv2d(middle, outputs)
         if inputs != outputs:
             self.norm_s = SPADE(inputs, config)
-            self.conv_s = Conv2d(inputs, outputs, 1, bias=False)
+            self.conv_s = Conv2d(inputs, outputs, 1, bias=False, kept=False)
         self.learned_shortcut = inputs != outputs
 
     def __call__(self, x: Feature, labels: Feature) -> Feature:
-        shortcut = self.conv_s.added(self.norm_s(x, labels)) if self.learned_shortcut else x
+        shortcut = self.conv_s(self.norm_s(x, labels)) if self.learned_shortcut else x
         h = self.conv_0(leaky_relu(self.norm_0(x, labels)))
         return self.conv_1(leaky_relu(self.norm_1(h, labels)), residual=shortcut)
 

@@ -17,7 +17,8 @@ from sparsegen.backends.interface import Array, Host
 
 from ..checks import in_range, whole_number
 from ..diffusion.settings import DiffusionDefaults
-from ..engine.run import Feature, Run, concat, silu, upsample
+from ..engine.feature import Feature, concat, silu, upsample
+from ..engine.run import Run
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
 from .base import Inputs, Model, multiples_near, named_sizes
@@ -182,7 +183,7 @@ class ResBlock(Layer):
         self.norm2 = GroupNorm(outputs, groups=config.groups, eps=config.eps)
         self.conv2 = Conv2d(outputs, outputs)
         if inputs != outputs:
-            self.nin_shortcut = Conv2d(inputs, outputs, 1)
+            self.nin_shortcut = Conv2d(inputs, outputs, 1, kept=False)
         if resample == "down":
             self.pool, self.pool_shortcut = AvgPool(), AvgPool()
         self.learned_shortcut = inputs != outputs
@@ -199,7 +200,7 @@ class ResBlock(Layer):
             h, x = upsample(h), upsample(x)
         h = self.conv1(h, shift=None if self.film else time)
         h = silu(self.norm2(h, film=time if self.film else None))
-        return self.conv2(h, residual=self.nin_shortcut.added(x) if self.learned_shortcut else x)
+        return self.conv2(h, residual=self.nin_shortcut(x) if self.learned_shortcut else x)
 
 
 class AttentionBlock(Layer):

@@ -15,7 +15,7 @@ import numpy as np
 from sparsegen.backends.interface import Host
 
 from ..checks import in_range, whole_number
-from ..engine.run import Feature, silu
+from ..engine.feature import Feature, silu
 from ..errors import InputError, ShapeError
 from ..layers import Conv2d, GroupNorm, Layer
 from ..tiling.policies import Paper

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from sparsegen import Adaptive, Session
 from sparsegen.backends import Backend
 from sparsegen.backends.reference import ReferenceBackend
+from sparsegen.engine.feature import Feature
 from sparsegen.engine.memory import Memory
-from sparsegen.engine.run import Feature, Run
+from sparsegen.engine.run import Run
+from sparsegen.engine.scratch import flattened
 from sparsegen.models import GauGAN
 from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
@@ -252,15 +254,18 @@ class Audit(Run):
         self.tau = tau
         self.off: dict[str, float] = {}
 
-    def compute(
-        self, path, shape, reads, kernel, *, macs_per_pixel, whole_tiles=False, dtype="float32", inner=None
-    ):
+    def compute(self, path, shape, reads, kernel, *, kept=True, **settings):
+        if not kept:
+            return super().compute(path, shape, reads, kernel, kept=False, **settings)
         everything = TileSet.full(*shape[:3])
         canvas = Canvas(path, self.memory.canvases, everything)
-        anew = self.backend.alloc(shape, dtype=dtype)
+        anew = self.backend.alloc(shape, dtype=settings.get("dtype", "float32"))
+        _, below = flattened(path, reads)
+        self._scratch.compute(below, everything.tiles, self._timed)
         kernel(anew, everything.tiles)
-        self._compare(path, anew, canvas.array, rounding=5e-6 if whole_tiles and self.tau else 0.0)
-        return Feature(self, (canvas,))
+        by_tile = settings.get("whole_tiles") or any(each.whole_tiles for each in below)
+        self._compare(path, anew, canvas.array, rounding=5e-6 if by_tile and self.tau else 0.0)
+        return canvas
 
     def forward(self, model, conditions):
         """The whole model; what codebooks hold is computed anew too, and compared."""

@@ -12,9 +12,10 @@ from numpy.testing import assert_array_equal
 from sparsegen.backends import Backend, BackendError
 from sparsegen.backends.interface import Host
 from sparsegen.engine.allocator import BackendAllocator
+from sparsegen.engine.feature import Feature, concat, silu, upsample
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
-from sparsegen.engine.run import Feature, Run, concat, silu, upsample
+from sparsegen.engine.run import Run
 from sparsegen.errors import ShapeError
 from sparsegen.layers import Conv2d, GroupNorm, InstanceNorm, Layer
 from sparsegen.tiling.canvas import Canvas

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from sparsegen import Adaptive, InputError, NonFiniteError, Paper, Session, SessionError, ShapeError
 from sparsegen.backends import Backend
-from sparsegen.engine.run import Feature, Run
+from sparsegen.engine.feature import Feature
+from sparsegen.engine.run import Run
+from sparsegen.engine.scratch import flattened
 from sparsegen.engine.store import Store
 from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
 from sparsegen.models.unet import UNet
@@ -187,15 +189,18 @@ class Audit(Run):
 
     off: dict[str, float]
 
-    def compute(self, path, shape, reads, kernel, **settings):
+    def compute(self, path, shape, reads, kernel, *, kept=True, **settings):
+        if not kept:
+            return super().compute(path, shape, reads, kernel, kept=False, **settings)
         arrays = {**self.memory.canvases, **self.memory.allocator.shared_arrays}
         everywhere = TileSet.full(*shape[:3])
         canvas = Canvas(path, arrays, everywhere)
         anew = self.backend.alloc(shape)
+        self._scratch.compute(flattened(path, reads)[1], everywhere.tiles, self._timed)
         kernel(anew, everywhere.tiles)
         rounding = 5e-6 * np.abs(anew).max() if settings.get("whole_tiles") else 0.0
         self.off[path] = np.abs(anew - canvas.array).max() - rounding
-        return Feature(self, (canvas,))
+        return canvas
 
 
 @hypothetically

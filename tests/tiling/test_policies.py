@@ -16,9 +16,10 @@ from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.editing.session import Session
 from sparsegen.engine.allocator import BackendAllocator
+from sparsegen.engine.feature import Feature
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
-from sparsegen.engine.run import Feature, LayerRecord, Run
+from sparsegen.engine.run import LayerRecord, Run
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.layers import BatchNorm, Conv2d, LabelConv, Layer
 from sparsegen.models import GauGAN, GauGANConfig
@@ -371,8 +372,8 @@ def test_any_change_of_an_index_spreads() -> None:
         canvas[0, 5, 6] = 1
 
     everything = Read(TileSet.full(1, 8, 8), ONE)
-    feature = run.compute("numbers", (1, 8, 8, 1), [everything], number, macs_per_pixel=0)
-    assert feature.parts[0].changed.tiles.host.tolist() == [[0, 1, 1]]
+    canvas = run.compute("numbers", (1, 8, 8, 1), [everything], number, macs_per_pixel=0)
+    assert canvas.changed.tiles.host.tolist() == [[0, 1, 1]]
     assert memory.canvases["numbers"].sum() == 1
 
 
