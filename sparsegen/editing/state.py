@@ -78,6 +78,7 @@ class State:
         keep_canvases: bool = True,
         least_size: int = 0,
         carried_rows: int = 0,
+        keep_scratch: bool = False,
         on_layer: OnLayer | None = None,
     ) -> tuple[Run, Host]:
         """The dense run: paint every canvas. The previous canvases are overwritten where the size is the same.
@@ -90,6 +91,8 @@ class State:
             By name, as `Model.encode` returns them.
         keep_canvases
             False: no canvas is kept longer than it is read, and nothing can be repainted.
+        keep_scratch
+            Whether scratch layers are kept as canvases too, so that their values can be looked at.
         least_size, carried_rows
             Which canvases are not kept, and computed whole by every edit that needs them: see `Memory`.
 
@@ -115,6 +118,7 @@ class State:
             keep_canvases=keep_canvases,
             least_size=min(least_size, *inputs.shape[1:]),
             carried_rows=carried_rows,
+            keeps_scratch=keep_scratch,
         )
         if same_size:
             memory.codebooks = before.codebooks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,8 @@ class Allocator(ABC):
 
     turn: Turn
     """The turn of every session that uses this allocator: its runs must not overlap."""
+    conditioned: dict[str, tuple[Hashable, tuple[Array, ...]]]
+    """Path -> a condition, and the arrays that a layer computed of it alone (`Run.once_per_condition`)."""
 
     @abstractmethod
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
@@ -69,6 +71,7 @@ class BackendAllocator(Allocator):
         self._backend = backend
         self._scratch: dict[tuple[str | int, ...], Array] = {}
         self._shared: dict[str, Array] = {}
+        self.conditioned = {}
 
     def fresh(self) -> Allocator:
         return BackendAllocator(self._backend, turn=self.turn)

@@ -47,6 +47,7 @@ class DeviceStore(NotCopied, Allocator):
         self.budget = parse_size(budget)
         self._backend = backend
         self._plain = BackendAllocator(backend)
+        self.conditioned = {}
         self.turn = Turn()
         self._lock = threading.Lock()
         self._shared: dict[str, Array] = {}

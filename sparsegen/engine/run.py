@@ -171,6 +171,18 @@ class Run:
             self.memory.statistics[path] = compute()
         return self.memory.statistics[path]
 
+    def once_per_condition(
+        self, path: str, condition: Hashable, compute: Callable[[], tuple[Array, ...]]
+    ) -> tuple[Array, ...]:
+        """Arrays that a layer computes of a condition alone, such as the keys of a text.
+
+        They are computed once for all memories of the model that share an allocator, until the condition is another.
+        """
+        known, condition = self.memory.allocator.conditioned, (condition, self.memory.prepared)
+        if path not in known or known[path][0] != condition:
+            known[path] = (condition, compute())
+        return known[path][1]
+
     def compute(
         self,
         path: str,

@@ -155,6 +155,7 @@ class Store(NotCopied, Allocator):
         """Size -> freed RAM blocks, kept for reuse."""
         self._files: list[_File] = []
         self._scratch: dict[tuple[str | int, ...], Host] = {}
+        self.conditioned = {}
         self._shared: dict[str, Array] = {}
         self.ram_bytes = 0
         """RAM of all blocks, the ones kept for reuse included."""

@@ -7,9 +7,10 @@ prepared weights. No layer depends on whether a run is dense or an edit.
 from .attention import Attention
 from .base import Layer, Parameter
 from .conv import AvgPool, Conv2d
-from .labels import LabelConv
+from .labels import LabelConv, TokenEmbedding
 from .linear import LatentStart, Linear
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
+from .pointwise import WriteOut
 
 __all__ = [
     "Attention",
@@ -24,4 +25,6 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "Parameter",
+    "TokenEmbedding",
+    "WriteOut",
 ]

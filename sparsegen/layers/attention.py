@@ -1,4 +1,4 @@
-"""Attention: each active pixel against all keys and values of its sample."""
+"""Attention: each active pixel against all keys and values of its sample, or of a text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sparsegen.backends.interface import (
     Array,
+    Source,
     Tiles,
 )
 
@@ -51,4 +52,19 @@ class Attention(Layer):
         ]
         macs = 2 * k.shape[1] * k.shape[2] * c
         canvas = run.compute(self.path, q.shape, reads, attend, macs_per_pixel=macs, kept=self.kept)
+        return Feature(run, (canvas,))
+
+    def to_text(self, q: Feature, k: Array, v: Array) -> Feature:
+        """The same against keys and values `[1 or N, h, w, C]` that no edit changes, arrays of the backend."""
+        run, c = q.run, q.shape[3]
+        if c % self.heads or k.shape != v.shape or k.shape[3] != c or k.shape[0] not in (1, q.shape[0]):
+            raise ShapeError(f"{self.path}: cannot attend {q.shape} to {k.shape} in {self.heads} heads")
+
+        def attend(canvas: Array, tiles: Tiles) -> None:
+            run.backend.attention(canvas, tiles, q.source, Source((k,)), Source((v,)), heads=self.heads)
+
+        macs = 2 * k.shape[1] * k.shape[2] * c
+        canvas = run.compute(
+            self.path, q.shape, q.reads(Window()), attend, macs_per_pixel=macs, kept=self.kept
+        )
         return Feature(run, (canvas,))

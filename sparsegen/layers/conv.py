@@ -15,6 +15,7 @@ from sparsegen.backends.interface import (
     ConvWeights,
     Host,
     Padding,
+    Source,
     Tiles,
 )
 
@@ -22,6 +23,7 @@ from ..engine.coded import Coded, encode, tabulate
 from ..engine.feature import Feature
 from ..engine.run import Run
 from ..errors import ShapeError
+from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
 from .base import Layer, Parameter
 
@@ -104,6 +106,15 @@ class Conv2d(Layer):
             kept=self.kept,
         )
         return Feature(run, (canvas,))
+
+    def of_array(self, run: Run, x: Array) -> Array:
+        """The convolution of an array of the backend `[N, H, W, I]` that no edit changes; it is not kept."""
+        n, height, width, _ = x.shape
+        size = self.geometry.output_size(height, width)
+        weights = _laid_out(run, self.path, self.geometry, self._prepare, size)
+        out = run.backend.alloc((n, *size, self.geometry.outputs))
+        run.backend.conv2d(out, TileSet.full(n, *size).tiles, Source((x,)), weights)
+        return out
 
     def _shape(self, x: Feature) -> tuple[int, int, int, int]:
         g, (n, h, w, c) = self.geometry, x.shape

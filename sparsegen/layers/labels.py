@@ -1,4 +1,7 @@
-"""A convolution of a label map, computed as table look-ups: labels come in, a feature or a coded feature comes out."""
+"""Look-ups: labels or the tokens of a text come in, a feature or a coded feature comes out.
+
+A convolution of a one-hot label map is a sum of table rows; so is the embedding of tokens.
+"""
 
 from __future__ import annotations
 
@@ -104,3 +107,31 @@ class LabelConv(Layer):
     @property
     def macs_per_pixel(self) -> int:
         return math.prod(self.weight.shape)
+
+
+class TokenEmbedding(Layer):
+    """The embedding of a text: the row of a token plus the row of its place in the text.
+
+    Reads an index feature (int32 `[N, H, W, 2]`: the id of a token; V plus its place). Parameters: `token_embedding`
+    `[V, C]`, `position_embedding` `[T, C]`.
+    """
+
+    def __init__(self, vocabulary: int, tokens: int, channels: int) -> None:
+        self.token_embedding = Parameter(vocabulary, channels)
+        self.position_embedding = Parameter(tokens, channels)
+
+    def __call__(self, tokens: Feature) -> Feature:
+        """`[N, H, W, 2]` → `[N, H, W, C]`."""
+        run, (n, h, w, _) = tokens.run, tokens.shape
+        table, zeros = run.prepared(self.path, self._prepare)
+
+        def look_up(canvas: Array, tiles: Tiles) -> None:
+            run.backend.lookup(canvas, tiles, tokens.parts[0].array, table, zeros)
+
+        shape = (n, h, w, self.token_embedding.shape[1])
+        canvas = run.compute(self.path, shape, tokens.reads(Window()), look_up, macs_per_pixel=0)
+        return Feature(run, (canvas,))
+
+    def _prepare(self, backend: Backend) -> tuple[Array, Array]:
+        table = np.concatenate([self.token_embedding.float32, self.position_embedding.float32])
+        return backend.upload(table[None]), backend.alloc((table.shape[1],))

@@ -22,6 +22,7 @@ from ..engine.run import Run
 from ..errors import InputError, ShapeError
 from ..layers import Attention, AvgPool, Conv2d, GroupNorm, Layer, Linear
 from .base import Inputs, Model, multiples_near, named_sizes
+from .transformer import SpatialTransformer, Text
 
 _MOST = 65536
 _RANGES = {
@@ -240,13 +241,21 @@ class Upsample(Layer):
 class Level(Layer):
     """The blocks of one resolution, on the way down or up."""
 
-    def __init__(self, block: list[ResBlock], attn: list[AttentionBlock]) -> None:
+    def __init__(self, block: list[ResBlock], attn: list[AttentionBlock | SpatialTransformer]) -> None:
         self.block, self.attn = block, attn
 
-    def __call__(self, number: int, x: Feature, temb: Array) -> Feature:
+    def __call__(self, number: int, x: Feature, temb: Array, text: Text | None) -> Feature:
         """The residual block of that number, then its attention block if the level has attention."""
         x = self.block[number](x, temb)
-        return self.attn[number](x) if self.attn else x
+        return attended(self.attn[number], x, text) if self.attn else x
+
+
+def attended(block: AttentionBlock | SpatialTransformer, x: Feature, text: Text | None) -> Feature:
+    """x after an attention block; a transformer attends to the text too."""
+    if isinstance(block, AttentionBlock):
+        return block(x)
+    assert text is not None  # a model with transformers has the condition
+    return block(x, text)
 
 
 class DownLevel(Level):
@@ -264,17 +273,24 @@ class UpLevel(Level):
 class Middle(Layer):
     """The lowest resolution: block, attention (in most models), block."""
 
-    attn_1: AttentionBlock | None = None
+    attn_1: AttentionBlock | SpatialTransformer | None = None
 
-    def __init__(self, channels: int, config: UNetConfig, *, film: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        config: UNetConfig,
+        attn_1: AttentionBlock | SpatialTransformer | None,
+        *,
+        film: bool,
+    ) -> None:
         self.block_1 = ResBlock(channels, channels, config, film=film)
-        if config.middle_attention:
-            self.attn_1 = AttentionBlock(channels, config, norm=config.middle_norm)
+        if attn_1 is not None:
+            self.attn_1 = attn_1
         self.block_2 = ResBlock(channels, channels, config, film=film)
 
-    def __call__(self, x: Feature, temb: Array) -> Feature:
+    def __call__(self, x: Feature, temb: Array, text: Text | None) -> Feature:
         h = self.block_1(x, temb)
-        return self.block_2(h if self.attn_1 is None else self.attn_1(h), temb)
+        return self.block_2(h if self.attn_1 is None else attended(self.attn_1, h, text), temb)
 
 
 class UNet(Model):
@@ -295,13 +311,12 @@ class UNet(Model):
         self.temb = self._time_embedding()
         self.conv_in = Conv2d(config.in_channels, config.channels)
         self.down: list[DownLevel] = []
-        self.mid = Middle(levels[-1], config, film=film)
+        middle = self._middle_attention() if config.middle_attention else None
+        self.mid = Middle(levels[-1], config, middle, film=film)
         self.up: list[UpLevel] = []
 
-        def attention(level: int, count: int) -> list[AttentionBlock]:
-            return [
-                AttentionBlock(levels[level], config) for _ in range(count if config.attention[level] else 0)
-            ]
+        def attention(level: int, count: int) -> list[AttentionBlock | SpatialTransformer]:
+            return [self._attention(level) for _ in range(count if config.attention[level] else 0)]
 
         channels, skips = config.channels, [config.channels]
         for i, width in enumerate(levels):
@@ -330,19 +345,20 @@ class UNet(Model):
     def forward(self, canvases: dict[str, Feature], conditions: dict[str, Host]) -> Feature:
         x = canvases["x"]
         temb = self.temb(x.run, self.embedded_time(conditions[self.time]))
+        text = self._text(x.run, conditions)
         h = self.conv_in(x)
         skips = [h]
         for level in self.down:
             for i in range(self.config.blocks):
-                h = level(i, h, temb)
+                h = level(i, h, temb, text)
                 skips.append(h)
             if level.downsample is not None:
                 h = level.downsample(h, temb)
                 skips.append(h)
-        h = self.mid(h, temb)
+        h = self.mid(h, temb, text)
         for up in reversed(self.up):
             for i in range(self.config.blocks + 1):
-                h = up(i, concat(h, skips.pop()), temb)
+                h = up(i, concat(h, skips.pop()), temb, text)
             if up.upsample is not None:
                 h = up.upsample(h, temb)
         return self.conv_out(silu(self.norm_out(h)))
@@ -351,6 +367,18 @@ class UNet(Model):
     def time(self) -> str:
         """The name of the condition that is embedded: `timestep`, `logsnr`."""
         return self.diffusion.time
+
+    def _attention(self, level: int) -> AttentionBlock | SpatialTransformer:
+        """An attention block of a level."""
+        return AttentionBlock(self.config.levels[level], self.config)
+
+    def _middle_attention(self) -> AttentionBlock | SpatialTransformer:
+        """The attention block of the middle."""
+        return AttentionBlock(self.config.levels[-1], self.config, norm=self.config.middle_norm)
+
+    def _text(self, run: Run, conditions: dict[str, Host]) -> Text | None:
+        """The text that the run is conditioned on; None: the family has no such condition."""
+        return None
 
     # -- defined by subclasses ---------------------------------------------------------------------------
 

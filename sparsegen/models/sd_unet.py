@@ -1,0 +1,146 @@
+"""The UNet of Stable Diffusion: noisy latents, a time and the features of a text come in, a prediction comes out.
+
+The UNet of `unet.py` whose attention blocks are transformers (`transformer.py`). Sources: Rombach et al.,
+"High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752; the configurations of Stable Diffusion
+1.x, 2.x and inpainting (github.com/CompVis/stable-diffusion, github.com/Stability-AI/stablediffusion).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import Host
+
+from ..checks import whole_number
+from ..engine.run import Run
+from ..errors import InputError, ShapeError
+from ..tiling.policies import Paper
+from .base import Inputs
+from .clip_text import token_grid
+from .transformer import SpatialTransformer, Text
+from .unet import Downsample, TimeEmbedding, UNet, UNetConfig, Upsample
+
+_MOST = 65536
+
+
+@dataclass(frozen=True)
+class SDUNetConfig(UNetConfig):
+    """The values that determine the model's shape; those of `UNetConfig`, with Stable Diffusion's defaults, and:
+
+    Attributes
+    ----------
+    heads
+        For each level, the number of attention heads; the middle has those of the last. 1.x: 8 everywhere; 2.x: heads
+        of 64 channels.
+    context
+        Channels of the text's features: 768 of 1.x, 1024 of 2.x.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: int = 320
+    levels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    blocks: int = 2
+    time_channels: int = 1280
+    eps: float = 1e-5
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    context: int = 768
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "context", whole_number("context", self.context, 1, _MOST))
+        if len(self.heads) != len(self.levels):
+            raise InputError(
+                f"heads has {len(self.heads)} entries, expected {len(self.levels)}, one per level"
+            )
+        for channels, heads in zip(self.levels, self.heads, strict=True):
+            if heads < 1 or channels % heads:
+                raise InputError(f"{channels} channels do not divide into {heads} heads")
+
+
+class SDUNet(UNet):
+    """Stable Diffusion's predictor of noise, or of the velocity between noise and latents.
+
+    `timestep` counts from 0, nearly clean, to 999. Of the inpainting model, x has nine channels: noisy latents, the
+    mask (1: to be painted), the latents of the masked image.
+    """
+
+    family = "sd-unet"
+    config_type = SDUNetConfig
+    time = "timestep"
+    film = False
+    paper = Paper(dilation=5, level_dilation=1, sparse_levels=16)
+    config: SDUNetConfig
+
+    def _time_embedding(self) -> TimeEmbedding:
+        c = self.config
+        return TimeEmbedding(c.channels, c.time_channels, frequency_shift=0, cosine_first=True)
+
+    def _downsample(self, channels: int) -> Downsample:
+        return Downsample(channels, symmetric=True)
+
+    def _upsample(self, channels: int) -> Upsample:
+        return Upsample(channels)
+
+    def _attention(self, level: int) -> SpatialTransformer:
+        c = self.config
+        return SpatialTransformer(c.levels[level], c.heads[level], c.context, groups=c.groups)
+
+    def _middle_attention(self) -> SpatialTransformer:
+        return self._attention(len(self.config.levels) - 1)
+
+    def _text(self, run: Run, conditions: dict[str, Host]) -> Text:
+        text = conditions["text"]
+        n, tokens, channels = text.shape
+        key = hashlib.sha256(text.tobytes()).digest() + bytes(str(text.shape), "ascii")
+        features = text.reshape(n, *token_grid(tokens), channels)
+        (uploaded,) = run.once_per_condition("text", key, lambda: (run.backend.upload(features),))
+        return Text(uploaded, key)
+
+    def encode(self, image: Any, *, base: Inputs | None = None, **conditions: Any) -> Inputs:
+        """Noisy latents, their time and the text, checked.
+
+        Parameters
+        ----------
+        image
+            Floats `[h, w, C]` or `[N, h, w, C]`.
+        timestep
+            A number, or one for each sample `[N]`; None: the base's.
+        text
+            Features of a text, floats `[T, context]` for all samples, or `[N, T, context]`; None: the base's.
+
+        Raises
+        ------
+        InputError, ShapeError
+        """
+        text = conditions.pop("text", None)
+        inputs = super().encode(image, base=base, **conditions)
+        if text is None and base is None:
+            raise InputError(
+                f"no text is given; {self.family} needs text= in the first run: features [N, T, C]"
+            )
+        given = base.conditions["text"] if text is None and base is not None else self._features(text)
+        if given.shape[0] not in (1, inputs.shape[0]):
+            raise ShapeError(f"text is {given.shape}, expected features of 1 or {inputs.shape[0]} texts")
+        return Inputs(inputs.canvases, {**inputs.conditions, "text": given})
+
+    def _features(self, text: Any) -> Host:
+        features = np.asarray(text)
+        if not np.issubdtype(features.dtype, np.floating):
+            raise InputError(f"text is {features.dtype}, expected floats: the features of a text")
+        features = features[None] if features.ndim == 2 else features
+        if features.ndim != 3 or not features.size or features.shape[2] != self.config.context:
+            expected = f"[T, {self.config.context}] or [N, T, {self.config.context}]"
+            raise ShapeError(f"text is {np.shape(text)}, expected {expected}")
+        if not np.isfinite(features).all():
+            raise InputError("text holds values that are not finite")
+        return np.ascontiguousarray(features, np.float32)
+
+    def prediction(self, output: Host, x: Host, time: float) -> Host:
+        """The output as it is: noise or velocity."""
+        return output
