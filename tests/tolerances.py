@@ -52,6 +52,10 @@ TOLERANCES = {
     "norm_affine": Tolerance(
         1e-6, "moments, a scale and a shift rounded, then a product and a sum in float32 (measured 2e-7)"
     ),
+    "pipeline": Tolerance(
+        1e-4,
+        "four steps of a text encoder, a UNet in two halves and a decoder, each within 1e-5 of its largest value",
+    ),
     "linear": Tolerance(5e-7, "sums of up to 300 products, any order (measured 1.4e-7)"),
     "layer norm": Tolerance(
         1e-6, "two moments of up to 320 channels, a root and the products with them; then as a convolution"

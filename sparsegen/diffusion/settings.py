@@ -181,3 +181,68 @@ def _chosen(defaults: DiffusionDefaults, own: Mapping[str, Any], given: Mapping[
     taken = samplers.get_sampler(settings.sampler).options
     options = {name: each for name, each in settings.options.items() if name in chosen or name in taken}
     return dataclasses.replace(settings, options=options)
+
+
+@dataclass(frozen=True)
+class LatentSettings(Settings):
+    """How latents are denoised, conditioned on a text."""
+
+    strength: float = 1.0
+    """The share of the steps that are taken, the last ones: 1 from noise alone, less from a noised image."""
+    guidance: float = 7.5
+    """How far predictions are moved away from those of the negative text (Ho and Salimans, arXiv 2207.12598)."""
+
+    def checked(self) -> LatentSettings:
+        """As in the base. Raises InputError."""
+        strength = in_range("strength", self.strength, 0, 1, ends="(]")
+        settings = dataclasses.replace(
+            self, strength=strength, guidance=in_range("guidance", self.guidance, 0)
+        )
+        checked = super(LatentSettings, settings).checked()
+        assert isinstance(checked, LatentSettings)
+        return checked
+
+    def times(self) -> list[float]:
+        """As in the base, of the last `strength` of the steps, rounded down as in diffusers."""
+        layout = samplers.get_sampler(self.sampler).layout
+        laid = self.noise_schedule().times(self.steps, None, dataclasses.replace(layout, second_twice=False))
+        left = min(int(self.steps * self.strength), len(laid))
+        if not left:
+            raise InputError(
+                f"strength is {self.strength}, which leaves none of {self.steps} steps; give at least "
+                f"{1 / self.steps:.3g}, or more steps"
+            )
+        times = [float(t) for t in laid[len(laid) - left :]]
+        return [*times[:2], *times[1:]] if layout.second_twice and left > 1 else times
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative text counts."""
+        return self.guidance != 1
+
+
+def latent_settings(own: Mapping[str, Any], predicts: str, **given: Any) -> LatentSettings:
+    """The settings of latent diffusion: those `given` and not None, else the checkpoint's `own`, else the usual ones.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be used; names it and its range.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    usual = {"steps": 50, "sampler": "ddim", "schedule": "stable_diffusion"}
+    named = {each.name for each in dataclasses.fields(LatentSettings)} - {"options"}
+    merged = {**usual, **own, **chosen, "noise_level": 1000, "clip": None}
+    sampler = samplers.get_sampler(merged["sampler"])
+    if not sampler.goes_with("timestep", predicts):
+        fit = [name for name, one in samplers.SAMPLERS.items() if one.goes_with("timestep", predicts)]
+        raise InputError(
+            f"sampler {merged['sampler']!r} does not go with this model; choose one of {', '.join(fit)}"
+        )
+    common = {name: value for name, value in merged.items() if name in named}
+    options = {
+        name: value
+        for name, value in merged.items()
+        if name not in named and (name in chosen or name in sampler.options)
+    }
+    return LatentSettings(**common, options=options).checked()

@@ -69,7 +69,7 @@ class BackendAllocator(Allocator):
     def __init__(self, backend: Backend, *, turn: Turn | None = None) -> None:
         self.turn = turn or Turn()
         self._backend = backend
-        self._scratch: dict[tuple[str | int, ...], Array] = {}
+        self._scratch: dict[tuple[str, tuple[int, ...]], Array] = {}
         self._shared: dict[str, Array] = {}
         self.conditioned = {}
 
@@ -86,7 +86,7 @@ class BackendAllocator(Allocator):
         return self._backend.download(array)
 
     def scratch(self, name: str, shape: Sequence[int]) -> Array:
-        key = (name, *shape)
+        key = (name, tuple(shape))
         if key not in self._scratch:
             self._scratch[key] = self._backend.alloc(shape)
         return self._scratch[key]

@@ -154,7 +154,7 @@ class Store(NotCopied, Allocator):
         self._free: dict[int, list[_Block]] = {}
         """Size -> freed RAM blocks, kept for reuse."""
         self._files: list[_File] = []
-        self._scratch: dict[tuple[str | int, ...], Host] = {}
+        self._scratch: dict[tuple[str, tuple[int, ...]], Host] = {}
         self.conditioned = {}
         self._shared: dict[str, Array] = {}
         self.ram_bytes = 0
@@ -190,7 +190,7 @@ class Store(NotCopied, Allocator):
     def scratch(self, name: str, shape: Sequence[int]) -> Array:
         """The float32 array of that name and shape, in RAM; it does not count towards the budget."""
         with self._lock:
-            key = (name, *shape)
+            key = (name, tuple(shape))
             if key not in self._scratch:
                 self._scratch[key] = np.empty(tuple(shape), np.float32)
             return self._scratch[key]

@@ -176,11 +176,11 @@ class GauGAN(Model):
     def start_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the lowest resolution for a label map of `height` × `width`. Raises ShapeError."""
         self.check_size(height, width)
-        return height // self._unit, width // self._unit
+        return height // self.unit, width // self.unit
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
         """Supported sizes, the nearest first: multiples of 2 to the number of doublings; with z, of one area."""
-        unit, cells = self._unit, self.config.start_cells
+        unit, cells = self.unit, self.config.start_cells
         if not self.config.z_dim:
             return multiples_near(unit, height, width)
         sizes = [(rows * unit, cells // rows * unit) for rows in range(1, cells + 1) if cells % rows == 0]
@@ -189,7 +189,7 @@ class GauGAN(Model):
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ShapeError, which names the nearest sizes, if label maps of that size are not supported."""
-        unit = self._unit
+        unit = self.unit
         if height % unit or width % unit or not height or not width:
             need = f"needs multiples of {unit}"
         elif self.config.z_dim and height * width != self.config.start_cells * unit * unit:
@@ -274,7 +274,7 @@ class GauGAN(Model):
         return np.clip(v, 0, 255, out=v).astype(np.uint8)
 
     @property
-    def _unit(self) -> int:
+    def unit(self) -> int:
         """The divisor of a label map's sides: 2 to the number of doublings."""
         return int(2 ** _HALVINGS[self.config.num_upsampling_layers])
 

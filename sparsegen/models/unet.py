@@ -456,18 +456,18 @@ class UNet(Model):
 
     def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
         """Supported sizes, the nearest first: sides in multiples of 2 to the number of halvings."""
-        return multiples_near(self._unit, height, width)
+        return multiples_near(self.unit, height, width)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ShapeError, which names the nearest sizes, if images of that size are not supported."""
-        if height % self._unit or width % self._unit or not height or not width:
+        if height % self.unit or width % self.unit or not height or not width:
             raise ShapeError(
-                f"the image is {height}×{width}; this model needs sides in multiples of {self._unit}, "
+                f"the image is {height}×{width}; this model needs sides in multiples of {self.unit}, "
                 f"the nearest are {named_sizes(self.sizes_near(height, width))}"
             )
 
     @property
-    def _unit(self) -> int:
+    def unit(self) -> int:
         """The divisor of an image's sides: 2 to the number of halvings."""
         return int(2 ** (len(self.config.levels) - 1))
 

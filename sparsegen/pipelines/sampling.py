@@ -98,7 +98,7 @@ def sample(
         return output
 
     x = samplers.noise(seed, START, shape)
-    for step in denoised(model, settings, compute, x, samplers.seeded(seed, shape)):
+    for step in denoised(model, diffusion, settings, compute, x, samplers.seeded(seed, shape)):
         x = np.clip(step.x, -1, 1) if step.next_timestep is None else step.x
         if on_step is not None:
             on_step(dataclasses.replace(step, x=x.copy()))

@@ -28,7 +28,6 @@ from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
-from ..engine.carried import Deltas
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
@@ -40,7 +39,7 @@ from ..tiling.masks import dilated
 from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, union
 from . import sdedit_file
-from .steps import CachePlan, Denoising, cache_blocks
+from .steps import CachePlan, Denoising, Repainting, cache_blocks, carried_rows
 
 _NO_IMAGE = "no image yet: call run(original) first, and let it end"
 
@@ -277,39 +276,25 @@ class SDEdit(Door):
             if region.mask()[region.edited].all():
                 rows = (0,) * len(rows)  # an edit of everything is the dense run
             spread = union([region, stale]) if chosen.exact else region
-            records: list[LayerRecord] = []
-            steps: list[StepRecord] = []
-            active, painted, left = TileSet.empty(*image.shape[:3]), before, stale
+            painted, left, repainting = before, stale, None
             with base.edit() as journals:
                 if region.count:
-                    plan = chosen.plan(spread.mask(), settled=not stale.count)
-                    deltas: list[Deltas] = []
-                    """Of the last two steps that computed every layer."""
+                    repainting = Repainting(
+                        self._states,
+                        journals,
+                        region,
+                        spread,
+                        lambda: chosen.plan(spread.mask(), settled=not stale.count),
+                        rows,
+                    )
 
                     def compute(i: int, x: Host, now: float) -> Host:
-                        nonlocal active, plan
-                        began, state = time.perf_counter(), self._states[i]
-                        # with a tau, active tiles depend on values: each step has a plan
-                        if i and plan.tau is not None:
-                            plan = chosen.plan(spread.mask(), settled=not stale.count)
-                        run, active, values = state.repaint(
-                            {"x": x},
-                            region,
-                            plan,
-                            journal=journals[i],
-                            spread=spread,
-                            carried=deltas[-1].at(i, *deltas[:-1]) if rows[i] else None,
-                            wanted=region.tiles,
-                        )
-                        if any(rows) and not rows[i]:
-                            deltas[:] = [*deltas[-1:], state.deltas(i, journals[i], max(rows))]
-                        records.extend(run.records)
-                        steps.append(StepRecord.of(i, not rows[i], run.records, time.perf_counter() - began))
+                        values = repainting(i, x)
                         self.store.drop_pages()
                         return values
 
                     painted = self._denoising.edited(image, before, region, compute, on_step)
-                    unspread = self._states[0].unspread(region, plan)
+                    unspread = self._states[0].unspread(region, repainting.plan)
                     left = TileSet.empty(*region.shape) if chosen.exact else union([stale, unspread])
                 done = Edit(journals if region.count else (), stale, before)
                 limit = undo_limit(self._undo, base.nbytes)
@@ -317,7 +302,15 @@ class SDEdit(Door):
                 journal_bytes = sum(journal.nbytes for journal in journals)
                 area = float(difference.mean())
                 result = self._result(
-                    base, after, start, active, records, area, ignored, journal_bytes, steps
+                    base,
+                    after,
+                    start,
+                    repainting.active if repainting else TileSet.empty(*image.shape[:3]),
+                    repainting.records if repainting else [],
+                    area,
+                    ignored,
+                    journal_bytes,
+                    repainting.steps if repainting else (),
                 )
                 base.commit(after)
             return result
@@ -342,7 +335,7 @@ class SDEdit(Door):
             records: list[LayerRecord] = []
 
             def compute(i: int, x: Host, now: float) -> Host:
-                whole = self._denoising.input(i, region.tiles, x)
+                whole = self._denoising.input(i, len(image), region.tiles, x)
                 inputs = self.model.encode(whole, **{self.model.diffusion.time: now})
                 run, output = scratch.paint(inputs.canvases, inputs.conditions, keep_canvases=False)
                 records.extend(run.records)
@@ -468,11 +461,7 @@ class SDEdit(Door):
 
     def _carried_rows(self, height: int, width: int) -> tuple[int, ...]:
         """For each step, the rows of the first resolution that is carried, of an image of that size; 0: none is."""
-        frontier = self.policy.frontier
-        while frontier and min(height, width) >> frontier < self.policy.least_size:
-            frontier -= 1  # of a resolution that is computed whole, no step keeps a canvas
-        refreshed = self.policy.refreshed(len(self.times))
-        return tuple(0 if every else height >> frontier for every in refreshed)
+        return carried_rows(self.policy, height, width, len(self.times))
 
     def _warn_of_steps(self, rows: Sequence[int]) -> None:
         """Warn of an edit that computes every layer at steps of which the session keeps few canvases."""
@@ -491,8 +480,7 @@ class SDEdit(Door):
         for each in dict.fromkeys(rows):
             of_rows[each], of_all = cache_blocks(
                 self.model,
-                image,
-                self.times[0],
+                self.model.encode(image, **{self._denoising.diffusion.time: self.times[0]}),
                 self.storage,
                 least_size=self.policy.least_size,
                 carried_rows=each,

@@ -7,8 +7,10 @@ A sampler only adds, multiplies and clips pixel by pixel. So an edit runs it on 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,14 @@ from ..diffusion.settings import DiffusionDefaults, OnStep, Settings
 from ..editing.dry_run import dry_run
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
+from ..engine.carried import Deltas
+from ..engine.journal import Journal
 from ..engine.memory import input_path
 from ..engine.memory_float16 import memory_kind
+from ..engine.stats import LayerRecord, StepRecord
 from ..engine.store import block_bytes
-from ..tiling.policies import Everything
+from ..models.base import Inputs, Model
+from ..tiling.policies import Everything, Plan, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles
 
 Compute = Callable[[int, Image, float], Image]
@@ -66,13 +72,12 @@ class CachePlan:
 
 
 def cache_blocks(
-    model: Any, x: Host, time: float, storage: str, *, least_size: int, carried_rows: int
+    model: Model, inputs: Inputs, storage: str, *, least_size: int = 0, carried_rows: int = 0
 ) -> tuple[list[int], dict[str, int]]:
-    """Bytes of the canvases that a step keeps of a noisy image, and of the canvases that all steps share, by path.
+    """Bytes of the canvases that a state keeps of its inputs, and of the canvases that all states share, by path.
 
-    `least_size` and `carried_rows` are those of the step's `Memory`.
+    `least_size` and `carried_rows` are those of the state's `Memory`.
     """
-    inputs = model.encode(x, **{model.diffusion.time: time})
     backend = ShapesBackend()
     memory = memory_kind(storage)(backend, BackendAllocator(backend))
     memory.inputs = {name: input_path(name) for name in inputs.canvases}
@@ -88,7 +93,9 @@ def cache_blocks(
     return each, shared
 
 
-def denoised(model: Any, settings: Settings, compute: Compute, x: Image, noise: Noise) -> Iterator[Step]:
+def denoised(
+    model: Any, diffusion: DiffusionDefaults, settings: Settings, compute: Compute, x: Image, noise: Noise
+) -> Iterator[Step]:
     """The sampler's steps from `x` on, float32 `[..., C]`: whole images, or tiles of them.
 
     `noise(i)` is the standard normal noise of step i, of x's shape. Between two steps the caller may write into
@@ -99,8 +106,74 @@ def denoised(model: Any, settings: Settings, compute: Compute, x: Image, noise: 
         predicted: Image = model.prediction(compute(i, x, now), x, now)
         return predicted
 
-    diffusion: DiffusionDefaults = model.diffusion
     return settings.trajectory(predict, x, predicts=diffusion.predicts, noise=noise)
+
+
+class Repainting:
+    """An edit on its way through the states of all steps.
+
+    Parameters
+    ----------
+    states, journals
+        One of each for every step.
+    changed
+        The pixels of the model's input that change.
+    spread
+        The pixels from which active tiles grow.
+    plan
+        Makes the plan of the edit.
+    rows
+        For each step, the rows of the first resolution whose deltas are carried on; 0: every layer is computed.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[State],
+        journals: Sequence[Journal],
+        changed: TileSet,
+        spread: TileSet,
+        plan: Callable[[], Plan],
+        rows: Sequence[int],
+    ) -> None:
+        self.records: list[LayerRecord] = []
+        self.steps: list[StepRecord] = []
+        self.active = TileSet.empty(*changed.shape)
+        """Tiles of the output that the last step repainted."""
+        self._states, self._journals, self._rows = states, journals, rows
+        self._changed, self._spread = changed, spread
+        self._make_plan, self.plan = plan, plan()
+        self._deltas: list[Deltas] = []
+        """Of the last two steps that computed every layer."""
+
+    def __call__(self, i: int, x: Host) -> Host:
+        """The output of step i in the changed tiles, whose values are `x`; both `[K, TILE, TILE, C]`."""
+        began, state, rows = time.perf_counter(), self._states[i], self._rows
+        # with a tau, active tiles depend on values: each step has a plan
+        if i and self.plan.tau is not None:
+            self.plan = self._make_plan()
+        deltas = self._deltas
+        run, self.active, values = state.repaint(
+            {"x": x},
+            self._changed,
+            self.plan,
+            journal=self._journals[i],
+            spread=self._spread,
+            carried=deltas[-1].at(i, *deltas[:-1]) if rows[i] else None,
+            wanted=self._changed.tiles,
+        )
+        if any(rows) and not rows[i]:
+            deltas[:] = [*deltas[-1:], state.deltas(i, self._journals[i], max(rows))]
+        self.records.extend(run.records)
+        self.steps.append(StepRecord.of(i, not rows[i], run.records, time.perf_counter() - began))
+        return values
+
+
+def carried_rows(policy: Policy, height: int, width: int, steps: int) -> tuple[int, ...]:
+    """For each step, the rows of the first resolution that is carried, of inputs of that size; 0: none is."""
+    frontier = policy.frontier
+    while frontier and min(height, width) >> frontier < policy.least_size:
+        frontier -= 1  # of a resolution that is computed whole, no step keeps a canvas
+    return tuple(0 if every else height >> frontier for every in policy.refreshed(steps))
 
 
 class Denoising:
@@ -114,10 +187,28 @@ class Denoising:
         The settings of the denoising.
     states
         One for each step, painted or to be painted with the noised image.
+    diffusion
+        The diffusion side of the model; None: its family's.
+    draw
+        `draw(i, shape)` is the noise of step i, or of `START`; None: `samplers.noise` of the seed.
+    most
+        The result is cut to ±most; None: it is not.
     """
 
-    def __init__(self, model: Any, settings: Settings, states: Sequence[State]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        settings: Settings,
+        states: Sequence[State],
+        *,
+        diffusion: DiffusionDefaults | None = None,
+        draw: Callable[[int, tuple[int, ...]], Host] | None = None,
+        most: float | None = 1.0,
+    ) -> None:
         self.model, self.settings, self.states = model, settings, states
+        self.diffusion: DiffusionDefaults = model.diffusion if diffusion is None else diffusion
+        self._draw = partial(samplers.noise, settings.seed) if draw is None else draw
+        self._most = most
         self.times = settings.times()
         self.schedule = settings.noise_schedule()
         self._noise: Host | None = None
@@ -129,7 +220,7 @@ class Denoising:
         ends: list[float | None] = [*self.times[1:], None]
         for i, (now, after) in enumerate(zip(self.times, ends, strict=True)):
             x = self.schedule.noised(image, noise, now)
-            yield i, {self.model.diffusion.time: now}, x, Step(i, len(self.times), now, after, x, image)
+            yield i, {self.diffusion.time: now}, x, Step(i, len(self.times), now, after, x, image)
 
     def edited(
         self, image: Host, before: Host, region: TileSet, compute: Compute, on_step: OnStep | None
@@ -147,24 +238,24 @@ class Denoising:
         on_step
             Called after every step with whole images; its `x0` is a preview in the region, `before` elsewhere.
         """
-        tiles, pixels, seed = region.tiles, region.pixels[..., None], self.settings.seed
+        tiles, pixels = region.tiles, region.pixels[..., None]
 
         def noise(i: int) -> Host:  # of the whole image, since a generator gives it in order
-            whole = self._start_noise(before.shape) if i == START else samplers.noise(seed, i, before.shape)
+            whole = self._start_noise(before.shape) if i == START else self._draw(i, before.shape)
             return gather_tiles(whole, tiles)
 
         x = self.schedule.noised(gather_tiles(image, tiles), noise(START), self.times[0])
         # of all steps before the first is computed: on a device, one wait then serves them all
         held = [state.fetch_input("x", tiles) for state in self.states]
         np.copyto(x, held[0](), where=~pixels)
-        for step in denoised(self.model, self.settings, compute, x, noise):
+        for step in denoised(self.model, self.diffusion, self.settings, compute, x, noise):
             x, last = step.x, step.next_timestep is None
-            if last:
-                np.clip(x, -1, 1, out=x)
+            if last and self._most is not None:
+                np.clip(x, -self._most, self._most, out=x)
             around = gather_tiles(before, tiles) if last else held[step.index + 1]()
             np.copyto(x, around, where=~pixels)
             if on_step is not None:
-                image = _with(before, tiles, x) if last else self.input(step.index + 1, tiles, x)
+                image = _with(before, tiles, x) if last else self.input(step.index + 1, len(before), tiles, x)
                 preview = _with(before, tiles, np.where(pixels, step.x0, gather_tiles(before, tiles)))
                 preview.flags.writeable = False
                 on_step(dataclasses.replace(step, x=image, x0=preview))
@@ -172,13 +263,13 @@ class Denoising:
 
     def _start_noise(self, shape: tuple[int, ...]) -> Host:
         if self._noise is None or self._noise.shape != shape:
-            self._noise = samplers.noise(self.settings.seed, START, shape)
+            self._noise = self._draw(START, shape)
         return self._noise
 
-    def input(self, i: int, tiles: Tiles, values: Host) -> Host:
-        """The noisy image `[N, H, W, C]` that step i reads, with other values in some tiles."""
+    def input(self, i: int, samples: int, tiles: Tiles, values: Host) -> Host:
+        """The noisy image `[N, H, W, C]` that step i reads of the first samples, with other values in some tiles."""
         state = self.states[i]
-        return _with(state.memory.whole(state.inputs["x"]), tiles, values)
+        return _with(state.memory.whole(state.inputs["x"])[:samples], tiles, values)
 
 
 def _with(image: Host, tiles: Tiles, values: Host) -> Host:

@@ -154,7 +154,7 @@ def test_no_size_that_fits_lies_nearer():
 
 
 def takes(network, height: int, width: int) -> bool:
-    unit = network._unit
+    unit = network.unit
     cells = getattr(network.config, "start_cells", 0)
     fits = height % unit == 0 and width % unit == 0
     return fits and (not cells or height * width == cells * unit * unit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -16,36 +15,10 @@ from sparsegen.models import VAEConfig, VAEDecoder, VAEEncoder
 from sparsegen.models.base import Model
 from sparsegen.tiling.policies import Exact
 from tests.networks import values
+from tests.oracles.sd_models import vae_path
 from tests.tolerances import check
 
 SMALL = VAEConfig(levels=(16, 32, 32), blocks=1, groups=8)
-
-# diffusers' names -> ours, of either half
-_NAMES = (
-    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
-    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
-    (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
-    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
-    (r"conv_shortcut", "nin_shortcut"),
-    (r"conv_norm_out", "norm_out"),
-)
-
-
-def ours(name: str, levels: int) -> str:
-    """Our path of a parameter that diffusers calls `name`; the first name is the half's."""
-    name = name.removeprefix("encoder.").removeprefix("decoder.")
-    for pattern, path in _NAMES:
-        name = re.sub(pattern, path, name)
-    for kind, path in (("resnets", "block"), ("upsamplers.0", "upsample")):
-        name = re.sub(
-            rf"up_blocks\.(\d+)\.{re.escape(kind)}",
-            lambda m, p=path: f"up.{levels - 1 - int(m[1])}.{p}",
-            name,
-        )
-    return name
 
 
 def pair(config: VAEConfig) -> tuple[Any, VAEEncoder, VAEDecoder]:
@@ -74,7 +47,7 @@ def pair(config: VAEConfig) -> tuple[Any, VAEEncoder, VAEDecoder]:
         found: dict[str, Host] = {}
         for name, value in state.items():
             if name.startswith(first):
-                path = ours(name, count)
+                path = vae_path(name, count)
                 shape = model.parameters()[path].shape
                 found[path] = value.reshape(shape)  # attention's matrices [C, C] are 1×1 kernels
         model.load_parameters(found)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sparsegen import Bundle
 from sparsegen.backends.interface import Host
-from sparsegen.models import CLIPText, CLIPTextConfig, SDUNet, SDUNetConfig
+from sparsegen.models import (
+    CLIPText,
+    CLIPTextConfig,
+    SDUNet,
+    SDUNetConfig,
+    Tokenizer,
+    VAEConfig,
+    VAEDecoder,
+    VAEEncoder,
+)
 from sparsegen.models.base import Model
 
 # diffusers' names -> ours
@@ -37,6 +49,34 @@ _TEXT = (
     (r"embeddings\.(token|position)_embedding\.weight", r"embeddings.\1_embedding"),
     (r"encoder\.layers\.", "layer."),
 )
+
+
+# diffusers' names of either half of an autoencoder -> ours
+_VAE = (
+    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+)
+
+
+def vae_path(name: str, levels: int) -> str:
+    """Our path of a parameter that diffusers calls `name`; the first name is the half's."""
+    name = name.removeprefix("encoder.").removeprefix("decoder.")
+    for pattern, path in _VAE:
+        name = re.sub(pattern, path, name)
+    for kind, path in (("resnets", "block"), ("upsamplers.0", "upsample")):
+        name = re.sub(
+            rf"up_blocks\.(\d+)\.{re.escape(kind)}",
+            lambda m, p=path: f"up.{levels - 1 - int(m[1])}.{p}",
+            name,
+        )
+    return name
 
 
 def unet_path(name: str, levels: int) -> str:
@@ -139,3 +179,77 @@ def encoders(config: CLIPTextConfig, *, seed: int = 0) -> tuple[Any, CLIPText]:
     state = net.state_dict().items()
     take(model, {text_path(name): value.numpy() for name, value in state if "position_ids" not in name})
     return net, model
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The networks of a tiny Stable Diffusion with random weights: diffusers' and transformers', and ours."""
+
+    vae: Any
+    text: Any
+    unet: Any
+    prediction: str
+    bundle: Bundle
+
+    def scheduler(self, kind: str = "DDIMScheduler", **settings: Any) -> Any:
+        """diffusers' scheduler of that class, with Stable Diffusion's settings."""
+        diffusers = pytest.importorskip("diffusers")
+        usual = {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": self.prediction,
+            **settings,
+        }
+        return getattr(diffusers, kind)(**usual)
+
+    def features(self, text: str) -> Any:
+        """The features that transformers' encoder gives a text, `[1, 77, C]`."""
+        torch = pytest.importorskip("torch")
+        ids = torch.from_numpy(Tokenizer().encode(text).ids[None].astype(np.int64))
+        with torch.no_grad():
+            return self.text(ids).last_hidden_state
+
+
+@cache
+def parts(*, channels: int = 4, prediction: str = "epsilon", seed: int = 0) -> Parts:
+    """`channels` that the UNet reads: 9 of an inpainting model."""
+    diffusers = pytest.importorskip("diffusers")
+    config = SDUNetConfig(
+        in_channels=channels,
+        channels=32,
+        levels=(32, 64),
+        attention=(True, False),
+        blocks=1,
+        time_channels=128,
+        heads=(2, 4),
+        context=32,
+        groups=16,
+    )
+    unet, our_unet = unets(config, seed=seed)
+    unet.register_to_config(sample_size=8)
+    text, our_text = encoders(CLIPTextConfig(width=32, layers=2, heads=4, hidden=48), seed=seed)
+    vae = stirred(
+        diffusers.AutoencoderKL(
+            block_out_channels=(16, 16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+        )
+    )
+    half = VAEConfig(levels=(16, 16, 32), blocks=1, groups=8)
+    encoder, decoder = VAEEncoder(half), VAEDecoder(half)
+    state = {name: value.numpy() for name, value in vae.state_dict().items()}
+    for model, first in ((encoder, ("encoder.", "quant_conv.")), (decoder, ("decoder.", "post_quant_conv."))):
+        take(model, {vae_path(n, 3): value for n, value in state.items() if n.startswith(first)})
+    our_unet.size = (8, 8)
+    models = {"unet": our_unet, "encoder": encoder, "decoder": decoder, "text": our_text}
+    bundle = Bundle(
+        "tiny",
+        models,
+        dict.fromkeys(models, "random"),
+        schedule="stable_diffusion",
+    )
+    object.__setattr__(bundle, "prediction", "noise" if prediction == "epsilon" else "velocity")
+    return Parts(vae, text, unet, prediction, bundle)

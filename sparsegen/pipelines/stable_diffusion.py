@@ -1,0 +1,624 @@
+"""Stable Diffusion sessions: an image, a text and edited copies come in, realistic edits come out, recomputed in part.
+
+As in `sdedit.py`, in the space of latents. The original is encoded, and noised for every denoising step; its
+activations at each step do not depend on an edit: they are computed once. An edit repaints the canvases of the encoder,
+then of the UNet at every step (of the negative text and of the text, side by side), then of the decoder. Latents
+outside the edit are held, and pixels outside it are never written: they come back bit for bit, however many edits
+follow each other. Sources: Rombach et al., arXiv 2112.10752; Meng et al., "SDEdit", arXiv 2108.01073; SIGE, arXiv
+2211.02048.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import TILE, Host
+
+from ..checks import whole_number
+from ..diffusion import samplers
+from ..diffusion.random import torch_noise
+from ..diffusion.samplers import START
+from ..diffusion.settings import OnStep, latent_settings
+from ..editing.door import Door, Result, warn_of_canvases, within_mask
+from ..editing.history import Base, Edit, History, undo_limit
+from ..editing.state import State
+from ..engine.allocator import BackendAllocator
+from ..engine.device_store import open_store
+from ..engine.memory_float16 import memory_kind
+from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
+from ..engine.store import parse_size
+from ..engine.turn import Turn
+from ..errors import InputError, SessionError, ShapeError
+from ..models.base import Inputs, Model
+from ..tiling.masks import dilated
+from ..tiling.policies import Fast, Paper, Policy
+from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
+from .latents import LatentDiffusion, draws, guided, reduced
+from .steps import CachePlan, Denoising, Repainting, cache_blocks, carried_rows
+
+_NO_IMAGE = "no image yet: call run(original) first, and let it end"
+MARGIN = 5
+"""Pixels around an edit that are recomputed with it, as in SIGE's Stable Diffusion."""
+
+
+class StableDiffusion(Door):
+    """An editing session of an image with latent diffusion.
+
+    Parameters
+    ----------
+    models
+        The models of a checkpoint: `LatentDiffusion(sparsegen.load_bundle(path))`.
+    prompt, negative
+        The text that edits follow, and one that they stay away from.
+    steps, strength, guidance, sampler, seed, skip, options
+        As for `generate`; strength None: 0.8.
+    policy
+        The policy of edits that give none: "fast", "paper" (SIGE's settings), "exact", "adaptive(TAU)".
+    margin
+        Pixels around an edit that are recomputed with it.
+    ram, folder
+        As for `SDEdit`, of the UNet's canvases at all steps. Those of encoder and decoder lie in RAM.
+    storage
+        "float32", or "float16": all canvases take half the memory.
+    undo
+        As for `Session`, over all canvases.
+
+    Raises
+    ------
+    InputError, BackendError
+        An option cannot be used; the message names it and the reason.
+    """
+
+    not_copied = "run another session"
+
+    def __init__(
+        self,
+        models: LatentDiffusion,
+        prompt: str,
+        *,
+        negative: str = "",
+        steps: int | None = None,
+        strength: float | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        seed: samplers.Seed = 0,
+        skip: int = 0,
+        policy: str | Policy = "fast",
+        margin: int = MARGIN,
+        ram: int | str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        storage: str = "float32",
+        undo: int | str | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(models, LatentDiffusion):
+            raise InputError(
+                f"a StableDiffusion session needs LatentDiffusion(load_bundle(path)), not {type(models).__name__}"
+            )
+        if models.inpaints:
+            raise InputError(
+                f"{models.name} is an inpainting model, whose UNet reads the mask of an edit; use generate() with it, "
+                "or a model of four channels here"
+            )
+        self.models, self.prompt, self.negative, self.skip = models, prompt, negative, skip
+        self.settings = latent_settings(
+            models.own,
+            models.diffusion.predicts,
+            steps=steps,
+            strength=0.8 if strength is None else strength,
+            guidance=guidance,
+            sampler=sampler,
+            seed=seed,
+            **options,
+        )
+        self.margin = whole_number("margin", margin, 0, unit="of pixels")
+        self.policy = self._policy(policy)
+        self.store = open_store(models.backend, ram, folder)
+        memory_kind(storage)
+        self.storage = storage
+        self._undo = parse_size(undo)
+        self._states: list[State] = []
+        self._denoising = Denoising(
+            models.unet,
+            self.settings,
+            self._states,
+            diffusion=models.diffusion,
+            draw=draws(self.settings.seed, 1),  # the first draw is that of the encoder's latents
+            most=None,
+        )
+        self.times = self._denoising.times
+        self._encoder, self._decoder = self._state(models.encoder), self._state(models.decoder)
+        self._text: Host | None = None
+        """Features of the texts, `[1 or 2, T, C]`."""
+        self._running = False
+
+    @property
+    def _turn(self) -> Turn:
+        return self.store.turn
+
+    def __repr__(self) -> str:
+        s = self.settings
+        how = f"{s.sampler}, {len(self.times)} of {s.steps} steps, guidance {s.guidance:g}, seed {s.seed}"
+        lines = [f"<StableDiffusion of {self.models!r}", f"  {self.prompt!r}", f"  {how}"]
+        base = self._base
+        if base is None:
+            return "\n".join([*lines, "  no image yet: call run(original)>"])
+        n, height, width, _ = _image(base.history).shape
+        lines.append(f"  {n} of {height}×{width}, caches {megabytes(base.nbytes)}")
+        undoing = f"{counted(self.edits, 'edit')} to undo, {self.undone} to redo"
+        return "\n".join([*lines, f"  {undoing}, journals {megabytes(base.history.nbytes)}>"])
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def cache_plan(self, original: Any) -> CachePlan:
+        """The memory that an image of this size will take; nothing is computed. Raises InputError, ShapeError."""
+        steps, shared, beside = self._blocks(self._encode(original).shape)
+        blocks = shared + [block for each in steps for block in each]
+        in_ram = self.store.ram_of(blocks)
+        return CachePlan(
+            len(self.times),
+            sum(map(sum, steps)) // len(steps),
+            in_ram + beside,
+            sum(blocks) - in_ram,
+            self.store.disk_free(),
+            sum(shared) + beside,
+            undo_limit(self._undo, sum(blocks) + beside),
+        )
+
+    def run(self, original: Any, *, on_step: OnStep | None = None) -> Result:
+        """Compute and keep the activations of an image at every step; the image itself comes out.
+
+        Parameters
+        ----------
+        original
+            uint8 `[H, W, 3]` or `[N, H, W, 3]`, or floats in [-1, 1] of that shape.
+        on_step
+            Called after every step; its `x` are the noised latents.
+
+        Raises
+        ------
+        InputError, ShapeError, SessionError
+            The image does not fit, or the caches do not fit the RAM and the disk; the session is unchanged.
+        NonFiniteError
+            A layer computed NaN or infinity; call `run` again.
+        """
+        with self._turn.change("run"):
+            start = time.perf_counter()
+            image = self._encode(original)
+            new_size = self._base is None or _image(self._base.history).shape != image.shape
+            if new_size:
+                steps, shared, _ = self._blocks(image.shape)
+                self.store.check_room(shared + [block for each in steps for block in each])
+            if self._text is None:
+                texts = [self.negative, self.prompt] if self.settings.guided else [self.prompt]
+                self._text = self.models.features(texts, skip=self.skip)
+            image.flags.writeable = False  # callbacks get this array, and the history keeps it
+            try:
+                self._running, self._base = True, Base([], History(self._nothing(image), image))
+                if new_size:
+                    self._states.clear()
+                records = self._paint(image, on_step)
+            except BaseException:
+                self._base = None
+                raise
+            finally:
+                self._running = False
+            base = self._base = Base(
+                [self._encoder, *self._states, self._decoder], History(self._nothing(image), image)
+            )
+            full = TileSet.full(*image.shape[:3])
+            return self._result(base, base.history, start, full, records, edited_area=1.0)
+
+    def _paint(self, image: Host, on_step: OnStep | None) -> list[LayerRecord]:
+        """Paint every state."""
+        models = self.models
+        inputs = models.encoder.encode(image)
+        run, moments = self._encoder.paint(inputs.canvases, inputs.conditions)
+        records = _of("encoder", run.records)
+        latents = models.latents(moments, self._drawn(moments.shape))
+        rows = self._carried_rows(*latents.shape[1:3])
+        while len(self._states) < len(self.times):
+            self._states.append(
+                State(models.unet, models.backend, allocator=self.store, storage=self.storage)
+            )
+        for i, _, x, step in self._denoising.noised(latents):
+            inputs = self._inputs(x, self.times[i])
+            run, _ = self._states[i].paint(
+                inputs.canvases,
+                inputs.conditions,
+                least_size=self.policy.least_size,
+                carried_rows=rows[i],
+            )
+            records += _of("unet", run.records)
+            self.store.drop_pages()
+            if on_step is not None:
+                on_step(step)
+        inputs = models.decoder.encode(models.unscaled(latents))
+        run, _ = self._decoder.paint(inputs.canvases, inputs.conditions)
+        return records + _of("decoder", run.records)
+
+    def _inputs(self, x: Host, now: float) -> Inputs:
+        """The UNet's inputs for noised latents `[N, h, w, C]`: with guidance for both texts, one after the other."""
+        assert self._text is not None  # `run` computed it
+        text = np.repeat(self._text, len(x), 0)
+        x = np.concatenate([x, x]) if self.settings.guided else x
+        return self.models.unet.encode(x, timestep=np.rint(now), text=text)
+
+    # -- editing -----------------------------------------------------------------------------------------
+
+    def edit(
+        self,
+        edited: Any,
+        *,
+        mask: Any = None,
+        policy: str | Policy | None = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Denoise the pixels that differ from the current image; the result becomes the base of the next edit.
+
+        Pixels further than `margin` from the edit stay as they are, bit for bit; with a mask, all outside it do.
+
+        Parameters
+        ----------
+        edited
+            The whole edited image, as for `run` and of the same size, such as the last result's `image` painted over.
+        mask
+            bool `[H, W]` or `[N, H, W]`: the pixels to recompute. None: the pixels that differ by more than the
+            encoder's eps. Changes outside a mask are not applied; `stats.ignored_pixels` and a warning count them.
+        policy
+            As for the session.
+        on_step
+            Called after every step. Its `x` and `x0` are latents.
+
+        Raises
+        ------
+        InputError, ShapeError, SessionError, NonFiniteError
+            The session is unchanged, also when the edit is interrupted before it is done.
+        """
+        with self._turn.change("edit"):
+            start = time.perf_counter()
+            base, before = self._ready()
+            image, difference, ignored = self._difference(before, edited, mask)
+            chosen = self._policy(policy)
+            warn_of_canvases(self.policy, chosen)
+            region = self._region(difference) if mask is None else TileSet.of_mask(difference)
+            stale = base.history.stale
+            painted, left, repainting, records = before, stale, None, list[LayerRecord]()
+            with base.edit() as journals:
+                if region.count:
+                    edit = _LatentEdit(self, image, region, stale, chosen, journals)
+                    painted = edit.image(before, on_step)
+                    left, repainting, records = edit.left(), edit.repainting, edit.records()
+                done = Edit(journals if region.count else (), stale, before)
+                limit = undo_limit(self._undo, base.nbytes)
+                after = base.history.after(done, stale=left, image=painted, limit=limit)
+                result = self._result(
+                    base,
+                    after,
+                    start,
+                    region,
+                    records,
+                    float(difference.mean()),
+                    ignored,
+                    sum(journal.nbytes for journal in journals),
+                    repainting.steps if repainting else (),
+                )
+                base.commit(after)
+            return result
+
+    def dense(self, edited: Any, *, mask: Any = None, on_step: OnStep | None = None) -> Result:
+        """The result of `edit` with everything computed whole, as the reference of its quality; nothing is changed.
+
+        It computes in float32, whatever the storage of the caches. Its norms measure the edited image.
+
+        Raises
+        ------
+        InputError, ShapeError, SessionError, NonFiniteError
+            The session is unchanged.
+        """
+        with self._turn.change("dense"):
+            start, models = time.perf_counter(), self.models
+            base, before = self._ready()
+            image, difference, ignored = self._difference(before, edited, mask)
+            region = self._region(difference) if mask is None else TileSet.of_mask(difference)
+            records: list[LayerRecord] = []
+            scratch = State(models.unet, models.backend, allocator=models.allocator())
+            latents = models.encode(image, self._drawn((*image.shape[:1], *self._latent_size(image), 0)))
+            cells = TileSet.of_mask(reduced(region.mask(), models.decoder.config.reduction))
+
+            def compute(i: int, x: Host, now: float) -> Host:
+                whole = self._inputs(self._denoising.input(i, len(image), cells.tiles, x), now)
+                run, output = scratch.paint(whole.canvases, whole.conditions, keep_canvases=False)
+                records.extend(_of("unet", run.records))
+                output = guided(output, self.settings.guidance) if self.settings.guided else output
+                return gather_tiles(output, cells.tiles)
+
+            held = self._latents()
+            found = self._denoising.edited(latents, held, cells, compute, on_step)
+            painted = np.clip(models.decode(found), -1, 1)
+            painted = np.where(region.mask()[..., None], painted, before)
+            end = dataclasses.replace(base.history, image=painted)
+            full = TileSet.full(*image.shape[:3])
+            return self._result(base, end, start, full, records, float(difference.mean()), ignored)
+
+    def _latents(self) -> Host:
+        """The current latents, scaled, `[N, h, w, C]`."""
+        latents = self._decoder.memory.whole(self._decoder.inputs["latents"])
+        return np.asarray(latents * np.float32(self.models.decoder.config.scale))
+
+    def _exchanged(self, base: Base, before: Host, start: float, edit: Edit) -> Result:
+        changed = TileSet.of_mask((before != _image(base.history)).any(-1))
+        return self._result(base, base.history, start, changed)
+
+    @property
+    def image(self) -> Host:
+        """The current first image, uint8 `[H, W, 3]`; during a change, the image before it, without waiting.
+
+        Raises SessionError: nothing has run yet.
+        """
+        base = self._base
+        if base is None:
+            raise SessionError(_NO_IMAGE)
+        return np.asarray(self.models.decoder.images(_image(base.history))[0])
+
+    def close(self) -> None:
+        """Free the caches and their files; the session must run again."""
+        with self._turn.change("close"):
+            self._base = None
+            self._states.clear()
+            self.store.close()
+
+    def __enter__(self) -> StableDiffusion:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _ready(self) -> tuple[Base, Host]:
+        base = self._base
+        if base is None or self._running:
+            raise SessionError(_NO_IMAGE)
+        return base, _image(base.settle())
+
+    def _state(self, model: Model) -> State:
+        """A new state of encoder or decoder: their layers have paths that the UNet's have too."""
+        backend = self.models.backend
+        allocator = BackendAllocator(backend, turn=self.store.turn)
+        return State(model, backend, allocator=allocator, storage=self.storage)
+
+    def _policy(self, policy: str | Policy | None) -> Policy:
+        return self.policy if policy is None else self.models.unet.policy(policy)
+
+    def _policy_of(self, model: Model, chosen: Policy) -> Policy:
+        """The policy of encoder or decoder beside one of the UNet: of the same kind, with the model's settings."""
+        if isinstance(chosen, Fast):
+            return model.fast
+        return model.paper if isinstance(chosen, Paper) else chosen
+
+    def _carried_rows(self, height: int, width: int) -> tuple[int, ...]:
+        """For each step, the rows of the first resolution of latents that is carried; 0: none is."""
+        return carried_rows(self.policy, height, width, len(self.times))
+
+    def _drawn(self, shape: Sequence[int]) -> Host:
+        """The noise that the encoder's latents are drawn with, `[N, h, w, C]` for any C."""
+        channels = self.models.latent_channels
+        return torch_noise(self.settings.seed, START, (*shape[:3], channels))
+
+    def _latent_size(self, image: Host) -> tuple[int, int]:
+        reduction = self.models.decoder.config.reduction
+        return image.shape[1] // reduction, image.shape[2] // reduction
+
+    def _nothing(self, image: Host) -> TileSet:
+        """No latents."""
+        return TileSet.empty(len(image), *self._latent_size(image))
+
+    def _encode(self, image: Any) -> Host:
+        checked = self.models.checked(image)
+        samplers.sample_seeds(self.settings.seed, len(checked))
+        return checked
+
+    def _difference(self, before: Host, edited: Any, mask: Any) -> tuple[Host, Host, int]:
+        """(the edited image, bool `[N, H, W]`: the pixels to recompute, the number of changed pixels left out)."""
+        image = self._encode(edited)
+        if image.shape != before.shape:
+            raise ShapeError(
+                f"the edited image is {image.shape[:3]}, expected the base's {before.shape[:3]} (N, H, W)"
+            )
+        difference = (np.abs(image - before) > self.models.encoder.eps).any(-1)
+        chosen, ignored = within_mask(difference, mask)
+        return np.where(chosen[..., None], image, before), chosen, ignored
+
+    def _region(self, difference: Host) -> TileSet:
+        """The pixels to recompute: the pixels that differ, grown by the margin."""
+        changed = TileSet.of_mask(difference)
+        if not changed.count:
+            return changed
+        n, row, column = changed.first
+        margin = min(self.margin, max(changed.height, changed.width))
+        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin)
+
+    def _blocks(self, shape: tuple[int, ...]) -> tuple[list[list[int]], list[int], int]:
+        """Bytes of the canvases of each step, of those that all steps share, and in all of encoder and decoder."""
+        models, (n, height, width, _) = self.models, shape
+        h, w = (side // models.decoder.config.reduction for side in (height, width))
+        latents = np.zeros((n, h, w, models.latent_channels), np.float32)
+        double = np.zeros(((2 if self.settings.guided else 1) * n, h, w, models.latent_channels), np.float32)
+        context = np.zeros((1, 2, models.unet.config.context), np.float32)
+        inputs = models.unet.encode(double, timestep=self.times[0], text=context)
+        of_rows: dict[int, list[int]] = {}
+        shared: dict[str, int] = {}
+        rows = self._carried_rows(h, w)
+        for each in dict.fromkeys(rows):
+            of_rows[each], of_all = cache_blocks(
+                models.unet, inputs, self.storage, least_size=self.policy.least_size, carried_rows=each
+            )
+            shared |= of_all
+        beside = 0
+        for model, given in ((models.encoder, np.zeros(shape, np.float32)), (models.decoder, latents)):
+            kept, of_all = cache_blocks(model, model.encode(given), self.storage)
+            beside += sum(kept) + sum(of_all.values())
+        return [of_rows[each] for each in rows], list(shared.values()), beside
+
+    def _result(
+        self,
+        base: Base,
+        history: History,
+        start: float,
+        active: TileSet,
+        records: Iterable[LayerRecord] = (),
+        edited_area: float = 0.0,
+        ignored: int = 0,
+        journal_bytes: int = 0,
+        steps: Sequence[StepRecord] = (),
+    ) -> Result:
+        """The result of a change that ends at `history`."""
+        stats = Stats(
+            edited_area,
+            tuple(records),
+            (time.perf_counter() - start) * 1e3,
+            base.nbytes,
+            journal_bytes=journal_bytes,
+            ignored_pixels=ignored,
+            undo_edits=len(history.edits),
+            undo_bytes=history.nbytes,
+            forgotten_edits=history.forgotten,
+            steps=tuple(steps),
+        )
+        image = _image(history)
+        return Result(self.models.decoder.images(image), image.copy(), stats, active)
+
+
+class _LatentEdit:
+    """One edit, on its way through encoder, UNet and decoder.
+
+    `image` `[N, H, W, 3]` is the edited one, `region` its pixels to recompute, `stale` the latents that earlier edits
+    left unspread.
+    """
+
+    def __init__(
+        self,
+        session: StableDiffusion,
+        image: Host,
+        region: TileSet,
+        stale: TileSet,
+        chosen: Policy,
+        journals: Sequence[Any],
+    ) -> None:
+        self.session, self.journals = session, journals
+        self.edited, self.region, self.stale, self.chosen = image, region, stale, chosen
+        self.reduction = session.models.decoder.config.reduction
+        self.cells = TileSet.of_mask(reduced(region.mask(), self.reduction))
+        """The latents to recompute."""
+        twice = 2 if session.settings.guided else 1
+        changed, old = (TileSet.of_mask(np.tile(each.mask(), (twice, 1, 1))) for each in (self.cells, stale))
+        spread = union([changed, old]) if chosen.exact else changed
+        policy = dataclasses.replace(chosen, dilation=0) if isinstance(chosen, Paper) else chosen
+        # masks are made of the pixels, whose resolution is that of latents some halvings above
+        pixels = np.tile(region.mask(), (twice, 1, 1))
+        rows = session._carried_rows(*self.cells.shape[1:])
+        if (chosen.refresh, chosen.frontier) != (session.policy.refresh, session.policy.frontier) or bool(
+            self.cells.mask()[self.cells.edited].all()
+        ):
+            rows = (0,) * len(rows)
+        self.repainting = Repainting(
+            session._states,
+            journals[1:-1],
+            changed,
+            spread,
+            lambda: policy.plan(pixels, settled=not stale.count),
+            rows,
+        )
+        self._beside: list[LayerRecord] = []
+
+    def image(self, before: Host, on_step: OnStep | None) -> Host:
+        """The image that results: `before` outside the region."""
+        session, models, cells = self.session, self.session.models, self.cells
+        held = session._latents()
+        latents = held.copy()
+        scatter_tiles(latents, cells.tiles, self._encoded())
+
+        def compute(i: int, x: Host, now: float) -> Host:
+            guides = session.settings.guided
+            values = self.repainting(i, np.concatenate([x, x]) if guides else x)
+            session.store.drop_pages()
+            return guided(values, session.settings.guidance) if guides else values
+
+        found = session._denoising.edited(latents, held, cells, compute, on_step)
+        tiles = cells.tiles
+        policy = session._policy_of(models.decoder, self.chosen)
+        spread = union([cells, self.stale]) if self.chosen.exact else cells
+        run, _, values = session._decoder.repaint(
+            {"latents": models.unscaled(gather_tiles(found, tiles))},
+            cells,
+            policy.plan(spread.mask(), settled=not self.stale.count),
+            journal=self.journals[-1],
+            spread=spread,
+            wanted=self.region.tiles,
+        )
+        self._beside += _of("decoder", run.records)
+        image = np.array(before)
+        around = gather_tiles(before, self.region.tiles)
+        painted = np.where(self.region.pixels[..., None], np.clip(values, -1, 1), around)
+        scatter_tiles(image, self.region.tiles, painted)
+        image.flags.writeable = False
+        return image
+
+    def _encoded(self) -> Host:
+        """The edited latents in the cells, `[K, TILE, TILE, C]`."""
+        session, state = self.session, self.session._encoder
+        # the encoder's canvas holds the strokes of earlier edits: their results take the place of these now
+        seen = state.memory.whole(state.inputs["image"])
+        changed = TileSet.of_mask((self.edited != seen).any(-1))
+        if changed.count:
+            policy = session._policy_of(session.models.encoder, self.chosen)
+            spread = changed
+            if self.chosen.exact and self.stale.count:
+                stale = self.stale.mask().repeat(self.reduction, 1).repeat(self.reduction, 2)
+                spread = union([changed, TileSet.of_mask(stale)])
+            run, _, _ = state.repaint(
+                {"image": gather_tiles(self.edited, changed.tiles)},
+                changed,
+                policy.plan(spread.mask(), settled=not self.stale.count),
+                journal=self.journals[0],
+                spread=spread,
+            )
+            self._beside = _of("encoder", run.records)
+        moments = state.output_tiles(self.cells.tiles)
+        noise = session._drawn(self.cells.shape)
+        return session.models.latents(moments, gather_tiles(noise, self.cells.tiles))
+
+    def left(self) -> TileSet:
+        """The latents whose change has not spread everywhere after this edit."""
+        if self.chosen.exact:
+            return TileSet.empty(*self.stale.shape)
+        unspread = self.session._states[0].unspread(self.cells, self.repainting.plan)
+        return union([self.stale, unspread])
+
+    def records(self) -> list[LayerRecord]:
+        """The records of all layers."""
+        return [*self._beside, *_of("unet", self.repainting.records)]
+
+
+def _of(role: str, records: Iterable[LayerRecord]) -> list[LayerRecord]:
+    """The records of a model's layers, under the paths of the whole: "unet.conv_in"."""
+    return [dataclasses.replace(record, path=f"{role}.{record.path}") for record in records]
+
+
+def _image(history: History) -> Host:
+    """The image at a place of a session's history; every place has one."""
+    assert history.image is not None
+    return history.image

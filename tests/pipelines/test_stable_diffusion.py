@@ -1,0 +1,166 @@
+"""Stable Diffusion sessions: what an edit changes and what it leaves, undo, and equality with whole runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsegen.backends.interface import Host
+from sparsegen.errors import InputError, SessionError, ShapeError
+from sparsegen.pipelines.generate import generate
+from sparsegen.pipelines.latents import LatentDiffusion
+from sparsegen.pipelines.stable_diffusion import StableDiffusion
+from tests.oracles.sd_models import parts
+
+PROMPT = "a house at a lake"
+SETTINGS: dict[str, Any] = {"steps": 5, "strength": 0.8, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def models() -> LatentDiffusion:
+    return LatentDiffusion(parts().bundle, backend="reference")
+
+
+def picture(seed: int = 0) -> Host:
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def stroke(image: Host, row: int, column: int) -> Host:
+    edited = image.copy()
+    edited[row : row + 6, column : column + 9] = (200, 30, 30)
+    return edited
+
+
+def canvases(session: StableDiffusion) -> list[Host]:
+    base = session._base
+    assert base is not None
+    return [
+        np.array(state.memory.canvases[path])
+        for state in base.states
+        for path in sorted(state.memory.canvases)
+    ]
+
+
+@pytest.mark.parametrize("policy", ["fast", "paper", "exact"])
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+def test_pixels_far_from_an_edit_keep_their_bits_and_undo_is_exact(
+    models: LatentDiffusion, policy: str, guidance: float
+) -> None:
+    original = picture()
+    with StableDiffusion(models, PROMPT, policy=policy, guidance=guidance, **SETTINGS) as session:
+        np.testing.assert_array_equal(session.run(original).image, original)
+        start = canvases(session)
+        first = session.edit(stroke(original, 20, 20))
+        near = np.zeros((64, 64), bool)
+        near[20 - 5 : 26 + 5, 20 - 5 : 29 + 5] = True
+        np.testing.assert_array_equal(first.image[~near], original[~near])
+        assert (first.image[20:26, 20:29] != stroke(original, 20, 20)[20:26, 20:29]).any()
+        after = canvases(session)
+        second = session.edit(stroke(first.image, 40, 8))
+        far = np.ones((64, 64), bool)
+        far[40 - 5 : 46 + 5, 8 - 5 : 17 + 5] = False
+        np.testing.assert_array_equal(second.image[far], first.image[far])
+        np.testing.assert_array_equal(session.undo().image, first.image)
+        for one, other in zip(canvases(session), after, strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(session.redo().image, second.image)
+        session.undo()
+        np.testing.assert_array_equal(session.undo().image, original)
+        for one, other in zip(canvases(session), start, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_mask_bounds_what_changes(models: LatentDiffusion) -> None:
+    original, mask = picture(), np.zeros((64, 64), bool)
+    mask[18:30, 18:40] = True
+    with StableDiffusion(models, PROMPT, **SETTINGS) as session:
+        session.run(original)
+        result = session.edit(stroke(original, 20, 20), mask=mask)
+        np.testing.assert_array_equal(result.image[~mask], original[~mask])
+        assert (result.image[mask] != original[mask]).mean() > 0.5
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler-a"])
+def test_an_edit_of_everything_is_image_to_image(models: LatentDiffusion, sampler: str) -> None:
+    original, other = picture(), picture(5)
+    with StableDiffusion(models, PROMPT, sampler=sampler, **SETTINGS) as session:
+        session.run(original)
+        edited = session.edit(other, mask=np.ones((64, 64), bool))
+        whole = generate(models, PROMPT, image=other, sampler=sampler, **SETTINGS)
+        np.testing.assert_array_equal(edited.image, whole.image)
+
+
+def test_dense_is_the_reference_of_an_edit(models: LatentDiffusion) -> None:
+    original = picture()
+    with StableDiffusion(models, PROMPT, **SETTINGS) as session:
+        session.run(original)
+        before = canvases(session)
+        dense = session.dense(stroke(original, 20, 20))
+        for one, other in zip(canvases(session), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+        edited = session.edit(stroke(original, 20, 20))
+        off = np.abs(edited.output - dense.output)[:, 15:31, 15:34].mean()
+        assert off < 0.2 * np.abs(dense.output - original / np.float32(127.5) + 1)[:, 15:31, 15:34].mean()
+        assert edited.stats.macs < dense.stats.macs
+        roles = {layer.path.split(".")[0] for layer in edited.stats.layers}
+        assert roles == {"encoder", "unet", "decoder"}
+
+
+def test_a_batch_has_the_images_of_its_samples(models: LatentDiffusion) -> None:
+    originals = np.stack([picture(0), picture(1)])
+    edited = np.stack([originals[0], stroke(originals[1], 30, 30)])
+    with StableDiffusion(models, PROMPT, **{**SETTINGS, "seed": [4, 9]}) as session:
+        session.run(originals)
+        together = session.edit(edited)
+    with StableDiffusion(models, PROMPT, **{**SETTINGS, "seed": 9}) as session:
+        session.run(originals[1])
+        alone = session.edit(edited[1])
+    np.testing.assert_array_equal(together.images[0], originals[0])
+    np.testing.assert_array_equal(together.images[1], alone.image)
+
+
+def test_caches_in_half_the_memory_are_planned_and_near(models: LatentDiffusion) -> None:
+    original, results = picture(), []
+    for storage in ("float32", "float16"):
+        with StableDiffusion(models, PROMPT, storage=storage, **SETTINGS) as session:
+            plan = session.cache_plan(original)
+            session.run(original)
+            results.append(session.edit(stroke(original, 20, 20)).output)
+            base = session._base
+            assert base is not None
+            planned = plan.ram_bytes + plan.disk_bytes
+            assert 0.95 * base.nbytes < planned < 1.1 * base.nbytes
+    assert 0 < np.abs(results[0] - results[1]).max() < 0.05
+
+
+def test_a_failed_edit_leaves_the_session_as_it_was(models: LatentDiffusion) -> None:
+    original = picture()
+    with StableDiffusion(models, PROMPT, **SETTINGS) as session:
+        session.run(original)
+        before = canvases(session)
+
+        def stop(step: Any) -> None:
+            if step.index == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            session.edit(stroke(original, 20, 20), on_step=stop)
+        for one, other in zip(canvases(session), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(session.image, original)
+
+
+def test_what_cannot_be_used_is_named(models: LatentDiffusion) -> None:
+    inpainting = LatentDiffusion(parts(channels=9).bundle, backend="reference")
+    with pytest.raises(InputError, match="is an inpainting model"):
+        StableDiffusion(inpainting, PROMPT)
+    with pytest.raises(InputError, match="leaves none of 50 steps"):
+        StableDiffusion(models, PROMPT, strength=0.01)
+    session = StableDiffusion(models, PROMPT, **SETTINGS)
+    with pytest.raises(SessionError, match="no image yet"):
+        session.edit(picture())
+    session.run(picture())
+    with pytest.raises(ShapeError, match=r"expected the base's \(1, 64, 64\)"):
+        session.edit(picture()[:32, :32])
