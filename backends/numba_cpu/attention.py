@@ -327,7 +327,15 @@ def attend(
                     block = ((slots[t] * heads + head) * blocks + b) * BLOCK
                     _score(rows, count, head, channels, keys, block * d, at, scratch)  # s = q kᵀ
                     for i in range(rows):
-                        shrink = _weigh(i, count, scale, b == 0, at, scratch)  # p = e^(s / sqrt(d) - h')
+                        some = count
+                        if causal:
+                            tile, pixel = t + i // PIXELS, i % PIXELS
+                            y = min(tiles[tile, 1] * TILE + pixel // TILE, out.height - 1)
+                            x = min(tiles[tile, 2] * TILE + pixel % TILE, out.width - 1)
+                            some = max(0, min(count, y * out.width + x + 1 - b * BLOCK))
+                        shrink = _weigh(
+                            i, some, count, scale, b == 0, at, scratch
+                        )  # p = e^(s / sqrt(d) - h')
                         _shrink(i, shrink, at, scratch)
                     _mix(rows, count, values, block * at.mixed, at, scratch)  # m' = m · e^(h - h') + p v
                 _divide(rows, head, channels, at, scratch)  # m / w

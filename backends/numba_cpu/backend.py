@@ -232,13 +232,6 @@ class NumbaBackend(HostBackend):
         compute = norms.scale_and_shift if small and mean.dtype == np.float32 else super().norm_affine
         return compute(mean, variance, groups=groups, eps=eps, weight=weight, bias=bias, film=film)
 
-    def layer_norm(
-        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
-    ) -> None:
-        norms.launch_layer_norm(
-            self._launcher, out, tiles, reading(source), writing(out), weight=weight, bias=bias, eps=eps
-        )
-
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
         launch_pointwise(self._launcher, out, tiles, reading(source), writing(out, residual=residual))
 
@@ -259,12 +252,23 @@ class NumbaBackend(HostBackend):
         lookup.launch(self._launcher, out, tiles, indices, table, step, write)
 
     def attention(
-        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
+        self,
+        out: Array,
+        tiles: Tiles,
+        query: Source,
+        key: Source,
+        value: Source,
+        *,
+        heads: int,
+        causal: bool = False,
     ) -> None:
         if not len(tiles):
             return
         q, k, v = reading(query), reading(key), reading(value)
-        attention.launch(self._launcher, tiles.host, q, k, v, heads, writing(out))
+        shared = key.shape[0] == 1
+        attention.launch(
+            self._launcher, tiles.host, q, k, v, heads, writing(out), shared=shared, causal=causal
+        )
 
     # -- codebooks ---------------------------------------------------------------------------------------
 

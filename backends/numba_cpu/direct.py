@@ -22,7 +22,7 @@ from .items import COUNTER, TILES, take_items
 from .jit import both, inline, kernel
 from .launch import Launcher
 from .packing import PACKED, WIDENED, Packed, multiply_piece, pack
-from .reading import READING, Reading, is_plain, read_window, run_of
+from .reading import READING, Reading, is_plain, read_combined_window, read_window, run_of
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, store
 from .sizes import ceil_div, share_of
@@ -157,7 +157,10 @@ def _gather(
         x = np.int64(tiles[first + t, 2]) * TILE * g.stride - g.left
         run = run_of(tiles, first + t, first + count)
         columns = (TILE * run - 1) * g.stride + g.kernel_columns
-        read_window(source, n, y, x, lines, columns, scratch, window, inputs, at.line)
+        if source.combined:
+            read_combined_window(source, n, y, x, lines, columns, scratch, window, inputs, at.line)
+        else:
+            read_window(source, n, y, x, lines, columns, scratch, window, inputs, at.line)
         for i in range(run * PIXELS):
             corner = i % PIXELS // TILE * at.line + (i // PIXELS * TILE + i % TILE) * inputs
             places[t * PIXELS + i] = window + corner * g.stride

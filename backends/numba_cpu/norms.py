@@ -1,140 +1,16 @@
-"""Norms: layer norm over a pixel's channels, and the norms of channels over pixels as a scale and a shift."""
+"""Norms of channels over pixels: moments come in, the scale and the shift of a `Source` come out."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba.types import float32, float64, int64, void
 
-from ..interface import Array, Tiles
+from ..interface import Array
 from .arrays import flat
-from .items import COUNTER, TILES, take_tiles
 from .jit import compile_all, inline, kernel
-from .launch import Launcher
-from .reading import NO_FLOATS, READING, Reading, read_tile
-from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, fma, load, load_first, splat, store, store_first, total
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
-
-# -- layer norm ------------------------------------------------------------------------------------------
-
-
-class LayerNormLayout(NamedTuple):
-    """A thread's scratch for `layer_norm`.
-
-    | region | shape | written by | read by |
-    | --- | --- | --- | --- |
-    | values | [TILE, TILE, C] + OVERRUN | gather, `_normalise_pixel` | scatter |
-    | vector | [WIDTH] | `_normalise_pixel` | `_normalise_pixel` |
-    | residual | as `write_tile` takes it | scatter | scatter |
-    """
-
-    values: int
-    vector: int
-    residual: int
-    size: int
-
-
-LAYER_NORM_LAYOUT = layout_type(LayerNormLayout)
-
-
-@remembered
-def layer_norm_layout(channels: int, residual: int) -> LayerNormLayout:
-    """The scratch for pixels of so many channels, with `residual` floats for the residual."""
-    regions = Regions()
-    return LayerNormLayout(
-        values=regions.add(PIXELS * channels + OVERRUN),
-        vector=regions.add(WIDTH),
-        residual=regions.add(residual),
-        size=regions.size,
-    )
-
-
-@inline
-def _normalise_pixel(
-    channels: int, weight: Any, bias: Any, eps: float, scratch: Any, at: int, vector: int
-) -> None:
-    """`(v - mean) / sqrt(mean((v - mean)²) + eps) * weight + bias` of the pixel `scratch[at:]`, in place."""
-    whole = channels - channels % WIDTH
-    rest = channels - whole
-    share = np.float32(1.0) / np.float32(channels)
-    sums = load_first(scratch, at + whole, rest)
-    for c in range(0, whole, WIDTH):
-        sums = sums + load(scratch, at + c)
-    mean = splat(total(sums) * share)
-    # the lanes past the last channel would add mean²: they become 0 in memory
-    store(scratch, vector, splat(0.0))
-    store_first(scratch, vector, load_first(scratch, at + whole, rest) - mean, rest)
-    off = load(scratch, vector)
-    squares = off * off
-    for c in range(0, whole, WIDTH):
-        off = load(scratch, at + c) - mean
-        squares = fma(off, off, squares)
-    scale = splat(np.float32(1.0) / np.sqrt(total(squares) * share + eps))
-    for c in range(0, whole, WIDTH):
-        off = (load(scratch, at + c) - mean) * scale
-        store(scratch, at + c, fma(off, load(weight, c), load(bias, c)))
-    off = (load_first(scratch, at + whole, rest) - mean) * scale
-    v = fma(off, load_first(weight, whole, rest), load_first(bias, whole, rest))
-    store_first(scratch, at + whole, v, rest)
-
-
-@kernel(
-    void(
-        COUNTER,
-        int64,
-        int64,
-        TILES,
-        READING,
-        float32[::1],
-        float32[::1],
-        float32,
-        WRITING,
-        LAYER_NORM_LAYOUT,
-        SCRATCH,
-    )
-)
-def layer_norm(
-    counter: Any,
-    items: int,
-    batch: int,
-    tiles: Any,
-    source: Any,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    out: Any,
-    at: Any,
-    scratch: Any,
-) -> None:
-    """`out[tiles] = (v - mean) / sqrt(var + eps) * weight + bias` over a pixel's channels; items: batches of tiles."""
-    channels = out.channels
-    for t in take_tiles(counter, items, batch, len(tiles)):
-        read_tile(source, tiles, t, scratch, at.values)
-        for i in range(PIXELS):
-            _normalise_pixel(channels, weight, bias, eps, scratch, at.values + i * channels, at.vector)
-        write_tile(out, tiles, t, 0, channels, scratch, at.values, channels, at.residual)
-
-
-def launch_layer_norm(
-    launcher: Launcher,
-    canvas: Array,
-    tiles: Tiles,
-    source: Reading,
-    out: Writing,
-    *,
-    weight: Array,
-    bias: Array,
-    eps: float,
-) -> None:
-    """Run `layer_norm` for `tiles` of `canvas`."""
-    at = layer_norm_layout(out.channels, residual_floats(out))
-    args = (source, flat(weight), flat(bias), np.float32(eps), out, at)
-    launcher.over_tiles(layer_norm, canvas, tiles, args, at.size)
-
-
-# -- a norm as scale and shift ---------------------------------------------------------------------------
+from .reading import NO_FLOATS
 
 LARGEST_GROUP = 128
 """Channels of a group that NumPy adds up without halving it first."""

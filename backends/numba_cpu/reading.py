@@ -11,7 +11,7 @@ import numpy as np
 from numba.types import NamedTuple as NamedTupleType
 from numba.types import float32, int32, int64
 
-from ..interface import LEAKY_SLOPE, TILE, Source
+from ..interface import LEAKY_SLOPE, QUICK_GELU_SLOPE, TILE, Source
 from .arrays import flat
 from .jit import inline
 from .simd import (
@@ -23,17 +23,39 @@ from .simd import (
     magnitude,
     splat,
     store,
+    store_first,
+    total,
     where_below,
 )
 
-IDENTITY, RELU, LEAKY_RELU, SILU, TANH = range(5)
-ACTIVATIONS = {"identity": IDENTITY, "relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU, "tanh": TANH}
+IDENTITY, RELU, LEAKY_RELU, SILU, GELU, QUICK_GELU, TANH, GEGLU = range(8)
+ACTIVATIONS = {
+    "identity": IDENTITY,
+    "relu": RELU,
+    "leaky_relu": LEAKY_RELU,
+    "silu": SILU,
+    "gelu": GELU,
+    "quick_gelu": QUICK_GELU,
+    "tanh": TANH,
+    "geglu": GEGLU,
+}
 """The contract's activations -> the numbers that kernels know them by."""
 
 PLAIN, PER_PIXEL, BY_CODE = range(3)
 """Modulation: none; a row of gamma and beta for each pixel; the row of the pixel's code."""
 
 _SLOPE = np.float32(LEAKY_SLOPE)
+
+_NEAR = 0.4
+_Q0, _Q1, _Q2, _Q3, _Q4, _Q5 = (
+    *(0.1571134775876999, 0.18602851033210754, 0.020133420825004578),
+    *(0.3308035433292389, -0.24904942512512207, 0.054970480501651764),
+)
+"""With t = 1 / (1 + 0.4 u), u of 0 or more: Φ(-u) = e^(-u² / 2) t (q0 + q1 t + … + q5 t⁵) within 3e-8.
+
+The form is that of Abramowitz & Stegun's 7.1.26; these coefficients are the minimax fit to float64 values, by Lawson's
+weighted least squares.
+"""
 
 
 class Reading(NamedTuple):
@@ -44,6 +66,7 @@ class Reading(NamedTuple):
     second: Any
     """float32: the second part's canvas."""
     first_channels: int
+    """Channels of the first part as they are read: with GEGLU half of the canvas's."""
     second_channels: int
     height: int
     """Rows as read, after upsampling."""
@@ -61,11 +84,18 @@ class Reading(NamedTuple):
     """int32 `[N, H, W]`: each pixel's row."""
     modulation: int
     activation: int
+    layer_eps: Any
+    """float32, of a layer norm; below 0: there is none."""
+    combined: int
+    """1: a value depends on other channels of its pixel, so `read_combined_window` reads it."""
 
 
 _floats, _ints = float32[::1], int32[::1]
 READING = NamedTupleType(
-    [_floats, _floats, *[int64] * 5, _floats, _floats, int64, _floats, _ints, *[int64] * 2],
+    [
+        *(_floats, _floats, *[int64] * 5, _floats, _floats, int64, _floats, _ints, *[int64] * 2),
+        *(float32, int64),
+    ],
     Reading,
 )
 """Numba's type of a `Reading`."""
@@ -77,6 +107,8 @@ def reading(source: Source) -> Reading:
     """A source's `Reading`."""
     parts, upsample = source.parts, source.upsample
     _, height, width, one = parts[0].shape
+    if source.activation == "geglu":
+        one //= 2
     second, two = (flat(parts[1]), parts[1].shape[3]) if len(parts) == 2 else (NO_FLOATS, 0)
     scale, shift, norm_stride = NO_FLOATS, NO_FLOATS, -1
     if source.scale is not None:
@@ -102,6 +134,8 @@ def reading(source: Source) -> Reading:
         codes,
         modulation,
         ACTIVATIONS[source.activation],
+        np.float32(-1.0 if source.layer_eps is None else source.layer_eps),
+        int(source.combines_channels),
     )
 
 
@@ -116,7 +150,7 @@ NOTHING = reading(Source((np.zeros((1, 1, 1, 0), np.float32),)))
 
 @inline
 def activate(v: Any, activation: int) -> Any:
-    """The contract's activations, on a vector."""
+    """The contract's activations of each value alone, on a vector."""
     zero, one = splat(0.0), splat(1.0)
     if activation == RELU:
         v = where_below(v, zero, zero, v)
@@ -124,6 +158,17 @@ def activate(v: Any, activation: int) -> Any:
         v = where_below(v, zero, v * splat(_SLOPE), v)
     elif activation == SILU:
         v = v / (one + exponential(zero - v))
+    elif activation == QUICK_GELU:
+        v = v / (one + exponential(splat(-QUICK_GELU_SLOPE) * v))
+    elif activation == GELU:
+        t = one / fma(splat(_NEAR), magnitude(v), one)
+        q = fma(splat(_Q5), t, splat(_Q4))
+        q = fma(q, t, splat(_Q3))
+        q = fma(q, t, splat(_Q2))
+        q = fma(q, t, splat(_Q1))
+        q = fma(q, t, splat(_Q0))
+        tail = q * t * exponential(splat(-0.5) * v * v)  # Φ(-|v|)
+        v = v * where_below(v, zero, tail, one - tail)
     elif activation == TANH:
         # near 0 the odd polynomial of Cephes' tanhf, elsewhere 1 - 2 / (e^2|v| + 1) with v's sign
         size = magnitude(v)
@@ -186,6 +231,12 @@ def _activate(activation: int, channels: int, buffer: Any, at: int) -> None:
     elif activation == SILU:
         for c in range(0, channels, WIDTH):
             store(buffer, at + c, activate(load(buffer, at + c), SILU))
+    elif activation == GELU:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, activate(load(buffer, at + c), GELU))
+    elif activation == QUICK_GELU:
+        for c in range(0, channels, WIDTH):
+            store(buffer, at + c, activate(load(buffer, at + c), QUICK_GELU))
     elif activation == TANH:
         for c in range(0, channels, WIDTH):
             store(buffer, at + c, activate(load(buffer, at + c), TANH))
@@ -237,6 +288,86 @@ def read_window(
     for y in range(rows):
         for x in range(columns):
             read_pixel(r, sample, top + y, left + x, buffer, at + y * line + x * pixel)
+
+
+@inline
+def _normalise_pixel(r: Any, start: int, norm: int, buffer: Any, at: int) -> None:
+    """A layer norm of the pixel at `start` of the canvas into `buffer[at:]`, and up to WIDTH - 1 floats more.
+
+    `(v - mean) / sqrt(mean((v - mean)²) + eps) * scale + shift`; `norm` is where the first scale lies.
+    """
+    channels = r.first_channels
+    whole = channels - channels % WIDTH
+    rest = channels - whole
+    share = np.float32(1.0) / np.float32(channels)
+    sums = splat(0.0)
+    for c in range(0, whole, WIDTH):
+        sums = sums + load(r.first, start + c)
+    if rest:
+        sums = sums + load_first(r.first, start + whole, rest)
+    mean = splat(total(sums) * share)
+    squares = splat(0.0)
+    for c in range(0, whole, WIDTH):
+        off = load(r.first, start + c) - mean
+        store(buffer, at + c, off)
+        squares = fma(off, off, squares)
+    if rest:  # through memory, where the lanes past the last channel are 0
+        store(buffer, at + whole, splat(0.0))
+        store_first(buffer, at + whole, load_first(r.first, start + whole, rest) - mean, rest)
+        off = load(buffer, at + whole)
+        squares = fma(off, off, squares)
+    over = splat(np.float32(1.0) / np.sqrt(total(squares) * share + r.layer_eps))
+    for c in range(0, whole, WIDTH):
+        off = load(buffer, at + c) * over
+        store(buffer, at + c, fma(off, load(r.scale, norm + c), load(r.shift, norm + c)))
+    if rest:
+        scale, shift = load_first(r.scale, norm + whole, rest), load_first(r.shift, norm + whole, rest)
+        store(buffer, at + whole, fma(load(buffer, at + whole) * over, scale, shift))
+
+
+@inline
+def _gate_pixel(r: Any, start: int, buffer: Any, at: int) -> None:
+    """`v · gelu(w)` of the pixel at `start` of the canvas into `buffer[at:]`, and up to WIDTH - 1 floats more.
+
+    v is the first half of the canvas's channels, w the second.
+    """
+    channels = r.first_channels
+    whole = channels - channels % WIDTH
+    for c in range(0, whole, WIDTH):
+        gate = activate(load(r.first, start + channels + c), GELU)
+        store(buffer, at + c, load(r.first, start + c) * gate)
+    if whole < channels:
+        rest = channels - whole
+        gate = activate(load_first(r.first, start + channels + whole, rest), GELU)
+        store(buffer, at + whole, load_first(r.first, start + whole, rest) * gate)
+
+
+@inline
+def read_combined_window(
+    r: Any,
+    sample: int,
+    top: int,
+    left: int,
+    rows: int,
+    columns: int,
+    buffer: Any,
+    at: int,
+    pixel: int,
+    line: int,
+) -> None:
+    """`read_window` of a reading that is `combined`: layer norms and GEGLU, which have a single part, not upsampled."""
+    for y in range(top, top + rows):
+        for x in range(left, left + columns):
+            to = at + (y - top) * line + (x - left) * pixel
+            if y < 0 or y >= r.height or x < 0 or x >= r.width:
+                for c in range(0, r.first_channels, WIDTH):
+                    store(buffer, to + c, splat(0.0))
+                continue
+            place = ((sample * r.height + y) * r.width + x) * r.first_channels
+            if r.activation == GEGLU:
+                _gate_pixel(r, 2 * place, buffer, to)
+            else:
+                _normalise_pixel(r, place, sample * r.norm_stride, buffer, to)
 
 
 @inline

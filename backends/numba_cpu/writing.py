@@ -24,6 +24,7 @@ from .reading import (
     READING,
     Reading,
     activate,
+    read_combined_window,
     read_tile,
     read_window,
     reading,
@@ -177,7 +178,12 @@ def write_out(
     """`out[tiles] = activation(source + residual)`; items are batches of tiles."""
     channels = out.channels
     for t in take_tiles(counter, items, batch, len(tiles)):
-        read_tile(source, tiles, t, scratch, at.values)
+        if source.combined:
+            n, top, left = tiles[t, 0], tiles[t, 1] * TILE, tiles[t, 2] * TILE
+            line = TILE * channels
+            read_combined_window(source, n, top, left, TILE, TILE, scratch, at.values, channels, line)
+        else:
+            read_tile(source, tiles, t, scratch, at.values)
         write_tile(out, tiles, t, 0, channels, scratch, at.values, channels, at.residual)
 
 

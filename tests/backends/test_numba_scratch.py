@@ -24,7 +24,6 @@ from sparsegen.backends.numba_cpu import (  # noqa: E402  (needs numba)
     direct,
     lookup,
     moments,
-    norms,
     regions,
     threads,
     winograd,
@@ -40,7 +39,6 @@ LAYOUTS = (
     direct.layout,
     lookup.layout,
     moments.layout,
-    norms.layer_norm_layout,
     winograd.layout,
     writing.layout,
 )
@@ -173,7 +171,6 @@ def test_every_layout_is_checked() -> None:
         "direct",
         "lookup",
         "moments",
-        "norms",
         "winograd",
         "writing",
     )
