@@ -11,6 +11,7 @@ rounds less. Whatever the number of rows, a sum's bits depend on its row and its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from llvmlite import ir
@@ -50,12 +51,14 @@ def emit_block(
     ahead: ir.Value,
     *,
     target: Target,
+    input_step: ir.Value | None = None,
 ) -> None:
     """Emit the product of some rows with one panel, for any target.
 
     `input_rows`, `weights` and `sums` are pointers: to each row of inputs, to the panel, and to the first row of sums,
     whose rows are `sum_stride` floats apart. `depth` ≥ 1 counts steps of k; `resume` is REPLACE, GO_ON (any positive
-    number) or ADD. Every step prefetches the weights `ahead` floats further.
+    number) or ADD. Every step prefetches the weights `ahead` floats further. A row's inputs are `input_step` floats
+    apart, None: side by side.
     """
     width, columns, rows = target.width, target.columns, len(input_rows)
     zero = ir_constant(0.0, width)
@@ -86,8 +89,9 @@ def emit_block(
     vectors = [ir_load(builder, builder.gep(step, [I64(j * width)]), width) for j in range(columns)]
     ir_prefetch(builder, builder.gep(step, [ahead]))
     summed = {}
+    place = k if input_step is None else builder.mul(k, input_step)
     for m in range(rows):
-        number = ir_splat(builder, builder.load(builder.gep(input_rows[m], [k])), width)
+        number = ir_splat(builder, builder.load(builder.gep(input_rows[m], [place])), width)
         for j in range(columns):
             summed[m, j] = ir_fma(builder, number, vectors[j], running[m, j], fused=target.fused)
     following = builder.add(k, I64(1))
@@ -109,10 +113,11 @@ def emit_block(
         ir_store(builder, summed[at], cell(*at))
 
 
-def _block(rows: int) -> Any:
+def _block(rows: int, *, target: Target = TARGET, across: bool = False) -> Any:
     """`emit_block` for this processor as a function of Numba: arrays and offsets instead of pointers.
 
-    Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
+    Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array. With
+    `across` it begins at `input_at` plus m, and its inputs are `rows_at` floats apart.
     """
 
     @intrinsic
@@ -134,13 +139,16 @@ def _block(rows: int) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
             a, b, c = (ir_pointer(context, builder, sig.args[i], args[i], args[i + 1]) for i in (0, 4, 6))
             numbers = [builder.add(args[3], I64(m)) for m in range(rows)]
-            if isinstance(sig.args[2], types.Array):
+            if across:
+                offsets = numbers
+            elif isinstance(sig.args[2], types.Array):
                 table = sig.args[2], args[2]
                 offsets = [builder.load(ir_pointer(context, builder, *table, m)) for m in numbers]
             else:
                 offsets = [builder.mul(args[2], m) for m in numbers]
             pointers = [builder.gep(a, [offset]) for offset in offsets]
-            emit_block(builder, pointers, b, c, *args[8:], target=TARGET)
+            step = args[2] if across else None
+            emit_block(builder, pointers, b, c, *args[8:], target=target, input_step=step)
             return context.get_dummy_value()
 
         i = types.intp
@@ -197,27 +205,39 @@ def multiply_rows(
         c += done * sum_stride
 
 
-@inline
-def multiply(
-    inputs: Any,
-    input_at: int,
-    input_stride: int,
-    weights: Any,
-    weight_at: int,
-    sums: Any,
-    sum_at: int,
-    sum_stride: int,
-    rows: int,
-    depth: int,
-    panels: int,
-) -> None:
-    """`sums[rows, panels * PANEL] = inputs[rows, depth] @ weights[panels, depth, PANEL]`, all flat arrays.
+# -- inputs side by side across rows ----------------------------------------------------------------------
 
-    Exactly `rows` rows are read and written.
+_NARROW = 8
+"""Rows of a block that is a single vector wide: as many sums as cover the multiply-add's latency."""
+_BLOCKS = -(-PANEL // ROWS)
+_more_block, _less_block = (
+    _block(rows, across=True) for rows in (-(-PANEL // _BLOCKS), max(1, PANEL // _BLOCKS))
+)
+_MORE, _LESS = -(-PANEL // _BLOCKS), PANEL // _BLOCKS
+_narrow_block = _block(_NARROW, target=replace(TARGET, columns=1, rows=_NARROW), across=True)
+
+
+@inline
+def multiply_across(
+    inputs: Any, a: int, weights: Any, w: int, sums: Any, c: int, sum_stride: int, steps: int, narrow: bool
+) -> None:
+    """`sums[m, j] += Σ_k inputs[k, m] · weights[k, j]` of PANEL rows m: the inputs of a step are side by side.
+
+    j counts a panel; with `narrow` a vector, and `weights` are `[steps, WIDTH]`. The sum over k is rounded by itself
+    before it is added.
     """
-    for panel in range(panels):
-        for first in range(0, depth, DEPTH):
-            steps = min(DEPTH, depth - first)
-            w = weight_at + (panel * depth + first) * PANEL
-            a, c = input_at + first, sum_at + panel * PANEL
-            multiply_rows(inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first)
+    if narrow:
+        for m in range(0, PANEL, _NARROW):
+            _narrow_block(
+                inputs, a, PANEL, m, weights, w, sums, c + m * sum_stride, sum_stride, steps, ADD, 0
+            )
+        return
+    m = 0
+    for i in range(_BLOCKS):
+        at = c + m * sum_stride
+        if i < PANEL % _BLOCKS or _MORE == _LESS:
+            _more_block(inputs, a, PANEL, m, weights, w, sums, at, sum_stride, steps, ADD, 0)
+            m += _MORE
+        else:
+            _less_block(inputs, a, PANEL, m, weights, w, sums, at, sum_stride, steps, ADD, 0)
+            m += _LESS

@@ -122,7 +122,10 @@ def multiply_packed(
     panels: int,
     spare: int,
 ) -> None:
-    """`multiply` with packed weights; `sums[spare:]` takes WIDENED floats."""
+    """`sums[rows, panels * PANEL] = inputs[rows, depth] @ weights[panels, depth, PANEL]`, all flat arrays.
+
+    Exactly `rows` rows are read and written; `sums[spare:]` takes WIDENED floats.
+    """
     for panel in range(panels):
         for first in range(0, depth, DEPTH):
             steps = min(DEPTH, depth - first)

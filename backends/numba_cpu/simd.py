@@ -345,6 +345,33 @@ def exponential(typing: Any, a: Any) -> Any:
     return vector(vector), emit
 
 
+@intrinsic
+def power_below(typing: Any, a: Any) -> Any:
+    """`power_below(a)`: 2 to the power of each lane, which is at most 0 or NaN, within 2 units; 0 below -126.
+
+    2^x = 2^n · 2^r with n = round(x) and |r| ≤ 1/2: a polynomial of degree 6 for 2^r (minimax coefficients of Cephes'
+    exp2f), and n added to the exponent's bits.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        b, const, (x,) = builder, ir_constant, args
+        magic = const(12582912.0)
+        shifted = b.fadd(x, magic)
+        r = b.fsub(x, b.fsub(shifted, magic))
+        p = const(1.535336188319500e-4)
+        for coefficient in (
+            *(1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1),
+            *(6.931472028550421e-1, 1.0),
+        ):
+            p = ir_fma(b, p, r, const(coefficient))
+        integers = ir.VectorType(I32, WIDTH)
+        exponent = b.shl(b.bitcast(shifted, integers), ir.Constant(integers, [23] * WIDTH))
+        power = b.bitcast(b.add(b.bitcast(p, integers), exponent), x.type)
+        return b.select(b.fcmp_ordered("<", x, const(-126.0)), const(0.0), power)
+
+    return vector(vector), emit
+
+
 def _operator(symbol: Any, instruction: str) -> None:
     """Give both kinds of vectors one of Python's operators."""
 

@@ -33,7 +33,7 @@ from sparsegen.backends.numba_cpu.target import TARGET  # noqa: E402  (needs num
 
 LAYOUTS = (
     attention.layout,
-    attention.pack_layout,
+    attention.tokens_layout,
     codebooks.layout,
     depthwise.layout,
     direct.layout,
