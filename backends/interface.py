@@ -434,12 +434,17 @@ class Backend(ABC):
         geometry's zero padding, after the source's prologue.
         """
 
+    def upload_weight(self, weight: Host) -> Array:
+        """A copy of a weight matrix `[O, I]` for `linear` alone, in the type that the backend stores weights in."""
+        return self.upload(weight)
+
     @abstractmethod
     def linear(
         self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
     ) -> Array:
         """`activation(x @ weight.T + bias)`: `[M, I]`, `[O, I]`, `[O]` → `[M, O]`. Few rows: embeddings.
 
+        `weight` comes from `upload_weight`, or is any array `[O, I]` of the backend.
         The sum is rounded to float32; the activation is computed in float64 from that, and rounded once. A row's bits
         do not depend on the other rows.
         """

@@ -87,15 +87,15 @@ class NumbaBackend(HostBackend):
     direct
         Compute every 3×3 convolution directly, without Winograd's transforms: closest to other engines' results.
     weights
-        How convolutions' weights are stored. "float16" and "bfloat16" take half the memory and half the time to read,
-        on which edits of few tiles at low resolutions spend most of their time. They round every weight to 11 or 8
-        bits: results move by about 2e-4 or 2e-3 of the largest value.
+        How weights of convolutions and dense layers are stored. "float16" and "bfloat16" take half the memory and half
+        the time to read, on which edits of few tiles at low resolutions spend most of their time. They round every
+        weight to 11 or 8 bits: results move by about 2e-4 or 2e-3 of the largest value.
 
     Raises
     ------
     BackendError
-        `weights` is unknown, or not supported by this processor; `threads` is less than 1. `prepare_conv` raises it
-        for a weight that is too large for its stored type.
+        `weights` is unknown, or not supported by this processor; `threads` is less than 1. `prepare_conv` and
+        `upload_weight` raise it for a weight that is too large for its stored type.
     """
 
     name = "numba"
@@ -184,6 +184,9 @@ class NumbaBackend(HostBackend):
         packed: _Packed = weights.packed
         launch = _LAUNCHES[packed.algorithm]
         launch(self._launcher, tiles.host, reading(source), packed.geometry, packed.values, write)
+
+    def upload_weight(self, weight: Host) -> Array:
+        return linear.stored_as(weight, self.weights)
 
     def linear(
         self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"

@@ -64,4 +64,4 @@ class Linear(Layer):
         return run.backend.linear(x, weight, bias, activation=activation)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
-        return backend.upload(self.weight.float32), backend.upload(self.bias.float32)
+        return backend.upload_weight(self.weight.float32), backend.upload(self.bias.float32)

@@ -221,9 +221,11 @@ def test_linear(
     put = Uploads(backend)
     result = backend.download(backend.linear(put(x), put(weight), put(bias), activation=activation))
     alone = backend.download(backend.linear(put(x[-1:]), put(weight), put(bias), activation=activation))
+    stored = backend.linear(put(x), backend.upload_weight(weight), put(bias), activation=activation)
     put.assert_untouched()
     assert result.dtype == np.float32
     assert_same_bits(alone, result[-1:])
+    assert_same_bits(backend.download(stored), result)
     check("linear", result, naive.activate(oracle, activation), largest=float(np.abs(oracle).max()))
 
 

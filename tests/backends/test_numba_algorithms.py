@@ -90,6 +90,25 @@ def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: Any, kernel: 
     assert sizes[0] * 2 == sizes[1]
 
 
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 1), (2, 8 * TARGET.width), (19, 301)])
+def test_dense_layers_take_weights_in_16_bits(stored: Any, rows: int, inputs: int) -> None:
+    rng = np.random.default_rng(0)
+    x, bias = normal(rng, rows, inputs), normal(rng, 37)
+    weight = 2.0 ** rng.integers(-3, 3, (37, inputs)).astype(np.float32)  # powers of two lose nothing
+    backend = NumbaBackend(2, weights=stored)
+    halves = backend.upload_weight(weight)
+    assert halves.nbytes <= 2 * 37 * (inputs + TARGET.width - 1)
+    expected = NumbaBackend(2).linear(x, weight, bias, activation="gelu")
+    assert_same_bits(backend.linear(x, halves, bias, activation="gelu"), expected)
+    assert_same_bits(backend.linear(x[-1:], halves, bias, activation="gelu"), expected[-1:])
+    weight = normal(rng, 37, inputs, std=inputs**-0.5)
+    oracle = x.astype(np.float64) @ weight.T.astype(np.float64)
+    largest = float((np.abs(x) @ np.abs(weight).T).max())
+    result = backend.linear(x, backend.upload_weight(weight), None)
+    check(f"weights in {stored}", result, oracle, largest=largest)
+
+
 @pytest.mark.parametrize(("stored", "value"), [("float16", 7e4), ("bfloat16", 3.4e38)])
 def test_weights_too_large_for_16_bits_are_refused(stored: Any, value: float) -> None:
     """They would be infinite."""
@@ -99,6 +118,8 @@ def test_weights_too_large_for_16_bits_are_refused(stored: Any, value: float) ->
         backend = NumbaBackend(weights=stored, direct=direct)
         with pytest.raises(BackendError, match=f"too large for {stored}; store weights as float32"):
             backend.prepare_conv(weight, None)
+        with pytest.raises(BackendError, match=f"too large for {stored}; store weights as float32"):
+            backend.upload_weight(weight.reshape(4, -1))
     NumbaBackend(weights="float32").prepare_conv(weight, None)
 
 
