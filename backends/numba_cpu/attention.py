@@ -26,7 +26,7 @@ from .gemm import DEPTH, LINE, PANEL, ROWS, multiply_across, multiply_rows
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
 from .launch import Launcher
-from .reading import READING, Reading, is_plain, read_pixel, read_tile
+from .reading import READING, Reading, is_canvas, read_pixel, read_tile
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, fetch, largest, load, power_below, splat, store, store_some, where_below
 from .sizes import ceil_div, round_up, share_of, whole_vectors
@@ -364,7 +364,7 @@ def attend(
 
 def _in_place(source: Reading, width: int) -> bool:
     """Whether heads of `width` channels are read where they lie: whole vectors of them, with no work pending."""
-    return is_plain(source) and not source.halved and not source.second_channels and width % WIDTH == 0
+    return is_canvas(source) and width % WIDTH == 0
 
 
 def _written(launcher: Launcher, source: Reading, samples: Host) -> Array:

@@ -18,7 +18,7 @@ from .items import COUNTER, TILES, take_tiles
 from .jit import inline, kernel
 from .launch import Launcher
 from .packing import Packed
-from .reading import READING, Reading, is_plain, read_window
+from .reading import READING, Reading, is_canvas, read_window
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, fma, load, splat, store
 from .sizes import ceil_div, whole_vectors
@@ -128,8 +128,7 @@ def launch(
 ) -> None:
     """Convolve `tiles`: choose the batch and whether windows can be read in place, and run."""
     # vectors of a pixel read in place must not reach into the next
-    one_canvas = source.halved == 0 and source.second_channels == 0
-    in_place = is_plain(source) and one_canvas and out.channels % WIDTH == 0
+    in_place = is_canvas(source) and out.channels % WIDTH == 0
     work = 2.0 * PIXELS * g.kernel_rows * g.kernel_columns * g.outputs
     batch, _ = launcher.items(len(tiles), BATCH, 1, work)
     at = layout(g, residual=residual_floats(out))

@@ -26,12 +26,14 @@ from .reading import READING, Reading, is_plain, read_combined_window, read_wind
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, store
 from .sizes import ceil_div, share_of
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
+from .writing import GATHERED, PIXELS, WRITING, Writing, residual_floats, write_tile
 
 SHALLOW = 48
 """Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
 CACHE = 1 << 18
 """Floats of windows and sums that a batch may take: they fit a core's second-level cache."""
+SUMS = 1 << 16
+"""Floats of sums after which outputs are written, before the next panels are computed."""
 BATCH = 32
 """Tiles in a batch, at most."""
 
@@ -50,7 +52,7 @@ def prepare(weight: Host, groups: int) -> Array:
 
 
 class Layout(NamedTuple):
-    """A thread's scratch, for batches of B tiles and shares of P panels; R = B * PIXELS rows of the product.
+    """A thread's scratch, for batches of B tiles and P panels at a time; R = B * PIXELS rows of the product.
 
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
@@ -88,7 +90,7 @@ LAYOUT = layout_type(Layout)
 
 @remembered
 def layout(batch: int, g: Geometry, panels: int, *, residual: int, inputs_in: int) -> Layout:
-    """The scratch for batches of `batch` tiles, shares of `panels` panels and `residual` floats for the residual.
+    """The scratch for batches of `batch` tiles, `panels` panels at a time and `residual` floats for the residual.
 
     `inputs_in` is IN_WINDOWS, IN_ROWS or IN_PLACE.
     """
@@ -262,12 +264,17 @@ def _join(rows: int, outputs: int, channels: int, group: int, at: Any, scratch: 
             scratch[joined + c] = scratch[at.sums + i * at.pixel + c]
 
 
-@kernel(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
+@kernel(
+    void(
+        COUNTER, int64, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH
+    )
+)
 def convolve(
     counter: Any,
     items: int,
     batch: int,
     splits: int,
+    together: int,
     inputs_in: int,
     tiles: Any,
     source: Any,
@@ -279,7 +286,8 @@ def convolve(
 ) -> None:
     """`out[tiles] = activation(Σ_pieces in[rows, piece] @ weights[piece, outputs] + bias + shift + residual)`.
 
-    An item is a batch of tiles × one of `splits` shares of the output panels (1 with groups).
+    An item is a batch of tiles × one of `splits` shares of the output panels (1 with groups), of which `together` are
+    computed before they are written (with groups all).
     """
     inputs = source.first_channels + source.second_channels
     own_inputs, own_outputs = inputs // g.groups, out.channels // g.groups
@@ -297,24 +305,26 @@ def convolve(
         else:
             _gather(source, tiles, first, count, g, inputs, at, scratch, places)
 
-        for group in range(g.groups):
-            if inputs_in == IN_ROWS:
-                _copy_taps(rows, group, g, inputs, at, scratch, places, others)
-            for panel in range(begin, end):
-                weight = (group * panels + panel) * depth * PANEL
-                sums = at.sums + (panel - begin) * PANEL
-                _multiply(
-                    inputs_in, source, group, g, weights, weight, rows, at, scratch, places, others, sums
-                )
-            if g.groups > 1:
-                _join(rows, own_outputs, out.channels, group, at, scratch)
+        for panel in range(begin, end, together):
+            after = min(panel + together, end)
+            for group in range(g.groups):
+                if inputs_in == IN_ROWS and (panel == begin or g.groups > 1):
+                    _copy_taps(rows, group, g, inputs, at, scratch, places, others)
+                for each in range(panel, after):
+                    weight = (group * panels + each) * depth * PANEL
+                    sums = at.sums + (each - panel) * PANEL
+                    _multiply(
+                        inputs_in, source, group, g, weights, weight, rows, at, scratch, places, others, sums
+                    )
+                if g.groups > 1:
+                    _join(rows, own_outputs, out.channels, group, at, scratch)
 
-        last, results, pixel = min(end * PANEL, out.channels), at.sums, at.pixel
-        if g.groups > 1:
-            last, results, pixel = out.channels, at.joined, out.channels
-        for t in range(count):
-            sums = results + t * PIXELS * pixel
-            write_tile(out, tiles, first + t, begin * PANEL, last, scratch, sums, pixel, at.residual)
+            last, results, pixel = min(after * PANEL, out.channels), at.sums, at.pixel
+            if g.groups > 1:
+                last, results, pixel = out.channels, at.joined, out.channels
+            for t in range(count):
+                sums = results + t * PIXELS * pixel
+                write_tile(out, tiles, first + t, panel * PANEL, last, scratch, sums, pixel, at.residual)
 
 
 def launch(
@@ -330,12 +340,16 @@ def launch(
     shallow = _piece(g.kernel_columns, g.inputs, g.groups) < SHALLOW
     inputs_in = IN_PLACE if in_place else IN_ROWS if shallow else IN_WINDOWS
 
-    panels = ceil_div(g.outputs, PANEL)
+    own_panels = ceil_div(g.outputs // g.groups, PANEL)
     work = 2.0 * PIXELS * g.kernel_rows * g.kernel_columns * own_inputs * g.outputs
     window = ((TILE - 1) * g.stride + g.kernel_rows) * TILE * g.stride * g.inputs
-    limit = max(1, min(BATCH, CACHE // (window + PIXELS * g.outputs)))
-    batch, splits = launcher.items(len(tiles), limit, panels if g.groups == 1 else 1, work)
-    share = ceil_div(ceil_div(g.outputs // g.groups, PANEL), splits)
-    at = layout(batch, g, share, residual=residual_floats(out), inputs_in=inputs_in)
-    args = (batch, splits, inputs_in, tiles, source, g, weights, out, at)
+    # a residual that is gathered is gathered anew for each of an item's writes
+    whole = g.groups > 1 or out.has_residual == GATHERED
+    sums = PIXELS * (g.outputs if whole else min(g.outputs, PANEL))
+    limit = max(1, min(BATCH, CACHE // (window + sums)))
+    batch, splits = launcher.items(len(tiles), limit, own_panels if g.groups == 1 else 1, work)
+    share = ceil_div(own_panels, splits)
+    together = share if whole else max(1, min(share, SUMS // (batch * PIXELS * PANEL)))
+    at = layout(batch, g, together, residual=residual_floats(out), inputs_in=inputs_in)
+    args = (batch, splits, together, inputs_in, tiles, source, g, weights, out, at)
     launcher.run(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

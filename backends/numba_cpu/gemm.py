@@ -29,6 +29,7 @@ from .simd import (
     ir_splat,
     ir_store,
 )
+from .sizes import ceil_div
 from .target import TARGET, Target
 
 ROWS, PANEL = TARGET.rows, TARGET.panel
@@ -158,11 +159,11 @@ def _block(rows: int, *, target: Target = TARGET, across: bool = False) -> Any:
     return block
 
 
-# the last rows of a batch go through smaller blocks, so that no row is computed in vain
-_full_block, _half_block, _quarter_block, _row_block = (
-    _block(max(1, rows)) for rows in (ROWS, ROWS // 2, ROWS // 4, 1)
-)
-_HALF, _QUARTER = ROWS // 2, max(1, ROWS // 4)
+_SIZES = sorted({rows for rows in (ROWS, ROWS - 1, ROWS - 2, ROWS // 2, 1) if rows > 0}, reverse=True)
+"""Rows of blocks: those that leave a register or two unused too, into which most numbers of rows are cut evenly."""
+_blocks = [_block(rows) for rows in _SIZES]
+_block_0, _block_1, _block_2, _block_3, _block_4 = (_blocks + _blocks[-1:])[:5]
+_ROWS_0, _ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (_SIZES + _SIZES[-1:])[:5]
 
 
 @inline
@@ -181,26 +182,31 @@ def multiply_rows(
 ) -> None:
     """`inputs[rows, steps] @ weights[steps, PANEL]`, a piece of one panel, into `sums[rows, PANEL]` by `resume`.
 
-    Row m of the inputs begins at `a` plus m times `rows_at`, or plus `rows_at[m]` where that is an array. Rows go
-    through the largest block that they fill.
+    Row m of the inputs begins at `a` plus m times `rows_at`, or plus `rows_at[m]` where that is an array. Rows are cut
+    evenly into as few blocks as hold them: a block of few rows waits for its multiply-adds, a single row as long as
+    four.
     """
-    m = 0
+    m, blocks = 0, ceil_div(rows, ROWS)
     while m < rows:
-        left = rows - m
+        size = ceil_div(rows - m, max(1, blocks))
+        blocks -= 1
         # the first rows wait for these weights; later ones have time to prefetch the next panel, a line a step
         ahead = steps * PANEL + (m // ROWS - 1) * LINE % PANEL if m > 0 else 0
-        if left >= ROWS:
-            _full_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
-            done = ROWS
-        elif left >= _HALF:
-            _half_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
-            done = _HALF
-        elif left >= _QUARTER:
-            _quarter_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
-            done = _QUARTER
+        if size >= _ROWS_0:
+            _block_0(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            done = _ROWS_0
+        elif size >= _ROWS_1:
+            _block_1(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            done = _ROWS_1
+        elif size >= _ROWS_2:
+            _block_2(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            done = _ROWS_2
+        elif size >= _ROWS_3:
+            _block_3(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            done = _ROWS_3
         else:
-            _row_block(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
-            done = 1
+            _block_4(inputs, a, rows_at, m, weights, w, sums, c, sum_stride, steps, resume, ahead)
+            done = _ROWS_4
         m += done
         c += done * sum_stride
 

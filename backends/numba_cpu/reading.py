@@ -144,6 +144,11 @@ def is_plain(r: Reading) -> bool:
     return r.norm_stride < 0 and r.modulation == PLAIN and r.activation == IDENTITY
 
 
+def is_canvas(r: Reading) -> bool:
+    """Whether a reading is one canvas, pixel by pixel."""
+    return is_plain(r) and not r.halved and not r.second_channels
+
+
 NOTHING = reading(Source((np.zeros((1, 1, 1, 0), np.float32),)))
 """The reading of an absent residual."""
 
@@ -297,26 +302,34 @@ def _normalise_pixel(r: Any, start: int, norm: int, buffer: Any, at: int) -> Non
     `(v - mean) / sqrt(mean((v - mean)²) + eps) * scale + shift`; `norm` is where the first scale lies.
     """
     channels = r.first_channels
+    two = channels - channels % (2 * WIDTH)
     whole = channels - channels % WIDTH
     rest = channels - whole
     share = np.float32(1.0) / np.float32(channels)
-    sums = splat(0.0)
-    for c in range(0, whole, WIDTH):
-        sums = sums + load(r.first, start + c)
+    sums, others = splat(0.0), splat(0.0)  # two chains: each waits for its last addition
+    for c in range(0, two, 2 * WIDTH):
+        sums, others = sums + load(r.first, start + c), others + load(r.first, start + c + WIDTH)
+    if two < whole:
+        sums = sums + load(r.first, start + two)
     if rest:
-        sums = sums + load_first(r.first, start + whole, rest)
-    mean = splat(total(sums) * share)
-    squares = splat(0.0)
-    for c in range(0, whole, WIDTH):
-        off = load(r.first, start + c) - mean
+        others = others + load_first(r.first, start + whole, rest)
+    mean = splat(total(sums + others) * share)
+    squares, others = splat(0.0), splat(0.0)
+    for c in range(0, two, 2 * WIDTH):
+        off, next_off = load(r.first, start + c) - mean, load(r.first, start + c + WIDTH) - mean
         store(buffer, at + c, off)
+        store(buffer, at + c + WIDTH, next_off)
+        squares, others = fma(off, off, squares), fma(next_off, next_off, others)
+    if two < whole:
+        off = load(r.first, start + two) - mean
+        store(buffer, at + two, off)
         squares = fma(off, off, squares)
     if rest:  # through memory, where the lanes past the last channel are 0
         store(buffer, at + whole, splat(0.0))
         store_first(buffer, at + whole, load_first(r.first, start + whole, rest) - mean, rest)
         off = load(buffer, at + whole)
-        squares = fma(off, off, squares)
-    over = splat(np.float32(1.0) / np.sqrt(total(squares) * share + r.layer_eps))
+        others = fma(off, off, others)
+    over = splat(np.float32(1.0) / np.sqrt(total(squares + others) * share + r.layer_eps))
     for c in range(0, whole, WIDTH):
         off = load(buffer, at + c) * over
         store(buffer, at + c, fma(off, load(r.scale, norm + c), load(r.shift, norm + c)))

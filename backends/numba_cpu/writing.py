@@ -24,6 +24,7 @@ from .reading import (
     READING,
     Reading,
     activate,
+    is_canvas,
     read_combined_window,
     read_tile,
     read_window,
@@ -35,6 +36,10 @@ from .sizes import round_up
 
 PIXELS = TILE * TILE
 """Pixels of a tile."""
+
+
+GATHERED, IN_PLACE = 1, 2
+"""Ways to read a residual; 0: there is none."""
 
 
 class Writing(NamedTuple):
@@ -54,6 +59,7 @@ class Writing(NamedTuple):
     residual: Any
     """A `Reading` of the residual, at the output's pixels."""
     has_residual: int
+    """GATHERED: it is read into scratch; IN_PLACE: out of its canvas, on which no work is pending."""
     activation: int
 
 
@@ -82,6 +88,10 @@ def writing(
 ) -> Writing:
     """An output's `Writing`. `bias` comes from `padded_bias`. Raises BackendError where `out` cannot be written."""
     _, height, width, channels = out.shape
+    added, has_residual = NOTHING, 0
+    if residual is not None:
+        added = reading(residual)
+        has_residual = IN_PLACE if is_canvas(added) else GATHERED
     return Writing(
         writable(out),
         height,
@@ -90,15 +100,15 @@ def writing(
         padded_bias(None, channels) if bias is None else bias,
         NO_FLOATS if shift is None else flat(shift),
         -1 if shift is None else channels if len(shift) > 1 else 0,
-        NOTHING if residual is None else reading(residual),
-        int(residual is not None),
+        added,
+        has_residual,
         ACTIVATIONS[activation],
     )
 
 
 def residual_floats(out: Writing) -> int:
-    """Floats of the scratch region for a tile's residual, `[TILE, TILE, C]`: 0 where nothing is added."""
-    return PIXELS * out.channels + OVERRUN if out.has_residual else 0
+    """Floats of the scratch region for a tile's residual, `[TILE, TILE, C]`: 0 where none is gathered."""
+    return PIXELS * out.channels + OVERRUN if out.has_residual == GATHERED else 0
 
 
 @inline
@@ -107,7 +117,9 @@ def _finish(v: Any, out: Any, c: int, count: int, shift: int, scratch: Any, resi
     v = v + load(out.bias, c)
     if shift >= 0:
         v = v + load_some(out.shift, shift + c, count)
-    if residual >= 0:
+    if out.has_residual == IN_PLACE:
+        v = v + load_some(out.residual.first, at + c, count)
+    elif residual >= 0:
         v = v + load_some(scratch, residual + c, count)
     store_some(out.canvas, at + c, activate(v, out.activation), count)
 
@@ -125,13 +137,13 @@ def write_tile(
     channels = out.channels
     shift = -1 if out.shift_stride < 0 else n * out.shift_stride
     rows, columns = min(TILE, out.height - top), min(TILE, out.width - left)
-    if out.has_residual:
+    if out.has_residual == GATHERED:
         read_window(out.residual, n, top, left, rows, columns, scratch, spare, channels, columns * channels)
     whole = end - (end - begin) % WIDTH
     for y in range(rows):
         for x in range(columns):
             at = ((n * out.height + top + y) * out.width + left + x) * channels
-            residual = spare + (y * columns + x) * channels if out.has_residual else -1
+            residual = spare + (y * columns + x) * channels if out.has_residual == GATHERED else -1
             value = sums + (y * TILE + x) * pixel - begin
             for c in range(begin, whole, WIDTH):
                 _finish(load(scratch, value + c), out, c, WIDTH, shift, scratch, residual, at)
