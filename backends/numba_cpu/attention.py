@@ -28,7 +28,7 @@ from .jit import inline, kernel
 from .launch import Launcher
 from .reading import READING, Reading, is_canvas, read_pixel, read_tile
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, fetch, largest, load, power_below, splat, store, store_some, where_below
+from .simd import WIDTH, fetch, largest, load, power_below, splat, store, store_some, transpose, where_below
 from .sizes import ceil_div, round_up, share_of, whole_vectors
 from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
@@ -165,10 +165,14 @@ def _take_queries(rows: int, head: int, channels: int, scale: Any, at: Any, scra
         if count < PANEL:
             for c in range(0, PANEL * d, WIDTH):
                 store(scratch, to + c, splat(0.0))
-        for i in range(count):
+        whole = d - d % WIDTH
+        for i in range(0, count, WIDTH):
             row = at.pixels + (panel + i) * channels + head * d
-            for c in range(d):
-                scratch[to + c * PANEL + i] = scratch[row + c] * scale
+            for c in range(0, whole, WIDTH):
+                transpose(scratch, row + c, channels, splat(scale), scratch, to + c * PANEL + i, PANEL)
+            for k in range(WIDTH):
+                for c in range(whole, d):
+                    scratch[to + c * PANEL + i + k] = scratch[row + k * channels + c] * scale
     end = round_up(rows, PANEL)
     for i in range(0, end, WIDTH):
         store(scratch, at.highest + i, splat(-np.inf))
@@ -181,12 +185,13 @@ def _take_queries(rows: int, head: int, channels: int, scale: Any, at: Any, scra
 def _take_values(count: int, values: Any, first: int, stride: int, at: Any, scratch: Any) -> None:
     """A block's values in panels: `count` tokens of one head, the first from `values[first]` on, `stride` apart."""
     whole = at.mixed - at.mixed % PANEL
-    for c in range(0, at.mixed, WIDTH):
-        width = PANEL if c < whole else WIDTH
-        of = c // width * width
-        to = at.values + of * BLOCK + c - of
-        for j in range(count):
-            store(scratch, to + j * width, load(values, first + j * stride + c))
+    for j in range(count):
+        token, to = first + j * stride, at.values + j * PANEL
+        for panel in range(0, whole, PANEL):
+            for c in range(0, PANEL, WIDTH):
+                store(scratch, to + panel * BLOCK + c, load(values, token + panel + c))
+        for c in range(whole, at.mixed, WIDTH):
+            store(scratch, at.values + c * BLOCK + j * WIDTH, load(values, token + c))
 
 
 @inline
@@ -200,8 +205,8 @@ def _fetch(count: int, of: Any, first: int, stride: int, at: Any) -> None:
 @inline
 def _score(count: int, panel: int, keys: Any, first: int, stride: int, at: Any, scratch: Any) -> None:
     """`scores = k qᵀ` of one head: `count` keys, the first from `keys[first]` on, and a panel of queries."""
-    for c in range(0, at.channels, DEPTH):
-        steps, queries = min(DEPTH, at.channels - c), at.queries + panel * at.channels + c * PANEL
+    for c in range(0, at.channels, 2 * DEPTH):
+        steps, queries = min(2 * DEPTH, at.channels - c), at.queries + panel * at.channels + c * PANEL
         k = first + c
         multiply_rows(keys, k, stride, scratch, queries, scratch, at.scores, PANEL, count, steps, c)
 

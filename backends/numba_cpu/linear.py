@@ -49,6 +49,24 @@ def _one(x: Any, m: int, depth: int, weights: Any, w: int, out: Any, o: int) -> 
 
 
 @inline
+def _four(x: Any, m: int, depth: int, weights: Any, w: int, step: int, out: Any, o: int) -> None:
+    """`_one` of four outputs from o on, with the same bits: their weights are `step` apart."""
+    whole, row = depth - depth % WIDTH, m * depth
+    s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+    if whole < depth:
+        rest, at = depth - whole, w + whole
+        v = load_first(x, row + whole, rest)
+        s0, s1 = v * _weights(weights, at, rest), v * _weights(weights, at + step, rest)
+        s2, s3 = v * _weights(weights, at + 2 * step, rest), v * _weights(weights, at + 3 * step, rest)
+    for k in range(0, whole, WIDTH):
+        v, at = load(x, row + k), w + k
+        s0, s1 = fma(v, _weights(weights, at, WIDTH), s0), fma(v, _weights(weights, at + step, WIDTH), s1)
+        s2 = fma(v, _weights(weights, at + 2 * step, WIDTH), s2)
+        s3 = fma(v, _weights(weights, at + 3 * step, WIDTH), s3)
+    out[m, o], out[m, o + 1], out[m, o + 2], out[m, o + 3] = total(s0), total(s1), total(s2), total(s3)
+
+
+@inline
 def _eight(x: Any, m: int, depth: int, weights: Any, w: int, out: Any, o: int) -> None:
     """`_one` of ROWS rows from m on, with the same bits."""
     whole, row = depth - depth % WIDTH, m * depth
@@ -85,7 +103,10 @@ def multiply(counter: Any, items: int, x: Any, depth: int, weights: Any, step: i
             for o in range(first, last):
                 _eight(x, m, depth, weights, o * step, out, o)
         for m in range(whole, rows):
-            for o in range(first, last):
+            fours = last - (last - first) % 4
+            for o in range(first, fours, 4):
+                _four(x, m, depth, weights, o * step, step, out, o)
+            for o in range(fours, last):
                 _one(x, m, depth, weights, o * step, out, o)
 
 

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 from numba import types
 
+from .gemm import LINE
 from .simd import WIDTH
+from .sizes import round_up
 
 SCRATCH = types.float32[::1]
 """Numba's type of scratch."""
@@ -32,9 +34,9 @@ class Regions:
         """Floats of all regions so far."""
 
     def add(self, floats: int) -> int:
-        """Where a region of that many floats begins."""
-        start = self.size
-        self.size += floats
+        """Where a region of that many floats begins: at a cache line."""
+        start = round_up(self.size, LINE)
+        self.size = start + floats
         return start
 
 

@@ -372,6 +372,45 @@ def power_below(typing: Any, a: Any) -> Any:
     return vector(vector), emit
 
 
+@intrinsic
+def transpose(
+    typing: Any, array: Any, index: Any, stride: Any, scale: Any, to: Any, place: Any, step: Any
+) -> Any:
+    """`transpose(array, index, stride, scale, to, place, step)`: WIDTH rows become columns, times a vector.
+
+    Row m is `array[index + m * stride]` and the WIDTH - 1 floats behind it; column c is stored from `to[place + c *
+    step]` on.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        array, index, stride, scale, to, place, step = args
+        rows = []
+        for m in range(WIDTH):
+            at = builder.add(index, builder.mul(stride, I64(m)))
+            row = ir_load(builder, ir_pointer(context, builder, sig.args[0], array, at))
+            rows.append(builder.fmul(row, scale))
+        half = WIDTH // 2
+        masks = [
+            ir.Constant(
+                ir.VectorType(I32, WIDTH), [lane for i in range(half) for lane in (k + i, WIDTH + k + i)]
+            )
+            for k in (0, half)
+        ]
+        for _ in range(
+            WIDTH.bit_length() - 1
+        ):  # row m of the first half is interleaved with row m of the second
+            rows = [
+                builder.shuffle_vector(rows[m], rows[m + half], mask) for m in range(half) for mask in masks
+            ]
+        for c, column in enumerate(rows):
+            at = builder.add(place, builder.mul(step, I64(c)))
+            ir_store(builder, column, ir_pointer(context, builder, sig.args[4], to, at))
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(array, i, i, vector, to, i, i), emit
+
+
 def _operator(symbol: Any, instruction: str) -> None:
     """Give both kinds of vectors one of Python's operators."""
 
