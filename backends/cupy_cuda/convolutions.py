@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..interface import Activation, Array, ConvGeometry, ConvWeights, Host, Padding, Source, Tiles
+from ..interface import (
+    Activation,
+    Array,
+    BackendError,
+    ConvGeometry,
+    ConvWeights,
+    Host,
+    Padding,
+    Source,
+    Tiles,
+)
+from .combined import reads_own_pixels
 from .depthwise import DepthwiseConvolutions, is_depthwise
-from .launching import ACTIVATIONS, PIXELS
+from .launching import ACTIVATIONS, COMBINED_ELSEWHERE, PIXELS
 from .tensor import TensorConvolutions, tensor_weights
 from .transforms import depthwise_weights, direct_weights, padded, winograd_weights
 
@@ -74,6 +85,8 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
     ) -> None:
         if not len(tiles):
             return
+        if source.combines_channels and not reads_own_pixels(weights.geometry):
+            raise BackendError(COMBINED_ELSEWHERE)
         bias, apart = weights.bias, weights.geometry.outputs
         for each in (out, bias, shift):
             apart |= 0 if each is None else self.device.address(each) >> 2
@@ -150,17 +163,19 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         _, _, inputs, outputs = weights.packed.shape
         _, height, width, _ = out.shape
         block = product_block(rows, outputs, g.groups, self.device.multiprocessors, widest=64)
+        in_rows = source.combines_channels
+        packed_source = self._rows_source(source, tiles) if in_rows else self._source(source)
         self._launch(
             f"direct_{block[0]}x{block[1]}",
             (-(-rows // block[0]), -(-outputs // block[1]), g.groups),
-            source=self._source(source),
+            source=packed_source,
             weight=weights.packed,
             out=out,
             tiles=self._list(tiles),
             epilogue=epilogue,
             height=height,
             width=width,
-            inputs=g.inputs // g.groups,
+            inputs=inputs if in_rows else g.inputs // g.groups,
             outputs=g.outputs // g.groups,
             padded_inputs=inputs,
             padded_outputs=outputs,
@@ -170,6 +185,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
             top=g.padding[0],
             left=g.padding[2],
             groups=g.groups,
+            in_rows=int(in_rows),
         )
 
 

@@ -48,4 +48,5 @@ class DepthwiseConvolutions(Launching):
             top=g.padding[0],
             left=g.padding[2],
             groups=g.groups,
+            in_rows=0,
         )

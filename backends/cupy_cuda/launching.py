@@ -21,8 +21,14 @@ from .sources import kernels, structures
 
 PIXELS = TILE * TILE
 """Pixels of a tile."""
-ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "leaky_relu", "silu", "tanh")
-"""By their number in `kernels/reading.cuh`."""
+ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "leaky_relu", "silu", "gelu", "quick_gelu", "tanh")
+"""Of each value alone, by their number in `kernels/reading.cuh`."""
+
+
+COMBINED_ELSEWHERE = (
+    "a source with a layer norm or geglu is read by pointwise and by convolutions of kernel 1×1, stride 1, one group "
+    "and no padding alone; write it out by pointwise first"
+)
 
 
 class _OfThread(threading.local):
@@ -144,9 +150,11 @@ class Launching(PortableBackend):
         return structures()[structure].pack(self.device.address, values)
 
     def _source(self, source: Source | None) -> bytes:
-        """A source as kernels take it; None: no source."""
+        """A source as kernels take it; None: no source. Raises BackendError: it combines channels."""
         if source is None:
             return bytes(structures()["Source"].layout.size)
+        if source.combines_channels:
+            raise BackendError(COMBINED_ELSEWHERE)
         first, second = (*source.parts, None)[:2]
         _, height, width, channels = source.shape
         scale = source.scale

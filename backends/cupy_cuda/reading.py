@@ -48,7 +48,15 @@ class Reading(Launching):
         )
 
     def attention(
-        self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, *, heads: int
+        self,
+        out: Array,
+        tiles: Tiles,
+        query: Source,
+        key: Source,
+        value: Source,
+        *,
+        heads: int,
+        causal: bool = False,
     ) -> None:
         if not len(tiles):
             return
@@ -75,6 +83,8 @@ class Reading(Launching):
             key_padded=key_padded,
             value_padded=value_padded,
             slice=slice_,
+            shared_keys=int(key.shape[0] == 1),
+            causal=int(causal),
             scale=float(channels**-0.5),
         )
 

@@ -8,17 +8,16 @@ from itertools import zip_longest
 import numpy as np
 
 from ..interface import TILE, Array, MomentPair, Source, Tiles
-from .launching import PIXELS, Launching
+from .combined import Combining
+from .launching import PIXELS
 
 WIDTH = 32
 """Channels of a block of `kernels/moments.cu`."""
 THREADS = 256
 """Threads of a block there."""
-PIXELS_OF_BLOCK = 4
-"""Pixels of a block of `kernels/norms.cu`, a warp each."""
 
 
-class Statistics(Launching):
+class Statistics(Combining):
     """The primitives on moments, norms and pending work."""
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
@@ -174,21 +173,10 @@ class Statistics(Launching):
         )
         return scale, shift
 
-    def layer_norm(
-        self, out: Array, tiles: Tiles, source: Source, *, weight: Array, bias: Array, eps: float
-    ) -> None:
-        self._launch(
-            "layer_norm",
-            (self._most(tiles), PIXELS // PIXELS_OF_BLOCK),
-            source=self._source(source),
-            weight=weight,
-            bias=bias,
-            out=out,
-            tiles=self._list(tiles),
-            eps=eps,
-        )
-
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+        if source.combines_channels:
+            self._write_combined(out, tiles, source, residual)
+            return
         self._launch(
             "pointwise",
             (self._most(tiles), -(-PIXELS * -(-out.shape[3] // 4) // 256)),

@@ -13,8 +13,9 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from ..interface import TILE, Array, BackendError, ConvGeometry, ConvWeights, Host, Source, Tiles
+from .combined import Combining
 from .device import Device
-from .launching import PIXELS, Launching
+from .launching import PIXELS
 from .transforms import padded
 
 Precision: TypeAlias = Literal["float32", "tf32", "float16"]
@@ -67,7 +68,7 @@ def _bytes(precision: Precision) -> int:
     return 2 if precision == "float16" else 4
 
 
-class TensorConvolutions(Launching):
+class TensorConvolutions(Combining):
     """Convolutions of one group by tensor cores.
 
     Parameters
@@ -113,26 +114,28 @@ class TensorConvolutions(Launching):
         chains = -(-steps // chain_steps)
         block = _block(min(most, room) * PIXELS, g.outputs, self.device.multiprocessors)
         padded_outputs = padded(g.outputs)
-        packed_source = self._source(source)
         place = {"height": height, "width": width, "outputs": g.outputs, "padded_outputs": padded_outputs}
         for first in range(0, most, room):
             count = min(room, most - first)
             batch = {"tiles": on_device, "first_tile": first, "tile_room": room}
-            self._launch(
-                f"tensor_windows_{precision}",
-                (count, -(-of_tile // 256)),
-                source=packed_source,
-                windows=windows,
-                window_height=window[0],
-                window_width=window[1],
-                chunks=chunks,
-                kernel_height=g.kernel[0],
-                kernel_width=g.kernel[1],
-                stride=g.stride,
-                top=g.padding[0],
-                left=g.padding[2],
-                **batch,
-            )
+            if source.combines_channels:
+                self._combine_rows(source, tiles, windows, precision, chunks * each, first, room)
+            else:
+                self._launch(
+                    f"tensor_windows_{precision}",
+                    (count, -(-of_tile // 256)),
+                    source=self._source(source),
+                    windows=windows,
+                    window_height=window[0],
+                    window_width=window[1],
+                    chunks=chunks,
+                    kernel_height=g.kernel[0],
+                    kernel_width=g.kernel[1],
+                    stride=g.stride,
+                    top=g.padding[0],
+                    left=g.padding[2],
+                    **batch,
+                )
             blocks = (-(-count * PIXELS // block[0]), -(-g.outputs // block[1]))
             apart = chains > 1 and 2 * prod(blocks) <= self.device.multiprocessors
             sums = self._scratch("tensor sums", (chains, room * PIXELS, padded_outputs)) if apart else None

@@ -23,6 +23,7 @@ from tests.backends.contract_cases import (
     Uploads,
     all_tiles,
     attention_case,
+    combined_case,
     conv_case,
     make_source,
     normal,
@@ -48,8 +49,13 @@ NAMES = (
     "lookup, many outputs",
     "attention, heads",
     "attention, pending work",
-    "layer norm, pending work",
-    "layer norm, large mean",
+    "attention, causal",
+    "attention, one prompt for all",
+    "layer norm",
+    "layer norm, residual",
+    "layer norm, 1×1",
+    "geglu, few channels",
+    "geglu, 1×1, many channels",
     "pointwise, residual",
     "pointwise, whole prologue",
     "write tiles",
@@ -218,6 +224,8 @@ TENSORS = (
     partial(conv_case, size=(8, 8), channels=(72,), outputs=24),  # several chains, a block each
     partial(conv_case, size=(8, 12), channels=(72,), outputs=66),  # several chains, all in a block
     partial(conv_case, size=(16, 32), channels=(8,), outputs=65),
+    partial(combined_case, "layer norm", channels=37, outputs=19, samples=2),
+    partial(combined_case, "geglu", channels=12, outputs=17),
 )
 """Cases of sizes for which tensor cores run other kernels."""
 

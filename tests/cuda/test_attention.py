@@ -34,11 +34,20 @@ def attention_order() -> Iterator[emulator.Library]:
     library.order(emulator.FORWARDS)
 
 
-def attend(backend: CudaBackend, query: Host, key: Host, value: Host, tiles: Tiles | None = None) -> Host:
+def attend(
+    backend: CudaBackend,
+    query: Host,
+    key: Host,
+    value: Host,
+    tiles: Tiles | None = None,
+    *,
+    causal: bool = False,
+) -> Host:
     """One head over plain canvases; NaN where no tile is."""
     out = backend.upload(np.full(query.shape, np.nan, np.float32))
     q, k, v = (Source((backend.upload(each),)) for each in (query, key, value))
-    backend.attention(out, all_tiles(*query.shape[:3]) if tiles is None else tiles, q, k, v, heads=1)
+    tiles = all_tiles(*query.shape[:3]) if tiles is None else tiles
+    backend.attention(out, tiles, q, k, v, heads=1, causal=causal)
     return backend.download(out)
 
 
@@ -64,6 +73,47 @@ def test_the_order_of_threads_changes_no_bit(head: int, attention_order: emulato
     for order in (emulator.BACKWARDS, emulator.SHUFFLED):
         attention_order.order(order)
         assert_same_bits(case.run(emulated(), case.tiles), forwards)
+
+
+@pytest.mark.parametrize("head", [40, 80, 160, 512])
+@pytest.mark.parametrize("size", [(1, 77), (11, 13), (18, 16)])
+def test_a_causal_query_sees_the_tokens_up_to_its_own(head: int, size: tuple[int, int]) -> None:
+    """One row of tokens, as of a text, and images whose tiles reach from chunk to chunk of the keys."""
+    case = attention_case(causal=True, size=size, tokens=size, channels=head, seed=head)
+    check("attention", case.run(emulated(), case.tiles), case.oracle, largest=case.largest)
+
+
+@pytest.mark.parametrize("pending", [False, True])
+@pytest.mark.parametrize("head", [64, 160])
+def test_a_causal_tile_does_not_depend_on_its_company(head: int, pending: bool) -> None:
+    case = attention_case(
+        causal=True, samples=2, size=(9, 11), tokens=(9, 11), channels=head, pending=pending, seed=head
+    )
+    assert_contract(case, emulated(), np.random.default_rng(head))
+
+
+def test_later_tokens_do_not_reach_a_causal_query() -> None:
+    """Not even infinite ones, of tiles below."""
+    rng, backend = np.random.default_rng(0), emulated()
+    query, key, value = (normal(rng, 1, 8, 12, 24) for _ in range(3))
+    key[:, 4:] = value[:, 4:] = np.inf
+    found = attend(backend, query, key, value, Tiles(all_tiles(1, 8, 12).host[:3]), causal=True)
+    expected = naive.attention(
+        *(v[:, :4].astype(np.float64) for v in (query, key, value)), heads=1, causal=True
+    )
+    check("attention", found[:, :4], expected, largest=float(np.abs(value[:, :4]).max()))
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_keys_of_one_sample_serve_all(pending: bool) -> None:
+    """With the bits of keys repeated for each."""
+    options = {"samples": 3, "size": (5, 6), "tokens": (7, 11), "channels": 80, "heads": 2}
+    case = attention_case(one_key=True, pending=pending, **options)
+    assert_contract(case, emulated(), np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    query, key, value = normal(rng, 3, 5, 6, 24), normal(rng, 1, 7, 11, 24), normal(rng, 1, 7, 11, 24)
+    repeated = attend(emulated(), query, *(np.repeat(each, 3, 0) for each in (key, value)))
+    assert_same_bits(attend(emulated(), query, key, value), repeated)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

@@ -123,19 +123,19 @@ def test_a_structure_that_is_not_read_is_an_error(text: str, message: str) -> No
 
 
 def test_kernels_are_read() -> None:
-    text = "struct A { int x; };\n#define T 64\nKERNEL(one, A, T) {\nKERNEL(two, LayerNorm, 32) { }"
+    text = "struct A { int x; };\n#define T 64\nKERNEL(one, A, T) {\nKERNEL(two, Pointwise, 32) { }"
     found = sources.kernels_of("file", text)
     assert [(each.name, each.file, each.threads) for each in found.values()] == [
         ("one", "file", 64),
         ("two", "file", 32),
     ]
     assert found["one"].arguments.fields == ("x",)
-    assert found["two"].arguments is structures()["LayerNorm"]
+    assert found["two"].arguments is structures()["Pointwise"]
     for line in ("KERNEL(one, A, 8 * 4) {", "  KERNEL(one, A, 32) {", "KERNEL(one,\n       A, 32) {"):
         with pytest.raises(ValueError, match=r"file.cu: cannot read .* expected `KERNEL\(name"):
             sources.kernels_of("file", line)
-    again = "KERNEL(one, LayerNorm, 32)\nKERNEL(one, LayerNorm, 32)"
-    for line in ("KERNEL(one, B, 32)", "KERNEL(one, LayerNorm, T)", again):
+    again = "KERNEL(one, Pointwise, 32)\nKERNEL(one, Pointwise, 32)"
+    for line in ("KERNEL(one, B, 32)", "KERNEL(one, Pointwise, T)", again):
         with pytest.raises(ValueError, match=r"file.cu: .*expected a new name, a structure that is declared"):
             sources.kernels_of("file", line)
 

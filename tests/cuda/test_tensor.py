@@ -20,6 +20,7 @@ from tests.backends.contract_cases import (
     all_tiles,
     assert_contract,
     assert_same_bits,
+    combined_case,
     conv_case,
     make_source,
     normal,
@@ -44,9 +45,9 @@ def backend(request: pytest.FixtureRequest) -> CudaBackend:
     return backend_of(request.param)
 
 
-def tensor_case(**options: Any) -> Case:
-    """A case of `conv_case`, held to the rounding of tensor cores."""
-    case = conv_case(**options)
+def tensor_case(*work: Any, **options: Any) -> Case:
+    """A case of `conv_case`, or of `combined_case` for such work, held to the rounding of tensor cores."""
+    case = combined_case(*work, **options) if work else conv_case(**options)
     return Case(ROW, case.oracle, case.largest, case.launch)
 
 
@@ -104,6 +105,14 @@ CASES: dict[str, Callable[[], Case]] = {
         tensor_case, kernel=(1, 5), padding=(0, 3, 1, 2), stride=3, size=(19, 20), channels=(8,), outputs=8
     ),
     "deep, several chains": DEEP,
+    "1×1, layer norm": partial(
+        tensor_case, "layer norm", channels=37, outputs=19, samples=2, size=(9, 10), activation="gelu"
+    ),
+    "1×1, layer norm, several chains": partial(
+        tensor_case, "layer norm", channels=320, outputs=70, residual=True
+    ),
+    "1×1, geglu, in two slices": partial(tensor_case, "geglu", channels=600, outputs=8, size=(3, 5)),
+    "1×1, geglu": partial(tensor_case, "geglu", channels=20, outputs=24, samples=2, size=(9, 10)),
 }
 
 
@@ -207,6 +216,10 @@ def test_batches_of_tiles_are_one_result(monkeypatch: pytest.MonkeyPatch, precis
     before = backend.device.counts["launch"]
     assert_same_bits(case.run(backend, case.tiles), whole)
     assert backend.device.counts["launch"] == before + 4  # 156 tiles: 128, and 28
+    case = tensor_case("layer norm", size=(45, 49), channels=8, outputs=8)
+    in_batches = case.run(backend, case.tiles)
+    monkeypatch.undo()
+    assert_same_bits(in_batches, case.run(backend, case.tiles))
 
 
 def prepared(backend: CudaBackend, weight: Host, **options: Any) -> ConvWeights:

@@ -25,6 +25,16 @@ struct Source {             // an input and the pointwise work pending on it, as
   int fours;                // 1: every array is aligned to 16 bytes and has a multiple of four channels
 };
 
+struct Combined {           // a source whose values depend on all channels of their pixel: a layer norm, or geglu
+  const float* canvas;      // [N, H, W, C]; of geglu [N, H, W, 2C]
+  const float* scale;       // [1 or N, C], of a layer norm; null: geglu
+  const float* shift;       // as scale
+  int height, width, channels;
+  int affine_stride;        // C: each sample has its scale; 0: one for all
+  float eps;                // of a layer norm
+  int fours;                // 1: every array is aligned to 16 bytes, C is a multiple of four
+};
+
 struct Epilogue {           // what follows a convolution's sum: + bias + shift + residual, then the activation
   Source residual;          // read at the output's pixels; first is null: none
   const float* bias;        // [O]; null: none
@@ -180,15 +190,21 @@ struct NormAffine {         // `interface.Backend.norm_affine`, a warp a group o
   int variance_doubles;
 };
 
-// -- norms.cu, pointwise.cu ------------------------------------------------------------------------------------------
+// -- combined.cuh, pointwise.cu --------------------------------------------------------------------------------------
 
-struct LayerNorm {          // over the channels of each pixel of the tiles
-  Source source;
-  const float* weight;      // [C]
-  const float* bias;        // [C]
+struct CombinedRows {       // the tiles' pixels of a combined source, in the order of the list
+  Combined source;
+  const int* tiles;
+  void* rows;               // [tile_room, 16, padded], floats, or values as tensor cores take them; zeros from C on
+  int first_tile, tile_room;  // of the tiles from first_tile on, at most tile_room
+  int padded;
+};
+
+struct CombinedPointwise {  // out = source + residual
+  Combined source;
+  Source residual;          // first is null: none
   float* out;               // [N, H, W, C]
   const int* tiles;
-  float eps;
 };
 
 struct Pointwise {          // out = source + residual
@@ -247,14 +263,16 @@ struct AttentionRows {      // a source written out for attention, which reads f
 
 struct Attention {          // each pixel of the tiles against all pixels of its sample
   Source query;             // [N, H, W, C]
-  const float* key;         // [N, tokens, heads, key_padded], 16-byte aligned
-  const float* value;       // [N, tokens, heads, value_padded]
+  const float* key;         // [1 or N, tokens, heads, key_padded], 16-byte aligned
+  const float* value;       // [1 or N, tokens, heads, value_padded]
   float* out;               // [N, H, W, C]
   const int* tiles;
   int tokens, heads;
   int channels;             // of a head: C / heads
   int key_padded, value_padded;  // multiples of four
   int slice;                // of the channels that each split sums scores over: a multiple of the kernel's DEPTH
+  int shared_keys;          // 1: keys and values are one sample's, for all
+  int causal;               // 1: against the tokens up to its own
   float scale;              // 1 / sqrt(channels)
 };
 
@@ -297,6 +315,7 @@ struct Conv {               // a convolution as a product: a row for each output
   int inputs, outputs;      // of a group
   int padded_inputs, padded_outputs;
   int kernel_height, kernel_width, stride, top, left, groups;
+  int in_rows;              // 1: source is [tiles, 4, 4, I], the tiles' own pixels in the order of the list
 };
 
 // -- tensor.cu: a chunk is 16 bytes, four values in TF32 or eight in float16; a step is 8 chunks of the depth ----------

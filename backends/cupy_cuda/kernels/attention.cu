@@ -1,5 +1,5 @@
-// Attention of the pixels of active tiles to all tokens of their sample, in heads of d = C / heads channels (arXiv
-// 1706.03762, section 3.2), float32:
+// Attention of the pixels of active tiles to all tokens of their sample, or to those up to their own, in heads of
+// d = C / heads channels (arXiv 1706.03762, section 3.2), float32:
 //
 //   score[j] = scale * sum over channels c of query[c] * key[j][c]
 //   out[c]   = sum over tokens j of exp(score[j] - max) * value[j][c]  /  sum over j of exp(score[j] - max)
@@ -15,8 +15,6 @@
 #define QUERIES 4  // of a warp
 #define STEP 8     // tokens whose values are under way at a time
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
-
-__device__ __forceinline__ float4 load_4(const float* from) { return __ldg(reinterpret_cast<const float4*>(from)); }
 
 // ROWS of a tile in a block, each by SPLITS warps, which share out the channels: those that scores are summed over, and
 // those of the output. Few tiles and wide heads need many warps for each query.
@@ -65,11 +63,17 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
   read_queries<H>(a, p, head, q, H::SPLITS * a.slice);
   __syncthreads();
 
-  const float* key = a.key + ((long long)p.n * a.tokens * a.heads + head) * a.key_padded;
-  const float* value = a.value + ((long long)p.n * a.tokens * a.heads + head) * a.value_padded;
+  long long first_token = a.shared_keys ? 0 : (long long)p.n * a.tokens;
+  const float* key = a.key + (first_token * a.heads + head) * a.key_padded;
+  const float* value = a.value + (first_token * a.heads + head) * a.value_padded;
   long long key_stride = (long long)a.heads * a.key_padded, value_stride = (long long)a.heads * a.value_padded;
   const float* my_q = q + row * QUERIES * H::SPLITS * a.slice + split * a.slice;
   int c0 = blockIdx.z * H::CHANNELS + split * 32 + lane;  // this lane's channels are SPLITS * 32 apart
+
+  // A causal query sees the tokens up to its own: query i of this warp i more than the first one. The block reads none
+  // that no query sees; a pixel beyond the border is dropped.
+  int width = a.query.width, seen = a.causal ? (p.y + row) * width + p.x + 1 : a.tokens, tokens = a.tokens;
+  if (a.causal) tokens = min(tokens, (p.y + H::ROWS - 1) * width + p.x + QUERIES);
 
   float4 fetched[H::LOADS];
   auto fetch = [&](int first, int depth) {  // keys [first, first + KEYS), channels [depth, depth + DEPTH) of the split
@@ -77,8 +81,8 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
     for (int e = 0; e < H::LOADS; e++) {
       int i = e * H::ROWS * 32 + row * 32 + lane;
       int j = first + i / (H::DEPTH / 4), c = depth + i % (H::DEPTH / 4) * 4, of_head = split * a.slice + c;
-      fetched[e] = j < a.tokens && c < a.slice && of_head < a.key_padded ? load_4(key + j * key_stride + of_head)
-                                                                         : make_float4(0.f, 0.f, 0.f, 0.f);
+      fetched[e] = j < tokens && c < a.slice && of_head < a.key_padded ? load_4(key + j * key_stride + of_head)
+                                                                       : make_float4(0.f, 0.f, 0.f, 0.f);
     }
   };
   auto keep = [&]() {
@@ -96,7 +100,7 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
 #pragma unroll
       for (int i = 0; i < CT; i++) {
         int c = c0 + i * H::SPLITS * 32;
-        values[j][i] = first + j < a.tokens && c < a.channels ? __ldg(value + (first + j) * value_stride + c) : 0.f;
+        values[j][i] = first + j < tokens && c < a.channels ? __ldg(value + (first + j) * value_stride + c) : 0.f;
       }
   };
 
@@ -104,7 +108,7 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
 #pragma unroll
   for (int i = 0; i < QUERIES; i++) most[i] = NEGATIVE_INFINITY;
   fetch(0, 0);
-  for (int first = 0; first < a.tokens; first += KEYS) {
+  for (int first = 0; first < tokens; first += KEYS) {
     float scores[QUERIES][2] = {};
     for (int depth = 0; depth < a.slice; depth += H::DEPTH) {
       // the warps that share these keys: nobody reads the last ones any more, all see the new ones
@@ -112,7 +116,7 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
       keep();
       if (H::ROWS > 1) __syncthreads(); else __syncwarp();
       if (depth + H::DEPTH < a.slice) fetch(first, depth + H::DEPTH);
-      else if (first + KEYS < a.tokens) fetch(first + KEYS, 0);
+      else if (first + KEYS < tokens) fetch(first + KEYS, 0);
 #pragma unroll
       for (int c = 0; c < H::DEPTH; c += 4) {
         float4 k[2];
@@ -153,8 +157,10 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
 #pragma unroll
     for (int i = 0; i < QUERIES; i++) {
 #pragma unroll
-      for (int j = 0; j < 2; j++)
-        scores[i][j] = first + j * 32 + lane < a.tokens ? scores[i][j] * a.scale : NEGATIVE_INFINITY;
+      for (int j = 0; j < 2; j++) {
+        bool sees = first + j * 32 + lane < min(tokens, seen + i * a.causal);
+        scores[i][j] = sees ? scores[i][j] * a.scale : NEGATIVE_INFINITY;
+      }
       float top = fmaxf(most[i], fmaxf(scores[i][0], scores[i][1]));  // passes NaN over, which its exponential keeps
       for (int bit = 16; bit; bit /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, bit));
       float zero = top == NEGATIVE_INFINITY ? 0.f : top;  // all scores so far -inf: their weights are 0, not NaN
@@ -173,7 +179,7 @@ __device__ __forceinline__ void attend(const Attention& a, typename H::Shared& s
     }
     __syncwarp();
 
-    for (int j0 = 0; j0 < KEYS && first + j0 < a.tokens; j0 += STEP) {
+    for (int j0 = 0; j0 < KEYS && first + j0 < tokens; j0 += STEP) {
       float now[STEP][CT];
 #pragma unroll
       for (int j = 0; j < STEP; j++)

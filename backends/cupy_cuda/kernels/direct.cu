@@ -17,6 +17,12 @@ __device__ __forceinline__ Pixel pixel_of(const Conv& a, int row, int rows) {
   return {p.n, y, x, y < a.height && x < a.width};
 }
 
+// Where the product reads a row: the output pixel, or its place in a list of tiles.
+__device__ __forceinline__ Pixel source_of(const Conv& a, int row, int rows) {
+  if (!a.in_rows) return pixel_of(a, row, rows);
+  return {row / PIXELS, row % PIXELS / TILE, row % TILE, row < rows};
+}
+
 // grid (rows, outputs of a group, groups)
 template <class P>
 __device__ __forceinline__ void direct_product(const Conv& a, typename P::Shared& shared) {
@@ -28,7 +34,7 @@ __device__ __forceinline__ void direct_product(const Conv& a, typename P::Shared
   const float4 zeros = make_float4(0.f, 0.f, 0.f, 0.f);
   Pixel pixels[P::LEFTS];
 #pragma unroll
-  for (int e = 0; e < P::LEFTS; e++) pixels[e] = pixel_of(a, row0 + P::left_row(e), rows);
+  for (int e = 0; e < P::LEFTS; e++) pixels[e] = source_of(a, row0 + P::left_row(e), rows);
   int of_tap = 0, tap_y = -a.top, tap_x = -a.left;  // the tap that this thread reads, and where its channels begin
   P::run(
       sums, shared, depth,

@@ -16,7 +16,15 @@
 #define TILE 4
 #define PIXELS 16  // of a tile
 
+__device__ __forceinline__ float4 load_4(const float* from) { return __ldg(reinterpret_cast<const float4*>(from)); }
+
 __device__ __forceinline__ int tile_count(const int* tiles) { return __ldg(tiles); }
+
+// the tiles of a batch: from first_tile on, at most room
+__device__ __forceinline__ int tiles_here(const int* tiles, int first_tile, int room) {
+  int count = tile_count(tiles) - first_tile;
+  return count < room ? count : room;
+}
 
 struct Place {  // a tile's sample, and its first row and column of pixels
   int n, y, x;

@@ -5,23 +5,16 @@
 #define THREADS 256
 #define ROWS 4  // that a warp computes at once: they share what it reads of the matrix
 
-// An activation in double, rounded once.
+// An activation in double, rounded once; GELU is not worth it.
 __device__ __forceinline__ float activate_in_double(float sum, int activation) {
   double v = sum;
   switch (activation) {
-    case RELU: return sum < 0.f ? 0.f : sum;
     case LEAKY_RELU: return (float)(v < 0. ? v * 0.2f : v);
     case SILU: return (float)(v / (1. + exp(-v)));
+    case QUICK_GELU: return (float)(v / (1. + exp(-1.702 * v)));
     case TANH: return (float)tanh(v);
-    default: return sum;
+    default: return activate(sum, activation);
   }
-}
-
-// Four neighbours of a row of `size`, 0 beyond its end
-__device__ __forceinline__ float4 read_row(const float* row, int i, int size, bool fours) {
-  if (fours) return load_4(row + i);
-  return make_float4(__ldg(row + i), i + 1 < size ? __ldg(row + i + 1) : 0.f, i + 2 < size ? __ldg(row + i + 2) : 0.f,
-                     i + 3 < size ? __ldg(row + i + 3) : 0.f);
 }
 
 // out[m][o] = activation(sum over i of x[m][i] weight[o][i] + bias[o]): a warp an output of ROWS rows, grid (O, M).

@@ -19,14 +19,7 @@ KERNEL(pointwise, Pointwise, 256) {
         v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
       }
       float* out = a.out + at(p.n, y, x, s.height, s.width, C) + c;
-      if (fours) {
-        *reinterpret_cast<float4*>(out) = v;
-      } else {
-        out[0] = v.x;
-        if (c + 1 < C) out[1] = v.y;
-        if (c + 2 < C) out[2] = v.z;
-        if (c + 3 < C) out[3] = v.w;
-      }
+      store_4(out, v, C - c, fours);
     }
   }
 }

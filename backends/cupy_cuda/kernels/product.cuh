@@ -121,5 +121,3 @@ struct Product {
     }
   }
 };
-
-__device__ __forceinline__ float4 load_4(const float* from) { return __ldg(reinterpret_cast<const float4*>(from)); }

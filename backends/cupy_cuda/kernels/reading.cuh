@@ -2,7 +2,24 @@
 #pragma once
 #include "kernel.cuh"
 
-enum Activation { IDENTITY, RELU, LEAKY_RELU, SILU, TANH };
+enum Activation { IDENTITY, RELU, LEAKY_RELU, SILU, GELU, QUICK_GELU, TANH };
+
+// The share of a standard normal distribution below v, within 2e-7. With t = 1 / (1 + x / 2), x of 0 or more:
+// erfc(x) = t exp(-x² + a polynomial of t), whose coefficients are those of Numerical Recipes, third edition, 6.2.2.
+__device__ __forceinline__ float normal_distribution(float v) {
+  float x = fabsf(v) * 0.70710678f, t = 1.f / fmaf(x, 0.5f, 1.f), p = 0.17087277f;
+  p = fmaf(p, t, -0.82215223f);
+  p = fmaf(p, t, 1.48851587f);
+  p = fmaf(p, t, -1.13520398f);
+  p = fmaf(p, t, 0.27886807f);
+  p = fmaf(p, t, -0.18628806f);
+  p = fmaf(p, t, 0.09678418f);
+  p = fmaf(p, t, 0.37409196f);
+  p = fmaf(p, t, 1.00002368f);
+  p = fmaf(p, t, -1.26551223f);
+  float tail = 0.5f * t * expf(fmaf(-x, x, p));
+  return v < 0.f ? tail : 1.f - tail;
+}
 
 // A comparison with NaN is false: written so, NaN passes through ReLU and is found by the watch.
 __device__ __forceinline__ float activate(float v, int activation) {
@@ -10,6 +27,8 @@ __device__ __forceinline__ float activate(float v, int activation) {
     case RELU: return v < 0.f ? 0.f : v;
     case LEAKY_RELU: return v < 0.f ? v * 0.2f : v;
     case SILU: return v / (1.f + expf(-v));
+    case GELU: return v * normal_distribution(v);
+    case QUICK_GELU: return v / (1.f + expf(-1.702f * v));
     case TANH: return tanhf(v);
     default: return v;
   }
@@ -26,6 +45,8 @@ __device__ __forceinline__ void activate(float (&v)[N], int activation) {
     EACH(RELU);
     EACH(LEAKY_RELU);
     EACH(SILU);
+    EACH(GELU);
+    EACH(QUICK_GELU);
     EACH(TANH);
   }
 #undef EACH
@@ -47,6 +68,25 @@ __device__ __forceinline__ void load(const float* from, float (&v)[V]) {
   } else {
     float4 four = __ldg(reinterpret_cast<const float4*>(from));
     v[0] = four.x, v[V / 4] = four.y, v[V / 2] = four.z, v[V - 1] = four.w;
+  }
+}
+
+// Four neighbours of a row of `size`, 0 beyond its end; i is less than `size`.
+__device__ __forceinline__ float4 read_row(const float* row, int i, int size, bool fours) {
+  if (fours) return load_4(row + i);
+  return make_float4(__ldg(row + i), i + 1 < size ? __ldg(row + i + 1) : 0.f, i + 2 < size ? __ldg(row + i + 2) : 0.f,
+                     i + 3 < size ? __ldg(row + i + 3) : 0.f);
+}
+
+// Four neighbours, of which `count` exist; `fours`: all, aligned to 16 bytes.
+__device__ __forceinline__ void store_4(float* to, float4 v, int count, bool fours) {
+  if (fours) {
+    *reinterpret_cast<float4*>(to) = v;
+  } else {
+    to[0] = v.x;
+    if (count > 1) to[1] = v.y;
+    if (count > 2) to[2] = v.z;
+    if (count > 3) to[3] = v.w;
   }
 }
 

@@ -18,16 +18,31 @@
 // Words of both precisions lie alike in the fragments (see ptx.cuh), so one code serves both: depths are counted in
 // chunks of 16 bytes, four values in TF32 or eight in float16.
 #pragma once
-#include "reading.cuh"
+#include "combined.cuh"
 
 #define CHUNK 16        // bytes
 #define STEP_CHUNKS 8   // of the depth, that a block holds at a time
 #define STEP_BYTES (STEP_CHUNKS * CHUNK)
 #define STAGES 3        // steps in shared memory: one in use, two on their way
 
-__device__ __forceinline__ int tiles_here(const int* tiles, int first_tile, int room) {
-  int count = tile_count(tiles) - first_tile;
-  return count < room ? count : room;
+__device__ __forceinline__ uint2 to_halves(float4 v) {
+  return make_uint2(ptx::to_half(v.x) | (unsigned)ptx::to_half(v.y) << 16,
+                    ptx::to_half(v.z) | (unsigned)ptx::to_half(v.w) << 16);
+}
+
+__device__ __forceinline__ uint4 to_tf32(float4 v) {
+  return make_uint4(ptx::to_tf32(v.x), ptx::to_tf32(v.y), ptx::to_tf32(v.z), ptx::to_tf32(v.w));
+}
+
+// The windows of a 1×1 kernel over a combined source: grid as `combine`.
+template <bool HALF>
+__device__ __forceinline__ void write_combined(const CombinedRows& a, Kept& kept) {
+  int count = tiles_here(a.tiles, a.first_tile, a.tile_room);
+  combine(a.source, a.tiles, a.first_tile, count, a.padded, kept, [&](int k, int pixel, Place, int c, float4 v) {
+    long long four = (((long long)k * PIXELS + pixel) * a.padded + c) / 4;
+    if (HALF) ((uint2*)a.rows)[four] = to_halves(v);
+    else ((uint4*)a.rows)[four] = to_tf32(v);
+  });
 }
 
 // windows[tile][pixel][chunk]: grid (tiles, pixels * chunks / threads). Output pixel i of a row reads the window's columns
@@ -43,24 +58,21 @@ __device__ __forceinline__ void write_windows(const TensorWindows& a) {
   int x = a.stride > a.kernel_width ? column / a.kernel_width * a.stride + column % a.kernel_width : column;
   for (int k = blockIdx.x; k < count; k += gridDim.x) {
     Place p = tile_place(a.tiles, a.first_tile + k);
-    unsigned words[4];
+    uint4 words;
     int from_y = p.y * a.stride + y - a.top, from_x = p.x * a.stride + x - a.left;
     if (HALF) {
 #pragma unroll 1
       for (int i = 0; i < 2; i++) {
         int c = chunk * 8 + i * 4;
         float4 v = read_4(a.source, p.n, from_y, from_x, c, C - c);
-        words[0] = words[2], words[1] = words[3];
-        words[2] = ptx::to_half(v.x) | (unsigned)ptx::to_half(v.y) << 16;
-        words[3] = ptx::to_half(v.z) | (unsigned)ptx::to_half(v.w) << 16;
+        uint2 halves = to_halves(v);
+        words = make_uint4(words.z, words.w, halves.x, halves.y);
       }
     } else {
       float4 v = read_4(a.source, p.n, from_y, from_x, chunk * 4, C - chunk * 4);
-      words[0] = ptx::to_tf32(v.x), words[1] = ptx::to_tf32(v.y);
-      words[2] = ptx::to_tf32(v.z), words[3] = ptx::to_tf32(v.w);
+      words = to_tf32(v);
     }
-    ((uint4*)a.windows)[((long long)k * pixels + pixel) * a.chunks + chunk] =
-        make_uint4(words[0], words[1], words[2], words[3]);
+    ((uint4*)a.windows)[((long long)k * pixels + pixel) * a.chunks + chunk] = words;
   }
 }
 
