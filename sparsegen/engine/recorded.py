@@ -202,9 +202,12 @@ def _planned(run: Run, steps: Sequence[LayerStep]) -> list[_Layer]:
     for step in steps:
         transient = run.memory.ready(step.canvas, step.shape)
         key = run.plan.key([read.now() for read in step.reads], step.shape[:3])
-        changed = None if key is None else TilesKey(key)
+        whole = run.plan.computes_whole(step.canvas.path)
+        changed = None if key is None else TilesKey(key, "everything" if whole else "active")
         computed = TilesKey(key, "everything") if transient and key is not None else changed
         step.canvas.changed = TileSet.empty(*step.shape[:3]) if key is None else run.plan.tiles(key)
+        if whole and key is not None:
+            step.canvas.changed = run.everything(step.canvas.changed)
         layers.append(_Layer(step, computed, changed, kept=not transient))
     return layers
 

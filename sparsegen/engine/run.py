@@ -242,6 +242,8 @@ class Run:
             active = self.plan.active(reads, layer.shape[:3])
             if layer.whole_tiles and self.plan.whole_tiles:
                 active = active.whole()
+            if self.plan.computes_whole(canvas.path):
+                active = self.everything(active)
             changed = active
             if transient:
                 active = self.everything(active)

@@ -74,7 +74,8 @@ class SDUNet(UNet):
     config_type = SDUNetConfig
     time = "timestep"
     film = False
-    paper = Paper(dilation=5, level_dilation=1, sparse_levels=16)
+    # SIGE's edits; its code also projects keys and values of unchanged tokens again, to the same values
+    paper = Paper(dilation=5, level_dilation=1, sparse_levels=16, whole=("conv_in", "mid", "conv_out"))
     config: SDUNetConfig
 
     def _time_embedding(self) -> TimeEmbedding:

@@ -8,6 +8,7 @@ Sources: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -183,7 +184,8 @@ class VAEDecoder(Model):
     config_type = VAEConfig
     inputs = ("latents",)
     # SIGE's edits of a decoder: 40 pixels of the image around the changed ones, all resolutions sparse
-    paper = Paper(dilation=5, level_dilation=0, sparse_levels=10)
+    paper = Paper(dilation=5, level_dilation=1, sparse_levels=10)
+    fast_settings = MappingProxyType({"dilation": 1})
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)

@@ -560,11 +560,13 @@ class _LatentEdit:
         found = session._denoising.edited(latents, held, cells, compute, on_step)
         tiles = cells.tiles
         policy = session._policy_of(models.decoder, self.chosen)
+        if isinstance(policy, Paper):  # its masks too are made of the pixels
+            policy = dataclasses.replace(policy, dilation=policy.dilation * self.reduction)
         spread = union([cells, self.stale]) if self.chosen.exact else cells
         run, _, values = session._decoder.repaint(
             {"latents": models.unscaled(gather_tiles(found, tiles))},
             cells,
-            policy.plan(spread.mask(), settled=not self.stale.count),
+            policy.plan(self.region.mask(), settled=not self.stale.count),
             journal=self.journals[-1],
             spread=spread,
             wanted=self.region.tiles,

@@ -34,10 +34,16 @@ class Plan(ABC):
     with the share of a canvas that is repainted. 0: moments are not followed.
     """
 
+    whole: tuple[str, ...] = ()
+    """Names of layers that compute all tiles of the edited samples if they compute any, with all layers below them."""
     keyed: bool = False
     """Whether the active tiles of an output depend on the difference mask and on which of its inputs changed alone.
     `active(reads, shape)` is then `tiles(key(reads, shape))`: edits of other masks share the keys of their layers.
     """
+
+    def computes_whole(self, path: str) -> bool:
+        """Whether the layer at `path` is one of `whole`."""
+        return any(f".{name}." in f".{path}." for name in self.whole)
 
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
@@ -193,8 +199,13 @@ class Paper(Policy):
     sparse_levels: int = 5
     least_size: int = 1
     threshold: float = 0.3
+    whole: tuple[str, ...] = ()
+    """Names of layers that are computed whole, with all layers below them: "mid", "conv_in"."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "whole", tuple(self.whole))
+        if not all(isinstance(name, str) for name in self.whole):
+            raise InputError(f"policy paper: whole is {self.whole!r}, expected names of layers")
         for name in ("dilation", "level_dilation", "sparse_levels", "least_size"):
             value = whole_number(f"policy paper: {name}", getattr(self, name), 0)
             object.__setattr__(self, name, value)
@@ -268,6 +279,7 @@ class _PaperPlan(Plan):
             self._masks[size] = next(levels) if sparse else TileSet.full(changed.samples, *size, only=edited)
         self._active: dict[Any, TileSet] = {}
         self.statistics = policy.statistics if isinstance(policy, Fast) else 0.0
+        self.whole = policy.whole
 
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         key = self.key(reads, shape)
@@ -359,7 +371,8 @@ def get_policy(policy: str | Policy, *, paper: Paper, fast: Fast) -> Policy:
 
 def _with_settings(policy: Paper, name: str, settings: str) -> Policy:
     """A policy with other settings, such as "refresh=2, statistics=0.25"."""
-    known = {each.name: type(getattr(policy, each.name)) for each in fields(policy)}
+    # `whole` is of the family
+    known = {each.name: type(getattr(policy, each.name)) for each in fields(policy) if each.name != "whole"}
     given: dict[str, Any] = {}
     for setting in filter(None, (each.strip() for each in settings.split(","))):
         key, _, value = (each.strip() for each in setting.partition("="))
