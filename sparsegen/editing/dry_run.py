@@ -36,5 +36,5 @@ def dry_run(
     run = Run(memory, plan, edited=changed.edited)
     features = {name: Feature(run, (memory.input(name, changed),)) for name in inputs.canvases}
     output = model.forward(features, inputs.conditions)
-    memory.keep(output.parts[0], run.finite)
+    memory.persist(output.parts[0], run.finite)
     return run

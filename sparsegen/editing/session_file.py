@@ -213,7 +213,7 @@ def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -
             # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
             if value.dtype == np.float16 and value.ndim == 4:
                 allocator.shared(name.partition("canvas/")[2], value.shape)
-            tensors[name] = allocator.keep(value)
+            tensors[name] = allocator.adopt(value)
         else:
             tensors[name] = value
         checkpoint.release()

@@ -234,7 +234,7 @@ class State:
             with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
                 output = self.model.forward(features, self.conditions).parts[0]
             if note:
-                run.memory.keep(output, run.finite)
+                run.memory.persist(output, run.finite)
             run.end()
         finally:
             run.let_go()

@@ -25,7 +25,7 @@ class Allocator(ABC):
         """An array of `shape` and undefined value, for a canvas or tiles of one. Raises SessionError: no room."""
 
     @abstractmethod
-    def keep(self, host: Host) -> Array:
+    def adopt(self, host: Host) -> Array:
         """An array with the values and the type of a host array, which it may take over. Raises SessionError."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class BackendAllocator(Allocator):
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return self._backend.alloc(shape, dtype=dtype)
 
-    def keep(self, host: Host) -> Array:
+    def adopt(self, host: Host) -> Array:
         return uploaded(self._backend, host)
 
     def host(self, array: Array) -> Host:

@@ -96,9 +96,9 @@ class DeviceStore(NotCopied, Allocator):
     def shared_arrays(self) -> Mapping[str, Array]:
         return MappingProxyType(self._shared)
 
-    def keep(self, host: Host) -> Array:
+    def adopt(self, host: Host) -> Array:
         kept = self.allocate(host.shape, dtype=str(host.dtype))
-        self._backend.copy_arrays([(kept, self._plain.keep(host))])
+        self._backend.copy_arrays([(kept, self._plain.adopt(host))])
         return kept
 
     def host(self, array: Array) -> Host:

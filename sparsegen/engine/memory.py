@@ -122,10 +122,10 @@ class Memory:
                 and canvas.path not in self.canvases
                 and canvas.shape[1] <= self.carried_rows
             ):
-                self.keep(canvas, checks)
+                self.persist(canvas, checks)
 
-    def keep(self, canvas: Canvas, checks: FiniteChecks) -> None:
-        """Keep a canvas, with its values, also if it is transient."""
+    def persist(self, canvas: Canvas, checks: FiniteChecks) -> None:
+        """Copy a transient canvas into an array that is kept; a canvas that is kept already stays as it is."""
         if canvas.path in self.canvases:
             return
         kept, everywhere = self.allocator.allocate(canvas.shape), TileSet.full(*canvas.shape[:3]).tiles
@@ -144,7 +144,7 @@ class Memory:
         """Make the values that the `active` tiles of a layer's output read ready for kernels."""
 
     def commit(self, canvas: Canvas, tiles: Tiles, checks: FiniteChecks) -> None:
-        """Keep the values that a layer wrote into `tiles` of a canvas that `self.canvas` returned.
+        """Take the values that a layer wrote into `tiles` of a canvas that `self.canvas` returned into the kept form.
 
         `checks` are the run's: they report a value that cannot be kept at its end.
         """

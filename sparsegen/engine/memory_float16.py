@@ -54,10 +54,10 @@ class HalfMemory(Memory):
             self._working(canvas.path)
         return super().ready(canvas, shape)
 
-    def keep(self, canvas: Canvas, checks: FiniteChecks) -> None:
+    def persist(self, canvas: Canvas, checks: FiniteChecks) -> None:
         path, shape = canvas.path, canvas.shape
         if path in self.canvases or self.kept_as(path, shape, "float32") != "float16":
-            super().keep(canvas, checks)
+            super().persist(canvas, checks)
             return
         self.canvases[path] = self.allocator.allocate(shape, dtype="float16")
         self.commit(canvas, TileSet.full(*shape[:3]).tiles, checks)

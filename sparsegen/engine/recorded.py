@@ -67,7 +67,7 @@ class RecordedEdit:
             raise NotRecordable
         # a slot for each key: those that have the same tiles now need not have them in another edit
         sets = {key: replace(each) for key, each in sets.items()}
-        self._whole = _whole(sets.values())
+        self._full = _have_every_tile(sets.values())
         if not self._follows(run, sets):
             raise NotRecordable
         self._thread = threading.get_ident()
@@ -112,7 +112,7 @@ class RecordedEdit:
         if any(table.get(path) is not array for table, path, array in self._arrays):
             return None
         sets = self._sets(run)
-        if sets is None or _whole(sets.values()) != self._whole or not self._follows(run, sets):
+        if sets is None or _have_every_tile(sets.values()) != self._full or not self._follows(run, sets):
             return None
         if any(each.count > room for each, room in zip(sets.values(), self._recording.room, strict=True)):
             return None
@@ -221,7 +221,7 @@ def _followed(run: Run, layers: Sequence[_Layer]) -> dict[str, TilesKey]:
     }
 
 
-def _whole(sets: Iterable[TileSet]) -> list[bool]:
+def _have_every_tile(sets: Iterable[TileSet]) -> list[bool]:
     """Which sets have every tile."""
     return [each.count == each.total for each in sets]
 

@@ -217,7 +217,7 @@ class Store(NotCopied, Allocator):
             )
         return self
 
-    def keep(self, host: Host) -> Array:
+    def adopt(self, host: Host) -> Array:
         kept = self.allocate(host.shape, dtype=str(host.dtype))
         kept[...] = host
         return kept

@@ -113,7 +113,7 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> Vocabulary:
     top = Path(folder)
     whole, vocab, merges = top / "tokenizer.json", top / "vocab.json", top / "merges.txt"
     if os.path.lexists(whole):
-        return _whole(_json(whole), whole)
+        return _of_tokenizer_json(_json(whole), whole)
     missing = [path.name for path in (vocab, merges) if not os.path.lexists(path)]
     if missing:
         raise CheckpointError(
@@ -128,7 +128,7 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> Vocabulary:
     return found
 
 
-def _whole(parsed: dict[str, Any], path: Path) -> Vocabulary:
+def _of_tokenizer_json(parsed: dict[str, Any], path: Path) -> Vocabulary:
     """The vocabulary in a tokenizer.json, which must do what CLIP's does."""
     model = parsed.get("model")
     if not isinstance(model, dict):
