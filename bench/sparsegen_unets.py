@@ -116,7 +116,7 @@ class SparsegenUnets:
     def sdedit(self, net: Unet, job: Job) -> Answer:
         """The second edit of a session, from the strokes to the PNG; the caches of its steps beyond the RAM on disk."""
         model = sparsegen.load(job.checkpoint)
-        picture = np.tanh(net.noisy(1))
+        image = np.tanh(net.noisy(1))
         timings = {"dense step": self._dense_step(model, net, job.repeats)}
         with (
             tempfile.TemporaryDirectory(dir=job.checkpoint.parent) as folder,
@@ -131,9 +131,9 @@ class SparsegenUnets:
                 folder=folder,
             ) as session,
         ):
-            plan = session.cache_plan(picture)
+            plan = session.cache_plan(image)
             start = time.perf_counter()
-            base = session.run(picture)
+            base = session.run(image)
             timings["dense run of the original"] = [(time.perf_counter() - start) * 1e3]
             anonymous = [_anonymous_bytes()]
             figures: dict[str, Any] = {
@@ -172,9 +172,9 @@ def _store_bytes(session: sparsegen.SDEdit) -> dict[str, int]:
     return {"ram_bytes": session.store.ram_bytes, "file_bytes": session.store.file_bytes}
 
 
-def _painted(picture: np.ndarray, net: Unet, variant: int) -> np.ndarray:
+def _painted(image: np.ndarray, net: Unet, variant: int) -> np.ndarray:
     """A stroke of 1.2 % on an image in [-1, 1]."""
-    painted = picture.copy()
+    painted = image.copy()
     painted[net.strokes(0.012, variant)] = 0.5
     return painted
 

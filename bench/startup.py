@@ -71,19 +71,19 @@ def commands(net: Big, backend: str | None, quick: bool) -> Iterator[Command]:
     known = builtin.get("landscape")
     assert known is not None
     example = known.examples[0]
-    pictures = ["--original", str(example.original), "--edited", str(example.edits[0].path)]
+    inputs = ["--original", str(example.original), "--edited", str(example.edits[0].path)]
     yield Command("import sparsegen", [sys.executable, "-c", "import sparsegen"])
-    yield Command("sparsegen edit, landscape", [*program, "edit", *pictures, "-o", "edit.png", *chosen])
+    yield Command("sparsegen edit, landscape", [*program, "edit", *inputs, "-o", "edit.png", *chosen])
     demo = [*program, "demo", "-o", "demo.png", *chosen]
     yield Command("sparsegen demo", demo, DEMO_SECONDS)
-    pictures = ["--original", "before.png", "--instances", "before-instances.png"]
-    pictures += ["--edited", "after.png", "--edited-instances", "after-instances.png"]
-    words = [*program, "edit", "--model", "gaugan.pth", *pictures, "-o", "gaugan.png", *chosen]
+    inputs = ["--original", "before.png", "--instances", "before-instances.png"]
+    inputs += ["--edited", "after.png", "--edited-instances", "after-instances.png"]
+    words = [*program, "edit", "--model", "gaugan.pth", *inputs, "-o", "gaugan.png", *chosen]
     yield Command(f"sparsegen edit, {net.name}", words)
     for engine in TORCH:
-        worker = [*WORKER, "--engine", engine, "--task", "picture"]
+        worker = [*WORKER, "--engine", engine, "--task", "image"]
         worker += ["--checkpoint", "gaugan.pth", *(["--quick"] if quick else [])]
-        yield Command(f"{engine}, one picture, {net.name}", worker)
+        yield Command(f"{engine}, one image, {net.name}", worker)
 
 
 def main() -> None:

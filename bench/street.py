@@ -2,7 +2,7 @@
 
 The cost of SPADE's codebook depends on the number of distinct windows of labels, and that on how ragged the outlines
 are. So the painter is tuned to the shares counted on a real street map: `python -m bench.street` prints them, and
-writes an image of the street with `--picture street.png`.
+writes an image of the street with `--image street.png`.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--picture", type=Path, help="write the street and three edits of it as a PNG")
+    parser.add_argument("--image", type=Path, help="write the street and three edits of it as a PNG")
     options = parser.parse_args()
     scene = street(options.seed)
     print(

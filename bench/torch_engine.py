@@ -62,7 +62,7 @@ class TorchEngine(TorchUnets):
         timing = measure(lambda: run(seg), repeats=job.repeats)
         return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
 
-    def picture(self, net: Big, job: Job) -> Answer:
+    def image(self, net: Big, job: Job) -> Answer:
         """The whole process that `sparsegen edit` is compared with: load, run once, write an image."""
         out = self._network(net, job.checkpoint)(seg_of(street.street(size=net.size)))
         image = ((channels_last(out)[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8)

@@ -49,15 +49,15 @@ class TorchUnets:
         scheme = schedules.linear()
         times = scheme.times(SDEDIT_STEPS, noise_level=SDEDIT_LEVEL)
         run(net.noisy())
-        picture = np.tanh(net.noisy(1))[None]
+        original = np.tanh(net.noisy(1))[None]
         start = time.perf_counter()
-        edited = picture.copy()
+        edited = original.copy()
         mask = net.strokes(0.012, 1)
         edited[:, mask] = 0.5
-        noise = samplers.noise(0, samplers.START, picture.shape)
+        noise = samplers.noise(0, samplers.START, original.shape)
         x = scheme.noised(edited, noise, times[0])
         for step in samplers.ddim(lambda x, _, t: run(x[0], t), x, scheme, times, clip=1.0):
-            held = scheme.noised(picture, noise, step.next_timestep)
+            held = scheme.noised(original, noise, step.next_timestep)
             step.x[:, ~mask] = held[:, ~mask]
         image = ((step.x[0].clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
         write_png(job.checkpoint.with_name("torch.png"), image)

@@ -2,7 +2,7 @@
 
     python -m bench.worker --engine torch-nhwc --task layers --repeats 5
 
-Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `picture` (PyTorch, once);
+Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `image` (PyTorch, once);
 of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end).
 `contest.py` starts these.
 """
@@ -19,7 +19,7 @@ from bench.cases import big, layers, unets
 from bench.engines import OURS, RIVALS, Answer, Engine, Job, open_engine
 from bench.harness import measure, peak_bytes
 
-OF_GAUGAN = ("checkpoint", "gaugan", "picture")
+OF_GAUGAN = ("checkpoint", "gaugan", "image")
 OF_UNETS = ("unet_checkpoint", "unet", "memory", "sdedit")
 LAYER_SECONDS = 0.15
 """Seconds for which a layer is repeated at least: the smallest layers take less than a millisecond."""
