@@ -351,7 +351,7 @@ class Session(Door):
         """Host copies of the inputs as they are."""
         if shown.inputs is not None:
             return shown.inputs
-        return {name: self.memory.whole(canvas) for name, canvas in self._state.inputs.items()}
+        return {name: self._state.input(name) for name in self._state.inputs}
 
     def _inputs_after(
         self, inputs: dict[str, Host], edited: dict[str, Host], changed: TileSet

@@ -254,6 +254,12 @@ class State:
         shape: tuple[int, int, int, int] = self.memory.canvases[self.output_path].shape
         return shape
 
+    @property
+    def layers_nbytes(self) -> int:
+        """Memory of the layers' canvases, without the inputs'."""
+        inputs = self.memory.inputs.values()
+        return sum(int(each.nbytes) for path, each in self.memory.canvases.items() if path not in inputs)
+
     def output(self) -> Host:
         """A host copy of the whole output."""
         return self.memory.whole(self._output())
@@ -261,6 +267,10 @@ class State:
     def output_tiles(self, tiles: Tiles) -> Host:
         """A host copy of tiles of the output, `[K, TILE, TILE, C]`; 0 where a tile overhangs the border."""
         return self.memory.tiles(self._output(), tiles)
+
+    def input(self, name: str) -> Host:
+        """A host copy of a whole input."""
+        return self.memory.whole(self.memory.input(name))
 
     def fetch_input(self, name: str, tiles: Tiles) -> Callable[[], Host]:
         """A queued copy of tiles of an input as they are now, like `output_tiles`; called, it waits and returns it."""

@@ -532,12 +532,7 @@ class SDEdit(Door):
 
     def _kept_bytes(self) -> int:
         """A lower bound of the bytes that are freed in the store when the states are dropped."""
-        kept = self.store.shared_bytes
-        for state in self._states:
-            canvases = state.memory.canvases.items()
-            inputs = set(state.memory.inputs.values())
-            kept += sum(int(canvas.nbytes) for path, canvas in canvases if path not in inputs)
-        return kept
+        return self.store.shared_bytes + sum(state.layers_nbytes for state in self._states)
 
     def _result(
         self,

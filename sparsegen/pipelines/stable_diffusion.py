@@ -350,7 +350,7 @@ class StableDiffusion(Door):
 
     def _latents(self) -> Host:
         """The current latents, scaled, `[N, h, w, C]`."""
-        latents = self._decoder.memory.whole(self._decoder.inputs["latents"])
+        latents = self._decoder.input("latents")
         return np.asarray(latents * np.float32(self.models.decoder.config.scale))
 
     def _exchanged(self, base: Base, before: Host, start: float, edit: Edit) -> Result:
@@ -583,7 +583,7 @@ class _LatentEdit:
         """The edited latents in the cells, `[K, TILE, TILE, C]`."""
         session, state = self.session, self.session._encoder
         # the encoder's canvas holds the strokes of earlier edits: their results take the place of these now
-        seen = state.memory.whole(state.inputs["image"])
+        seen = state.input("image")
         changed = TileSet.of_mask((self.edited != seen).any(-1))
         if changed.count:
             policy = session._policy_of(session.models.encoder, self.chosen)

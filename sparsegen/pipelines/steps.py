@@ -1,7 +1,8 @@
 """Denoising steps: a state for each step, the memory that they take, and the loop from noise to an image.
 
 A sampler only adds, multiplies and clips pixel by pixel. So an edit runs it on the tiles of its region alone,
-`[K, TILE, TILE, C]`: no step copies, noises or converts a whole image.
+`[K, TILE, TILE, C]`: no step copies or converts a whole image. Noise alone is drawn for the whole image (once for a
+trajectory; at every step of a stochastic sampler), since its generator gives it in order.
 """
 
 from __future__ import annotations
@@ -268,8 +269,7 @@ class Denoising:
 
     def input(self, i: int, samples: int, tiles: Tiles, values: Host) -> Host:
         """The noisy image `[N, H, W, C]` that step i reads of the first samples, with other values in some tiles."""
-        state = self.states[i]
-        return _with(state.memory.whole(state.inputs["x"])[:samples], tiles, values)
+        return _with(self.states[i].input("x")[:samples], tiles, values)
 
 
 def _with(image: Host, tiles: Tiles, values: Host) -> Host:
