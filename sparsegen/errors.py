@@ -1,4 +1,4 @@
-"""What can go wrong with what the user gave: each error says what was given, what was expected, what to do."""
+"""The errors of the engine, raised for bad input: each message names the problem, the expected value and the fix."""
 
 
 class SparsegenError(Exception):

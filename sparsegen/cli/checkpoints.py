@@ -36,7 +36,7 @@ def inspect(
     ],
     settings: SetOption = None,
 ) -> None:
-    """Say what a checkpoint is: format, family, sizes, which weights are taken, tensors. Nothing in it is executed."""
+    """Print the contents of a checkpoint: format, family, sizes, weights taken, tensors. Nothing in it is executed."""
     which = _which(parse_settings(settings))
     checkpoint = read_checkpoint(file, which=which)
     try:

@@ -163,7 +163,7 @@ def edit(
         int | None,
         typer.Option(
             "--margin",
-            help="Diffusion: pixels around the strokes that are made anew with them.",
+            help="Diffusion: pixels around the strokes that are recomputed with them.",
             show_default=_margins(),
         ),
     ] = None,

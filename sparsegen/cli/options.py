@@ -62,7 +62,8 @@ PolicyOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Say what a checkpoint cannot: name=value, such as num_upsampling_layers=more."
+        "--set",
+        help="A value that a checkpoint does not contain: name=value, such as num_upsampling_layers=more.",
     ),
 ]
 

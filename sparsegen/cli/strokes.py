@@ -305,7 +305,7 @@ def _ram() -> int | None:
 def _notice(
     job: Job, session: SDEdit, files: dict[Path, images.ImageFile], before: Host, strokes: list[Host]
 ) -> None:
-    """Print a note for each lossy file that would have more than half of the image made anew, with advice."""
+    """Print a note with advice for each lossy file of which more than half would be recomputed."""
     known, lossy = job.original, files[job.original].lossy
     if job.kept is not None and job.kept.goes_on:
         known, lossy = job.kept.path, ""
@@ -322,14 +322,14 @@ def _notice(
         if why and share > 0.5:
             print_line(
                 "note",
-                f"{path}: {share:.0%} of it is made anew, where its pixels are not those of {known}; {why}, or give a "
+                f"{path}: {share:.0%} of it is recomputed, where its pixels are not those of {known}; {why}, or give a "
                 "--mask",
             )
         known, lossy, before = path, files[path].lossy, painted
 
 
 def _share(session: SDEdit, before: Host, painted: Host) -> float:
-    """The share of an image that an edit makes anew: pixels that moved by more than the family's eps, with a margin.
+    """The share of an image that an edit recomputes: pixels that moved by more than the family's eps, with a margin.
 
     Of a margin wider than the family's, only the family's counts: the rest is the user's choice, and no sign of loss.
     """

@@ -143,7 +143,7 @@ def test_several_edits_go_on_from_the_result(files):
         one = session.edit(read("first.png")).image
         two = session.edit(stroke(one, *SECOND))
     assert np.array_equal(read("out-1.png"), one) and np.array_equal(read("out-2.png"), two.image)
-    # the first stroke, real by now, is not made anew: only what the second stroke's margin holds has changed
+    # the first stroke, real by now, is not recomputed: only what the second stroke's margin holds has changed
     changed = (read("out-2.png") != one).any(-1)
     assert changed[20:, :14].any() and not changed[:16].any()
     assert two.stats.edited_area == pytest.approx(20 / 1024)

@@ -247,11 +247,11 @@ def test_the_note_on_loss_names_the_lossy_file(files, capsys):
 
 
 def test_a_difference_that_is_not_computed_is_no_loss(files, capsys):
-    """Decoders differ by 1 in 255, which the model's family ignores; by 3, nearly everything is made anew."""
+    """Decoders differ by 1 in 255, which the model's family ignores; by 3, nearly everything is recomputed."""
     Image.fromarray(read("square.png")).save("original.jpg", quality=95)
     decoded, rng = read("original.jpg").astype(int), np.random.default_rng(6)
     some = rng.random((32, 32, 1)) < 0.1
-    for change, share in ((1, ""), (some * 3, "of it is made anew"), (3, "100% of it is made anew")):
+    for change, share in ((1, ""), (some * 3, "of it is recomputed"), (3, "100% of it is made anew")):
         Image.fromarray(np.clip(decoded + change, 0, 255).astype(np.uint8)).save("edited.png")
         assert edit(f"{DIFFUSION} --original original.jpg --edited edited.png") == 0
         said = capsys.readouterr().err
