@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,16 @@ WITH_COMMANDS = [page for page in PAGES if page.startswith(("README", "docs/")) 
 FOLDERS = ("sparsegen", "backends", "weights", "tests", "bench", "docs")
 UPSTREAM = {"sige/utils.py", "models/diffusion.py"}
 """Files of other projects that docstrings name."""
+FOREIGN = {
+    "EMAModel.save_pretrained",
+    "Stream.use",
+    "Extractor.extract",
+    "Image.open",
+    "Image.crop",
+    "Tensor.__setstate__",
+    "Tensor.__reduce_ex__",
+}
+"""Members of other projects' classes that docstrings name."""
 
 
 @pytest.fixture
@@ -153,6 +165,53 @@ def test_every_name_of_the_package_in_backticks_exists(page: str) -> None:
         found = re.match(r"sparsegen(?:\.\w+)+", word)
         if found:
             pkgutil.resolve_name(found[0])  # raises: there is no such module or attribute
+
+
+def members() -> dict[str, set[str]]:
+    """Every class of the project by name, and the names that it and its bases of the project define or assign."""
+    own: dict[str, set[str]] = {}
+    bases: dict[str, set[str]] = {}
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names = own.setdefault(node.name, set())
+                bases.setdefault(node.name, set()).update(
+                    ast.unparse(base).rpartition(".")[2] for base in node.bases
+                )
+                for inner in ast.walk(node):
+                    if isinstance(inner, ast.FunctionDef | ast.ClassDef):
+                        names.add(inner.name)
+                    elif isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store):
+                        names.add(inner.attr)
+                    elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                        names.add(inner.id)
+
+    def all_of(name: str) -> set[str]:
+        return own.get(name, set()).union(*(all_of(base) for base in bases.get(name, ()) if base != name))
+
+    return {name: all_of(name) for name in own}
+
+
+def wrong_members(words: Iterable[str], classes: Mapping[str, set[str]]) -> list[str]:
+    """The words such as `Session.edit` that name no member of a class of the project."""
+    named = {word: re.match(r"(_?[A-Z]\w*[a-z]\w*)\.(?!md)(\w+)", word) for word in words}
+    return [
+        word
+        for word, found in named.items()
+        if found and found[2] not in classes.get(found[1], ()) and found[0] not in FOREIGN
+    ]
+
+
+def test_every_member_of_a_class_in_backticks_exists() -> None:
+    classes = members()
+    assert {"edit", "policy", "undo"} <= classes["Session"]
+    assert wrong_members(["Session.edit", "Session.redit", "README.md"], classes) == ["Session.redit"]
+    wrong = {page: wrong_members(pages.spans(page), classes) for page in PAGES}
+    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        words = re.findall(r"`+(_?[A-Z]\w*\.\w+)", path.read_text("utf-8"))
+        if path != Path(__file__):
+            wrong[str(path.relative_to(ROOT))] = wrong_members(words, classes)
+    assert not {place: words for place, words in wrong.items() if words}
 
 
 def test_every_file_that_docstrings_and_comments_name_exists() -> None:
