@@ -1,8 +1,8 @@
 """sparsegen: edit a generated image and recompute only what the edit touches, without a framework.
 
 **Every activation is a canvas. An edit repaints tiles.** The first run of a model paints every canvas; an edit's
-difference mask becomes active 4×4 tiles at every resolution, and the steps that the model's code came to are computed
-again over those tiles alone, in place. Dense is the edit in which every tile is active.
+difference mask becomes active 4×4 tiles at every resolution, and the program that the model's code left is replayed
+over those tiles alone, in place. Dense is the edit in which every tile is active.
 
     import sparsegen
     session = sparsegen.Session(sparsegen.load("landscape"))
