@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # `python bench/gpu.py`: as a module of the checkout
+# On a rented card this is the one command, `python bench/gpu.py`, from any folder. Python then puts bench/ first on its
+# path, where `bench.cases` is not found and `gpu_torch` would be a second module: put the checkout there instead.
+if not __package__:
     sys.path[0] = str(Path(__file__).parents[1])
 
 import numpy as np
