@@ -184,7 +184,9 @@ def _named(name: str, options: Mapping[str, Any] = _NONE) -> tuple[EntryPoint | 
     if name in known or not colon or first not in known or not device.isdecimal():
         return known.get(name), dict(options)
     if options.get("device", int(device)) != int(device):
-        raise BackendError(f"backend {name!r} and device={options['device']!r} name two devices")
+        raise BackendError(
+            f"backend {name!r} and device={options['device']!r} name two devices; give one of them"
+        )
     return known[first], {**options, "device": int(device)}
 
 
@@ -209,6 +211,6 @@ def warm_up(name: str, *, architecture: str | None = None) -> str:
         get_backend(name)  # raises: it lists the known ones
     compile_for = None if point is None else getattr(point.load(), "compile_for", None)
     if compile_for is None:
-        raise BackendError(f"backend {name!r} compiles for this machine alone")
+        raise BackendError(f"backend {name!r} compiles for this machine alone; omit the architecture")
     line: str = compile_for(architecture)
     return line

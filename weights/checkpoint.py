@@ -25,6 +25,7 @@ WRAPPERS = frozenset({"module", "_orig_mod"})
 """Segments that DataParallel and torch.compile insert into names, before a model or one of its blocks."""
 
 _HEAD = 1 << 16
+_NOT_READ = "Download or copy it again; if that does not help, save its state dict as safetensors"
 """Bytes at the start of a file by which one that no reader takes is described."""
 
 
@@ -173,8 +174,9 @@ def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
         return _open(file)
     except BaseException as error:
         file.close()
-        if isinstance(error, CheckpointError) and not error.path:
-            error.path = file.path
+        if isinstance(error, CheckpointError):
+            error.path = error.path or file.path
+            error.advice = error.advice or _NOT_READ
         raise
 
 

@@ -251,7 +251,7 @@ def edit(
     else:
         loaded = load(model or DEFAULT_MODEL, **parse_settings(settings))
     if original is None and kept is None:
-        raise InputError("--original: missing; it may be omitted only with a --session that exists")
+        raise InputError("--original: missing; give it, or a --session that exists")
     named = original if kept is None else kept.original(original)
     assert named is not None
     for path in targets:
@@ -288,4 +288,4 @@ def _refuse(options: dict[str, Any], why: str) -> None:
     """Raise InputError if one of another kind of model's options is given."""
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, [])]
     if given:
-        raise InputError(f"{', '.join(given)}: not for this model; {why}")
+        raise InputError(f"{', '.join(given)}: not for this model, {why}; omit it")

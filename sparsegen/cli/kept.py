@@ -61,7 +61,7 @@ class Kept:
             raise InputError(f"{self.path}: a new session needs an original; give --original")
         noted = self.note(ORIGINAL)
         if not isinstance(noted, str):
-            raise InputError(f"{self.path}: has no note of its original; give --original")
+            raise InputError(f"{self.path}: does not record its original; give --original")
         if not Path(noted).is_file():
             raise InputError(f"{self.path}: its original {noted} does not exist; give --original")
         return Path(noted)

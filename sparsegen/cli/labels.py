@@ -40,7 +40,9 @@ def edit(
             "give one for each, and --instances for the original"
         )
     if unknown_label is not None and not 0 <= unknown_label < model.labels:
-        raise InputError(f"--unknown-label {unknown_label}: this model has labels 0 to {model.labels - 1}")
+        raise InputError(
+            f"--unknown-label {unknown_label}: expected a label of this model, 0 to {model.labels - 1}"
+        )
     latents: dict[int | None, dict[str, Any]]
     latents = {seed: {} if seed is None else {"z": latent(model, seed, job.count)} for seed in job.seeds}
     conditions: dict[str, Any] = {}
@@ -81,7 +83,8 @@ def edit(
             kept.begin(session)
         elif (shape := session.memory.input("labels").shape[1:3]) != first.shape:
             raise InputError(
-                f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's maps are {shape[0]}×{shape[1]}"
+                f"{job.original}: is {first.shape[0]}×{first.shape[1]}, expected {shape[0]}×{shape[1]}, the size of "
+                "the session's maps; resize it, or give another --session"
             )
         kept.check_file(ORIGINAL, job.original, first)
         if instances is not None:

@@ -253,8 +253,8 @@ def _before(job: Job, session: SDEdit, first: Host) -> Host:
     image, painted = session.image, kept.note(PAINTED)
     if image.shape[:2] != first.shape[:2]:
         raise InputError(
-            f"{job.original}: is {first.shape[0]}×{first.shape[1]}, the session's image is "
-            f"{image.shape[0]}×{image.shape[1]}"
+            f"{job.original}: is {first.shape[0]}×{first.shape[1]}, expected {image.shape[0]}×{image.shape[1]}, the "
+            "size of the session's image; resize it, or give another --session"
         )
     # after an undo, the image is no longer the result of those strokes
     if isinstance(painted, np.ndarray) and kept.note(f"{PAINTED}.result") == digest_of(image):

@@ -130,9 +130,7 @@ class Schedule(NoiseSchedule):
         if alphas_bar.ndim != 1 or not alphas_bar.size or not (alphas_bar[-1] > 0 and alphas_bar[0] < 1):
             raise InputError(f"alphas_bar is {alphas_bar!r}, expected a list of numbers between 0 and 1")
         if not (np.diff(alphas_bar) < 0).all():
-            raise InputError(
-                "alphas_bar is not decreasing, expected that it falls from each timestep to the next"
-            )
+            raise InputError("alphas_bar rises or repeats, expected a fall from each timestep to the next")
         if not alphas_bar[0] <= self.end <= 1:
             raise InputError(
                 f"end is {self.end!r}, expected a number from alphas_bar[0] = {alphas_bar[0]} to 1"
@@ -286,7 +284,7 @@ def schedule(name: str, **settings: Any) -> Schedule:
 def _check_betas(steps: int, start: float, end: float) -> None:
     whole_number("steps", steps, 1, _MOST_STEPS)
     if not 0 < start <= end < 1:
-        raise InputError(f"β goes from {start} to {end}, expected that it rises, between 0 and 1")
+        raise InputError(f"β goes from {start} to {end}, expected a rise, between 0 and 1")
 
 
 def _from_betas(betas: np.ndarray[Any, np.dtype[Any]]) -> Schedule:

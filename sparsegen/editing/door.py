@@ -57,7 +57,9 @@ def within_mask(difference: Host, mask: Any) -> tuple[Host, int]:
     given = check_mask(mask, difference.shape)
     ignored = int(np.count_nonzero(difference & ~given))
     if ignored:
-        warn(f"{ignored} changed pixels lie outside the mask and are not applied")
+        warn(
+            f"{ignored} changed pixels lie outside the mask and are not applied; widen the mask to apply them"
+        )
     return given, ignored
 
 
@@ -66,7 +68,7 @@ def warn_of_canvases(opened: Policy, chosen: Policy) -> None:
     if isinstance(chosen, Paper) and chosen.least_size < opened.least_size:
         warn(
             f"the session keeps no resolution below {opened.least_size} pixels, this policy is sparse down to "
-            f"{chosen.least_size}: these are computed whole; open the session with policy= to keep them"
+            f"{chosen.least_size}: those between are computed whole; open the session with policy= to keep them"
         )
 
 

@@ -43,36 +43,36 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
     """
     memory, expected = state.memory, _expected(path, state)
     if not is_whole(edits) or not 0 <= edits <= len(journals):
-        raise SessionError(f"{path}: {edits!r} edits can be undone, expected 0 to {len(journals)}")
+        raise damaged(path, f"{edits!r} edits can be undone, expected 0 to {len(journals)}")
     shapes = {key: tuple(canvas.shape) for key, canvas in expected.canvases.items()}
     found = {key: tuple(canvas.shape) for key, canvas in memory.canvases.items()}
     if found != shapes or state.output_path not in shapes:
-        raise SessionError(f"{path}: its canvases are not those of its model")
+        raise damaged(path, "its canvases are not those of its model")
     if {key: str(c.dtype) for key, c in memory.canvases.items()} != {
         key: memory.kept_as(key, c.shape, str(c.dtype)) for key, c in expected.canvases.items()
     }:
-        raise SessionError(f"{path}: the types of its canvases are not those of its model")
+        raise damaged(path, "the types of its canvases are not those of its model")
     reads = "int32" if any(isinstance(layer, LabelConv) for layer in state.model.layers()) else "float32"
     if any(canvas.array.dtype != reads for canvas in state.inputs.values()):
-        raise SessionError(f"{path}: its input is not {reads}, as its model reads it")
+        raise damaged(path, f"its input is not {reads}, as its model reads it")
     if {key: [tuple(v.shape) for v in values] for key, values in memory.statistics.items()} != {
         key: [tuple(v.shape) for v in values] for key, values in expected.statistics.items()
     }:
-        raise SessionError(f"{path}: its statistics are not those of its model")
+        raise damaged(path, "its statistics are not those of its model")
     samples = memory.canvases[state.output_path].shape[0]
     if any(v.dtype != "float32" or len(v) not in (1, samples) for m in memory.statistics.values() for v in m):
-        raise SessionError(f"{path}: its statistics are not float32 with 1 or {samples} rows")
+        raise damaged(path, f"its statistics are not float32 with 1 or {samples} rows")
     if {key: [tuple(v.shape) for v in m.stale] for key, m in memory.moments.items()} != {
         key: [tuple(v.shape) for v in m.stale] for key, m in expected.moments.items()
     }:
-        raise SessionError(f"{path}: its moments are not those of its model")
+        raise damaged(path, "its moments are not those of its model")
     if set(memory.codebooks) != set(expected.codebooks):
-        raise SessionError(f"{path}: its codebooks are not those of its model")
+        raise damaged(path, "its codebooks are not those of its model")
     for key, codebook in memory.codebooks.items():
         width = expected.codebooks[key].window_set.storage.shape[1]
         if codebook.window_set.storage.shape[1] != width:
-            raise SessionError(
-                f"{path}: {key} has windows of {codebook.window_set.storage.shape[1]} values, expected {width}"
+            raise damaged(
+                path, f"{key} has windows of {codebook.window_set.storage.shape[1]} values, expected {width}"
             )
     for key, codebook in expected.codebooks.items():
         memory.codebooks[key].name, memory.codebooks[key].source = codebook.name, codebook.source
@@ -81,10 +81,15 @@ def check(path: str | os.PathLike[str], state: State, journals: Sequence[Journal
             samples, height, width, _ = memory.canvases[key].shape
             beyond = (samples, -(-height // TILE), -(-width // TILE))
             if len(tiles) and ((tiles.host < 0).any() or (tiles.host >= beyond).any()):
-                raise SessionError(f"{path}: its journal has tiles outside {key}")
+                raise damaged(path, f"its journal has tiles outside {key}")
     _check_indices(path, state, [])
     _check_indices(path, state, journals[:edits])
     _check_indices(path, state, journals[edits:])
+
+
+def damaged(path: str | os.PathLike[str], fault: str) -> SessionError:
+    """The error for a file whose content contradicts itself."""
+    return SessionError(f"{path}: {fault}; the file was altered or damaged: save the session again")
 
 
 def _check_indices(path: str | os.PathLike[str], state: State, journals: Sequence[Journal]) -> None:
@@ -103,7 +108,7 @@ def _check_indices(path: str | os.PathLike[str], state: State, journals: Sequenc
                 scatter_tiles(canvases[key], tiles, memory.backend.download(values))
             for key, (count, keys) in journal.windows.items():
                 if count > len(windows[key]) or (len(keys) and count != len(windows[key])):
-                    raise SessionError(f"{path}: a journal goes back to {count} windows of {key}")
+                    raise damaged(path, f"a journal goes back to {count} windows of {key}")
                 windows[key] = np.concatenate([windows[key][:count], keys])
         for key, canvas in canvases.items():
             if key in windows:
@@ -122,7 +127,7 @@ def _labels(state: State) -> int:
 
 def _within(path: str | os.PathLike[str], key: str, values: Host, least: int, beyond: int) -> None:
     if values.size and not least <= values.min() <= values.max() < beyond:
-        raise SessionError(f"{path}: {key} has values outside the range, expected {least} to {beyond - 1}")
+        raise damaged(path, f"{key} has values outside the range, expected {least} to {beyond - 1}")
 
 
 def _expected(path: str | os.PathLike[str], state: State) -> Memory:
@@ -140,6 +145,6 @@ def _expected(path: str | os.PathLike[str], state: State) -> Memory:
             carried_rows=memory.carried_rows,
         )
     except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise SessionError(f"{path}: its input does not fit its model ({error})") from None
+        raise damaged(path, f"its input does not fit its model ({error})") from None
     state.idle = tuple(record.idle for record in dry.records)
     return dry.memory

@@ -45,7 +45,7 @@ from ..tiling import policies
 from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet
 from .history import Edit, History
-from .session_check import check
+from .session_check import check, damaged
 from .state import State
 
 VERSION = "6"
@@ -218,15 +218,13 @@ def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -
             tensors[name] = value
         checkpoint.release()
     if digest_in_file != digest.text():
-        raise SessionError(
-            f"{path}: the file was altered or damaged (its digest does not match); save it again"
-        )
+        raise damaged(path, "its digest does not match")
     try:
         return _loaded(path, tensors, metadata, backend, allocator)
     except SessionError:
         raise
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, SparsegenError) as error:
-        raise SessionError(f"{path}: the file does not describe a session ({error})") from None
+        raise damaged(path, f"it does not describe a session ({error})") from None
 
 
 def _is_cached(name: str) -> bool:

@@ -137,8 +137,8 @@ def open_store(
         return Store(ram, folder)
     if not backend.reaches_ram:
         raise InputError(
-            f"backend {backend.name!r} keeps the canvases of many steps nowhere, expected one that computes in main "
-            "memory or reaches it, as numba, reference and cupy do: choose one of these"
+            f"backend {backend.name!r} has no room for the canvases of many steps, expected one that computes in main "
+            "memory or reaches it: choose numba, reference or cupy"
         )
     if folder is not None:
         raise InputError(f"backend {backend.name!r} keeps no files; omit `folder=`")

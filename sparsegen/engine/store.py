@@ -212,8 +212,8 @@ class Store(NotCopied, Allocator):
         """This store, if `backend` can compute in its arrays. Raises InputError. (See `device_store.py` for others.)"""
         if not backend.in_main_memory:
             raise InputError(
-                f"backend {backend.name!r} has arrays of its own, expected one that computes in main memory, as numba "
-                "and reference do: choose one of these"
+                f"backend {backend.name!r} computes in its device's memory, expected main memory; choose numba or "
+                "reference"
             )
         return self
 

@@ -39,7 +39,8 @@ def read_image(
     size = image.height, image.width
     if below is not None and size != below.shape[:2]:
         raise InputError(
-            f"{file.path}: {named(size)}, expected {named(below.shape[:2])} (height × width) like the image before it"
+            f"{file.path}: {named(size)}, expected {named(below.shape[:2])} (height × width) like the image before it; "
+            "resize it"
         )
     if image.mode == "RGBA" and below is not None:
         ground = Image.fromarray(below[..., 0] if channels == 1 else below).convert("RGBA")

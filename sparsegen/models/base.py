@@ -152,7 +152,8 @@ class Model(NotCopied, Layer, metaclass=_Named):
         parameters = self.parameters()
         if set(values) != set(parameters):
             raise ShapeError(
-                f"{self.family}: parameters are missing or unexpected: {sorted(set(values) ^ set(parameters))[:5]}"
+                f"{self.family}: parameters are missing or unexpected: {sorted(set(values) ^ set(parameters))[:5]}; "
+                "expected the names of model.parameters()"
             )
         for done, (path, parameter) in enumerate(parameters.items(), start=1):
             value = values[path]  # once: a lazy mapping computes it now

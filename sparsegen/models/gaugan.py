@@ -310,7 +310,7 @@ class GauGAN(Model):
         if latent.shape not in ((length,), (samples, length)):
             raise ShapeError(f"z is {latent.shape}, expected ({length},) or ({samples}, {length})")
         if not np.isfinite(latent).all():
-            raise InputError("z holds values that are not finite")
+            raise InputError("z holds NaN or infinity, expected finite numbers")
         return np.ascontiguousarray(np.broadcast_to(latent, (samples, length)))
 
 

@@ -99,9 +99,13 @@ class UNetConfig:
             )
         for channels in {self.channels, *self.levels}:
             if channels % self.groups:
-                raise InputError(f"{channels} channels do not divide into {self.groups} groups of a norm")
+                raise InputError(
+                    f"{channels} channels, expected a multiple of {self.groups}, the groups of a norm"
+                )
             if self.head_channels and channels % self.head_channels and channels in self._attended:
-                raise InputError(f"{channels} channels do not divide into heads of {self.head_channels}")
+                raise InputError(
+                    f"{channels} channels, expected a multiple of {self.head_channels}, the channels of a head"
+                )
 
     @property
     def _attended(self) -> set[int]:
@@ -444,7 +448,9 @@ class UNet(Model):
             x = np.ascontiguousarray(x, np.float32)
         if not np.isfinite(x).all():
             n, row, column, _ = np.argwhere(~np.isfinite(x))[0]
-            raise InputError(f"the noisy image is not finite at sample {n}, row {row}, column {column}")
+            raise InputError(
+                f"the noisy image is not finite at sample {n}, row {row}, column {column}; scale or repair it"
+            )
         given = conditions.get(self.time)
         if given is None:
             if base is None:

@@ -74,7 +74,9 @@ class VAEConfig:
                 object.__setattr__(self, field.name, whole_number(field.name, value, 1, _MOST))
         for level in self.levels:
             if level % self.groups:
-                raise InputError(f"{level} channels do not divide into {self.groups} groups of a norm")
+                raise InputError(
+                    f"{level} channels, expected a multiple of {self.groups}, the groups of a norm"
+                )
 
     @property
     def reduction(self) -> int:
@@ -249,7 +251,9 @@ def _checked(name: str, values: Any, channels: int) -> Host:
         x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
         n, row, column, _ = np.argwhere(~np.isfinite(x))[0]
-        raise InputError(f"the {name} are not finite at sample {n}, row {row}, column {column}")
+        raise InputError(
+            f"the {name} are not finite at sample {n}, row {row}, column {column}; scale or repair them"
+        )
     return x
 
 

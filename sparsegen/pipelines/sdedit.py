@@ -25,6 +25,7 @@ from ..diffusion import samplers
 from ..diffusion.settings import OnStep, settings_for
 from ..editing.door import Door, Result, warn_of_canvases, within_mask
 from ..editing.history import Base, Edit, History, undo_limit
+from ..editing.session_check import damaged
 from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
@@ -423,7 +424,7 @@ class SDEdit(Door):
                 **loaded.settings.described(),
             )
         except (TypeError, ValueError) as error:
-            raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
+            raise damaged(path, f"it does not describe an SDEdit session ({error})") from None
         pipeline.store, pipeline.notes = store, loaded.notes
         pipeline._states[:] = loaded.states
         pipeline._base = Base(loaded.states, loaded.history)
@@ -468,8 +469,8 @@ class SDEdit(Door):
         whole = sum(map(bool, rows))
         if whole:
             warn(
-                f"the session was opened under another policy, which keeps few canvases of {whole} of its {len(rows)} "
-                "steps: these compute all tiles of the layers that are not kept; open a session with policy= for it"
+                f"the session was opened under another policy, which keeps few canvases at {whole} of its {len(rows)} "
+                "steps: layers without a kept canvas compute all their tiles there; open a session with this policy="
             )
 
     def _blocks(self, image: Host) -> tuple[list[list[int]], list[int]]:

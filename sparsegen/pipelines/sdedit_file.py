@@ -23,11 +23,11 @@ from ..checks import is_whole
 from ..diffusion.settings import Settings
 from ..editing import session_file
 from ..editing.history import Edit, History
+from ..editing.session_check import damaged
 from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.device_store import DeviceStore
 from ..engine.store import Store
-from ..errors import SessionError
 from ..tiling.policies import Policy
 
 _SETTINGS = "sparsegen.sdedit"
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | DeviceSt
             raise ValueError(f"a {file.model.family} model is not a diffusion model")
         time = file.model.diffusion.time
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise SessionError(f"{path}: the file does not describe an SDEdit session ({error})") from None
+        raise damaged(path, f"it does not describe an SDEdit session ({error})") from None
     for state, now in zip(states, times, strict=True):
         if not (
             state.inputs["x"].shape == image.shape
@@ -118,9 +118,9 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | DeviceSt
             and list(state.conditions) == [time]
             and np.array_equal(state.conditions[time], np.array([now], np.float32))
         ):
-            raise SessionError(f"{path}: its steps do not fit one image, storage and noise schedule")
+            raise damaged(path, "its steps do not fit one image, storage and noise schedule")
     if any(each.shape != image.shape or each.dtype != np.float32 for each in (image, *images)):
-        raise SessionError(f"{path}: its images are not float32 of one shape")
+        raise damaged(path, "its images are not float32 of one shape")
     history = dataclasses.replace(history, image=image, forgotten=forgotten)
     return Loaded(file.model, settings, file.policy, margin, storage, states, history, file.notes)
 

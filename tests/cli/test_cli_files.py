@@ -251,7 +251,7 @@ def test_a_difference_that_is_not_computed_is_no_loss(files, capsys):
     Image.fromarray(read("square.png")).save("original.jpg", quality=95)
     decoded, rng = read("original.jpg").astype(int), np.random.default_rng(6)
     some = rng.random((32, 32, 1)) < 0.1
-    for change, share in ((1, ""), (some * 3, "of it is recomputed"), (3, "100% of it is made anew")):
+    for change, share in ((1, ""), (some * 3, "of it is recomputed"), (3, "100% of it is recomputed")):
         Image.fromarray(np.clip(decoded + change, 0, 255).astype(np.uint8)).save("edited.png")
         assert edit(f"{DIFFUSION} --original original.jpg --edited edited.png") == 0
         said = capsys.readouterr().err
@@ -371,7 +371,7 @@ MISTAKES = {
     "the way out for them": (f"{MAPS} --edited unknown.png", "--unknown-label N"),
     "an unknown label that is none": (
         f"{MAPS} --unknown-label 4",
-        "--unknown-label 4: this model has labels 0 to 3",
+        "--unknown-label 4: expected a label of this model, 0 to 3",
     ),
     "an unknown label of an image": (f"{SQUARE} --unknown-label 4", "--unknown-label: not for this model"),
     "a lossy label map": (f"{WIDE} --edited lossy.png", "lossy.png: a label or instance map saved as JPEG"),

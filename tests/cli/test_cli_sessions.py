@@ -253,15 +253,15 @@ def test_a_session_that_python_saved_goes_on(files, capsys):
     session.save("python.session")
     words = ["--edited", "first.png", "-o", "a.png", "--session", "python.session"]
     assert edit(*words) == 2
-    assert "has no note of its original; give --original" in capsys.readouterr().err
+    assert "does not record its original; give --original" in capsys.readouterr().err
     assert edit(*words, "--original", "photo.png") == 2
-    assert "photo.png: is 32×32, the session's image is 16×16" in capsys.readouterr().err
+    assert "photo.png: is 32×32, expected 16×16, the size of the session's image" in capsys.readouterr().err
     maps = Session(sparsegen.load("gaugan.safetensors"))
     maps.run(random_labels(np.random.default_rng(0), (64, 64)))
     maps.save("maps.session")
     words = ["--edited", "house.png", "-o", "a.png", "--session", "maps.session", "--original", "labels.png"]
     assert edit(*words) == 2
-    assert "labels.png: is 32×64, the session's maps are 64×64" in capsys.readouterr().err
+    assert "labels.png: is 32×64, expected 64×64, the size of the session's maps" in capsys.readouterr().err
     assert not Path("a.png").exists()
 
 

@@ -236,7 +236,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "distilled noise": (lambda: CosineLogSNR().times(8, noise_level=9), "noise_level is 9, .* from 1 to 8"),
     "rising": (
         lambda: Schedule(np.array([0.5, 0.6])),
-        "alphas_bar is not decreasing, expected that it falls",
+        "alphas_bar rises or repeats, expected a fall",
     ),
     "zero": (lambda: Schedule(np.array([0.5, 0.0])), "expected a list of numbers between 0 and 1"),
     "empty": (lambda: Schedule(np.array([])), "expected a list"),

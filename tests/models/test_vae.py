@@ -153,7 +153,7 @@ def test_what_is_wrong_is_said() -> None:
         decoder.encode(bad)
     with pytest.raises(InputError, match="unknown condition timestep"):
         decoder.encode(np.zeros((8, 8, 4), np.float32), timestep=3)
-    with pytest.raises(InputError, match="16 channels do not divide into 32 groups"):
+    with pytest.raises(InputError, match="16 channels, expected a multiple of 32, the groups"):
         VAEConfig(levels=(16, 32))
     with pytest.raises(InputError, match="levels is"):
         VAEConfig(levels=())

@@ -187,7 +187,7 @@ def test_exact_edits_of_a_fast_session_are_exact(backend, rng, family):
     fast, whole = opened(family, backend, FAST), opened(family, backend, "fast(refresh=1)")
     for pipeline in (fast, whole):
         pipeline.run(image)
-    with pytest.warns(UserWarning, match="opened under another policy, which keeps few canvases of"):
+    with pytest.warns(UserWarning, match="opened under another policy, which keeps few canvases at"):
         found = fast.edit(stroke(image), policy="exact")
     expected = whole.edit(stroke(image), policy="exact")
     assert all(step.refreshed for step in found.stats.steps)

@@ -222,10 +222,10 @@ def test_options_that_are_not_computed_are_refused_by_name(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_out_channels": [32, 64, 100]}, "100 channels do not divide into 32 groups"),
+        ({"block_out_channels": [32, 64, 100]}, "100 channels, expected a multiple of 32, the groups"),
         ({"block_out_channels": [32, 64, 10**9]}, "expected 1 to 16 of 1 to 65536"),
         ({"layers_per_block": 10**6}, "blocks is 1000000, expected a whole number from 1 to 64"),
-        ({"attention_head_dim": 24}, "channels do not divide into heads of 24"),
+        ({"attention_head_dim": 24}, "channels, expected a multiple of 24, the channels of a head"),
         ({"norm_eps": 2.0}, "eps is 2.0, expected a number between 0 and 1"),
         ({"norm_eps": float("nan")}, "eps is nan, expected a number between 0 and 1"),
     ],

@@ -221,7 +221,9 @@ def test_what_a_file_cannot_tell_is_a_setting(tmp_path: Path) -> None:
     odd = PDConfig(channels=32, levels=(32, 96), attention=(False, True), head_channels=32)
     state = with_fused_attention(parameters(ProgressiveDistillation(odd)))
     path = write(tmp_path / "odd.safetensors", state)
-    with pytest.raises(CheckpointError, match="96 channels do not divide into heads of 64"):
+    with pytest.raises(
+        CheckpointError, match="96 channels, expected a multiple of 64, the channels of a head"
+    ):
         sparsegen.load(path)
     assert sparsegen.load(path, head_channels=32, blocks=3).config.levels == (32, 96)
 
@@ -249,7 +251,7 @@ def test_one_error_names_everything_that_does_not_fit(tmp_path: Path) -> None:
         ("conv_in.weight", None, r"conv_in\.weight, which determines a size, is missing"),
         ("conv_out.weight", (0,), r"conv_out\.weight, which determines a size, is \[0\]"),
         ("down.1.block.0.conv1.weight", (0, 3), r"down\.1\.block\.0\.conv1\.weight, .* is \[0, 3\]"),
-        ("conv_in.weight", (33, 3, 3, 3), "33 channels do not divide into 32 groups"),
+        ("conv_in.weight", (33, 3, 3, 3), "33 channels, expected a multiple of 32, the groups"),
         ("conv_in.weight", (1 << 20, 0, 3, 3), r"is \[1048576, 0, 3, 3\]"),
     ],
 )
