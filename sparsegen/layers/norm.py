@@ -30,7 +30,7 @@ class BatchNorm(Layer):
 
 
 class InstanceNorm(Layer):
-    """Instance norm without affine parameters; the statistics are measured in the dense run (see `Run.normalised`)."""
+    """Instance norm without affine parameters; the statistics are measured in the dense run (see `Run.norm`)."""
 
     def __init__(self, *, eps: float = 1e-5) -> None:
         self.eps = eps
