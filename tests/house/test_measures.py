@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import chains, engines, quality_tables, strokes
+from bench import chains, commits, engines, quality_tables, strokes
 from bench.cases import Unet
 from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
 from bench.trajectory import KINDS, Trajectory, mean
@@ -142,6 +142,16 @@ def test_the_steps_of_an_edit_are_of_three_kinds_and_leave_nothing() -> None:
     timings, macs = trajectory.measure(0.05, 2)
     assert [len(timings[kind]) for kind in KINDS] == [2, 2, 2]
     assert carried < mean([macs[kind] for kind in KINDS], weights) < refreshed
+
+
+def test_two_commits_are_compared_call_by_call_without_the_first_calls() -> None:
+    warm_up = (["dense", 900.0, "bits"], ["dense", 100.0, "bits"])
+    pairs = [(["dense", old, "bits"], ["dense", 1.5 * old, "bits"]) for old in (10.0, 20.0, 40.0)]
+    found = commits.row("dense", [warm_up, *pairs] * 2, rounds=2)
+    assert found["old_cpu_ms"] == 20 and found["new_cpu_ms"] == 30 and found["pairs"] == 6
+    assert found["ratio"] == 1.5 and found["quartiles"] == [1.5, 1.5] and found["same_bits"]
+    other = (["dense", 10.0, "bits"], ["dense", 10.0, "others"])
+    assert not commits.row("dense", [warm_up, *pairs, other], rounds=1)["same_bits"]
 
 
 def test_a_mean_over_the_steps_weighs_kinds_by_their_number() -> None:
