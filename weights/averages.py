@@ -24,7 +24,7 @@ _LONGEST_INDEX = 10
 
 
 def name_averages(
-    checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]], network: Mapping[str, str], prefix: str
+    checkpoint: Checkpoint, groups: Mapping[str, Sequence[str]], model: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
     """Match the tensors of averages to the names of the model's.
 
@@ -55,16 +55,16 @@ def name_averages(
         if all(word.isdecimal() and len(word) < _LONGEST_INDEX for word in short):
             lists[at] = [key for _, key in sorted(short.items(), key=lambda item: int(item[0]))]
             continue
-        whole = {name: key for word, key in short.items() if (name := without_wrappers(word)) in network}
+        whole = {name: key for word, key in short.items() if (name := without_wrappers(word)) in model}
         if whole:
             named[at] = whole
         else:
             squeezed[at] = short
-    return named | _by_order(checkpoint, lists, network, prefix) | _by_letters(squeezed, network, prefix)
+    return named | _by_order(checkpoint, lists, model, prefix) | _by_letters(squeezed, model, prefix)
 
 
 def _by_order(
-    checkpoint: Checkpoint, lists: Mapping[str, list[str]], network: Mapping[str, str], prefix: str
+    checkpoint: Checkpoint, lists: Mapping[str, list[str]], model: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
     """Match lists in the order of the parameters, of the model or of a module around it."""
     named: dict[str, dict[str, str] | str] = {}
@@ -74,7 +74,7 @@ def _by_order(
         reason = "they are a list, and a safetensors file does not keep the order of the parameters"
         return dict.fromkeys(lists, reason)
     tensors = checkpoint.tensors
-    names = {key: name for name, key in network.items()}
+    names = {key: name for name, key in model.items()}
     # Key -> end of its last word that marks an average or the like, not a module of the model.
     inner = [(key, deciding(key.rpartition(".")[0])[0]) for key in tensors if not _BUFFER.fullmatch(key)]
     for module in _modules(prefix):
@@ -94,7 +94,7 @@ def _by_order(
 
 
 def _by_letters(
-    groups: Mapping[str, Mapping[str, str]], network: Mapping[str, str], prefix: str
+    groups: Mapping[str, Mapping[str, str]], model: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, str] | str]:
     """Match names without dots, of the model or of a module around it."""
     best: dict[str, dict[str, str]] = {at: {} for at in groups}
@@ -103,7 +103,7 @@ def _by_letters(
         for spelled in (str, without_wrappers):
             table: dict[str, str] = {}
             double: set[str] = set()
-            for name, key in network.items():
+            for name, key in model.items():
                 word = spelled(key[len(module) :]).replace(".", "")
                 if table.setdefault(word, name) != name:
                     double.add(word)

@@ -1,6 +1,6 @@
 """The autoencoder of Stable Diffusion: an image comes in, latents come out, an eighth of its size; and the way back.
 
-Both halves are convolutional networks of the blocks of `unet.py` without time; the middle has attention of one head.
+Both halves are convolutional models of the blocks of `unet.py` without time; the middle has attention of one head.
 Sources: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752, and its
 `first_stage_model`, whose layers have the same names here.
 """
@@ -43,7 +43,7 @@ class VAEConfig:
     groups, eps
         Of the group norms.
     scale
-        What latents are multiplied by where a denoising network reads them: their deviation is then about 1.
+        What latents are multiplied by where a denoising model reads them: their deviation is then about 1.
     """
 
     channels: int = 3
