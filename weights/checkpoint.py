@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -11,7 +11,8 @@ from typing import Any
 
 from .dtypes import FLOATING
 from .errors import CheckpointError, listed, shown
-from .formats.diffusers_folder import UNetFolder, find_unet
+from .formats.diffusers_folder import find_model, find_part
+from .formats.model_folder import ModelFolder
 from .formats.not_checkpoints import refuse_unpacked, unknown_file
 from .formats.pytorch_legacy import MAGIC_BYTES, read_legacy
 from .formats.pytorch_zip import SIGNATURE, read_zip
@@ -150,8 +151,21 @@ def read_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None)
     MemoryError, OSError
         The system has no memory for a sound file (OSError with errno ENOMEM).
     """
+    return _guarded(path, lambda: open_checkpoint(path, which=which))
+
+
+def read_part(path: str | os.PathLike[str], part: str, *, which: Which | None = None) -> Checkpoint:
+    """Open one model of a folder that holds several, by the name of its own folder: "vae".
+
+    The arguments and errors are those of `read_checkpoint`; its `path` is the part's.
+    """
+    own = os.path.join(os.fspath(path), part)
+    return _guarded(own, lambda: _open_folder(own, lambda without: find_part(path, part, which, without)))
+
+
+def _guarded(path: str | os.PathLike[str], read: Callable[[], Checkpoint]) -> Checkpoint:
     try:
-        return open_checkpoint(path, which=which)
+        return read()
     except CheckpointError:
         raise
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
@@ -165,7 +179,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None)
 
 def open_checkpoint(path: str | os.PathLike[str], *, which: Which | None = None) -> Checkpoint:
     """`read_checkpoint` without its safety net; the fuzz tests call it."""
-    return _open_folder(path, which) if os.path.isdir(path) else _open_file(path)
+    if not os.path.isdir(path):
+        return _open_file(path)
+    return _open_folder(path, lambda without: find_model(path, which, without))
 
 
 def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
@@ -180,13 +196,15 @@ def _open_file(path: str | os.PathLike[str]) -> Checkpoint:
         raise
 
 
-def _open_folder(path: str | os.PathLike[str], which: Which | None) -> Checkpoint:
-    """The weights in a folder; if averaged ones cannot be read, the next ones, with the reason in `chosen`."""
+def _open_folder(
+    path: str | os.PathLike[str], find: Callable[[Mapping[str, str]], ModelFolder]
+) -> Checkpoint:
+    """The weights that `find` finds; if averaged ones cannot be read, the next ones, with the reason in `chosen`."""
     without: dict[str, str] = {}
     while True:
         try:
             refuse_unpacked(path)
-            found = find_unet(path, which, without)
+            found = find(without)
         except CheckpointError as error:
             error.path = error.path or os.fspath(path)
             raise
@@ -204,7 +222,7 @@ def _open_folder(path: str | os.PathLike[str], which: Which | None) -> Checkpoin
         without[found.place] = reason
 
 
-def _has_others(found: UNetFolder) -> bool:
+def _has_others(found: ModelFolder) -> bool:
     """Whether these weights are an average, with others beside them."""
     return found.chosen is not None and bool(found.chosen.averaged and found.chosen.beside)
 
@@ -224,7 +242,7 @@ def _not_a_unet(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _open_found(path: str | os.PathLike[str], found: UNetFolder) -> Checkpoint:
+def _open_found(path: str | os.PathLike[str], found: ModelFolder) -> Checkpoint:
     shards = _open_all(found.weights)
     try:
         tensors = _joined(found, shards)
@@ -265,7 +283,7 @@ def _open_all(paths: Sequence[Path]) -> list[Checkpoint]:
     return opened
 
 
-def _joined(found: UNetFolder, shards: Sequence[Checkpoint]) -> dict[str, Tensor]:
+def _joined(found: ModelFolder, shards: Sequence[Checkpoint]) -> dict[str, Tensor]:
     """The tensors of all shards. Raises CheckpointError unless each is in the one file that the index names."""
     held = [
         (key, path.name) for path, shard in zip(found.weights, shards, strict=True) for key in shard.tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ _FIT_ADVICE = (
 )
 
 
+# Python's own cache of patterns holds fewer than a table of Stable Diffusion has.
+_pattern = lru_cache(maxsize=4096)(re.compile)
+
+
 @dataclass(frozen=True)
 class Rule:
     """The treatment of the keys that `source` matches.
@@ -40,7 +45,7 @@ class Rule:
         A regular expression for a whole source key.
     targets : tuple of str
         Paths of the parameters that the tensor fills; `{name}` stands for the group of that name. Several for
-        "split" only.
+        a transform "split…" only.
     transform : str
         A name in `TRANSFORMS`.
     part : str
@@ -61,7 +66,7 @@ class Rule:
 
     def match(self, key: str, keys: Mapping[str, object]) -> dict[str, str] | None:
         """The groups of `key`; None if the rule does not hold for it."""
-        found = re.fullmatch(self.source, key)
+        found = _pattern(self.source).fullmatch(key)
         if found is None:
             return None
         groups = found.groupdict(default="")
@@ -152,6 +157,17 @@ class Parameters(Mapping[str, NDArray[np.float32]]):
             array = array[recipe.rows[0] : recipe.rows[1]]
         array.flags.writeable = False
         return array
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError where reading the parameter would: a value is none that a weight can have.
+
+        Only values that can be wrong are read: float64, and those that are divided by a norm.
+        """
+        recipe = self._recipes[name]
+        if TRANSFORMS[recipe.transform].checks or any(
+            tensor.dtype == "float64" for tensor in recipe.parts.values()
+        ):
+            self[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._order)
@@ -251,7 +267,8 @@ def _apply_rules(
     if rule.ignored:
         return
     names = [target.format(**groups) for target in rule.targets]
-    if rule.transform == "split":
+    by_rows = TRANSFORMS[rule.transform].by_rows
+    if by_rows:
         # A block without a shortcut has no norm_s: the rows fill the parameters that the model has.
         names = [name for name in names if name in expected]
         if not names:
@@ -264,11 +281,11 @@ def _apply_rules(
             faults.twice.append(f"{shown(name)} (by {recipe.sources()} and {shown(key)})")
             continue
         recipe.parts[rule.part] = tensor
-        if rule.transform == "split":
+        if by_rows:
             rows = expected[name][0] if expected[name] else 0
             recipe.rows = (row, row + rows)
             row += rows
-    if rule.transform == "split" and tensor.shape[:1] != (row,):
+    if by_rows and tensor.shape[:1] != (row,):
         faults.misshaped.append(
             f"{shown(key)} (has {list(tensor.shape)}, its parts in the model take {row} rows)"
         )

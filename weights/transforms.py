@@ -26,6 +26,10 @@ class Transform:
     parts: tuple[str, ...]
     shape: Callable[[Mapping[str, Shape]], Shape]
     apply: Callable[[Mapping[str, Array]], Array]
+    checks: bool = False
+    """Whether the computation may fail, by the values."""
+    by_rows: bool = False
+    """Whether the result's rows are distributed to several parameters in turn."""
 
 
 def _spectral_shape(shapes: Mapping[str, Shape]) -> Shape:
@@ -68,14 +72,16 @@ def _stacked_shape(shapes: Mapping[str, Shape]) -> Shape:
 
 def _pointwise_shape(shapes: Mapping[str, Shape]) -> Shape:
     weight = shapes["value"]
-    if len(weight) < 2 or any(side != 1 for side in weight[2:]):
+    if len(weight) == 1:
+        return weight
+    if not weight or any(side != 1 for side in weight[2:]):
         raise ShapeMismatch(f"{list(weight)} is no matrix over channels")
     return (*weight[:2], 1, 1)
 
 
 def _pointwise(parts: Mapping[str, Array]) -> Array:
     weight = parts["value"]
-    return weight.reshape(*weight.shape[:2], 1, 1)
+    return weight if weight.ndim == 1 else weight.reshape(*weight.shape[:2], 1, 1)
 
 
 def _stack(parts: Mapping[str, Array]) -> Array:
@@ -84,11 +90,13 @@ def _stack(parts: Mapping[str, Array]) -> Array:
 
 TRANSFORMS: dict[str, Transform] = {
     "copy": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
-    # One tensor's rows, distributed to several parameters in turn.
-    "split": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
+    "split": Transform(
+        ("value",), lambda shapes: shapes["value"], lambda parts: parts["value"], by_rows=True
+    ),
     # Two tensors' rows, one below the other.
     "stack": Transform(("first", "second"), _stacked_shape, _stack),
-    # A matrix over channels, as a 1×1 convolution.
+    # A matrix over channels, as a 1×1 convolution, or its bias.
     "pointwise": Transform(("value",), _pointwise_shape, _pointwise),
-    "spectral": Transform(("orig", "u", "v"), _spectral_shape, fold_spectral_norm),
+    "split_pointwise": Transform(("value",), _pointwise_shape, _pointwise, by_rows=True),
+    "spectral": Transform(("orig", "u", "v"), _spectral_shape, fold_spectral_norm, checks=True),
 }

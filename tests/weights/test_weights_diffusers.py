@@ -19,7 +19,7 @@ from sparsegen import loading
 from sparsegen.errors import InputError
 from sparsegen.models import DDPM, DDPMConfig
 from sparsegen.weights import CheckpointError, identify, read_checkpoint
-from sparsegen.weights.formats.diffusers_folder import _SCHEDULERS
+from sparsegen.weights.formats.scheduler_config import SCHEDULERS
 from tests.weights import hostile
 from tests.weights.diffusers_folders import CONFIG, MADE, OURS, as_diffusers, holds, pipeline, refused, write
 
@@ -157,7 +157,7 @@ def test_options(options: dict[str, Any], ours: dict[str, Any], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, r"is a UNet2DConditionModel, supported: UNet2DModel"),
+        ({"_class_name": "UNet3DConditionModel"}, r"is a UNet3DConditionModel, supported: UNet2DModel"),
         ({"_class_name": ["UNet2DModel"]}, r"is a UNet2DModel, supported: UNet2DModel"),
         ({"center_input_sample": True}, "center_input_sample is true, supported: false"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier, supported: positional"),
@@ -399,7 +399,7 @@ def test_schedulers_of_another_noise(said: dict[str, Any], message: str, tmp_pat
 @pytest.mark.torch
 def test_defaults_of_schedulers_are_those_of_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers")
-    for name, defaults in _SCHEDULERS.items():
+    for name, defaults in SCHEDULERS.items():
         try:
             options = inspect.signature(getattr(diffusers, name)).parameters
         except (ImportError, ValueError):

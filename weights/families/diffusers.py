@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import CheckpointError, listed, shown
+from ..errors import CheckpointError, shown
 from ..keymap import Family, Rule
+from .options import WHERE, count, listed_option, read_options, refused
 
 CLASS = "UNet2DModel"
 
@@ -86,7 +87,6 @@ _UP = {
 
 _BLOCKS = re.compile(r"(?:down|up)_blocks\.\d+\.(?:resnets|attentions)\.\d+\.", re.ASCII)
 
-_WHERE = "config.json"
 _KIND = r"(?P<kind>weight|bias)"
 
 
@@ -103,49 +103,35 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
                 else "Give the folder that holds it, with its config.json",
             )
         return None
-    name = config.get("_class_name", CLASS)
+    # transformers' configurations have a list instead
+    name = config.get("_class_name", config.get("architectures", CLASS))
     if name != CLASS:
-        raise CheckpointError(f"is a {shown(name)}, supported: {CLASS}", where=_WHERE)
-    strange = [
-        f"{shown(key)} ({shown(value)})"
-        for key, value in config.items()
-        if not key.startswith("_")
-        and key not in _DEFAULTS
-        and key not in _WITHOUT_EFFECT
-        and not (value is None or value is False)
-    ]
-    if strange:
-        raise CheckpointError(f"has unknown options of {CLASS}: {listed(strange)}", where=_WHERE)
-    options = {**_DEFAULTS, **config}
-    for key, choices in _CHOICES.items():
-        if not any(type(options[key]) is type(each) and options[key] == each for each in choices) and not (
-            type(options[key]) is float and options[key] in choices
-        ):
-            raise _refused(key, options[key], " or ".join(_as_json(each) for each in choices))
+        raise CheckpointError(f"is a {shown(name)}, supported: {CLASS}", where=WHERE)
+    options = read_options(config, CLASS, _DEFAULTS, _CHOICES, _WITHOUT_EFFECT)
     in_film = options["resnet_time_scale_shift"] == "scale_shift"
-    groups = _count(options, "norm_num_groups")
+    groups = count(options, "norm_num_groups")
     if options["attn_norm_num_groups"] not in (None, groups):
-        raise _refused(
+        raise refused(
             "attn_norm_num_groups",
             options["attn_norm_num_groups"],
             f"null or {groups}, the value of norm_num_groups",
         )
-    levels = _list(options, "block_out_channels", int)
+    levels = listed_option(options, "block_out_channels", int)
     attention, resample = _levels(options, len(levels))
     head = options["attention_head_dim"]
     time = options["time_embedding_dim"]
     eps = options["norm_eps"]
     if type(eps) is not float:
-        raise _refused("norm_eps", eps, "a number between 0 and 1")
+        raise refused("norm_eps", eps, "a number between 0 and 1")
     return {
-        "in_channels": _count(options, "in_channels"),
-        "out_channels": _count(options, "out_channels"),
+        "in_channels": count(options, "in_channels"),
+        "out_channels": count(options, "out_channels"),
         "channels": levels[0],
         "levels": levels,
         "attention": attention,
-        "blocks": _count(options, "layers_per_block"),
-        "time_channels": 4 * levels[0] if time is None else _count(options, "time_embedding_dim"),
-        "head_channels": 0 if head is None else _count(options, "attention_head_dim"),
+        "blocks": count(options, "layers_per_block"),
+        "time_channels": 4 * levels[0] if time is None else count(options, "time_embedding_dim"),
+        "head_channels": 0 if head is None else count(options, "attention_head_dim"),
         "middle_attention": options["add_attention"],
         # with scale_shift, the middle's attention has a norm only if its groups are given (in old versions, always)
         "middle_norm": not in_film
@@ -161,30 +147,30 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
     }
 
 
-def _levels(options: Mapping[str, Any], count: int) -> tuple[tuple[bool, ...], str]:
+def _levels(options: Mapping[str, Any], length: int) -> tuple[tuple[bool, ...], str]:
     """Whether each level has attention; and how resolutions change, by "conv" or "resnet"."""
     sides = []
     for key, kinds, option in (
         ("down_block_types", _DOWN, "downsample_type"),
         ("up_block_types", _UP, "upsample_type"),
     ):
-        names = [name.removeprefix("UNetRes") for name in _list(options, key, str)]
-        if len(names) != count:
-            raise _refused(key, options[key], f"{count} entries, as many as block_out_channels has")
+        names = [name.removeprefix("UNetRes") for name in listed_option(options, key, str)]
+        if len(names) != length:
+            raise refused(key, options[key], f"{length} entries, as many as block_out_channels has")
         unknown = next((name for name in names if name not in kinds), None)
         if unknown is not None:
-            raise _refused(key, unknown, " or ".join(kinds))
+            raise refused(key, unknown, " or ".join(kinds))
         sides.append(
             [(attends, how or options[option] or "conv") for attends, how in map(kinds.__getitem__, names)]
         )
     down, up = sides[0], sides[1][::-1]
     if [attends for attends, _ in down] != [attends for attends, _ in up]:
-        raise _refused(
+        raise refused(
             "up_block_types", options["up_block_types"], "attention on the same levels as down_block_types"
         )
     ways = {how for _, how in down[:-1]} | {how for _, how in up[1:]}
     if len(ways) > 1:
-        raise _refused(
+        raise refused(
             "down_block_types and up_block_types",
             " and ".join(sorted(ways)),
             "one way of changing resolutions, on all levels, down and up",
@@ -192,32 +178,9 @@ def _levels(options: Mapping[str, Any], count: int) -> tuple[tuple[bool, ...], s
     return tuple(attends for attends, _ in down), "".join(ways)
 
 
-def _list(options: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
-    value = options[key]
-    if not isinstance(value, list) or not value or any(type(each) is not kind for each in value):
-        raise _refused(key, value, f"a list of {'numbers' if kind is int else 'names'}")
-    return tuple(value)
-
-
-def _count(options: Mapping[str, Any], key: str) -> int:
-    value = options[key]
-    if type(value) is not int or value < 1:
-        raise _refused(key, value, "a number from 1")
-    return value
-
-
-def _as_json(value: object) -> str:
-    """`value` as JSON writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
-
-
-def _refused(key: str, value: object, supported: str) -> CheckpointError:
-    return CheckpointError(f"{key} is {_as_json(value)}, supported: {supported}", where=_WHERE)
-
-
 def _rules(config: Mapping[str, Any]) -> tuple[Rule, ...]:
     """The table for a model of as many levels; on the way up, diffusers counts them from the lowest."""
-    count = len(config["levels"])
+    height = len(config["levels"])
     blocks = [
         (r"down_blocks\.(?P<level>\d+)\.resnets\.(?P<block>\d+)", "down.{level}.block.{block}"),
         (r"down_blocks\.(?P<level>\d+)\.downsamplers\.0", "down.{level}.downsample"),
@@ -229,51 +192,52 @@ def _rules(config: Mapping[str, Any]) -> tuple[Rule, ...]:
         (r"mid_block\.attentions\.0", "mid.attn_1"),
     ]
     resamplers = [(r"down_blocks\.(?P<level>\d+)\.downsamplers\.0", "down.{level}.downsample")]
-    for i in range(count):
-        level = count - 1 - i
+    for i in range(height):
+        level = height - 1 - i
         blocks.append((rf"up_blocks\.{i}\.resnets\.(?P<block>\d+)", f"up.{level}.block.{{block}}"))
         blocks.append((rf"up_blocks\.{i}\.upsamplers\.0", f"up.{level}.upsample"))
         attentions.append((rf"up_blocks\.{i}\.attentions\.(?P<block>\d+)", f"up.{level}.attn.{{block}}"))
         resamplers.append((rf"up_blocks\.{i}\.upsamplers\.0", f"up.{level}.upsample"))
     return (
-        _renamed("conv_in", "conv_in"),
-        _renamed("conv_norm_out", "norm_out"),
-        _renamed("conv_out", "conv_out"),
-        _renamed(r"time_embedding\.linear_1", "temb.dense.0"),
-        _renamed(r"time_embedding\.linear_2", "temb.dense.1"),
-        *(rule for block in blocks for rule in _block(*block)),
-        *(rule for attention in attentions for rule in _attention(*attention)),
-        *(rule for resampler in resamplers for rule in _resampler(*resampler)),
+        renamed("conv_in", "conv_in"),
+        renamed("conv_norm_out", "norm_out"),
+        renamed("conv_out", "conv_out"),
+        renamed(r"time_embedding\.linear_1", "temb.dense.0"),
+        renamed(r"time_embedding\.linear_2", "temb.dense.1"),
+        *(rule for block in blocks for rule in block_rules(*block)),
+        *(rule for attention in attentions for rule in attention_rules(*attention)),
+        *(rule for resampler in resamplers for rule in resampler_rules(*resampler)),
     )
 
 
-def _renamed(source: str, target: str) -> Rule:
-    return Rule(rf"{source}\.{_KIND}", (f"{target}.{{kind}}",))
+def renamed(source: str, target: str, transform: str = "copy") -> Rule:
+    """A rule for the weight and the bias of a layer."""
+    return Rule(rf"{source}\.{_KIND}", (f"{target}.{{kind}}",), transform)
 
 
-def _block(source: str, target: str) -> Sequence[Rule]:
+def block_rules(source: str, target: str) -> Sequence[Rule]:
+    """The rules for residual blocks, of a UNet or an autoencoder."""
     return (
         Rule(rf"{source}\.(?P<part>norm[12]|conv[12])\.{_KIND}", (f"{target}.{{part}}.{{kind}}",)),
-        _renamed(rf"{source}\.time_emb_proj", f"{target}.temb_proj"),
-        _renamed(rf"{source}\.conv_shortcut", f"{target}.nin_shortcut"),
+        renamed(rf"{source}\.time_emb_proj", f"{target}.temb_proj"),
+        renamed(rf"{source}\.conv_shortcut", f"{target}.nin_shortcut"),
     )
 
 
-def _attention(source: str, target: str) -> Sequence[Rule]:
+def attention_rules(source: str, target: str) -> Sequence[Rule]:
     """Matrices over channels become 1×1 convolutions; the second names are those before diffusers 0.17."""
-    rules = [_renamed(rf"{source}\.group_norm", f"{target}.norm")]
+    rules = [renamed(rf"{source}\.group_norm", f"{target}.norm")]
     for names, part in (
         ("to_q|query", "q"),
         ("to_k|key", "k"),
         ("to_v|value", "v"),
         (r"to_out\.0|proj_attn", "proj_out"),
     ):
-        rules.append(Rule(rf"{source}\.(?:{names})\.weight", (f"{target}.{part}.weight",), "pointwise"))
-        rules.append(Rule(rf"{source}\.(?:{names})\.bias", (f"{target}.{part}.bias",)))
+        rules.append(renamed(rf"{source}\.(?:{names})", f"{target}.{part}", "pointwise"))
     return rules
 
 
-def _resampler(source: str, target: str) -> Sequence[Rule]:
+def resampler_rules(source: str, target: str) -> Sequence[Rule]:
     """A convolution that older files name `op`, or hold under two names."""
     named = rf"(?P<at>{source})\.Conv2d_0\.{_KIND}"
     return (

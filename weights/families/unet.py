@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint import Checkpoint
-from ..errors import CheckpointError
 from ..keymap import Family, Rule
 from ..tensor import Tensor
+from .shapes import consecutive, size
 
+_MODEL = "diffusion UNet"
 MOST_LEVELS, MOST_BLOCKS = 16, 64
 """More than any model has: a forged file cannot make tables long."""
 
@@ -86,32 +87,16 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The model's configuration, as far as shapes determine it; None if the tensors are not of such a UNet."""
     if "temb.dense.0.weight" not in tensors or "down.0.block.0.conv1.weight" not in tensors:
         return None
-    count = _count(tensors, "down.{}.block.0.conv1.weight", MOST_LEVELS)
+    count = consecutive(tensors, "down.{}.block.0.conv1.weight", MOST_LEVELS)
     return {
-        "in_channels": _size(tensors, "conv_in.weight", 1),
-        "out_channels": _size(tensors, "conv_out.weight", 0),
-        "channels": _size(tensors, "conv_in.weight", 0),
-        "levels": tuple(_size(tensors, f"down.{i}.block.0.conv1.weight", 0) for i in range(count)),
+        "in_channels": size(tensors, "conv_in.weight", 1, _MODEL),
+        "out_channels": size(tensors, "conv_out.weight", 0, _MODEL),
+        "channels": size(tensors, "conv_in.weight", 0, _MODEL),
+        "levels": tuple(size(tensors, f"down.{i}.block.0.conv1.weight", 0, _MODEL) for i in range(count)),
         "attention": tuple(f"down.{i}.attn.0.norm.weight" in tensors for i in range(count)),
-        "blocks": _count(tensors, "down.0.block.{}.conv1.weight", MOST_BLOCKS),
-        "time_channels": _size(tensors, "temb.dense.0.weight", 0),
+        "blocks": consecutive(tensors, "down.0.block.{}.conv1.weight", MOST_BLOCKS),
+        "time_channels": size(tensors, "temb.dense.0.weight", 0, _MODEL),
     }
-
-
-def _count(tensors: Mapping[str, Tensor], name: str, most: int) -> int:
-    """The number of consecutive names, from 0, at most `most`."""
-    return next((i for i in range(most) if name.format(i) not in tensors), most)
-
-
-def _size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
-    tensor = tensors.get(name)
-    if tensor is None or len(tensor.shape) <= axis or not tensor.shape[axis]:
-        raise CheckpointError(
-            f"is a diffusion UNet whose {name}, which determines a size, is "
-            + ("missing" if tensor is None else f"{list(tensor.shape)}"),
-            advice="The file is not whole: download it again",
-        )
-    return tensor.shape[axis]
 
 
 PESSER_DDPM = Family(
