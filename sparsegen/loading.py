@@ -175,7 +175,8 @@ def _read(
             raise
         raise CheckpointError(f"its configuration is wrong: {error}", path=path) from None
     expected = {name: parameter.shape for name, parameter in made.parameters().items()}
-    made.load_parameters(convert(family, checkpoint, expected), release=checkpoint.release, progress=progress)
+    values = convert(family, checkpoint, expected)
+    made.load_parameters(values, check=values.check, release=checkpoint.release, progress=progress)
     made.source = str(family.chosen)
     passed_over = which is None and family.chosen.unusable and not family.chosen.averaged
     logger.log(logging.WARNING if passed_over else logging.INFO, "%s: took %s", path, made.source)

@@ -133,14 +133,16 @@ class Model(NotCopied, Layer, metaclass=_Named):
         self,
         values: Mapping[str, Host],
         *,
+        check: Callable[[str], None] | None = None,
         release: Callable[[], None] | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         """Take the parameters' values by path.
 
-        With `release`, `values` reads from a file: each value is read now to check it, and again when a backend
-        prepares it, but not kept; `release` is called after each read. `progress(done, total, path)` is called after
-        each parameter. A session that has run keeps its weights until its next `run`.
+        With `check` and `release`, `values` reads from a file, of which the shapes are known to fit: each value is read
+        when a backend prepares it, and not kept; `check(path)` raises now if that would fail, and `release` is called
+        after each read. `progress(done, total, path)` is called after each parameter. A session that has run keeps its
+        weights until its next `run`.
 
         Raises
         ------
@@ -156,12 +158,14 @@ class Model(NotCopied, Layer, metaclass=_Named):
                 "expected the names of model.parameters()"
             )
         for done, (path, parameter) in enumerate(parameters.items(), start=1):
-            value = values[path]  # once: a lazy mapping computes it now
-            if tuple(value.shape) != parameter.shape:
-                raise ShapeError(f"{path} has shape {tuple(value.shape)}, expected {parameter.shape}")
-            if release is None:
-                kept[path] = value
-            parameter.read = partial((values if release else kept).__getitem__, path)
+            if check is not None:
+                check(path)
+                parameter.read = partial(values.__getitem__, path)
+            else:
+                value = kept[path] = values[path]  # once: a lazy mapping computes it now
+                if tuple(value.shape) != parameter.shape:
+                    raise ShapeError(f"{path} has shape {tuple(value.shape)}, expected {parameter.shape}")
+                parameter.read = partial(kept.__getitem__, path)
             self._release()
             if progress is not None:
                 progress(done, len(parameters), path)
