@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -22,12 +22,13 @@ from sparsegen.weights import (
     SIZE_KEY,
     Checkpoint,
     CheckpointError,
+    Part,
+    Parts,
     Which,
     builtin,
     convert,
-    identify,
     native_metadata,
-    read_checkpoint,
+    read_parts,
     shown,
     write_safetensors,
 )
@@ -35,27 +36,37 @@ from sparsegen.weights import (
 from .diffusion.schedules import SCHEDULES
 from .errors import InputError
 from .models.base import Model
+from .models.tokenizer import Tokenizer
 
 logger = logging.getLogger("sparsegen")
 
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, name)` after each tensor."""
 
+_SAMPLED = ("unet", "generator")
+"""Roles of the models that a path's settings are of."""
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """The parts of a checkpoint: its models by their roles, the noise schedule and the tokenizer beside them."""
+    """The parts of a checkpoint: its models by their roles, and the settings, the tokenizer beside them."""
 
     name: str
     """As it was given to `load_bundle`: a built-in name or a path."""
     models: Mapping[str, Model]
-    """Role -> model: "unet" of a diffusion model, "generator" of a GauGAN."""
+    """Role -> model: "unet" of a diffusion model, "generator" of a GauGAN; of Stable Diffusion "unet", "encoder",
+    "decoder", "text", those that the path has."""
     taken: Mapping[str, str]
     """Role -> the weights of the file that the model has: "averaged weights (ema); beside them: model"."""
     schedule: str | None = None
     """Name of the noise schedule that the checkpoint gives; None: it gives none."""
-    tokenizer: None = None
-    """Of a model that is conditioned on text; no family here is."""
+    prediction: str | None = None
+    """The output of Stable Diffusion's UNet: "noise", "velocity"; None: the checkpoint does not show it."""
+    scheduler: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Settings that Stable Diffusion is sampled with: `sampler` (the name of the one that the folder proposes, None: it
+    has no such one here), `steps_offset`, `set_alpha_to_one` (of diffusers' schedulers)."""
+    tokenizer: Tokenizer | None = None
+    """Of a bundle with a text encoder."""
 
     @property
     def model(self) -> Model:
@@ -81,7 +92,7 @@ def load(
     ----------
     model
         The name of a built-in model (`landscape`); a checkpoint file: PyTorch (zip or legacy) or safetensors; or the
-        folder of a diffusers pipeline or `UNet2DModel`. The file is mapped, and read when weights are needed: do not
+        folder of a diffusers pipeline or model. The file is mapped, and read when weights are needed: do not
         write into it while the model lives (replacing it is safe).
     which
         The weights to take of a file or folder that holds a moving average beside the last weights: "ema" or "model".
@@ -111,7 +122,10 @@ def load_bundle(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Bundle:
-    """All models of a checkpoint by their roles, with the noise schedule beside them; else as `load`."""
+    """All models of a checkpoint by their roles, with the settings beside them; else as `load`.
+
+    Of several models, the settings are given by role: `unet={"heads": (8, 8, 8, 8)}`.
+    """
     known = builtin.get(str(model))
     path = known.checkpoint if known else Path(model)
     if not path.is_file() and not path.is_dir():
@@ -120,51 +134,120 @@ def load_bundle(
         )
     if which not in (None, "ema", "model"):
         raise InputError(f"which is {which!r}, expected ema or model")
-    checkpoint = read_checkpoint(path, which=which)
-    made = _read(checkpoint, which, settings, progress)
-    made.name = str(model)
-    schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
-    if schedule is not None:
-        if schedule not in SCHEDULES:
-            raise CheckpointError(
-                f"unknown noise schedule {shown(schedule)}; known: {', '.join(SCHEDULES)}", path=str(path)
-            )
-        made.sampling = MappingProxyType({"schedule": schedule})
-    made.size = _trained_size(checkpoint)
-    if known:
-        made.defaults, made.sampling, made.size = known.defaults, known.sampling, known.size
-        made.paper = dataclasses.replace(made.paper, **known.paper)
+    found = read_parts(path, which=which)
+    models = _read(found, which, settings, progress)
+    checkpoint = found.parts[0].checkpoint
+    schedule = _schedule(found) or checkpoint.metadata.get(SCHEDULE_KEY)
+    if schedule is not None and schedule not in SCHEDULES:
+        raise CheckpointError(
+            f"unknown noise schedule {shown(schedule)}; known: {', '.join(SCHEDULES)}", path=str(path)
+        )
+    for made, part in zip(models, found.parts, strict=True):
+        made.name = str(model)
+        if made.role in _SAMPLED:
+            if schedule is not None:
+                made.sampling = MappingProxyType({"schedule": schedule})
+            made.size = _trained_size(part.checkpoint)
+            if known:
+                made.defaults, made.sampling, made.size = known.defaults, known.sampling, known.size
+                made.paper = dataclasses.replace(made.paper, **known.paper)
     return Bundle(
-        made.name,
-        MappingProxyType({made.role: made}),
-        MappingProxyType({made.role: made.source}),
-        made.sampling.get("schedule"),
+        str(model),
+        MappingProxyType({made.role: made for made in models}),
+        MappingProxyType({made.role: made.source for made in models}),
+        models[0].sampling.get("schedule", schedule),
+        found.prediction,
+        found.scheduler,
+        _tokenizer(found) if any(made.role == "text" for made in models) else None,
     )
 
 
+def _schedule(found: Parts) -> str | None:
+    """The noise schedule, by the name that has the scheduler's other settings as well."""
+    as_trained = (found.scheduler.get("steps_offset"), found.scheduler.get("set_alpha_to_one")) == (1, False)
+    return "stable_diffusion" if found.schedule == "scaled_linear" and as_trained else found.schedule
+
+
+def _tokenizer(found: Parts) -> Tokenizer:
+    """The folder's tokenizer, else CLIP's. Raises CheckpointError."""
+    one = Tokenizer() if found.tokenizer is None else Tokenizer.from_folder(found.tokenizer)
+    padding = one.vocabulary.ids.get(found.padding) if found.padding is not None else None
+    return one if padding is None else Tokenizer(one.vocabulary, padding=padding)
+
+
 def _read(
-    checkpoint: Checkpoint, which: Which | None, settings: Mapping[str, Any], progress: Progress | None
-) -> Model:
-    """The model of a checkpoint, with its weights. Raises InputError, CheckpointError."""
-    path = checkpoint.path
-    family, config = identify(checkpoint, which=which)
-    kind: Any = Model.registry.get(family.model)
+    found: Parts,
+    which: Which | None,
+    settings: Mapping[str, Any],
+    progress: Progress | None,
+) -> list[Model]:
+    """The models of a path, with their weights. Raises InputError, CheckpointError."""
+    kinds = [_kind(part) for part in found.parts]
+    roles = [kind.role for kind in kinds]
+    given = _by_role(found.path, roles, settings) if len(kinds) > 1 else [settings]
+    models = [_made(part, kind, each) for part, kind, each in zip(found.parts, kinds, given, strict=True)]
+    shapes = [{name: parameter.shape for name, parameter in made.parameters().items()} for made in models]
+    total, before = sum(map(len, shapes)), 0
+    for i, (made, part) in enumerate(zip(models, found.parts, strict=True)):
+        values = convert(part.family, part.checkpoint, shapes[i])
+        made.load_parameters(
+            values,
+            check=values.check,
+            release=part.checkpoint.release,
+            progress=_from(progress, before, total),
+        )
+        before += len(shapes[i])
+        chosen = part.family.chosen
+        made.source = str(chosen)
+        passed_over = which is None and chosen.unusable and not chosen.averaged
+        logger.log(
+            logging.WARNING if passed_over else logging.INFO, "%s: took %s", part.checkpoint.path, made.source
+        )
+    return models
+
+
+def _from(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """`progress` of one model of several: `before` parameters are there already."""
+    if progress is None:
+        return None
+    return lambda done, _, name: progress(before + done, total, name)
+
+
+def _kind(part: Part) -> type[Model]:
+    kind = Model.registry.get(part.family.model)
     if kind is None:
         raise CheckpointError(
-            f"is of the unknown family {shown(family.model)!r}; known: {', '.join(sorted(Model.registry))}",
-            path=path,
+            f"is of the unknown family {shown(part.family.model)!r}; known: {', '.join(sorted(Model.registry))}",
+            path=part.checkpoint.path,
             advice="Update sparsegen, or convert the original file again",
         )
+    return kind
+
+
+def _by_role(path: str, roles: list[str], settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of each of several models. Raises InputError."""
+    for role, given in settings.items():
+        if role not in roles or not isinstance(given, Mapping):
+            raise InputError(
+                f"{path} holds several models, whose settings are given by role, such as {roles[0]}={{{role!r}: …}}; "
+                f"its roles: {', '.join(roles)}"
+            )
+    return [settings.get(role, {}) for role in roles]
+
+
+def _made(part: Part, kind: Any, settings: Mapping[str, Any]) -> Model:
+    """The model of a part, without its weights. Raises InputError, CheckpointError."""
+    path, config, name = part.checkpoint.path, part.config, part.family.model
     fields = [field.name for field in dataclasses.fields(kind.config_type)]
     unknown = set(settings) - set(fields)
     if unknown:
         raise InputError(
-            f"{family.model} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}, which"
+            f"{name} has no setting {', '.join(sorted(unknown))}; it has {', '.join(fields)}, which"
         )
     foreign = [shown(name) for name in sorted(set(config) - set(fields))]
     if foreign:
         raise CheckpointError(
-            f"its configuration has unknown settings of {family.model}: {', '.join(foreign[:5])}",
+            f"its configuration has unknown settings of {name}: {', '.join(foreign[:5])}",
             path=path,
             advice="Update sparsegen, or convert the original file again",
         )
@@ -174,12 +257,6 @@ def _read(
         if settings:
             raise
         raise CheckpointError(f"its configuration is wrong: {error}", path=path) from None
-    expected = {name: parameter.shape for name, parameter in made.parameters().items()}
-    values = convert(family, checkpoint, expected)
-    made.load_parameters(values, check=values.check, release=checkpoint.release, progress=progress)
-    made.source = str(family.chosen)
-    passed_over = which is None and family.chosen.unusable and not family.chosen.averaged
-    logger.log(logging.WARNING if passed_over else logging.INFO, "%s: took %s", path, made.source)
     return made
 
 

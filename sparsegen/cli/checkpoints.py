@@ -12,10 +12,11 @@ import typer
 from sparsegen.weights import (
     SCHEDULE_KEY,
     CheckpointError,
+    Part,
     Which,
-    identify,
     listed,
     read_checkpoint,
+    read_parts,
     shown,
 )
 
@@ -38,33 +39,51 @@ def inspect(
 ) -> None:
     """Print the contents of a checkpoint: format, family, sizes, weights taken, tensors. Nothing in it is executed."""
     which = _which(parse_settings(settings))
-    checkpoint = read_checkpoint(file, which=which)
+    described: list[tuple[str, str]] = []
     try:
-        family, config = identify(checkpoint, which=which)
+        found = read_parts(file, which=which)
     except CheckpointError as error:
         if which is not None:
             raise
-        described = [("family", f"not recognised: {error}")]
+        try:
+            checkpoints = [read_checkpoint(file)]
+        except CheckpointError:
+            raise error from None
+        form, schedule = checkpoints[0].format, checkpoints[0].schedule
+        described += [("family", f"not recognised: {error}")]
     else:
-        chosen = family.chosen
-        kind = {"the only": "the only ones", "": "those in the usual place"}.get(chosen.kind, chosen.kind)
-        described = [("family", family.name), ("model", shown(family.model))]
-        described += [(shown(key), shown(value)) for key, value in config.items()]
-        described += [("weights taken", f"{kind} ({chosen.place})" if chosen.place else kind)]
-        described += [("beside them", listed(list(chosen.beside)))] if chosen.beside else []
-        described += [("not taken", reason) for reason in chosen.unusable[:8]]
-    schedule = checkpoint.schedule or checkpoint.metadata.get(SCHEDULE_KEY)
-    described += [("noise schedule", shown(schedule))] if schedule is not None else []
-    if checkpoint.placeholders:
-        described += [("not read", f"objects of {listed([shown(name) for name in checkpoint.placeholders])}")]
-    size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    tensors = [("tensors", f"{len(checkpoint.tensors)}, {size / 1e6:.1f} MB")]
-    print_table(str(file), [("format", checkpoint.format), *described, *tensors])
-    names = {shown(name): tensor for name, tensor in checkpoint.tensors.items()}
-    width = max(map(len, names), default=0)
-    for name, tensor in names.items():
+        # the parts of a single file have one checkpoint
+        checkpoints = list({id(part.checkpoint): part.checkpoint for part in found.parts}.values())
+        form, schedule = found.format, found.schedule
+        for part in found.parts:
+            described += _described(part)
+        described += [("prediction", found.prediction)] if found.prediction is not None else []
+        described += [(name, shown(value)) for name, value in found.scheduler.items() if value is not None]
+    noted = [each.metadata[SCHEDULE_KEY] for each in checkpoints if SCHEDULE_KEY in each.metadata]
+    schedules = [schedule] if schedule is not None else noted[:1]
+    described += [("noise schedule", shown(each)) for each in schedules]
+    placeholders = [shown(name) for each in checkpoints for name in each.placeholders]
+    described += [("not read", f"objects of {listed(placeholders)}")] if placeholders else []
+    tensors = [tensor for each in checkpoints for tensor in each.tensors.items()]
+    size = sum(tensor.nbytes for _, tensor in tensors)
+    count = ("tensors", f"{len(tensors)}, {size / 1e6:.1f} MB")
+    print_table(str(file), [("format", form), *described, count])
+    names = [(shown(name), tensor) for name, tensor in tensors]
+    width = max((len(name) for name, _ in names), default=0)
+    for name, tensor in names:
         shape = "×".join(map(str, tensor.shape)) or "scalar"
         out.print(f"  {name:<{width}}  {tensor.dtype:<9} {shape}", soft_wrap=True)
+
+
+def _described(part: Part) -> list[tuple[str, str]]:
+    """The rows of one model."""
+    chosen = part.family.chosen
+    kind = {"the only": "the only ones", "": "those in the usual place"}.get(chosen.kind, chosen.kind)
+    rows = [("family", part.family.name), ("model", shown(part.family.model))]
+    rows += [(shown(key), shown(value)) for key, value in part.config.items()]
+    rows += [("weights taken", f"{kind} ({chosen.place})" if chosen.place else kind)]
+    rows += [("beside them", listed(list(chosen.beside)))] if chosen.beside else []
+    return rows + [("not taken", reason) for reason in chosen.unusable[:8]]
 
 
 def convert(

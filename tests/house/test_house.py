@@ -59,7 +59,8 @@ FLOORS_OF_BACKENDS = {
     "caches": 0,
 }
 FLOORS_OF_WEIGHTS = {
-    "training": 8,
+    "training": 10,
+    "parts": 8,
     "families": 7,
     "keymap": 6,
     "averages": 6,
@@ -98,6 +99,9 @@ THIRD_PARTIES = {
     "tests/cuda": {"numpy", "pytest", "hypothesis", "torch", "cupy", "cupyx", "cupy_backends"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},
     "tests/models/test_tokenizer.py": {"numpy", "transformers", "pytest"},
+    "tests/weights/test_weights_sd_names.py": {
+        *("numpy", "safetensors", "torch", "diffusers", "transformers", "pytest"),
+    },
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
 }

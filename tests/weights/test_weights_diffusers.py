@@ -157,7 +157,7 @@ def test_options(options: dict[str, Any], ours: dict[str, Any], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"_class_name": "UNet3DConditionModel"}, r"is a UNet3DConditionModel, supported: UNet2DModel"),
+        ({"_class_name": "UNet3DConditionModel"}, r"is a UNet3DConditionModel, supported: UNet2DModel, "),
         ({"_class_name": ["UNet2DModel"]}, r"is a UNet2DModel, supported: UNet2DModel"),
         ({"center_input_sample": True}, "center_input_sample is true, supported: false"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier, supported: positional"),
@@ -290,7 +290,7 @@ def test_a_weights_file_alone_does_not_say_how_it_is_used(tmp_path: Path) -> Non
     [
         (
             {"unet": ["diffusers", "UNet2DConditionModel"]},
-            "its unet is UNet2DConditionModel, supported: UNet2DM",
+            "is a DDPMPipeline, supported: StableDiffusionPipeline",
         ),
         ({"unet": [None, None]}, "its unet is missing"),
         ({"unet": ["diffusers", ["x"]]}, "its unet is x, supported"),

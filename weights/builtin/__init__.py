@@ -44,6 +44,7 @@ class BuiltIn:
 
     name: str
     checkpoint: Path
+    """A file, or the folder of several models."""
     examples: tuple[Example, ...]
     """The first is used by the demo."""
     labels: Labels | None = None
@@ -59,8 +60,11 @@ class BuiltIn:
 
 
 def names() -> list[str]:
-    """Names of the built-in models."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    """Names of the built-in models: files of one model, and folders of several, as diffusers lays them out."""
+    return sorted(
+        [path.stem for path in FOLDER.glob("*.safetensors")]
+        + [path.parent.name for path in FOLDER.glob("*/model_index.json")]
+    )
 
 
 def get(name: str) -> BuiltIn | None:
@@ -77,8 +81,9 @@ def get(name: str) -> BuiltIn | None:
         )
         for example in sorted(described["examples"], key=lambda example: not example["demo"])
     )
-    known = BuiltIn(name, FOLDER / f"{name}.safetensors", examples)
-    if described["kind"] == "strokes":
+    pipeline = (folder / "model_index.json").exists()
+    known = BuiltIn(name, folder if pipeline else FOLDER / f"{name}.safetensors", examples)
+    if pipeline or described["kind"] == "strokes":
         settings = _read(folder / "settings.json")
         size = tuple(settings["size"]) if "size" in settings else None
         return replace(known, sampling=settings["sampling"], paper=settings["paper"], size=size)

@@ -13,8 +13,14 @@ from ..checkpoint import WRAPPERS, Checkpoint
 from ..errors import CheckpointError, listed, shown
 from ..keymap import Family, unreadable
 from ..which import Chosen, Kind, Which, averages_of, deciding, kind_of, names_settings, of_optimizer
+from .clip import CLIP_TEXT, OPEN_CLIP_TEXT
+from .clip import MODEL as TEXT
 from .diffusers import DIFFUSERS_UNET
 from .native import MODEL_KEY, SPARSEGEN
+from .not_supported import refuse_by_name
+from .sd_unet import COMPVIS_UNET, DIFFUSERS_CONDITIONED_UNET
+from .sd_unet import MODEL as UNET
+from .sd_vae import COMPVIS_DECODER, COMPVIS_ENCODER, DECODER, DIFFUSERS_DECODER, DIFFUSERS_ENCODER, ENCODER
 from .spade import NVLABS_SPADE, SIGE_FUSED_SPADE, SIGE_SPADE
 from .unet import PESSER_DDPM, SIGE_FUSED_DDPM, SIGE_PD
 
@@ -26,8 +32,21 @@ FAMILIES: tuple[Family, ...] = (
     PESSER_DDPM,
     SIGE_FUSED_DDPM,
     SIGE_PD,
+    COMPVIS_UNET,
+    DIFFUSERS_CONDITIONED_UNET,
+    COMPVIS_ENCODER,
+    COMPVIS_DECODER,
+    DIFFUSERS_ENCODER,
+    DIFFUSERS_DECODER,
+    CLIP_TEXT,
+    OPEN_CLIP_TEXT,
     DIFFUSERS_UNET,
 )
+
+HALVES = (ENCODER, DECODER)
+"""The models of an autoencoder, whose names are in one place of a file."""
+PARTS = (UNET, *HALVES, TEXT)
+"""Models of which a file holds one each, beside each other."""
 
 # Ends of keys that every model of a family has: the part of a key before one is the place of a model.
 _LANDMARKS = tuple(
@@ -39,6 +58,11 @@ _LANDMARKS = tuple(
         "up_0.mlp_shared.0.weight",
         "temb.dense.0.weight",
         "down_blocks.0.resnets.0.conv1.weight",
+        "time_embed.0.weight",
+        "encoder.conv_in.weight",
+        "decoder.conv_in.weight",
+        "embeddings.token_embedding.weight",
+        "transformer.resblocks.0.ln_1.weight",
     )
 )
 
@@ -73,32 +97,70 @@ class _Network:
     error: CheckpointError | None = None
 
 
+@dataclass
+class _Choice:
+    """Weights of one model that could be taken: whole averages, the last weights, and why others cannot be."""
+
+    averages: list[_Network]
+    usable: list[_Network]
+    """The averages that are whole models, also those without names of their own."""
+    others: list[_Network]
+    """Weights that are no average."""
+    last: _Network | None
+    """The first of the others."""
+    doubt: CheckpointError | None
+    """Nothing decides between several last weights."""
+    unusable: list[str]
+    unmatched: dict[str, str]
+    """Places of averages without names that are not this model's -> the reason."""
+
+
 def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Family, dict[str, Any]]:
-    """Recognise a checkpoint by its keys, and read the model's sizes off its shapes.
+    """Recognise the one model of a checkpoint; the arguments and errors are those of `identify_all`.
+
+    Raises
+    ------
+    CheckpointError
+        Also: the checkpoint holds several models.
+    """
+    found = identify_all(checkpoint, which=which)
+    if len(found) > 1:
+        raise CheckpointError(
+            f"holds several models ({', '.join(family.model for family, _ in found)}), expected one",
+            path=checkpoint.path,
+            advice="Open it with sparsegen.load_bundle",
+        )
+    return found[0]
+
+
+def identify_all(
+    checkpoint: Checkpoint, *, which: Which | None = None
+) -> list[tuple[Family, dict[str, Any]]]:
+    """Recognise a checkpoint by its keys, and read the models' sizes off its shapes.
 
     A state dict is found inside any wrapping (`{"state_dict": ...}`, `{"netG": ...}`, `module.` of DataParallel); other
     values beside it are ignored. Averaged weights are recognised by the words around them (ema, shadow, averaged …),
     also without names of their own: LitEma's, and lists in the order of the parameters (`shadow_params`), if the
-    weights beside them give the names.
+    weights beside them give the names. Only the parts of Stable Diffusion (`PARTS`) are several models in one file.
 
     Parameters
     ----------
     which : {"ema", "model"}, optional
         The weights to take from a checkpoint that holds both. Default: the average, if it has every tensor that the
-        model needs (with batch norm, also the statistics), else the last weights.
+        model needs (with batch norm, also the statistics), else the last weights. A part without an average has its
+        last weights taken, if another part has one.
 
     Returns
     -------
-    Family
-        For `convert`: with `prefix`, `keys` and `chosen`, whose text names the weights taken.
-    dict
-        The configuration of the model `family.model`.
+    list of (Family, dict)
+        For each model: for `convert`, the family with `prefix`, `keys` and `chosen`, whose text names the weights
+        taken; and the configuration of the model `family.model`.
 
     Raises
     ------
     CheckpointError
-        The family is unknown (the message lists the known ones, and some of the keys found); there are several models
-        and no name decides; averaged or last weights are requested and missing.
+        The family is unknown (the message lists the known ones, and some of the keys found) or of a known kind that is
+        not supported; there are several models and no name decides; averaged or last weights are requested and missing.
     """
     if checkpoint.chosen is not None:
         # The folder holds both, and one was opened.
@@ -109,19 +171,58 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
                 advice=f'Open it with read_checkpoint(path, which="{which}")',
             )
         which = None
+    if MODEL_KEY not in checkpoint.metadata:
+        refuse_by_name(checkpoint)
     # Key -> the end and the kind of its last word that has a kind; the tensor's own name is left out.
     kinds = {key: deciding(key.rpartition(".")[0]) for key in checkpoint.tensors}
     places = _places(checkpoint)
     nameless = _nameless(checkpoint, places, kinds)
-    found = [_recognised(checkpoint, place, places, kinds) for place in places]
-    networks = [network for network in found if network is not None]
+    networks = [each for place in places for each in _recognised(checkpoint, place, places, kinds)]
+    choices = [_choice(checkpoint, group, nameless) for group in _groups(networks)]
+    matched = {each.place for choice in choices for each in choice.usable}
+    for choice in choices:
+        # An average without names is one part's: it is missing from the first, if it is no part's.
+        choice.unusable += [
+            f"{_shown_place(at)} ({reason})"
+            for at, reason in choice.unmatched.items()
+            if at not in matched and choice is choices[0]
+        ]
+    if len(nameless) > _MOST_NAMELESS:
+        choices[0].unusable.append(
+            f"{len(nameless) - _MOST_NAMELESS} more (at most {_MOST_NAMELESS} are looked at)"
+        )
+    choices[0].unusable += _unread(checkpoint, [*places, *nameless])
+    some = any(choice.usable for choice in choices)
+    return [
+        _taken(checkpoint, choice, None if some and not (choice.usable or choice.unusable) else which)
+        for choice in choices
+    ]
+
+
+def _groups(networks: Sequence[_Network]) -> list[list[_Network]]:
+    """The weights of each model: of each of `PARTS`, or else of the one model that a file holds; never none."""
+    parts = [[each for each in networks if each.family.model == part] for part in PARTS]
+    others = [each for each in networks if each.family.model not in PARTS]
+    found = list(filter(None, parts))
+    sound = any(each.error is None for each in others)
+    return [*found, others] if sound or not found else found
+
+
+def _choice(
+    checkpoint: Checkpoint, networks: Sequence[_Network], nameless: Mapping[str, list[str]]
+) -> _Choice:
     averages = averages_of(networks, [_marked(checkpoint, network.place) for network in networks])
     others = [network for network in networks if network not in averages]
     last, doubt = _first(checkpoint, others)
-    usable, unusable = _judged(checkpoint, sorted(averages, key=_rank), nameless, last)
-    unusable += _unread(checkpoint, [*places, *nameless])
-    if doubt is not None and (which == "model" or not usable):
-        raise doubt
+    usable, unusable, unmatched = _judged(checkpoint, sorted(averages, key=_rank), nameless, last)
+    return _Choice(averages, usable, others, last, doubt, unusable, unmatched)
+
+
+def _taken(checkpoint: Checkpoint, choice: _Choice, which: Which | None) -> tuple[Family, dict[str, Any]]:
+    """The weights of one model that are taken. Raises CheckpointError: there are none."""
+    usable, last, unusable = choice.usable, choice.last, choice.unusable
+    if choice.doubt is not None and (which == "model" or not usable):
+        raise choice.doubt
     if last is not None and last.error is not None and not usable:
         raise last.error
     if which == "ema" and unusable and not usable:
@@ -132,14 +233,16 @@ def identify(checkpoint: Checkpoint, *, which: Which | None = None) -> tuple[Fam
         )
     taken = usable[0] if usable and which != "model" else last if which != "ema" else None
     if taken is None:
-        raise _nothing(checkpoint, which, bool(networks), unusable)
+        raise _nothing(checkpoint, which, bool(choice.others or choice.averages), unusable)
     if taken.error is not None:
         raise taken.error
     chosen = checkpoint.chosen or Chosen(
         _shown_place(taken.place),
         taken in usable if usable or unusable else None,
         tuple(
-            _shown_place(each.place) or "the top level" for each in (*usable, *others) if each is not taken
+            _shown_place(each.place) or "the top level"
+            for each in (*usable, *choice.others)
+            if each is not taken
         ),
         tuple(unusable),
     )
@@ -162,7 +265,14 @@ def _places(checkpoint: Checkpoint) -> list[str]:
                     break
             else:
                 found[".".join([*left, ""])] = None
-    networks = [place for place in found if not of_optimizer(place)]
+    # diffusers' names of an autoencoder's half look like a UNet's
+    halves = {f"{place}encoder." for place in found}
+    networks = [
+        place
+        for place in found
+        if not of_optimizer(place)
+        and (place not in halves or f"{place}time_embedding.linear_1.weight" in checkpoint.tensors)
+    ]
     return sorted(networks, key=_rank_of)[:_MOST_PLACES] or [""]
 
 
@@ -207,13 +317,15 @@ def _recognised(
     place: str,
     places: Iterable[str],
     kinds: Mapping[str, tuple[int, Kind | None]],
-) -> _Network | None:
-    """The model at one of the places, without the other places and the averages inside it."""
+) -> list[_Network]:
+    """The models at one of the places, without the other places and the averages inside it: both halves of a VAE."""
     inner = tuple(other for other in places if other.startswith(place) and other != place)
+    found: list[_Network] = []
+    family = DIFFUSERS_UNET
     try:
         under = checkpoint.under(place)
         for family in FAMILIES:
-            config = family.recognise(under)
+            config = family.recognise(under) if not found or family.model in HALVES else None
             if config is not None:
                 named = str(config.pop("model", family.model))
                 rules = family.rules if family.rules_for is None else family.rules_for(config)
@@ -222,13 +334,14 @@ def _recognised(
                     for name, key in checkpoint.keys_under(place).items()
                     if not key.startswith(inner) and kinds[key][0] <= len(place)
                 }
-                return _Network(
-                    place, replace(family, prefix=place, model=named, rules=rules, keys=keys), config
-                )
+                kept = replace(family, prefix=place, model=named, rules=rules, keys=keys)
+                found.append(_Network(place, kept, config))
+                if named not in HALVES:
+                    break
     except CheckpointError as error:
         error.path = error.path or checkpoint.path
-        return _Network(place, DIFFUSERS_UNET, {}, error)
-    return None
+        found.append(_Network(place, family, {}, error))
+    return found
 
 
 def _marked(checkpoint: Checkpoint, place: str) -> Kind | None:
@@ -309,10 +422,11 @@ def _judged(
     averages: Iterable[_Network],
     nameless: Mapping[str, list[str]],
     last: _Network | None,
-) -> tuple[list[_Network], list[str]]:
-    """The averages that are whole models; and the places of the others, each with its fault."""
+) -> tuple[list[_Network], list[str], dict[str, str]]:
+    """The averages that are whole models; the places of the others, each with its fault; and `_Choice.unmatched`."""
     usable: list[_Network] = []
     unusable: list[str] = []
+    unmatched: dict[str, str] = {}
     beside = None if last is None or last.error else last
     for average in averages:
         wrong = (
@@ -329,7 +443,7 @@ def _judged(
     looked_at = dict(list(nameless.items())[:_MOST_NAMELESS])
     for at, names in _named(checkpoint, looked_at, beside).items():
         if isinstance(names, str) or beside is None:
-            unusable.append(f"{_shown_place(at)} ({names})")
+            unmatched[at] = str(names)
             continue
         average = replace(beside, place=at, family=replace(beside.family, prefix=at, keys=names))
         wrong = _lacking(checkpoint, average, beside)
@@ -337,9 +451,7 @@ def _judged(
             unusable.append(f"{_shown_place(at)} ({wrong})")
         else:
             usable.append(average)
-    if len(nameless) > len(looked_at):
-        unusable.append(f"{len(nameless) - len(looked_at)} more (at most {_MOST_NAMELESS} are looked at)")
-    return usable, unusable
+    return usable, unusable, unmatched
 
 
 def _named(

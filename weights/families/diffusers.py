@@ -17,6 +17,8 @@ from ..keymap import Family, Rule
 from .options import WHERE, count, listed_option, read_options, refused
 
 CLASS = "UNet2DModel"
+_CLASSES = (CLASS, "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel")
+"""Of all families; this is the last that is tried."""
 
 # The class's defaults of options that the file omits.
 _DEFAULTS: dict[str, Any] = {
@@ -106,7 +108,7 @@ def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
     # transformers' configurations have a list instead
     name = config.get("_class_name", config.get("architectures", CLASS))
     if name != CLASS:
-        raise CheckpointError(f"is a {shown(name)}, supported: {CLASS}", where=WHERE)
+        raise CheckpointError(f"is a {shown(name)}, supported: {', '.join(_CLASSES)}", where=WHERE)
     options = read_options(config, CLASS, _DEFAULTS, _CHOICES, _WITHOUT_EFFECT)
     in_film = options["resnet_time_scale_shift"] == "scale_shift"
     groups = count(options, "norm_num_groups")
