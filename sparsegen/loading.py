@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,15 +25,18 @@ from sparsegen.weights import (
     CheckpointError,
     Part,
     Parts,
+    Updates,
     Which,
     builtin,
     convert,
     native_metadata,
+    read_loras,
     read_parts,
     shown,
     write_safetensors,
 )
 
+from .checks import in_range
 from .diffusion.schedules import SCHEDULES
 from .errors import InputError
 from .models.base import Model
@@ -42,6 +46,9 @@ logger = logging.getLogger("sparsegen")
 
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, name)` after each tensor."""
+
+Loras = Mapping[str | os.PathLike[str], float]
+"""A LoRA's file, or the folder of one -> the factor of its updates."""
 
 _SAMPLED = ("unet", "generator")
 """Roles of the models that a path's settings are of."""
@@ -83,6 +90,7 @@ def load(
     model: str | os.PathLike[str],
     *,
     which: Which | None = None,
+    lora: Loras | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Model:
@@ -98,6 +106,9 @@ def load(
         The weights to take of a file or folder that holds a moving average beside the last weights: "ema" or "model".
         None: the average, where it is a whole model (with batch norm: with statistics of its own). The model's
         `source` and the log (logger "sparsegen") name the weights taken.
+    lora
+        LoRA files of Stable Diffusion (kohya's, PEFT's, diffusers') -> the factor of their updates, which are added to
+        the weights where these are read.
     settings
         Overrides of the recognised configuration, by the names of the family's configuration, for the settings that a
         checkpoint does not determine (GauGAN: `num_upsampling_layers`, `edge_channel`; progressive distillation:
@@ -112,13 +123,14 @@ def load(
     CheckpointError
         The file is damaged, hostile, of an unknown family, or its keys do not fit; names the fault and its place.
     """
-    return load_bundle(model, which=which, progress=progress, **settings).model
+    return load_bundle(model, which=which, lora=lora, progress=progress, **settings).model
 
 
 def load_bundle(
     model: str | os.PathLike[str],
     *,
     which: Which | None = None,
+    lora: Loras | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Bundle:
@@ -134,8 +146,10 @@ def load_bundle(
         )
     if which not in (None, "ema", "model"):
         raise InputError(f"which is {which!r}, expected ema or model")
+    if not isinstance(lora, Mapping | None):
+        raise InputError(f"lora is a {type(lora).__name__}, expected paths and scales: {{path: 0.8}}")
     found = read_parts(path, which=which)
-    models = _read(found, which, settings, progress)
+    models = _read(found, which, lora or {}, settings, progress)
     checkpoint = found.parts[0].checkpoint
     schedule = _schedule(found) or checkpoint.metadata.get(SCHEDULE_KEY)
     if schedule is not None and schedule not in SCHEDULES:
@@ -178,6 +192,7 @@ def _tokenizer(found: Parts) -> Tokenizer:
 def _read(
     found: Parts,
     which: Which | None,
+    loras: Loras,
     settings: Mapping[str, Any],
     progress: Progress | None,
 ) -> list[Model]:
@@ -187,13 +202,16 @@ def _read(
     given = _by_role(found.path, roles, settings) if len(kinds) > 1 else [settings]
     models = [_made(part, kind, each) for part, kind, each in zip(found.parts, kinds, given, strict=True)]
     shapes = [{name: parameter.shape for name, parameter in made.parameters().items()} for made in models]
+    for path, scale in loras.items():
+        in_range(f"the scale of {os.fspath(path)}", scale, -1000, 1000)
+    updates = read_loras(loras, found.parts, shapes)
     total, before = sum(map(len, shapes)), 0
     for i, (made, part) in enumerate(zip(models, found.parts, strict=True)):
-        values = convert(part.family, part.checkpoint, shapes[i])
+        values = updates.adapted(i, convert(part.family, part.checkpoint, shapes[i]))
         made.load_parameters(
             values,
             check=values.check,
-            release=part.checkpoint.release,
+            release=partial(_release, part, updates),
             progress=_from(progress, before, total),
         )
         before += len(shapes[i])
@@ -203,6 +221,9 @@ def _read(
         logger.log(
             logging.WARNING if passed_over else logging.INFO, "%s: took %s", part.checkpoint.path, made.source
         )
+        if values.changed:
+            named = [f"{shown(os.path.basename(path))} × {scale:g}" for path, scale in loras.items()]
+            made.source += f"; with LoRA: {', '.join(named)}"
     return models
 
 
@@ -211,6 +232,12 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress | None
     if progress is None:
         return None
     return lambda done, _, name: progress(before + done, total, name)
+
+
+def _release(part: Part, updates: Updates) -> None:
+    """Free what reading a part's parameters took."""
+    part.checkpoint.release()
+    updates.release()
 
 
 def _kind(part: Part) -> type[Model]:

@@ -7,15 +7,15 @@
 `checkpoint` finds the format and calls its reader in `formats`; the two readers of PyTorch's files share the machine of
 `pickles`. All return `tensor.Tensor`s, views of a `mapped` file, at a cost that `limits` bounds. `keymap`, with
 `transforms`, applies the table of one of the `families`; `which` and `averages` distinguish averaged weights from the
-last ones. `parts` opens every model of a path, as Stable Diffusion has several. `writer` writes
-files, `builtin` lists the models in the package. Every fault of a file is a `CheckpointError`.
-Floors, none importing what stands above it:
+last ones. `parts` opens every model of a path, as Stable Diffusion has several; `lora` adds low-rank updates to their
+parameters. `writer` writes files, `builtin` lists the models in the package. Every fault of a file is a
+`CheckpointError`. Floors, none importing what stands above it:
 
+    9  lora                    4  formats
     8  parts                   3  pickles
     7  families                2  tensor
     6  keymap · averages       1  limits · mapped · which · transforms · writer
     5  checkpoint              0  errors · dtypes · builtin
-    4  formats
 """
 
 from .checkpoint import Checkpoint, read_checkpoint
@@ -23,6 +23,7 @@ from .errors import CheckpointError, listed, shown
 from .families import FAMILIES, identify, identify_all
 from .families.native import SCHEDULE_KEY, SIZE_KEY, native_metadata
 from .keymap import Family, Parameters, Rule, convert
+from .lora import Adapted, Updates, read_loras
 from .parts import Part, Parts, read_parts
 from .tensor import Tensor
 from .which import Chosen, Which
@@ -32,6 +33,7 @@ __all__ = [
     "FAMILIES",
     "SCHEDULE_KEY",
     "SIZE_KEY",
+    "Adapted",
     "Checkpoint",
     "CheckpointError",
     "Chosen",
@@ -41,6 +43,7 @@ __all__ = [
     "Parts",
     "Rule",
     "Tensor",
+    "Updates",
     "Which",
     "convert",
     "identify",
@@ -48,6 +51,7 @@ __all__ = [
     "listed",
     "native_metadata",
     "read_checkpoint",
+    "read_loras",
     "read_parts",
     "shown",
     "write_safetensors",

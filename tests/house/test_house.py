@@ -60,6 +60,7 @@ FLOORS_OF_BACKENDS = {
 }
 FLOORS_OF_WEIGHTS = {
     "training": 10,
+    "lora": 9,
     "parts": 8,
     "families": 7,
     "keymap": 6,
