@@ -22,6 +22,7 @@ from tests.cuda import emulator
 from tests.house import pages
 from tests.house.pages import PAGES, ROOT
 from tests.networks import random_gaugan
+from tests.weights import sd_files
 
 WITH_PYTHON = [page for page in PAGES if any(block.runs for block in pages.blocks(page))]
 WITH_COMMANDS = [page for page in PAGES if page.startswith(("README", "docs/")) and pages.commands(page)]
@@ -52,6 +53,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(builtin / "landscape" / f"{name}.png", tmp_path)
     model = random_gaugan(semantic_nc=36, edge_channel=True, num_upsampling_layers="more")
     sparsegen.loading.save(model, tmp_path / "latest_net_G.pth")
+    sd_files.pipeline(tmp_path / "stable-diffusion")
+    sd_files.lora(tmp_path / "style.safetensors")
     mask = np.zeros((256, 512), np.int32)
     mask[100:200, 150:400] = 1
     write_png(tmp_path / "mask.png", colourise(mask, [(0, 0, 0), (255, 255, 255)]))
