@@ -342,8 +342,8 @@ class StableDiffusion(Door):
 
             held = self._latents()
             found = self._denoising.edited(latents, held, cells, compute, on_step)
-            painted = np.clip(models.decode(found), -1, 1)
-            painted = np.where(region.mask()[..., None], painted, before)
+            share = faded(region.mask())[..., None]
+            painted = joined(before, models.decode(found), self._decoder.output(), share)
             end = dataclasses.replace(base.history, image=painted)
             full = TileSet.full(*image.shape[:3])
             return self._result(base, end, start, full, records, float(difference.mean()), ignored)
@@ -563,6 +563,7 @@ class _LatentEdit:
         if isinstance(policy, Paper):  # its masks too are made of the pixels
             policy = dataclasses.replace(policy, dilation=policy.dilation * self.reduction)
         spread = union([cells, self.stale]) if self.chosen.exact else cells
+        old = session._decoder.output_tiles(self.region.tiles)
         run, _, values = session._decoder.repaint(
             {"latents": models.unscaled(gather_tiles(found, tiles))},
             cells,
@@ -574,8 +575,8 @@ class _LatentEdit:
         self._beside += _of("decoder", run.records)
         image = np.array(before)
         around = gather_tiles(before, self.region.tiles)
-        painted = np.where(self.region.pixels[..., None], np.clip(values, -1, 1), around)
-        scatter_tiles(image, self.region.tiles, painted)
+        share = gather_tiles(faded(self.region.mask())[..., None], self.region.tiles)
+        scatter_tiles(image, self.region.tiles, joined(around, values, old, share))
         image.flags.writeable = False
         return image
 
@@ -613,6 +614,31 @@ class _LatentEdit:
     def records(self) -> list[LayerRecord]:
         """The records of all layers."""
         return [*self._beside, *_of("unet", self.repainting.records)]
+
+
+def faded(mask: Host, width: int = MARGIN + 1) -> Host:
+    """The share of new values in an image, float32 as the bool `[N, H, W]` mask: 0 outside it, inside it up to 1.
+
+    It rises over the first `width` pixels from the mask's border, counted along rows, columns and diagonals. The border
+    of the image is none of the mask's.
+    """
+    share, inside = np.zeros(mask.shape, np.float32), mask
+    for _ in range(width):
+        share += inside
+        around = np.pad(inside, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        rows = around[:, :-2] & around[:, 1:-1] & around[:, 2:]
+        inside = rows[:, :, :-2] & rows[:, :, 1:-1] & rows[:, :, 2:]
+    return np.asarray(share / np.float32(width))
+
+
+def joined(before: Host, new: Host, old: Host, share: Host) -> Host:
+    """The image `before` with what the decoder makes of an edit, without a seam; `share` as `faded` gives it.
+
+    The decoder's images of unchanged latents, `old`, differ a little from the image. Where the share is below 1, this
+    difference is kept beside the `new` values; where it is 0, the image.
+    """
+    painted = np.clip(new + (1 - share) * (before - old), -1, 1)
+    return np.where(share > 0, painted, before)
 
 
 def _of(role: str, records: Iterable[LayerRecord]) -> list[LayerRecord]:

@@ -11,7 +11,7 @@ from sparsegen.backends.interface import Host
 from sparsegen.errors import InputError, SessionError, ShapeError
 from sparsegen.pipelines.generate import generate
 from sparsegen.pipelines.latents import LatentDiffusion
-from sparsegen.pipelines.stable_diffusion import StableDiffusion
+from sparsegen.pipelines.stable_diffusion import StableDiffusion, faded
 from tests.oracles.sd_models import parts
 
 PROMPT = "a house at a lake"
@@ -164,3 +164,28 @@ def test_what_cannot_be_used_is_named(models: LatentDiffusion) -> None:
     session.run(picture())
     with pytest.raises(ShapeError, match=r"expected the base's \(1, 64, 64\)"):
         session.edit(picture()[:32, :32])
+
+
+def test_the_share_of_new_values_rises_from_the_border_of_a_mask() -> None:
+    mask = np.zeros((1, 5, 9), bool)
+    mask[0, :, 2:8] = True  # from the upper to the lower border of the image
+    share = faded(mask, 3)
+    np.testing.assert_allclose(share[0], np.tile([0, 0, 1, 2, 3, 3, 2, 1, 0], (5, 1)) / 3, rtol=1e-6)
+    assert faded(np.ones((1, 4, 4), bool)).min() == 1
+
+
+def test_an_edit_has_no_seam(models: LatentDiffusion) -> None:
+    """An edit to the same image leaves it as it is at the border of the mask, where the decoder alone would not."""
+    original, mask = picture(), np.zeros((64, 64), bool)
+    mask[16:48, 16:48] = True
+    with StableDiffusion(models, PROMPT, **SETTINGS) as session:
+        session.run(original)
+        start = session._decoder.output()
+        result = session.edit(original, mask=mask)
+        decoded = session._decoder.output()
+        before = original[None] / np.float32(127.5) - 1
+        edge = (slice(None), slice(16, 17), slice(24, 40))
+        seam = np.abs(result.output - before)[edge].mean()
+        moved = np.abs(decoded - start)[edge].mean()
+        assert seam <= moved + np.abs(before - start)[edge].mean() / 6 + 1e-3
+        assert seam < 0.7 * np.abs(np.clip(decoded, -1, 1) - before)[edge].mean()
