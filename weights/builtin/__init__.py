@@ -55,7 +55,7 @@ class BuiltIn:
     """For a diffusion model: its default `steps`, `noise_level`, `sampler`, `eta`, `schedule`."""
     size: tuple[int, int] | None = None
     """For a diffusion model: the (height, width) that it was trained on."""
-    paper: dict[str, int] = field(default_factory=dict)
+    paper: dict[str, Any] = field(default_factory=dict)
     """Settings of the `paper` policy that differ from the family's: a small model may need another `least_size`."""
 
 
