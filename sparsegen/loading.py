@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -36,7 +37,6 @@ from sparsegen.weights import (
     write_safetensors,
 )
 
-from .checks import in_range
 from .diffusion.schedules import SCHEDULES
 from .errors import InputError
 from .models.base import Model
@@ -49,6 +49,7 @@ Progress = Callable[[int, int, str], None]
 
 Loras = Mapping[str | os.PathLike[str], float]
 """A LoRA's file, or the folder of one -> the factor of its updates."""
+_MOST_SCALE = 1000
 
 _SAMPLED = ("unet", "generator")
 """Roles of the models that a path's settings are of."""
@@ -202,8 +203,13 @@ def _read(
     given = _by_role(found.path, roles, settings) if len(kinds) > 1 else [settings]
     models = [_made(part, kind, each) for part, kind, each in zip(found.parts, kinds, given, strict=True)]
     shapes = [{name: parameter.shape for name, parameter in made.parameters().items()} for made in models]
-    for path, scale in loras.items():
-        in_range(f"the scale of {os.fspath(path)}", scale, -1000, 1000)
+    given_scale: Any
+    for path, given_scale in loras.items():
+        if not isinstance(given_scale, Real) or not -_MOST_SCALE <= float(given_scale) <= _MOST_SCALE:
+            raise InputError(
+                f"the scale of {os.fspath(path)} is {given_scale!r}, expected a number from -{_MOST_SCALE} to "
+                f"{_MOST_SCALE}"
+            )
     updates = read_loras(loras, found.parts, shapes)
     total, before = sum(map(len, shapes)), 0
     for i, (made, part) in enumerate(zip(models, found.parts, strict=True)):
