@@ -372,7 +372,7 @@ def test_weights_that_are_damaged(name: str, tmp_path: Path) -> None:
             {"num_attention_heads": [8, 8]},
             "num_attention_heads is 8, 8, supported: a number from 1, or",
         ),
-        ("unet", {"norm_num_groups": 24}, "32 channels do not divide into 24 groups"),
+        ("unet", {"norm_num_groups": 24}, "32 channels, expected a multiple of 24, the groups"),
         ("unet", {"norm_eps": 0}, "norm_eps is 0, supported: a number between 0 and 1"),
         ("unet", {"of_the_future": 3}, r"unknown options of UNet2DConditionModel: of_the_future \(3\)"),
         ("unet", {"_class_name": "UNet3DConditionModel"}, "is a UNet3DConditionModel"),
