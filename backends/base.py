@@ -32,6 +32,7 @@ from .interface import (
     Tiles,
     Watch,
     WindowSet,
+    check_own_pixels,
 )
 
 BATCH = 1 << 22
@@ -102,6 +103,8 @@ class PortableBackend(Backend):
         activation: Activation = "identity",
     ) -> None:
         g = weights.geometry
+        check_own_pixels(g, source)
+        check_own_pixels(None, residual)
         (kh, kw), (top, _, left, _) = g.kernel, g.padding
         size = ((TILE - 1) * g.stride + kh, (TILE - 1) * g.stride + kw)
         for batch in self._batches(tiles, TILE * TILE * kh * kw * g.inputs):
@@ -136,6 +139,7 @@ class PortableBackend(Backend):
     # -- statistics and pointwise work -------------------------------------------------------------------
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        check_own_pixels(None, source)
         v = self._read_images(source, self.xp.arange(source.shape[0])).astype(np.float64)
         return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
 
@@ -215,6 +219,7 @@ class PortableBackend(Backend):
         return scale.astype(np.float32), shift.astype(np.float32)
 
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+        check_own_pixels(None, residual)
         for batch in self._batches(tiles, TILE * TILE * out.shape[3]):
             v = self._read_pixels(source, batch)
             if residual is not None:
@@ -257,6 +262,7 @@ class PortableBackend(Backend):
         heads: int,
         causal: bool = False,
     ) -> None:
+        check_own_pixels(None, query, key, value)
         xp, (_, height, width, channels) = self.xp, query.shape
         scale = np.float32((channels / heads) ** -0.5)
 

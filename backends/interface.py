@@ -132,7 +132,8 @@ class Source:
 
     A layer norm and "geglu" combine the channels of a pixel. A source with one of them is a single part, not upsampled,
     with no other work pending than a layer norm's scale and shift. It is read at the output's own pixels alone: by
-    `pointwise`, and by convolutions of kernel 1×1, stride 1, one group and no padding.
+    `pointwise`, and by convolutions of kernel 1×1, stride 1, one group and no padding; never as a residual. A
+    primitive raises BackendError where it is given elsewhere (`check_own_pixels`).
 
     Raises
     ------
@@ -221,6 +222,17 @@ class ConvGeometry:
         return (
             (height + top + bottom - self.kernel[0]) // self.stride + 1,
             (width + left + right - self.kernel[1]) // self.stride + 1,
+        )
+
+
+def check_own_pixels(geometry: ConvGeometry | None, *sources: Source | None) -> None:
+    """Raise BackendError if a source combines channels, unless `geometry` is that of a layer on single pixels."""
+    g = geometry
+    single = g is not None and g.kernel == (1, 1) and g.stride == g.groups == 1 and not any(g.padding)
+    if not single and any(source is not None and source.combines_channels for source in sources):
+        raise BackendError(
+            "a source with a layer norm or geglu is read by pointwise and by convolutions of kernel 1×1, stride 1, one "
+            "group and no padding alone; write it out by pointwise first"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..interface import Array, ConvGeometry, Source, Tiles
+from ..interface import Array, Source, Tiles
 from .launching import PIXELS, Launching
 from .transforms import padded
 
@@ -10,11 +10,6 @@ PIXELS_OF_BLOCK = 4
 """Pixels of a block of `kernels/combined.cuh`, a warp each."""
 CHANNELS = 512
 """Channels of a slice of geglu: four turns of a warp."""
-
-
-def reads_own_pixels(geometry: ConvGeometry) -> bool:
-    """Whether an output depends on all channels of its own pixel, and on nothing else."""
-    return geometry.kernel == (1, 1) and geometry.stride == geometry.groups == 1 and not any(geometry.padding)
 
 
 class Combining(Launching):

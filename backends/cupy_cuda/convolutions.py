@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from ..interface import (
     Activation,
     Array,
-    BackendError,
     ConvGeometry,
     ConvWeights,
     Host,
     Padding,
     Source,
     Tiles,
+    check_own_pixels,
 )
-from .combined import reads_own_pixels
 from .depthwise import DepthwiseConvolutions, is_depthwise
-from .launching import ACTIVATIONS, COMBINED_ELSEWHERE, PIXELS
+from .launching import ACTIVATIONS, PIXELS
 from .tensor import TensorConvolutions, tensor_weights
 from .transforms import depthwise_weights, direct_weights, padded, winograd_weights
 
@@ -85,8 +84,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
     ) -> None:
         if not len(tiles):
             return
-        if source.combines_channels and not reads_own_pixels(weights.geometry):
-            raise BackendError(COMBINED_ELSEWHERE)
+        check_own_pixels(weights.geometry, source)
         bias, apart = weights.bias, weights.geometry.outputs
         for each in (out, bias, shift):
             apart |= 0 if each is None else self.device.address(each) >> 2

@@ -14,7 +14,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..base import PortableBackend
-from ..interface import TILE, Activation, Array, BackendError, Host, Recording, Source, Tiles
+from ..interface import (
+    TILE,
+    Activation,
+    Array,
+    BackendError,
+    Host,
+    Recording,
+    Source,
+    Tiles,
+    check_own_pixels,
+)
 from .device import Device
 from .recording import CudaRecording, Slots, listed
 from .sources import kernels, structures
@@ -23,12 +33,6 @@ PIXELS = TILE * TILE
 """Pixels of a tile."""
 ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "leaky_relu", "silu", "gelu", "quick_gelu", "tanh")
 """Of each value alone, by their number in `kernels/reading.cuh`."""
-
-
-COMBINED_ELSEWHERE = (
-    "a source with a layer norm or geglu is read by pointwise and by convolutions of kernel 1×1, stride 1, one group "
-    "and no padding alone; write it out by pointwise first"
-)
 
 
 class _OfThread(threading.local):
@@ -153,8 +157,7 @@ class Launching(PortableBackend):
         """A source as kernels take it; None: no source. Raises BackendError: it combines channels."""
         if source is None:
             return bytes(structures()["Source"].layout.size)
-        if source.combines_channels:
-            raise BackendError(COMBINED_ELSEWHERE)
+        check_own_pixels(None, source)
         first, second = (*source.parts, None)[:2]
         _, height, width, channels = source.shape
         scale = source.scale

@@ -28,6 +28,7 @@ from ..interface import (
     Tiles,
     Watch,
     WindowSet,
+    check_own_pixels,
 )
 from . import attention, codebooks, copies, depthwise, direct, linear, lookup, moments, norms, winograd
 from .arrays import flat, writable
@@ -180,6 +181,7 @@ class NumbaBackend(HostBackend):
     ) -> None:
         if not len(tiles):
             return
+        check_own_pixels(weights.geometry, source)
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
         packed: _Packed = weights.packed
         launch = _LAUNCHES[packed.algorithm]
@@ -197,6 +199,7 @@ class NumbaBackend(HostBackend):
     # -- statistics and pointwise work -------------------------------------------------------------------
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
+        check_own_pixels(None, source)
         if source.modulation is None:
             source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
         return moments.launch_moments(self._launcher, source.shape[0], reading(source))
@@ -267,6 +270,7 @@ class NumbaBackend(HostBackend):
     ) -> None:
         if not len(tiles):
             return
+        check_own_pixels(None, query, key, value)
         q, k, v = reading(query), reading(key), reading(value)
         shared = key.shape[0] == 1
         attention.launch(

@@ -11,7 +11,7 @@ import numpy as np
 from numba.types import NamedTuple as NamedTupleType
 from numba.types import float32, int64, void
 
-from ..interface import TILE, Activation, Array, Source, Tiles
+from ..interface import TILE, Activation, Array, Source, Tiles, check_own_pixels
 from .arrays import flat, writable
 from .gemm import PANEL
 from .items import COUNTER, TILES, take_tiles
@@ -90,6 +90,7 @@ def writing(
     _, height, width, channels = out.shape
     added, has_residual = NOTHING, 0
     if residual is not None:
+        check_own_pixels(None, residual)
         added = reading(residual)
         has_residual = IN_PLACE if is_canvas(added) else GATHERED
     return Writing(

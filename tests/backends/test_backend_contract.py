@@ -24,6 +24,7 @@ from tests.backends.contract_cases import (
     assert_same_bits,
     build,
     changed_canvas,
+    combined_source,
     conv_case,
     inside,
     lookup_case,
@@ -490,3 +491,28 @@ def test_scale_and_shift_have_one_shape(backend: Backend, scale: Any, shift: Any
     given = [None if shape is None else backend.alloc(shape) for shape in (scale, shift)]
     with pytest.raises(BackendError, match=r"expected both \(1, 3\) or both \(2, 3\)"):
         Source((backend.alloc((2, 4, 4, 3)),), 1, *given)
+
+
+@pytest.mark.parametrize("work", ["layer norm", "geglu"])
+def test_a_reader_of_other_pixels_is_refused(backend: Backend, work: Any) -> None:
+    rng = np.random.default_rng(0)
+    source = Uploads(backend).source(combined_source(rng, work, channels=8, size=(8, 8)))
+    assert source is not None
+    out, tiles = backend.alloc((1, 8, 8, 8)), all_tiles(1, 8, 8)
+    plain = Source((out,))
+    three = backend.prepare_conv(normal(rng, 8, 8, 3, 3), None, padding=(1, 1, 1, 1))
+    grouped = backend.prepare_conv(normal(rng, 8, 4, 1, 1), None, groups=2)
+    strided = backend.prepare_conv(normal(rng, 8, 8, 1, 1), None, stride=2)
+    calls = [
+        *(
+            lambda weights=each: backend.conv2d(out, tiles, source, weights)
+            for each in (three, grouped, strided)
+        ),
+        lambda: backend.conv2d(out, tiles, plain, three, residual=source),
+        lambda: backend.pointwise(out, tiles, plain, residual=source),
+        lambda: backend.attention(out, tiles, plain, source, plain, heads=1),
+        lambda: backend.channel_moments(source),
+    ]
+    for call in calls:
+        with pytest.raises(BackendError, match="is read by pointwise and by convolutions of kernel 1×1"):
+            call()

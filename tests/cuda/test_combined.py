@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from sparsegen.backends import BackendError, Source
+from sparsegen.backends import Source
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.cupy_cuda.tensor import Precision
 from sparsegen.backends.interface import Activation, Array, Host, Tiles
@@ -104,28 +104,3 @@ def test_a_recorded_convolution_serves_other_tiles(work: Work, precision: Precis
         recording.replay([Tiles(some)])
     covered = inside(Tiles(tiles.host[[3, 4, 5, 6, 11, 16]]), full.shape)[..., None]
     assert_same_bits(backend.download(out), np.where(covered, backend.download(full), np.float32(np.nan)))
-
-
-@pytest.mark.parametrize("work", WORKS)
-def test_a_reader_of_other_pixels_is_refused(work: Work) -> None:
-    rng, backend = np.random.default_rng(0), emulated()
-    source = Uploads(backend).source(combined_source(rng, work, channels=8, size=(8, 8)))
-    assert source is not None
-    out, tiles = backend.alloc((1, 8, 8, 8)), all_tiles(1, 8, 8)
-    plain = Source((out,))
-    three = backend.prepare_conv(normal(rng, 8, 8, 3, 3), None, padding=(1, 1, 1, 1))
-    grouped = backend.prepare_conv(normal(rng, 8, 4, 1, 1), None, groups=2)
-    strided = backend.prepare_conv(normal(rng, 8, 8, 1, 1), None, stride=2)
-    calls = [
-        *(
-            lambda weights=each: backend.conv2d(out, tiles, source, weights)
-            for each in (three, grouped, strided)
-        ),
-        lambda: backend.conv2d(out, tiles, plain, three, residual=source),
-        lambda: backend.pointwise(out, tiles, plain, residual=source),
-        lambda: backend.attention(out, tiles, plain, source, plain, heads=1),
-        lambda: backend.channel_moments(source),
-    ]
-    for call in calls:
-        with pytest.raises(BackendError, match="is read by pointwise and by convolutions of kernel 1×1"):
-            call()
