@@ -30,7 +30,7 @@ from .engine.stats import Stats
 from .errors import InputError, NonFiniteError, SessionError, ShapeError, SparsegenError
 from .loading import Bundle, load, load_bundle
 from .models.base import Model
-from .pipelines import SDEdit, open_session, sample
+from .pipelines import LatentDiffusion, SDEdit, StableDiffusion, generate, open_session, sample
 from .tiling.policies import Adaptive, Exact, Fast, Paper
 from .tools.profile import profile
 
@@ -44,6 +44,7 @@ __all__ = [
     "Exact",
     "Fast",
     "InputError",
+    "LatentDiffusion",
     "Model",
     "NonFiniteError",
     "Paper",
@@ -53,7 +54,9 @@ __all__ = [
     "SessionError",
     "ShapeError",
     "SparsegenError",
+    "StableDiffusion",
     "Stats",
+    "generate",
     "load",
     "load_bundle",
     "open_session",

@@ -1,9 +1,9 @@
 """The command line: arguments and files come in, images and tables go out; a mistake is one line and exit code 2.
 
-Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for the two kinds of models; `history` has
-undo and redo; `sampling` has sample, `checkpoints` inspect and convert, `machine` backends, warmup and the version.
-Shared by them: `kept` (sessions in files), `options`, `reading`, `job` and `console`. `messages` turns errors into
-lines, `streams` survives closed pipes, `help` lays help out for narrow terminals.
+Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for label maps and images; `generating` has
+generate, `history` undo and redo, `sampling` sample, `checkpoints` inspect and convert, `machine` backends, warmup and
+the version. Shared by them: `kept` (sessions in files), `options`, `reading`, `job` and `console`. `messages` turns
+errors into lines, `streams` survives closed pipes, `help` lays help out for narrow terminals.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 from .checkpoints import convert, inspect
 from .console import print_line
 from .editing import demo, edit
+from .generating import generate
 from .help import first_sentence, make_readable
 from .history import redo, undo
 from .machine import backends, print_version, warmup
@@ -24,7 +25,7 @@ from .messages import check_command, message_of
 from .sampling import sample
 from .streams import lasting_streams
 
-_ALL = (demo, edit, undo, redo, sample, inspect, convert, backends, warmup)
+_ALL = (demo, edit, undo, redo, generate, sample, inspect, convert, backends, warmup)
 COMMANDS = {function.__name__: function for function in _ALL}
 REPORTS = {"inspect", "backends"}
 """Commands whose only result is printed."""

@@ -7,11 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsegen.backends.interface import Backend
 from sparsegen.weights import builtin
 
 from .. import images
 from ..errors import InputError
-from ..loading import load
+from ..loading import Bundle, load, load_bundle
+from ..models.base import Model
+from ..models.gaugan import GauGAN
+from ..pipelines.latents import LatentDiffusion
 from . import labels, strokes
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths
@@ -21,19 +25,29 @@ from .options import (
     MODEL_HELP,
     BackendOption,
     CacheFolderOption,
+    CropOption,
     DirectOption,
+    GuidanceOption,
+    LoraOption,
     ModelOption,
+    NegativeOption,
     PolicyOption,
+    PredictsOption,
     RamOption,
+    ResizeOption,
     SamplerOption,
     ScheduleOption,
     SeedOption,
     SetOption,
+    SkipOption,
+    StrengthOption,
+    TextOptions,
     ThreadsOption,
     WeightsOption,
     check_memory,
     open_backend,
     own_settings,
+    parse_loras,
     parse_settings,
     with_sampler_options,
 )
@@ -115,24 +129,13 @@ def edit(
             "in whatever colour: where it is opaque.",
         ),
     ] = None,
-    crop: Annotated[
+    prompt: Annotated[
         str | None,
-        typer.Option(
-            "--crop",
-            metavar="HEIGHTxWIDTH",
-            help="Keep the middle of every file, such as 256x512 (height first), or auto: the most that the model "
-            "can take.",
-        ),
+        typer.Option("--prompt", help="Stable Diffusion: the text that edits follow; it needs one."),
     ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option(
-            "--resize",
-            metavar="HEIGHTxWIDTH",
-            help="Resize every file, after --crop, such as to 256x512 (height first), or auto: the nearest size that "
-            "the model can take.",
-        ),
-    ] = None,
+    negative: NegativeOption = None,
+    crop: CropOption = None,
+    resize: ResizeOption = None,
     policy: PolicyOption = None,
     backend: BackendOption = None,
     threads: ThreadsOption = None,
@@ -159,6 +162,11 @@ def edit(
     sampler: SamplerOption = None,
     sampler_options: Any = None,
     schedule: ScheduleOption = None,
+    strength: StrengthOption = None,
+    guidance: GuidanceOption = None,
+    skip: SkipOption = None,
+    predicts: PredictsOption = None,
+    lora: LoraOption = None,
     margin: Annotated[
         int | None,
         typer.Option(
@@ -214,8 +222,9 @@ def edit(
     """Paint the original, then recompute only what each edited copy changes.
 
     A GauGAN (such as the built-in landscape) takes label maps. A diffusion model takes an image and copies of it with
-    strokes painted over, and makes the strokes real (SDEdit). Options that begin with "Diffusion" or "Label maps" are
-    for that kind alone; their defaults are the model family's, or those that a built-in model says.
+    strokes painted over, and makes the strokes real (SDEdit); Stable Diffusion takes a --prompt for it. Options that
+    begin with "Diffusion", "Stable Diffusion" or "Label maps" are for that kind alone; their defaults are the model
+    family's, or those that a built-in model says.
     """
     # all options and paths are checked before the work begins
     files = (original, *edited, mask, instances, *(edited_instances or ()))
@@ -225,6 +234,7 @@ def edit(
     for path in targets:
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
     check_memory(ram=ram, undo=undo)
+    texts = TextOptions(prompt, negative, strength, guidance, skip, predicts, parse_loras(lora))
     engine_backend = open_backend(backend, threads, direct, weights)
     kept = None
     if session is not None:
@@ -247,9 +257,12 @@ def edit(
         ):
             model = known  # another path to the same file
         kept.check_same({"model": model}, {"model": known})
-        loaded = kept.session.model
+        loaded: Model | LatentDiffusion = kept.session.model
     else:
-        loaded = load(model or DEFAULT_MODEL, **parse_settings(settings))
+        bundle = load_bundle(model or DEFAULT_MODEL, lora=texts.lora, **parse_settings(settings))
+        loaded = _opened(bundle, texts, engine_backend)
+    if kept is not None and isinstance(loaded, LatentDiffusion):
+        raise InputError("--session: sessions of Stable Diffusion cannot be kept in files yet; omit it")
     if original is None and kept is None:
         raise InputError("--original: missing; give it, or a --session that exists")
     named = original if kept is None else kept.original(original)
@@ -270,18 +283,40 @@ def edit(
         cache_folder,
         cache_storage,
         preview_every,
+        texts,
     )
     of_maps = {
         "instances": instances,
         "edited_instances": edited_instances,
         "unknown_label": unknown_label,
     }
-    if loaded.diffusion is not None:
+    if isinstance(loaded, LatentDiffusion):
+        _refuse(of_maps, f"{called} is Stable Diffusion, which takes images")
+        _refuse({"noise_level": noise_level}, f"{called} is Stable Diffusion, which has a --strength")
+        strokes.edit(job, options)
+    elif loaded.diffusion is not None:
         _refuse(of_maps, f"{called} is a diffusion model ({loaded.family}), which takes images")
+        _refuse(texts.given, f"{called} is a diffusion model ({loaded.family}), which reads no text")
         strokes.edit(job, options)
     else:
         _refuse(options.given, f"{called} is no diffusion model ({loaded.family})")
         labels.edit(job, instances, edited_instances or [], unknown_label)
+
+
+def _opened(bundle: Bundle, texts: TextOptions, backend: Backend) -> Model | LatentDiffusion:
+    """The model of a checkpoint, or the models of Stable Diffusion. Raises InputError: no edit is possible with it."""
+    if len(bundle.models) > 1:
+        if texts.prompt is None:
+            raise InputError(
+                f"--prompt: missing; {bundle.name} is Stable Diffusion, whose edits follow a text"
+            )
+        return LatentDiffusion(bundle, backend=backend, predicts=texts.predicts)
+    model = bundle.model
+    if model.diffusion is None and not isinstance(model, GauGAN):
+        raise InputError(
+            f"--model {bundle.name}: holds one part of Stable Diffusion ({model.family}); give the whole checkpoint"
+        )
+    return model
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:

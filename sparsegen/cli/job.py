@@ -1,7 +1,8 @@
-"""The job of `sparsegen edit`, `demo` and `sample`, for every kind of model: its files, its model, its settings."""
+"""The job of commands that make images, for every kind of model: its files, its model, its settings."""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from sparsegen.backends.interface import Backend
 
 from .. import __version__
 from ..diffusion.samplers import get_sampler
-from ..diffusion.settings import Settings
+from ..diffusion.settings import LatentSettings, Settings
 from ..engine.stats import Stats
 from ..models.base import Model
+from ..pipelines.latents import LatentDiffusion
 from ..tiling.policies import described
 from .console import numbered, out, print_table
 from .kept import Kept
@@ -26,13 +28,15 @@ from .reading import Fit
 class Engine:
     """A model, the backend that computes it, and the policy of its edits."""
 
-    model: Model
+    model: Model | LatentDiffusion
     backend: Backend
     policy: str | None
     """None: there are no edits."""
 
     @classmethod
-    def of(cls, model: Model, backend: Backend, policy: str | None, kept: Kept | None = None) -> Engine:
+    def of(
+        cls, model: Model | LatentDiffusion, backend: Backend, policy: str | None, kept: Kept | None = None
+    ) -> Engine:
         """An engine of edits; a policy that is not given is that of the `kept` session, or the default of its kind.
 
         Raises
@@ -43,7 +47,7 @@ class Engine:
         chosen = policy or ("paper" if model.diffusion is None else "fast")
         if policy is None and kept is not None and kept.session is not None:
             chosen = described(kept.session.policy)["policy"]
-        model.policy(chosen)
+        (model.unet if isinstance(model, LatentDiffusion) else model).policy(chosen)
         return cls(model, backend, chosen)
 
 
@@ -97,22 +101,34 @@ def used_settings(settings: Settings) -> dict[str, Any]:
     used = settings.described()
     if get_sampler(settings.sampler).schedule is not None:
         del used["schedule"]
+    if isinstance(settings, LatentSettings):
+        del used["noise_level"], used["clip"]  # latents have a strength, and are not cut
     return used
 
 
 def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
     """The settings in effect, given or not, as the rows of a table."""
     model, backend = engine.model, engine.backend
-    count = sum(math.prod(parameter.shape) for parameter in model.parameters().values())
+    if isinstance(model, LatentDiffusion):
+        family, parts = f"Stable Diffusion, predicts {model.diffusion.predicts}", list(model.models.values())
+        source = _sources(model)
+    else:
+        family, parts, source = model.family, [model], model.source
+    count = sum(math.prod(parameter.shape) for part in parts for parameter in part.parameters().values())
     threads = getattr(backend, "threads", None)
     rows = [
-        ("model", f"{model.name}: {model.family}, {count / 1e6:.2f} M parameters"),
-        ("weights", model.source or None),
+        ("model", f"{model.name}: {family}, {count / 1e6:.2f} M parameters"),
+        ("weights", source or None),
         ("backend", backend.name + ("" if threads is None else f", {threads} threads")),
         ("policy", engine.policy),
         *((name.replace("_", " "), shown(value)) for name, value in settings.items()),
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _sources(models: LatentDiffusion) -> str:
+    """The weights that each model has, LoRA files among them."""
+    return "; ".join(f"{role}: {model.source}" for role, model in models.models.items())
 
 
 def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:
@@ -139,7 +155,35 @@ def shown(value: Any) -> str | None:
 
 
 def written_by(model: str, engine: Engine, **settings: Any) -> dict[str, str]:
-    """The text chunk of a written PNG: the settings that it was made with."""
+    """The text chunks of a written PNG: the settings that it was made with, as JSON under the key "sparsegen".
+
+    With a prompt, also under the key "parameters", for people, in the layout that other programs read.
+    """
     settings = {"model": model, "policy": engine.policy, "backend": engine.backend.name, **settings}
-    words = [f"{name}={text}" for name, value in settings.items() if (text := shown(value)) is not None]
-    return {"sparsegen": " ".join([__version__, *words])}
+    if isinstance(engine.model, LatentDiffusion):
+        settings |= {"predicts": engine.model.diffusion.predicts, "weights": _sources(engine.model)}
+    given = {name: value for name, value in settings.items() if value is not None}
+    chunks = {"sparsegen": json.dumps({"version": __version__, **given}, ensure_ascii=False)}
+    return {"parameters": _parameters(given), **chunks} if "prompt" in given else chunks
+
+
+_NAMES = {
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "guidance": "CFG scale",
+    "seed": "Seed",
+    "size": "Size",
+    "model": "Model",
+    "strength": "Denoising strength",
+    "skip": "Clip skip",
+}
+"""Setting -> its name in other programs' texts."""
+
+
+def _parameters(given: dict[str, Any]) -> str:
+    """The prompt, the negative one and the settings, a line each."""
+    height, width = given["size"]
+    changed = {"size": f"{width}x{height}", "skip": given.get("skip", 0) + 1}
+    words = [f"{name}: {changed.get(key, given[key])}" for key, name in _NAMES.items() if key in given]
+    negative = [f"Negative prompt: {given['negative']}"] if given.get("negative") else []
+    return "\n".join([given["prompt"], *negative, ", ".join([*words, f"Version: sparsegen {__version__}"])])

@@ -115,6 +115,7 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
     example = known.examples[0]
     change = example.edits[0]
     original, edited = (images.read_labels(path) for path in (example.original, change.path))
+    assert isinstance(engine.model, GauGAN)
     session = Session(engine.model, engine.backend, policy=engine.policy or "paper")
     with layer_bars(engine.model, original) as bar:
         first = session.run(original, progress=bar("dense run of the original"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +21,7 @@ from ..diffusion.samplers import SAMPLERS, sampler_options
 from ..diffusion.schedules import SCHEDULES
 from ..engine.store import parse_size
 from ..errors import InputError
+from ..loading import Loras
 from ..models.base import Model
 from ..tiling.policies import POLICIES
 
@@ -57,6 +61,71 @@ PolicyOption = Annotated[
         help=f"Which tiles an edit recomputes: {', '.join(POLICIES)}, such as adaptive(0.02); paper and fast with "
         'settings, such as "fast(refresh=3)". '
         "Default: that of the session; of a new one, fast for diffusion models, else paper.",
+    ),
+]
+CropOption = Annotated[
+    str | None,
+    typer.Option(
+        "--crop",
+        metavar="HEIGHTxWIDTH",
+        help="Keep the middle of every file, such as 256x512 (height first), or auto: the most that the model can "
+        "take.",
+    ),
+]
+ResizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resize",
+        metavar="HEIGHTxWIDTH",
+        help="Resize every file, after --crop, such as to 256x512 (height first), or auto: the nearest size that the "
+        "model can take.",
+    ),
+]
+NegativeOption = Annotated[
+    str | None, typer.Option("--negative", help="Stable Diffusion: a text to stay away from.")
+]
+StrengthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        help="Stable Diffusion: the share of the steps that an image goes through, more than 0, at most 1. More: "
+        "freer; less: closer to the image.",
+        show_default="0.8; of generate with a mask 1",
+    ),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        help="Stable Diffusion: how far to move from the negative text towards the text; 1: the negative text does "
+        "not count, a step takes half the time.",
+        show_default="7.5",
+    ),
+]
+SkipOption = Annotated[
+    int | None,
+    typer.Option(
+        "--skip",
+        min=0,
+        help="Stable Diffusion: leave out so many layers at the end of the text encoder (one less than other "
+        "programs' clip skip).",
+        show_default="0",
+    ),
+]
+PredictsOption = Annotated[
+    Literal["noise", "v"] | None,
+    typer.Option(
+        "--predicts",
+        help="Stable Diffusion: the UNet's output, noise or the velocity v.",
+        show_default="as the checkpoint says, else probed",
+    ),
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE=SCALE",
+        help="Stable Diffusion: add a LoRA file to the weights, times SCALE (1 if omitted); repeat for more.",
     ),
 ]
 SetOption = Annotated[
@@ -156,6 +225,45 @@ def with_sampler_options(command: Callable[..., None]) -> Callable[..., None]:
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of any function
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     return called
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The options of a model that is conditioned on a text; None: not given."""
+
+    prompt: str | None
+    negative: str | None
+    strength: float | None
+    guidance: float | None
+    skip: int | None
+    predicts: str | None
+    lora: Loras | None
+    """File -> scale."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All of them by the name that the command line has for them."""
+        return dict(vars(self))
+
+
+def parse_loras(loras: list[str] | None) -> Loras | None:
+    """The values of `--lora`: file -> scale. Raises InputError."""
+    parsed: dict[str | os.PathLike[str], float] = {}
+    for given in loras or ():
+        path, equals, scale = given.rpartition("=")
+        path = path if equals else given
+        try:
+            factor = float(scale) if equals else 1.0
+        except ValueError:
+            factor = math.nan
+        if not path or not math.isfinite(factor):
+            raise InputError(f"--lora {given}: expected FILE=SCALE, such as style.safetensors=0.8")
+        if not Path(path).exists():
+            raise InputError(f"--lora {path}: no such file")
+        if path in parsed:
+            raise InputError(f"--lora {path}: given twice; add the scales up")
+        parsed[path] = factor
+    return parsed or None
 
 
 def check_memory(**given: str | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..errors import InputError, ShapeError
 from ..images import Frame, ImageFile, Size, read_file
 from ..models.base import Model
+from ..pipelines.latents import LatentDiffusion
 from .console import print_line
 
 Wanted = Size | Literal["auto"] | None
@@ -34,7 +35,7 @@ class Fit:
             raise InputError("--crop auto: not beside --resize, which fits any crop; give --crop a size")
         return cls(_wanted("--crop", crop), _wanted("--resize", resize))
 
-    def frame(self, model: Model, original: ImageFile) -> Frame:
+    def frame(self, model: Model | LatentDiffusion, original: ImageFile) -> Frame:
         """The crop and size of every file of the original's size. Raises InputError: the size is not supported."""
         source = original.size
         crop = source if self.crop is None else self.crop

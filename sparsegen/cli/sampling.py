@@ -10,7 +10,7 @@ import typer
 from .. import images
 from ..diffusion.settings import whole_way
 from ..errors import InputError
-from ..loading import load
+from ..loading import load_bundle
 from ..pipelines.sampling import sample as drawn
 from .console import check_writable, numbered, out, print_table
 from .job import Engine, settings_rows, used_settings, written_by
@@ -72,7 +72,10 @@ def sample(
     for path in targets.values():
         check_writable(path, suffix=".png", inputs=[Path(model)] if Path(model).exists() else [])
     wanted = None if size is None else parse_size("--size", size)
-    loaded = load(model, **parse_settings(settings))
+    bundle = load_bundle(model, **parse_settings(settings))
+    if len(bundle.models) > 1:
+        raise InputError(f"--model {model}: makes images of a text; see 'sparsegen generate --help'")
+    loaded = bundle.model
     if loaded.diffusion is None:
         raise InputError(f"--model {model}: no diffusion model ({loaded.family}); sample needs one")
     if wanted is None and loaded.size is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,9 @@ from ..diffusion.samplers import Step, get_sampler
 from ..diffusion.settings import OnStep
 from ..errors import InputError
 from ..models.base import Model
+from ..pipelines.latents import LatentDiffusion
 from ..pipelines.sdedit import SDEdit
+from ..pipelines.stable_diffusion import MARGIN, StableDiffusion
 from ..pipelines.steps import CachePlan
 from ..tiling.masks import dilate
 from .console import check_writable, numbered, out, print_line, print_table, progress_bars
@@ -34,7 +36,11 @@ from .job import (
     written_by,
 )
 from .kept import ORIGINAL, PAINTED, digest_of, keeping, note_change
+from .options import TextOptions
 from .reading import decoded
+
+Painting = SDEdit | StableDiffusion
+"""A session that makes strokes real."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,24 @@ class Options:
     cache_folder: Path | None
     cache_storage: str | None
     preview_every: int | None
+    texts: TextOptions
+    """Of Stable Diffusion alone."""
 
     @property
     def given(self) -> dict[str, Any]:
         """All of them by the name that the command line has for them."""
         named = dict(vars(self))
+        del named["texts"]
         options = named.pop("sampler_options")
-        return {**named, **options}
+        return {**named, **options, **self.texts.given}
 
 
 def edit(job: Job, options: Options) -> None:
     """Run the original through every step, then make the strokes of each edited image real, for each variation."""
     model, kept = job.engine.model, job.kept
     with _session(job, options, job.seeds[0]) as session:
-        previews = _previews(job, len(session.times), options.preview_every)
+        targets = [target for seed in job.seeds for target in job.outputs(seed)]
+        previews = preview_files(targets, len(session.times), options.preview_every, "preview-", job.inputs)
         channels = _channels(model)
         files = decoded(job.inputs)
         frame = job.fit.frame(model, files[job.original])
@@ -77,7 +87,8 @@ def edit(job: Job, options: Options) -> None:
         mask = None if job.mask is None else images.read_mask(files[job.mask], frame=frame)
         if job.mask is None:
             _notice(job, session, files, before, strokes)
-        print_table("settings", settings_rows(job.engine, size=first.shape[:2], **_used(session)))
+        size = first.shape[:2]
+        print_table("settings", settings_rows(job.engine, size=size, **_used(session)))
         out.print(f"caches: {_plan(session, first)}", soft_wrap=True)
         _edit(job, session, first, before, strokes, mask, previews, job.seeds[0])
     for seed in job.seeds[1:]:
@@ -87,7 +98,7 @@ def edit(job: Job, options: Options) -> None:
 
 def _edit(
     job: Job,
-    session: SDEdit,
+    session: Painting,
     first: Host,
     before: Host,
     strokes: list[Host],
@@ -97,7 +108,7 @@ def _edit(
 ) -> None:
     """One variation: the original, unless it has run, then every edit, of which the first was painted over `before`."""
     kept, model, of = job.kept, job.engine.model, len(session.times)
-    text = written_by(job.model, job.engine, **_used(session))
+    text = written_by(job.model, job.engine, size=first.shape[:2], **_used(session))
 
     def on_step(target: Path, go: OnStep) -> OnStep:
         def after(step: Step) -> None:
@@ -131,9 +142,13 @@ def _edit(
             before = painted
 
 
-def _used(session: SDEdit) -> dict[str, Any]:
+def _used(session: Painting) -> dict[str, Any]:
     """The settings in effect in a session."""
-    return {**used_settings(session.settings), "margin": session.margin, "cache_storage": session.storage}
+    texts = {}
+    if isinstance(session, StableDiffusion):
+        texts = {"prompt": session.prompt, "negative": session.negative or None, "skip": session.skip}
+    used = used_settings(session.settings)
+    return {**texts, **used, "margin": session.margin, "cache_storage": session.storage}
 
 
 def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
@@ -189,9 +204,10 @@ def step_bars(steps: int) -> Iterator[Callable[[str], OnStep]]:
 # -- checked before the work begins ----------------------------------------------------------------------
 
 
-def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
+def _session(job: Job, options: Options, seed: int | None) -> Painting:
     """The session that the options describe. Raises InputError, also for an option that would have no effect."""
     kept = job.kept
+    session: Painting
     if options.cache_folder is not None and options.ram is None:
         raise InputError("--cache-folder: has no effect without --ram; give --ram, such as --ram 4GB")
     given = {
@@ -203,24 +219,15 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
         "margin": options.margin,
     }
     if kept is not None and kept.goes_on:
+        assert isinstance(kept.session, SDEdit)
         session = kept.session
-        assert isinstance(session, SDEdit)
         get_sampler(session.settings.sampler).checked_options(options.sampler_options)
         has = {**session.settings.described(), "margin": session.margin, "cache_storage": session.storage}
         kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, has)
     else:
-        session = SDEdit(
-            job.engine.model,
-            **given,
-            seed=seed or 0,
-            policy=job.engine.policy or "fast",
-            backend=job.engine.backend,
-            ram=options.ram,
-            folder=options.cache_folder,
-            storage=options.cache_storage or "float32",
-            undo=job.undo,
-        )
+        session = _new_session(job, options, given, seed or 0)
         if kept is not None:
+            assert isinstance(session, SDEdit)
             kept.begin(session)
     sampler = get_sampler(session.settings.sampler)
     if options.schedule is not None and sampler.schedule is not None:
@@ -228,24 +235,52 @@ def _session(job: Job, options: Options, seed: int | None) -> SDEdit:
     return session
 
 
-def _previews(job: Job, steps: int, every: int | None) -> dict[tuple[Path, int], Path]:
-    """(output, index of a step) -> the file of the preview after it. Raises InputError."""
+def _new_session(job: Job, options: Options, given: dict[str, Any], seed: int) -> Painting:
+    """A session that begins, with the settings `given`. Raises InputError."""
+    model, texts, margin = job.engine.model, options.texts, given.pop("margin")
+    common: dict[str, Any] = {
+        "seed": seed,
+        "policy": job.engine.policy or "fast",
+        "ram": options.ram,
+        "folder": options.cache_folder,
+        "storage": options.cache_storage or "float32",
+        "undo": job.undo,
+    }
+    if isinstance(model, LatentDiffusion):
+        del given["noise_level"]  # refused before
+        return StableDiffusion(
+            model,
+            texts.prompt or "",
+            negative=texts.negative or "",
+            strength=texts.strength,
+            guidance=texts.guidance,
+            skip=texts.skip or 0,
+            margin=MARGIN if margin is None else margin,
+            **given,
+            **common,
+        )
+    return SDEdit(model, margin=margin, backend=job.engine.backend, **given, **common)
+
+
+def preview_files(
+    targets: Sequence[Path], steps: int, every: int | None, mark: str, inputs: Sequence[Path]
+) -> dict[tuple[Path, int], Path]:
+    """(output, index of a step) -> the file of the preview after it, out-MARK05.png. Raises InputError."""
     if every is None:
         return {}
     if every > steps:
         raise InputError(f"--preview-every {every}: there are {steps} steps; give {steps} or less")
     found = {
-        (target, done - 1): numbered(target, f"preview-{done:02d}")
-        for seed in job.seeds
-        for target in job.outputs(seed)
+        (target, done - 1): numbered(target, f"{mark}{done:02d}")
+        for target in targets
         for done in range(every, steps + 1, every)
     }
     for path in found.values():
-        check_writable(path, inputs=job.inputs)
+        check_writable(path, inputs=inputs)
     return found
 
 
-def _before(job: Job, session: SDEdit, first: Host) -> Host:
+def _before(job: Job, session: Painting, first: Host) -> Host:
     """The image that the first edit is painted over: the original, or the last strokes of a continued session."""
     kept = job.kept
     if kept is None or not kept.goes_on:
@@ -270,14 +305,16 @@ def _strokes(job: Job, files: dict[Path, images.ImageFile], before: Host, frame:
     return found[1:]
 
 
-def _channels(model: Model) -> int:
+def _channels(model: Model | LatentDiffusion) -> int:
+    if isinstance(model, LatentDiffusion):
+        return 3
     channels = int(model.config.in_channels)
     if channels not in (1, 3):
         raise InputError(f"this model takes {channels} channels, expected 3 or 1, as images have")
     return channels
 
 
-def _plan(session: SDEdit, image: Host) -> CachePlan:
+def _plan(session: Painting, image: Host) -> CachePlan:
     """The memory of the caches. Raises InputError: there is too little RAM or disk."""
     plan = session.cache_plan(image)
     if not plan.fits:
@@ -303,7 +340,7 @@ def _ram() -> int | None:
 
 
 def _notice(
-    job: Job, session: SDEdit, files: dict[Path, images.ImageFile], before: Host, strokes: list[Host]
+    job: Job, session: Painting, files: dict[Path, images.ImageFile], before: Host, strokes: list[Host]
 ) -> None:
     """Print a note with advice for each lossy file of which more than half would be recomputed."""
     known, lossy = job.original, files[job.original].lossy
@@ -328,11 +365,15 @@ def _notice(
         known, lossy, before = path, files[path].lossy, painted
 
 
-def _share(session: SDEdit, before: Host, painted: Host) -> float:
+def _share(session: Painting, before: Host, painted: Host) -> float:
     """The share of an image that an edit recomputes: pixels that moved by more than the family's eps, with a margin.
 
     Of a margin wider than the family's, only the family's counts: the rest is the user's choice, and no sign of loss.
     """
+    if isinstance(session, StableDiffusion):
+        eps, margin = session.models.encoder.eps, MARGIN
+    else:
+        eps, margin = session.model.eps, session.model.paper.dilation
     # pixels are -1 to 1 to the model
-    moved = np.abs(painted.astype(np.int16) - before) > session.model.eps * 127.5
-    return float(dilate(moved.any(-1), min(session.margin, session.model.paper.dilation)).mean())
+    moved = np.asarray(np.abs(painted.astype(np.int16) - before) > eps * 127.5)
+    return float(dilate(moved.any(-1), min(session.margin, margin)).mean())

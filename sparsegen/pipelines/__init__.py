@@ -1,7 +1,10 @@
 """Pipelines: models that run many times for one image."""
 
+from .generate import generate
+from .latents import LatentDiffusion
 from .opening import open_session
 from .sampling import sample
 from .sdedit import SDEdit
+from .stable_diffusion import StableDiffusion
 
-__all__ = ["SDEdit", "open_session", "sample"]
+__all__ = ["LatentDiffusion", "SDEdit", "StableDiffusion", "generate", "open_session", "sample"]

@@ -199,6 +199,11 @@ def trajectory(models: LatentDiffusion, request: Request, records: list[LayerRec
         yield step
 
 
+def usual_strength(*, image: bool, mask: bool) -> float:
+    """The strength of a request that gives none, with an image or a mask or without."""
+    return 0.8 if image and not mask else 1.0
+
+
 def _request(
     models: LatentDiffusion,
     prompt: Any,
@@ -224,7 +229,7 @@ def _request(
     if models.inpaints and mask is None:
         raise InputError(f"{models.name} is an inpainting model: give image= and mask=")
     if strength is None:
-        strength = 1.0 if image is None or mask is not None else 0.8
+        strength = usual_strength(image=image is not None, mask=mask is not None)
     checked = None if image is None else models.checked(image)
     if checked is not None and len(checked) not in (1, len(prompts)):
         raise ShapeError(

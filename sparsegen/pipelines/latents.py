@@ -79,6 +79,8 @@ class LatentDiffusion:
                     "checkpoint, not one part of it"
                 )
             setattr(self, role, models[role])
+        self.models: Mapping[str, Model] = models
+        """Role -> model."""
         self.name = str(bundle.name)
         self.tokenizer: Tokenizer = Tokenizer() if bundle.tokenizer is None else bundle.tokenizer
         self.backend = get_backend(backend)
@@ -135,11 +137,15 @@ class LatentDiffusion:
     def check_size(self, height: int, width: int) -> None:
         """Raises ShapeError, which names the nearest sizes, if images of that size are not supported."""
         if height % self.unit or width % self.unit or not height or not width:
-            near = named_sizes(multiples_near(self.unit, height, width))
+            near = named_sizes(self.sizes_near(height, width))
             raise ShapeError(
                 f"the image is {height}×{width}; this model needs sides in multiples of {self.unit}, the nearest are "
                 f"{near}"
             )
+
+    def sizes_near(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Supported sizes (height, width), the nearest first; the given one alone if it is supported."""
+        return multiples_near(self.unit, height, width)
 
     # -- text --------------------------------------------------------------------------------------------
 
@@ -185,6 +191,10 @@ class LatentDiffusion:
     def decode(self, latents: Host) -> Host:
         """The images of latents, float32 `[N, H, W, 3]`, in [-1, 1] but for overshoots."""
         return self._dense(self.decoder, self.decoder.encode(self.unscaled(latents)))[1]
+
+    def images(self, latents: Host) -> Host:
+        """The images of latents `[N, h, w, C]`, uint8 `[N, H, W, 3]`."""
+        return np.asarray(self.decoder.images(self.decode(latents)))
 
     def unscaled(self, latents: Host) -> Host:
         """Latents as the decoder reads them."""

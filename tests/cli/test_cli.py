@@ -68,7 +68,7 @@ def test_edit_writes_what_the_library_computes(files, capsys):
     expected = Session(model).run(images.read_labels(files / "b.png")).image
     with Image.open(files / "out.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
-        assert "policy=exact" in picture.text["sparsegen"]
+        assert '"policy": "exact"' in picture.text["sparsegen"]
     assert "MACs" in capsys.readouterr().out
 
 
@@ -77,7 +77,7 @@ def test_a_policy_may_have_a_number(files):
     expected = Session(loading.load(files / "net.safetensors")).run(images.read_labels(files / "b.png")).image
     with Image.open(files / "out.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
-        assert "policy=adaptive(0)" in picture.text["sparsegen"]
+        assert '"policy": "adaptive(0)"' in picture.text["sparsegen"]
 
 
 def test_several_edits_continue_one_session(files):
@@ -193,7 +193,7 @@ def test_warmup_says_what_it_made_ready_and_where(tmp_path, capsys):
 def test_the_number_of_threads_and_the_backend_can_be_given(files):
     assert edit(files, "--threads", "1", "--backend", "reference") == 0
     with Image.open(files / "out.png") as picture:
-        assert "backend=reference" in picture.text["sparsegen"]
+        assert '"backend": "reference"' in picture.text["sparsegen"]
 
 
 TINY = "edit --model net.safetensors --original a.png"
@@ -288,7 +288,7 @@ def test_a_hostile_configuration_is_one_line(files, capsys, config):
 def test_a_read_only_folder_is_refused_before_the_work(files, monkeypatch, capsys):
     # as it is for everyone but root
     monkeypatch.setattr("os.access", lambda _path, mode, **_options: mode != os.W_OK)
-    monkeypatch.setattr("sparsegen.cli.editing.load", lambda _: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("sparsegen.cli.editing.load_bundle", lambda _: pytest.fail("worked before it looked"))
     assert edit(files) == 2
     assert "read-only" in capsys.readouterr().err
 

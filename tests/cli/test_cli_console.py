@@ -402,7 +402,7 @@ def test_a_warning_is_a_note_without_a_line_of_code(
         warnings.warn("a backend cannot\nrun here", RuntimeWarning, stacklevel=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(editing, "load", warn)
+    monkeypatch.setattr(editing, "load_bundle", warn)
     monkeypatch.chdir(files)
     before = warnings.showwarning
     with warnings.catch_warnings():
@@ -444,7 +444,8 @@ def test_no_memory_is_said_with_the_budget_that_can_be_given(
         raise error
 
     monkeypatch.chdir(files)
-    monkeypatch.setattr(editing, "load", fail)
+    for name in ("load", "load_bundle"):
+        monkeypatch.setattr(editing, name, fail)
     monkeypatch.setattr(messages, "_limit", lambda: None)
     assert main(EDIT.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -480,7 +481,15 @@ def test_without_memory_only_options_of_the_command_are_advised(
     monkeypatch.chdir(files)
     (files / "s").touch()
     for module in (history, sampling, machine, checkpoints):
-        for name in ("get_backend", "open_backend", "warm_up", "load", "read_checkpoint"):
+        for name in (
+            "get_backend",
+            "open_backend",
+            "warm_up",
+            "load",
+            "load_bundle",
+            "read_checkpoint",
+            "read_parts",
+        ):
             monkeypatch.setattr(module, name, fail, raising=False)
     monkeypatch.setattr(messages, "_limit", lambda: None)
     assert main(words.split()) == 2

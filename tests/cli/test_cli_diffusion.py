@@ -80,7 +80,8 @@ def read(name: str) -> np.ndarray:
 def said(name: str) -> dict[str, str]:
     """What a PNG says of how it was made."""
     with Image.open(name) as image:
-        return dict(word.split("=") for word in image.text["sparsegen"].split()[1:])
+        found = json.loads(image.text["sparsegen"])
+    return {name: str(value) for name, value in found.items() if name != "version"}
 
 
 # -- what is computed ------------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ def test_edit_writes_what_the_library_computes(files, capsys):
         "model": "net.safetensors",
         "policy": "exact",
         "backend": default_backend(),
+        "size": "[32, 32]",
         "seed": "7",
         "steps": "4",
         "noise_level": "300",

@@ -366,7 +366,7 @@ def test_variations_are_the_pictures_of_their_seeds(files, capsys):
         assert np.array_equal(read("alone.png"), read(f"v-seed{seed}.png"))
         assert Path(f"v-seed{seed}-preview-02.png").exists()
         with Image.open(f"v-seed{seed}.png") as image:
-            assert f"seed={seed} " in image.text["sparsegen"]
+            assert f'"seed": {seed},' in image.text["sparsegen"]
     assert not np.array_equal(read("v-seed4.png"), read("v-seed5.png"))
     assert edit(*words, "--edited", "second.png", "-o", "w.png", "--count", "2") == 0
     assert [Path(f"w-seed{seed}-{i}.png").exists() for seed in (0, 1) for i in (1, 2)] == [True] * 4
