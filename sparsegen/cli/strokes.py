@@ -318,7 +318,9 @@ def _plan(session: Painting, image: Host) -> CachePlan:
     """The memory of the caches. Raises InputError: there is too little RAM or disk."""
     plan = session.cache_plan(image)
     if not plan.fits:
-        raise InputError(f"{plan}: too little disk; give another --cache-folder, more --ram or fewer --steps")
+        raise InputError(
+            f"{plan}: too little disk; give another --cache-folder, more --ram, fewer --steps or a smaller --undo"
+        )
     ram = _ram()
     if ram is not None and plan.ram_bytes > ram:
         raise InputError(

@@ -108,6 +108,10 @@ class DeviceStore(NotCopied, Allocator):
         """The bytes of blocks of these sizes that lie in memory: all, on the device or in RAM."""
         return sum(blocks)
 
+    def journals_on_disk(self, journals: int, *, in_ram: int) -> int:
+        """Nothing goes to a disk."""
+        return 0
+
     def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
         needed, left = sum(blocks) - released, self._backend.memory_left()
         if self.budget is not None and needed > left + self.budget - self.ram_bytes:

@@ -245,6 +245,10 @@ class Store(NotCopied, Allocator):
         large = min(sum(blocks) - small, max(0, int(self._limit(LARGE)) - small))
         return min(small, self.budget) + large
 
+    def journals_on_disk(self, journals: int, *, in_ram: int) -> int:
+        """The bytes of `journals` that go into files when canvases take `in_ram` bytes of the RAM."""
+        return 0 if self.budget is None else max(0, journals - max(0, self.budget - in_ram))
+
     def check_room(self, blocks: Sequence[int], *, released: int = 0) -> None:
         """Raise SessionError if blocks of these sizes do not fit budget and disk after `released` bytes are freed."""
         if self.budget is None:

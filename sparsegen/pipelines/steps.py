@@ -56,19 +56,22 @@ class CachePlan:
     others.
     """
     undo_bytes: int = 0
-    """Most memory that journals may take beside the canvases."""
+    """Most memory that journals may take beside the canvases, once many edits can be undone."""
+    undo_disk_bytes: int = 0
+    """The part of `undo_bytes` that goes to the disk, beside `disk_bytes`."""
 
     @property
     def fits(self) -> bool:
-        """Whether there is room on the disk."""
-        return self.disk_bytes <= self.disk_free
+        """Whether there is room on the disk, for canvases and journals."""
+        return self.disk_bytes + self.undo_disk_bytes <= self.disk_free
 
     def __str__(self) -> str:
         shared = f" and {self.shared_bytes / 1e6:.1f} MB for all" if self.shared_bytes else ""
+        on_disk = f", {self.undo_disk_bytes / 1e9:.2f} GB of it on disk" if self.undo_disk_bytes else ""
         return (
             f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM, "
             f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free); to undo, up to "
-            f"{self.undo_bytes / 1e9:.2f} GB"
+            f"{self.undo_bytes / 1e9:.2f} GB{on_disk}"
         )
 
 

@@ -420,8 +420,14 @@ def test_a_plan_reads_well(rng, tmp_path, monkeypatch):
     assert (plan.ram_bytes, plan.disk_bytes, plan.fits) == (10**5, total - 10**5, True)
     assert str(plan) == (
         f"3 steps of {each / 1e6:.1f} MB and {shared / 1e6:.1f} MB for all: 0.00 GB in RAM, "
-        f"{(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free); to undo, up to 0.27 GB"
+        f"{(total - 1e5) / 1e9:.2f} GB on disk (1.0 GB free); to undo, up to 0.27 GB, 0.27 GB of it on disk"
     )
+    assert (
+        opened(policy="paper", ram=10**6, undo=5, folder=tmp_path).cache_plan(original).undo_disk_bytes == 5
+    )
+    monkeypatch.setattr(Store, "disk_free", lambda store: plan.disk_bytes)
+    assert not opened(policy="paper", ram=10**5, folder=tmp_path).cache_plan(original).fits  # no journal
+    assert opened(policy="paper", ram=10**5, folder=tmp_path, undo=0).cache_plan(original).fits
     monkeypatch.setattr(Store, "disk_free", lambda store: 5)
     assert not opened(ram=0, folder=tmp_path).cache_plan(original).fits
     assert opened().cache_plan(original).fits  # no disk is asked for
