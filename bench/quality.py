@@ -1,12 +1,13 @@
 """The distance of sparse edits from dense ones, policy by policy, and what each idea of `fast` has to do with it.
 
     python -m bench.quality [--backend NAME] [--model landscape-ddpm] [--first 3000000] [--policies paper fast …]
+    python -m bench.quality --study [edits] [levels] [steps] [confirm] [--edits 12]
 
 The edits are 32 seeded strokes of 1 to 20 % on images outside the training data, and a built-in model's examples. Each
 policy opens a session, since a session's canvases are laid out for its policy. Its edits are compared with dense edits
 of the same strokes on the same noise (`SDEdit.dense`). PSNR and SSIM are of the whole image and of its *region*, the
 pixels that either edit changed. Figures go to bench/results/quality.jsonl, a sheet of images and a curve beside it.
-Then come edits in a row (`bench.chains`).
+Then come edits in a row (`bench.chains`). `--study` sweeps the settings of `fast` instead (`bench.study`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 
 import sparsegen
-from bench import chains
+from bench import chains, study
+from bench.compared import compared
 from bench.harness import machine, parse, record, say, table, verdict
 from bench.quality_tables import POLICIES, Row, by_policy, head, lines, verdicts
-from bench.ssim import ssim
 from bench.strokes import EDITS, EXAMPLES, FIRST, Strokes, examples, group_of, unseen
-from sparsegen.images import psnr, sheet, write_png
+from sparsegen.images import sheet, write_png
 
 QUICK_POLICIES = ("paper", "fast", "fast(refresh=3)")
 QUICK_EDITS, QUICK_STEPS = 3, 6
@@ -92,20 +93,6 @@ class Measure:
         return np.asarray(sheet(panels, columns=3 + len(self.images)))
 
 
-def compared(result: sparsegen.Result, dense: sparsegen.Result, original: np.ndarray) -> Row:
-    """The figures of an edit beside the dense edit of the same strokes."""
-    stats, image, expected = result.stats, result.image, dense.image
-    region = (image != original).any(-1) | (expected != original).any(-1)
-    return {
-        "area": stats.edited_area,
-        "macs": stats.macs / stats.macs_dense,
-        "psnr": psnr(image, expected),
-        "psnr_region": psnr(image[region], expected[region]),
-        "ssim": ssim(image, expected),
-        "ssim_region": ssim(image, expected, region),
-    }
-
-
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """The region PSNR over the MACs: a point at each policy's medians, a line down to its lowest PSNR."""
     import matplotlib
@@ -149,9 +136,19 @@ def main() -> None:
         parser.add_argument("--first", type=int, default=FIRST, help=f"seed of the first image ({FIRST})")
         parser.add_argument("--policies", nargs="+", help="policies to measure (all of the table)")
         parser.add_argument("--no-chains", action="store_true", help="no edits in a row")
+        parser.add_argument(
+            "--study", nargs="*", choices=study.PARTS, help="sweep the settings of fast: some parts, or all"
+        )
 
     options = parse(__doc__, model="landscape-ddpm", more=more)
     quick, results = options.quick, options.results
+    if options.study is not None:
+        edits = QUICK_EDITS if quick else options.edits
+        parts = options.study or study.PARTS
+        study.study(
+            options.model, parts, backend=options.backend, first=options.first, edits=edits, results=results
+        )
+        return
     model = sparsegen.load(options.model)
     settings = {"steps": QUICK_STEPS} if quick else {}
     strokes = [*unseen(options.first, QUICK_EDITS if quick else options.edits)]

@@ -92,6 +92,23 @@ def verdicts(rows: Sequence[Row]) -> Iterator[Verdict]:
         yield Verdict("lowest of fast", f"{worst:.1f} dB", f"≥ {WORST_DB:g} dB", worst >= WORST_DB)
 
 
+def beside_paper(rows: Sequence[Row]) -> Iterator[str]:
+    """A sentence on each edit of `fast` beside the same one of `paper`, if both are among the rows."""
+    of = by_policy(rows)
+    paper = {row["name"]: row for row in of.get("paper", [])}
+    pairs = [(row, paper[row["name"]]) for row in of.get("fast", []) if row["name"] in paper]
+    if pairs:
+        gains = [ours["psnr_region"] - theirs["psnr_region"] for ours, theirs in pairs]
+        macs = sorted(ours["macs"] / theirs["macs"] for ours, theirs in pairs)
+        farther = [gain for gain in gains if gain < 0]
+        yield (
+            f"`fast` is nearer to the dense edit than `paper` in {len(pairs) - len(farther)} of {len(pairs)} edits, by "
+            f"up to {max(gains):.1f} dB, and farther in {len(farther)}, by up to {-min(gains):.1f} dB; by "
+            f"{statistics.median(gains):.1f} dB nearer at the median. Its MACs are {macs[0]:.2f} to {macs[-1]:.2f} of "
+            f"`paper`'s, {statistics.median(macs):.2f} at the median."
+        )
+
+
 def chain_head(rows: Sequence[Row]) -> list[str]:
     """The head of `chain_lines`: the numbers of the edits."""
     return ["policy", "PSNR against dense edits", *map(str, _numbers(rows))]

@@ -15,11 +15,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cases import MEAN, SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS, edit_name, layers, step_name
+from bench import study
+from bench.cases import (
+    CHECKED_AREA,
+    MEAN,
+    SDEDIT_CACHE,
+    SDEDIT_LEVEL,
+    SDEDIT_STEPS,
+    SDEDITS,
+    edit_name,
+    layers,
+    sdedit_name,
+    step_name,
+)
 from bench.engines import OURS, TORCH
 from bench.harness import RESULTS, THREADS
-from bench.quality_tables import Row, chain_head, chain_lines, head, lines, verdicts
+from bench.quality_tables import Row, beside_paper, chain_head, chain_lines, head, lines, verdicts
 from bench.strokes import EXAMPLES, FIRST, group_of
+from bench.study_tables import grouped
+from bench.trajectory import KINDS, mean
+from sparsegen.engine.store import parse_size
+from sparsegen.models import DDPM, ProgressiveDistillation
+from sparsegen.models.unet import UNet
+from sparsegen.tiling.policies import Fast
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -36,8 +54,9 @@ _INTRO = f"""# Benchmarks
 It measures nothing. **A figure belongs to the commit and the machine that are named above its table; it is not measured
 again when the code changes.** `make bench` measures, appends lines, and writes the page again.
 
-- Every figure is a median. *Spread* is the distance between the quartiles of the repeats as a share of the median; the
-  machine shares its caches and its memory with others, which causes most of it.
+- Times of steps, layers and processes are medians of repeats; an SDEdit session is timed once. *Spread* is the distance
+  between the quartiles of the repeats as a share of the median; the machine shares its caches and its memory with
+  others, which causes most of it.
 - Every engine computes in float32 with {THREADS} threads, in a separate process. Engines take turns, and are compared
   with PyTorch before they are timed.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
@@ -72,7 +91,14 @@ edit of DDPM, 33 of the 35 G of PD. That is most of the time of an edit. Under `
 sparse, and computed at some of the steps alone. An edit then has steps of three kinds: the first one, which also
 finds the active tiles; *refreshed* ones, which compute every layer; *carried* ones. Their mean is over all steps
 of the family's edits (DDPM {SDEDIT_STEPS}, PD 5). The Python of a step is its time on a backend that computes
-nothing. The run of an original is timed with the weights laid out, as are the dense steps alone."""
+nothing. The run of an original is timed with the weights laid out, and compared with as many of the table's dense
+steps, whose canvases are there already. Caches and journals count together, and files grow by 0.27 GB at a time; the
+process has the weights, and the arrays that kernels compute in, beside them.
+
+The targets are for machines with AVX2 and with AVX-512. **Under `fast` only AVX2 is measured**."""
+
+_LAYERS_OF = {"DDPM 256": 177, "PD 128": 323, "PD 256": 361}
+"""Layers and norms of a model: the steps that an edit replays."""
 
 _CARD = """PyTorch with cuDNN, channels last; CUDA graphs on both sides, equal settings of TF32. "× PyTorch" is of the
 time from the call to the result in main memory, "on the card" of the graphs alone ([CUDA](cuda.md#the-bench))."""
@@ -84,8 +110,30 @@ times its time, edits of 1.2 % at least 6 times (DDPM 256) and 10 times (GauGAN 
 _QUALITY = """`landscape-ddpm`, SDEdit of 25 steps: PSNR and SSIM against the session's dense edit of the same
 strokes, each a median · the lowest, PSNR in dB. They are of the *region*, the pixels that the sparse or the dense
 edit changed, by area of the strokes; only the last column is of the whole image. MACs are a share of the dense
-edit's; "× dense" is the time of the dense edit over the time of the sparse one, end to end. Each of the lower
-lines differs from `fast` in the settings in brackets."""
+edit's. Each of the lower lines differs from `fast` in the settings in brackets: sparsity alone, sparsity with one of
+the other two ideas.
+
+**The quality of PD and of DDPM 256 is not measured**: their weights here are random, and their images mean nothing.
+That their MACs are reached at the quality of these tables is an assumption, and the settings of PD under `fast`
+(`refresh` 4, `frontier` 3) are chosen by its MACs alone."""
+
+_BEHIND = """The examples of 0 % to 2 %, two edits, miss their target because of carried steps: with every step computed
+(`refresh` 1) they are above `paper`. So near to the dense edit, the straight line along which deltas are carried errs
+by more than stale statistics do."""
+
+_STUDY = """What each setting of `fast` costs and gains, on strokes of *unseen images*, taken in an order that spreads
+their areas (`python -m bench.quality --study`). PSNR of the region, median · lowest, in dB; the number of strokes is
+in brackets. MACs are the median share of the dense edit's."""
+
+_STUDIED = {
+    "Weight of fresh statistics, one step alone": """The model's output after one step, without any sampling: how far
+the edit moves the dense output, over the error of the sparse one, in dB (root mean squares over the region). Late
+steps are at small times.""",
+    "Other noise levels": """The same strokes, denoised from other noise levels of 1000, and so with other steps.
+From 600, `fast` misses what it reaches from 300: carried steps err more. `refresh` 3 mends it.""",
+    "Strokes that chose nothing": """Another set, from seed 3,000,000 on, which no setting was chosen by.""",
+}
+"""Title of a table of the study -> what it shows beside the others."""
 
 _CHAINS = """Strokes of 2 % on the result of the last edit, compared with the same strokes in a row of dense edits:
 over the regions of all edits so far, and, for the last edit alone, with the dense edit from the same place. Before a
@@ -115,6 +163,7 @@ def page(folder: Path = RESULTS) -> str:
         *_diffusion(folder),
         *_on_a_card(folder),
         *_quality(folder),
+        *_study(folder),
         *_chains(folder),
         *_commits(folder),
     ]
@@ -320,6 +369,45 @@ def _diffusion(folder: Path) -> Iterator[str]:
                 ]
             )
         yield _table(["", "figure", "spread", "× PyTorch", "MACs", "aimed at", "reached"], lines)
+        yield "\n".join(_limits(model, {_case(row): row for row in rows if row["model"] == model}))
+
+
+def _limits(model: str, of: Mapping[str, Row]) -> Iterator[str]:
+    """The targets of `fast` that are missed, each with its limit. `of`: case -> row."""
+    kinds = [of[f"Python of a step, {step_name(CHECKED_AREA, kind)}"]["ms"] for kind in KINDS]
+    family: type[UNet] = DDPM if model.startswith("DDPM") else ProgressiveDistillation
+    computed = Fast(**family.fast_settings).refreshed(len(family.diffusion.edit.times()))
+    weights = (1, sum(computed) - 1, len(computed) - sum(computed))
+    yield (
+        f"- *Python of a step* is {mean(kinds, weights):.1f} ms on average over the {len(computed)} steps of an edit, "
+        f"of which {sum(computed)} compute every layer. The limit is the replay of {_LAYERS_OF[model]} layers and "
+        f"norms one by one, some {kinds[1] / _LAYERS_OF[model] * 1e3:.0f} µs each; only a recorded edit is free of "
+        "it, which the `numba` backend has not ([CUDA](cuda.md))."
+    )
+    kind = sdedit_name("fast", "float16")
+    if f"SDEdit, dense run of the original, {kind}" not in of:
+        return
+    runs = [
+        of[f"SDEdit, run of the original over its dense steps alone, {sdedit_name(*each)}"]["×"]
+        for each in SDEDITS
+    ]
+    yield (
+        f"- *The run of the original* takes {', '.join(f'{run:.2f}' for run in runs[:-1])} and {runs[-1]:.2f} times "
+        "its dense steps. It writes into memory that is new: pages of RAM, and of files beyond the RAM; with float16, "
+        "it rounds what it keeps. The shares of these are not measured."
+    )
+    after, edit = (
+        of[f"SDEdit, caches in RAM, {kind}"]["GB"],
+        of[f"SDEdit, second edit, {kind}"]["journal_bytes"] / 1e9,
+    )
+    room = parse_size(SDEDIT_CACHE)
+    fitting = 2 + int((room / 1e9 - after) // edit)
+    own = of[f"SDEdit, the process's own memory, {kind}"]["GB"]
+    yield (
+        f"- *No file* holds for {fitting} edits of 1.2 %: each journal takes {edit:.2f} GB, and the next one goes to "
+        f"disk (or, with `undo=`, the oldest is forgotten). {SDEDIT_CACHE} are the caches and journals; the process "
+        f"takes {own:.2f} GB, of which the weights are 0.45."
+    )
 
 
 def _on_a_card(folder: Path) -> Iterator[str]:
@@ -349,7 +437,7 @@ def _on_a_card(folder: Path) -> Iterator[str]:
 
 
 def _quality(folder: Path) -> Iterator[str]:
-    rows = newest(folder, "quality", "model", "group", "name", "policy")
+    rows = [row for row in _of_quality(folder) if "study" not in row]
     groups = dict.fromkeys([group_of(FIRST), *sorted(row["group"] for row in rows)])
     yield "## How near sparse is to dense"
     yield _origin(rows)
@@ -362,12 +450,43 @@ def _quality(folder: Path) -> Iterator[str]:
         if judged:
             cells = [(what, figure, aim, _verdict(reached)) for what, figure, aim, reached in judged]
             yield _table(["", "figure", "aimed at", "reached"], cells)
+        yield from beside_paper(some)
+        if group == EXAMPLES:
+            yield _BEHIND
     for name, caption in (
         ("quality-curve", "PSNR of the region over MACs, by policy"),
         ("quality", "Original, strokes, the dense edit and sparse ones of eight of the strokes"),
     ):
         if (folder / f"{name}.png").exists():
             yield f"![{caption}](../bench/results/{name}.png)"
+
+
+def _of_quality(folder: Path) -> list[Row]:
+    return newest(folder, "quality", "model", "study", "group", "name", "policy", "noise_level", "time")
+
+
+def short_quality(folder: Path = RESULTS) -> str:
+    """The sentence of the README about the quality of edits."""
+    return next(
+        beside_paper(
+            [row for row in _of_quality(folder) if row["group"] == group_of(FIRST) and "study" not in row]
+        )
+    )
+
+
+def _study(folder: Path) -> Iterator[str]:
+    """The tables of `bench.study`."""
+    parts = grouped([row for row in _of_quality(folder) if "study" in row], lambda row: str(row["study"]))
+    if not parts:
+        return
+    yield "### The settings of `fast`"
+    yield _origin([row for some in parts.values() for row in some])
+    yield _STUDY
+    for title, shown in study.tables(parts):
+        yield f"**{title}.** {_STUDIED.get(title, '')}".rstrip()
+        yield _table(*shown)
+    if (folder / study.CURVE).exists():
+        yield f"![PSNR over the weight of fresh statistics, and over MACs](../bench/results/{study.CURVE})"
 
 
 def _shown_group(group: str) -> str:

@@ -21,6 +21,12 @@ def test_the_readmes_table_of_speed_is_the_pages() -> None:
     assert all(f"`{commit}`" in pages.read("README.md") for commit in commits)
 
 
+def test_the_readmes_sentence_of_quality_is_the_pages() -> None:
+    sentence = report.short_quality()
+    assert sentence in " ".join(pages.read("README.md").split())
+    assert sentence in pages.read("docs/benchmarks.md")
+
+
 def test_the_newest_line_of_each_case_counts(tmp_path: Path) -> None:
     lines = [
         {"what": "dense", "ms": 1.0, "quick": False},

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import chains, commits, engines, quality_tables, strokes
+from bench import chains, commits, engines, quality_tables, strokes, study, study_tables
 from bench.cases import Unet
 from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
 from bench.trajectory import KINDS, Trajectory, mean
@@ -122,6 +122,69 @@ def test_verdicts_compare_fast_with_paper_in_each_area() -> None:
     found = [(figure, reached) for _, figure, _, reached in quality_tables.verdicts(ROWS)]
     assert found == [("0.4 dB", True), ("4.0 dB", False), ("37.0 dB", False)]
     assert not list(quality_tables.verdicts(ROWS[:2]))
+
+
+def test_a_sentence_counts_the_edits_that_are_nearer() -> None:
+    (sentence,) = quality_tables.beside_paper(ROWS)
+    assert "nearer to the dense edit than `paper` in 0 of 2 edits" in sentence
+    assert "farther in 2, by up to 4.0 dB" in sentence and "1.00 at the median" in sentence
+    assert not list(quality_tables.beside_paper(ROWS[2:]))
+
+
+# -- the study -------------------------------------------------------------------------------------------
+
+
+def test_a_session_that_keeps_every_canvas_follows_any_setting() -> None:
+    image = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    edited = strokes.painted(image, 0, 0.05)
+    settings: dict[str, Any] = {"steps": 6, "backend": "reference"}
+    with SDEdit(random_ddpm(), policy="fast(refresh=1)", **settings) as one:
+        one.run(image)
+        for setting in (study.Setting(0.7, refresh=3), study.Setting(refresh=4, frontier=1)):
+            one.policy = one.model.policy(setting.policy)
+            found = one.edit(edited)
+            one.undo()
+            with SDEdit(random_ddpm(), policy=setting.policy, **settings) as other:
+                other.run(image)
+                expected = other.edit(edited)
+            assert np.array_equal(found.output, expected.output)
+            assert found.stats.macs == expected.stats.macs < found.stats.macs_dense
+
+
+def test_the_first_strokes_of_a_study_spread_their_areas() -> None:
+    assert study.spread(4) == [0, 16, 8, 24]
+    assert sorted(study.spread(strokes.EDITS)) == list(range(strokes.EDITS))
+
+
+def _studied(name: str, area: float, region: float, **setting: Any) -> dict[str, Any]:
+    policy = study.Setting(**setting).policy if setting else "paper"
+    settings = vars(study.Setting(**setting)) if setting else {}
+    return {**_row(policy, name, area, region), "noise_level": 300, **settings}
+
+
+STUDIED = [
+    _studied("0", 0.012, 50.0),
+    _studied("1", 0.11, 40.0),
+    _studied("0", 0.012, 52.0, refresh=1),
+    _studied("1", 0.11, 44.0, refresh=1),
+    _studied("0", 0.012, 51.0, statistics=0.8),
+    _studied("1", 0.11, 43.0, statistics=0.8),
+    _studied("0", 0.012, 47.0, frontier=2),
+    _studied("1", 0.11, 45.0, frontier=2),
+]
+
+
+def test_tables_of_the_study_have_a_line_for_each_setting() -> None:
+    head, lines = study_tables.weights(STUDIED, 1)
+    assert head == ["weight", "MACs", "0 % to 2 % (1)", "10 % to 25 % (1)", "all (2)"]
+    assert [line[0] for line in lines] == ["`paper`", "0.4"]
+    assert lines[1][2:] == ["52.0 · 52.0", "44.0 · 44.0", "48.0 · 44.0"]
+    assert [line[0] for line in study_tables.weights(STUDIED, 6)[1]] == ["`paper`", "0.8"]
+    assert [line[0] for line in study_tables.refreshes(STUDIED, 0.4)[1]] == ["`paper`", "0, 1", "2, 6"]
+    elsewhere = [{**row, "noise_level": 600} for row in STUDIED[::2]]
+    head, lines = study_tables.levels([*STUDIED, *elsewhere])
+    assert head[1:] == ["from noise level 300 (1)", "from noise level 600 (1)"]
+    assert lines[0] == ["`paper`", "50.0 · 50.0", "50.0 · 50.0"] and len(lines) == 3
 
 
 # -- steps -----------------------------------------------------------------------------------------------
