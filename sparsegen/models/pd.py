@@ -53,6 +53,7 @@ class ProgressiveDistillation(UNet):
         edit=Settings(steps=8, noise_level=5, sampler="pd"),
         sample_steps=8,
     )
+    # their quality is not measured: no trained model of the family is at hand
     fast_settings = MappingProxyType({"refresh": 4, "frontier": 3})
     paper = Paper(dilation=2, level_dilation=1, sparse_levels=16, least_size=64)
     eps = 2e-2

@@ -94,8 +94,9 @@ class Policy(ABC):
     def refreshed(self, steps: int) -> tuple[bool, ...]:
         """For each of so many denoising steps, whether it computes every layer; the others carry deltas on.
 
-        The first two do, from which the slope of the deltas is known. Then the gaps shrink from `refresh` steps to one,
-        in proportion to the steps that remain: no later step corrects the error of a late one.
+        The first two do, from which the slope of the deltas is known. Then the gaps shrink from `refresh` steps towards
+        one, in proportion to the steps that remain: no later step corrects the error of a late one. The last steps
+        compute if there are enough of them: of 5 with `refresh` 4, the last three carry.
         """
         chosen = [False] * steps
         step = 0
@@ -221,9 +222,9 @@ MASK_SETTINGS = ("dilation", "level_dilation", "sparse_levels", "threshold")
 
 @dataclass(frozen=True)
 class Fast(Paper):
-    """Sparse at every resolution, with norms that follow the edit: nearer to a dense run than `Paper`, for less work.
+    """Sparse at every resolution; norms follow the edit: at the median nearer to dense than `Paper`, for less work.
 
-    The masks are those of `Paper`. `docs/fast.md` has the measurements that the settings come from.
+    The masks are those of `Paper`. The settings come from the study in `docs/benchmarks.md`, "The settings of `fast`".
 
     Attributes
     ----------
@@ -232,16 +233,19 @@ class Fast(Paper):
     statistics
         The weight of fresh moments in norms that measure them (group and instance norm), against the stale moments that
         the rest of a canvas was computed with. It grows to 1 with the share of the canvas that is repainted, so an
-        edit of everything is a dense run. 0, as `Paper`: 4 dB less at the median, 9 in the worst case.
-        It costs no MACs.
+        edit of everything is a dense run. 0, as `Paper`: 4 dB less at the median, 9 in the worst case; 1: 3 to 4 dB
+        less at the median. It costs no MACs.
     refresh
         Of a diffusion session: the number of denoising steps from one that computes to the next, at the start (see
         `Policy.refreshed`). The steps between carry deltas on (`engine.carried`). 6 computes 10 steps of 25: 60 % less
-        work and memory than 1, for 0 to 4 dB, more for small edits. A `Session` has one step, and computes it.
+        work and memory than 1. It costs, at the median, 4 dB of edits below 2 % of the image, 2 dB below 5 %, none of
+        larger ones, and up to 12 dB of single edits; from noise levels above 300 more, where 3 is the better choice.
+        A `Session` has one step, and computes it.
     frontier
         The largest resolution that the steps between do not compute, in halvings of the input's. 0: they compute
         nothing, and the delta of the output is carried on. 1, 2, …: they compute the higher resolutions, from the
-        deltas of the canvases below: for few steps, between which outputs change too much.
+        deltas of the canvases below: for few steps, between which outputs change too much. That takes up to twice the
+        memory.
     """
 
     least_size: int = 1
