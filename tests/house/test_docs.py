@@ -6,6 +6,7 @@ import ast
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask = np.zeros((256, 512), np.int32)
     mask[100:200, 150:400] = 1
     write_png(tmp_path / "mask.png", colourise(mask, [(0, 0, 0), (255, 255, 255)]))
+    white = np.pad(np.ones((40, 40), np.int32), ((44, 44), (44, 44)))
+    write_png(tmp_path / "photo-mask.png", colourise(white, [(0, 0, 0), (255, 255, 255)]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -89,7 +92,7 @@ def test_the_python_blocks_run_and_print_the_output_that_the_page_shows(folder: 
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_the_command_lines_run(folder: Path, page: str) -> None:
     for command in pages.commands(page):
-        assert main(command.split()) == 0, command
+        assert main(shlex.split(command)) == 0, command
     written = {
         "README.md": ("out.png", "real.png", "woods.png", "back.png"),
         "docs/command-line.md": ("out-2.png", "real-preview-25.png", "net.safetensors", "sample-seed1.png"),
