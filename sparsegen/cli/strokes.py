@@ -377,5 +377,5 @@ def _share(session: Painting, before: Host, painted: Host) -> float:
     else:
         eps, margin = session.model.eps, session.model.paper.dilation
     # pixels are -1 to 1 to the model
-    moved = np.asarray(np.abs(painted.astype(np.int16) - before) > eps * 127.5)
-    return float(dilate(moved.any(-1), min(session.margin, margin)).mean())
+    moved = np.abs(painted.astype(np.int16) - before) > eps * 127.5
+    return float(dilate(np.asarray(moved.any(-1)), min(session.margin, margin)).mean())
