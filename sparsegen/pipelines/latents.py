@@ -90,7 +90,8 @@ class LatentDiffusion:
                 f"{self.name}: the text encoder has {width} features, the UNet reads {context}; these are parts of "
                 "different models"
             )
-        self.own: Mapping[str, Any] = self.unet.sampling
+        proposed = getattr(bundle, "scheduler", {}).get("sampler")
+        self.own: Mapping[str, Any] = {**self.unet.sampling, **({"sampler": proposed} if proposed else {})}
         """The settings of sampling that the checkpoint gives, by name."""
         known = getattr(bundle, "prediction", None)
         if predicts is None:

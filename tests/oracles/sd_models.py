@@ -250,6 +250,6 @@ def parts(*, channels: int = 4, prediction: str = "epsilon", seed: int = 0) -> P
         models,
         dict.fromkeys(models, "random"),
         schedule="stable_diffusion",
+        prediction="noise" if prediction == "epsilon" else "velocity",
     )
-    object.__setattr__(bundle, "prediction", "noise" if prediction == "epsilon" else "velocity")
     return Parts(vae, text, unet, prediction, bundle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,13 @@ def test_inpainting_is_diffusers(channels: int, strength: float) -> None:
     check("pipeline", result.output, expected)
 
 
+def test_the_checkpoint_proposes_its_sampler(models: LatentDiffusion) -> None:
+    bundle = replace(parts().bundle, scheduler={"sampler": "euler"})
+    proposed = generate(LatentDiffusion(bundle, backend="reference"), PROMPT, steps=2)
+    given = generate(models, PROMPT, steps=2, sampler="euler")
+    np.testing.assert_array_equal(proposed.output, given.output)
+
+
 def test_without_guidance_the_negative_text_has_no_effect(models: LatentDiffusion) -> None:
     results = [
         generate(models, PROMPT, negative=negative, guidance=1, steps=2) for negative in ("", NEGATIVE)
@@ -181,13 +189,9 @@ def test_long_texts_and_steps_are_told(models: LatentDiffusion) -> None:
 
 
 def test_a_prediction_that_the_checkpoint_does_not_give_is_probed() -> None:
-    bundle = parts().bundle
-    object.__setattr__(bundle, "prediction", None)
-    try:
-        with pytest.warns(UserWarning, match="does not say what it predicts; probed: noise"):
-            models = LatentDiffusion(bundle, backend="reference")
-    finally:
-        object.__setattr__(bundle, "prediction", "noise")
+    bundle = replace(parts().bundle, prediction=None)
+    with pytest.warns(UserWarning, match="does not say what it predicts; probed: noise"):
+        models = LatentDiffusion(bundle, backend="reference")
     bias = models.unet.conv_out.bias
     assert bias is not None
     value = bias.read
