@@ -162,6 +162,7 @@ class StableDiffusion(Door):
         steps, shared, beside = self._blocks(self._encode(original).shape)
         blocks = shared + [block for each in steps for block in each]
         in_ram = self.store.ram_of(blocks)
+        undo = undo_limit(self._undo, sum(blocks) + beside)
         return CachePlan(
             len(self.times),
             sum(map(sum, steps)) // len(steps),
@@ -169,7 +170,8 @@ class StableDiffusion(Door):
             sum(blocks) - in_ram,
             self.store.disk_free(),
             sum(shared) + beside,
-            undo_limit(self._undo, sum(blocks) + beside),
+            undo,
+            self.store.journals_on_disk(undo, in_ram=in_ram),
         )
 
     def run(self, original: Any, *, on_step: OnStep | None = None) -> Result:
@@ -195,7 +197,8 @@ class StableDiffusion(Door):
             new_size = self._base is None or _image(self._base.history).shape != image.shape
             if new_size:
                 steps, shared, _ = self._blocks(image.shape)
-                self.store.check_room(shared + [block for each in steps for block in each])
+                released = self.store.shared_bytes + sum(state.layers_nbytes for state in self._states)
+                self.store.check_room(shared + [block for each in steps for block in each], released=released)
             if self._text is None:
                 texts = [self.negative, self.prompt] if self.settings.guided else [self.prompt]
                 self._text = self.models.features(texts, skip=self.skip)

@@ -189,3 +189,13 @@ def test_an_edit_has_no_seam(models: LatentDiffusion) -> None:
         moved = np.abs(decoded - start)[edge].mean()
         assert seam <= moved + np.abs(before - start)[edge].mean() / 6 + 1e-3
         assert seam < 0.7 * np.abs(np.clip(decoded, -1, 1) - before)[edge].mean()
+
+
+def test_another_size_runs_in_the_room_that_the_first_one_leaves(models: LatentDiffusion) -> None:
+    original = picture()
+    with StableDiffusion(models, PROMPT, **SETTINGS) as session:
+        plan = session.cache_plan(original)
+    with StableDiffusion(models, PROMPT, ram=plan.ram_bytes, **SETTINGS) as session:
+        session.run(original)
+        np.testing.assert_array_equal(session.run(original[:32]).image, original[:32])
+        np.testing.assert_array_equal(session.run(original).image, original)
