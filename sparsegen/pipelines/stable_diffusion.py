@@ -47,6 +47,9 @@ _NO_IMAGE = "no image yet: call run(original) first, and let it end"
 MARGIN = 5
 """Pixels around an edit that are recomputed with it, as in SIGE's Stable Diffusion."""
 
+USUAL_STEPS = 40
+"""The steps for which `SDUNet.fast` chooses those that carry: 50 at strength 0.8. Fewer steps carry less."""
+
 
 class StableDiffusion(Door):
     """An editing session of an image with latent diffusion.
@@ -119,6 +122,7 @@ class StableDiffusion(Door):
             **options,
         )
         self.margin = whole_number("margin", margin, 0, unit="of pixels")
+        self.times = self.settings.times()
         self.policy = self._policy(policy)
         self.store = open_store(models.backend, ram, folder)
         memory_kind(storage)
@@ -133,7 +137,6 @@ class StableDiffusion(Door):
             draw=draws(self.settings.seed, 1),  # the first draw is that of the encoder's latents
             most=None,
         )
-        self.times = self._denoising.times
         self._encoder, self._decoder = self._state(models.encoder), self._state(models.decoder)
         self._text: Host | None = None
         """Features of the texts, `[1 or 2, T, C]`."""
@@ -404,7 +407,10 @@ class StableDiffusion(Door):
         return State(model, backend, allocator=allocator, storage=self.storage)
 
     def _policy(self, policy: str | Policy | None) -> Policy:
-        return self.policy if policy is None else self.models.unet.policy(policy)
+        if policy is None:
+            return self.policy
+        unet = self.models.unet
+        return unet.policy(policy, fast=unet.fast.for_steps(len(self.times), USUAL_STEPS))
 
     def _policy_of(self, model: Model, chosen: Policy) -> Policy:
         """The policy of encoder or decoder beside one of the UNet: of the same kind, with the model's settings."""

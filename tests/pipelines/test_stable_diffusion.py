@@ -199,3 +199,10 @@ def test_another_size_runs_in_the_room_that_the_first_one_leaves(models: LatentD
         session.run(original)
         np.testing.assert_array_equal(session.run(original[:32]).image, original[:32])
         np.testing.assert_array_equal(session.run(original).image, original)
+
+
+@pytest.mark.parametrize(("steps", "computed"), [(50, 21), (25, 15), (15, 12), (4, 3)])
+def test_fewer_steps_carry_less(models: LatentDiffusion, steps: int, computed: int) -> None:
+    session = StableDiffusion(models, PROMPT, steps=steps)
+    assert len(session.times) == int(0.8 * steps)
+    assert sum(session.policy.refreshed(len(session.times))) == computed
