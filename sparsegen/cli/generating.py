@@ -12,8 +12,8 @@ from ..diffusion.samplers import SAMPLERS, Step
 from ..diffusion.settings import OnStep, latent_settings
 from ..errors import InputError
 from ..loading import load_bundle
-from ..pipelines.generate import generate as drawn
-from ..pipelines.generate import usual_strength
+from ..pipelines.generation import generate as drawn
+from ..pipelines.generation import usual_strength
 from ..pipelines.latents import LatentDiffusion
 from .console import check_writable, numbered, out, print_table
 from .job import Engine, settings_rows, used_settings, written_by

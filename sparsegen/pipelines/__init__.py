@@ -1,6 +1,6 @@
 """Pipelines: models that run many times for one image."""
 
-from .generate import generate
+from .generation import generate
 from .latents import LatentDiffusion
 from .opening import open_session
 from .sampling import sample

@@ -9,7 +9,7 @@ import pytest
 
 from sparsegen.backends.interface import Host
 from sparsegen.errors import InputError, SessionError, ShapeError
-from sparsegen.pipelines.generate import generate
+from sparsegen.pipelines.generation import generate
 from sparsegen.pipelines.latents import LatentDiffusion
 from sparsegen.pipelines.stable_diffusion import StableDiffusion, faded
 from tests.oracles.sd_models import parts

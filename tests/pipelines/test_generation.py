@@ -10,7 +10,7 @@ import pytest
 
 from sparsegen.backends.interface import Host
 from sparsegen.errors import InputError, ShapeError
-from sparsegen.pipelines.generate import generate
+from sparsegen.pipelines.generation import generate
 from sparsegen.pipelines.latents import LatentDiffusion, probe
 from tests.oracles.sd_models import Parts, parts
 from tests.tolerances import check
