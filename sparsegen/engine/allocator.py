@@ -36,6 +36,11 @@ class Allocator(ABC):
     def scratch(self, name: str, shape: Sequence[int]) -> Array:
         """The float32 array of that name and shape, the same for every caller; it counts towards no budget."""
 
+    @property
+    @abstractmethod
+    def scratch_bytes(self) -> int:
+        """Memory of all arrays that `scratch` returned."""
+
     @abstractmethod
     def shared(self, name: str, shape: Sequence[int]) -> Array:
         """The float32 array of that name, the same for every caller; another shape replaces it."""
@@ -90,6 +95,10 @@ class BackendAllocator(Allocator):
         if key not in self._scratch:
             self._scratch[key] = self._backend.alloc(shape)
         return self._scratch[key]
+
+    @property
+    def scratch_bytes(self) -> int:
+        return sum(int(array.nbytes) for array in self._scratch.values())
 
     def shared(self, name: str, shape: Sequence[int]) -> Array:
         if name not in self._shared or self._shared[name].shape != tuple(shape):

@@ -86,6 +86,10 @@ class DeviceStore(NotCopied, Allocator):
     def scratch(self, name: str, shape: Sequence[int]) -> Array:
         return self._plain.scratch(name, shape)
 
+    @property
+    def scratch_bytes(self) -> int:
+        return self._plain.scratch_bytes
+
     def shared(self, name: str, shape: Sequence[int]) -> Array:
         with self._lock:
             if name not in self._shared or self._shared[name].shape != tuple(shape):

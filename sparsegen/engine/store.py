@@ -195,6 +195,12 @@ class Store(NotCopied, Allocator):
                 self._scratch[key] = np.empty(tuple(shape), np.float32)
             return self._scratch[key]
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory of all arrays that `scratch` returned."""
+        with self._lock:
+            return sum(int(array.nbytes) for array in self._scratch.values())
+
     def shared(self, name: str, shape: Sequence[int]) -> Array:
         """The float32 array of that name, the same for every caller; another shape replaces it."""
         with self._lock:

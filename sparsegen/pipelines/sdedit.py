@@ -40,7 +40,7 @@ from ..tiling.masks import dilated
 from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, union
 from . import sdedit_file
-from .steps import CachePlan, Denoising, Repainting, cache_blocks, carried_rows
+from .steps import CachePlan, Denoising, Repainting, StepBlocks, carried_rows, step_blocks
 
 _NO_IMAGE = "no image yet: call run(original) first, and let it end"
 
@@ -158,19 +158,20 @@ class SDEdit(Door):
         ------
         InputError, ShapeError
         """
-        steps, shared = self._blocks(self._encode(original))
-        blocks = shared + [block for each in steps for block in each]
+        planned = self._blocks(self._encode(original))
+        blocks = planned.canvases
         in_ram = self.store.ram_of(blocks)
         undo = undo_limit(self._undo, sum(blocks))
         return CachePlan(
             len(self.times),
-            sum(map(sum, steps)) // len(steps),
+            sum(map(sum, planned.steps)) // len(planned.steps),
             in_ram,
             sum(blocks) - in_ram,
             self.store.disk_free(),
-            sum(shared),
+            sum(planned.shared),
             undo,
             self.store.journals_on_disk(undo, in_ram=in_ram),
+            planned.scratch,
         )
 
     def run(self, original: Any, *, on_step: OnStep | None = None) -> Result:
@@ -195,9 +196,7 @@ class SDEdit(Door):
             image = self._encode(original)
             new_size = self._base is None or _image(self._base.history).shape != image.shape
             if new_size:
-                steps, shared = self._blocks(image)
-                blocks = shared + [block for each in steps for block in each]
-                self.store.check_room(blocks, released=self._kept_bytes())
+                self.store.check_room(self._blocks(image).canvases, released=self._kept_bytes())
             image.flags.writeable = False  # callbacks get this array, and the history keeps it
             stale = TileSet.empty(*image.shape[:3])
             try:
@@ -475,21 +474,15 @@ class SDEdit(Door):
                 "steps: layers without a kept canvas compute all their tiles there; open a session with this policy="
             )
 
-    def _blocks(self, image: Host) -> tuple[list[list[int]], list[int]]:
-        """Bytes of the canvases of each step, and of the canvases that all steps share."""
-        of_rows: dict[int, list[int]] = {}
-        shared: dict[str, int] = {}
-        rows = self._carried_rows(*image.shape[1:3])
-        for each in dict.fromkeys(rows):
-            of_rows[each], of_all = cache_blocks(
-                self.model,
-                self.model.encode(image, **{self._denoising.diffusion.time: self.times[0]}),
-                self.storage,
-                least_size=self.policy.least_size,
-                carried_rows=each,
-            )
-            shared |= of_all
-        return [of_rows[each] for each in rows], [*shared.values()]
+    def _blocks(self, image: Host) -> StepBlocks:
+        """The memory of the states of all steps."""
+        return step_blocks(
+            self.model,
+            self.model.encode(image, **{self._denoising.diffusion.time: self.times[0]}),
+            self.storage,
+            least_size=self.policy.least_size,
+            rows=self._carried_rows(*image.shape[1:3]),
+        )
 
     def _encode(self, image: Any) -> Host:
         """A user's image as float32 `[N, H, W, C]` in [-1, 1]."""

@@ -41,7 +41,7 @@ from ..tiling.masks import dilated
 from ..tiling.policies import Fast, Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from .latents import LatentDiffusion, draws, guided, reduced
-from .steps import CachePlan, Denoising, Repainting, cache_blocks, carried_rows
+from .steps import CachePlan, Denoising, Repainting, StepBlocks, carried_rows, step_blocks
 
 _NO_IMAGE = "no image yet: call run(original) first, and let it end"
 MARGIN = 5
@@ -162,19 +162,20 @@ class StableDiffusion(Door):
 
     def cache_plan(self, original: Any) -> CachePlan:
         """The memory that an image of this size will take; nothing is computed. Raises InputError, ShapeError."""
-        steps, shared, beside = self._blocks(self._encode(original).shape)
-        blocks = shared + [block for each in steps for block in each]
+        planned, beside = self._blocks(self._encode(original).shape)
+        blocks = planned.canvases
         in_ram = self.store.ram_of(blocks)
         undo = undo_limit(self._undo, sum(blocks) + beside)
         return CachePlan(
             len(self.times),
-            sum(map(sum, steps)) // len(steps),
+            sum(map(sum, planned.steps)) // len(planned.steps),
             in_ram + beside,
             sum(blocks) - in_ram,
             self.store.disk_free(),
-            sum(shared) + beside,
+            sum(planned.shared) + beside,
             undo,
             self.store.journals_on_disk(undo, in_ram=in_ram),
+            planned.scratch,
         )
 
     def run(self, original: Any, *, on_step: OnStep | None = None) -> Result:
@@ -199,9 +200,9 @@ class StableDiffusion(Door):
             image = self._encode(original)
             new_size = self._base is None or _image(self._base.history).shape != image.shape
             if new_size:
-                steps, shared, _ = self._blocks(image.shape)
+                planned, _ = self._blocks(image.shape)
                 released = self.store.shared_bytes + sum(state.layers_nbytes for state in self._states)
-                self.store.check_room(shared + [block for each in steps for block in each], released=released)
+                self.store.check_room(planned.canvases, released=released)
             if self._text is None:
                 texts = [self.negative, self.prompt] if self.settings.guided else [self.prompt]
                 self._text = self.models.features(texts, skip=self.skip)
@@ -460,27 +461,27 @@ class StableDiffusion(Door):
         margin = min(self.margin, max(changed.height, changed.width))
         return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin)
 
-    def _blocks(self, shape: tuple[int, ...]) -> tuple[list[list[int]], list[int], int]:
-        """Bytes of the canvases of each step, of those that all steps share, and in all of encoder and decoder."""
+    def _blocks(self, shape: tuple[int, ...]) -> tuple[StepBlocks, int]:
+        """The memory of the UNet's states, with all scratch arrays; bytes of the canvases of encoder and decoder."""
         models, (n, height, width, _) = self.models, shape
         h, w = (side // models.decoder.config.reduction for side in (height, width))
         latents = np.zeros((n, h, w, models.latent_channels), np.float32)
         double = np.zeros(((2 if self.settings.guided else 1) * n, h, w, models.latent_channels), np.float32)
         context = np.zeros((1, 2, models.unet.config.context), np.float32)
         inputs = models.unet.encode(double, timestep=self.times[0], text=context)
-        of_rows: dict[int, list[int]] = {}
-        shared: dict[str, int] = {}
-        rows = self._carried_rows(h, w)
-        for each in dict.fromkeys(rows):
-            of_rows[each], of_all = cache_blocks(
-                models.unet, inputs, self.storage, least_size=self.policy.least_size, carried_rows=each
-            )
-            shared |= of_all
-        beside = 0
-        for model, given in ((models.encoder, np.zeros(shape, np.float32)), (models.decoder, latents)):
-            kept, of_all = cache_blocks(model, model.encode(given), self.storage)
-            beside += sum(kept) + sum(of_all.values())
-        return [of_rows[each] for each in rows], list(shared.values()), beside
+        steps = step_blocks(
+            models.unet,
+            inputs,
+            self.storage,
+            least_size=self.policy.least_size,
+            rows=self._carried_rows(h, w),
+        )
+        ends = [
+            step_blocks(model, model.encode(given), self.storage)
+            for model, given in ((models.encoder, np.zeros(shape, np.float32)), (models.decoder, latents))
+        ]
+        scratch = steps.scratch + sum(each.scratch for each in ends)
+        return steps._replace(scratch=scratch), sum(sum(each.canvases) for each in ends)
 
     def _result(
         self,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class CachePlan:
     """Most memory that journals may take beside the canvases, once many edits can be undone."""
     undo_disk_bytes: int = 0
     """The part of `undo_bytes` that goes to the disk, beside `disk_bytes`."""
+    scratch_bytes: int = 0
+    """Arrays that layers without canvases compute in, beside `ram_bytes`."""
 
     @property
     def fits(self) -> bool:
@@ -75,26 +77,44 @@ class CachePlan:
         )
 
 
-def cache_blocks(
-    model: Model, inputs: Inputs, storage: str, *, least_size: int = 0, carried_rows: int = 0
-) -> tuple[list[int], dict[str, int]]:
-    """Bytes of the canvases that a state keeps of its inputs, and of the canvases that all states share, by path.
+class StepBlocks(NamedTuple):
+    """The memory of the states of all steps, in bytes."""
 
-    `least_size` and `carried_rows` are those of the state's `Memory`.
-    """
+    steps: list[list[int]]
+    """Of each canvas that a step keeps, for every step."""
+    shared: list[int]
+    """Of the canvases that all steps share."""
+    scratch: int
+    """Of the arrays that scratch layers compute in, in all."""
+
+    @property
+    def canvases(self) -> list[int]:
+        """All canvases."""
+        return self.shared + [block for step in self.steps for block in step]
+
+
+def step_blocks(
+    model: Model, inputs: Inputs, storage: str, *, least_size: int = 0, rows: Sequence[int] = (0,)
+) -> StepBlocks:
+    """The memory of a model's states of these inputs, one for each of `rows`, the `carried_rows` of its `Memory`."""
     backend = ShapesBackend()
     memory = memory_kind(storage)(backend, BackendAllocator(backend))
     memory.inputs = {name: input_path(name) for name in inputs.canvases}
     full = TileSet.full(*inputs.shape)
-    dry = dry_run(model, inputs, Everything(), full, least_size=least_size, carried_rows=carried_rows).memory
-    each = []
-    shared = {path: block_bytes(array.nbytes) for path, array in dry.allocator.shared_arrays.items()}
-    for path, canvas in dry.canvases.items():
-        kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
-        each.append(block_bytes(canvas.size * kept.itemsize))
-        if kept != canvas.dtype:
-            shared[path] = block_bytes(canvas.nbytes)
-    return each, shared
+    of_rows: dict[int, list[int]] = {}
+    shared: dict[str, int] = {}
+    scratch = 0
+    for carried in dict.fromkeys(rows):
+        run = dry_run(model, inputs, Everything(), full, least_size=least_size, carried_rows=carried)
+        dry, of_rows[carried] = run.memory, []
+        scratch = max(scratch, dry.allocator.scratch_bytes)
+        shared |= {path: block_bytes(array.nbytes) for path, array in dry.allocator.shared_arrays.items()}
+        for path, canvas in dry.canvases.items():
+            kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
+            of_rows[carried].append(block_bytes(canvas.size * kept.itemsize))
+            if kept != canvas.dtype:
+                shared[path] = block_bytes(canvas.nbytes)
+    return StepBlocks([of_rows[each] for each in rows], [*shared.values()], scratch)
 
 
 def denoised(

@@ -132,6 +132,8 @@ def test_caches_in_half_the_memory_are_planned_and_near(models: LatentDiffusion)
             assert base is not None
             planned = plan.ram_bytes + plan.disk_bytes
             assert 0.95 * base.nbytes < planned < 1.1 * base.nbytes
+            allocators = {state.memory.allocator for state in base.states}
+            assert plan.scratch_bytes == sum(each.scratch_bytes for each in allocators)
     assert 0 < np.abs(results[0] - results[1]).max() < 0.05
 
 
