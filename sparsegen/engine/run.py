@@ -122,8 +122,6 @@ class Run:
         self.program: list[Callable[[], None]] | None = None
         """Where steps are noted; None: they are not."""
         self._scratch = Computed()
-        self._counted: set[Scratch] = set()
-        """The scratch layers that a step of the program has among its `inners`."""
         self.begin(plan, journal=journal, edited=edited, on_layer=on_layer, carried=carried)
 
     def begin(
@@ -222,8 +220,10 @@ class Run:
         whole_tiles = whole_tiles or any(each.whole_tiles for each in below)
         step = LayerStep(self, canvas, shape, tuple(reads), kernel, macs_per_pixel, whole_tiles, below, [])
         for each in below:
-            step.inners += [other.inner for other in each.chain() if other not in self._counted]
-            self._counted.update(each.chain())
+            for other in each.chain():
+                if not other.counted:
+                    step.inners.append(other.inner)
+                    other.counted = True
         step.inners.reverse()  # the deepest first
         self.do(step)
         return canvas
@@ -299,7 +299,6 @@ class Run:
         self.codes.clear()
         self._full_sets.clear()
         self._scratch.clear()
-        self._counted.clear()
 
     # -- norms -------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import ref
 
 from sparsegen.backends.interface import Array, Tiles
 
@@ -42,6 +43,8 @@ class Scratch(Canvas):
     kernel: Callable[[Array, Tiles], None]
     inner: Inner
     whole_tiles: bool
+    counted: bool = False
+    """Whether a step of the program has it among its `inners`."""
 
     def chain(self) -> Iterator[Scratch]:
         """This layer, and all scratch layers that its values depend on."""
@@ -128,8 +131,9 @@ class Computed:
     """The tiles of scratch layers that a run has computed, and that nothing has overwritten."""
 
     def __init__(self) -> None:
-        self._tiles: dict[str, tuple[Scratch, Tiles]] = {}
-        """Name of an array -> the layer whose values it holds, and the tiles."""
+        self._tiles: dict[str, tuple[ref[Scratch], Tiles]] = {}
+        """Name of an array -> the layer whose values it holds, and the tiles. A run that keeps nothing frees canvases
+        as soon as they are read: a strong reference to a layer would hold those that it reads."""
 
     def clear(self) -> None:
         """Forget everything: a new run begins."""
@@ -144,11 +148,11 @@ class Computed:
         """
         found: list[Inner] = []
         for layer in layers:
-            if self._tiles.get(layer.buffer) == (layer, tiles):  # both compare by identity
+            if self._tiles.get(layer.buffer) == (ref(layer), tiles):  # layers and tiles compare by identity
                 continue
             found += self.compute(layer.below, tiles, timed)
             self._tiles.pop(layer.buffer, None)
             timed(layer.inner, lambda layer=layer: layer.kernel(layer.array, tiles))  # type: ignore[misc]
-            self._tiles[layer.buffer] = (layer, tiles)
+            self._tiles[layer.buffer] = (ref(layer), tiles)
             found.append(layer.inner)
         return found
