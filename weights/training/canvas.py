@@ -12,6 +12,7 @@ SKY, CLOUD, SUN, MOUNTAIN, HILL, MEADOW, WATER, SAND, TREE, ROAD, HOUSE = range(
 # The first entries of the style, each about normal with deviation 1; the rest of it is noise.
 STYLE = ("light_side", "sun_height", "season", "haze", "snow", "clouds", "water", "flowers")
 STYLE_SIZE = 16
+SNOW = np.array([0.93, 0.95, 1.0], np.float32)
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
 
@@ -20,15 +21,23 @@ class Canvas:
 
     ``rgb`` is float32 [256, 512, 3] in 0..1, ``labels`` uint8 [256, 512], ``style`` float32 [16]; ``t`` holds
     the style's first entries by name, about 0..1; ``side`` is -1 with the light from the left, 1 from the right.
+    ``firs`` and ``snowy`` (bool [256, 512]) mark the firs among the trees and the snow on mountains, and
+    ``waters`` is "lake", "bay", "pond" or "sea" once there is water: captions mention what labels do not show.
+
+    ``given`` replaces entries of ``t``, but ``light_side``; ``winter`` in 0..1 covers the country with snow.
     """
 
-    def __init__(self, seed):
+    def __init__(self, seed, *, winter=0.0, **given):
         self.rng = rng = np.random.default_rng(seed)
         self.style = np.clip(rng.standard_normal(STYLE_SIZE), -2, 2).astype(np.float32)
         self.sun_x = rng.uniform(0.06, 0.94) * WIDTH
         self.style[0] = (self.sun_x / WIDTH - 0.5) * 3.6
         self.horizon = rng.uniform(0.40, 0.56) * HEIGHT
+        for name, value in given.items():
+            self.style[STYLE.index(name)] = (value - 0.5) / 0.25
+        self.winter, self.waters = winter, None
         self.labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+        self.firs, self.snowy = np.zeros((HEIGHT, WIDTH), bool), np.zeros((HEIGHT, WIDTH), bool)
         t = dict(zip(STYLE, 0.5 + 0.25 * self.style[: len(STYLE)], strict=True))
         self.t = t
         self.side = np.tanh(1.5 * self.style[0])  # -1: light from the left, 1: from the right
@@ -51,6 +60,10 @@ class Canvas:
         self.rgb[window] = mix(self.rgb[window], colour, alpha)
         if label is not None:
             self.labels[window][alpha > (0.3 if label == HOUSE else 0.5)] = label
+
+    def snowed(self, colour, cover):
+        """``colour`` under fresh snow, in winter; ``cover`` in 0..1: how much of it."""
+        return mix(colour, SNOW, self.winter * np.asarray(cover)) if self.winter else colour
 
     def hazy(self, colour, amount):
         """``colour`` seen through air: the further, the more of the low sky's colour."""

@@ -75,7 +75,9 @@ def mountains(canvas, height, haze, sharp=0.85):
     snow = smoothstep(elevation + 0.16 * shade, 1.02 - 0.65 * t["snow"], 1.12 - 0.65 * t["snow"])
     colour = mix(rock, [0.95, 0.96, 1.0], snow) * canvas.light(shade)
     colour = canvas.hazy(colour, haze * (0.75 + 0.5 * smoothstep(depth, 0, height)))
-    canvas.put(np.clip(depth + 0.5, 0, 1) * (Y - canvas.horizon < 2), colour, MOUNTAIN)
+    rock = np.clip(depth + 0.5, 0, 1) * (Y - canvas.horizon < 2)
+    canvas.snowy = np.where(rock > 0.5, snow > 0.5, canvas.snowy)
+    canvas.put(rock, colour, MOUNTAIN)
 
 
 def hills(canvas, rise, haze):
@@ -96,6 +98,7 @@ def hills(canvas, rise, haze):
     field = mix(
         [0.40, 0.52, 0.20], [0.62, 0.52, 0.24], t["season"] * smoothstep(canvas.rough, -1.5, 1.5) + 0.12
     )
+    field, leaf = canvas.snowed(field, 0.92), canvas.snowed(leaf, 0.30)
     colour = mix(field * (1 + 0.05 * canvas.grain[..., None]), leaf, wood) * canvas.light(
         np.clip(shade, 0.05, 1.1)
     )
@@ -111,10 +114,13 @@ def meadow(canvas):
     fresh = mix([0.27, 0.47, 0.13], [0.58, 0.47, 0.18], t["season"] ** 1.5)
     dry = mix([0.50, 0.58, 0.20], [0.70, 0.56, 0.27], t["season"])
     colour = mix(fresh, dry, smoothstep(bands + 0.4 * tufts * near, -0.8, 1.6))
+    colour = canvas.snowed(colour, 0.96 - 0.25 * smoothstep(tufts, 1.0, 2.2))
     shade = 0.74 + 0.10 * bands + near * (0.11 * blades + 0.08 * tufts) + (1 - near) * 0.05 * canvas.grain
     shade -= 0.14 * near**3
     colour = colour * canvas.light(np.clip(shade, 0.05, 1.15))
-    bloom = smoothstep(canvas.broad * 0.6 + 0.5 * bands + 1.6 * (t["flowers"] - 0.5), 0.1, 0.9)
+    bloom = smoothstep(canvas.broad * 0.6 + 0.5 * bands + 1.6 * (t["flowers"] - 0.5), 0.1, 0.9) * (
+        1 - canvas.winter
+    )
     dots = gaussian_filter(rng.standard_normal((HEIGHT, WIDTH)).astype(np.float32), 0.45)
     dots = smoothstep(dots, 1.05, 1.45) * bloom * smoothstep(near, 0.10, 0.45)
     petals = mix([0.95, 0.84, 0.25], [0.92, 0.40, 0.42], smoothstep(canvas.rough, -0.3, 0.5))
@@ -136,8 +142,9 @@ def road(canvas):
     alpha = np.clip((1 - np.abs(across)) * half[:, None] + 0.5, 0, 1) * (Y - canvas.horizon > 5)
     ruts = np.exp(-(((np.abs(across) - 0.5) / 0.16) ** 2))
     colour = mix([0.60, 0.48, 0.35], [0.70, 0.60, 0.47], smoothstep(canvas.rough, -1.5, 1.5))
+    colour = canvas.snowed(colour, 0.35)
     shade = 0.74 + 0.10 * canvas.grain - 0.20 * ruts + 0.05 * canvas.rough
     colour = colour * canvas.light(np.clip(shade, 0, 1.2))
     strip = np.exp(-((across / 0.2) ** 2)) * smoothstep(canvas.grain, -0.8, 0.6) * 0.55
-    colour = mix(colour, np.array([0.36, 0.46, 0.17]) * canvas.light(0.6), strip)
+    colour = mix(colour, np.array([0.36, 0.46, 0.17]) * canvas.light(0.6), strip * (1 - canvas.winter))
     canvas.put(alpha, colour, ROAD)

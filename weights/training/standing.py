@@ -37,6 +37,7 @@ def tree(canvas, cx, base, height, *, fir):
         body = np.where(v > 0.07, edge - np.abs(u), -1)
         shade = 0.42 - 0.30 * tiers + canvas.side * 1.5 * u + 0.13 * grain + 0.15 * v
         leaf = mix([0.10, 0.24, 0.13], [0.17, 0.26, 0.12], np.clip(0.5 + 0.4 * rough, 0, 1))
+        leaf = canvas.snowed(leaf, 0.75 * smoothstep(-tiers, -0.45, -0.05))
         stem = 0.022
     else:
         body, shade = np.full(x.shape, -1.0, np.float32), np.zeros(x.shape, np.float32)
@@ -50,6 +51,7 @@ def tree(canvas, cx, base, height, *, fir):
             body = np.maximum(body, ball)
         shade = shade + 0.14 * grain
         leaf = mix([0.20, 0.36, 0.10], [0.78, 0.38, 0.08], np.clip(autumn * (1.1 + 0.3 * rough), 0, 1))
+        leaf = canvas.snowed(leaf, np.clip(0.66 + 0.25 * rough, 0, 1))
         stem = 0.035
     trunk = np.clip((stem * (1.3 - v) - np.abs(u)) * height + 0.5, 0, 1) * (v < 0.5) * (v > -0.01)
     bark = np.array([0.34, 0.25, 0.18]) * canvas.light(
@@ -58,6 +60,7 @@ def tree(canvas, cx, base, height, *, fir):
     canvas.put(trunk, bark, TREE, cut)
     far = 0.5 * np.clip(1 - (base - canvas.horizon) / 60, 0, 1)
     colour = canvas.hazy(leaf * canvas.light(np.clip(shade, 0.02, 1.15)), far)
+    canvas.firs[cut] = np.where(body > 0, fir, canvas.firs[cut])
     canvas.put(np.clip(body * height + 0.5, 0, 1), colour, TREE, cut)
 
 
@@ -74,6 +77,7 @@ def house(canvas, cx, base, size):
     u, v = turn * (x - cx) / size, (base - y) / size
     wall = np.array([[0.93, 0.89, 0.80], [0.85, 0.72, 0.55], [0.90, 0.90, 0.90]][rng.integers(3)])
     tile = mix([0.62, 0.24, 0.17], [0.48, 0.26, 0.20], rng.random())
+    roofing = canvas.snowed(tile, 0.8)
     front_light = np.clip(0.62 - 0.45 * turn * canvas.side, 0.1, 1)
     side_light = np.clip(0.62 + 0.45 * turn * canvas.side, 0.1, 1)
 
@@ -92,8 +96,8 @@ def house(canvas, cx, base, size):
     part([(0.30, 1.22), (0.42, 1.22), (0.42, 0.85), (0.30, 0.85)], tile * 0.8, shade(0.6))
     rows = 0.12 * np.sin(v * size * 1.9)
     roof = shade(side_light * 0.8 + 0.18 + rows)
-    part([(-0.45, 1.04), (0.55, 1.00), (0.93, 0.48), (-0.06, 0.48)], tile, roof)
-    part([(-0.47, 1.05), (-0.42, 1.00), (-0.86, 0.45), (-0.92, 0.49)], tile, shade(0.45))
+    part([(-0.45, 1.04), (0.55, 1.00), (0.93, 0.48), (-0.06, 0.48)], roofing, roof)
+    part([(-0.47, 1.05), (-0.42, 1.00), (-0.86, 0.45), (-0.92, 0.49)], roofing, shade(0.45))
     glass = mix([0.16, 0.20, 0.27], [0.98, 0.80, 0.42], 0.7 * (1 - canvas.t["sun_height"]))
     for a in (0.08, 0.48):
         part([(a, 0.40), (a + 0.19, 0.40), (a + 0.19, 0.17), (a, 0.17)], glass, shade(0.8))

@@ -12,6 +12,7 @@ def shore(canvas):
     rng, x = canvas.rng, np.arange(WIDTH)
     ground = HEIGHT - canvas.horizon
     kind = rng.choice(["lake", "bay", "pond", "sea"], p=[0.34, 0.30, 0.22, 0.14])
+    canvas.waters = str(kind)
     far = canvas.horizon + 3 + 2.5 * (1 + ridge(rng, first=2, octaves=4))
     if kind == "pond":
         centre, half = rng.uniform(0.15, 0.85) * WIDTH, rng.uniform(50, 130)
@@ -67,6 +68,7 @@ def sand(canvas, far, near):
     shade = 0.80 + 0.08 * dunes + 0.07 * canvas.grain
     wet = np.exp(-np.clip(Y - near, 0, None) / 4.0)
     colour = mix(np.array([0.86, 0.74, 0.52], np.float32), [0.50, 0.42, 0.30], 0.8 * wet)
+    colour = canvas.snowed(colour, 0.5 * (1 - wet))
     colour = colour * canvas.light(np.clip(shade, 0, 1.2))
     foam = np.exp(-(((Y - near - 1.0 - canvas.rough) / 1.1) ** 2)) * 0.55
     colour = mix(colour, [0.95, 0.96, 0.97], foam)
