@@ -95,7 +95,7 @@ THIRD_PARTIES = {
     "backends/cupy_cuda": {"numpy", "cupy", "cupyx", "cupy_backends"},
     "weights": {"numpy"},
     "weights/formats/safetensors_file.py": {"numpy", "safetensors"},
-    "weights/training": {"numpy", "scipy", "PIL", "torch"},
+    "weights/training": {"numpy", "scipy", "PIL", "torch", "diffusers", "transformers"},
     "tests": {"numpy", "scipy", "PIL", "torch", "safetensors", "pytest", "hypothesis", "typer"},
     "tests/cuda": {"numpy", "pytest", "hypothesis", "torch", "cupy", "cupyx", "cupy_backends"},
     "tests/diffusion/test_samplers_parity.py": {"numpy", "torch", "diffusers", "pytest"},

@@ -1,0 +1,109 @@
+"""Trained networks in, the diffusers folder ``landscape-sd`` and sheets of samples out.
+
+    python -m sparsegen.weights.training.sd_export .training/landscape-sd/landscape-sd weights/builtin/landscape-sd \
+        --sheet weights/training/sd_sheet.png
+
+copies a folder as float16 and paints the contact sheet with it; ``train_sd.py`` writes the folder by itself.
+"""
+
+import argparse
+import copy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from .sd_network import scheduler
+
+PROMPTS = (
+    "a lake in front of snowy mountains, autumn, a house, evening",
+    "summer, a meadow with flowers, a house on the left, trees, day",
+    "winter, firs and a frozen lake, mountains, day",
+    "the sea, a sandy beach, summer, a clear sky, the sun",
+    "a winding road, autumn, round trees, hills, day",
+    "spring, a village, firs on the right, mountains, white clouds",
+    "winter, a cottage, a path, evening, snowy mountains",
+    "a pond in a meadow, trees, evening, the sun on the right",
+)
+STEPS, GUIDANCE = 25, 4.0
+
+
+def pipeline(vae, text, tokenizer, unet):
+    """diffusers' own pipeline around the networks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def samples(pipe, prompts, *, seed=0, size=128, steps=STEPS, guidance=GUIDANCE):
+    """Pictures uint8 [N, size, size, 3] of the prompts; the i-th starts from the noise of seed + i."""
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    made = pipe(
+        list(prompts),
+        height=size,
+        width=size,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators,
+        output_type="np",
+    )
+    return (made.images * 255 + 0.5).astype(np.uint8)
+
+
+def sheet(pipe, path, *, seeds=(0, 100), **options):
+    """Two rows of four for each of ``seeds``: a picture of every prompt."""
+    rows = []
+    for seed in seeds:
+        made = samples(pipe, PROMPTS, seed=seed, **options)
+        rows += [np.hstack(made[:4]), np.hstack(made[4:])]
+    Image.fromarray(np.vstack(rows)).save(path, optimize=True)
+
+
+def write(pipe, folder):
+    """Write the pipeline's folder as float16."""
+    half = pipeline(
+        *(copy.deepcopy(network).half() for network in (pipe.vae, pipe.text_encoder)),
+        pipe.tokenizer,
+        copy.deepcopy(pipe.unet).half(),
+    )
+    half.save_pretrained(folder)
+
+
+def load(folder):
+    """diffusers' pipeline of a folder, in float32, without the network."""
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a folder written by train_sd.py")
+    parser.add_argument("target", type=Path, help="the folder to write")
+    parser.add_argument("--sheet", type=Path, help="a PNG of samples to write")
+    args = parser.parse_args()
+    write(load(args.source), args.target)
+    if args.sheet:
+        sheet(load(args.target), args.sheet)
+
+
+if __name__ == "__main__":
+    main()
