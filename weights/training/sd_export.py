@@ -8,6 +8,7 @@ copies a folder as float16 and paints the contact sheet with it; ``train_sd.py``
 
 import argparse
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def write(pipe, folder):
         copy.deepcopy(pipe.unet).half(),
     )
     half.save_pretrained(folder)
+    for path in Path(folder).rglob("*.json"):
+        described = json.loads(path.read_text("utf-8"))
+        if described.pop("_name_or_path", None):  # a folder of this machine
+            path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    for path in Path(folder).rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def load(folder):
