@@ -6,7 +6,7 @@ the whole change back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sparsegen.backends.interface import Array, Backend, Position, Tiles, Watch
 
@@ -32,9 +32,9 @@ class FiniteChecks:
         self._errors.append(error)
         return len(self._errors) - 1
 
-    def layer(self, path: str, canvas: Array, tiles: Tiles) -> None:
-        """Check the values that a layer wrote into some tiles."""
-        self.watch.watch(canvas, tiles, self.entry(lambda at: not_finite(path, at)))
+    def layer(self, path: str, canvas: Array, tiles: Tiles, *, inners: Sequence[str] = ()) -> None:
+        """Check the values that a layer wrote into some tiles; `inners`: the paths of layers computed on its way."""
+        self.watch.watch(canvas, tiles, self.entry(lambda at: not_finite(path, at, inners)))
 
     def raise_first(self) -> None:
         """Wait for all checks, and raise the error of the first that failed."""
@@ -44,9 +44,10 @@ class FiniteChecks:
             raise self._errors[number](position)
 
 
-def not_finite(path: str, at: Position) -> NonFiniteError:
-    """The error of a value at `at` (sample, row, column, channel) of a layer's output."""
+def not_finite(path: str, at: Position, inners: Sequence[str] = ()) -> NonFiniteError:
+    """The error of a value at `at` (sample, row, column, channel) of a layer's output; `inners` as in `layer`."""
+    on_its_way = f", of {', '.join(inners)}, computed on its way," if inners else ""
     return NonFiniteError(
         f"{path}: the value of sample {at[0]}, row {at[1]}, column {at[2]}, channel {at[3]} is not finite; "
-        "check the input, and the weights of this layer and of the layers before it"
+        f"check the input, and the weights of this layer{on_its_way} and of the layers before it"
     )

@@ -88,7 +88,7 @@ class RecordedEdit:
                 elif layer.computed is not None:
                     active = sets[layer.computed]
                     run.compute_below(layer.step, active.tiles)
-                    run.queue(layer.step.canvas, active, layer.step.kernel)
+                    run.queue(layer.step.canvas, active, layer.step.kernel, layer.step.below)
                     if self._statistics:
                         run.follow_moments(layer.step.canvas, active, stand_in)
             self._bank.take(memory.moments)

@@ -254,7 +254,7 @@ class Run:
             self.memory.fetch(reads, active)
             if delta is None:
                 self.compute_below(layer, active.tiles)
-            self.queue(canvas, active, kernel)
+            self.queue(canvas, active, kernel, layer.below)
             if self.journal is not None:
                 if self.plan.tau is not None and not transient:
                     changed = self._hold_back(canvas, active, self.journal, self.plan.tau)
@@ -262,10 +262,17 @@ class Run:
         canvas.changed = changed
         self.record_layer(layer, active, self.elapsed(start), computed=delta is None)
 
-    def queue(self, canvas: Canvas, active: TileSet, kernel: Callable[[Array, Tiles], None]) -> None:
-        """Queue the computation of some tiles of a canvas, and their check."""
+    def queue(
+        self,
+        canvas: Canvas,
+        active: TileSet,
+        kernel: Callable[[Array, Tiles], None],
+        below: Sequence[Scratch] = (),
+    ) -> None:
+        """Queue the computation of some tiles of a canvas, and their check; `below`: scratch layers that it reads."""
         kernel(canvas.array, active.tiles)
-        self.finite.layer(canvas.path, canvas.array, active.tiles)
+        inners = [other.path for each in below for other in each.chain()]
+        self.finite.layer(canvas.path, canvas.array, active.tiles, inners=[*dict.fromkeys(inners)])
         self.memory.commit(canvas, active.tiles, self.finite)
 
     def compute_below(self, layer: LayerStep, tiles: Tiles) -> None:

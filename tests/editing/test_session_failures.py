@@ -100,7 +100,6 @@ def damaged(path: str, value: float) -> sparsegen.Model:
         ("head_0.norm_0.mlp_shared", np.inf),
         ("up_1.conv_0", -np.inf),
         ("up_1.conv_1", 3e38),  # too large to be multiplied
-        ("up_3.conv_s", np.nan),
         ("conv_img", np.nan),
     ],
 )
@@ -112,6 +111,14 @@ def test_a_value_that_is_not_finite_names_the_layer_that_made_it(rng, layer, val
         session.run(random_labels(rng, (64, 64)))
     with pytest.raises(SessionError, match="run"):
         session.edit(random_labels(rng, (64, 64)))
+
+
+def test_a_value_that_is_not_finite_names_the_layers_computed_on_the_way(rng):
+    session = Session(damaged("up_3.conv_s.weight", np.nan))
+    with pytest.raises(
+        NonFiniteError, match=r"^up_3.conv_1: .*this layer, of up_3.conv_s, computed on its way, and of"
+    ):
+        session.run(random_labels(rng, (64, 64)))
 
 
 def test_an_edit_that_computes_what_is_not_finite_leaves_no_trace():
