@@ -227,7 +227,20 @@ SAMPLERS: dict[str, Sampler] = {}
 
 _NOISE_OR_V = ("noise", "v")
 
-_COMMON = {"steps", "noise_level", "sampler", "schedule", "clip", "seed", "noise", "predicts"}
+_COMMON = {
+    *(
+        "steps",
+        "noise_level",
+        "strength",
+        "guidance",
+        "sampler",
+        "schedule",
+        "clip",
+        "seed",
+        "noise",
+        "predicts",
+    ),
+}
 """Names that no option may have: the common settings, and the arguments of every sampler."""
 
 

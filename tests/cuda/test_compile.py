@@ -133,7 +133,7 @@ def test_warming_up_needs_no_card(
     said = capsys.readouterr().err.splitlines()
     assert said[-3:-1] == [
         "error: architecture sm_75 is too old; the kernels need sm_80 or newer",
-        "error: backend 'reference' compiles for this machine alone",
+        "error: backend 'reference' compiles for this machine alone; omit the architecture",
     ]
     assert said[-1].startswith("error: backend 'other' cannot be used (unknown)")
 

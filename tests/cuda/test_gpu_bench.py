@@ -106,7 +106,7 @@ def test_pytorchs_denoising_is_the_samplers(tmp_path: Path, case: str) -> None:
         return engine.run(given, torch.full((1,), now)).permute(0, 2, 3, 1).numpy()
 
     x = scheme.noised(painted, noise, times[0])
-    for step in denoised(model, settings, compute, x, lambda i: noise):
+    for step in denoised(model, model.diffusion, settings, compute, x, lambda i: noise):
         end = step.next_timestep is None
         held = image if end else scheme.noised(image, noise, step.next_timestep)
         step.x[~mask] = held[~mask]

@@ -22,7 +22,7 @@ from tests.unets import picture, random_ddpm, random_pd
 
 DDPM_SIDE, PD_SIDE = DDPM.diffusion, ProgressiveDistillation.diffusion
 MINE = {
-    "strength": Option(0.5, "share of the prediction", least=0, most=1),
+    "share": Option(0.5, "share of the prediction", least=0, most=1),
     "repeats": Option(1, "number of evaluations", least=1, most=3),
     "order": Option("first", "solver", choices=("first", "second")),
 }
@@ -41,7 +41,7 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({**options, "times": len(timesteps)})
 
         def weaker(x: Any, i: int, t: float) -> Any:
-            return np.float32(options["strength"]) * predict(x, i, t)
+            return np.float32(options["share"]) * predict(x, i, t)
 
         return ddim(weaker, x, schedule, timesteps, clip=clip, noise=noise)
 
@@ -55,30 +55,30 @@ def test_a_sampler_is_usable_in_every_pipeline_as_it_is_registered(mine, tmp_pat
     model, original = random_ddpm(), picture(np.random.default_rng(1), (32, 32))
     edited = original.copy()
     edited[10:14, 10:14] = 255
-    with SDEdit(model, sampler="mine", steps=2, strength=0.25, backend="reference") as session:
+    with SDEdit(model, sampler="mine", steps=2, share=0.25, backend="reference") as session:
         session.run(original)
         image = session.edit(edited).image
         session.save(tmp_path / "mine.session")
-    used = {"strength": 0.25, "repeats": 1, "order": "first", "times": 2}
+    used = {"share": 0.25, "repeats": 1, "order": "first", "times": 2}
     assert mine == [used]
     with open_session(tmp_path / "mine.session", "reference") as again:
         assert again.settings == session.settings
-        assert again.settings.options == {"strength": 0.25, "repeats": 1, "order": "first"}
+        assert again.settings.options == {"share": 0.25, "repeats": 1, "order": "first"}
         assert_array_equal(again.image, image)
     sample(model, size=(32, 32), steps=3, sampler="mine", repeats=np.int64(2), backend="reference")
-    assert mine[1:] == [{"strength": 0.5, "repeats": 2, "order": "first", "times": 3}]
+    assert mine[1:] == [{"share": 0.5, "repeats": 2, "order": "first", "times": 3}]
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"strength": 2}, "strength is 2, expected a number from 0 to 1"),
-        ({"strength": True}, "strength is True, expected a number from 0 to 1"),
+        ({"share": 2}, "share is 2, expected a number from 0 to 1"),
+        ({"share": True}, "share is True, expected a number from 0 to 1"),
         ({"repeats": 1.5}, "repeats is 1.5, expected a whole number from 1 to 3"),
         ({"repeats": 4}, "repeats is 4, expected a whole number from 1 to 3"),
         ({"order": "third"}, "order is 'third', expected first or second"),
         ({"eta": 0.5}, "eta is an option of sampler ddim, not of mine; omit it"),
-        ({"strenght": 1}, "unknown option strenght; options of sampler mine: strength, repeats, order"),
+        ({"shrae": 1}, "unknown option shrae; options of sampler mine: share, repeats, order"),
         ({"steps": 500}, "steps is 500, expected a whole number from 1 to 499"),
     ],
 )
@@ -90,8 +90,8 @@ def test_its_options_are_checked(mine, given, message):
 def test_errors_name_it(mine):
     with pytest.raises(InputError, match=r"unknown sampler 'none'; known: ddpm, .*, pd, mine$"):
         get_sampler("none")
-    with pytest.raises(InputError, match=r"strength is an option of sampler mine, not of ddim; omit it"):
-        settings_for(DDPM_SIDE, {}, strength=0.1)
+    with pytest.raises(InputError, match=r"share is an option of sampler mine, not of ddim; omit it"):
+        settings_for(DDPM_SIDE, {}, share=0.1)
     with pytest.raises(InputError, match=r"'pd' does not go with .*; choose one of ddpm, .*, lcm, mine$"):
         settings_for(DDPM_SIDE, {}, sampler="pd")
     with pytest.raises(InputError, match=r"'mine' does not go with a model that is conditioned on logsnr"):
@@ -124,17 +124,15 @@ def test_the_command_line_takes_its_options(mine, tmp_path, monkeypatch):
     for name, command in commands.items():
         app.command(name)(command)
     runner = cli.typer.main.get_command(app)
-    words = (
-        "--model net.safetensors --backend reference --steps 2 --sampler mine --strength 0.75 --order second"
-    )
+    words = "--model net.safetensors --backend reference --steps 2 --sampler mine --share 0.75 --order second"
     runner.main(f"edit --original a.png --edited b.png -o c.png {words}".split(), standalone_mode=False)
     runner.main(f"sample --size 32x32 -o d.png {words} --repeats 3".split(), standalone_mode=False)
-    assert [(call["strength"], call["repeats"], call["order"]) for call in mine] == [
+    assert [(call["share"], call["repeats"], call["order"]) for call in mine] == [
         (0.75, 1, "second"),
         (0.75, 3, "second"),
     ]
     help_text = " ".join(runner.commands["edit"].get_help(cli.typer.Context(runner.commands["edit"])).split())
-    assert "--strength" in help_text
+    assert "--share" in help_text
     assert "Diffusion: mine's share of the prediction, 0 to 1." in help_text
     assert "Diffusion: mine's solver, first or second." in help_text
 
