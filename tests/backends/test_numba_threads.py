@@ -238,16 +238,18 @@ def test_a_canvas_does_not_stay_for_a_helper_that_comes_too_late() -> None:
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
 def test_an_interrupt_waits_for_every_thread_that_writes() -> None:
     pool, main, release = Pool(3), threading.get_ident(), threading.Event()
-    written, meet = [], threading.Barrier(3)
+    written, meet, met = [], threading.Barrier(3), threading.Event()
 
     def call(_: Host) -> None:
         meet.wait(10)
+        met.set()  # an interrupt before that would find no thread that has begun
         if threading.get_ident() != main:
             release.wait(20)
             time.sleep(0.05)
             written.append(1)
 
     def interrupt() -> None:
+        met.wait(10)
         for _ in range(3):
             time.sleep(0.1)
             signal.pthread_kill(main, signal.SIGINT)
