@@ -12,18 +12,17 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Backend, Host
+from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from ..checks import warn, warn_of_unit_range, whole_number
 from ..diffusion import samplers
 from ..diffusion.settings import OnStep, settings_for
-from ..editing.door import Door, Result, warn_of_canvases, within_mask
+from ..editing.door import Result, warn_of_canvases
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_check import damaged
 from ..editing.session_file import Notes
@@ -31,21 +30,18 @@ from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
-from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
+from ..engine.stats import LayerRecord
 from ..engine.store import parse_size
-from ..engine.turn import Turn
-from ..errors import InputError, SessionError, ShapeError
+from ..errors import InputError, ShapeError
 from ..models.base import Model, checked_diffusion
-from ..tiling.masks import dilated
 from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, union
 from . import sdedit_file
-from .steps import CachePlan, Denoising, Repainting, StepBlocks, carried_rows, step_blocks
+from .steps import CachePlan, Denoising, Repainting, StepBlocks, step_blocks
+from .steps_door import StepsDoor, image_of
 
-_NO_IMAGE = "no image yet: call run(original) first, and let it end"
 
-
-class SDEdit(Door):
+class SDEdit(StepsDoor):
     """An editing session of an image with a diffusion model.
 
     Parameters
@@ -128,26 +124,14 @@ class SDEdit(Door):
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
-        self._running = False
-        """Whether the states are being painted; until that ends, nothing can be edited."""
         self.notes: Notes = {}
         """Text and arrays that `save` keeps for the user, by name."""
-
-    @property
-    def _turn(self) -> Turn:
-        return self.store.turn
 
     def __repr__(self) -> str:
         s = self.settings
         how = f"{s.sampler}, {len(self.times)} steps from noise level {s.noise_level}, seed {s.seed}"
         lines = [f"<SDEdit of {self.model!r}", f"  on {self.backend!r}", f"  {how}"]
-        base = self._base
-        if base is None:
-            return "\n".join([*lines, "  no image yet: call run(original)>"])
-        n, height, width, _ = _image(base.history).shape
-        lines.append(f"  {n} of {height}×{width}, caches {megabytes(base.nbytes)}")
-        undoing = f"{counted(self.edits, 'edit')} to undo, {self.undone} to redo"
-        return "\n".join([*lines, f"  {undoing}, journals {megabytes(base.history.nbytes)}>"])
+        return self._described(lines)
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -194,7 +178,7 @@ class SDEdit(Door):
         with self._turn.change("run"):
             start = time.perf_counter()
             image = self._encode(original)
-            new_size = self._base is None or _image(self._base.history).shape != image.shape
+            new_size = self._base is None or image_of(self._base.history).shape != image.shape
             if new_size:
                 self.store.check_room(self._blocks(image).canvases, released=self._kept_bytes())
             image.flags.writeable = False  # callbacks get this array, and the history keeps it
@@ -348,21 +332,6 @@ class SDEdit(Door):
             end = dataclasses.replace(base.history, image=painted)
             return self._result(base, end, start, full, records, area, ignored)
 
-    def _exchanged(self, base: Base, before: Host, start: float, edit: Edit) -> Result:
-        changed = TileSet.of_mask((before != _image(base.history)).any(-1))
-        return self._result(base, base.history, start, changed)
-
-    @property
-    def image(self) -> Host:
-        """The current first image, uint8 `[H, W, 3]`; during a change, the image before it, without waiting.
-
-        Raises SessionError: nothing has run yet.
-        """
-        base = self._base
-        if base is None:
-            raise SessionError(_NO_IMAGE)
-        return np.asarray(self.model.images(_image(base.history))[0])
-
     # -- files and the end -------------------------------------------------------------------------------
 
     def save(
@@ -431,28 +400,17 @@ class SDEdit(Door):
         pipeline._base = Base(loaded.states, loaded.history)
         return pipeline
 
-    def close(self) -> None:
-        """Drop the image, the canvases and the caches' files. (The files are also deleted when the process ends.)"""
-        with self._turn.change("close"):
-            self._base = None
-            self._states.clear()
-            self.store.close()
-
     def __enter__(self) -> SDEdit:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _ready(self) -> tuple[Base, Host]:
-        """The base, once any interrupted change is completed, and the current image."""
-        if self._base is None or self._running:
-            raise SessionError(_NO_IMAGE)
-        return self._base, _image(self._base.settle())
+    @property
+    def _shown_by(self) -> Model:
+        model: Model = self.model
+        return model
+
+    _compares_by = _shown_by
 
     def _policy(self, policy: str | Policy | None) -> Policy:
         if policy is None:
@@ -460,10 +418,6 @@ class SDEdit(Door):
         usual = len(self.model.diffusion.edit.times())
         model: Model = self.model
         return model.policy(policy, fast=self.model.fast.for_steps(len(self.times), usual))
-
-    def _carried_rows(self, height: int, width: int) -> tuple[int, ...]:
-        """For each step, the rows of the first resolution that is carried, of an image of that size; 0: none is."""
-        return carried_rows(self.policy, height, width, len(self.times))
 
     def _warn_of_steps(self, rows: Sequence[int]) -> None:
         """Warn of an edit that computes every layer at steps of which the session keeps few canvases."""
@@ -506,60 +460,3 @@ class SDEdit(Door):
             raise InputError("the image holds values outside [-1, 1]; scale it, or give uint8")
         warn_of_unit_range(array)
         return np.asarray(np.clip(array, -1, 1), np.float32, order="C")
-
-    def _difference(self, before: Host, edited: Any, mask: Any) -> tuple[Host, Host, int]:
-        """(the edited image, bool `[N, H, W]`: the pixels to recompute, the number of changed pixels left out)."""
-        image = self._encode(edited)
-        if image.shape != before.shape:
-            raise ShapeError(
-                f"the edited image is {image.shape[:3]}, expected the base's {before.shape[:3]} (N, H, W)"
-            )
-        difference = (np.abs(image - before) > self.model.eps).any(-1)
-        return image, *within_mask(difference, mask)
-
-    def _region(self, difference: Host) -> TileSet:
-        """The pixels to recompute: the pixels that differ, grown by the margin."""
-        changed = TileSet.of_mask(difference)
-        if not changed.count:
-            return changed
-        n, row, column = changed.first
-        margin = min(self.margin, max(changed.height, changed.width))  # a larger one ends outside the image
-        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin)
-
-    def _kept_bytes(self) -> int:
-        """A lower bound of the bytes that are freed in the store when the states are dropped."""
-        return self.store.shared_bytes + sum(state.layers_nbytes for state in self._states)
-
-    def _result(
-        self,
-        base: Base,
-        history: History,
-        start: float,
-        active: TileSet,
-        records: list[LayerRecord] | None = None,
-        edited_area: float = 0.0,
-        ignored: int = 0,
-        journal_bytes: int = 0,
-        steps: Sequence[StepRecord] = (),
-    ) -> Result:
-        """The result of a change that ends at `history`."""
-        stats = Stats(
-            edited_area,
-            tuple(records or ()),
-            (time.perf_counter() - start) * 1e3,
-            base.nbytes,
-            journal_bytes=journal_bytes,
-            ignored_pixels=ignored,
-            undo_edits=len(history.edits),
-            undo_bytes=history.nbytes,
-            forgotten_edits=history.forgotten,
-            steps=tuple(steps),
-        )
-        image = _image(history)
-        return Result(self.model.images(image), image.copy(), stats, active)
-
-
-def _image(history: History) -> Host:
-    """The image at a place of a session's history; every place has one."""
-    assert history.image is not None
-    return history.image

@@ -14,36 +14,33 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Host
+from sparsegen.backends.interface import Host
 
 from ..checks import whole_number
 from ..diffusion import samplers
 from ..diffusion.random import torch_noise
 from ..diffusion.samplers import START
 from ..diffusion.settings import OnStep, latent_settings
-from ..editing.door import Door, Result, warn_of_canvases, within_mask
+from ..editing.door import Result, warn_of_canvases
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
-from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
+from ..engine.stats import LayerRecord
 from ..engine.store import parse_size
-from ..engine.turn import Turn
-from ..errors import InputError, SessionError, ShapeError
+from ..errors import InputError
 from ..models.base import Inputs, Model
-from ..tiling.masks import dilated
 from ..tiling.policies import Fast, Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from .latents import LatentDiffusion, draws, guided, reduced
-from .steps import CachePlan, Denoising, Repainting, StepBlocks, carried_rows, step_blocks
+from .steps import CachePlan, Denoising, Repainting, StepBlocks, step_blocks
+from .steps_door import StepsDoor, image_of
 
-_NO_IMAGE = "no image yet: call run(original) first, and let it end"
 MARGIN = 5
 """Pixels around an edit that are recomputed with it, as in SIGE's Stable Diffusion."""
 
@@ -51,7 +48,7 @@ USUAL_STEPS = 40
 """The steps for which `SDUNet.fast` chooses those that carry: 50 at strength 0.8. Fewer steps carry less."""
 
 
-class StableDiffusion(Door):
+class StableDiffusion(StepsDoor):
     """An editing session of an image with latent diffusion.
 
     Parameters
@@ -140,23 +137,12 @@ class StableDiffusion(Door):
         self._encoder, self._decoder = self._state(models.encoder), self._state(models.decoder)
         self._text: Host | None = None
         """Features of the texts, `[1 or 2, T, C]`."""
-        self._running = False
-
-    @property
-    def _turn(self) -> Turn:
-        return self.store.turn
 
     def __repr__(self) -> str:
         s = self.settings
         how = f"{s.sampler}, {len(self.times)} of {s.steps} steps, guidance {s.guidance:g}, seed {s.seed}"
         lines = [f"<StableDiffusion of {self.models!r}", f"  {self.prompt!r}", f"  {how}"]
-        base = self._base
-        if base is None:
-            return "\n".join([*lines, "  no image yet: call run(original)>"])
-        n, height, width, _ = _image(base.history).shape
-        lines.append(f"  {n} of {height}×{width}, caches {megabytes(base.nbytes)}")
-        undoing = f"{counted(self.edits, 'edit')} to undo, {self.undone} to redo"
-        return "\n".join([*lines, f"  {undoing}, journals {megabytes(base.history.nbytes)}>"])
+        return self._described(lines)
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -198,11 +184,10 @@ class StableDiffusion(Door):
         with self._turn.change("run"):
             start = time.perf_counter()
             image = self._encode(original)
-            new_size = self._base is None or _image(self._base.history).shape != image.shape
+            new_size = self._base is None or image_of(self._base.history).shape != image.shape
             if new_size:
                 planned, _ = self._blocks(image.shape)
-                released = self.store.shared_bytes + sum(state.layers_nbytes for state in self._states)
-                self.store.check_room(planned.canvases, released=released)
+                self.store.check_room(planned.canvases, released=self._kept_bytes())
             if self._text is None:
                 texts = [self.negative, self.prompt] if self.settings.guided else [self.prompt]
                 self._text = self.models.features(texts, skip=self.skip)
@@ -360,46 +345,18 @@ class StableDiffusion(Door):
         latents = self._decoder.input("latents")
         return np.asarray(latents * np.float32(self.models.decoder.config.scale))
 
-    def _exchanged(self, base: Base, before: Host, start: float, edit: Edit) -> Result:
-        changed = TileSet.of_mask((before != _image(base.history)).any(-1))
-        return self._result(base, base.history, start, changed)
-
-    @property
-    def image(self) -> Host:
-        """The current first image, uint8 `[H, W, 3]`; during a change, the image before it, without waiting.
-
-        Raises SessionError: nothing has run yet.
-        """
-        base = self._base
-        if base is None:
-            raise SessionError(_NO_IMAGE)
-        return np.asarray(self.models.decoder.images(_image(base.history))[0])
-
-    def close(self) -> None:
-        """Free the caches and their files; the session must run again."""
-        with self._turn.change("close"):
-            self._base = None
-            self._states.clear()
-            self.store.close()
-
     def __enter__(self) -> StableDiffusion:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _ready(self) -> tuple[Base, Host]:
-        base = self._base
-        if base is None or self._running:
-            raise SessionError(_NO_IMAGE)
-        return base, _image(base.settle())
+    @property
+    def _shown_by(self) -> Model:
+        return self.models.decoder
+
+    @property
+    def _compares_by(self) -> Model:
+        return self.models.encoder
 
     def _state(self, model: Model) -> State:
         """A new state of encoder or decoder: their layers have paths that the UNet's have too."""
@@ -418,10 +375,6 @@ class StableDiffusion(Door):
         if isinstance(chosen, Fast):
             return model.fast
         return model.paper if isinstance(chosen, Paper) else chosen
-
-    def _carried_rows(self, height: int, width: int) -> tuple[int, ...]:
-        """For each step, the rows of the first resolution of latents that is carried; 0: none is."""
-        return carried_rows(self.policy, height, width, len(self.times))
 
     def _drawn(self, shape: Sequence[int]) -> Host:
         """The noise that the encoder's latents are drawn with, `[N, h, w, C]` for any C."""
@@ -442,24 +395,8 @@ class StableDiffusion(Door):
         return checked
 
     def _difference(self, before: Host, edited: Any, mask: Any) -> tuple[Host, Host, int]:
-        """(the edited image, bool `[N, H, W]`: the pixels to recompute, the number of changed pixels left out)."""
-        image = self._encode(edited)
-        if image.shape != before.shape:
-            raise ShapeError(
-                f"the edited image is {image.shape[:3]}, expected the base's {before.shape[:3]} (N, H, W)"
-            )
-        difference = (np.abs(image - before) > self.models.encoder.eps).any(-1)
-        chosen, ignored = within_mask(difference, mask)
+        image, chosen, ignored = super()._difference(before, edited, mask)
         return np.where(chosen[..., None], image, before), chosen, ignored
-
-    def _region(self, difference: Host) -> TileSet:
-        """The pixels to recompute: the pixels that differ, grown by the margin."""
-        changed = TileSet.of_mask(difference)
-        if not changed.count:
-            return changed
-        n, row, column = changed.first
-        margin = min(self.margin, max(changed.height, changed.width))
-        return dilated(changed.shape, changed.box, (n, row * TILE, column * TILE), margin)
 
     def _blocks(self, shape: tuple[int, ...]) -> tuple[StepBlocks, int]:
         """The memory of the UNet's states, with all scratch arrays; bytes of the canvases of encoder and decoder."""
@@ -482,34 +419,6 @@ class StableDiffusion(Door):
         ]
         scratch = steps.scratch + sum(each.scratch for each in ends)
         return steps._replace(scratch=scratch), sum(sum(each.canvases) for each in ends)
-
-    def _result(
-        self,
-        base: Base,
-        history: History,
-        start: float,
-        active: TileSet,
-        records: Iterable[LayerRecord] = (),
-        edited_area: float = 0.0,
-        ignored: int = 0,
-        journal_bytes: int = 0,
-        steps: Sequence[StepRecord] = (),
-    ) -> Result:
-        """The result of a change that ends at `history`."""
-        stats = Stats(
-            edited_area,
-            tuple(records),
-            (time.perf_counter() - start) * 1e3,
-            base.nbytes,
-            journal_bytes=journal_bytes,
-            ignored_pixels=ignored,
-            undo_edits=len(history.edits),
-            undo_bytes=history.nbytes,
-            forgotten_edits=history.forgotten,
-            steps=tuple(steps),
-        )
-        image = _image(history)
-        return Result(self.models.decoder.images(image), image.copy(), stats, active)
 
 
 class _LatentEdit:
@@ -654,9 +563,3 @@ def joined(before: Host, new: Host, old: Host, share: Host) -> Host:
 def _of(role: str, records: Iterable[LayerRecord]) -> list[LayerRecord]:
     """The records of a model's layers, under the paths of the whole: "unet.conv_in"."""
     return [dataclasses.replace(record, path=f"{role}.{record.path}") for record in records]
-
-
-def _image(history: History) -> Host:
-    """The image at a place of a session's history; every place has one."""
-    assert history.image is not None
-    return history.image
