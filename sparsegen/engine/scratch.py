@@ -152,7 +152,7 @@ class Computed:
                 continue
             found += self.compute(layer.below, tiles, timed)
             self._tiles.pop(layer.buffer, None)
-            timed(layer.inner, lambda layer=layer: layer.kernel(layer.array, tiles))  # type: ignore[misc]
+            timed(layer.inner, lambda layer=layer: layer.kernel(layer.array, tiles))  # type: ignore[misc]  # a lambda's default
             self._tiles[layer.buffer] = (ref(layer), tiles)
             found.append(layer.inner)
         return found
