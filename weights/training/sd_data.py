@@ -73,8 +73,8 @@ def chunk(folder, index, pool):
     return np.load(picture_file, mmap_mode="r"), json.loads(fact_file.read_text("utf-8"))
 
 
-def captioned_crops(folder, count, *, workers=2):
-    """The crops of the landscapes 0..count-1 (count: whole chunks of 250), painted once.
+def captioned_crops(folder, count, *, workers=None):
+    """The crops of the landscapes 0..count-1 (count: whole chunks of 250), painted once, by ``workers`` processes.
 
     Returns
     -------

@@ -28,7 +28,7 @@ def autoencoder():
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        block_out_channels=(32, 64, 80),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,  # four channels or more in a group: a norm of single channels would lose colours
@@ -61,9 +61,9 @@ def unet():
         sample_size=32,
         in_channels=4,
         out_channels=4,
-        down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
-        block_out_channels=(32, 64, 96, 128),
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+        block_out_channels=(48, 64, 96, 128),
         layers_per_block=1,
         attention_head_dim=4,  # the number of heads: diffusers' name is wrong, for Stable Diffusion's sake
         cross_attention_dim=WIDTH,
