@@ -18,6 +18,7 @@ from .ddpm_export import SIZE, halve
 from .landscapes import paint
 
 CHUNK = 250  # landscapes in a file
+UNSEEN = 900_000  # the first seed that no training uses
 
 
 def captioned(seed):

@@ -3,7 +3,8 @@
     python -m sparsegen.weights.training.sd_export .training/landscape-sd/landscape-sd weights/builtin/landscape-sd \
         --sheet weights/training/sd_sheet.png
 
-copies a folder as float16 and paints the contact sheet with it; ``train_sd.py`` writes the folder by itself.
+copies a folder as float16 and paints the contact sheet with it; ``train_sd.py`` writes the folder by itself. With
+``--errors`` it prints what the autoencoder and the UNet miss on crops that no training has seen.
 """
 
 import argparse
@@ -17,6 +18,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from .batches import to_tensor
+from .captions import caption
+from .sd_data import UNSEEN, captioned
 from .sd_network import scheduler
 
 PROMPTS = (
@@ -99,17 +103,45 @@ def load(folder):
     return pipe
 
 
+@torch.no_grad()
+def errors(pipe, *, landscapes=24, timesteps=(300, 500, 700, 900, 999)):
+    """Print the autoencoder's error, and the velocity's mean square under a crop's caption, none and another's."""
+    painted = [captioned(UNSEEN + i) for i in range(landscapes)]
+    pictures = to_tensor(np.concatenate([crops for crops, _ in painted]))
+    latents = pipe.vae.encode(pictures).latent_dist.mode()
+    again = pipe.vae.decode(latents).sample.clamp(-1, 1)
+    print(
+        f"autoencoder {10 * torch.log10(4 / (again - pictures).square().mean()):.1f} dB on {len(pictures)} crops"
+    )
+    found = [each for _, two in painted for each in two]
+    own = [caption(each, np.random.default_rng(i)) for i, each in enumerate(found)]
+    drawn, z = torch.Generator().manual_seed(0), latents * pipe.vae.config.scaling_factor
+    noise, alphas = torch.randn(z.shape, generator=drawn), scheduler().alphas_cumprod
+    for name, texts in (("own", own), ("none", [""] * len(own)), ("another's", own[1:] + own[:1])):
+        ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        context, row = pipe.text_encoder(ids).last_hidden_state, []
+        for t in timesteps:
+            a, b = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
+            made = pipe.unet(a * z + b * noise, t, context).sample
+            row.append(float((made - (a * noise - b * z)).square().mean()))
+        print(f"{name:10}", *(f"{t}: {each:.3f}" for t, each in zip(timesteps, row, strict=True)))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, help="a folder written by train_sd.py")
-    parser.add_argument("target", type=Path, help="the folder to write")
+    parser.add_argument("target", type=Path, nargs="?", help="the folder to write")
     parser.add_argument("--sheet", type=Path, help="a PNG of samples to write")
+    parser.add_argument("--errors", action="store_true", help="print errors on unseen crops")
     args = parser.parse_args()
-    write(load(args.source), args.target)
+    if args.target:
+        write(load(args.source), args.target)
     if args.sheet:
-        sheet(load(args.target), args.sheet)
+        sheet(load(args.target or args.source), args.sheet)
+    if args.errors:
+        errors(load(args.target or args.source))
 
 
 if __name__ == "__main__":
