@@ -76,7 +76,8 @@ class RecordedEdit:
         memory, backend = run.memory, run.backend
         self._bank = MomentBank(backend, memory.moments if self._statistics else {})
         # of a canvas that is repainted whole, moments are measured, not moved
-        self._moved = [path for path, key in self._followed.items() if sets[key].count < sets[key].total]
+        followed = self._followed if self._statistics else {}
+        self._moved = [path for path, key in followed.items() if sets[key].count < sets[key].total]
         stand_in = _StandIn(backend, memory, {path: sets[self._followed[path]] for path in self._moved})
 
         def work() -> None:
@@ -98,8 +99,7 @@ class RecordedEdit:
             if self._statistics:
                 memory.moments = dict(self._bank.moments)
             lists = [each.tiles for each in sets.values()]
-            olds = list(stand_in.olds.values()) if self._statistics else []
-            self._recording: Recording = backend.record(work, lists, olds=olds)
+            self._recording: Recording = backend.record(work, lists, olds=list(stand_in.olds.values()))
         finally:
             memory.moments = known
         self._finite = run.finite
