@@ -343,7 +343,7 @@ class PortableBackend(Backend):
 
     def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
         taken = self.upload(pixels)[..., None]
-        merged = self.xp.where(taken, values, self.read_tiles(canvas, tiles))
+        merged = self.xp.where(taken, values.astype(canvas.dtype), self.read_tiles(canvas, tiles))
         self.write_tiles(canvas, tiles, merged)
 
     def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:

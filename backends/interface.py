@@ -641,7 +641,8 @@ class Backend(ABC):
     def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
         """`canvas[tiles] = values` where `pixels`, host bool `[K, TILE, TILE]`, is True; other pixels stay.
 
-        `values` is `[K, TILE, TILE, C]`; pixels that overhang the border are dropped.
+        `values` is `[K, TILE, TILE, C]` as `read_tiles` gives it (also of a float16 copy of a float32 canvas); pixels
+        that overhang the border are dropped.
         """
 
     @abstractmethod

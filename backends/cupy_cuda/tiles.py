@@ -127,6 +127,7 @@ class TileCopies(Launching):
                 height=canvas.shape[1],
                 width=canvas.shape[2],
                 channels=canvas.shape[3],
+                halves=int(values.dtype == np.float16),
             )
 
     def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:

@@ -405,11 +405,10 @@ class Run:
             tau = 0  # codes are labels: close numbers do not mean close values
         moved = backend.largest_change(array, active.tiles, old).astype(np.float64) > tau
         new_pixels = active.pixels & moved[:, None, None]
-        mixed = np.flatnonzero(~new_pixels.all((1, 2)))
-        if len(mixed):
-            tiles = Tiles(active.tiles.host[mixed])
-            backend.merge_tiles(array, tiles, old[mixed], ~new_pixels[mixed])
-            self.memory.commit(canvas, tiles, self.finite)
+        mixed = ~new_pixels.all((1, 2))
+        if mixed.any():
+            backend.merge_tiles(array, active.tiles, old, ~new_pixels)
+            self.memory.commit(canvas, Tiles(active.tiles.host[mixed]), self.finite)
         return TileSet.of_tiles(active.shape, active.tiles.host[moved], active.pixels[moved])
 
     # -- the record --------------------------------------------------------------------------------------

@@ -131,6 +131,11 @@ def test_merge_tiles_writes_the_given_pixels(backend: Backend, dtype: str) -> No
     assert_array_equal(backend.download(canvas), np.where(covered, new, host))
     none = Tiles(tiles.host[:0])
     backend.merge_tiles(canvas, none, values[:0], pixels[:0])
+    if dtype == "float32":  # what a float16 copy of the canvas held
+        halves = backend.read_tiles(put(host.astype(np.float16)), tiles)
+        backend.merge_tiles(canvas, tiles, halves, np.ones_like(pixels))
+        assert backend.download(canvas).dtype == np.float32
+        assert_array_equal(backend.download(canvas), host)
     put.assert_untouched()
 
 

@@ -71,10 +71,11 @@ struct CopyArrays {
 
 struct MergeTiles {         // values where `pixels` is not 0
   int* canvas;
-  const int* values;        // [K, 4, 4, C]
+  const void* values;       // [K, 4, 4, C], words, or halves of a float canvas
   const unsigned char* pixels;  // [K, 4, 4]
   const int* tiles;
   int height, width, channels;
+  int halves;               // 1: values are float16
 };
 
 struct AddTiles {           // canvas += values

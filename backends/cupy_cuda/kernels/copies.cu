@@ -45,10 +45,15 @@ KERNEL(copy_arrays, CopyArrays, 256) {
     one.target[i] = one.source[i];
 }
 
+// canvas[tiles] = values, where `pixels` is not 0
 KERNEL(merge_tiles, MergeTiles, 256) {
   EACH_WORD(a.tiles, a.channels) {
     Word w = word_of(a.tiles, k, i, a.height, a.width, a.channels);
-    if (w.inside && a.pixels[k * PIXELS + i / a.channels]) a.canvas[w.canvas] = a.values[w.value];
+    if (!w.inside || !a.pixels[k * PIXELS + i / a.channels]) continue;
+    if (a.halves)
+      ((float*)a.canvas)[w.canvas] = ptx::from_half(((const unsigned short*)a.values)[w.value]);
+    else
+      a.canvas[w.canvas] = ((const int*)a.values)[w.value];
   }
 }
 
