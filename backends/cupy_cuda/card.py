@@ -20,7 +20,7 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from . import compile as compiler
 from . import presence
 from .backend import CudaBackend
 from .device import Device, Fetched, Graph
-from .sources import kernels
+from .sources import Kernel, kernels
 from .staging import LARGEST, PIECE, ROOM, Download, Ring, pinned_bytes
 from .tensor import Precision
 
@@ -138,7 +138,7 @@ class Card(Device):
         self._lock = threading.RLock()
         """Held while a copy is queued: its place in the queue is its number."""
         self._queue: Any = None  # made at the first use: a stream makes a context, which takes memory
-        self._kernels: dict[str, _Loaded] | None = None
+        self._kernels: dict[str, _Loaded] = {}
         self._modules: list[Any] = []
         self._ring: Ring | None = None
         self._held: deque[tuple[int, Any, Any]] = deque()
@@ -344,22 +344,24 @@ class Card(Device):
     def _load(self) -> dict[str, _Loaded]:
         """Every kernel, loaded at the first launch."""
         with self._lock:
-            if self._kernels is None:
-                made = compiler.cubins(compiler.target(self.architecture))
-                modules = {}
-                for file, cubin in made.items():
-                    modules[file] = self._cuda.cupy.cuda.function.Module()
-                    modules[file].load(cubin)
-                self._modules = list(modules.values())  # kernels live as long as their module
-                self._kernels = {
-                    name: _Loaded(modules[each.file].get_function(name).ptr, each.threads)
-                    for name, each in kernels().items()
-                }
+            if not kernels().keys() <= self._kernels.keys():
+                self.add(compiler.cubins(compiler.target(self.architecture)), kernels())
             return self._kernels
+
+    def add(self, cubins: Mapping[str, bytes], declared: Mapping[str, Kernel]) -> None:
+        """Load the cubins of files of kernels, so that `launch` knows those that they declare, by name."""
+        modules = {file: self._cuda.cupy.cuda.function.Module() for file in cubins}
+        for file, cubin in cubins.items():
+            modules[file].load(cubin)
+        self._modules += modules.values()  # kernels live as long as their module
+        self._kernels |= {
+            name: _Loaded(modules[each.file].get_function(name).ptr, each.threads)
+            for name, each in declared.items()
+        }
 
     def launch(self, kernel: str, grid: tuple[int, int, int], arguments: bytes, shared: int = 0) -> None:
         stream, driver = self.enter(), self._cuda.driver
-        loaded = (self._kernels or self._load())[kernel]
+        loaded = self._kernels.get(kernel) or self._load()[kernel]
         # what a launch takes: the address of an array with the address of each parameter; here there is one
         parameters = ctypes.c_char_p(arguments)
         try:

@@ -82,17 +82,21 @@ def target(architecture: str) -> str:
     return f"sm_{max(known)}"
 
 
-def compiled(file: str, architecture: str) -> tuple[bytes, str]:
-    """The cubin of a file of kernels, and the compiler's log. Raises BackendError: it does not compile."""
+def compiled(file: str, architecture: str, *options: str, source: str | None = None) -> tuple[bytes, str]:
+    """The cubin of a file of kernels, and the compiler's log, which is empty where NVRTC remembers the cubin.
+
+    `options` are NVRTC's, beside `OPTIONS`; `source` is the text of a file elsewhere, such as checks of a card. Raises
+    BackendError: it does not compile.
+    """
     library, headers = nvrtc(), sources.headers()
     program = library.createProgram(
-        sources.source(file),
+        sources.source(file) if source is None else source,
         f"{file}.cu",
         [text.encode() for text in headers.values()],
         [name.encode() for name in headers],
     )
     try:
-        library.compileProgram(program, [*OPTIONS, f"--gpu-architecture={architecture}"])
+        library.compileProgram(program, [*OPTIONS, *options, f"--gpu-architecture={architecture}"])
         return library.getCUBIN(program), library.getProgramLog(program)
     except library.NVRTCError as error:
         log = library.getProgramLog(program)

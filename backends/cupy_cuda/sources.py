@@ -165,21 +165,11 @@ def kernels_of(file: str, text: str) -> dict[str, Kernel]:
     return found
 
 
-_ADDED: dict[str, Path] = {}
-"""Files of kernels that are not the backend's, by name."""
-
-
-def add(path: Path) -> None:
-    """Let devices launch the kernels of a file elsewhere, such as checks of a card; `files()` leaves it out."""
-    _ADDED[path.stem] = path
-    kernels.cache_clear()
-
-
 @cache
 def kernels() -> Mapping[str, Kernel]:
     """All kernels by name."""
     found: dict[str, Kernel] = {}
-    for path in (*sorted(FOLDER.glob("*.cu")), *_ADDED.values()):
+    for path in sorted(FOLDER.glob("*.cu")):
         of_file = kernels_of(path.stem, path.read_text("utf-8"))
         if twice := of_file.keys() & found.keys():
             raise ValueError(f"{path.name}: {', '.join(twice)} is declared in another file, too")
@@ -189,7 +179,7 @@ def kernels() -> Mapping[str, Kernel]:
 
 def files() -> list[str]:
     """The names of the backend's files that hold kernels, without suffix."""
-    return sorted({kernel.file for kernel in kernels().values()} - {*_ADDED})
+    return sorted({kernel.file for kernel in kernels().values()})
 
 
 def headers() -> dict[str, str]:
@@ -199,4 +189,4 @@ def headers() -> dict[str, str]:
 
 def source(file: str) -> str:
     """The text of a file of kernels."""
-    return _ADDED.get(file, FOLDER / f"{file}.cu").read_text("utf-8")
+    return (FOLDER / f"{file}.cu").read_text("utf-8")

@@ -11,7 +11,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from sparsegen.backends import backend_status, get_backend
+from sparsegen.backends.cupy_cuda import compile as compiler
 from sparsegen.backends.cupy_cuda import sources
+from sparsegen.backends.cupy_cuda.card import Card
 from sparsegen.backends.cupy_cuda.device import Device
 from sparsegen.backends.cupy_cuda.tensor import tf32
 from sparsegen.backends.interface import Host
@@ -46,9 +48,11 @@ def run(request: pytest.FixtureRequest) -> Run:
             pytest.skip(emulator.MISSING)
         library = emulator.Library(emulator.build(CHECKS.read_text("utf-8"), CHECKS.stem))
         return on_device(emulator.EmulatedDevice(), library.launch)
-    sources.add(CHECKS)
-    device: Device = get_backend(ON_CARD).device  # type: ignore[attr-defined]
-    return on_device(device, device.launch)
+    card: Card = get_backend(ON_CARD).device  # type: ignore[attr-defined]
+    text, architecture = CHECKS.read_text("utf-8"), compiler.target(card.architecture)
+    cubin, _ = compiler.compiled(CHECKS.stem, architecture, source=text)
+    card.add({CHECKS.stem: cubin}, sources.kernels_of(CHECKS.stem, text))
+    return on_device(card, card.launch)
 
 
 def test_the_instructions_are_checked_too() -> None:

@@ -36,7 +36,8 @@ def of_file(file: str, architecture: str) -> dict[str, Usage]:
     path = folder / f"{file}-{architecture}-{compiler.key(file, architecture)[:16]}.json"
     if path.exists():
         return {name: Usage(**each) for name, each in json.loads(path.read_text("utf-8")).items()}
-    _, log = compiler.compiled(file, architecture)
+    remembers = compiler.nvrtc().getVersion() >= (12, 9)  # cubins, from then on, but not what they take
+    _, log = compiler.compiled(file, architecture, *["--no-cache"] * remembers)
     found = compiler.usage(log)
     folder.mkdir(mode=0o700, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
