@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -12,17 +14,27 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
+EMULATED = "SPARSEGEN_TEST_EMULATED"
+"""With this variable set, `cupy` is the tests' emulated device, alone: any test as it would go on a card, slowly."""
+
+
 def tested_backends() -> list[str]:
     """The names of the backends to test: every known one, but `cupy` only where there is a card.
 
     Elsewhere `tests/cuda/test_card.py` says in one line what is missing, in place of every test once more.
     """
+    if os.environ.get(EMULATED):
+        return ["cupy"]
     return [name for name, why in backend_status().items() if why is None or name != "cupy"]
 
 
 @pytest.fixture(scope="session", params=tested_backends())
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every known backend in turn; one that cannot run here is skipped, and the summary says why."""
+    if os.environ.get(EMULATED):
+        from tests.cuda.backends import emulated
+
+        return emulated()
     why = backend_status()[request.param]
     if why is not None:
         pytest.skip(f"backend {request.param}: {why}")

@@ -12,6 +12,7 @@ import pytest
 
 from sparsegen import Session
 from sparsegen.backends.interface import Host
+from tests.devices import host
 from tests.networks import assert_same, random_gaugan, random_labels, repaint
 
 OPERATIONS = 10_000
@@ -90,7 +91,7 @@ def test_thousands_of_edits_and_undos_leave_nothing_behind(backend, operations):
     peak = None if sys.platform == "win32" else resident()
     while done < operations:
         done += play(session, drawn[rng.integers(len(drawn))])
-        assert np.array_equal(session.memory.canvases["conv_img"], before["conv_img"])
+        assert np.array_equal(host(session.memory, "conv_img"), before["conv_img"])
     assert_same(state(session), before)
     assert [*sizes(session)] == grown
     if peak is not None:

@@ -12,6 +12,7 @@ from sparsegen.backends.interface import Host
 from sparsegen.engine.carried import Delta, Deltas
 from sparsegen.engine.store import PAGE
 from sparsegen.tiling.tiles import TileSet
+from tests.devices import host
 from tests.tolerances import check
 from tests.unets import FAMILIES, FAST, assert_all_same, everything, picture, stroke
 
@@ -29,7 +30,7 @@ def opened(backend, family: str, policy: Fast, **options) -> SDEdit:
 def canvases(pipeline: SDEdit) -> list[dict[str, Host]]:
     """Copies of all canvases of all steps, as float32."""
     return [
-        {path: np.array(canvas, np.float32) for path, canvas in state.memory.canvases.items()}
+        {path: np.array(host(state.memory, path), np.float32) for path in state.memory.canvases}
         for state in pipeline._states
     ]
 

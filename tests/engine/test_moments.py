@@ -11,6 +11,7 @@ from sparsegen import Fast, Session
 from sparsegen.backends import Backend
 from sparsegen.backends.interface import Host
 from sparsegen.models.unet import UNet
+from tests.devices import host
 from tests.networks import assert_same, values
 from tests.tolerances import check
 from tests.unets import FAMILIES, FAST, SPARSE, at, dense_with, kept_by, noisy, painted, parts
@@ -43,7 +44,7 @@ def assert_follow(session: Session) -> None:
     """The fresh moments are those of the canvases."""
     assert len(session.memory.moments) > 8
     for path, moments in session.memory.moments.items():
-        (mean, square), fresh = measured(session, path), parts(moments)["fresh"]
+        (mean, square), fresh = measured(session, path), parts(moments, session.memory.backend)["fresh"]
         check("followed moments", fresh[0], mean, largest=float(np.sqrt(square.max())))
         check("followed moments", fresh[1], square)
 
@@ -64,19 +65,20 @@ def test_moments_that_are_followed_are_those_of_the_canvas(backend, model, rng, 
     session.edit(painted(rng, x))
     for path, moments in session.memory.moments.items():
         unknown = sorted({0, 1} - moments.unknown)
-        fresh, now = parts(moments)["fresh"][:, unknown], measured(session, path)[:, unknown]
+        fresh = parts(moments, session.memory.backend)["fresh"][:, unknown]
+        now = measured(session, path)[:, unknown]
         check("followed moments", fresh[1], now[1])
 
 
 def test_norms_use_a_mixture_by_the_share_that_is_repainted(backend, model, rng):
     x = noisy(rng, (32, 32))
     session = opened(backend, model, x, Fast(dilation=0, level_dilation=0, sparse_levels=16, statistics=0.25))
-    before = {path: parts(moments) for path, moments in session.memory.moments.items()}
+    before = {path: parts(moments, backend) for path, moments in session.memory.moments.items()}
     edited = x.copy()
     edited[0, 3:7, 5:9] += 2
     layers = {layer.path: layer for layer in session.edit(edited).stats.layers}
     for path, moments in session.memory.moments.items():
-        old, new = before[path], parts(moments)
+        old, new = before[path], parts(moments, backend)
         share = layers[path].active / layers[path].total
         assert 0 < share < 1
         weight = 0.25 + 0.75 * share
@@ -134,14 +136,14 @@ def test_a_sample_does_not_depend_on_its_batch(backend, model, rng):
         batch.edit(x, mask=mask if whole else None, policy=policy)
         alone[sample].edit(x[sample], mask=mask[sample] if whole else None, policy=policy)
         for i, session in enumerate(alone):
-            for path, canvas in session.memory.canvases.items():
-                assert np.array_equal(canvas[0], batch.memory.canvases[path][i]), path
+            for path in session.memory.canvases:
+                assert np.array_equal(host(session.memory, path)[0], host(batch.memory, path)[i]), path
             for path, moments in session.memory.moments.items():
                 together = batch.memory.moments[path]
                 assert (i in together.unknown) == bool(moments.unknown)
-                for name, array in parts(moments).items():
+                for name, array in parts(moments, backend).items():
                     if name != "fresh" or not moments.unknown:
-                        assert np.array_equal(array[:, 0], parts(together)[name][:, i]), (path, name)
+                        assert np.array_equal(array[:, 0], parts(together, backend)[name][:, i]), (path, name)
 
 
 def test_undo_and_redo_of_a_chain_put_every_bit_back(backend, model, rng):

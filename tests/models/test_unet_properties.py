@@ -25,6 +25,7 @@ from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Everything
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.profile import profile
+from tests.devices import skip_unless_in_main_memory
 from tests.networks import assert_same, computed_by_tiles, values
 from tests.unets import FAMILIES, FAST, SPARSE, at, dense_with, noisy, painted, random_ddpm, random_pd
 
@@ -295,6 +296,7 @@ def test_no_output_is_lost_where_the_picture_itself_is_computed_whole(backend):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", [None, 0, "100KB", "1GB"])
 def test_a_store_changes_no_bit(backend, tmp_path, family, budget):
+    skip_unless_in_main_memory(backend)
     rng = np.random.default_rng(5)
     model, x = network(family, 0), noisy(rng, (16, 24), 2)
     plain = started(backend, model, x)
@@ -324,6 +326,8 @@ def test_a_run_that_records_nothing_gives_the_same_bits_and_refuses_edits(backen
     rng = np.random.default_rng(6)
     model, x = network(family, 0), noisy(rng, (32, 32), 2)
     kept = started(backend, model, x)
+    if budget != "none":
+        skip_unless_in_main_memory(backend)
     store = None if budget == "none" else Store(budget, tmp_path)
     session = Session(model, backend, store=store)
     result = session.run(x, keep_canvases=False, **at(model, 2))

@@ -19,6 +19,7 @@ from sparsegen.engine import store as store_module
 from sparsegen.engine.store import PAGE, Store
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.pipelines.sdedit import SDEdit
+from tests.devices import host, skip_unless_in_main_memory
 from tests.unets import (
     around,
     assert_all_same,
@@ -67,7 +68,7 @@ def opened(way=WAYS["ddim"], backend="numba", **options) -> SDEdit:
 
 def of(pipeline: SDEdit) -> list[np.ndarray]:
     """What the model reads at every step."""
-    return [np.array(session.memory.canvases["input.x"]) for session in pipeline._states]
+    return [np.array(host(session.memory, "input.x")) for session in pipeline._states]
 
 
 # -- what an edit does -----------------------------------------------------------------------------------
@@ -370,6 +371,7 @@ def test_what_is_given_and_what_comes_out_may_be_painted_over(rng):
 
 @pytest.mark.parametrize("ram", [None, "1GB", "300KB", 0])
 def test_where_the_caches_lie_changes_no_bit(backend, rng, tmp_path, ram, monkeypatch):
+    skip_unless_in_main_memory(backend)
     monkeypatch.setattr(store_module, "CHUNK", 64 * PAGE)
     original = picture(rng, SIZE)
     plain = opened(backend=backend, policy="paper")
