@@ -31,6 +31,7 @@ from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from . import session_file
 from .door import Door, Result, warn_of_canvases, within_mask
 from .history import Base, Edit, History, undo_limit
+from .session_check import damaged
 from .session_file import Notes
 from .state import State
 
@@ -286,7 +287,12 @@ class Session(Door):
             if self._base is None:
                 raise SessionError(_NO_BASE)
             session_file.save(
-                path, {"": self._state}, self._base.settle(), policy=self.policy, notes=self.notes
+                path,
+                {"model": self.model},
+                {"": self._state},
+                self._base.settle(),
+                policy=self.policy,
+                notes=self.notes,
             )
 
     @classmethod
@@ -306,8 +312,8 @@ class Session(Door):
         """
         engine = get_backend(backend)
         loaded = session_file.load(path, engine, BackendAllocator(engine))
-        if list(loaded.states) != [""]:
-            raise SessionError(f"{path}: a session of several steps; open it with sparsegen.SDEdit.load")
+        if list(loaded.states) != [""] or len(loaded.models) != 1:
+            raise damaged(path, "it has several states or models")
         session = cls(loaded.model, engine, policy=loaded.policy, undo=undo)
         session._state, session.notes = loaded.states[""], loaded.notes
         session._base = Base([session._state], loaded.history)

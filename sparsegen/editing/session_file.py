@@ -1,18 +1,16 @@
-"""Sessions on disk: states come in, one safetensors file comes out, and back again, bit for bit.
+"""Sessions on disk: models, states and a history come in, one safetensors file comes out, and back again, bit for bit.
 
-The file is self-contained (model, canvases, statistics, journal). A digest over every tensor and all metadata is
-checked before any of them is used; tensors are data, and the file holds no code. A diffusion session has a state for
-each step, whose names begin with the step's prefix. The journals of all edits lie end to end in a few tensors, so that
-a session may have any number of edits:
+The file is self-contained. A digest over every tensor and all metadata is checked before any of them is used; tensors
+are data, and the file holds no code. A session has named *models* and states of them, each by its prefix: a session of
+a GAN one of both, a diffusion session a state for each denoising step, one of Stable Diffusion several models.
 
-    steps.table   int32 [R, 3]   edit, canvas (by its place among the sorted names), number of tiles
-    steps.tiles   int32 [T, 3]   the tiles of all rows
-    steps.values  int32 [B]      their values' bits, float32, float16 or int32 as the canvas is
-    steps.books   int32 [B, 4]   edit, codebook (by its place among the sorted names), windows that stay, that follow
-    steps.windows int32 [W]      the windows that follow, of all rows
-    steps.norms   int32 [M, 2]   edit, canvas whose moments it moved (by its place among the sorted names)
-    steps.moments float64 [V]    these moments, of all rows, each [6, N, C] as `_packed` lays them out
-    stale.counts  int32 [S + 1]  tiles of the stale set beyond each edit, and now; then stale.tiles, stale.pixels
+    parameter/MODEL/…   the parameters of a model, as they are stored
+    PREFIX…             a state and its journals (`session_arrays.py`)
+    history/image       float32 [N, H, W, C]: the image of a diffusion session; then history/image.00000, … on the
+                        other side of each edit
+    history/counts      int32 [S + 1]: tiles of the stale set beyond each edit, and now; then history/tiles int32 [T, 3]
+                        and history/pixels uint8 [T, TILE, TILE]
+    beside/…, notes/…   arrays of the session's kind; of the user
 
 Edits that can be redone are numbered after the edits that can be undone, the next one last.
 """
@@ -29,14 +27,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparsegen.backends.interface import TILE, Array, Backend, Host, Tiles, WindowSet
-from sparsegen.weights import read_checkpoint, write_safetensors
+from sparsegen.backends.interface import Array, Backend, Host
+from sparsegen.weights import Checkpoint, read_checkpoint, shown, write_safetensors
 
-from ..engine.allocator import Allocator, uploaded
-from ..engine.codebook import Codebook
+from ..checks import is_whole
+from ..engine.allocator import Allocator
 from ..engine.journal import Journal
-from ..engine.memory import input_path
-from ..engine.moments import Moments
 from ..engine.store import block_bytes
 from ..errors import SessionError, SparsegenError
 from ..layers import Parameter
@@ -45,41 +41,55 @@ from ..tiling import policies
 from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet
 from .history import Edit, History
+from .session_arrays import CANVAS, fill, is_large, parts, under
 from .session_check import check, damaged
 from .state import State
 
-VERSION = "6"
+VERSION = "7"
 DIGEST = "sparsegen.digest"
+_PREFIX = "sparsegen."
+KIND = "session"
+"""The kind of a `Session`, in its file."""
 _KEPT = (np.float32, np.int32, np.float16)
-VALUES = "steps.values"
+_SMALL = ("parameter/", "history/", "beside/", "notes/")
+"""Prefixes of arrays that are no state's."""
 Notes: TypeAlias = "dict[str, str | Host]"
 """A user's notes in a session's file: text and arrays by name."""
 
 
 def save(
     path: str | os.PathLike[str],
+    models: Mapping[str, Model],
     states: Mapping[str, State],
     history: History,
     *,
     policy: Policy,
-    metadata: Mapping[str, str] | None = None,
+    kind: str = KIND,
+    settings: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Host] | None = None,
     notes: Notes | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
-    """Write `states` of one model, by their prefixes, and their history to `path`, or leave the old file whole.
+    """Write `models` by name, states of them by prefix, and the history of the states, or leave the old file whole.
 
-    `metadata`, `tensors` and the user's `notes` are kept beside them. An array is copied as it is written: no more than
-    one at a time. An edit that repainted nothing is not written: the caller keeps it.
+    The `kind` of the session, its `settings` (plain values), `tensors` of its own and the user's `notes` are kept
+    beside them. An array is copied as it is written: no more than
+    one at a time.
 
     Raises
     ------
     CheckpointError
         The file could not be written.
     """
-    model = next(iter(states.values())).model
+    names = {model: name for name, model in models.items()}
+    edits = (*history.edits, *history.undone)
     written: dict[str, Callable[[], Host]] = {
-        f"parameter/{key}": partial(_value, parameter) for key, parameter in model.parameters().items()
+        f"parameter/{name}/{key}": partial(_value, parameter)
+        for name, model in models.items()
+        for key, parameter in model.parameters().items()
+    }
+    written |= {
+        f"history/{name}": partial(np.ascontiguousarray, value) for name, value in _told(history, edits)
     }
     for name, value in (tensors or {}).items():
         written[f"beside/{name}"] = partial(np.ascontiguousarray, value)
@@ -87,35 +97,66 @@ def save(
     for name, note in (notes or {}).items():
         if not isinstance(note, str):
             written[f"notes/{name}"] = partial(np.ascontiguousarray, note)
+    for i, (prefix, state) in enumerate(states.items()):
+        journals = [edit.journals[i] if edit.journals else Journal() for edit in edits]
+        written |= {f"{prefix}{name}": value for name, value in parts(state, journals).items()}
     described = {
-        "sparsegen.session": VERSION,
-        "sparsegen.family": model.family,
-        "sparsegen.config": model.config_json(),
-        "sparsegen.model": json.dumps(model.described()),
-        "sparsegen.paper": json.dumps(asdict(model.paper)),
-        "sparsegen.policy": json.dumps(policies.described(policy)),
-        "sparsegen.states": json.dumps(
+        "session": VERSION,
+        "kind": kind,
+        "settings": json.dumps(dict(settings or {})),
+        "models": json.dumps({name: _of_model(model) for name, model in models.items()}),
+        "policy": json.dumps(policies.described(policy)),
+        "states": json.dumps(
+            {prefix: _of_state(state, names[state.model]) for prefix, state in states.items()}
+        ),
+        "history": json.dumps(
             {
-                prefix: {
-                    "output": state.output_path,
-                    "coded": state.memory.coded,
-                    "storage": state.memory.storage,
-                    "least_size": state.memory.least_size,
-                    "carried_rows": state.memory.carried_rows,
-                    "edits": len(_written(history.edits)),
-                    "forgotten": history.forgotten,
-                }
-                for prefix, state in states.items()
+                "edits": len(history.edits),
+                "ran": [bool(edit.journals) for edit in edits],
+                "forgotten": history.forgotten,
+                "images": history.image is not None,
             }
         ),
-        "sparsegen.notes": json.dumps(texts),
-        **(metadata or {}),
+        "notes": json.dumps(texts),
     }
-    for i, (prefix, state) in enumerate(states.items()):
-        edits = [_Share(edit.journals[i], edit.stale) for edit in _written((*history.edits, *history.undone))]
-        written |= {f"{prefix}{name}": value for name, value in _parts(state, edits, history.stale).items()}
-    digesting = _Digesting(written, described)
+    digesting = _Digesting(written, {_PREFIX + name: text for name, text in described.items()})
     write_safetensors(path, digesting, digesting.metadata, progress=progress)
+
+
+def _of_model(model: Model) -> dict[str, Any]:
+    """A model without its parameters, in plain values."""
+    return {
+        "family": model.family,
+        "config": asdict(model.config),
+        "about": model.described(),
+        "paper": asdict(model.paper),
+    }
+
+
+def _of_state(state: State, model: str) -> dict[str, Any]:
+    """A state without its arrays, in plain values; `model` is the name of its model."""
+    memory = state.memory
+    return {
+        "model": model,
+        "output": state.output_path,
+        "coded": memory.coded,
+        "storage": memory.storage,
+        "least_size": memory.least_size,
+        "carried_rows": memory.carried_rows,
+    }
+
+
+def _told(history: History, edits: Sequence[Edit]) -> Iterator[tuple[str, Host]]:
+    """The arrays of a history, by name."""
+    if history.image is not None:
+        yield "image", history.image
+    for i, edit in enumerate(edits):
+        if edit.image is not None:
+            yield f"image.{i:05d}", edit.image
+    sets = [*(edit.stale for edit in edits), history.stale]
+    yield "counts", np.array([each.count for each in sets], np.int32)
+    yield "tiles", np.concatenate([each.tiles.host for each in sets])
+    yield "pixels", np.concatenate([each.pixels for each in sets]).astype(np.uint8)
 
 
 class _Digesting(Mapping[str, Host]):
@@ -155,183 +196,115 @@ class Digest:
         return self._digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class _Share:
-    """One state's share of an edit."""
-
-    journal: Journal
-    stale: TileSet
-
-
-def _written(edits: Sequence[Edit]) -> list[Edit]:
-    """The edits of which the file keeps journals."""
-    return [edit for edit in edits if edit.journals]
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Loaded:
     """The contents of a file."""
 
-    model: Model
+    models: dict[str, Model]
+    """By name."""
     states: dict[str, State]
-    """By their prefixes, in the order of these."""
+    """By prefix, in the order of the journals of an edit."""
     history: History
-    """Of all states together, without its images."""
+    """Of all states together."""
     policy: Policy
     """The session's."""
-    metadata: dict[str, str]
+    settings: dict[str, Any]
+    """Of its kind; not checked."""
     tensors: dict[str, Host]
     notes: Notes
 
+    @property
+    def model(self) -> Model:
+        """The only model. Raises ValueError: there are several, or none."""
+        (model,) = self.models.values()
+        return model
 
-def load(path: str | os.PathLike[str], backend: Backend, allocator: Allocator) -> Loaded:
+
+def load(
+    path: str | os.PathLike[str],
+    backend: Backend,
+    allocator: Allocator,
+    *,
+    kind: str = KIND,
+    allocators: Mapping[str, Allocator] | None = None,
+    edited: str | None = None,
+) -> Loaded:
     """Read a session file, its canvases and journals into arrays of `allocator`.
+
+    Parameters
+    ----------
+    kind
+        The kind of session that the file must hold.
+    allocators
+        Prefix of a state -> another allocator for that state.
+    edited
+        Prefix of the state whose input's pixels the stale sets of the history are of; None: the first.
 
     Raises
     ------
     SessionError, CheckpointError
-        The file is cut, altered, not a session or of another version; there is no room for its arrays.
+        The file is cut, altered, not a session, of another kind or version; there is no room for its arrays.
     """
     checkpoint = read_checkpoint(path)
-    metadata = {key: str(value) for key, value in checkpoint.metadata.items() if key.startswith("sparsegen.")}
-    version = metadata.get("sparsegen.session")
-    if version is None:
+    metadata = read_metadata(path, checkpoint)
+    if metadata.get("sparsegen.kind") != kind:
         raise SessionError(
-            f"{path}: not a saved session; expected a file that Session.save or SDEdit.save wrote"
+            f"{path}: a session of another kind ({shown(metadata.get('sparsegen.kind'))}, expected {kind}); open it "
+            "with sparsegen.open_session"
         )
-    if version != VERSION:
-        raise SessionError(f"{path}: session format {version}; this version of sparsegen reads {VERSION}")
     tensors: dict[str, Array] = {}
     digest_in_file = metadata.pop(DIGEST, "")
     digest = Digest(metadata)
-    cached = {name for name, tensor in checkpoint.tensors.items() if _is_cached(name)}
-    allocator.check_room([block_bytes(checkpoint.tensors[name].nbytes) for name in cached])
+    places = {
+        name: _allocator(name, allocator, allocators or {}) for name in checkpoint.tensors if _kept(name)
+    }
+    for each in dict.fromkeys(places.values()):
+        named = [name for name, place in places.items() if place is each]
+        each.check_room([block_bytes(checkpoint.tensors[name].nbytes) for name in named])
     for name, tensor in sorted(checkpoint.tensors.items()):
         value = np.array(tensor.numpy())  # a copy: the file may be overwritten while the session lives
         digest.add(name, value)
-        if name in cached and value.dtype in _KEPT:
+        if name in places and value.dtype in _KEPT:
             # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
             if value.dtype == np.float16 and value.ndim == 4:
-                allocator.shared(name.partition("canvas/")[2], value.shape)
-            tensors[name] = allocator.adopt(value)
+                places[name].shared(name.partition(CANVAS)[2], value.shape)
+            tensors[name] = places[name].adopt(value)
         else:
             tensors[name] = value
         checkpoint.release()
     if digest_in_file != digest.text():
         raise damaged(path, "its digest does not match")
     try:
-        return _loaded(path, tensors, metadata, backend, allocator)
+        return _loaded(path, tensors, metadata, backend, allocator, allocators or {}, edited)
     except SessionError:
         raise
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError, SparsegenError) as error:
         raise damaged(path, f"it does not describe a session ({error})") from None
 
 
-def _is_cached(name: str) -> bool:
-    """Whether an array of that name is one that a store holds."""
-    return "canvas/" in name or name.endswith(VALUES)
+def read_metadata(path: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata of a session's file. Raises SessionError: it is none, or one of another version."""
+    metadata = {key: str(value) for key, value in checkpoint.metadata.items() if key.startswith(_PREFIX)}
+    version = metadata.get("sparsegen.session")
+    if version is None:
+        raise SessionError(f"{path}: not a saved session; expected a file that the save() of a session wrote")
+    if version != VERSION:
+        raise SessionError(f"{path}: session format {version}; this version of sparsegen reads {VERSION}")
+    return metadata
+
+
+def _kept(name: str) -> bool:
+    """Whether an array of that name lies in an allocator's memory."""
+    return is_large(name) and not name.startswith(_SMALL)
+
+
+def _allocator(name: str, allocator: Allocator, others: Mapping[str, Allocator]) -> Allocator:
+    """The allocator of an array, or of a state's prefix."""
+    return next((each for prefix, each in others.items() if name.startswith(prefix)), allocator)
 
 
 def _value(parameter: Parameter) -> Host:
     return np.ascontiguousarray(parameter.value)
-
-
-def _parts(state: State, steps: Sequence[_Share], stale: TileSet) -> dict[str, Callable[[], Host]]:
-    """A state's arrays by name, each made when it is written; `steps` as in the file, `stale` after all of them."""
-    backend, memory = state.memory.backend, state.memory
-    parts: dict[str, Callable[[], Host]] = {}
-    for key, canvas in memory.canvases.items():
-        parts[f"canvas/{key}"] = partial(memory.allocator.host, canvas)
-    for key, codebook in memory.codebooks.items():  # its tables follow from its windows
-        parts[f"windows/{key}"] = partial(np.asarray, codebook.window_set.windows)
-    for key, values in memory.statistics.items():
-        for i, value in enumerate(values):
-            parts[f"measured/{key}/{i}"] = partial(backend.download, value)
-    for key, moments in memory.moments.items():
-        parts[f"moments/{key}"] = partial(_packed, backend, moments)
-    for key, value in state.conditions.items():
-        parts[f"condition/{key}"] = partial(np.ascontiguousarray, value)
-    small = {**_journal_tables(state, steps), **_stale_sets([*(step.stale for step in steps), stale])}
-    parts |= {name: partial(np.asarray, value) for name, value in small.items()}
-    parts[VALUES] = partial(_journal_values, state, steps)
-    parts["steps.moments"] = partial(_journal_moments, state, steps)
-    return parts
-
-
-def _packed(backend: Backend, moments: Moments) -> Host:
-    """Float64 `[6, N, C]`: mean and variance in use, stale means, fresh means (NaN: unknown for that sample)."""
-    arrays = (*moments.used, *moments.stale, *moments.fresh)
-    packed = np.array([backend.download(array) for array in arrays], np.float64)
-    packed[4:, sorted(moments.unknown)] = np.nan
-    return packed
-
-
-def _unpacked(backend: Backend, packed: Host) -> Moments:
-    """The moments that `_packed` laid out. Raises ValueError: it did not."""
-    if packed.dtype != np.float64 or packed.ndim != 3 or len(packed) != 6 or np.isinf(packed).any():
-        raise ValueError(f"moments are {packed.dtype} {packed.shape}, expected finite float64 (6, N, C)")
-    unknown = np.isnan(packed[4:]).any((0, 2))
-    packed = packed.copy()
-    packed[4:, unknown] = packed[2:4, unknown]
-    used = tuple(backend.upload(array) for array in packed[:2].astype(np.float32))
-    stale, fresh = (
-        tuple(uploaded(backend, np.ascontiguousarray(array)) for array in packed[i : i + 2]) for i in (2, 4)
-    )
-    if np.isnan(packed[:4]).any():
-        raise ValueError("moments in use are not numbers")
-    samples = frozenset(np.flatnonzero(unknown).tolist())
-    return Moments((used[0], used[1]), (stale[0], stale[1]), (fresh[0], fresh[1]), samples)
-
-
-def _journal_moments(state: State, steps: Sequence[_Share]) -> Host:
-    """The moments of all journals end to end."""
-    backend = state.memory.backend
-    packed = [_packed(backend, moments) for step in steps for moments in step.journal.moments.values()]
-    return np.concatenate([np.zeros(0), *(each.reshape(-1) for each in packed)])
-
-
-def _journal_tables(state: State, steps: Sequence[_Share]) -> dict[str, Host]:
-    """All journals end to end, without the values."""
-    number = {key: i for i, key in enumerate(sorted(state.memory.canvases))}
-    place = {key: i for i, key in enumerate(sorted(state.memory.codebooks))}
-    norm = {key: i for i, key in enumerate(sorted(state.memory.moments))}
-    table, tiles, codebooks, windows, norms = [], [], [], [], []
-    for i, step in enumerate(steps):
-        for key in step.journal.paths:
-            kept = step.journal.saved_tiles(key)
-            table.append((i, number[key], len(kept)))
-            tiles.append(kept.host)
-        for key, (count, keys) in step.journal.windows.items():
-            codebooks.append((i, place[key], count, len(keys)))
-            windows.append(keys.reshape(-1))
-        norms += [(i, norm[key]) for key in step.journal.moments]
-    return {
-        "steps.norms": np.array(norms, np.int32).reshape(-1, 2),
-        "steps.table": np.array(table, np.int32).reshape(-1, 3),
-        "steps.books": np.array(codebooks, np.int32).reshape(-1, 4),
-        "steps.windows": np.concatenate([np.zeros(0, np.int32), *windows]),
-        "steps.tiles": np.concatenate([np.zeros((0, 3), np.int32), *tiles]),
-    }
-
-
-def _journal_values(state: State, steps: Sequence[_Share]) -> Host:
-    """The values of all journals end to end, as 32-bit words."""
-    backend = state.memory.backend
-    values = [
-        np.ascontiguousarray(backend.download(step.journal.saved(backend, key)[1])).reshape(-1).view(np.int32)
-        for step in steps
-        for key in step.journal.paths
-    ]
-    return np.concatenate([np.zeros(0, np.int32), *values])
-
-
-def _stale_sets(sets: list[TileSet]) -> dict[str, Host]:
-    """All stale sets, end to end."""
-    return {
-        "stale.counts": np.array([s.count for s in sets], np.int32),
-        "stale.tiles": np.concatenate([s.tiles.host for s in sets]),
-        "stale.pixels": np.concatenate([s.pixels for s in sets]).astype(np.uint8),
-    }
 
 
 def _loaded(
@@ -340,111 +313,95 @@ def _loaded(
     metadata: Mapping[str, str],
     backend: Backend,
     allocator: Allocator,
+    allocators: Mapping[str, Allocator],
+    edited: str | None,
 ) -> Loaded:
-    kind = Model.registry.get(metadata["sparsegen.family"])
-    if kind is None:
-        raise ValueError(f"unknown family {metadata['sparsegen.family']!r}")
-    build: Any = kind
-    model: Model = build(kind.config_type(**json.loads(metadata["sparsegen.config"])))
-    model.describe(json.loads(metadata["sparsegen.model"]))
-    model.paper = Paper(**json.loads(metadata["sparsegen.paper"]))
-    model.load_parameters(_under(tensors, "parameter/"))
+    models = {
+        name: _model(described, under(tensors, f"parameter/{name}/"))
+        for name, described in json.loads(metadata["sparsegen.models"]).items()
+    }
+    told = json.loads(metadata["sparsegen.history"])
+    ran, edits = told["ran"], told["edits"]
+    if not isinstance(ran, list) or not is_whole(edits) or not 0 <= edits <= len(ran):
+        raise damaged(path, f"{edits!r} edits can be undone, expected 0 to the number of all")
     states: dict[str, State] = {}
-    histories = []
+    columns: list[list[Journal]] = []
     for prefix, kept in json.loads(metadata["sparsegen.states"]).items():
-        state = State(model, backend, allocator=allocator, storage=kept["storage"])
+        place = _allocator(prefix, allocator, allocators)
+        state = State(models[kept["model"]], backend, allocator=place, storage=kept["storage"])
         state.memory.coded = bool(kept["coded"])
         state.memory.least_size = int(kept["least_size"])
         state.memory.carried_rows = int(kept["carried_rows"])
-        steps, stale = _fill(state, _under(tensors, prefix), str(kept["output"]))
-        check(path, state, [step.journal for step in steps], kept["edits"])
+        state.output_path = str(kept["output"])
+        journals = fill(state, under(tensors, prefix), len(ran))
+        check(path, state, journals, edits)
         states[prefix] = state
-        histories.append((steps, stale, kept["edits"], int(kept["forgotten"])))
+        columns.append(journals)
+    if not states:
+        raise ValueError("it has no states")
+    shape = next(iter(states[next(iter(states)) if edited is None else edited].inputs.values())).shape
+    history = _history(told, under(tensors, "history/"), columns, (shape[0], shape[1], shape[2]))
     notes: Notes = {str(name): str(text) for name, text in json.loads(metadata["sparsegen.notes"]).items()}
-    notes |= _under(tensors, "notes/")
-    history = _joined(histories)
+    notes |= under(tensors, "notes/")
     policy = policies.read_policy(json.loads(metadata["sparsegen.policy"]))
-    return Loaded(model, states, history, policy, dict(metadata), _under(tensors, "beside/"), notes)
+    settings = json.loads(metadata["sparsegen.settings"])
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are no JSON object")
+    return Loaded(models, states, history, policy, settings, under(tensors, "beside/"), notes)
 
 
-def _joined(histories: Sequence[tuple[list[_Share], TileSet, int, int]]) -> History:
-    """The history of states that were edited together. Raises ValueError: they were not."""
-    steps, stale, edits, forgotten = histories[0]
-    for others, other_stale, other_edits, _ in histories[1:]:
-        pairs = [(stale, other_stale), *((a.stale, b.stale) for a, b in zip(steps, others, strict=True))]
-        if other_edits != edits or any(
-            not np.array_equal(a.tiles.host, b.tiles.host) or not np.array_equal(a.pixels, b.pixels)
-            for a, b in pairs
-        ):
-            raise ValueError("its states were not edited together")
-    columns = zip(*(each[0] for each in histories), strict=True)
-    joined = [Edit(tuple(step.journal for step in column), column[0].stale) for column in columns]
-    return History(
-        stale, edits=tuple(joined[:edits]), undone=tuple(joined[edits:]), forgotten=max(forgotten, 0)
+def _model(described: Mapping[str, Any], parameters: Mapping[str, Host]) -> Model:
+    """The model that `_of_model` described."""
+    kind = Model.registry.get(described["family"])
+    if kind is None:
+        raise ValueError(f"unknown family {described['family']!r}")
+    build: Any = kind
+    model: Model = build(kind.config_type(**described["config"]))
+    model.describe(described["about"])
+    model.paper = Paper(**described["paper"])
+    model.load_parameters(parameters)
+    return model
+
+
+def _history(
+    told: Mapping[str, Any],
+    tensors: Mapping[str, Host],
+    columns: Sequence[Sequence[Journal]],
+    shape: tuple[int, int, int],
+) -> History:
+    """The history of states that have these journals; stale sets are of pixels `shape` = (N, H, W).
+
+    Raises
+    ------
+    LookupError, ValueError, TypeError
+        Its arrays do not fit each other.
+    """
+    ran, edits = told["ran"], told["edits"]
+    counts, tiles, pixels = tensors["counts"], tensors["tiles"], tensors["pixels"]
+    if counts.shape != (len(ran) + 1,) or (counts < 0).any() or not counts.sum() == len(tiles) == len(pixels):
+        raise ValueError("its stale tiles are not those of its edits")
+    if tiles.dtype != np.int32 or pixels.dtype != np.uint8:
+        raise ValueError(f"its stale tiles are {tiles.dtype} and {pixels.dtype}, expected int32 and uint8")
+    ends = np.cumsum(counts)[:-1]
+    *beyond, stale = (
+        TileSet.of_tiles(shape, *each)
+        for each in zip(np.split(tiles, ends), np.split(pixels.astype(bool), ends), strict=True)
     )
-
-
-def _under(tensors: Mapping[str, Host], prefix: str) -> dict[str, Host]:
-    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
-
-
-def _fill(state: State, tensors: Mapping[str, Array], output_path: str) -> tuple[list[_Share], TileSet]:
-    """Put a file's arrays into a state, and return its steps and its stale pixels."""
-    memory, backend = state.memory, state.memory.backend
-    state.output_path, state.conditions = output_path, _under(tensors, "condition/")
-    memory.canvases = _under(tensors, "canvas/")
-    memory.inputs = {name: input_path(name) for name in state.model.inputs}
-    for key, windows in _under(tensors, "windows/").items():
-        memory.codebooks[key] = Codebook(
-            "", "", WindowSet(windows.shape[1], windows)
-        )  # `check` gives the names
-    statistics: dict[str, list[Array]] = {}
-    for key, value in sorted(_under(tensors, "measured/").items()):
-        statistics.setdefault(key.rpartition("/")[0], []).append(backend.upload(value))
-    memory.statistics = {key: tuple(values) for key, values in statistics.items()}
-    memory.moments = {key: _unpacked(backend, packed) for key, packed in _under(tensors, "moments/").items()}
-
-    samples, height, width, _ = next(iter(state.inputs.values())).shape
-    ends = np.cumsum(tensors["stale.counts"])
-    sets = [
-        TileSet.of_tiles((samples, height, width), tiles, pixels.astype(bool))
-        for tiles, pixels in zip(
-            np.split(tensors["stale.tiles"], ends[:-1]),
-            np.split(tensors["stale.pixels"], ends[:-1]),
-            strict=True,
-        )
-    ]
-    *beyond, stale = sets
-    steps = [_Share(Journal(), each) for each in beyond]
-    keys, tile, word = sorted(memory.canvases), 0, 0
-    for i, canvas_number, count in tensors["steps.table"].tolist():
-        key = keys[canvas_number]
-        canvas = memory.canvases[key]
-        shape = (count, TILE, TILE, int(canvas.shape[3]))
-        size = int(np.prod(shape)) * canvas.dtype.itemsize // 4
-        values = tensors[VALUES][word : word + size].view(canvas.dtype).reshape(shape)
-        tiles = tensors["steps.tiles"][tile : tile + count]
-        if tiles.dtype != np.int32 or tiles.shape != (count, 3):
-            raise ValueError(
-                f"a journal keeps {count} tiles of {key}, its list is {tiles.dtype} {tiles.shape}, expected int32 "
-                f"{(count, 3)}"
-            )
-        steps[i].journal.add(key, Tiles(tiles), values)
-        tile, word = tile + count, word + size
-    paths, at = sorted(memory.codebooks), 0
-    for i, number, count, follow in tensors["steps.books"].tolist():
-        codebook = memory.codebooks[paths[number]]
-        width = codebook.window_set.storage.shape[1]
-        windows = tensors["steps.windows"][at : at + follow * width].reshape(follow, width)
-        if count < 0 or windows.dtype != np.int32:
-            raise ValueError(f"a journal goes back to {count} windows of {paths[number]}")
-        steps[i].journal.add_windows(paths[number], count, windows)
-        at += follow * width
-    normed, at = sorted(memory.moments), 0
-    for i, number in tensors["steps.norms"].tolist():
-        shape = tensors[f"moments/{normed[number]}"].shape
-        size = int(np.prod(shape))
-        packed = tensors["steps.moments"][at : at + size].reshape(shape)
-        steps[i].journal.save_moments(normed[number], _unpacked(backend, packed))
-        at += size
-    return steps, stale
+    images: list[Host | None] = [None] * (len(ran) + 1)
+    if told["images"]:
+        found = [tensors["image"], *(tensors[f"image.{i:05d}"] for i in range(len(ran)))]
+        if found[0].ndim != 4 or any(
+            each.dtype != np.float32 or each.shape != found[0].shape for each in found
+        ):
+            raise ValueError("its images are not float32 of one shape [N, H, W, C]")
+        images[:] = found
+    done: list[Edit] = []
+    for i, moved in enumerate(ran):
+        journals = tuple(column[i] for column in columns)
+        if not moved and any(journal.paths or journal.moments or journal.windows for journal in journals):
+            raise ValueError(f"edit {i} repainted nothing, and has a journal")
+        done.append(Edit(journals if moved else (), beyond[i], images[i + 1]))
+    forgotten = max(int(told["forgotten"]), 0)
+    return History(
+        stale, images[0], edits=tuple(done[:edits]), undone=tuple(done[edits:]), forgotten=forgotten
+    )

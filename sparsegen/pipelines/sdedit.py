@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,12 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
-from ..checks import warn, warn_of_unit_range, whole_number
+from ..checks import warn_of_unit_range, whole_number
 from ..diffusion import samplers
 from ..diffusion.settings import OnStep, settings_for
-from ..editing.door import Result, warn_of_canvases
+from ..editing.door import Result
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_check import damaged
-from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
@@ -124,8 +123,7 @@ class SDEdit(StepsDoor):
         memory_kind(storage)
         self.storage = storage
         self._undo = parse_size(undo)
-        self.notes: Notes = {}
-        """Text and arrays that `save` keeps for the user, by name."""
+        self.notes = {}
 
     def __repr__(self) -> str:
         s = self.settings
@@ -251,16 +249,10 @@ class SDEdit(StepsDoor):
             base, before = self._ready()
             image, difference, ignored = self._difference(before, edited, mask)
             chosen = self._policy(policy)
-            warn_of_canvases(self.policy, chosen)
-            rows = self._carried_rows(*image.shape[1:3])
-            if (chosen.refresh, chosen.frontier) != (self.policy.refresh, self.policy.frontier):
-                self._warn_of_steps(rows)
-                rows = (0,) * len(rows)
             if isinstance(chosen, Paper):
                 chosen = dataclasses.replace(chosen, dilation=0)
             region, stale = self._region(difference), base.history.stale
-            if region.mask()[region.edited].all():
-                rows = (0,) * len(rows)  # an edit of everything is the dense run
+            rows = self._rows_of_edit(chosen, region)
             spread = union([region, stale]) if chosen.exact else region
             painted, left, repainting = before, stale, None
             with base.edit() as journals:
@@ -334,34 +326,20 @@ class SDEdit(StepsDoor):
 
     # -- files and the end -------------------------------------------------------------------------------
 
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        progress: Callable[[int, int, str], None] | None = None,
+    def _write(
+        self, path: str | os.PathLike[str], history: History, progress: Callable[[int, int, str], None] | None
     ) -> None:
-        """Write the whole session (model, caches of all steps, undo) to one file, or leave the old file whole.
-
-        The file is as large as the caches and the weights. `progress(done, total, name)` is called after each array.
-
-        Raises
-        ------
-        SessionError, CheckpointError
-            Nothing has run yet; the file could not be written; the caller is a callback of this session.
-        """
-        with self._turn.change("save"):
-            base, _ = self._ready()
-            sdedit_file.save(
-                path,
-                self._states,
-                base.history,
-                self.settings,
-                policy=self.policy,
-                margin=self.margin,
-                storage=self.storage,
-                notes=self.notes,
-                progress=progress,
-            )
+        sdedit_file.save(
+            path,
+            self._states,
+            history,
+            self.settings,
+            policy=self.policy,
+            margin=self.margin,
+            storage=self.storage,
+            notes=self.notes,
+            progress=progress,
+        )
 
     @classmethod
     def load(
@@ -418,15 +396,6 @@ class SDEdit(StepsDoor):
         usual = len(self.model.diffusion.edit.times())
         model: Model = self.model
         return model.policy(policy, fast=self.model.fast.for_steps(len(self.times), usual))
-
-    def _warn_of_steps(self, rows: Sequence[int]) -> None:
-        """Warn of an edit that computes every layer at steps of which the session keeps few canvases."""
-        whole = sum(map(bool, rows))
-        if whole:
-            warn(
-                f"the session was opened under another policy, which keeps few canvases at {whole} of its {len(rows)} "
-                "steps: layers without a kept canvas compute all their tiles there; open a session with this policy="
-            )
 
     def _blocks(self, image: Host) -> StepBlocks:
         """The memory of the states of all steps."""

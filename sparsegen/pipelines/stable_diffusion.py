@@ -13,20 +13,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Host
+from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.registry import get_backend
 
 from ..checks import whole_number
 from ..diffusion import samplers
 from ..diffusion.random import torch_noise
 from ..diffusion.samplers import START
 from ..diffusion.settings import OnStep, latent_settings
-from ..editing.door import Result, warn_of_canvases
+from ..editing.door import Result
 from ..editing.history import Base, Edit, History, undo_limit
+from ..editing.session_check import damaged
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
@@ -37,6 +39,7 @@ from ..errors import InputError
 from ..models.base import Inputs, Model
 from ..tiling.policies import Fast, Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
+from . import stable_diffusion_file
 from .latents import LatentDiffusion, draws, guided, reduced
 from .steps import CachePlan, Denoising, Repainting, StepBlocks, step_blocks
 from .steps_door import StepsDoor, image_of
@@ -76,7 +79,7 @@ class StableDiffusion(StepsDoor):
         An option cannot be used; the message names it and the reason.
     """
 
-    not_copied = "run another session"
+    not_copied = "save(path) it, and StableDiffusion.load(path) as often as you like"
 
     def __init__(
         self,
@@ -137,6 +140,7 @@ class StableDiffusion(StepsDoor):
         self._encoder, self._decoder = self._state(models.encoder), self._state(models.decoder)
         self._text: Host | None = None
         """Features of the texts, `[1 or 2, T, C]`."""
+        self.notes = {}
 
     def __repr__(self) -> str:
         s = self.settings
@@ -279,13 +283,14 @@ class StableDiffusion(StepsDoor):
             base, before = self._ready()
             image, difference, ignored = self._difference(before, edited, mask)
             chosen = self._policy(policy)
-            warn_of_canvases(self.policy, chosen)
             region = self._region(difference) if mask is None else TileSet.of_mask(difference)
+            cells = TileSet.of_mask(reduced(region.mask(), self.models.decoder.config.reduction))
+            rows = self._rows_of_edit(chosen, cells)
             stale = base.history.stale
             painted, left, repainting, records = before, stale, None, list[LayerRecord]()
             with base.edit() as journals:
                 if region.count:
-                    edit = _LatentEdit(self, image, region, stale, chosen, journals)
+                    edit = _LatentEdit(self, image, region, cells, stale, chosen, rows, journals)
                     painted = edit.image(before, on_step)
                     left, repainting, records = edit.left(), edit.repainting, edit.records()
                 done = Edit(journals if region.count else (), stale, before)
@@ -339,6 +344,75 @@ class StableDiffusion(StepsDoor):
             end = dataclasses.replace(base.history, image=painted)
             full = TileSet.full(*image.shape[:3])
             return self._result(base, end, start, full, records, float(difference.mean()), ignored)
+
+    # -- files -------------------------------------------------------------------------------------------
+
+    def _write(
+        self, path: str | os.PathLike[str], history: History, progress: Callable[[int, int, str], None] | None
+    ) -> None:
+        assert self._text is not None  # `run` computed it
+        contents = stable_diffusion_file.Contents(
+            self.models,
+            self.prompt,
+            self.negative,
+            self.skip,
+            self._text,
+            self.settings,
+            self.policy,
+            self.margin,
+            self.storage,
+            [self._encoder, *self._states, self._decoder],
+            history,
+            self.notes,
+        )
+        stable_diffusion_file.save(path, contents, progress=progress)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str | Backend | None = None,
+        ram: int | str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        undo: int | str | None = None,
+    ) -> StableDiffusion:
+        """Continue a saved session: the same bits, the same undo and redo. `session.models` has the file's models.
+
+        Raises
+        ------
+        SessionError, CheckpointError, InputError
+            The file is cut, altered, of another kind or of another version; the caches do not fit.
+        """
+        engine = get_backend(backend)
+        store = open_store(engine, ram, folder)
+        ends = {
+            prefix: BackendAllocator(engine, turn=store.turn)
+            for prefix in (stable_diffusion_file.ENCODER, stable_diffusion_file.DECODER)
+        }
+        loaded = stable_diffusion_file.load(path, engine, store, ends)
+        given = loaded.settings.described()
+        del given["noise_level"], given["clip"]
+        try:
+            session = cls(
+                loaded.models,
+                loaded.prompt,
+                negative=loaded.negative,
+                skip=loaded.skip,
+                policy=loaded.policy,
+                margin=loaded.margin,
+                storage=loaded.storage,
+                undo=undo,
+                **given,
+            )
+        except (TypeError, ValueError) as error:
+            raise damaged(path, f"it does not describe a session of Stable Diffusion ({error})") from None
+        if session.settings != loaded.settings:
+            raise damaged(path, "its settings are not those of a session of Stable Diffusion")
+        session.store, session.notes, session._text = store, loaded.notes, loaded.text
+        session._encoder, *session._states[:], session._decoder = loaded.states
+        session._base = Base(loaded.states, loaded.history)
+        return session
 
     def _latents(self) -> Host:
         """The current latents, scaled, `[N, h, w, C]`."""
@@ -424,8 +498,18 @@ class StableDiffusion(StepsDoor):
 class _LatentEdit:
     """One edit, on its way through encoder, UNet and decoder.
 
-    `image` `[N, H, W, 3]` is the edited one, `region` its pixels to recompute, `stale` the latents that earlier edits
-    left unspread.
+    Parameters
+    ----------
+    image
+        The edited image, `[N, H, W, 3]`.
+    region, cells
+        Its pixels, and the latents, to recompute.
+    stale
+        The latents that earlier edits left unspread.
+    chosen, rows
+        The edit's policy, and the rows that it carries at each step.
+    journals
+        Of encoder, steps and decoder.
     """
 
     def __init__(
@@ -433,26 +517,21 @@ class _LatentEdit:
         session: StableDiffusion,
         image: Host,
         region: TileSet,
+        cells: TileSet,
         stale: TileSet,
         chosen: Policy,
+        rows: Sequence[int],
         journals: Sequence[Any],
     ) -> None:
         self.session, self.journals = session, journals
-        self.edited, self.region, self.stale, self.chosen = image, region, stale, chosen
+        self.edited, self.region, self.cells, self.stale, self.chosen = image, region, cells, stale, chosen
         self.reduction = session.models.decoder.config.reduction
-        self.cells = TileSet.of_mask(reduced(region.mask(), self.reduction))
-        """The latents to recompute."""
         twice = 2 if session.settings.guided else 1
         changed, old = (TileSet.of_mask(np.tile(each.mask(), (twice, 1, 1))) for each in (self.cells, stale))
         spread = union([changed, old]) if chosen.exact else changed
         policy = dataclasses.replace(chosen, dilation=0) if isinstance(chosen, Paper) else chosen
         # masks are made of the pixels, whose resolution is that of latents some halvings above
         pixels = np.tile(region.mask(), (twice, 1, 1))
-        rows = session._carried_rows(*self.cells.shape[1:])
-        if (chosen.refresh, chosen.frontier) != (session.policy.refresh, session.policy.frontier) or bool(
-            self.cells.mask()[self.cells.edited].all()
-        ):
-            rows = (0,) * len(rows)
         self.repainting = Repainting(
             session._states,
             journals[1:-1],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from sparsegen.backends.interface import TILE, Host
 
-from ..editing.door import Door, Result, within_mask
+from ..checks import warn
+from ..editing.door import Door, Result, warn_of_canvases, within_mask
 from ..editing.history import Base, Edit, History
+from ..editing.session_file import Notes
 from ..editing.state import State
 from ..engine.device_store import DeviceStore
 from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
@@ -39,6 +42,8 @@ class StepsDoor(Door):
     times: list[float]
     _states: list[State]
     """One for each step."""
+    notes: Notes
+    """Text and arrays that `save` keeps for the user, by name."""
     _running = False
     """Whether the states are being painted; until that ends, nothing can be edited."""
 
@@ -55,6 +60,12 @@ class StepsDoor(Door):
     @abstractmethod
     def _encode(self, image: Any) -> Host:
         """A user's image as float32 `[N, H, W, C]` in [-1, 1]. Raises InputError, ShapeError."""
+
+    @abstractmethod
+    def _write(
+        self, path: str | os.PathLike[str], history: History, progress: Callable[[int, int, str], None] | None
+    ) -> None:
+        """Write the session to a file, for `save`."""
 
     @property
     def _turn(self) -> Turn:
@@ -86,6 +97,25 @@ class StepsDoor(Door):
             raise SessionError(_NO_IMAGE)
         return np.asarray(self._shown_by.images(image_of(base.history))[0])
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """Write the whole session (models, caches of all steps, undo) to one file, or leave the old file whole.
+
+        The file is as large as the caches and the weights. `progress(done, total, name)` is called after each array.
+
+        Raises
+        ------
+        SessionError, CheckpointError
+            Nothing has run yet; the file could not be written; the caller is a callback of this session.
+        """
+        with self._turn.change("save"):
+            base, _ = self._ready()
+            self._write(path, base.history, progress)
+
     def close(self) -> None:
         """Drop the image, the canvases and the caches' files. (The files are also deleted when the process ends.)"""
         with self._turn.change("close"):
@@ -111,6 +141,24 @@ class StepsDoor(Door):
     def _carried_rows(self, height: int, width: int) -> tuple[int, ...]:
         """For each step, the rows of the first resolution of its input that is carried; 0: none is."""
         return carried_rows(self.policy, height, width, len(self.times))
+
+    def _rows_of_edit(self, chosen: Policy, changed: TileSet) -> tuple[int, ...]:
+        """The rows that an edit carries at each step, as `_carried_rows`; `changed` are the pixels of the steps' input.
+
+        Warns of a policy that needs canvases which the session, opened under another one, does not keep.
+        """
+        warn_of_canvases(self.policy, chosen)
+        rows = self._carried_rows(*changed.shape[1:])
+        whole = sum(map(bool, rows))
+        other = (chosen.refresh, chosen.frontier) != (self.policy.refresh, self.policy.frontier)
+        if whole and other:
+            warn(
+                f"the session was opened under another policy, which keeps few canvases at {whole} of its {len(rows)} "
+                "steps: layers without a kept canvas compute all their tiles there; open a session with this policy="
+            )
+        # an edit of everything is the dense run
+        everything = bool(changed.mask()[changed.edited].all())
+        return (0,) * len(rows) if other or everything else rows
 
     def _kept_bytes(self) -> int:
         """A lower bound of the bytes that are freed in the store when the states are dropped."""

@@ -70,9 +70,7 @@ def test_a_forged_history_is_refused(tmp_path, what):
     assert Session.load(path, backend).undone == 1  # the forger's files are taken
     change = REDO[what]
     if isinstance(change, dict):
-        states = json.loads(metadata["sparsegen.states"])
-        states[""].update(change)
-        metadata["sparsegen.states"] = json.dumps(states)
+        metadata["sparsegen.history"] = json.dumps({**json.loads(metadata["sparsegen.history"]), **change})
     else:
         change(tensors)
     forged(path, tensors, metadata)

@@ -184,9 +184,11 @@ def test_files_of_other_kinds_are_refused(saved, tmp_path):
     session.run(ORIGINAL / np.float32(127.5) - 1, timestep=3)
     session.save(one)
     sparsegen.loading.save(network, model)
-    with pytest.raises(SessionError, match=r"many\.session: a session of several steps; .*SDEdit\.load"):
+    with pytest.raises(
+        SessionError, match=r"many\.session: a session of another kind \(sdedit, .*open_session"
+    ):
         Session.load(many, "numba")
-    refused(one, match="does not describe an SDEdit session")
+    refused(one, match="a session of another kind")
     refused(model, match="not a saved session")
     with pytest.raises(CheckpointError, match="many"):
         sparsegen.load(many)
@@ -244,7 +246,23 @@ def setting(**changes):
     def change(text):
         return json.dumps({k: v for k, v in {**json.loads(text), **changes}.items() if v != "gone"})
 
-    return {"sparsegen.sdedit": change}
+    return {"sparsegen.settings": change}
+
+
+def told(**changes):
+    def change(text):
+        return json.dumps({k: v for k, v in {**json.loads(text), **changes}.items() if v != "gone"})
+
+    return {"sparsegen.history": change}
+
+
+def model(**changes):
+    def change(text):
+        models = json.loads(text)
+        models["model"].update(changes)
+        return json.dumps(models)
+
+    return {"sparsegen.models": change}
 
 
 def states(change):
@@ -271,17 +289,27 @@ def always(value):
 S0, S1 = "step.00000/", "step.00001/"
 FORGED = {
     "the version": ({}, {"sparsegen.session": always("2")}),
-    "a later version": ({}, {"sparsegen.session": always("7")}),
-    "the family": ({}, {"sparsegen.family": always("gaugan")}),
-    "no family": ({}, {"sparsegen.family": always("os.system")}),
-    "the model's shape": ({}, {"sparsegen.config": lambda t: t.replace('"blocks": 1', '"blocks": 2')}),
-    "a config of nothing": ({}, {"sparsegen.config": always("[]")}),
-    "a config that nests": ({}, {"sparsegen.config": always("[" * 100000)}),
-    "settings that are none": ({}, {"sparsegen.sdedit": always("5")}),
-    "settings in a list": ({}, {"sparsegen.sdedit": always("[]")}),
-    "settings as text": ({}, {"sparsegen.sdedit": always('"steps"')}),
-    "settings that nest": ({}, {"sparsegen.sdedit": always("[" * 100000)}),
-    "no JSON": ({}, {"sparsegen.sdedit": always("{")}),
+    "the version before": ({}, {"sparsegen.session": always("6")}),
+    "a later version": ({}, {"sparsegen.session": always("8")}),
+    "the family": ({}, model(family="gaugan")),
+    "no family": ({}, model(family="os.system")),
+    "a family in a list": ({}, model(family=["ddpm"])),
+    "the model's shape": ({}, {"sparsegen.models": lambda t: t.replace('"blocks": 1', '"blocks": 2')}),
+    "a config of nothing": ({}, model(config=[])),
+    "models that nest": ({}, {"sparsegen.models": always("[" * 100000)}),
+    "no models": ({}, {"sparsegen.models": always("{}")}),
+    "two models": (
+        {},
+        {"sparsegen.models": lambda t: json.dumps({**json.loads(t), "other": json.loads(t)["model"]})},
+    ),
+    "a model of another name": ({}, {"sparsegen.models": lambda t: t.replace('"model"', '"unet"')}),
+    "another kind": ({}, {"sparsegen.kind": always("session")}),
+    "a kind that is none": ({}, {"sparsegen.kind": always("sd\nedit")}),
+    "settings that are none": ({}, {"sparsegen.settings": always("5")}),
+    "settings in a list": ({}, {"sparsegen.settings": always("[]")}),
+    "settings as text": ({}, {"sparsegen.settings": always('"steps"')}),
+    "settings that nest": ({}, {"sparsegen.settings": always("[" * 100000)}),
+    "no JSON": ({}, {"sparsegen.settings": always("{")}),
     "steps by the milliard": ({}, setting(steps=10**9)),
     "no steps": ({}, setting(steps=0)),
     "other steps": ({}, setting(steps=2)),
@@ -300,19 +328,23 @@ FORGED = {
     "an eta beyond 1": ({}, setting(eta=1.5)),
     "a setting too many": ({}, setting(folder="/")),
     "no seed": ({}, setting(seed=None)),
-    "fewer edits than steps have": ({}, setting(ran=[True, False])),
-    "more edits than steps have": ({}, setting(ran=[True, False, True, True])),
-    "edits of other kinds": ({}, setting(ran=[True, True, True])),
-    "edits as a number": ({}, setting(ran=3)),
-    "edits as nothing": ({}, setting(ran=None)),
-    "no edits": ({}, setting(ran="gone")),
-    "no image": ({"beside/picture": None}, {}),
-    "an image of another size": ({"beside/picture": lambda a: a[:, :8]}, {}),
-    "an image in float64": ({"beside/picture": lambda a: a.astype(np.float64)}, {}),
-    "a flat image": ({"beside/picture": lambda a: a.reshape(-1)}, {}),
-    "a history of another size": ({"beside/history.00001": lambda a: a[:, :, :4]}, {}),
-    "a history of integers": ({"beside/history.00000": lambda a: a.astype(np.int32)}, {}),
-    "no history": ({"beside/history.00002": None}, {}),
+    "fewer edits than steps have": ({}, told(ran=[True, False])),
+    "more edits than steps have": ({}, told(ran=[True, False, True, True])),
+    "an edit that ran, and did not": ({}, told(ran=[False, False, True])),
+    "edits beyond all": ({}, told(edits=4)),
+    "a negative number of edits": ({}, told(edits=-1)),
+    "a history that nests": ({}, {"sparsegen.history": always("[" * 100000)}),
+    "no images": ({}, told(images=False)),
+    "edits as a number": ({}, told(ran=3)),
+    "edits as nothing": ({}, told(ran=None)),
+    "no edits": ({}, told(ran="gone")),
+    "no image": ({"history/image": None}, {}),
+    "an image of another size": ({"history/image": lambda a: a[:, :8]}, {}),
+    "an image in float64": ({"history/image": lambda a: a.astype(np.float64)}, {}),
+    "a flat image": ({"history/image": lambda a: a.reshape(-1)}, {}),
+    "a history of another size": ({"history/image.00001": lambda a: a[:, :, :4]}, {}),
+    "a history of integers": ({"history/image.00000": lambda a: a.astype(np.int32)}, {}),
+    "no history": ({"history/image.00002": None}, {}),
     "another time": ({f"{S1}condition/timestep": lambda t: t + 1}, {}),
     "two times": ({f"{S1}condition/timestep": lambda t: np.repeat(t, 2)}, {}),
     "no times": ({f"{S1}condition/timestep": lambda t: t[:0]}, {}),
@@ -332,9 +364,9 @@ FORGED = {
     "a layer of another size": ({f"{S1}canvas/conv_in": lambda c: c[:, :8]}, {}),
     "a layer of another type": ({f"{S1}canvas/conv_in": lambda c: c.view(np.int32)}, {}),
     "a layer in float64": ({f"{S1}canvas/conv_in": lambda c: c.astype(np.float64)}, {}),
-    "no weight": ({"parameter/conv_in.bias": None}, {}),
-    "a weight of another size": ({"parameter/conv_in.bias": lambda b: b[:-1]}, {}),
-    "a weight too many": ({"parameter/conv_in.scale": always(np.zeros(1, np.float32))}, {}),
+    "no weight": ({"parameter/model/conv_in.bias": None}, {}),
+    "a weight of another size": ({"parameter/model/conv_in.bias": lambda b: b[:-1]}, {}),
+    "a weight too many": ({"parameter/model/conv_in.scale": always(np.zeros(1, np.float32))}, {}),
     "statistics cut": ({f"{S0}measured/norm_out/0": lambda m: m[:, :-1]}, {}),
     "statistics of no sample": ({f"{S0}measured/norm_out/0": lambda m: m[:0]}, {}),
     "statistics of integers": ({f"{S0}measured/norm_out/1": lambda m: m.astype(np.int32)}, {}),
@@ -349,13 +381,22 @@ FORGED = {
     "a count below 0": ({f"{S0}steps.table": put((0, 2), -1)}, {}),
     "a count beyond all": ({f"{S0}steps.table": put((0, 2), 2**31 - 1)}, {}),
     "a canvas that is none": ({f"{S0}steps.table": put((0, 1), 999)}, {}),
-    "an edit that is none": ({f"{S0}steps.table": put((0, 0), 2)}, {}),
+    "an edit that is none": ({f"{S0}steps.table": put((0, 0), 3)}, {}),
+    "an edit before all": ({f"{S0}steps.table": put((0, 0), -1)}, {}),
+    "an edit that repainted nothing": ({f"{S0}steps.table": put((0, 0), 1)}, {}),
+    "tiles of a canvas twice": ({f"{S0}steps.table": put((0, 0), 2)}, {}),
     "values cut": ({f"{S0}steps.values": lambda v: v[:-1]}, {}),
     "values as bytes": ({f"{S0}steps.values": lambda v: v.view(np.uint8)}, {}),
     "no values": ({f"{S0}steps.values": None}, {}),
-    "an edit less at one step": ({f"{S1}stale.counts": lambda c: c[1:]}, {}),
-    "stale tiles outside": ({f"{S1}stale.tiles": put((0, 1), 99)}, {}),
+    "an edit less": ({"history/counts": lambda c: c[1:]}, {}),
+    "a negative count": ({"history/counts": put(0, -1)}, {}),
+    "stale tiles cut": ({"history/tiles": lambda t: t[:-1]}, {}),
+    "stale tiles outside": ({"history/tiles": put((0, 1), 99)}, {}),
+    "stale tiles as floats": ({"history/tiles": lambda t: t.astype(np.float32)}, {}),
+    "no stale pixels": ({"history/pixels": None}, {}),
     "one step less": ({}, states(lambda s: {k: v for k, v in s.items() if k != S1})),
+    "steps in another order": ({}, states(lambda s: dict(reversed(s.items())))),
+    "a state of no model": ({}, states(lambda s: {**s, S1: {**s[S1], "model": "text"}})),
     "one step twice": ({}, states(lambda s: {**s, "step.00003/": s[S0]})),
     "steps of other names": ({}, states(lambda s: {k.replace("step", "pets"): v for k, v in s.items()})),
     "no states": ({}, states(lambda s: {})),

@@ -137,6 +137,22 @@ def test_caches_in_half_the_memory_are_planned_and_near(models: LatentDiffusion)
     assert 0 < np.abs(results[0] - results[1]).max() < 0.05
 
 
+def test_a_policy_that_the_session_was_not_opened_under_is_warned_of(models: LatentDiffusion) -> None:
+    original, of_steps = picture(), "keeps few canvases at 2 of its 6 steps"
+    with StableDiffusion(models, PROMPT, policy="fast(refresh=3)", **{**SETTINGS, "steps": 8}) as session:
+        session.run(original)
+        with pytest.warns(UserWarning, match=of_steps):
+            other = session.edit(stroke(original, 20, 20), policy="paper")
+        assert other.stats.steps and all(step.refreshed for step in other.stats.steps)
+        session.undo()
+        own = session.edit(stroke(original, 20, 20))
+        assert sum(step.refreshed for step in own.stats.steps) == 4
+    with StableDiffusion(models, PROMPT, policy="fast(least_size=8)", **SETTINGS) as session:
+        session.run(original)
+        with pytest.warns(UserWarning, match="the session keeps no resolution below 8 pixels"):
+            session.edit(stroke(original, 20, 20), policy="paper")
+
+
 def test_a_failed_edit_leaves_the_session_as_it_was(models: LatentDiffusion) -> None:
     original = picture()
     with StableDiffusion(models, PROMPT, **SETTINGS) as session:

@@ -27,14 +27,14 @@ def native_metadata(model: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _recognise(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if SESSION_KEY in checkpoint.metadata:
+        raise CheckpointError(
+            "is a saved session, expected a model", advice="Open it with sparsegen.open_session"
+        )
     model = checkpoint.metadata.get(MODEL_KEY)
     text = checkpoint.metadata.get(CONFIG_KEY)
     if checkpoint.format != "safetensors" or checkpoint.prefix or model is None:
         return None
-    if SESSION_KEY in checkpoint.metadata:
-        raise CheckpointError(
-            "is a saved session, expected a model", advice="Open it with sparsegen.Session.load"
-        )
     config: object = None
     if isinstance(text, str) and len(text) <= _LONGEST_CONFIG:
         try:

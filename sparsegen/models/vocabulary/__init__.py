@@ -128,6 +128,27 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> Vocabulary:
     return found
 
 
+def packed(vocabulary: Vocabulary) -> bytes:
+    """A vocabulary as JSON in UTF-8: its symbols in the order of their ids, its merges in the order of their ranks."""
+    symbols = sorted(vocabulary.ids, key=vocabulary.ids.__getitem__)
+    pairs = sorted(vocabulary.merges, key=vocabulary.merges.__getitem__)
+    merges = [[symbols[left], symbols[right]] for left, right in pairs]
+    return json.dumps({"symbols": symbols, "merges": merges}, ensure_ascii=False).encode()
+
+
+def unpacked(raw: bytes, path: str | os.PathLike[str]) -> Vocabulary:
+    """The vocabulary that `packed` made; `path` is its file, for messages. Raises CheckpointError: it did not."""
+    place = Path(path)
+    found = _parsed(raw, place)
+    symbols, merges = _items(found.get("symbols")), _items(found.get("merges"))
+    pairs = [tuple(_items(pair)) for pair in merges]
+    texts = [*symbols, *(each for pair in pairs for each in pair)]
+    if not all(isinstance(each, str) for each in texts) or any(len(pair) != 2 for pair in pairs):
+        raise _damaged("its vocabulary is not a list of symbols and a list of pairs of them", place)
+    ids = {symbol: i for i, symbol in enumerate(symbols)}
+    return _vocabulary(ids, [(left, right) for left, right in pairs], place, place)
+
+
 def _of_tokenizer_json(parsed: dict[str, Any], path: Path) -> Vocabulary:
     """The vocabulary in a tokenizer.json, which must do what CLIP's does."""
     model = parsed.get("model")
@@ -228,10 +249,13 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    return _parsed(_text(path), path)
+
+
+def _parsed(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The object in a file's JSON. Raises CheckpointError."""
     try:
-        found = json.loads(_text(path))
-    except CheckpointError:
-        raise
+        found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

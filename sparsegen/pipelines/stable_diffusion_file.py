@@ -1,0 +1,189 @@
+"""Stable Diffusion sessions on disk: models, a text, states and a history come in, one file comes out, and back again.
+
+The file has the format of `editing.session_file`: four models by their roles, the states of encoder, UNet (one for each
+denoising step) and decoder in the order of the journals, and the tokenizer's vocabulary. The features of the text are a
+condition of the UNet's states.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from sparsegen.backends.interface import Host
+from sparsegen.weights import CheckpointError
+
+from ..checks import whole_number
+from ..diffusion.settings import LatentSettings
+from ..editing import session_file
+from ..editing.history import History
+from ..editing.session_check import damaged
+from ..editing.session_file import Notes
+from ..editing.state import State
+from ..engine.allocator import Allocator
+from ..errors import SessionError, SparsegenError
+from ..models import Tokenizer
+from ..models.base import Inputs
+from ..models.vocabulary import packed, unpacked
+from ..tiling.policies import Policy
+from .latents import LatentDiffusion
+from .steps_file import check_inputs, checked_states, step_prefix
+
+KIND = "stable_diffusion"
+ENCODER, DECODER = "encoder/", "decoder/"
+"""Prefixes of the states of encoder and decoder."""
+_VOCABULARY = "vocabulary"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contents:
+    """A session: what is written, and what comes back."""
+
+    models: LatentDiffusion
+    prompt: str
+    negative: str
+    skip: int
+    text: Host
+    """Features of the texts, `[1 or 2, T, C]`."""
+    settings: LatentSettings
+    policy: Policy
+    margin: int
+    storage: str
+    states: Sequence[State]
+    """Encoder, UNet at each step, decoder."""
+    history: History
+    notes: Notes
+
+
+def save(
+    path: str | os.PathLike[str],
+    session: Contents,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Write a session to `path`, or leave the old file whole. Raises CheckpointError: it could not be written."""
+    models = session.models
+    described = {
+        "name": models.name,
+        "predicts": models.diffusion.predicts,
+        "proposed": models.own.get("sampler"),
+        "padding": models.tokenizer.padding,
+        "prompt": session.prompt,
+        "negative": session.negative,
+        "skip": session.skip,
+        "settings": session.settings.described(),
+        "margin": session.margin,
+        "storage": session.storage,
+    }
+    session_file.save(
+        path,
+        models.models,
+        dict(zip(_prefixes(len(session.states) - 2), session.states, strict=True)),
+        session.history,
+        policy=session.policy,
+        kind=KIND,
+        settings=described,
+        tensors={_VOCABULARY: np.frombuffer(packed(models.tokenizer.vocabulary), np.uint8)},
+        notes=session.notes,
+        progress=progress,
+    )
+
+
+def load(
+    path: str | os.PathLike[str],
+    backend: Any,
+    store: Allocator,
+    ends: Mapping[str, Allocator],
+) -> Contents:
+    """Read a session: its canvases and journals into `store`, those of encoder and decoder into `ends`, by prefix.
+
+    Raises
+    ------
+    SessionError, CheckpointError, InputError
+        The file is cut, altered, of another kind or of another version; the caches do not fit; a setting is wrong.
+    """
+    file = session_file.load(path, backend, store, kind=KIND, allocators=ends, edited=DECODER)
+    try:
+        described = file.settings
+        settings = LatentSettings.read(described["settings"]).checked()
+        times, storage = settings.times(), described["storage"]
+        states = checked_states(path, file.states, _prefixes(len(times)))
+        vocabulary = unpacked(file.tensors[_VOCABULARY].tobytes(), path)
+        bundle = SimpleNamespace(
+            name=str(described["name"]),
+            models=MappingProxyType(file.models),
+            tokenizer=Tokenizer(vocabulary, padding=whole_number("padding", described["padding"], 0)),
+            scheduler={"sampler": described["proposed"]},
+            prediction=None,
+        )
+        models = LatentDiffusion(bundle, backend=backend, predicts=str(described["predicts"]))
+        texts = [described[name] for name in ("prompt", "negative")]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its prompt is no text")
+        text = _check_states(path, models, settings, states, file.history.image, storage)
+        return Contents(
+            models,
+            *texts,
+            whole_number("skip", described["skip"], 0, models.text.config.layers - 1),
+            text,
+            settings,
+            file.policy,
+            whole_number("margin", described["margin"], 0),
+            storage,
+            states,
+            file.history,
+            file.notes,
+        )
+    except SessionError:
+        raise
+    except (
+        *(LookupError, TypeError, ValueError, AttributeError, RecursionError),
+        *(SparsegenError, CheckpointError),
+    ) as error:
+        raise damaged(path, f"it does not describe a session of Stable Diffusion ({error})") from None
+
+
+def _prefixes(steps: int) -> list[str]:
+    """The prefixes of all states, in order."""
+    return [ENCODER, *(step_prefix(i) for i in range(steps)), DECODER]
+
+
+def _check_states(
+    path: str | os.PathLike[str],
+    models: LatentDiffusion,
+    settings: LatentSettings,
+    states: Sequence[State],
+    image: Host | None,
+    storage: str,
+) -> Host:
+    """The features of the texts, `[1 or 2, T, C]`, of states that fit one image.
+
+    Raises SessionError, InputError, ShapeError, ValueError: they do not fit.
+    """
+    if image is None:
+        raise ValueError("it has no image")
+    models.check_size(*image.shape[1:3])
+    encoder, *steps, decoder = states
+    n, halves, channels = len(image), 2 if settings.guided else 1, models.latent_channels
+    h, w = (side // models.decoder.config.reduction for side in image.shape[1:3])
+    features = steps[0].conditions["text"]
+    text = features[::n]
+    if len(text) != halves:
+        raise ValueError(f"it has features of {len(text)} texts, expected {halves}")
+    x, latents = (np.zeros((count, h, w, channels), np.float32) for count in (halves * n, n))
+
+    def step(now: float) -> Inputs:
+        return models.unet.encode(x, timestep=np.rint(now), text=np.repeat(text, n, 0))
+
+    check_inputs(path, steps, map(step, settings.times()), storage)
+    ends = [models.encoder.encode(np.zeros(image.shape, np.float32)), models.decoder.encode(latents)]
+    check_inputs(path, [encoder, decoder], ends, storage)
+    found = [state.output_shape for state in states]
+    if found != [(n, h, w, 2 * channels), *[x.shape] * len(steps), image.shape]:
+        raise ValueError("its models do not fit each other")
+    return text
