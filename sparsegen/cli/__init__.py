@@ -1,9 +1,10 @@
 """The command line: arguments and files come in, images and tables go out; a mistake is one line and exit code 2.
 
-Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for label maps and images; `generating` has
-generate, `history` undo and redo, `sampling` sample, `checkpoints` inspect and convert, `machine` backends, warmup and
-the version. Shared by them: `kept` (sessions in files), `options`, `reading`, `job` and `console`. `messages` turns
-errors into lines, `streams` survives closed pipes, `help` lays help out for narrow terminals.
+Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for label maps and images; `generating`
+has generate, `history` undo and redo, `sampling` sample, `checkpoints` inspect and convert, `machine` backends, warmup
+and the version. Shared by them: `kept` (sessions in files), `contents` (what files say about themselves), `options`,
+`reading`, `job` and `console`. `messages` turns errors into lines, `streams` survives closed pipes, `help` lays help
+out for narrow terminals.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from sparsegen.weights import (
 from ..errors import InputError
 from ..loading import load, save
 from .console import check_writable, out, print_table, progress_bars
+from .contents import is_png, is_session, png_rows, session_rows
 from .options import SetOption, parse_settings
 
 DTypeName = Literal["float32", "float16"]
@@ -32,13 +33,21 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A checkpoint: a PyTorch file (zip, legacy), a safetensors file or a diffusers folder."
+            help="A checkpoint: a PyTorch file (zip, legacy), a safetensors file or a diffusers folder; a session's "
+            "file; a PNG that sparsegen wrote."
         ),
     ],
     settings: SetOption = None,
 ) -> None:
-    """Print the contents of a checkpoint: format, family, sizes, weights taken, tensors. Nothing in it is executed."""
+    """Print the contents of a checkpoint: format, family, sizes, weights taken, tensors. Nothing in it is executed.
+
+    Of a session's file: its models, its settings and prompt, and what can be undone. Of a PNG that sparsegen wrote: the
+    settings and the prompt in it.
+    """
     which = _which(parse_settings(settings))
+    if is_png(file):
+        print_table(str(file), png_rows(file))
+        return
     described: list[tuple[str, str]] = []
     try:
         found = read_parts(file, which=which)
@@ -50,7 +59,10 @@ def inspect(
         except CheckpointError:
             raise error from None
         form, schedule = checkpoints[0].format, checkpoints[0].schedule
-        described += [("family", f"not recognised: {error}")]
+        if is_session(checkpoints[0]):
+            described += session_rows(file, checkpoints[0])
+        else:
+            described += [("family", f"not recognised: {error}")]
     else:
         # the parts of a single file have one checkpoint
         checkpoints = list({id(part.checkpoint): part.checkpoint for part in found.parts}.values())
@@ -68,6 +80,8 @@ def inspect(
     size = sum(tensor.nbytes for _, tensor in tensors)
     count = ("tensors", f"{len(tensors)}, {size / 1e6:.1f} MB")
     print_table(str(file), [("format", form), *described, count])
+    if is_session(checkpoints[0]):
+        return  # its arrays are those of every step
     names = [(shown(name), tensor) for name, tensor in tensors]
     width = max((len(name) for name, _ in names), default=0)
     for name, tensor in names:

@@ -131,7 +131,9 @@ def edit(
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", help="Stable Diffusion: the text that edits follow; it needs one."),
+        typer.Option(
+            "--prompt", help="Stable Diffusion: the text that edits follow; a new session needs one."
+        ),
     ] = None,
     negative: NegativeOption = None,
     crop: CropOption = None,
@@ -246,9 +248,10 @@ def edit(
         kept = Kept.open(session, engine_backend, ram, cache_folder, undo)
         crop, resize = kept.option("crop", crop), kept.option("resize", resize)
     fit = Fit.parse(crop, resize)
-    if kept is not None and kept.session is not None:
-        kept.refuse({"set": settings}, "has its model already")
-        known = kept.session.model.name
+    if kept is not None and kept.model is not None:
+        kept.refuse({"set": settings, "lora": lora}, "has its model already")
+        loaded: Model | LatentDiffusion = kept.model
+        known = loaded.name
         if (
             model is not None
             and Path(model).exists()
@@ -257,12 +260,9 @@ def edit(
         ):
             model = known  # another path to the same file
         kept.check_same({"model": model}, {"model": known})
-        loaded: Model | LatentDiffusion = kept.session.model
     else:
         bundle = load_bundle(model or DEFAULT_MODEL, lora=texts.lora, **parse_settings(settings))
         loaded = _opened(bundle, texts, engine_backend)
-    if kept is not None and isinstance(loaded, LatentDiffusion):
-        raise InputError("--session: sessions of Stable Diffusion cannot be kept in files yet; omit it")
     if original is None and kept is None:
         raise InputError("--original: missing; give it, or a --session that exists")
     named = original if kept is None else kept.original(original)

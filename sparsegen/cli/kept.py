@@ -16,8 +16,11 @@ from sparsegen.backends.interface import Backend, Host
 from ..editing.session import Session
 from ..engine.stats import counted, megabytes
 from ..errors import InputError
+from ..models.base import Model
+from ..pipelines.latents import LatentDiffusion
 from ..pipelines.opening import open_session
 from ..pipelines.sdedit import SDEdit
+from ..pipelines.stable_diffusion import StableDiffusion
 from .console import bar_without_steps, out, progress_bars
 
 _NOTES = "cli."
@@ -25,13 +28,15 @@ _NOTES = "cli."
 ORIGINAL, PAINTED = "original", "painted"
 """Notes: the path of the original; the last edited image, whose strokes are applied by now."""
 
+AnySession = Session | SDEdit | StableDiffusion
+
 
 @dataclass
 class Kept:
     """The file of `--session`, and the session in it."""
 
     path: Path
-    session: Session | SDEdit | None = None
+    session: AnySession | None = None
     """None: the file does not exist yet."""
     changed: bool = field(default=False, init=False)
     """Whether there is something to save."""
@@ -52,6 +57,13 @@ class Kept:
         with bar_without_steps(f"loading {path}"):
             session = open_session(path, backend, ram=ram, folder=folder, undo=undo)
         return cls(path, session)
+
+    @property
+    def model(self) -> Model | LatentDiffusion | None:
+        """The model of the session, or the models; None: there is no session yet."""
+        if isinstance(self.session, StableDiffusion):
+            return self.session.models
+        return None if self.session is None else self.session.model
 
     def original(self, given: Path | None) -> Path:
         """The original: as given, or as the session's file notes it. Raises InputError."""
@@ -93,7 +105,7 @@ class Kept:
             self.options[name] = text
         return text
 
-    def begin(self, session: Session | SDEdit) -> None:
+    def begin(self, session: AnySession) -> None:
         """Keep a new session, with its options as notes."""
         self.session = session
         for name, value in self.options.items():
@@ -139,7 +151,7 @@ class Kept:
     def save(self) -> None:
         """Write the session back, or leave the old file whole. Raises CheckpointError."""
         assert self.session is not None
-        if isinstance(self.session, SDEdit):
+        if not isinstance(self.session, Session):
             with progress_bars() as start:
                 bar = start(f"saving {self.path}", None)
                 self.session.save(self.path, progress=lambda done, total, name: bar(done, name, total))

@@ -219,15 +219,18 @@ def _session(job: Job, options: Options, seed: int | None) -> Painting:
         "margin": options.margin,
     }
     if kept is not None and kept.goes_on:
-        assert isinstance(kept.session, SDEdit)
+        assert isinstance(kept.session, Painting)
         session = kept.session
         get_sampler(session.settings.sampler).checked_options(options.sampler_options)
         has = {**session.settings.described(), "margin": session.margin, "cache_storage": session.storage}
+        if isinstance(session, StableDiffusion):
+            given |= {name: value for name, value in options.texts.given.items() if name != "lora"}
+            has |= {"prompt": session.prompt, "negative": session.negative, "skip": session.skip}
+            has["predicts"] = session.models.diffusion.predicts
         kept.check_same({**given, "seed": seed, "cache_storage": options.cache_storage}, has)
     else:
         session = _new_session(job, options, given, seed or 0)
         if kept is not None:
-            assert isinstance(session, SDEdit)
             kept.begin(session)
     sampler = get_sampler(session.settings.sampler)
     if options.schedule is not None and sampler.schedule is not None:

@@ -256,7 +256,7 @@ def load(
     digest_in_file = metadata.pop(DIGEST, "")
     digest = Digest(metadata)
     places = {
-        name: _allocator(name, allocator, allocators or {}) for name in checkpoint.tensors if _kept(name)
+        name: _allocator(name, allocator, allocators or {}) for name in checkpoint.tensors if is_kept(name)
     }
     for each in dict.fromkeys(places.values()):
         named = [name for name, place in places.items() if place is each]
@@ -293,7 +293,7 @@ def read_metadata(path: str | os.PathLike[str], checkpoint: Checkpoint) -> dict[
     return metadata
 
 
-def _kept(name: str) -> bool:
+def is_kept(name: str) -> bool:
     """Whether an array of that name lies in an allocator's memory."""
     return is_large(name) and not name.startswith(_SMALL)
 

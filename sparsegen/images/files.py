@@ -50,6 +50,11 @@ class ImageFile:
         """Whether it has one channel of numbers (beside an alpha channel)."""
         return self.image.mode in ("1", "L", "LA", "I") or self.image.mode.startswith("I;16")
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """The text chunks of a PNG by their keys, as the file has them."""
+        return {str(key): text for key, text in self.image.info.items() if isinstance(text, str)}
+
     def samples(self) -> Host:
         """The numbers of a grey image as the file has them, int64 `[H, W]`: 0 to `levels`."""
         image = self.image.getchannel(0) if self.image.mode == "LA" else self.image

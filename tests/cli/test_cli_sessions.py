@@ -11,6 +11,7 @@ from PIL import Image
 import sparsegen
 from sparsegen import SDEdit, Session, loading
 from sparsegen.cli import main
+from sparsegen.weights import read_checkpoint, write_safetensors
 from tests.networks import random_gaugan, random_labels, repaint
 from tests.unets import picture, random_ddpm, random_pd, stroke
 
@@ -263,6 +264,30 @@ def test_a_session_that_python_saved_goes_on(files, capsys):
     assert edit(*words) == 2
     assert "labels.png: is 32×64, expected 64×64, the size of the session's maps" in capsys.readouterr().err
     assert not Path("a.png").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_of_a_session_is_described(files, capsys, kind):
+    options, original, (one, _) = KINDS[kind]
+    assert edit(*options, "--original", original, "--edited", one, "-o", "a.png", "--session", "s") == 0
+    capsys.readouterr()
+    assert main(["inspect", "s"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert (rows["session"], rows["model"]) == {"strokes": ("SDEdit", "ddpm"), "maps": ("Session", "gaugan")}[
+        kind
+    ]
+    assert rows["edits"] == "1 to undo, 0 to redo, 0 forgotten"
+    assert rows["image"] == {"strokes": "1 of 32×32", "maps": "1 of 32×64"}[kind]
+    file = read_checkpoint("s")
+    tensors = {name: np.array(tensor.numpy()) for name, tensor in file.tensors.items()}
+    for name, value, message in (
+        ("session", "6", "session format 6; this version of sparsegen reads 7"),
+        ("history", "[]", "does not describe a session"),
+        ("settings", "[" * 100000, "does not describe a session"),
+    ):
+        write_safetensors("t", tensors, {**file.metadata, f"sparsegen.{name}": value})
+        assert main(["inspect", "t"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_session_undone_in_python_is_painted_as_it_stands(files):

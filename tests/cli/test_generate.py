@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sparsegen import LatentDiffusion, StableDiffusion, generate, load_bundle
 from sparsegen.cli import main
@@ -63,6 +64,8 @@ def written(folder: Path) -> list[str]:
 
 
 def run(command: str, *words: str) -> int:
+    if command.startswith("inspect"):
+        return main([*command.split(), *words])
     words = (*command.split(), "--backend", "reference", "-o", "out.png", *words)
     return main([*words, *(() if "--model" in words else ("--model", "sd"))])
 
@@ -136,6 +139,68 @@ def test_an_edit_follows_the_prompt_and_leaves_the_rest(files, models, capsys):
     assert "caches: 3 steps of" in shown and "edited area" in shown and "MACs" in shown
 
 
+# -- sessions in files, and what files say ---------------------------------------------------------------
+
+
+def test_a_session_goes_on_in_the_next_invocation(files, models, capsys):
+    begin = (
+        "edit --prompt lake --negative fog --original photo.png --edited strokes.png --steps 2 --strength 1"
+    )
+    assert run(begin, "--session", "kept.session", "--margin", "2") == 0
+    with StableDiffusion(models, "lake", negative="fog", steps=2, strength=1.0, margin=2) as session:
+        session.run(read("photo.png"))
+        first = session.edit(read("strokes.png")).image
+        assert np.array_equal(read("out.png"), first)
+        second = first.copy()
+        second[20:24, 20:26] = (20, 200, 30)
+        Image.fromarray(second).save("second.png")
+        expected = session.edit(second).image
+    capsys.readouterr()
+    words = ["edit", "--session", "kept.session", "--edited", "second.png", "-o", "b.png"]
+    again = [*words, "--backend", "reference", "--prompt", "lake", "--strength", "1", "--model", "sd"]
+    assert main(again) == 0
+    assert "original:" not in capsys.readouterr().out  # it does not run again
+    assert np.array_equal(read("b.png"), expected)
+    assert json.loads(chunks("b.png")["sparsegen"])["prompt"] == "lake"
+    assert main(["undo", "--session", "kept.session", "-o", "back.png"]) == 0
+    assert np.array_equal(read("back.png"), first)
+    capsys.readouterr()
+    for given, message in {
+        "--prompt": "--prompt x: the session in kept.session has lake",
+        "--negative": "--negative x: the session in kept.session has fog",
+        "--lora": "--lora: kept.session has its model already",
+    }.items():
+        Path("x").touch()
+        assert main([*words, given, "x"]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*words, "--guidance", "2"]) == 2
+    assert "--guidance 2.0: the session in kept.session has 7.5" in capsys.readouterr().err
+    # what the file says
+    assert main(["inspect", "kept.session"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert rows["session"] == "Stable Diffusion" and rows["unet"] == "sd-unet"
+    assert (rows["prompt"], rows["negative"], rows["strength"]) == ("lake", "fog", "1.0")
+    assert rows["image"] == f"1 of {SIZE}×{SIZE}" and rows["edits"] == "1 to undo, 1 to redo, 0 forgotten"
+
+
+def test_the_settings_in_an_image_are_shown(files, capsys):
+    words = "generate --size 32x32 --steps 1 --sampler ddim"
+    assert run(words, "--prompt", "a lake = \u6e56\x1b[2J", "--negative", "[red]fog") == 0
+    capsys.readouterr()
+    assert main(["inspect", "out.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "a lake = \u6e56\\x1b[2J" in shown and "[red]fog" in shown and "\x1b" not in shown
+    assert "32×32" in shown and "ddim" in shown
+    info = PngInfo()
+    info.add_text("parameters", "a castle\nSteps: 20, Seed: 5")
+    Image.fromarray(read("photo.png")).save("other.png", pnginfo=info)
+    assert main(["inspect", "other.png"]) == 0
+    assert "a castle" in capsys.readouterr().out
+    Path("cut.png").write_bytes(Path("out.png").read_bytes()[:200])
+    assert main(["inspect", "cut.png"]) == 2
+    assert "cut.png" in capsys.readouterr().err
+
+
 # -- mistakes --------------------------------------------------------------------------------------------
 
 GENERATE = "generate --prompt lake"
@@ -161,7 +226,7 @@ MISTAKES = {
     "no prompt": ("generate", "--prompt"),
     "an edit without a prompt": (EDIT, "--prompt: missing"),
     "an edit with a part": (f"{EDIT} --model unet --prompt lake", "holds one part of Stable Diffusion"),
-    "a session in a file": (f"{EDIT} --prompt lake --session s", "cannot be kept in files yet"),
+    "inspecting an image without settings": ("inspect photo.png", "an image without settings"),
     "a noise level": (f"{EDIT} --prompt lake --noise-level 500", "has a --strength"),
     "label maps": (f"{EDIT} --prompt lake --unknown-label 3", "takes images"),
     "a prompt for label maps": (f"{EDIT} --prompt lake --model landscape", "--prompt: not for this model"),
