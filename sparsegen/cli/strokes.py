@@ -325,7 +325,7 @@ def _plan(session: Painting, image: Host) -> CachePlan:
             f"{plan}: too little disk; give another --cache-folder, more --ram, fewer --steps or a smaller --undo"
         )
     ram = _ram()
-    if ram is not None and plan.ram_bytes > ram:
+    if ram is not None and plan.ram_bytes + plan.scratch_bytes + plan.condition_bytes > ram:
         raise InputError(
             f"{plan}, but there are {ram / 1e9:.1f} GB of RAM; give a budget, such as --ram 4GB: the rest goes into "
             "files"

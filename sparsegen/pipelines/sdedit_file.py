@@ -89,8 +89,9 @@ def load(path: str | os.PathLike[str], backend: Backend, store: Store | DeviceSt
         model, image = file.model, file.history.image
         if model.diffusion is None or image is None:
             raise ValueError(f"a {model.family} model, or it has no image")
-        x, time = np.zeros(image.shape, np.float32), model.diffusion.time
-        check_inputs(path, states, (model.encode(x, **{time: now}) for now in times), storage)
+        x = np.zeros(image.shape, np.float32)
+        conditions: list[dict[str, Any]] = [{model.diffusion.time: now} for now in times]
+        check_inputs(path, states, (model.encode(x, **each) for each in conditions), storage)
     except SessionError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, SparsegenError) as error:

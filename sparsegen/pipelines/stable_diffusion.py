@@ -166,6 +166,7 @@ class StableDiffusion(StepsDoor):
             undo,
             self.store.journals_on_disk(undo, in_ram=in_ram),
             planned.scratch,
+            planned.conditioned,
         )
 
     def run(self, original: Any, *, on_step: OnStep | None = None) -> Result:
@@ -478,7 +479,7 @@ class StableDiffusion(StepsDoor):
         h, w = (side // models.decoder.config.reduction for side in (height, width))
         latents = np.zeros((n, h, w, models.latent_channels), np.float32)
         double = np.zeros(((2 if self.settings.guided else 1) * n, h, w, models.latent_channels), np.float32)
-        context = np.zeros((1, 2, models.unet.config.context), np.float32)
+        context = np.zeros((len(double), models.text.config.tokens, models.unet.config.context), np.float32)
         inputs = models.unet.encode(double, timestep=self.times[0], text=context)
         steps = step_blocks(
             models.unet,

@@ -111,6 +111,7 @@ def load(
     try:
         described = file.settings
         settings = LatentSettings.read(described["settings"]).checked()
+        assert isinstance(settings, LatentSettings)
         times, storage = settings.times(), described["storage"]
         states = checked_states(path, file.states, _prefixes(len(times)))
         vocabulary = unpacked(file.tensors[_VOCABULARY].tobytes(), path)
@@ -122,13 +123,14 @@ def load(
             prediction=None,
         )
         models = LatentDiffusion(bundle, backend=backend, predicts=str(described["predicts"]))
-        texts = [described[name] for name in ("prompt", "negative")]
-        if not all(isinstance(text, str) for text in texts):
+        prompt, negative = described["prompt"], described["negative"]
+        if not (isinstance(prompt, str) and isinstance(negative, str)):
             raise ValueError("its prompt is no text")
         text = _check_states(path, models, settings, states, file.history.image, storage)
         return Contents(
             models,
-            *texts,
+            prompt,
+            negative,
             whole_number("skip", described["skip"], 0, models.text.config.layers - 1),
             text,
             settings,

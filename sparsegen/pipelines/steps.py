@@ -61,6 +61,8 @@ class CachePlan:
     """The part of `undo_bytes` that goes to the disk, beside `disk_bytes`."""
     scratch_bytes: int = 0
     """Arrays that layers without canvases compute in, beside `ram_bytes`."""
+    condition_bytes: int = 0
+    """Arrays that all steps share which depend on a text alone, its keys and values, beside `ram_bytes`."""
 
     @property
     def fits(self) -> bool:
@@ -69,10 +71,12 @@ class CachePlan:
 
     def __str__(self) -> str:
         shared = f" and {self.shared_bytes / 1e6:.1f} MB for all" if self.shared_bytes else ""
+        beside = self.scratch_bytes + self.condition_bytes
+        scratch = f" and {beside / 1e6:.1f} MB to compute in" if beside else ""
         on_disk = f", {self.undo_disk_bytes / 1e9:.2f} GB of it on disk" if self.undo_disk_bytes else ""
         return (
-            f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM, "
-            f"{self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free); to undo, up to "
+            f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM"
+            f"{scratch}, {self.disk_bytes / 1e9:.2f} GB on disk ({self.disk_free / 1e9:.1f} GB free); to undo, up to "
             f"{self.undo_bytes / 1e9:.2f} GB{on_disk}"
         )
 
@@ -86,6 +90,8 @@ class StepBlocks(NamedTuple):
     """Of the canvases that all steps share."""
     scratch: int
     """Of the arrays that scratch layers compute in, in all."""
+    conditioned: int
+    """Of the arrays that layers compute of a condition alone, in all."""
 
     @property
     def canvases(self) -> list[int]:
@@ -103,18 +109,20 @@ def step_blocks(
     full = TileSet.full(*inputs.shape)
     of_rows: dict[int, list[int]] = {}
     shared: dict[str, int] = {}
-    scratch = 0
+    scratch = conditioned = 0
     for carried in dict.fromkeys(rows):
         run = dry_run(model, inputs, Everything(), full, least_size=least_size, carried_rows=carried)
         dry, of_rows[carried] = run.memory, []
         scratch = max(scratch, dry.allocator.scratch_bytes)
+        arrays = [array for _, found in dry.allocator.conditioned.values() for array in found]
+        conditioned = max(conditioned, sum(int(array.nbytes) for array in arrays))
         shared |= {path: block_bytes(array.nbytes) for path, array in dry.allocator.shared_arrays.items()}
         for path, canvas in dry.canvases.items():
             kept = np.dtype(memory.kept_as(path, canvas.shape, str(canvas.dtype)))
             of_rows[carried].append(block_bytes(canvas.size * kept.itemsize))
             if kept != canvas.dtype:
                 shared[path] = block_bytes(canvas.nbytes)
-    return StepBlocks([of_rows[each] for each in rows], [*shared.values()], scratch)
+    return StepBlocks([of_rows[each] for each in rows], [*shared.values()], scratch, conditioned)
 
 
 def denoised(

@@ -133,7 +133,12 @@ def test_caches_in_half_the_memory_are_planned_and_near(models: LatentDiffusion)
             planned = plan.ram_bytes + plan.disk_bytes
             assert 0.95 * base.nbytes < planned < 1.1 * base.nbytes
             allocators = {state.memory.allocator for state in base.states}
-            assert plan.scratch_bytes == sum(each.scratch_bytes for each in allocators)
+            assert plan.scratch_bytes == sum(each.scratch_bytes for each in allocators) > 0
+            of_text = [
+                array for each in allocators for _, found in each.conditioned.values() for array in found
+            ]
+            assert plan.condition_bytes == sum(array.nbytes for array in of_text) > 0
+            assert f"{(plan.scratch_bytes + plan.condition_bytes) / 1e6:.1f} MB to compute in" in str(plan)
     assert 0 < np.abs(results[0] - results[1]).max() < 0.05
 
 
