@@ -4,7 +4,9 @@ As in `sdedit.py`, in the space of latents. The original is encoded, and noised 
 activations at each step do not depend on an edit: they are computed once. An edit repaints the canvases of the encoder,
 then of the UNet at every step (of the negative text and of the text, side by side), then of the decoder. Latents
 outside the edit are held, and pixels outside it are never written: they come back bit for bit, however many edits
-follow each other. Sources: Rombach et al., arXiv 2112.10752; Meng et al., "SDEdit", arXiv 2108.01073; SIGE, arXiv
+follow each other. An inpainting UNet, of nine channels, also reads which latents are painted, and the latents of the
+image without them: nothing is painted in the original, and an edit paints its latents. Those of earlier edits stay
+painted. Sources: Rombach et al., arXiv 2112.10752; Meng et al., "SDEdit", arXiv 2108.01073; SIGE, arXiv
 2211.02048.
 """
 
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from ..checks import whole_number
@@ -32,6 +34,7 @@ from ..editing.session_check import damaged
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
+from ..engine.journal import Journal
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord
 from ..engine.store import parse_size
@@ -40,7 +43,7 @@ from ..models.base import Inputs, Model
 from ..tiling.policies import Fast, Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from . import stable_diffusion_file
-from .latents import LatentDiffusion, draws, guided, reduced
+from .latents import LatentDiffusion, guided, reduced
 from .steps import CachePlan, Denoising, Repainting, StepBlocks, step_blocks
 from .steps_door import StepsDoor, image_of
 
@@ -105,11 +108,6 @@ class StableDiffusion(StepsDoor):
             raise InputError(
                 f"a StableDiffusion session needs LatentDiffusion(load_bundle(path)), not {type(models).__name__}"
             )
-        if models.inpaints:
-            raise InputError(
-                f"{models.name} is an inpainting model, whose UNet reads the mask of an edit; use generate() with it, "
-                "or a model of four channels here"
-            )
         self.models, self.prompt, self.negative, self.skip = models, prompt, negative, skip
         self.settings = latent_settings(
             models.own,
@@ -134,10 +132,12 @@ class StableDiffusion(StepsDoor):
             self.settings,
             self._states,
             diffusion=models.diffusion,
-            draw=draws(self.settings.seed, 1),  # the first draw is that of the encoder's latents
+            draw=self._draw,
             most=None,
         )
         self._encoder, self._decoder = self._state(models.encoder), self._state(models.decoder)
+        self._masked = self._state(models.encoder) if models.inpaints else None
+        """The encoder's state of the image without the painted pixels; None: the UNet does not read it."""
         self._text: Host | None = None
         """Features of the texts, `[1 or 2, T, C]`."""
         self.notes = {}
@@ -207,9 +207,7 @@ class StableDiffusion(StepsDoor):
                 raise
             finally:
                 self._running = False
-            base = self._base = Base(
-                [self._encoder, *self._states, self._decoder], History(self._nothing(image), image)
-            )
+            base = self._base = Base(self._all_states, History(self._nothing(image), image))
             full = TileSet.full(*image.shape[:3])
             return self._result(base, base.history, start, full, records, edited_area=1.0)
 
@@ -220,13 +218,18 @@ class StableDiffusion(StepsDoor):
         run, moments = self._encoder.paint(inputs.canvases, inputs.conditions)
         records = _of("encoder", run.records)
         latents = models.latents(moments, self._drawn(moments.shape))
+        given = np.zeros((*latents.shape[:3], 0), np.float32)
+        if self._masked is not None:  # nothing is painted
+            run, moments = self._masked.paint(inputs.canvases, inputs.conditions)
+            records += _of("encoder", run.records)
+            given = self._given(np.zeros(latents.shape[:3], bool), moments, self._drawn(moments.shape, 2))
         rows = self._carried_rows(*latents.shape[1:3])
         while len(self._states) < len(self.times):
             self._states.append(
                 State(models.unet, models.backend, allocator=self.store, storage=self.storage)
             )
         for i, _, x, step in self._denoising.noised(latents):
-            inputs = self._inputs(x, self.times[i])
+            inputs = self._inputs(np.concatenate([x, given], -1), self.times[i])
             run, _ = self._states[i].paint(
                 inputs.canvases,
                 inputs.conditions,
@@ -242,11 +245,23 @@ class StableDiffusion(StepsDoor):
         return records + _of("decoder", run.records)
 
     def _inputs(self, x: Host, now: float) -> Inputs:
-        """The UNet's inputs for noised latents `[N, h, w, C]`: with guidance for both texts, one after the other."""
+        """The UNet's inputs for all it reads, `[N, h, w, C]`: with guidance for both texts, one after the other."""
         assert self._text is not None  # `run` computed it
         text = np.repeat(self._text, len(x), 0)
         x = np.concatenate([x, x]) if self.settings.guided else x
         return self.models.unet.encode(x, timestep=np.rint(now), text=text)
+
+    def _given(self, painted: Host, moments: Host, noise: Host) -> Host:
+        """What an inpainting UNet reads beside noisy latents: bool `[…]`, and the encoder's output of the image."""
+        return np.concatenate(
+            [painted[..., None].astype(np.float32), self.models.latents(moments, noise)], axis=-1
+        )
+
+    @property
+    def _all_states(self) -> list[State]:
+        """The states of encoder (and masked image), steps and decoder, in the order of an edit's journals."""
+        masked = [] if self._masked is None else [self._masked]
+        return [self._encoder, *masked, *self._states, self._decoder]
 
     # -- editing -----------------------------------------------------------------------------------------
 
@@ -330,8 +345,17 @@ class StableDiffusion(StepsDoor):
             scratch = State(models.unet, models.backend, allocator=models.allocator())
             latents = models.encode(image, self._drawn((*image.shape[:1], *self._latent_size(image), 0)))
             cells = TileSet.of_mask(reduced(region.mask(), models.decoder.config.reduction))
+            given = np.zeros((*latents.shape[:3], 0), np.float32)
+            if self._masked is not None:
+                masked = models.encoder.encode(without(image, region))
+                _, moments = State(models.encoder, models.backend, allocator=models.allocator()).paint(
+                    masked.canvases, masked.conditions, keep_canvases=False
+                )
+                given = self._given(cells.mask(), moments, self._drawn(moments.shape, 2))
+            beside = gather_tiles(given, cells.tiles)
 
             def compute(i: int, x: Host, now: float) -> Host:
+                x = np.concatenate([x, beside], -1)
                 whole = self._inputs(self._denoising.input(i, len(image), cells.tiles, x), now)
                 run, output = scratch.paint(whole.canvases, whole.conditions, keep_canvases=False)
                 records.extend(_of("unet", run.records))
@@ -362,7 +386,7 @@ class StableDiffusion(StepsDoor):
             self.policy,
             self.margin,
             self.storage,
-            [self._encoder, *self._states, self._decoder],
+            self._all_states,
             history,
             self.notes,
         )
@@ -387,10 +411,7 @@ class StableDiffusion(StepsDoor):
         """
         engine = get_backend(backend)
         store = open_store(engine, ram, folder)
-        ends = {
-            prefix: BackendAllocator(engine, turn=store.turn)
-            for prefix in (stable_diffusion_file.ENCODER, stable_diffusion_file.DECODER)
-        }
+        ends = {prefix: BackendAllocator(engine, turn=store.turn) for prefix in stable_diffusion_file.ENDS}
         loaded = stable_diffusion_file.load(path, engine, store, ends)
         given = loaded.settings.described()
         del given["noise_level"], given["clip"]
@@ -411,7 +432,10 @@ class StableDiffusion(StepsDoor):
         if session.settings != loaded.settings:
             raise damaged(path, "its settings are not those of a session of Stable Diffusion")
         session.store, session.notes, session._text = store, loaded.notes, loaded.text
-        session._encoder, *session._states[:], session._decoder = loaded.states
+        session._encoder, *steps, session._decoder = loaded.states
+        if session._masked is not None:
+            session._masked = steps.pop(0)
+        session._states[:] = steps
         session._base = Base(loaded.states, loaded.history)
         return session
 
@@ -451,10 +475,15 @@ class StableDiffusion(StepsDoor):
             return model.fast
         return model.paper if isinstance(chosen, Paper) else chosen
 
-    def _drawn(self, shape: Sequence[int]) -> Host:
-        """The noise that the encoder's latents are drawn with, `[N, h, w, C]` for any C."""
+    def _drawn(self, shape: Sequence[int], number: int = 0) -> Host:
+        """The noise that an encoder's latents are drawn with, `[N, h, w, C]` for any C, by the number of its draw."""
         channels = self.models.latent_channels
-        return torch_noise(self.settings.seed, START, (*shape[:3], channels))
+        return torch_noise(self.settings.seed, START + number, (*shape[:3], channels))
+
+    def _draw(self, i: int, shape: tuple[int, ...]) -> Host:
+        """The noise of a trajectory: the second draw, and after those of the encoder's latents that of each step."""
+        before = 2 if self.models.inpaints and i != START else 1
+        return torch_noise(self.settings.seed, i + before, shape)
 
     def _latent_size(self, image: Host) -> tuple[int, int]:
         reduction = self.models.decoder.config.reduction
@@ -478,7 +507,9 @@ class StableDiffusion(StepsDoor):
         models, (n, height, width, _) = self.models, shape
         h, w = (side // models.decoder.config.reduction for side in (height, width))
         latents = np.zeros((n, h, w, models.latent_channels), np.float32)
-        double = np.zeros(((2 if self.settings.guided else 1) * n, h, w, models.latent_channels), np.float32)
+        double = np.zeros(
+            ((2 if self.settings.guided else 1) * n, h, w, models.unet.config.in_channels), np.float32
+        )
         context = np.zeros((len(double), models.text.config.tokens, models.unet.config.context), np.float32)
         inputs = models.unet.encode(double, timestep=self.times[0], text=context)
         steps = step_blocks(
@@ -488,9 +519,10 @@ class StableDiffusion(StepsDoor):
             least_size=self.policy.least_size,
             rows=self._carried_rows(h, w),
         )
+        images = [(models.encoder, np.zeros(shape, np.float32))] * (2 if models.inpaints else 1)
         ends = [
             step_blocks(model, model.encode(given), self.storage)
-            for model, given in ((models.encoder, np.zeros(shape, np.float32)), (models.decoder, latents))
+            for model, given in (*images, (models.decoder, latents))
         ]
         scratch = steps.scratch + sum(each.scratch for each in ends)
         return steps._replace(scratch=scratch), sum(sum(each.canvases) for each in ends)
@@ -510,7 +542,7 @@ class _LatentEdit:
     chosen, rows
         The edit's policy, and the rows that it carries at each step.
     journals
-        Of encoder, steps and decoder.
+        Of encoder (and masked image), steps and decoder.
     """
 
     def __init__(
@@ -522,7 +554,7 @@ class _LatentEdit:
         stale: TileSet,
         chosen: Policy,
         rows: Sequence[int],
-        journals: Sequence[Any],
+        journals: Sequence[Journal],
     ) -> None:
         self.session, self.journals = session, journals
         self.edited, self.region, self.cells, self.stale, self.chosen = image, region, cells, stale, chosen
@@ -535,7 +567,7 @@ class _LatentEdit:
         pixels = np.tile(region.mask(), (twice, 1, 1))
         self.repainting = Repainting(
             session._states,
-            journals[1:-1],
+            journals[-1 - len(session._states) : -1],
             changed,
             spread,
             lambda: policy.plan(pixels, settled=not stale.count),
@@ -549,9 +581,11 @@ class _LatentEdit:
         held = session._latents()
         latents = held.copy()
         scatter_tiles(latents, cells.tiles, self._encoded())
+        given = self._given()
 
         def compute(i: int, x: Host, now: float) -> Host:
             guides = session.settings.guided
+            x = np.concatenate([x, given], -1)
             values = self.repainting(i, np.concatenate([x, x]) if guides else x)
             session.store.drop_pages()
             return guided(values, session.settings.guidance) if guides else values
@@ -581,10 +615,27 @@ class _LatentEdit:
 
     def _encoded(self) -> Host:
         """The edited latents in the cells, `[K, TILE, TILE, C]`."""
-        session, state = self.session, self.session._encoder
-        # the encoder's canvas holds the strokes of earlier edits: their results take the place of these now
+        moments = self._moments(self.session._encoder, self.journals[0], self.edited)
+        noise = self.session._drawn(self.cells.shape)
+        return self.session.models.latents(moments, gather_tiles(noise, self.cells.tiles))
+
+    def _given(self) -> Host:
+        """What the UNet reads in the cells beside noisy latents, `[K, TILE, TILE, C]`; C is 0 for most."""
+        session, tiles = self.session, self.cells.tiles
+        if session._masked is None:
+            return np.zeros((len(tiles), TILE, TILE, 0), np.float32)
+        moments = self._moments(session._masked, self.journals[1], without(self.edited, self.region))
+        painted, noise = self.cells.mask(), session._drawn(self.cells.shape, 2)
+        return session._given(
+            gather_tiles(painted[..., None], tiles)[..., 0], moments, gather_tiles(noise, tiles)
+        )
+
+    def _moments(self, state: State, journal: Journal, image: Host) -> Host:
+        """The encoder's output in the cells, `[K, TILE, TILE, 2 C]`, of a state that takes an image, `[N, H, W, 3]`."""
+        session = self.session
+        # its canvas holds the strokes of earlier edits: their results take the place of these now
         seen = state.input("image")
-        changed = TileSet.of_mask((self.edited != seen).any(-1))
+        changed = TileSet.of_mask((image != seen).any(-1))
         if changed.count:
             policy = session._policy_of(session.models.encoder, self.chosen)
             spread = changed
@@ -592,16 +643,14 @@ class _LatentEdit:
                 stale = self.stale.mask().repeat(self.reduction, 1).repeat(self.reduction, 2)
                 spread = union([changed, TileSet.of_mask(stale)])
             run, _, _ = state.repaint(
-                {"image": gather_tiles(self.edited, changed.tiles)},
+                {"image": gather_tiles(image, changed.tiles)},
                 changed,
                 policy.plan(spread.mask(), settled=not self.stale.count),
-                journal=self.journals[0],
+                journal=journal,
                 spread=spread,
             )
-            self._beside = _of("encoder", run.records)
-        moments = state.output_tiles(self.cells.tiles)
-        noise = session._drawn(self.cells.shape)
-        return session.models.latents(moments, gather_tiles(noise, self.cells.tiles))
+            self._beside += _of("encoder", run.records)
+        return state.output_tiles(self.cells.tiles)
 
     def left(self) -> TileSet:
         """The latents whose change has not spread everywhere after this edit."""
@@ -613,6 +662,11 @@ class _LatentEdit:
     def records(self) -> list[LayerRecord]:
         """The records of all layers."""
         return [*self._beside, *_of("unet", self.repainting.records)]
+
+
+def without(image: Host, region: TileSet) -> Host:
+    """A copy of an image `[N, H, W, 3]` with grey, 0, in a region, as an inpainting UNet was trained to read it."""
+    return np.where(region.mask()[..., None], np.float32(0), image)
 
 
 def faded(mask: Host, width: int = MARGIN + 1) -> Host:

@@ -35,8 +35,9 @@ from .latents import LatentDiffusion
 from .steps_file import check_inputs, checked_states, step_prefix
 
 KIND = "stable_diffusion"
-ENCODER, DECODER = "encoder/", "decoder/"
-"""Prefixes of the states of encoder and decoder."""
+_ENCODER, _MASKED, _DECODER = "encoder/", "masked/", "decoder/"
+ENDS = (_ENCODER, _MASKED, _DECODER)
+"""Prefixes of the states of encoder (of the image; of the masked image, for an inpainting UNet) and decoder."""
 _VOCABULARY = "vocabulary"
 
 
@@ -83,7 +84,7 @@ def save(
     session_file.save(
         path,
         models.models,
-        dict(zip(_prefixes(len(session.states) - 2), session.states, strict=True)),
+        dict(zip(_prefixes(models, session.settings), session.states, strict=True)),
         session.history,
         policy=session.policy,
         kind=KIND,
@@ -107,13 +108,12 @@ def load(
     SessionError, CheckpointError, InputError
         The file is cut, altered, of another kind or of another version; the caches do not fit; a setting is wrong.
     """
-    file = session_file.load(path, backend, store, kind=KIND, allocators=ends, edited=DECODER)
+    file = session_file.load(path, backend, store, kind=KIND, allocators=ends, edited=_DECODER)
     try:
         described = file.settings
         settings = LatentSettings.read(described["settings"]).checked()
         assert isinstance(settings, LatentSettings)
-        times, storage = settings.times(), described["storage"]
-        states = checked_states(path, file.states, _prefixes(len(times)))
+        storage = described["storage"]
         vocabulary = unpacked(file.tensors[_VOCABULARY].tobytes(), path)
         bundle = SimpleNamespace(
             name=str(described["name"]),
@@ -123,6 +123,7 @@ def load(
             prediction=None,
         )
         models = LatentDiffusion(bundle, backend=backend, predicts=str(described["predicts"]))
+        states = checked_states(path, file.states, _prefixes(models, settings))
         prompt, negative = described["prompt"], described["negative"]
         if not (isinstance(prompt, str) and isinstance(negative, str)):
             raise ValueError("its prompt is no text")
@@ -150,9 +151,10 @@ def load(
         raise damaged(path, f"it does not describe a session of Stable Diffusion ({error})") from None
 
 
-def _prefixes(steps: int) -> list[str]:
+def _prefixes(models: LatentDiffusion, settings: LatentSettings) -> list[str]:
     """The prefixes of all states, in order."""
-    return [ENCODER, *(step_prefix(i) for i in range(steps)), DECODER]
+    steps = [step_prefix(i) for i in range(len(settings.times()))]
+    return [_ENCODER, *([_MASKED] if models.inpaints else []), *steps, _DECODER]
 
 
 def _check_states(
@@ -170,22 +172,30 @@ def _check_states(
     if image is None:
         raise ValueError("it has no image")
     models.check_size(*image.shape[1:3])
-    encoder, *steps, decoder = states
+    *encoders, decoder = states
+    times = settings.times()
+    encoders, steps = encoders[: -len(times)], encoders[-len(times) :]
     n, halves, channels = len(image), 2 if settings.guided else 1, models.latent_channels
     h, w = (side // models.decoder.config.reduction for side in image.shape[1:3])
     features = steps[0].conditions["text"]
     text = features[::n]
     if len(text) != halves:
         raise ValueError(f"it has features of {len(text)} texts, expected {halves}")
-    x, latents = (np.zeros((count, h, w, channels), np.float32) for count in (halves * n, n))
+    reads = models.unet.config.in_channels
+    if reads != channels and not models.inpaints:
+        raise ValueError(f"its UNet reads {reads} channels, its latents have {channels}")
+    latents = np.zeros((n, h, w, channels), np.float32)
+    x = np.zeros((halves * n, h, w, reads), np.float32)
 
     def step(now: float) -> Inputs:
         return models.unet.encode(x, timestep=np.rint(now), text=np.repeat(text, n, 0))
 
-    check_inputs(path, steps, map(step, settings.times()), storage)
-    ends = [models.encoder.encode(np.zeros(image.shape, np.float32)), models.decoder.encode(latents)]
-    check_inputs(path, [encoder, decoder], ends, storage)
+    check_inputs(path, steps, map(step, times), storage)
+    whole = models.encoder.encode(np.zeros(image.shape, np.float32))
+    check_inputs(path, encoders, [whole] * len(encoders), storage)
+    check_inputs(path, [decoder], [models.decoder.encode(latents)], storage)
     found = [state.output_shape for state in states]
-    if found != [(n, h, w, 2 * channels), *[x.shape] * len(steps), image.shape]:
+    moments, predicted = (n, h, w, 2 * channels), (halves * n, h, w, channels)
+    if found != [*[moments] * len(encoders), *[predicted] * len(steps), image.shape]:
         raise ValueError("its models do not fit each other")
     return text

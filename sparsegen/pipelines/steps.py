@@ -72,7 +72,7 @@ class CachePlan:
     def __str__(self) -> str:
         shared = f" and {self.shared_bytes / 1e6:.1f} MB for all" if self.shared_bytes else ""
         beside = self.scratch_bytes + self.condition_bytes
-        scratch = f" and {beside / 1e6:.1f} MB to compute in" if beside else ""
+        scratch = f" and {beside / 1e6:.1f} MB to compute in" if beside > 10**5 else ""
         on_disk = f", {self.undo_disk_bytes / 1e9:.2f} GB of it on disk" if self.undo_disk_bytes else ""
         return (
             f"{self.steps} steps of {self.bytes_per_step / 1e6:.1f} MB{shared}: {self.ram_bytes / 1e9:.2f} GB in RAM"
@@ -279,13 +279,13 @@ class Denoising:
         x = self.schedule.noised(gather_tiles(image, tiles), noise(START), self.times[0])
         # of all steps before the first is computed: on a device, one wait then serves them all
         held = [state.fetch_input("x", tiles) for state in self.states]
-        np.copyto(x, held[0](), where=~pixels)
+        np.copyto(x, held[0]()[..., : x.shape[-1]], where=~pixels)
         for step in denoised(self.model, self.diffusion, self.settings, compute, x, noise):
             x, last = step.x, step.next_timestep is None
             if last and self._most is not None:
                 np.clip(x, -self._most, self._most, out=x)
             around = gather_tiles(before, tiles) if last else held[step.index + 1]()
-            np.copyto(x, around, where=~pixels)
+            np.copyto(x, around[..., : x.shape[-1]], where=~pixels)
             if on_step is not None:
                 image = _with(before, tiles, x) if last else self.input(step.index + 1, len(before), tiles, x)
                 preview = _with(before, tiles, np.where(pixels, step.x0, gather_tiles(before, tiles)))
@@ -299,8 +299,11 @@ class Denoising:
         return self._noise
 
     def input(self, i: int, samples: int, tiles: Tiles, values: Host) -> Host:
-        """The noisy image `[N, H, W, C]` that step i reads of the first samples, with other values in some tiles."""
-        return _with(self.states[i].input("x")[:samples], tiles, values)
+        """The noisy image `[N, H, W, C]` that step i reads of the first samples, with other values in some tiles.
+
+        Of the step's channels, the first C, as `values` `[K, TILE, TILE, C]` have.
+        """
+        return _with(self.states[i].input("x")[:samples, ..., : values.shape[-1]], tiles, values)
 
 
 def _with(image: Host, tiles: Tiles, values: Host) -> Host:

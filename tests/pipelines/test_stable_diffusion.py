@@ -176,9 +176,6 @@ def test_a_failed_edit_leaves_the_session_as_it_was(models: LatentDiffusion) -> 
 
 
 def test_what_cannot_be_used_is_named(models: LatentDiffusion) -> None:
-    inpainting = LatentDiffusion(parts(channels=9).bundle, backend="reference")
-    with pytest.raises(InputError, match="is an inpainting model"):
-        StableDiffusion(inpainting, PROMPT)
     with pytest.raises(InputError, match="leaves none of 50 steps"):
         StableDiffusion(models, PROMPT, strength=0.01)
     session = StableDiffusion(models, PROMPT, **SETTINGS)
@@ -229,3 +226,51 @@ def test_fewer_steps_carry_less(models: LatentDiffusion, steps: int, computed: i
     session = StableDiffusion(models, PROMPT, steps=steps)
     assert len(session.times) == int(0.8 * steps)
     assert sum(session.policy.refreshed(len(session.times))) == computed
+
+
+# -- inpainting models, which read the mask --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inpainting() -> LatentDiffusion:
+    return LatentDiffusion(parts(channels=9).bundle, backend="numba")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler-a"])
+def test_an_inpainting_edit_of_everything_is_inpainting(inpainting: LatentDiffusion, sampler: str) -> None:
+    other, everywhere = picture(5), np.ones((64, 64), bool)
+    with StableDiffusion(inpainting, PROMPT, sampler=sampler, **SETTINGS) as session:
+        session.run(picture())
+        edited = session.edit(other, mask=everywhere)
+    whole = generate(inpainting, PROMPT, image=other, mask=everywhere, sampler=sampler, **SETTINGS)
+    np.testing.assert_array_equal(edited.image, whole.image)
+
+
+@pytest.mark.parametrize("policy", ["fast", "paper", "exact"])
+def test_an_inpainting_edit_reads_its_mask_and_can_be_undone(
+    inpainting: LatentDiffusion, policy: str
+) -> None:
+    original, mask = picture(), np.zeros((64, 64), bool)
+    mask[16:32, 20:44] = True
+    with StableDiffusion(inpainting, PROMPT, policy=policy, **SETTINGS) as session:
+        plan = session.cache_plan(original)
+        session.run(original)
+        base, start = session._base, canvases(session)
+        assert base is not None and 0.95 * base.nbytes < plan.ram_bytes < 1.1 * base.nbytes
+        assert plan.scratch_bytes == sum(s.scratch_bytes for s in {t.memory.allocator for t in base.states})
+        dense = session.dense(original, mask=mask)
+        first = session.edit(original, mask=mask)
+        np.testing.assert_array_equal(first.image[~mask], original[~mask])
+        if policy == "fast":  # under the others, norms keep the statistics of the original
+            moved = np.abs(dense.output - original / np.float32(127.5) + 1)[:, mask].mean()
+            assert np.abs(first.output - dense.output)[:, mask].mean() < 0.2 * moved
+        # the mask that the UNet reads is that of the edit
+        painted = session._states[0].input("x")[..., 4]
+        assert painted[:, 4:8, 5:11].all() and painted.sum() == painted[:, 4:8, 5:11].size
+        after = canvases(session)
+        session.edit(stroke(first.image, 40, 8))
+        for expected in (after, start):
+            session.undo()
+            for one, other in zip(canvases(session), expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(session.redo().image, first.image)

@@ -161,6 +161,16 @@ def test_a_session_opens_on_another_backend(saved: bytes, tmp_path: Path) -> Non
     np.testing.assert_allclose(one, other, atol=2e-3)
 
 
+def test_a_session_of_an_inpainting_model_comes_back(tmp_path: Path) -> None:
+    session = edited(LatentDiffusion(parts(channels=9).bundle, backend=BACKEND))
+    session.save(tmp_path / "x")
+    again = StableDiffusion.load(tmp_path / "x", backend=BACKEND)
+    assert_same(again, session)
+    for change in (lambda each: each.redo(), lambda each: each.edit(stroke(each.image, 30, 33))):
+        np.testing.assert_array_equal(change(again).output, change(session).output)
+        assert_same(again, session)
+
+
 # -- what is refused -------------------------------------------------------------------------------------
 
 
@@ -299,6 +309,10 @@ FORGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tiles outside": ({"encoder/steps.tiles": put((0, 1), 99)}, {}),
     "stale latents outside": ({"history/tiles": put((0, 1), 4)}, {}),
     "values cut": ({f"{LAST}steps.values": lambda v: v[:-1]}, {}),
+    "a masked image that the UNet does not read": (
+        {},
+        inner("states", lambda s: {"masked/": s["encoder/"], **s}),
+    ),
     "no decoder": ({}, inner("states", without(LAST))),
     "the decoder first": ({}, inner("states", lambda s: dict(reversed(s.items())))),
     "a decoder of the encoder's model": (
