@@ -365,7 +365,7 @@ class StableDiffusion(StepsDoor):
             held = self._latents()
             found = self._denoising.edited(latents, held, cells, compute, on_step)
             share = faded(region.mask())[..., None]
-            painted = joined(before, models.decode(found), self._decoder.output(), share)
+            painted = joined(before, models.decode(found), share)
             end = dataclasses.replace(base.history, image=painted)
             full = TileSet.full(*image.shape[:3])
             return self._result(base, end, start, full, records, float(difference.mean()), ignored)
@@ -596,7 +596,6 @@ class _LatentEdit:
         if isinstance(policy, Paper):  # its masks too are made of the pixels
             policy = dataclasses.replace(policy, dilation=policy.dilation * self.reduction)
         spread = union([cells, self.stale]) if self.chosen.exact else cells
-        old = session._decoder.output_tiles(self.region.tiles)
         run, _, values = session._decoder.repaint(
             {"latents": models.unscaled(gather_tiles(found, tiles))},
             cells,
@@ -609,7 +608,7 @@ class _LatentEdit:
         image = np.array(before)
         around = gather_tiles(before, self.region.tiles)
         share = gather_tiles(faded(self.region.mask())[..., None], self.region.tiles)
-        scatter_tiles(image, self.region.tiles, joined(around, values, old, share))
+        scatter_tiles(image, self.region.tiles, joined(around, values, share))
         image.flags.writeable = False
         return image
 
@@ -684,13 +683,13 @@ def faded(mask: Host, width: int = MARGIN + 1) -> Host:
     return np.asarray(share / np.float32(width))
 
 
-def joined(before: Host, new: Host, old: Host, share: Host) -> Host:
+def joined(before: Host, new: Host, share: Host) -> Host:
     """The image `before` with what the decoder makes of an edit, without a seam; `share` as `faded` gives it.
 
-    The decoder's images of unchanged latents, `old`, differ a little from the image. Where the share is below 1, this
-    difference is kept beside the `new` values; where it is 0, the image.
+    At the border of an edit the decoder's image differs from the one before: latents there were denoised anew, those
+    beyond it show through, and of unchanged latents too the decoder makes another image. It fades in over the margin.
     """
-    painted = np.clip(new + (1 - share) * (before - old), -1, 1)
+    painted = np.clip(share * new + (1 - share) * before, -1, 1)
     return np.where(share > 0, painted, before)
 
 
