@@ -104,6 +104,7 @@ THIRD_PARTIES = {
         *("numpy", "safetensors", "torch", "diffusers", "transformers", "pytest"),
     },
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
+    "tests/oracles/diffusers_networks.py": {"diffusers", "transformers"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
 }
 

@@ -24,23 +24,16 @@ SMALL = VAEConfig(levels=(16, 32, 32), blocks=1, groups=8)
 def pair(config: VAEConfig) -> tuple[Any, VAEEncoder, VAEDecoder]:
     """diffusers' network with random weights, and ours with the same."""
     torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers")
+    from tests.oracles import diffusers_networks
+
     torch.manual_seed(0)
-    count = len(config.levels)
-    net = diffusers.AutoencoderKL(
-        in_channels=config.channels,
-        out_channels=config.channels,
-        latent_channels=config.latents,
-        block_out_channels=config.levels,
-        layers_per_block=config.blocks,
-        norm_num_groups=config.groups,
-        down_block_types=("DownEncoderBlock2D",) * count,
-        up_block_types=("UpDecoderBlock2D",) * count,
-    ).eval()
+    net = diffusers_networks.autoencoder(config).eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "norm" in name:
                 parameter.add_(0.2 * torch.randn(parameter.shape))
+    count = len(config.levels)
     state = {name: value.numpy() for name, value in net.state_dict().items()}
     encoder, decoder = VAEEncoder(config), VAEDecoder(config)
     for model, first in ((encoder, ("encoder.", "quant_conv.")), (decoder, ("decoder.", "post_quant_conv."))):

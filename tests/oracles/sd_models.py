@@ -105,6 +105,15 @@ def take(model: Model, state: Mapping[str, Host]) -> None:
     model.load_parameters({path: value.reshape(parameters[path].shape) for path, value in state.items()})
 
 
+def _networks() -> Any:
+    """The module that makes networks of diffusers and transformers."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from tests.oracles import diffusers_networks
+
+    return diffusers_networks
+
+
 def stirred(net: Any, *, by: float = 0.2) -> Any:
     """The network in evaluation mode, its norms moved away from 1 and 0."""
     torch = pytest.importorskip("torch")
@@ -118,26 +127,9 @@ def stirred(net: Any, *, by: float = 0.2) -> Any:
 def unets(config: SDUNetConfig, *, linear: bool = False, seed: int = 0) -> tuple[Any, SDUNet]:
     """diffusers' `UNet2DConditionModel` and ours; `linear`: projections as 2.x stores them."""
     torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    networks = _networks()
     torch.manual_seed(seed)
-    net = stirred(
-        diffusers.UNet2DConditionModel(
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            block_out_channels=config.levels,
-            layers_per_block=config.blocks,
-            down_block_types=tuple(
-                "CrossAttnDownBlock2D" if has else "DownBlock2D" for has in config.attention
-            ),
-            up_block_types=tuple(
-                "CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(config.attention)
-            ),
-            cross_attention_dim=config.context,
-            attention_head_dim=config.heads,
-            norm_num_groups=config.groups,
-            use_linear_projection=linear,
-        )
-    )
+    net = stirred(networks.unet(config, linear=linear))
     model = SDUNet(config)
     count = len(config.levels)
     take(model, {unet_path(name, count): value.numpy() for name, value in net.state_dict().items()})
@@ -159,22 +151,9 @@ def unet_output(net: Any, x: Host, time: Sequence[float] | float, text: Host) ->
 def encoders(config: CLIPTextConfig, *, seed: int = 0) -> tuple[Any, CLIPText]:
     """transformers' `CLIPTextModel` and ours."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    networks = _networks()
     torch.manual_seed(seed)
-    net = stirred(
-        transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(
-                vocab_size=config.vocabulary,
-                hidden_size=config.width,
-                intermediate_size=config.hidden,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                max_position_embeddings=config.tokens,
-                hidden_act=config.activation,
-                layer_norm_eps=config.eps,
-            )
-        )
-    )
+    net = stirred(networks.text_encoder(config))
     model = CLIPText(config)
     state = net.state_dict().items()
     take(model, {text_path(name): value.numpy() for name, value in state if "position_ids" not in name})
@@ -214,7 +193,6 @@ class Parts:
 @cache
 def parts(*, channels: int = 4, prediction: str = "epsilon", seed: int = 0) -> Parts:
     """`channels` that the UNet reads: 9 of an inpainting model."""
-    diffusers = pytest.importorskip("diffusers")
     config = SDUNetConfig(
         in_channels=channels,
         channels=32,
@@ -229,16 +207,8 @@ def parts(*, channels: int = 4, prediction: str = "epsilon", seed: int = 0) -> P
     unet, our_unet = unets(config, seed=seed)
     unet.register_to_config(sample_size=8)
     text, our_text = encoders(CLIPTextConfig(width=32, layers=2, heads=4, hidden=48), seed=seed)
-    vae = stirred(
-        diffusers.AutoencoderKL(
-            block_out_channels=(16, 16, 32),
-            layers_per_block=1,
-            norm_num_groups=8,
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-        )
-    )
     half = VAEConfig(levels=(16, 16, 32), blocks=1, groups=8)
+    vae = stirred(_networks().autoencoder(half))
     encoder, decoder = VAEEncoder(half), VAEDecoder(half)
     state = {name: value.numpy() for name, value in vae.state_dict().items()}
     for model, first in ((encoder, ("encoder.", "quant_conv.")), (decoder, ("decoder.", "post_quant_conv."))):
