@@ -128,6 +128,20 @@ def step_name(area: float, kind: str) -> str:
     return f"{edit_name(area, 'fast')}, {kind}"
 
 
+def rectangle(size: int, area: float, variant: int) -> np.ndarray:
+    """bool `[size, size]`: a rectangle of that share of the pixels, at a random place."""
+    mask = np.zeros((size, size), bool)
+    if area >= 1:
+        return ~mask
+    rng = np.random.default_rng([variant, round(area * 1e4)])
+    pixels = area * size**2
+    height = min(size, round(pixels**0.5 * rng.uniform(0.8, 1.25)))
+    width = min(size, round(pixels / max(height, 1)))
+    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
 @dataclass(frozen=True)
 class Unet:
     """A diffusion model with random weights, a noisy image, and the areas of its edits."""
@@ -157,17 +171,8 @@ class Unet:
         return np.random.default_rng(seed).standard_normal((self.size, self.size, 3)).astype(np.float32)
 
     def strokes(self, area: float, variant: int) -> np.ndarray:
-        """bool `[size, size]`: a rectangle of that share of the pixels, at a random place."""
-        mask = np.zeros((self.size, self.size), bool)
-        if area >= 1:
-            return ~mask
-        rng = np.random.default_rng([variant, round(area * 1e4)])
-        pixels = area * self.size**2
-        height = min(self.size, round(pixels**0.5 * rng.uniform(0.8, 1.25)))
-        width = min(self.size, round(pixels / max(height, 1)))
-        top, left = rng.integers(0, self.size - height + 1), rng.integers(0, self.size - width + 1)
-        mask[top : top + height, left : left + width] = True
-        return mask
+        """bool `[size, size]`: `rectangle`."""
+        return rectangle(self.size, area, variant)
 
 
 DENSE = -1.0

@@ -30,7 +30,7 @@ from bench.cases import (
 )
 from bench.contest import Reply, ask, check, in_turn, together
 from bench.engines import OURS, TORCH
-from bench.harness import Timing, machine, parse, record, say, table, verdict
+from bench.harness import Report, Timing, machine, parse, say
 from bench.trajectory import KINDS
 
 CANVAS_BYTES, RAM_BYTES = 700e6, 4e9
@@ -44,38 +44,11 @@ FIRST_RUN = 1.1
 """What the run of the original may take, in dense steps alone, for each of its steps."""
 
 
-class Report:
-    """The measured rows: printed as a table, and recorded."""
-
-    def __init__(self, net: Unet, common: dict[str, Any], folder: Path | None) -> None:
-        self.net, self.common, self.folder = net, common, folder
-        self.rows: list[tuple[str, ...]] = []
-
-    def add(self, what: str, value: float, unit: str, *, ratio: float | None = None, **row: Any) -> None:
-        """A figure, how many times as fast as PyTorch it is, and (`target`, `reached`) if it has a target."""
-        record(
-            "diffusion",
-            {"model": self.net.name, **self.common, "what": what, unit: value, "ratio": ratio, **row},
-            folder=self.folder,
-        )
-        asked = (row["aim"], verdict(row["reached"])) if "aim" in row else ("", "")
-        shown = (
-            f"{value:.{1 if unit in ('ms', 'MB') else 2}f} {unit}",
-            "" if ratio is None else f"{ratio:.1f}",
-        )
-        self.rows.append((what, *shown, f"{row['macs']:.1%}" if "macs" in row else "", *asked))
-
-    def print(self) -> None:
-        table([self.net.name, "", "× PyTorch dense", "MACs", "aimed at", "reached"], self.rows)
-        print()
-
-
-def steps(report: Report, replies: dict[str, list[Reply]]) -> float:
+def steps(report: Report, net: Unet, replies: dict[str, list[Reply]]) -> float:
     """One step: every timing beside the better of PyTorch's layouts. Returns the milliseconds of our dense step."""
     timings = {engine: together(got) for engine, got in replies.items()}
     rivals = [engine for engine in TORCH if engine in timings]
     torch_ms = min((timings[engine]["dense"].median for engine in rivals), default=float("nan"))
-    net = report.net
     targets = {
         "dense" if area == DENSE else edit_name(area, "paper"): factor
         for area, factor in net.over_torch.items()
@@ -108,7 +81,7 @@ def steps(report: Report, replies: dict[str, list[Reply]]) -> float:
         report.add(f"Python of a step, {step_name(CHECKED_AREA, kind)}", taken, "ms", **asked)
     canvases = figures["dense"]["canvas_bytes"]
     asked = {"aim": f"≤ {CANVAS_BYTES / 1e6:.0f} MB", "reached": canvases <= CANVAS_BYTES}
-    report.add("canvases of a step", canvases / 1e6, "MB", **(asked if report.net.name == "DDPM 256" else {}))
+    report.add("canvases of a step", canvases / 1e6, "MB", **(asked if net.name == "DDPM 256" else {}))
     report.add("first run, weights laid out", figures["first run"]["ms"], "ms")
     return timings[OURS]["dense"].median
 
@@ -176,12 +149,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         nets = [net for net in unets(options.quick).values() if net.name in options.models]
         for number, net in enumerate(nets):
-            report = Report(net, common, options.results)
+            report = Report("diffusion", net.name, common, options.results)
             files = {"checkpoint": Path(folder) / f"{number}.pth", "net": net.name, **common}
             made = ask("torch-nchw", "unet_checkpoint", **files)
             errors = check([engine for engine in engines if engine != "torch-nchw"], "unet", **files)
             dense_ms = steps(
-                report, in_turn(engines, "unet", rounds=options.rounds, repeats=options.repeats, **files)
+                report,
+                net,
+                in_turn(engines, "unet", rounds=options.rounds, repeats=options.repeats, **files),
             )
             if net.name == "DDPM 256":
                 memory(report, {engine: ask(engine, "memory", **files) for engine in engines})

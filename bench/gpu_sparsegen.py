@@ -15,7 +15,7 @@ from bench.gpu_cases import AS_AN_EDIT, DENSE, SDEDIT, Task, denoising, timed
 from bench.gpu_clock import Clock, Sample
 from bench.gpu_roofline import Cost, costs, together
 from bench.sparsegen_engine import SparsegenEngine
-from bench.trajectory import KINDS, Trajectory
+from bench.trajectory import KINDS, Edit, Trajectory
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.cupy_cuda.device import Device, Graph
 from sparsegen.backends.interface import Backend, BackendError, Host
@@ -152,12 +152,15 @@ class GpuSparsegen(SparsegenEngine):
         """The three kinds of steps of an edit under `fast`, and their mean over the family's steps."""
         net, model = self.net, self.model
         assert isinstance(net, Unet)
-        trajectory = Trajectory(model, net, model.policy("fast"), self.backend)
+        policy = model.policy("fast")
+        inputs = model.encode(net.noisy(), **{model.time: net.time})
+        trajectory = Trajectory(model, inputs, policy, self.backend)
         samples: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
         macs: dict[str, float] = {}
         for variant in range(self.task.warm_ups + self.task.repeats):
             self.clock.taken()
-            for kind, (wall, done, dense) in zip(KINDS, trajectory.edit(area, variant), strict=True):
+            steps = trajectory.edit(Edit.of(net.strokes(area, variant), policy))
+            for kind, (wall, done, dense) in zip(KINDS, steps, strict=True):
                 device, graphs = self.clock.taken()
                 macs[kind] = done / dense
                 if variant >= self.task.warm_ups:

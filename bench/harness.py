@@ -84,6 +84,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs, in bytes; 0 if the system does not report it."""
+    status = Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    return int(text.partition("RssAnon:")[2].split()[0]) * 1024 if "RssAnon:" in text else 0
+
+
 def machine() -> str:
     """Processor, cores and Python, as far as the system reports them."""
     processor = platform.processor() or platform.machine()
@@ -173,3 +180,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def verdict(reached: bool) -> str:
     return "yes" if reached else "NO"
+
+
+class Report:
+    """The measured rows of a model: printed as a table, and recorded in `<folder>/<file>.jsonl` (folder None: not)."""
+
+    def __init__(self, file: str, model: str, common: dict[str, Any], folder: Path | None) -> None:
+        self.file, self.model, self.common, self.folder = file, model, common, folder
+        self.rows: list[tuple[str, ...]] = []
+
+    def add(self, what: str, value: float, unit: str, *, ratio: float | None = None, **row: Any) -> None:
+        """A figure, how many times as fast as PyTorch it is, and (`target`, `reached`) if it has a target."""
+        record(
+            self.file,
+            {"model": self.model, **self.common, "what": what, unit: value, "ratio": ratio, **row},
+            folder=self.folder,
+        )
+        asked = (row["aim"], verdict(row["reached"])) if "aim" in row else ("", "")
+        shown = (
+            f"{value:.{1 if unit in ('ms', 'MB') else 2}f} {unit}",
+            "" if ratio is None else f"{ratio:.1f}",
+        )
+        self.rows.append((what, *shown, f"{row['macs']:.1%}" if "macs" in row else "", *asked))
+
+    def print(self) -> None:
+        table([self.model, "", "× PyTorch dense", "MACs", "aimed at", "reached"], self.rows)
+        print()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ import sparsegen
 from bench.cases import (
     CHECKED_AREA,
     FAST_AREAS,
-    MEAN,
     SDEDIT_CACHE,
     SDEDIT_LEVEL,
     SDEDIT_STEPS,
@@ -22,8 +21,8 @@ from bench.cases import (
     step_name,
 )
 from bench.engines import Answer, Job
-from bench.harness import Timing, measure, peak_bytes
-from bench.trajectory import KINDS, Trajectory, mean
+from bench.harness import Timing, anonymous_bytes, measure, peak_bytes
+from bench.trajectory import Edit, Trajectory, add_mean
 from sparsegen.backends.interface import Backend
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.images import write_png
@@ -90,12 +89,15 @@ class SparsegenUnets:
     def _steps(self, model: Any, net: Unet, repeats: int, answer: Answer) -> None:
         """The steps of edits under `fast`, by kind and on average; and the Python in them, with kernels left out."""
         policy, steps = model.fast, len(model.diffusion.edit.times())
-        trajectory = Trajectory(model, net, policy, self.backend)
-        weights = trajectory.weights(steps)
+        inputs = model.encode(net.noisy(), **{model.time: net.time})
+
+        def edits(area: float) -> Iterator[Edit]:
+            return (Edit.of(net.strokes(area, variant), policy) for variant in range(repeats + 1))
+
+        trajectory = Trajectory(model, inputs, policy, self.backend)
         for area in FAST_AREAS:
-            timings, macs = trajectory.measure(area, repeats)
-            timings[MEAN] = mean([timings[kind] for kind in KINDS], weights)
-            macs[MEAN] = mean([macs[kind] for kind in KINDS], weights)
+            timings, macs = trajectory.measure(edits(area))
+            add_mean(timings, macs, trajectory.weights(steps))
             for kind, samples in timings.items():
                 name = step_name(area, kind)
                 answer.timings[name] = samples
@@ -104,7 +106,7 @@ class SparsegenUnets:
                     "macs": macs[kind] / macs["dense"],
                     "macs_step": macs[kind],
                 }
-        timings, _ = Trajectory(model, net, policy, ShapesBackend()).measure(CHECKED_AREA, repeats)
+        timings, _ = Trajectory(model, inputs, policy, ShapesBackend()).measure(edits(CHECKED_AREA))
         answer.figures["python"] = {kind: Timing(tuple(samples)).median for kind, samples in timings.items()}
 
     def memory(self, net: Unet, job: Job) -> Answer:
@@ -137,7 +139,7 @@ class SparsegenUnets:
             start = time.perf_counter()
             base = session.run(image)
             timings["dense run of the original"] = [(time.perf_counter() - start) * 1e3]
-            anonymous = [_anonymous_bytes()]
+            anonymous = [anonymous_bytes()]
             figures: dict[str, Any] = {
                 "planned": {"ram_bytes": plan.ram_bytes, "file_bytes": plan.disk_bytes},
                 "after the run": _store_bytes(session),
@@ -147,7 +149,7 @@ class SparsegenUnets:
                 base = session.edit(_painted(base.output[0], net, variant))
                 write_png(job.checkpoint.with_name("ours.png"), base.image)
                 timings[name] = [(time.perf_counter() - start) * 1e3]
-                anonymous.append(_anonymous_bytes())
+                anonymous.append(anonymous_bytes())
             figures |= {
                 "second edit": {
                     "macs": base.stats.macs / base.stats.macs_dense,
@@ -172,10 +174,3 @@ def _painted(image: np.ndarray, net: Unet, variant: int) -> np.ndarray:
     painted = image.copy()
     painted[net.strokes(0.012, variant)] = 0.5
     return painted
-
-
-def _anonymous_bytes() -> int:
-    """Memory of this process that no file backs, in bytes; 0 if the system does not report it."""
-    status = Path("/proc/self/status")
-    text = status.read_text() if status.exists() else ""
-    return int(text.partition("RssAnon:")[2].split()[0]) * 1024 if "RssAnon:" in text else 0

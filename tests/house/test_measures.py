@@ -10,7 +10,7 @@ import pytest
 from bench import chains, commits, engines, quality_tables, strokes, study, study_tables
 from bench.cases import Unet
 from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
-from bench.trajectory import KINDS, Trajectory, mean
+from bench.trajectory import KINDS, Edit, Trajectory, mean
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.pipelines.sdedit import SDEdit
 from sparsegen.tiling.policies import Fast
@@ -194,15 +194,17 @@ NET = Unet("tiny", "ddpm", 16, 8, (1, 2), (1,), 1, 16, 300.0, {}, {})
 
 def test_the_steps_of_an_edit_are_of_three_kinds_and_leave_nothing() -> None:
     model, policy = random_ddpm(), Fast(dilation=1, frontier=1, refresh=4)
-    trajectory = Trajectory(model, NET, policy, ReferenceBackend())
+    inputs = model.encode(NET.noisy(), **{model.time: NET.time})
+    edits = [Edit.of(NET.strokes(0.05, variant), policy) for variant in range(3)]
+    trajectory = Trajectory(model, inputs, policy, ReferenceBackend())
     before = [state.output() for state in trajectory.states]
-    first, refreshed, carried = [macs for _, macs, _ in trajectory.edit(0.05, 0)]
+    first, refreshed, carried = [step.macs for step in trajectory.edit(edits[0])]
     assert first == refreshed > carried > 0
     for state, output in zip(trajectory.states, before, strict=True):
         assert np.array_equal(state.output(), output)
     weights = trajectory.weights(25)
     assert sum(weights) == 25 and sum(weights[:2]) == sum(policy.refreshed(25))
-    timings, macs = trajectory.measure(0.05, 2)
+    timings, macs = trajectory.measure(edits)
     assert [len(timings[kind]) for kind in KINDS] == [2, 2, 2]
     assert carried < mean([macs[kind] for kind in KINDS], weights) < refreshed
 
