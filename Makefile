@@ -41,6 +41,7 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.landscape
 	$(BIN)/python -m bench.diffusion
+	$(BIN)/python -m bench.stable_diffusion
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.report
 

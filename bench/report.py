@@ -30,13 +30,16 @@ from bench.cases import (
 )
 from bench.engines import OURS, TORCH
 from bench.harness import RESULTS, THREADS
+from bench.latent_cases import LATENT
 from bench.quality_tables import Row, beside_paper, chain_head, chain_lines, head, lines, verdicts
+from bench.stable_diffusion import FILE as STABLE_DIFFUSION
 from bench.strokes import EXAMPLES, FIRST, group_of
 from bench.study_tables import grouped
 from bench.trajectory import KINDS, mean
 from sparsegen.engine.store import parse_size
 from sparsegen.models import DDPM, ProgressiveDistillation
 from sparsegen.models.unet import UNet
+from sparsegen.pipelines.stable_diffusion import MARGIN
 from sparsegen.tiling.policies import Fast
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -96,6 +99,13 @@ steps, whose canvases are there already. Caches and journals count together, and
 process has the weights, and the arrays that kernels compute in, beside them.
 
 The targets are for machines with AVX2 and with AVX-512. **Under `fast` only AVX2 is measured**."""
+
+_STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
+sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with
+{MARGIN} pixels around them. Means are over the {LATENT.usual_steps} steps that a session takes with its default
+settings. The *session* takes {len(LATENT.settings().times())} steps, its caches are in float16, its journals are those
+of two edits; beside it is diffusers' pipeline of image to image. Both go from the painted image to the PNG, with the
+texts encoded before. MACs in G are those of one half; SIGE's rule gives 71.8 G for a square in the middle."""
 
 _LAYERS_OF = {"DDPM 256": 177, "PD 128": 323, "PD 256": 361}
 """Layers and norms of a model: the steps that an edit replays."""
@@ -161,6 +171,7 @@ def page(folder: Path = RESULTS) -> str:
         *_layers(folder),
         *_landscape(folder),
         *_diffusion(folder),
+        *_stable_diffusion(folder),
         *_on_a_card(folder),
         *_quality(folder),
         *_study(folder),
@@ -350,26 +361,31 @@ def _diffusion(folder: Path) -> Iterator[str]:
     yield _DIFFUSION
     for model in dict.fromkeys(row["model"] for row in rows):
         yield f"### {model}"
-        lines = []
-        for row in rows:
-            if row["model"] != model:
-                continue
-            (unit,) = {"ms", "MB", "GB", "G", "×"} & row.keys()
-            value = _time(row["ms"]) if unit == "ms" else _amount(row[unit], unit)
-            aim, reached = (row["aim"], _verdict(row["reached"])) if "aim" in row else ("", "")
-            lines.append(
-                [
-                    _line(row),
-                    value,
-                    _share(row.get("spread") or None),
-                    _ratio(row["ratio"]),
-                    _share(row.get("macs")),
-                    aim,
-                    reached,
-                ]
-            )
-        yield _table(["", "figure", "spread", "× PyTorch", "MACs", "aimed at", "reached"], lines)
+        yield _figures([row for row in rows if row["model"] == model])
         yield "\n".join(_limits(model, {_case(row): row for row in rows if row["model"] == model}))
+
+
+def _figures(rows: Iterable[Row]) -> str:
+    """The table of figures that a `harness.Report` recorded."""
+    lines = []
+    for row in rows:
+        (unit,) = {"ms", "MB", "GB", "G", "×"} & row.keys()
+        value = _time(row["ms"]) if unit == "ms" else _amount(row[unit], unit)
+        aim, reached = (row["aim"], _verdict(row["reached"])) if "aim" in row else ("", "")
+        spread, macs = _share(row.get("spread") or None), _share(row.get("macs"))
+        lines.append([_line(row), value, spread, _ratio(row["ratio"]), macs, aim, reached])
+    return _table(["", "figure", "spread", "× PyTorch", "MACs", "aimed at", "reached"], lines)
+
+
+def _stable_diffusion(folder: Path) -> Iterator[str]:
+    """The figures of `bench.stable_diffusion`; nothing before there are any."""
+    rows = _of_the_default(newest(folder, STABLE_DIFFUSION, "model", "backend", "what"))
+    if not rows:
+        return
+    yield "## Stable Diffusion"
+    yield _origin(rows)
+    yield _STABLE_DIFFUSION
+    yield _figures(rows)
 
 
 def _limits(model: str, of: Mapping[str, Row]) -> Iterator[str]:

@@ -9,13 +9,14 @@ from bench import street
 from bench.cases import CHECKED_AREA, Big, Case, edit_name
 from bench.engines import Answer, Convolution, Job
 from bench.harness import measure, peak_bytes
+from bench.sparsegen_latent import SparsegenLatent
 from bench.sparsegen_unets import SparsegenUnets
 from sparsegen.backends.interface import Source
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.tiling.tiles import TileSet
 
 
-class SparsegenEngine(SparsegenUnets):
+class SparsegenEngine(SparsegenUnets, SparsegenLatent):
     def __init__(self, backend: str | None) -> None:
         chosen = {} if backend is None else {"backend": backend}
         # a session chooses the default backend

@@ -12,6 +12,7 @@ from bench import street
 from bench.cases import CHECKED_AREA, Big, Case
 from bench.engines import Answer, Convolution, Job
 from bench.harness import THREADS, measure, peak_bytes
+from bench.torch_latent import TorchLatent
 from bench.torch_unets import TorchUnets, channels_last
 from sparsegen.images import write_png
 from tests.oracles import torch_spade
@@ -19,7 +20,7 @@ from tests.oracles import torch_spade
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-class TorchEngine(TorchUnets):
+class TorchEngine(TorchUnets, TorchLatent):
     version = torch.__version__
 
     def __init__(self, layout: str) -> None:

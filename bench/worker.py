@@ -3,7 +3,8 @@
     python -m bench.worker --engine torch-nhwc --task layers --repeats 5
 
 Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `image` (PyTorch, once);
-of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end).
+of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end); of
+Stable Diffusion: `latent_folder` (PyTorch), `latent_step`, `latent_decoder`, `latent_session` (end to end).
 `contest.py` starts these.
 """
 
@@ -12,15 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bench.cases import big, layers, unets
 from bench.engines import OURS, RIVALS, Answer, Engine, Job, open_engine
 from bench.harness import measure, peak_bytes
+from bench.latent_cases import latent
 
 OF_GAUGAN = ("checkpoint", "gaugan", "image")
 OF_UNETS = ("unet_checkpoint", "unet", "memory", "sdedit")
+OF_LATENT = ("latent_folder", "latent_step", "latent_decoder", "latent_session")
 LAYER_SECONDS = 0.15
 """Seconds for which a layer is repeated at least: the smallest layers take less than a millisecond."""
 
@@ -41,12 +45,19 @@ def answer_layers(engine: Engine, job: Job) -> Answer:
     return answer
 
 
+def case_of(job: Job) -> Any:
+    """The network of a task."""
+    if job.task in OF_LATENT:
+        return latent(job.quick)
+    return unets(job.quick)[job.net] if job.task in OF_UNETS else big(job.quick)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--engine", choices=(*RIVALS, OURS), required=True)
-    parser.add_argument("--task", choices=("layers", *OF_GAUGAN, *OF_UNETS), required=True)
+    parser.add_argument("--task", choices=("layers", *OF_GAUGAN, *OF_UNETS, *OF_LATENT), required=True)
     parser.add_argument("--net", default="", help="the UNet of a UNet task")
     parser.add_argument("--check", action="store_true", help="reply with outputs instead of timings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
@@ -64,7 +75,7 @@ def main() -> None:
     if job.task == "layers":
         answer = answer_layers(engine, job)
     else:
-        net = unets(job.quick)[job.net] if job.task in OF_UNETS else big(job.quick)
+        net = case_of(job)
         answer = getattr(engine, job.task)(net, job)
     if outputs is not None:
         np.savez(outputs, **answer.outputs)

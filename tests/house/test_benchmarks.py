@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 from bench import report
+from bench.harness import Report
+from bench.latent_cases import LATENT
+from bench.stable_diffusion import FILE
 from tests.house import pages
 
 
@@ -45,6 +48,20 @@ def test_figures_of_several_commits_are_told_apart() -> None:
         "Measured on A, commit `one`, 2026-01-01 (2 figures).",
         "Measured on A, commit `two`, 2026-01-01 (1 figure).",
     ]
+
+
+def test_figures_of_stable_diffusion_are_shown_once_they_are_measured(tmp_path: Path) -> None:
+    assert not list(report._stable_diffusion(tmp_path))
+    found = Report(FILE, LATENT.name, {"quick": False, "backend": None}, tmp_path)
+    found.add("MACs, dense", 400.13, "G")
+    case = "sparsegen, step, edit 1.2% fast, mean over the steps"
+    found.add(
+        case, 250.0, "ms", ratio=20.4, engine="sparsegen", spread=0.1, macs=0.07, aim="≥ 20 ×", reached=True
+    )
+    shown = "\n".join(report._stable_diffusion(tmp_path))
+    assert "| MACs, dense | 400 G |  |  |  |  |  |" in shown
+    line = "| sparsegen, step, edit of 1.2 %, `fast`, mean over the steps | 250 ms | 10 % | 20.4 | 7 % | ≥ 20 × | yes |"
+    assert line in shown
 
 
 def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None:

@@ -9,10 +9,14 @@ import pytest
 
 from bench import chains, commits, engines, quality_tables, strokes, study, study_tables
 from bench.cases import Unet
+from bench.latent_cases import PROMPT, QUICK_LATENT
 from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
 from bench.trajectory import KINDS, Edit, Trajectory, mean
 from sparsegen.backends.reference import ReferenceBackend
+from sparsegen.editing.dry_run import dry_run
+from sparsegen.pipelines.latents import LatentDiffusion
 from sparsegen.pipelines.sdedit import SDEdit
+from sparsegen.pipelines.stable_diffusion import StableDiffusion
 from sparsegen.tiling.policies import Fast
 from tests.unets import random_ddpm
 
@@ -207,6 +211,26 @@ def test_the_steps_of_an_edit_are_of_three_kinds_and_leave_nothing() -> None:
     timings, macs = trajectory.measure(edits)
     assert [len(timings[kind]) for kind in KINDS] == [2, 2, 2]
     assert carried < mean([macs[kind] for kind in KINDS], weights) < refreshed
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("policy", ["paper", "fast"])
+def test_timed_edits_of_latent_diffusion_have_the_tiles_of_a_sessions(policy: str) -> None:
+    from tests.oracles.sd_models import parts
+
+    net, models = QUICK_LATENT, LatentDiffusion(parts().bundle, backend="reference")
+    settings = {"steps": net.steps, "strength": net.strength, "policy": policy}
+    with StableDiffusion(models, PROMPT, **settings) as session:
+        session.run(net.image())
+        stats = session.edit(net.painted(net.image(), 0)).stats
+    region, unet, decoder = net.region(net.small, 0), models.unet, models.decoder
+    step = net.step_edit(region, unet.policy(policy))
+    run = dry_run(unet, net.inputs(unet), step.plan, step.changed)
+    assert sum(each.macs for each in run.records) == stats.steps[1].macs
+    edit = net.decoder_edit(region, decoder.policy(policy))
+    run = dry_run(decoder, decoder.encode(net.latents()), edit.plan, edit.changed)
+    timed = sum(each.macs for each in stats.layers if each.path.startswith("decoder."))
+    assert sum(each.macs for each in run.records) == timed
 
 
 def test_two_commits_are_compared_call_by_call_without_the_first_calls() -> None:

@@ -1,0 +1,183 @@
+"""Stable Diffusion against diffusers: a guided step, the decoder, a session end to end, its memory, MACs.
+
+    python -m bench.stable_diffusion [--only macs step decoder session] [--folder WEIGHTS] [--rounds 2] [--repeats 2]
+
+Random weights of the configuration of Stable Diffusion 1.x, in float16, which both load: sparsegen computes from them
+in 16 bits, PyTorch in 32. Each part checks the networks that it times, and records its figures when it ends. Every
+timed edit is a rectangle elsewhere. Under `fast`, a step is one of three kinds (`bench.trajectory`); the mean is over
+the steps of a session with the default settings. MACs are those of one of the two halves of a guided step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.cases import DENSE, MEAN, edit_name, step_name
+from bench.contest import Reply, ask, check, in_turn, together
+from bench.engines import OURS, TORCH
+from bench.harness import Report, machine, parse
+from bench.latent_cases import TIME, Latent, latent
+from bench.trajectory import Trajectory, computed, mean
+from sparsegen.backends.shapes import ShapesBackend
+from sparsegen.models import SDUNet
+from sparsegen.pipelines.stable_diffusion import USUAL_STEPS
+
+FILE = "stable-diffusion"
+"""Of the JSON lines."""
+PLACES = 20
+"""Rectangles over which MACs are averaged."""
+
+
+@dataclass
+class Contest:
+    """The engines, their weights, and the tasks that are checked."""
+
+    net: Latent
+    engines: Sequence[str]
+    rounds: int
+    repeats: int
+    files: dict[str, Any]
+    checked: set[str] = field(default_factory=set)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Engine -> output -> largest error against PyTorch."""
+
+    def check(self, *tasks: str) -> None:
+        """Compare the outputs of the networks of these tasks, each once. Raises WrongResult."""
+        others = [engine for engine in self.engines if engine != TORCH[0]]
+        for task in tasks:
+            if task not in self.checked:
+                for engine, found in check(others, task, **self.files).items():
+                    self.errors.setdefault(engine, {}).update(found)
+                self.checked.add(task)
+
+    def in_turn(self, task: str, **options: Any) -> dict[str, list[Reply]]:
+        """The engines' replies of all rounds."""
+        chosen = {"rounds": self.rounds, "repeats": self.repeats, **options}
+        return in_turn(self.engines, task, **chosen, **self.files)
+
+
+def macs(report: Report, contest: Contest) -> None:
+    """Of a step of a small edit, counted without computing: a square in the middle, and rectangles elsewhere."""
+    net = contest.net
+    unet, backend = SDUNet(net.unet), ShapesBackend()
+    inputs = unet.encode(net.latents(), timestep=TIME, text=net.features()[:1])
+    fast = unet.fast.for_steps(net.usual_steps, USUAL_STEPS)
+    trajectory = Trajectory(unet, inputs, fast, backend)
+    weights = trajectory.weights(net.usual_steps)
+    state = trajectory.states[0]
+    places = [net.region(net.small, variant) for variant in range(PLACES)]
+    for where, regions in (("in the middle", [net.middle()]), (f"mean of {PLACES} places", places)):
+        counts: dict[str, list[float]] = {"paper": [], "fast": [], MEAN: []}
+        for region in regions:
+            paper, dense = computed(state, inputs, net.step_edit(region, unet.paper, halves=1))[1:]
+            steps = [step.macs for step in trajectory.edit(net.step_edit(region, fast, halves=1))]
+            for name, count in (("paper", paper), ("fast", steps[1]), (MEAN, mean(steps, weights))):
+                counts[name].append(count / dense)
+        if regions is not places:
+            report.add("MACs, dense", dense / 1e9, "G")
+        for name, shares in counts.items():
+            share = float(np.mean(shares))
+            count = share * dense
+            aim = {"aim": f"≤ {net.macs / 1e9:g} G", "reached": count <= net.macs}
+            kind = step_name(net.small, MEAN) if name == MEAN else edit_name(net.small, name)
+            asked = {} if name == "paper" else aim
+            report.add(f"MACs, {kind}, {where}", count / 1e9, "G", macs=share, **asked)
+
+
+def step(report: Report, contest: Contest) -> None:
+    """A guided step: both halves in one call."""
+    contest.check("latent_step")
+    net = contest.net
+    targets = {
+        "dense" if area == DENSE else step_name(area, MEAN): factor for area, factor in net.over_torch.items()
+    }
+    _compare(report, "step", contest.in_turn("latent_step"), targets)
+
+
+def decoder(report: Report, contest: Contest) -> None:
+    """The autoencoder's decoder."""
+    contest.check("latent_decoder")
+    net = contest.net
+    targets = {edit_name(net.small, "fast"): net.decoder_over_torch}
+    _compare(report, "decoder", contest.in_turn("latent_decoder", rounds=1), targets)
+
+
+def session(report: Report, contest: Contest) -> None:
+    """Image to image: a session's second edit, to the PNG, beside diffusers' pipeline; the memory of the session."""
+    contest.check("latent_step", "latent_decoder", "latent_session")
+    net = contest.net
+    replies = contest.in_turn("latent_session", rounds=1, policy="fast")
+    _compare(report, "session", replies, {"second edit": net.session_over_torch})
+    for reply in replies.get(OURS, ()):
+        memory = reply.figures["memory"]
+        for what in ("caches", "journals", "scratch", "weights"):
+            report.add(f"session, memory, {what}", memory[what] / 1e9, "GB")
+        foreseen = sum(memory[what] for what in ("caches", "journals", "scratch", "weights"))
+        report.add("session, memory, sum of these", foreseen / 1e9, "GB")
+        asked = {"aim": f"≤ {net.ram_bytes / 1e9:g} GB", "reached": memory["own"] <= net.ram_bytes}
+        report.add("session, memory, the process's own at most", memory["own"] / 1e9, "GB", **asked)
+
+
+PARTS: dict[str, Callable[[Report, Contest], None]] = {
+    "macs": macs,
+    "step": step,
+    "decoder": decoder,
+    "session": session,
+}
+
+
+def _compare(
+    report: Report, part: str, replies: Mapping[str, list[Reply]], targets: Mapping[str, float]
+) -> None:
+    """Every timing beside the better of PyTorch's layouts; `targets`: our case -> the factor to reach."""
+    timings = {engine: together(got) for engine, got in replies.items()}
+    rivals = [times for engine, times in timings.items() if engine in TORCH]
+    torch_ms = min((timing.median for times in rivals for timing in times.values()), default=float("nan"))
+    for engine, times in timings.items():
+        for case, timing in times.items():
+            ratio = torch_ms / timing.median
+            row: dict[str, Any] = {
+                "engine": engine,
+                "version": replies[engine][0].version,
+                "spread": timing.spread,
+            }
+            if engine == OURS:
+                row |= replies[engine][0].figures.get(case, {})
+                if case in targets:
+                    row |= {"aim": f"≥ {targets[case]:g} ×", "reached": ratio >= targets[case]}
+            report.add(f"{engine}, {part}, {case}", timing.median, "ms", ratio=ratio, **row)
+
+
+def main() -> None:
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (all)")
+        parser.add_argument("--folder", type=Path, help="where the weights are kept (written, if not there)")
+
+    options = parse(__doc__, repeats=2, rounds=2, engines=(OURS, *TORCH), more=more)
+    net = latent(options.quick)
+    common = {"quick": options.quick, "backend": options.backend, "plain_memory": options.plain_memory}
+    print(machine())
+    report = Report(FILE, net.name, common, options.results)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        files = {"checkpoint": folder, **common}
+        contest = Contest(net, options.engines, options.rounds, options.repeats, files)
+        if set(options.only) != {"macs"} and not (folder / "model_index.json").exists():
+            made = ask(TORCH[0], "latent_folder", **files)
+            print(f"{made.figures['parameters'] / 1e6:.1f} M parameters")
+        for name in options.only:
+            PARTS[name](report, contest)
+    for engine, found in contest.errors.items():
+        print(f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value")
+    report.print()
+
+
+if __name__ == "__main__":
+    main()
