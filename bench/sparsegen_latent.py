@@ -22,7 +22,7 @@ from sparsegen.engine.journal import Journal
 from sparsegen.images import write_png
 from sparsegen.models.base import Inputs, Model
 from sparsegen.pipelines.latents import LatentDiffusion
-from sparsegen.pipelines.stable_diffusion import USUAL_STEPS, StableDiffusion
+from sparsegen.pipelines.stable_diffusion import StableDiffusion
 from sparsegen.tiling.policies import Policy
 
 POLICIES = ("paper", "fast")
@@ -40,7 +40,7 @@ class SparsegenLatent:
         if job.check:
             return _outputs("step", unet, inputs, models.backend, partial(net.step_edit, net.everywhere()))
         answer = self._dense(models, unet, inputs, job.repeats)
-        fast = unet.fast.for_steps(net.usual_steps, USUAL_STEPS)
+        fast = unet.fast_for(net.usual_steps)
         trajectory = Trajectory(unet, inputs, fast, models.backend)
         for area in net.areas:
             edits = net.step_edits(area, unet.paper, job.repeats + 1)

@@ -24,10 +24,9 @@ from bench.contest import Reply, ask, check, in_turn, together
 from bench.engines import OURS, TORCH
 from bench.harness import Report, machine, parse
 from bench.latent_cases import TIME, Latent, latent
-from bench.trajectory import Trajectory, computed, mean
+from bench.trajectory import KINDS, Trajectory, computed, mean, painted
 from sparsegen.backends.shapes import ShapesBackend
 from sparsegen.models import SDUNet
-from sparsegen.pipelines.stable_diffusion import USUAL_STEPS
 
 FILE = "stable-diffusion"
 """Of the JSON lines."""
@@ -68,27 +67,33 @@ def macs(report: Report, contest: Contest) -> None:
     net = contest.net
     unet, backend = SDUNet(net.unet), ShapesBackend()
     inputs = unet.encode(net.latents(), timestep=TIME, text=net.features()[:1])
-    fast = unet.fast.for_steps(net.usual_steps, USUAL_STEPS)
-    trajectory = Trajectory(unet, inputs, fast, backend)
-    weights = trajectory.weights(net.usual_steps)
-    state = trajectory.states[0]
+    state = painted(unet, inputs, backend)
+    trajectories = {
+        steps: Trajectory(unet, inputs, unet.fast_for(steps), backend)
+        for steps in (net.usual_steps, len(net.settings().times()))
+    }
     places = [net.region(net.small, variant) for variant in range(PLACES)]
+    fast = edit_name(net.small, "fast")
     for where, regions in (("in the middle", [net.middle()]), (f"mean of {PLACES} places", places)):
-        counts: dict[str, list[float]] = {"paper": [], "fast": [], MEAN: []}
+        shares: dict[str, list[float]] = {}
         for region in regions:
-            paper, dense = computed(state, inputs, net.step_edit(region, unet.paper, halves=1))[1:]
-            steps = [step.macs for step in trajectory.edit(net.step_edit(region, fast, halves=1))]
-            for name, count in (("paper", paper), ("fast", steps[1]), (MEAN, mean(steps, weights))):
-                counts[name].append(count / dense)
+            paper = computed(state, inputs, net.step_edit(region, unet.paper, halves=1))
+            dense = paper.macs_dense
+            shares.setdefault(edit_name(net.small, "paper"), []).append(paper.macs / dense)
+            for steps, trajectory in trajectories.items():
+                edit = net.step_edit(region, trajectory.policy, halves=1)
+                kinds = [step.macs / dense for step in trajectory.edit(edit)]
+                over = mean(kinds, trajectory.weights(steps))
+                if steps == net.usual_steps:
+                    shares.setdefault(f"{fast}, {KINDS[1]}", []).append(kinds[1])
+                shares.setdefault(f"{fast}, mean over {steps} steps", []).append(over)
         if regions is not places:
             report.add("MACs, dense", dense / 1e9, "G")
-        for name, shares in counts.items():
-            share = float(np.mean(shares))
-            count = share * dense
-            aim = {"aim": f"≤ {net.macs / 1e9:g} G", "reached": count <= net.macs}
-            kind = step_name(net.small, MEAN) if name == MEAN else edit_name(net.small, name)
-            asked = {} if name == "paper" else aim
-            report.add(f"MACs, {kind}, {where}", count / 1e9, "G", macs=share, **asked)
+        for case, found in shares.items():
+            share = float(np.mean(found))
+            asked = {"aim": f"≤ {net.macs / 1e9:g} G", "reached": share * dense <= net.macs}
+            asked = asked if case.startswith(fast) else {}
+            report.add(f"MACs, {case}, {where}", share * dense / 1e9, "G", macs=share, **asked)
 
 
 def step(report: Report, contest: Contest) -> None:

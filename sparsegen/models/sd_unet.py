@@ -8,7 +8,7 @@ The UNet of `unet.py` whose attention blocks are transformers (`transformer.py`)
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,11 +19,16 @@ from sparsegen.backends.interface import Host
 from ..checks import whole_number
 from ..engine.run import Run
 from ..errors import InputError, ShapeError
-from ..tiling.policies import Paper
+from ..tiling.policies import Fast, Paper
 from .base import Inputs
 from .clip_text import token_grid
 from .transformer import SpatialTransformer, Text
 from .unet import Downsample, TimeEmbedding, UNet, UNetConfig, Upsample
+
+USUAL_STEPS = 40
+"""The steps of an edit at the usual settings, 50 at strength 0.8. `SDUNet.fast` suits so many."""
+FEW_STEPS = range(8, 20)
+"""Numbers of steps of which one that carries computes the highest resolutions. Of fewer, `fast` computes all."""
 
 _MOST = 65536
 
@@ -77,10 +82,19 @@ class SDUNet(UNet):
     film = False
     # SIGE's edits; its code also projects keys and values of unchanged tokens again, to the same values
     paper = Paper(dilation=5, level_dilation=1, sparse_levels=16, whole=("conv_in", "mid", "conv_out"))
-    fast_settings = MappingProxyType(
-        {"refresh": 4}
-    )  # not measured: images start from more noise than DDPM's edits
+    fast_settings = MappingProxyType({"refresh": 4})
     config: SDUNetConfig
+
+    def fast_for(self, steps: int) -> Fast:
+        """The settings of the `fast` policy for a trajectory of so many steps.
+
+        From one of few steps to the next, an edit's delta in the output changes too much to be carried far; in the
+        canvases below it changes less. There, steps that carry compute the two highest resolutions from the deltas of
+        the third. (A session then keeps most canvases at all steps, of which it has few.)
+        """
+        if steps in FEW_STEPS:
+            return replace(self.fast, frontier=2)
+        return self.fast.for_steps(steps, USUAL_STEPS)
 
     def _time_embedding(self) -> TimeEmbedding:
         c = self.config

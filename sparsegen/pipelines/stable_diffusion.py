@@ -50,9 +50,6 @@ from .steps_door import StepsDoor, image_of
 MARGIN = 5
 """Pixels around an edit that are recomputed with it, as in SIGE's Stable Diffusion."""
 
-USUAL_STEPS = 40
-"""The steps for which `SDUNet.fast` chooses those that carry: 50 at strength 0.8. Fewer steps carry less."""
-
 
 class StableDiffusion(StepsDoor):
     """An editing session of an image with latent diffusion.
@@ -467,7 +464,7 @@ class StableDiffusion(StepsDoor):
         if policy is None:
             return self.policy
         unet = self.models.unet
-        return unet.policy(policy, fast=unet.fast.for_steps(len(self.times), USUAL_STEPS))
+        return unet.policy(policy, fast=unet.fast_for(len(self.times)))
 
     def _policy_of(self, model: Model, chosen: Policy) -> Policy:
         """The policy of encoder or decoder beside one of the UNet: of the same kind, with the model's settings."""

@@ -43,7 +43,7 @@ def canvases(session: StableDiffusion) -> list[Host]:
     ]
 
 
-@pytest.mark.parametrize("policy", ["fast", "paper", "exact"])
+@pytest.mark.parametrize("policy", ["fast", "fast(refresh=3, frontier=1)", "paper", "exact"])
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 def test_pixels_far_from_an_edit_keep_their_bits_and_undo_is_exact(
     models: LatentDiffusion, policy: str, guidance: float
@@ -222,11 +222,23 @@ def test_another_size_runs_in_the_room_that_the_first_one_leaves(models: LatentD
         np.testing.assert_array_equal(session.run(original).image, original)
 
 
-@pytest.mark.parametrize(("steps", "computed"), [(50, 21), (25, 15), (15, 12), (4, 3)])
-def test_fewer_steps_carry_less(models: LatentDiffusion, steps: int, computed: int) -> None:
-    session = StableDiffusion(models, PROMPT, steps=steps)
-    assert len(session.times) == int(0.8 * steps)
-    assert sum(session.policy.refreshed(len(session.times))) == computed
+@pytest.mark.parametrize(
+    ("steps", "refresh", "frontier"), [(50, 4, 0), (25, 2, 0), (24, 4, 2), (10, 4, 2), (9, 1, 0), (2, 1, 0)]
+)
+def test_fewer_steps_carry_less(models: LatentDiffusion, steps: int, refresh: int, frontier: int) -> None:
+    policy = StableDiffusion(models, PROMPT, steps=steps).policy
+    assert (policy.refresh, policy.frontier) == (refresh, frontier)
+
+
+def test_few_steps_that_carry_compute_the_high_resolutions_alone(models: LatentDiffusion) -> None:
+    settings = {**SETTINGS, "steps": 10, "policy": "fast(frontier=1)"}
+    with StableDiffusion(models, PROMPT, **settings) as session:
+        original = session.run(picture()).image
+        steps = session.edit(stroke(original, 20, 20)).stats.steps
+        computed = {step.macs for step in steps if step.refreshed}
+        carried = {step.macs for step in steps if not step.refreshed}
+        assert 0 < min(carried) == max(carried) < min(computed)
+        np.testing.assert_array_equal(session.undo().image, original)
 
 
 # -- inpainting models, which read the mask --------------------------------------------------------------
