@@ -119,6 +119,7 @@ class SparsegenLatent:
                     "caches": plan.ram_bytes,
                     "journals": stats.undo_bytes,
                     "scratch": plan.scratch_bytes,
+                    "texts": plan.condition_bytes,
                     "weights": sum(map(_half_bytes, models.models.values())),
                     "own": max(*most, anonymous_bytes()),
                     "peak": peak_bytes(),

@@ -30,6 +30,8 @@ from sparsegen.models import SDUNet
 
 FILE = "stable-diffusion"
 """Of the JSON lines."""
+FORESEEN = ("caches", "journals", "scratch", "texts", "weights")
+"""The parts of a session's memory: as its plan foresees them, the journals of its edits, the weights in 16 bits."""
 PLACES = 20
 """Rectangles over which MACs are averaged."""
 
@@ -122,9 +124,9 @@ def session(report: Report, contest: Contest) -> None:
     _compare(report, "session", replies, {"second edit": net.session_over_torch})
     for reply in replies.get(OURS, ()):
         memory = reply.figures["memory"]
-        for what in ("caches", "journals", "scratch", "weights"):
+        for what in FORESEEN:
             report.add(f"session, memory, {what}", memory[what] / 1e9, "GB")
-        foreseen = sum(memory[what] for what in ("caches", "journals", "scratch", "weights"))
+        foreseen = sum(memory[what] for what in FORESEEN)
         report.add("session, memory, sum of these", foreseen / 1e9, "GB")
         asked = {"aim": f"≤ {net.ram_bytes / 1e9:g} GB", "reached": memory["own"] <= net.ram_bytes}
         report.add("session, memory, the process's own at most", memory["own"] / 1e9, "GB", **asked)
