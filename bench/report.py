@@ -127,10 +127,6 @@ the other two ideas.
 That their MACs are reached at the quality of these tables is an assumption, and the settings of PD under `fast`
 (`refresh` 4, `frontier` 3) are chosen by its MACs alone."""
 
-_BEHIND = """The examples of 0 % to 2 %, two edits, miss their target because of carried steps: with every step computed
-(`refresh` 1) they are above `paper`. So near to the dense edit, the straight line along which deltas are carried errs
-by more than stale statistics do."""
-
 _STUDY = """What each setting of `fast` costs and gains, on strokes of *unseen images*, taken in an order that spreads
 their areas (`python -m bench.quality --study`). PSNR of the region, median · lowest, in dB; the number of strokes is
 in brackets. MACs are the median share of the dense edit's."""
@@ -139,8 +135,7 @@ _STUDIED = {
     "Weight of fresh statistics, one step alone": """The model's output after one step, without any sampling: how far
 the edit moves the dense output, over the error of the sparse one, in dB (root mean squares over the region). Late
 steps are at small times.""",
-    "Other noise levels": """The same strokes, denoised from other noise levels of 1000, and so with other steps.
-From 600, `fast` misses what it reaches from 300: carried steps err more. `refresh` 3 mends it.""",
+    "Other noise levels": """The same strokes, denoised from other noise levels of 1000, and so with other steps.""",
     "Strokes that chose nothing": """Another set, from seed 3,000,000 on, which no setting was chosen by.""",
 }
 """Title of a table of the study -> what it shows beside the others."""
@@ -467,8 +462,6 @@ def _quality(folder: Path) -> Iterator[str]:
             cells = [(what, figure, aim, _verdict(reached)) for what, figure, aim, reached in judged]
             yield _table(["", "figure", "aimed at", "reached"], cells)
         yield from beside_paper(some)
-        if group == EXAMPLES:
-            yield _BEHIND
     for name, caption in (
         ("quality-curve", "PSNR of the region over MACs, by policy"),
         ("quality", "Original, strokes, the dense edit and sparse ones of eight of the strokes"),

@@ -3,14 +3,14 @@
     python -m bench.quality --study [edits] [levels] [steps] [--edits 12]
     python -m bench.quality --study confirm --first 3000000 [--edits 12]
 
-A session that keeps the canvases of every step can follow any setting, so each original is painted once. Each part
-appends rows to bench/results/quality.jsonl:
+A session that keeps the canvases of every step can follow any setting, so each original is painted once from a noise
+level. Each part appends rows to bench/results/quality.jsonl:
 
 - *edits*: the weight of fresh statistics with all steps computed and with the family's `refresh`; `refresh`;
   `frontier` (`SWEPT`), at the model's noise level.
 - *levels*: the same edits denoised from other noise levels (`LEVELS`).
 - *steps*: one denoising step alone, at the times of a trajectory: how near the model's output is to the dense one.
-- *confirm*: the settings in question, for strokes that chose none.
+- *confirm*: the settings in question, for strokes that chose none, from the noise levels that edits begin at.
 
 Strokes come in an order that spreads areas: the first 2, 4, 8, … cover all of them.
 """
@@ -18,6 +18,7 @@ Strokes come in an order that spreads areas: the first 2, 4, 8, … cover all of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ from bench.compared import compared
 from bench.harness import record, say, table
 from bench.quality_tables import Row
 from bench.strokes import EDITS, Strokes, group_of, unseen
-from bench.study_tables import Table, levels, plot, refreshes, steps, weights
+from bench.study_tables import Table, levels, of_level, plot, refreshes, steps, weights
 
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WEIGHT, REFRESH = 0.4, 6
 """The family's settings."""
-LEVELS = (150, 600)
+LEVELS = (150, SDEDIT_LEVEL, 600)
 """Noise levels beside the model's."""
 TIMES = (600, 450, 300, 200, 100, 25)
 """Times of the schedule (0 to 999) at which single steps are measured."""
@@ -62,13 +63,13 @@ SWEPT = (
     *(Setting(refresh=refresh) for refresh in (2, 3, 4, 8, 12)),
     *(Setting(refresh=refresh, frontier=frontier) for frontier in (1, 2, 3) for refresh in (6, 12)),
 )
-AT_LEVELS = (*_WEIGHTS, *(Setting(refresh=refresh) for refresh in (1, 3, 12)))
-CONFIRMED = (Setting(), Setting(0.6), *(Setting(refresh=refresh) for refresh in (1, 3, 4)))
+AT_LEVELS = (*_WEIGHTS, *(Setting(refresh=refresh) for refresh in (1, 4, 8)))
+CONFIRMED = (Setting(), *(Setting(refresh=refresh) for refresh in (1, 4, 8)))
 PARTS = ("edits", "levels", "steps", "confirm")
 OF: dict[str, tuple[Sequence[int | None], Sequence[Setting]]] = {
     "edits": ((None,), SWEPT),
     "levels": (LEVELS, AT_LEVELS),
-    "confirm": ((None, SDEDIT_LEVEL), CONFIRMED),
+    "confirm": ((None, *LEVELS[1:]), CONFIRMED),
 }
 """Part -> its noise levels (None: the model's) and settings."""
 CURVE = "quality-study.png"
@@ -84,35 +85,45 @@ def measured(model: Any, part: str, *, backend: str | None, first: int, edits: i
     """The rows of a part of the study."""
     order = spread(edits)
     strokes = list(unseen(first, max(order) + 1))
-    for done, number in enumerate(order):
-        say(f"{part}: stroke {number}, {done + 1} of {edits}")
-        if part == "steps":
-            rows = _of_steps(model, strokes[number], backend)
-        else:
-            rows = _of_edits(model, strokes[number], part, backend)
-        for row in [*rows]:  # a stroke's rows are recorded together: an interrupted study has whole strokes
-            yield {"study": part, "group": group_of(first), "name": strokes[number].name, **row}
+    with ExitStack() as opened:
+        sessions = [
+            opened.enter_context(
+                sparsegen.SDEdit(
+                    model, policy="fast(refresh=1)", backend=backend, noise_level=level, undo="16GB"
+                )
+            )
+            for level in (() if part == "steps" else OF[part][0])
+        ]
+        for done, number in enumerate(order):
+            say(f"{part}: stroke {number}, {done + 1} of {edits}")
+            if part == "steps":
+                rows = _of_steps(model, strokes[number], backend)
+            else:
+                rows = _of_edits(model, strokes[number], sessions, OF[part][1])
+            for row in [
+                *rows
+            ]:  # a stroke's rows are recorded together: an interrupted study has whole strokes
+                yield {"study": part, "group": group_of(first), "name": strokes[number].name, **row}
 
 
-def _of_edits(model: Any, strokes: Strokes, part: str, backend: str | None) -> Iterator[Row]:
-    from_levels, settings = OF[part]
-    for level in from_levels:
-        with sparsegen.SDEdit(
-            model, policy="fast(refresh=1)", backend=backend, noise_level=level, undo="16GB"
-        ) as session:
-            session.run(strokes.original)
-            dense = session.dense(strokes.edited)
-            for setting in (None, *settings):
-                policy = "paper" if setting is None else setting.policy
-                session.policy = model.policy(policy)  # the session keeps every canvas: it can follow any
-                result = session.edit(strokes.edited)
-                session.undo()
-                yield {
-                    "noise_level": session.settings.noise_level,
-                    "policy": policy,
-                    **({} if setting is None else vars(setting)),
-                    **compared(result, dense, strokes.original),
-                }
+def _of_edits(
+    model: Any, strokes: Strokes, sessions: Sequence[sparsegen.SDEdit], settings: Sequence[Setting]
+) -> Iterator[Row]:
+    for session in sessions:
+        session.policy = model.policy("fast(refresh=1)")
+        session.run(strokes.original)
+        dense = session.dense(strokes.edited)
+        for setting in (None, *settings):
+            policy = "paper" if setting is None else setting.policy
+            session.policy = model.policy(policy)  # the session keeps every canvas: it can follow any
+            result = session.edit(strokes.edited)
+            session.undo()
+            yield {
+                "noise_level": session.settings.noise_level,
+                "policy": policy,
+                **({} if setting is None else vars(setting)),
+                **compared(result, dense, strokes.original),
+            }
 
 
 def _of_steps(model: Any, strokes: Strokes, backend: str | None) -> Iterator[Row]:
@@ -160,7 +171,7 @@ def study(
         print(f"\n{title}")
         table(*shown)
     if results is not None and edits_rows:
-        plot(results / CURVE, edits_rows, WEIGHT)
+        plot(results / CURVE, edits_rows, WEIGHT, REFRESH)
 
 
 def tables(rows: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Table]]:
@@ -176,3 +187,5 @@ def tables(rows: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Table]]:
         yield "Weight of fresh statistics, one step alone", steps(steps_)
     if confirmed:
         yield "Strokes that chose nothing", levels(confirmed)
+        for level in sorted({row["noise_level"] for row in confirmed}):
+            yield f"Strokes that chose nothing, from noise level {level}", of_level(confirmed, level)

@@ -50,6 +50,12 @@ def levels(rows: Sequence[Row]) -> Table:
     return Table(head, lines)
 
 
+def of_level(rows: Sequence[Row], level: int) -> Table:
+    """Setting by area class, of edits from one noise level."""
+    some = [row for row in rows if row["noise_level"] == level]
+    return _by_area("weight, `refresh`", some, _shown)
+
+
 def steps(rows: Sequence[Row]) -> Table:
     """Weight of fresh statistics by the time of a single step: median · lowest gain, in dB."""
     times = sorted({row["time"] for row in rows}, reverse=True)
@@ -65,8 +71,10 @@ def count(rows: Sequence[Row]) -> int:
     return len({(row["group"], row["name"]) for row in rows})
 
 
-def plot(path: Path, rows: Sequence[Row], weight: float) -> None:
-    """The region PSNR over the weight, by area class; with that `weight`, over the MACs, by the other settings."""
+def plot(path: Path, rows: Sequence[Row], weight: float, refresh: int) -> None:
+    """The region PSNR over the weight, by area class, with every step computed and with that `refresh`; with that
+    `weight`, over the MACs, by the other settings.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -74,11 +82,11 @@ def plot(path: Path, rows: Sequence[Row], weight: float) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
     settings = [row for row in rows if not _is_paper(row)]
-    for refresh, style in ((1, "-"), (6, "--")):
-        some = [row for row in settings if (row["refresh"], row["frontier"]) == (refresh, 0)]
+    for every, style in ((1, "-"), (refresh, "--")):
+        some = [row for row in settings if (row["refresh"], row["frontier"]) == (every, 0)]
         for i, (name, of) in enumerate(by_area(some).items()):
             medians = {at: _median(each) for at, each in grouped(of, lambda row: row["statistics"]).items()}
-            label = f"{name}, refresh {refresh}"
+            label = f"{name}, refresh {every}"
             left.plot(medians.keys(), medians.values(), style, marker=".", color=f"C{i}", label=label)
     left.set(xlabel="weight of fresh statistics", ylabel="PSNR of the region, dB (median)")
     of_weight = sorted(
@@ -89,8 +97,8 @@ def plot(path: Path, rows: Sequence[Row], weight: float) -> None:
         macs = [_median(each, "macs") * 100 for _, each in by_refresh]
         values = [_median(each) for _, each in by_refresh]
         right.plot(macs, values, marker=".", label=f"frontier {frontier}")
-        for at, value, (refresh, _) in zip(macs, values, by_refresh, strict=True):
-            right.annotate(str(refresh), (at, value), (4, -9), textcoords="offset points", fontsize=7)
+        for at, value, (every, _) in zip(macs, values, by_refresh, strict=True):
+            right.annotate(str(every), (at, value), (4, -9), textcoords="offset points", fontsize=7)
     paper = [row for row in rows if _is_paper(row)]
     right.plot(_median(paper, "macs") * 100, _median(paper), "kx", label="paper")
     right.set(xlabel="MACs, % of the dense edit's (median); the numbers are refresh")

@@ -175,7 +175,7 @@ class Repainting:
         self._changed, self._spread = changed, spread
         self._make_plan, self.plan = plan, plan()
         self._deltas: list[Deltas] = []
-        """Of the last two steps that computed every layer."""
+        """Of the last three steps that computed every layer."""
 
     def __call__(self, i: int, x: Host) -> Host:
         """The output of step i in the changed tiles, whose values are `x`; both `[K, TILE, TILE, C]`."""
@@ -194,7 +194,7 @@ class Repainting:
             wanted=self._changed.tiles,
         )
         if any(rows) and not rows[i]:
-            deltas[:] = [*deltas[-1:], state.deltas(i, self._journals[i], max(rows))]
+            deltas[:] = [*deltas[-2:], state.deltas(i, self._journals[i], max(rows))]
         self.records.extend(run.records)
         self.steps.append(StepRecord.of(i, not rows[i], run.records, time.perf_counter() - began))
         return values

@@ -142,13 +142,21 @@ class StepsDoor(Door):
         """For each step, the rows of the first resolution of its input that is carried; 0: none is."""
         return carried_rows(self.policy, height, width, len(self.times))
 
+    def _kept_rows(self, height: int, width: int) -> tuple[int, ...]:
+        """As `_carried_rows`, of the states as they were painted: a saved session may have other steps than a new one.
+
+        A session of which every step keeps every canvas can take the steps of any policy.
+        """
+        kept = tuple(state.memory.carried_rows for state in self._states)
+        return kept if any(kept) else self._carried_rows(height, width)
+
     def _rows_of_edit(self, chosen: Policy, changed: TileSet) -> tuple[int, ...]:
         """The rows that an edit carries at each step, as `_carried_rows`; `changed` are the pixels of the steps' input.
 
         Warns of a policy that needs canvases which the session, opened under another one, does not keep.
         """
         warn_of_canvases(self.policy, chosen)
-        rows = self._carried_rows(*changed.shape[1:])
+        rows = self._kept_rows(*changed.shape[1:])
         whole = sum(map(bool, rows))
         other = (chosen.refresh, chosen.frontier) != (self.policy.refresh, self.policy.frontier)
         if whole and other:

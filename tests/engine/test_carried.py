@@ -17,7 +17,7 @@ from tests.tolerances import check
 from tests.unets import FAMILIES, FAST, assert_all_same, everything, picture, stroke
 
 SIZE = (32, 32)
-SOME = replace(FAST, refresh=4)
+SOME = replace(FAST, refresh=2)  # of 6 steps, 0, 2 and 4 compute
 
 
 def opened(backend, family: str, policy: Fast, **options) -> SDEdit:
@@ -51,35 +51,55 @@ def image() -> Host:
     return picture(np.random.default_rng(31), SIZE)
 
 
-# -- the line --------------------------------------------------------------------------------------------
+# -- the curve -------------------------------------------------------------------------------------------
 
 
-def test_deltas_on_a_line_stay_on_it():
+def test_deltas_on_a_curve_stay_on_it():
     tiles = TileSet.full(1, 8, 8)
     rng = np.random.default_rng(0)
-    # whole numbers: no rounding
-    first, slope = (rng.integers(-9, 9, (4, 4, 4, 3)).astype(np.float32) for _ in range(2))
-    here = [Deltas(step, 8, {"a": Delta(tiles, first + step * slope)}) for step in range(9)]
-    for before, last, later in ((0, 1, 2), (0, 1, 8), (1, 5, 7), (3, 4, 5)):
-        found = here[last].at(later, here[before])
+    first, slope, bend = (rng.integers(-9, 9, (4, 4, 4, 3)).astype(np.float32) for _ in range(3))
+    line = [Deltas(step, 8, {"a": Delta(tiles, first + step * slope)}) for step in range(9)]
+    curve = [Deltas(step, 8, {"a": Delta(tiles, first + step * slope + step**2 * bend)}) for step in range(9)]
+    for course, known, later in (
+        (line, (0, 1), 2),
+        (line, (1, 5), 7),
+        (line, (1, 3, 4), 8),
+        (curve, (0, 1, 2), 3),
+        (curve, (0, 2, 6), 8),
+        (curve, (1, 3, 4), 5),
+    ):
+        *before, last = (course[step] for step in known)
+        found = last.at(later, *before)
         assert (found.step, found.rows, list(found.of)) == (later, 8, ["a"])
-        assert np.array_equal(found.of["a"].values, here[later].of["a"].values)
-    assert np.array_equal(here[1].of["a"].values, first + slope)  # none is written into
+        check("pointwise", found.of["a"].values, course[later].of["a"].values, largest=1000.0)
+    assert np.array_equal(curve[1].of["a"].values, first + slope + bend)  # none is written into
+
+
+def test_deltas_that_stay_are_carried_to_the_bit():
+    tiles, values = TileSet.full(1, 8, 8), np.random.default_rng(0).standard_normal((4, 4, 4, 3), np.float32)
+    one, two, three = (Deltas(step, 8, {"a": Delta(tiles, values)}) for step in (0, 2, 6))
+    assert np.array_equal(three.at(9, one, two).of["a"].values, values)
 
 
 def test_a_delta_without_one_before_stays_as_it_is():
     tiles, other = TileSet.full(1, 8, 8), TileSet.full(1, 8, 8)
     values = np.ones((4, 4, 4, 3), np.float32)
     last = Deltas(3, 8, {"a": Delta(tiles, values), "b": Delta(other, values)})
-    assert last.at(5).step == 5 and last.at(5).of == last.of
+    assert last.at(5).step == 5
+    assert all(np.array_equal(delta.values, values) for delta in last.at(5).of.values())
     # one that was not there, and one of other tiles
     found = last.at(5, Deltas(1, 8, {"b": Delta(tiles, 0 * values)}))
     assert all(np.array_equal(delta.values, values) for delta in found.of.values())
+    # with one of the two before, a line
+    found = last.at(
+        5, Deltas(0, 8, {"b": Delta(other, values)}), Deltas(1, 8, {"a": Delta(tiles, 0 * values)})
+    )
+    assert np.array_equal(found.of["a"].values, 2 * values)
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_a_step_that_carries_is_its_original_plus_the_delta_on_the_line(
+def test_a_step_that_carries_is_its_original_plus_the_delta_on_the_curve(
     backend, family, policy, image, storage, everywhere
 ):
     pipeline = opened(backend, family, policy, storage=storage)
@@ -95,16 +115,19 @@ def test_a_step_that_carries_is_its_original_plus_the_delta_on_the_line(
         for i, step in enumerate(edited.stats.steps):
             delta = {path: after[i][path] - before[i][path] for path in after[i]}
             if step.refreshed:
-                computed = [*computed[-1:], (i, delta)]
+                computed = [*computed[-2:], (i, delta)]
                 continue
             carried += 1
-            (j, earlier), (k, last) = computed
             frontier = pipeline._states[i]._program.frontier(SIZE[0] >> policy.frontier)
             assert frontier
+            known = np.array([step for step, _ in computed], np.float64)
             for path in (canvas.path for canvas in frontier):
-                line = last[path] + (last[path] - earlier[path]) * np.float32((i - k) / (k - j))
-                assert np.abs(line).max() > 0.01
-                check(row, after[i][path], before[i][path] + line, largest=4 * np.abs(after[i][path]).max())
+                deltas = np.stack([each[path].astype(np.float64) for _, each in computed])
+                powers = np.vander(known)
+                weights = np.vander([i], len(known)) @ np.linalg.inv(powers)
+                curve = np.tensordot(weights[0], deltas, 1).astype(np.float32)
+                assert np.abs(curve).max() > 0.01
+                check(row, after[i][path], before[i][path] + curve, largest=4 * np.abs(after[i][path]).max())
         assert carried >= 2
 
 

@@ -144,7 +144,7 @@ def test_a_session_that_keeps_every_canvas_follows_any_setting() -> None:
     settings: dict[str, Any] = {"steps": 6, "backend": "reference"}
     with SDEdit(random_ddpm(), policy="fast(refresh=1)", **settings) as one:
         one.run(image)
-        for setting in (study.Setting(0.7, refresh=3), study.Setting(refresh=4, frontier=1)):
+        for setting in (study.Setting(0.7, refresh=2), study.Setting(refresh=4, frontier=1)):
             one.policy = one.model.policy(setting.policy)
             found = one.edit(edited)
             one.undo()
@@ -183,12 +183,15 @@ def test_tables_of_the_study_have_a_line_for_each_setting() -> None:
     assert head == ["weight", "MACs", "0 % to 2 % (1)", "10 % to 25 % (1)", "all (2)"]
     assert [line[0] for line in lines] == ["`paper`", "0.4"]
     assert lines[1][2:] == ["52.0 · 52.0", "44.0 · 44.0", "48.0 · 44.0"]
-    assert [line[0] for line in study_tables.weights(STUDIED, 6)[1]] == ["`paper`", "0.8"]
+    assert [line[0] for line in study_tables.weights(STUDIED, study.REFRESH)[1]] == ["`paper`", "0.8"]
     assert [line[0] for line in study_tables.refreshes(STUDIED, 0.4)[1]] == ["`paper`", "0, 1", "2, 6"]
     elsewhere = [{**row, "noise_level": 600} for row in STUDIED[::2]]
     head, lines = study_tables.levels([*STUDIED, *elsewhere])
     assert head[1:] == ["from noise level 300 (1)", "from noise level 600 (1)"]
     assert lines[0] == ["`paper`", "50.0 · 50.0", "50.0 · 50.0"] and len(lines) == 3
+    head, lines = study_tables.of_level([*STUDIED, *elsewhere], 600)
+    assert head[2:] == ["0 % to 2 % (1)", "all (1)"]
+    assert [line[0] for line in lines] == ["`paper`", "0.4, 1", "0.8, 6", "0.4, 6"]
 
 
 # -- steps -----------------------------------------------------------------------------------------------

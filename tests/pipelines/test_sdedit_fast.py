@@ -137,6 +137,32 @@ def test_an_edit_goes_on_in_a_loaded_session(backend, rng, family, frontier, sto
         assert_all_same(everything(loaded), stages[stage])
 
 
+@pytest.mark.parametrize("frontier", FRONTIERS)
+def test_a_session_that_was_saved_with_other_steps_goes_on_with_them(
+    backend, rng, family, frontier, tmp_path, monkeypatch
+):
+    """The steps that compute are those whose canvases the file holds, whatever this version would choose."""
+    policy, image = replace(FAST, frontier=frontier), picture(rng, SIZE)
+    others = (True, True, False, False, True, True)
+    assert policy.refreshed(6) != others
+    with monkeypatch.context() as patched:
+        patched.setattr(Fast, "refreshed", lambda policy, steps: others)
+        pipeline = opened(family, backend, policy)
+        pipeline.run(image)
+        expected = pipeline.edit(stroke(image))
+        after = everything(pipeline)
+        pipeline.undo()
+        pipeline.save(tmp_path / "saved")
+    loaded = SDEdit.load(tmp_path / "saved", backend=backend)
+    found = loaded.edit(stroke(image))
+    assert tuple(step.refreshed for step in found.stats.steps) == others
+    assert np.array_equal(found.output, expected.output)
+    assert_all_same(everything(loaded), after)
+    # an image that is run there is painted for the steps of this version
+    loaded.run(image)
+    assert tuple(step.refreshed for step in loaded.edit(stroke(image)).stats.steps) == policy.refreshed(6)
+
+
 # -- next to other policies ------------------------------------------------------------------------------
 
 

@@ -89,14 +89,28 @@ def test_policies_survive_a_file(policy):
 # -- steps -----------------------------------------------------------------------------------------------
 
 
-def test_steps_that_compute_come_closer_to_the_end():
-    assert Fast(refresh=4).refreshed(8) == (True, True, False, False, False, True, False, True)
-    for refresh in (2, 3, 6, 50):
+def gaps(policy: Fast, steps: int) -> list[int]:
+    """The numbers of steps from each that computes to the next."""
+    computed = np.flatnonzero(policy.refreshed(steps)).tolist()
+    return [after - before for before, after in pairwise(computed)]
+
+
+def test_steps_that_compute_lie_closer_at_both_ends():
+    assert gaps(Fast(refresh=6), 25) == [2, 4, 5, 4, 3, 2, 2, 1, 1]
+    assert gaps(Fast(refresh=9), 50) == [2, 4, 8, 7, 6, 5, 4, 3, 2, 2, 2, 1, 1, 1, 1]
+    assert Fast(refresh=4).refreshed(5) == (True, False, True, False, False)
+    for refresh in (1, 2, 3, 4, 6, 50):
         for steps in (1, 2, 3, 7, 25, 100):
-            refreshed = Fast(refresh=refresh).refreshed(steps)
-            assert len(refreshed) == steps and all(refreshed[:2])
-            gaps = [b - a for a, b in pairwise(np.flatnonzero(refreshed).tolist())][1:]
-            assert gaps == sorted(gaps, reverse=True) and max(gaps, default=1) <= refresh
+            found = gaps(Fast(refresh=refresh), steps)
+            assert (
+                Fast(refresh=refresh).refreshed(steps)[0]
+                and len(Fast(refresh=refresh).refreshed(steps)) == steps
+            )
+            # no curve is followed further than twice the distance of the last two points of it
+            assert max(found, default=1) <= refresh
+            assert all(after <= 2 * before for before, after in pairwise([1, *found]))
+            middle = found.index(max(found)) if found else 0
+            assert found == [*sorted(found[:middle]), *sorted(found[middle:], reverse=True)]
 
 
 @pytest.mark.parametrize(
