@@ -393,9 +393,15 @@ class SDEdit(StepsDoor):
     def _policy(self, policy: str | Policy | None) -> Policy:
         if policy is None:
             return self.policy
-        usual = len(self.model.diffusion.edit.times())
-        model: Model = self.model
-        return model.policy(policy, fast=self.model.fast.for_steps(len(self.times), usual))
+        usual, model = self.model.diffusion.edit, self.model
+        fast = model.fast.for_steps(
+            len(self.times),
+            len(usual.times()),
+            level=self.settings.noise_level,
+            usual_level=usual.noise_level,
+        )
+        chosen: Policy = model.policy(policy, fast=fast)
+        return chosen
 
     def _blocks(self, image: Host) -> StepBlocks:
         """The memory of the states of all steps."""

@@ -260,9 +260,13 @@ class Fast(Paper):
         object.__setattr__(self, "refresh", whole_number("policy fast: refresh", self.refresh, 1))
         object.__setattr__(self, "frontier", whole_number("policy fast: frontier", self.frontier, 0))
 
-    def for_steps(self, steps: int, usual: int) -> Fast:
-        """This policy, which suits `usual` steps of a trajectory, for another number of steps."""
-        return replace(self, refresh=max(1, self.refresh * steps // usual))
+    def for_steps(self, steps: int, usual: int, *, level: int = 1, usual_level: int = 1) -> Fast:
+        """This policy, which suits `usual` steps from the noise level `usual_level`, for others.
+
+        From a higher level the model changes more from step to step, so gaps are shorter; from a lower one they stay.
+        """
+        gap = self.refresh * steps * usual_level // (usual * max(level, usual_level))
+        return replace(self, refresh=max(1, gap))
 
 
 class _PaperPlan(Plan):

@@ -127,6 +127,11 @@ def test_fewer_steps_carry_less():
     assert Fast(refresh=6, frontier=2).for_steps(25, 25) == Fast(refresh=6, frontier=2)
 
 
+def test_steps_from_more_noise_carry_less():
+    for level, refresh in ((300, 6), (500, 6), (600, 5), (1000, 3)):
+        assert Fast(refresh=6).for_steps(25, 25, level=level, usual_level=500).refresh == refresh
+
+
 # -- plans -----------------------------------------------------------------------------------------------
 
 
