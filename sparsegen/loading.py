@@ -164,7 +164,8 @@ def load_bundle(
                 made.sampling = MappingProxyType({"schedule": schedule})
             made.size = _trained_size(part.checkpoint)
             if known:
-                made.defaults, made.sampling, made.size = known.defaults, known.sampling, known.size
+                made.defaults, made.sampling = known.defaults, known.sampling
+                made.size = known.size or made.size
                 made.paper = dataclasses.replace(made.paper, **known.paper)
     return Bundle(
         str(model),

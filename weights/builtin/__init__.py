@@ -26,7 +26,12 @@ class Edit:
     """An edited label map, or an image with strokes painted over it: a PNG file."""
 
     path: Path
+    """The original's, if only a mask is given."""
     caption: str
+    prompt: str | None = None
+    """For a model of texts: the text that the edit follows."""
+    mask: Path | None = None
+    """A PNG file, white where the image is to be painted; None: where the strokes are."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Example:
     original: Path
     caption: str
     edits: tuple[Edit, ...]
+    prompt: str | None = None
+    """For a model of texts: the text that the whole image is changed towards."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,16 @@ class BuiltIn:
     """A file, or the folder of several models."""
     examples: tuple[Example, ...]
     """The first is used by the demo."""
+    prompts: tuple[str, ...] = ()
+    """For a model of texts: texts to make images of."""
     labels: Labels | None = None
     """For a model of label maps; None: its input is an image."""
     defaults: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Conditions of a run that the user does not give: `z`."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """For a diffusion model: its default `steps`, `noise_level`, `sampler`, `eta`, `schedule`."""
+    """For a diffusion model: its default `steps`, `noise_level`, `sampler`, `eta`, `schedule`, `guidance`."""
     size: tuple[int, int] | None = None
-    """For a diffusion model: the (height, width) that it was trained on."""
+    """For a diffusion model: the (height, width) that it was trained on; None: its file says it, if anything does."""
     paper: dict[str, Any] = field(default_factory=dict)
     """Settings of the `paper` policy that differ from the family's: a small model may need another `least_size`."""
 
@@ -74,15 +83,12 @@ def get(name: str) -> BuiltIn | None:
     folder = FOLDER / name
     described = _read(folder / "examples.json")
     examples = tuple(
-        Example(
-            folder / example["original"],
-            example["caption"],
-            tuple(Edit(folder / edit["file"], edit["caption"]) for edit in example["edits"]),
-        )
+        _example(folder, example)
         for example in sorted(described["examples"], key=lambda example: not example["demo"])
     )
     pipeline = (folder / "model_index.json").exists()
-    known = BuiltIn(name, folder if pipeline else FOLDER / f"{name}.safetensors", examples)
+    checkpoint = folder if pipeline else FOLDER / f"{name}.safetensors"
+    known = BuiltIn(name, checkpoint, examples, tuple(described.get("prompts", ())))
     if pipeline or described["kind"] == "strokes":
         settings = _read(folder / "settings.json")
         size = tuple(settings["size"]) if "size" in settings else None
@@ -94,6 +100,24 @@ def get(name: str) -> BuiltIn | None:
         labels=Labels(tuple(maps["names"]), palette),
         defaults={"z": tuple(maps["style"]["default"])},
     )
+
+
+def _example(folder: Path, given: dict[str, Any]) -> Example:
+    """An example of `examples.json`; its files lie in the folder, or beside it: "../NAME/lake.png"."""
+
+    def path(name: str) -> Path:
+        return (folder / name).resolve()
+
+    edits = tuple(
+        Edit(
+            path(edit.get("file", given["original"])),
+            edit["caption"],
+            edit.get("prompt"),
+            path(edit["mask"]) if "mask" in edit else None,
+        )
+        for edit in given["edits"]
+    )
+    return Example(path(given["original"]), given["caption"], edits, given.get("prompt"))
 
 
 def _read(path: Path) -> dict[str, Any]:
