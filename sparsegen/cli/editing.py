@@ -16,6 +16,7 @@ from ..loading import Bundle, load, load_bundle
 from ..models.base import Model
 from ..models.gaugan import GauGAN
 from ..pipelines.latents import LatentDiffusion
+from ..pipelines.stable_diffusion import MARGIN
 from . import labels, strokes
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths
@@ -23,6 +24,7 @@ from .kept import Kept
 from .options import (
     DIFFUSION,
     MODEL_HELP,
+    TEXT_MODEL,
     BackendOption,
     CacheFolderOption,
     CropOption,
@@ -57,7 +59,9 @@ DEFAULT_MODEL = "landscape"
 
 
 def _margins() -> str:
-    return ", ".join(f"{family} {kind.paper.dilation}" for family, (kind, _) in DIFFUSION.items())
+    """The default of --margin, of each family and of Stable Diffusion."""
+    found = [f"{family} {kind.paper.dilation}" for family, (kind, _) in DIFFUSION.items()]
+    return ", ".join([*found, f"Stable Diffusion {MARGIN}"])
 
 
 def demo(
@@ -119,7 +123,11 @@ def edit(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=MODEL_HELP, show_default="landscape, or that of the --session"),
+        typer.Option(
+            "--model",
+            help=MODEL_HELP,
+            show_default=f"that of the --session, {TEXT_MODEL} with a --prompt, else {DEFAULT_MODEL}",
+        ),
     ] = None,
     mask: Annotated[
         Path | None,
@@ -261,7 +269,8 @@ def edit(
             model = known  # another path to the same file
         kept.check_same({"model": model}, {"model": known})
     else:
-        bundle = load_bundle(model or DEFAULT_MODEL, lora=texts.lora, **parse_settings(settings))
+        usual = DEFAULT_MODEL if prompt is None else TEXT_MODEL
+        bundle = load_bundle(model or usual, lora=texts.lora, **parse_settings(settings))
         loaded = _opened(bundle, texts, engine_backend)
     if original is None and kept is None:
         raise InputError("--original: missing; give it, or a --session that exists")

@@ -18,6 +18,7 @@ from ..pipelines.latents import LatentDiffusion
 from .console import check_writable, numbered, out, print_table
 from .job import Engine, settings_rows, used_settings, written_by
 from .options import (
+    TEXT_MODEL,
     BackendOption,
     CropOption,
     DirectOption,
@@ -43,14 +44,14 @@ from .strokes import preview_files, step_bars
 
 @with_sampler_options
 def generate(
-    model: Annotated[
-        str, typer.Option("--model", help="Stable Diffusion: built in, a file or a diffusers folder.")
-    ],
     prompt: Annotated[str, typer.Option("--prompt", help="The text.")],
     output: Annotated[
         Path,
         typer.Option("-o", "--output", help="The PNG to write; several images get -seed0, -seed1, …"),
     ],
+    model: Annotated[
+        str, typer.Option("--model", help="Stable Diffusion: built in, a file or a diffusers folder.")
+    ] = TEXT_MODEL,
     negative: NegativeOption = None,
     image: Annotated[
         Path | None, typer.Option("--image", help="Begin with this image instead of noise alone.")

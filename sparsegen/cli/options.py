@@ -19,12 +19,15 @@ from sparsegen.backends.interface import Backend
 
 from ..diffusion.samplers import SAMPLERS, sampler_options
 from ..diffusion.schedules import SCHEDULES
+from ..diffusion.settings import LATENT_DEFAULTS
 from ..engine.store import parse_size
 from ..errors import InputError
 from ..loading import Loras
 from ..models.base import Model
 from ..tiling.policies import POLICIES
 
+TEXT_MODEL = "landscape-sd"
+"""The model of a text that is used where none is named."""
 MODEL_HELP = "A built-in model's name, a checkpoint file or a diffusers folder."
 ModelOption = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 BackendOption = Annotated[
@@ -99,7 +102,7 @@ GuidanceOption = Annotated[
         "--guidance",
         help="Stable Diffusion: how far to move from the negative text towards the text; 1: the negative text does "
         "not count, a step takes half the time.",
-        show_default="7.5",
+        show_default=f"7.5; of {TEXT_MODEL} 4",
     ),
 ]
 SkipOption = Annotated[
@@ -149,8 +152,10 @@ def sample_steps() -> str:
 
 
 def own_settings(name: str) -> str:
-    """The default of a setting of denoising, of each family."""
-    return ", ".join(f"{family} {getattr(own.edit, name)}" for family, (_, own) in DIFFUSION.items())
+    """The default of a setting of denoising, of each family, and of Stable Diffusion if it has that setting."""
+    found = [f"{family} {getattr(own.edit, name)}" for family, (_, own) in DIFFUSION.items()]
+    found += [f"Stable Diffusion {LATENT_DEFAULTS[name]}"] if name in LATENT_DEFAULTS else []
+    return ", ".join(found)
 
 
 SeedOption = Annotated[
@@ -168,12 +173,16 @@ SamplerOption = Annotated[
         "--sampler", help=f"Diffusion: {', '.join(SAMPLERS)}.", show_default=own_settings("sampler")
     ),
 ]
+_SCHEDULES = [
+    *sorted({own.edit.schedule for _, own in DIFFUSION.values()}),
+    f"Stable Diffusion {LATENT_DEFAULTS['schedule']}",
+]
 ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
         help=f"Diffusion: the noise that the model was trained on: {', '.join(SCHEDULES)}.",
-        show_default=", ".join(sorted({own.edit.schedule for _, own in DIFFUSION.values()})),
+        show_default=f"the checkpoint's, else {', '.join(_SCHEDULES)}",
     ),
 ]
 RamOption = Annotated[

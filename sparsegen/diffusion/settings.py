@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -221,6 +222,12 @@ class LatentSettings(Settings):
         return self.guidance != 1
 
 
+LATENT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"steps": 50, "sampler": "ddim", "schedule": "stable_diffusion"}
+)
+"""The settings of latent diffusion that neither a user nor a checkpoint gives."""
+
+
 def latent_settings(own: Mapping[str, Any], predicts: str, **given: Any) -> LatentSettings:
     """The settings of latent diffusion: those `given` and not None, else the checkpoint's `own`, else the usual ones.
 
@@ -230,9 +237,8 @@ def latent_settings(own: Mapping[str, Any], predicts: str, **given: Any) -> Late
         One of them cannot be used; names it and its range.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
-    usual = {"steps": 50, "sampler": "ddim", "schedule": "stable_diffusion"}
     named = {each.name for each in dataclasses.fields(LatentSettings)} - {"options"}
-    merged = {**usual, **own, **chosen, "noise_level": 1000, "clip": None}
+    merged = {**LATENT_DEFAULTS, **own, **chosen, "noise_level": 1000, "clip": None}
     sampler = samplers.get_sampler(merged["sampler"])
     if not sampler.goes_with("timestep", predicts):
         fit = [name for name, one in samplers.SAMPLERS.items() if one.goes_with("timestep", predicts)]
