@@ -12,12 +12,12 @@ from sparsegen.weights import builtin
 
 from .. import images
 from ..errors import InputError
-from ..loading import Bundle, load, load_bundle
+from ..loading import Bundle, load_bundle
 from ..models.base import Model
 from ..models.gaugan import GauGAN
 from ..pipelines.latents import LatentDiffusion
 from ..pipelines.stable_diffusion import MARGIN
-from . import labels, strokes
+from . import labels, strokes, text_demo
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths
 from .kept import Kept
@@ -73,13 +73,21 @@ def demo(
     policy: PolicyOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The image to write.")] = Path("demo.png"),
 ) -> None:
-    """Edit a built-in example; write inputs, dense and sparse results and tiles side by side; print what it cost."""
+    """Edit a built-in example; write inputs, dense and sparse results and tiles side by side; print what it cost.
+
+    Of landscape-sd also images of texts, changed and painted ones. No network is needed.
+    """
     known = builtin.get(model)
     if known is None:
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output, suffix=".png")
-    engine = Engine.of(load(model), open_backend(backend, threads, direct, weights), policy)
-    if known.labels is None:
+    engine_backend, bundle = open_backend(backend, threads, direct, weights), load_bundle(model)
+    several = len(bundle.models) > 1
+    loaded = LatentDiffusion(bundle, backend=engine_backend) if several else bundle.model
+    engine = Engine.of(loaded, engine_backend, policy)
+    if isinstance(loaded, LatentDiffusion):
+        sheet, caption, rows = text_demo.demo(engine, known)
+    elif known.labels is None:
         sheet, caption, rows = strokes.demo(engine, known)
     else:
         sheet, caption, rows = labels.demo(engine, known, known.labels)

@@ -151,42 +151,68 @@ def _used(session: Painting) -> dict[str, Any]:
     return {**texts, **used, "margin": session.margin, "cache_storage": session.storage}
 
 
+Panels = list[tuple[str, Host]]
+"""Captions and images, uint8 `[H, W, 3]`, of a sheet."""
+
+
 def demo(engine: Engine, known: builtin.BuiltIn) -> tuple[Host, str, list[Any]]:
     """The first edit of the first example: a sheet of images, its caption, and the rows of a table."""
     example = known.examples[0]
     change = example.edits[0]
+    with SDEdit(engine.model, policy=engine.policy or "fast", backend=engine.backend) as session:
+        panels, rows = shown_edit(session, example, change)
+    return images.sheet(panels, columns=len(panels)), change.caption, rows
+
+
+def shown_edit(
+    session: Painting, example: builtin.Example, change: builtin.Edit
+) -> tuple[Panels, list[tuple[str, str]]]:
+    """An example's edit, dense and under the session's policy: images for a sheet, and the rows of a table."""
     original = images.read_image(example.original)
     painted = images.read_image(change.path, below=original)
-    with (
-        SDEdit(engine.model, policy=engine.policy or "fast", backend=engine.backend) as session,
-        step_bars(len(session.times)) as bar,
-    ):
-        plan = _plan(session, original)
+    mask = None if change.mask is None else images.read_mask(change.mask)
+    plan = _plan(session, original)
+    with step_bars(len(session.times)) as bar:
         session.run(original, on_step=bar("original, kept for edits"))
-        dense = session.dense(painted, on_step=bar("dense edit"))
-        sparse = session.edit(painted, policy=engine.policy, on_step=bar("sparse edit"))
+        dense = session.dense(painted, mask=mask, on_step=bar("dense edit"))
+        sparse = session.edit(painted, mask=mask, on_step=bar("sparse edit"))
     dense_ms, sparse_ms = dense.stats.milliseconds, sparse.stats.milliseconds
+    if mask is None:
+        given, edited = (f"strokes: {change.caption}", painted), (painted != original).any(-1)
+    else:
+        given, edited = (f"mask: {change.caption}", masked(original, mask)), mask
     panels = [
         ("original", original),
-        (f"strokes: {change.caption}", painted),
+        given,
         (f"dense: {dense_ms:.0f} ms", dense.image),
         (f"sparse: {sparse_ms:.0f} ms", sparse.image),
         ("active tiles over the result", images.overlay_tiles(sparse.image, sparse.active)),
     ]
-    scale = max(1, -(-256 // original.shape[1]))
-    stroked = (painted != original).any(-1)
-    inside = images.psnr(sparse.image[stroked], dense.image[stroked])
+    inside = images.psnr(sparse.image[edited], dense.image[edited])
     whole = images.psnr(sparse.image, dense.image)
     rows = [
-        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases")],
+        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases", "undo")],
         ("dense edit, end to end", f"{dense_ms:.0f} ms for {len(session.times)} steps"),
         ("sparse edit, end to end", f"{sparse_ms:.0f} ms ({dense_ms / sparse_ms:.1f} times as fast)"),
-        ("PSNR, sparse against dense", f"{whole:.1f} dB ({inside:.1f} dB where the strokes are)"),
+        (
+            "PSNR, sparse against dense",
+            f"{whole:.1f} dB ({inside:.1f} dB where the {'strokes are' if mask is None else 'mask is'})",
+        ),
         *sparse.stats.memory(),
         ("caches", str(plan)),
     ]
-    enlarged = [(caption, images.enlarge(image, scale)) for caption, image in panels]
-    return images.sheet(enlarged, columns=len(panels)), change.caption, rows
+    return enlarged(panels), rows
+
+
+def masked(image: Host, mask: Host) -> Host:
+    """The image with the mask in white."""
+    return np.where(mask[..., None], np.uint8(255), image)
+
+
+def enlarged(panels: Panels) -> Panels:
+    """Small images as wide as the captions need."""
+    scale = max(1, -(-256 // panels[0][1].shape[1]))
+    return [(caption, images.enlarge(image, scale)) for caption, image in panels]
 
 
 @contextmanager

@@ -444,8 +444,7 @@ def test_no_memory_is_said_with_the_budget_that_can_be_given(
         raise error
 
     monkeypatch.chdir(files)
-    for name in ("load", "load_bundle"):
-        monkeypatch.setattr(editing, name, fail)
+    monkeypatch.setattr(editing, "load_bundle", fail)
     monkeypatch.setattr(messages, "_limit", lambda: None)
     assert main(EDIT.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -69,11 +69,11 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
     assert {name for name in packed if name.endswith(".py")} == expected
     assert "sparsegen/py.typed" in packed
     assert packed >= {f"sparsegen/models/vocabulary/{name}" for name in ("merges.txt.gz", "LICENSE")}
-    data = (ROOT / "weights" / "builtin").rglob("*.*")
+    data = [path for path in (ROOT / "weights" / "builtin").rglob("*") if path.is_file()]
     assert packed >= {
         f"sparsegen/weights/builtin/{path.relative_to(ROOT / 'weights' / 'builtin').as_posix()}"
         for path in data
-        if path.suffix in (".png", ".json", ".safetensors")
+        if path.suffix in (".png", ".json", ".safetensors", ".txt")
     }
 
     site, empty = tmp_path / "site", tmp_path / "empty"
@@ -88,3 +88,9 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
     assert all(Path(file).is_relative_to(site) for file in where)
     shown = run("-S", "-m", "sparsegen", "demo", "-o", "demo.png", cwd=empty, PYTHONPATH=needs)
     assert "PSNR" in shown and (empty / "demo.png").stat().st_size > 100_000
+    run(
+        *("-S", "-m", "sparsegen", "generate", "--prompt", "a lake", "--steps", "2", "-o", "lake.png"),
+        cwd=empty,
+        PYTHONPATH=needs,
+    )
+    assert (empty / "lake.png").stat().st_size > 1_000
