@@ -13,9 +13,10 @@ QUICK := house tiling diffusion engine models editing images
 help: ## list the targets
 	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z-]+:.*## / { sub("AREAS", areas, $$2); printf "make %-8s  %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/runtime.stamp ## edit a built-in label map and a built-in image; print where the results are
+demo: .venv/runtime.stamp ## show the built-in models: labels, images and texts; print where the results are
 	$(BIN)/sparsegen demo --output demo.png
 	$(BIN)/sparsegen demo --model landscape-ddpm --output demo-ddpm.png
+	$(BIN)/sparsegen demo --model landscape-sd --output demo-sd.png
 
 quick: .venv/test.stamp ## about a minute of tests (AREAS), numba backend only, none that need PyTorch or are marked slow
 	$(BIN)/python -m pytest -q -m "not torch and not slow" -k "not reference" $(QUICK:%=tests/%)
