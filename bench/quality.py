@@ -7,7 +7,8 @@ The edits are 32 seeded strokes of 1 to 20 % on images outside the training data
 policy opens a session, since a session's canvases are laid out for its policy. Its edits are compared with dense edits
 of the same strokes on the same noise (`SDEdit.dense`). PSNR and SSIM are of the whole image and of its *region*, the
 pixels that either edit changed. Figures go to bench/results/quality.jsonl, a sheet of images and a curve beside it.
-Then come edits in a row (`bench.chains`). `--study` sweeps the settings of `fast` instead (`bench.study`).
+Then come edits in a row (`bench.chains`). `--study` sweeps the settings of `fast` instead (`bench.study`). With
+`--model landscape-sd`, edits of Stable Diffusion are measured (`bench.latents`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import sparsegen
-from bench import chains, study
+from bench import chains, latents, study
 from bench.compared import compared
 from bench.harness import machine, parse, record, say, table, verdict
 from bench.quality_tables import POLICIES, Row, by_policy, head, lines, verdicts
@@ -149,7 +150,11 @@ def main() -> None:
             options.model, parts, backend=options.backend, first=options.first, edits=edits, results=results
         )
         return
-    model = sparsegen.load(options.model)
+    bundle = sparsegen.load_bundle(options.model)
+    if len(bundle.models) > 1:
+        latents.report(options.model, backend=options.backend, quick=quick, results=results)
+        return
+    model = bundle.model
     settings = {"steps": QUICK_STEPS} if quick else {}
     strokes = [*unseen(options.first, QUICK_EDITS if quick else options.edits)]
     own = options.first == FIRST and not quick

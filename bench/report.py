@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import study
+from bench import latents, study
 from bench.cases import (
     CHECKED_AREA,
     MEAN,
@@ -144,6 +144,12 @@ _CHAINS = """Strokes of 2 % on the result of the last edit, compared with the sa
 over the regions of all edits so far, and, for the last edit alone, with the dense edit from the same place. Before a
 figure is recorded, undo of all edits gives the original and redo the last image, bit for bit."""
 
+_LATENTS = """`landscape-sd`, 128×128, latents of 32×32, guidance 4: strokes and masks of 1, 5 and 15 % on three
+images that the training has not seen, against the session's dense edit of the same input
+(`python -m bench.quality --model landscape-sd`). PSNR of the region by area, median · lowest, in dB; the number of
+edits is in brackets; the last column is of the whole image. MACs, the autoencoder's among them, are a share of the
+dense edit's; of a model so small they are more than of the published ones."""
+
 
 _COMMITS = """What a rebuilding of the code cost, by `python -m bench.commits`: built-in models on the `numba` backend
 under `paper`, processes of both commits call by call in turn, the bits compared before the times. The times are *CPU
@@ -171,6 +177,7 @@ def page(folder: Path = RESULTS) -> str:
         *_quality(folder),
         *_study(folder),
         *_chains(folder),
+        *_latents(folder),
         *_commits(folder),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -471,7 +478,19 @@ def _quality(folder: Path) -> Iterator[str]:
 
 
 def _of_quality(folder: Path) -> list[Row]:
-    return newest(folder, "quality", "model", "study", "group", "name", "policy", "noise_level", "time")
+    case = (
+        "model",
+        "study",
+        "group",
+        "name",
+        "policy",
+        "noise_level",
+        "time",
+        "steps",
+        "strength",
+        "dilation",
+    )
+    return newest(folder, "quality", *case)
 
 
 def short_quality(folder: Path = RESULTS) -> str:
@@ -485,7 +504,8 @@ def short_quality(folder: Path = RESULTS) -> str:
 
 def _study(folder: Path) -> Iterator[str]:
     """The tables of `bench.study`."""
-    parts = grouped([row for row in _of_quality(folder) if "study" in row], lambda row: str(row["study"]))
+    rows = [row for row in _of_quality(folder) if row.get("study") not in (None, latents.PART)]
+    parts = grouped(rows, lambda row: str(row["study"]))
     if not parts:
         return
     yield "### The settings of `fast`"
@@ -512,6 +532,18 @@ def _chains(folder: Path) -> Iterator[str]:
         yield _origin(rows)
         yield _CHAINS
         yield _table(chain_head(rows), chain_lines(rows))
+
+
+def _latents(folder: Path) -> Iterator[str]:
+    """The tables of `bench.latents`."""
+    rows = [row for row in _of_quality(folder) if row.get("study") == latents.PART]
+    if rows:
+        yield "### Stable Diffusion"
+        yield _origin(rows)
+        yield _LATENTS
+    for title, shown in latents.tables(rows) if rows else ():
+        yield f"**{title}.**"
+        yield _table(*shown)
 
 
 def _commits(folder: Path) -> Iterator[str]:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import chains, commits, engines, quality_tables, strokes, study, study_tables
+from bench import chains, commits, engines, latents, quality_tables, strokes, study, study_tables
 from bench.cases import Unet
 from bench.latent_cases import PROMPT, QUICK_LATENT
 from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
 from bench.trajectory import KINDS, Edit, Trajectory, mean
+from sparsegen import load_bundle
 from sparsegen.backends.reference import ReferenceBackend
 from sparsegen.editing.dry_run import dry_run
 from sparsegen.pipelines.latents import LatentDiffusion
@@ -192,6 +193,52 @@ def test_tables_of_the_study_have_a_line_for_each_setting() -> None:
     head, lines = study_tables.of_level([*STUDIED, *elsewhere], 600)
     assert head[2:] == ["0 % to 2 % (1)", "all (1)"]
     assert [line[0] for line in lines] == ["`paper`", "0.4, 1", "0.8, 6", "0.4, 6"]
+
+
+# -- latents ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_session_of_latents_that_keeps_every_canvas_follows_any_setting() -> None:
+    models = LatentDiffusion(load_bundle("landscape-sd"))
+    image = RNG.integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    edited = strokes.painted(image, 0, 0.05)
+    settings: dict[str, Any] = {"steps": 8, "strength": 1.0}
+    with StableDiffusion(models, "a lake", policy=latents.EVERY_STEP, **settings) as one:
+        one.run(image)
+        for policy in ("fast(refresh=4)", "paper"):
+            one.policy = models.unet.policy(policy)
+            found = one.edit(edited)
+            one.undo()
+            with StableDiffusion(models, "a lake", policy=policy, **settings) as other:
+                other.run(image)
+                expected = other.edit(edited)
+            assert np.array_equal(found.output, expected.output)
+            assert found.stats.macs == expected.stats.macs < found.stats.macs_dense
+
+
+def test_tables_of_latents_have_a_line_for_each_setting_of_each_way() -> None:
+    rows = [
+        {
+            **_row(setting.policy, f"{size}", size, region + 100 * size),
+            "steps": steps,
+            "strength": strength,
+            "size": size,
+            "dilation": setting.dilation,
+        }
+        for steps, strength in latents.WAYS
+        for region, setting in enumerate(latents.SETTINGS)
+        for size in latents.AREAS
+    ]
+    found = dict(latents.tables(rows))
+    policies, weights = found["25 steps, strength 0.5"], found["Weight of fresh statistics"]
+    assert policies.head == [
+        *("policy", "MACs, 1 %", "MACs, 5 %", "MACs, 15 %", "1 %", "5 %", "15 %", "all (3)", "image")
+    ]
+    assert policies.lines[0][0] == "paper" and len(policies.lines) == 1 + len(latents.REFRESHES)
+    assert policies.lines[1][4:8] == ["2.0 · 2.0", "6.0 · 6.0", "16.0 · 16.0", "6.0 · 2.0"]
+    assert [line[0] for line in weights.lines] == ["0", "0.4", "0.7"]
+    assert [line[0] for line in found["The decoder's dilation"].lines] == ["0", "1", "2"]
 
 
 # -- steps -----------------------------------------------------------------------------------------------
