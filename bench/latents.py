@@ -104,7 +104,7 @@ def _of_edit(
         decoder.fast_settings = MappingProxyType(
             {**type(decoder).fast_settings, "dilation": setting.dilation}
         )
-        session.policy = unet.policy(setting.policy)
+        session.policy = unet.policy(setting.policy, fast=unet.fast_for(len(session.times)))
         result = session.edit(edited, mask=mask)
         session.undo()
         yield {**vars(setting), **compared(result, dense, original)}

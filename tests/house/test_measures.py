@@ -207,7 +207,7 @@ def test_a_session_of_latents_that_keeps_every_canvas_follows_any_setting() -> N
     with StableDiffusion(models, "a lake", policy=latents.EVERY_STEP, **settings) as one:
         one.run(image)
         for policy in ("fast(refresh=4)", "paper"):
-            one.policy = models.unet.policy(policy)
+            one.policy = models.unet.policy(policy, fast=models.unet.fast_for(len(one.times)))
             found = one.edit(edited)
             one.undo()
             with StableDiffusion(models, "a lake", policy=policy, **settings) as other:

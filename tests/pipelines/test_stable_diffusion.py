@@ -223,7 +223,8 @@ def test_another_size_runs_in_the_room_that_the_first_one_leaves(models: LatentD
 
 
 @pytest.mark.parametrize(
-    ("steps", "refresh", "frontier"), [(50, 4, 0), (25, 2, 0), (24, 4, 2), (10, 4, 2), (9, 1, 0), (2, 1, 0)]
+    ("steps", "refresh", "frontier"),
+    [(100, 6, 0), (50, 3, 0), (34, 2, 0), (33, 3, 2), (25, 3, 2), (10, 3, 2), (9, 1, 0), (2, 1, 0)],
 )
 def test_fewer_steps_carry_less(models: LatentDiffusion, steps: int, refresh: int, frontier: int) -> None:
     policy = StableDiffusion(models, PROMPT, steps=steps).policy
