@@ -358,6 +358,15 @@ def test_tiles_that_are_read_are_those_that_would_spread(name):
         assert not found[~mask.any((1, 2))].any()
 
 
+def in_halves(engine, values):
+    """Values `[N, H, W, C]` as a canvas of float16."""
+    halves = engine.alloc(values.shape, dtype="float16")
+    full = TileSet.full(*values.shape[:3]).tiles
+    canvas = engine.upload(values.astype(np.float32))
+    engine.narrow_tiles(halves, canvas, full, watch=engine.watch_run(), layer=0)
+    return halves
+
+
 def narrowed(engine, halves, canvas, tiles):
     """Narrows; where the first value is that is not finite, None if there is none."""
     watch = engine.watch_run()
@@ -380,7 +389,7 @@ def test_tiles_are_narrowed_and_widened(backend, channels, size):
     inside = np.zeros((2, *size), bool)
     for n, row, column in tiles.host:
         inside[n, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] = True
-    canvas, halves = engine.upload(values), engine.upload(np.full(values.shape, 7, np.float16))
+    canvas, halves = engine.upload(values), in_halves(engine, np.full(values.shape, 7))
     assert narrowed(engine, halves, canvas, tiles) is None
     rounded = values.astype(np.float16)
     expected = np.where(inside[..., None], rounded, np.float16(7))
@@ -400,7 +409,8 @@ def test_tiles_are_narrowed_and_widened(backend, channels, size):
     assert narrowed(engine, halves, canvas, none) is None
     kept_tiles = engine.read_tiles(halves, some)
     assert kept_tiles.dtype == np.float16
-    engine.write_tiles(halves, some, engine.upload(np.zeros(kept_tiles.shape, np.float16)))
+    zeros = engine.read_tiles(in_halves(engine, np.zeros(values.shape)), some)
+    engine.write_tiles(halves, some, zeros)
     engine.write_tiles(halves, some, kept_tiles)
     again = engine.read_tiles(halves, some)
     assert np.array_equal(engine.download(again), engine.download(kept_tiles))
