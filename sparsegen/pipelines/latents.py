@@ -35,6 +35,8 @@ ROLES: dict[str, type[Model]] = {
     "text": CLIPText,
 }
 """The models of latent diffusion by their roles in a bundle."""
+ENDS_KEPT_AS = "float32"
+"""How encoder and decoder keep their canvases in a session: see `StableDiffusion`'s `storage`."""
 _PROBED = 0.5
 """The value of all inputs by which a model's prediction is probed."""
 

@@ -43,7 +43,7 @@ from ..models.base import Inputs, Model
 from ..tiling.policies import Fast, Paper, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles, union
 from . import stable_diffusion_file
-from .latents import LatentDiffusion, guided, reduced
+from .latents import ENDS_KEPT_AS, LatentDiffusion, guided, reduced
 from .steps import CachePlan, Denoising, Repainting, StepBlocks, step_blocks
 from .steps_door import StepsDoor, image_of
 
@@ -69,7 +69,8 @@ class StableDiffusion(StepsDoor):
     ram, folder
         As for `SDEdit`, of the UNet's canvases at all steps. Those of encoder and decoder lie in RAM.
     storage
-        "float32", or "float16": all canvases take half the memory.
+        "float32", or "float16": the UNet's canvases take half the memory. Encoder and decoder compute once, in float32
+        canvases: halves beside these would add to them.
     undo
         As for `Session`, over all canvases.
 
@@ -458,7 +459,7 @@ class StableDiffusion(StepsDoor):
         """A new state of encoder or decoder: their layers have paths that the UNet's have too."""
         backend = self.models.backend
         allocator = BackendAllocator(backend, turn=self.store.turn)
-        return State(model, backend, allocator=allocator, storage=self.storage)
+        return State(model, backend, allocator=allocator, storage=ENDS_KEPT_AS)
 
     def _policy(self, policy: str | Policy | None) -> Policy:
         if policy is None:
@@ -518,7 +519,7 @@ class StableDiffusion(StepsDoor):
         )
         images = [(models.encoder, np.zeros(shape, np.float32))] * (2 if models.inpaints else 1)
         ends = [
-            step_blocks(model, model.encode(given), self.storage)
+            step_blocks(model, model.encode(given), ENDS_KEPT_AS)
             for model, given in (*images, (models.decoder, latents))
         ]
         scratch = steps.scratch + sum(each.scratch for each in ends)

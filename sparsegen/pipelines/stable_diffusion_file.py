@@ -31,7 +31,7 @@ from ..models import Tokenizer
 from ..models.base import Inputs
 from ..models.vocabulary import packed, unpacked
 from ..tiling.policies import Policy
-from .latents import LatentDiffusion
+from .latents import ENDS_KEPT_AS, LatentDiffusion
 from .steps_file import check_inputs, checked_states, step_prefix
 
 KIND = "stable_diffusion"
@@ -192,8 +192,8 @@ def _check_states(
 
     check_inputs(path, steps, map(step, times), storage)
     whole = models.encoder.encode(np.zeros(image.shape, np.float32))
-    check_inputs(path, encoders, [whole] * len(encoders), storage)
-    check_inputs(path, [decoder], [models.decoder.encode(latents)], storage)
+    check_inputs(path, encoders, [whole] * len(encoders), ENDS_KEPT_AS)
+    check_inputs(path, [decoder], [models.decoder.encode(latents)], ENDS_KEPT_AS)
     found = [state.output_shape for state in states]
     moments, predicted = (n, h, w, 2 * channels), (halves * n, h, w, channels)
     if found != [*[moments] * len(encoders), *[predicted] * len(steps), image.shape]:
