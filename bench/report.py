@@ -113,9 +113,10 @@ _LAYERS_OF = {"DDPM 256": 177, "PD 128": 323, "PD 256": 361}
 _CARD = """PyTorch with cuDNN, channels last; CUDA graphs on both sides, equal settings of TF32. "× PyTorch" is of the
 time from the call to the result in main memory, "on the card" of the graphs alone ([CUDA](cuda.md#the-bench))."""
 
-_OWED = """Nothing is measured yet: the backend's kernels are checked without a card ([CUDA](cuda.md)), and
-`python bench/gpu.py` measures them on one. Aimed at on an H100, against PyTorch's dense run: dense runs in at most 1.3
-times its time, edits of 1.2 % at least 6 times (DDPM 256) and 10 times (GauGAN 512×256) as fast."""
+_OWED = """No speed is measured yet: the backend's kernels are checked on a card ([CUDA](cuda.md)), and
+`python bench/gpu.py` measures them on one that does nothing else. Aimed at on an H100, against PyTorch's dense run:
+dense runs in at most 1.3 times its time, edits of 1.2 % at least 6 times (DDPM 256) and 10 times (GauGAN 512×256) as
+fast."""
 
 _QUALITY = """`landscape-ddpm`, SDEdit of 25 steps: PSNR and SSIM against the session's dense edit of the same
 strokes, each a median · the lowest, PSNR in dB. They are of the *region*, the pixels that the sparse or the dense
@@ -149,6 +150,20 @@ images that the training has not seen, against the session's dense edit of the s
 (`python -m bench.quality --model landscape-sd`). PSNR of the region by area, median · lowest, in dB; the number of
 edits is in brackets; the last column is of the whole image. MACs, the autoencoder's among them, are a share of the
 dense edit's; of a model so small they are more than of the published ones."""
+
+_LATENT_LIMITS = """The targets that are missed:
+
+- *A dense step*: 800 G MACs in 8.4 s, if nothing is kept, are 96 G a second on two cores, where PyTorch does 65; only
+  3×3 convolutions, by Winograd, take fewer than they count. A run that keeps its canvases writes 0.5 GB a step.
+- *An edit of 1.2 %* is bound by the low resolutions: of the MACs of a step that computes, 16×16 and 8×8 latents take
+  three quarters, since an edit in the middle, dilated, reaches most of their tiles. No dilation at 8×8 would save 7 %,
+  at both 17 %, and would cost single edits up to 8 dB.
+- *MACs of a refreshed step*, for the same reason; the mean over the steps of an edit is below the target.
+- *RAM*: of the caches some 3 GB are encoder's and decoder's, in float32; the weights take 2.1 GB, and two journals and
+  the arrays that layers without canvases compute in 1.3 GB. Working arrays shared by shape, not by layer, would take
+  less.
+
+One round of one run each: there is no spread."""
 
 
 _COMMITS = """What a rebuilding of the code cost, by `python -m bench.commits`: built-in models on the `numba` backend
@@ -220,6 +235,10 @@ def short_table(folder: Path = RESULTS) -> str:
     torch = min(by_case[engine, "SDEdit, second edit"]["ms"] for engine in TORCH)
     ours = _first(by_case, *(f"SDEdit, second edit, {policy}" for policy in ("fast", "paper")))
     lines.append([f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(torch), "", _time_and_ratio(ours), ""])
+    steps = [{**row, "what": _case(row).removeprefix("step, ")} for row in _of_latents(folder)]
+    if steps:
+        _, *cells = _one_step(steps, (0.012, 0.15))
+        lines.append(["Stable Diffusion 1.x, one guided step", *cells])
     return _table(["", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines)
 
 
@@ -381,13 +400,19 @@ def _figures(rows: Iterable[Row]) -> str:
 
 def _stable_diffusion(folder: Path) -> Iterator[str]:
     """The figures of `bench.stable_diffusion`; nothing before there are any."""
-    rows = _of_the_default(newest(folder, STABLE_DIFFUSION, "model", "backend", "what"))
+    rows = _of_latents(folder)
     if not rows:
         return
     yield "## Stable Diffusion"
     yield _origin(rows)
     yield _STABLE_DIFFUSION
     yield _figures(rows)
+    yield _LATENT_LIMITS
+
+
+def _of_latents(folder: Path) -> list[Row]:
+    """The rows of `bench.stable_diffusion`."""
+    return _of_the_default(newest(folder, STABLE_DIFFUSION, "model", "backend", "what"))
 
 
 def _limits(model: str, of: Mapping[str, Row]) -> Iterator[str]:

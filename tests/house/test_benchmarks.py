@@ -65,7 +65,7 @@ def test_figures_of_stable_diffusion_are_shown_once_they_are_measured(tmp_path: 
 
 
 def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None:
-    assert "Nothing is measured yet" in "\n".join(report._on_a_card(tmp_path))
+    assert "No speed is measured yet" in "\n".join(report._on_a_card(tmp_path))
     common = {
         "machine": "a CPU",
         "commit": "one",
