@@ -308,7 +308,7 @@ class Session(Door):
         Raises
         ------
         SessionError, CheckpointError
-            The file is cut, altered, of another kind or of a newer version.
+            The file is cut, altered, of another kind or of another version.
         """
         engine = get_backend(backend)
         loaded = session_file.load(path, engine, BackendAllocator(engine))

@@ -356,7 +356,7 @@ class SDEdit(StepsDoor):
         Raises
         ------
         SessionError, CheckpointError, InputError
-            The file is cut, altered, of another kind or of a newer version; the caches do not fit.
+            The file is cut, altered, of another kind or of another version; the caches do not fit.
         """
         engine = get_backend(backend)
         store = open_store(engine, ram, folder)
