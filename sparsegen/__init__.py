@@ -16,8 +16,8 @@ both to the backend; the journal keeps what was there. (The repository's `docs/h
 with code.) Floors, none importing what stands above it:
 
     9  cli                  6  editing              3  engine · images
-    8  loading              5  models               2  tiling · diffusion
-    7  pipelines · tools    4  layers               1  backends · weights · checks
+    8  loading · tools      5  models               2  tiling · diffusion
+    7  pipelines            4  layers               1  backends · weights · checks
 """
 
 from sparsegen.backends.interface import BackendError
@@ -32,6 +32,7 @@ from .loading import Bundle, load, load_bundle
 from .models.base import Model
 from .pipelines import LatentDiffusion, SDEdit, StableDiffusion, generate, open_session, sample
 from .tiling.policies import Adaptive, Exact, Fast, Paper
+from .tools.explain import Explanation, explain
 from .tools.profile import profile
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "Bundle",
     "CheckpointError",
     "Exact",
+    "Explanation",
     "Fast",
     "InputError",
     "LatentDiffusion",
@@ -56,6 +58,7 @@ __all__ = [
     "SparsegenError",
     "StableDiffusion",
     "Stats",
+    "explain",
     "generate",
     "load",
     "load_bundle",

@@ -18,6 +18,7 @@ import typer
 from .checkpoints import convert, inspect
 from .console import print_line
 from .editing import demo, edit
+from .explaining import explain
 from .generating import generate
 from .help import first_sentence, make_readable
 from .history import redo, undo
@@ -26,7 +27,7 @@ from .messages import check_command, message_of
 from .sampling import sample
 from .streams import lasting_streams
 
-_ALL = (demo, edit, undo, redo, generate, sample, inspect, convert, backends, warmup)
+_ALL = (demo, edit, undo, redo, generate, sample, explain, inspect, convert, backends, warmup)
 COMMANDS = {function.__name__: function for function in _ALL}
 REPORTS = {"inspect", "backends"}
 """Commands whose only result is printed."""

@@ -19,7 +19,7 @@ from ..engine.feature import Feature
 from ..engine.journal import Journal
 from ..engine.memory_float16 import memory_kind
 from ..engine.program import Program
-from ..engine.run import OnLayer, Run
+from ..engine.run import LayerStep, OnLayer, Run
 from ..engine.stats import LayerRecord
 from ..models.base import Inputs, Model
 from ..tiling.canvas import Canvas
@@ -259,6 +259,12 @@ class State:
         """Memory of the layers' canvases, without the inputs'."""
         inputs = self.memory.inputs.values()
         return sum(int(each.nbytes) for path, each in self.memory.canvases.items() if path not in inputs)
+
+    @property
+    def layer_canvases(self) -> list[Canvas]:
+        """The canvases that layers write, in the order of the model; `changed` of each is that of the last run."""
+        steps = () if self._program is None else self._program.steps
+        return [step.canvas for step in steps if isinstance(step, LayerStep)]
 
     def output(self) -> Host:
         """A host copy of the whole output."""

@@ -7,7 +7,7 @@ display.
 """
 
 from .colours import read_image
-from .files import ImageFile, Palette, read_file, write_png
+from .files import ImageFile, Palette, png_bytes, read_file, write_png, write_whole
 from .frames import Frame, Size
 from .labels import read_labels
 from .masks import read_mask
@@ -23,6 +23,7 @@ __all__ = [
     "colourise",
     "enlarge",
     "overlay_tiles",
+    "png_bytes",
     "psnr",
     "read_file",
     "read_image",
@@ -30,4 +31,5 @@ __all__ = [
     "read_mask",
     "sheet",
     "write_png",
+    "write_whole",
 ]

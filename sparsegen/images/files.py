@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,21 +191,8 @@ def _too_large(path: str) -> InputError:
     return InputError(f"{path}: has more than {most:,} pixels, the largest size supported; scale it down")
 
 
-def write_png(
-    path: str | os.PathLike[str],
-    image: Host,
-    *,
-    text: dict[str, str] | None = None,
-    palette: Palette | None = None,
-) -> None:
-    """Write uint8 `[H, W, 3]` (or labels `[H, W]` with a palette) as PNG, atomically; `text` goes into its chunks.
-
-    Raises
-    ------
-    InputError
-        The folder is missing or cannot be written; an old file stays as it was.
-    """
-    target = Path(path)
+def png_bytes(image: Host, *, text: dict[str, str] | None = None, palette: Palette | None = None) -> bytes:
+    """A PNG file of uint8 `[H, W, 3]` (or labels `[H, W]` with a palette); `text` goes into its chunks."""
     info = PngInfo()
     for key, value in (text or {}).items():
         # a file's name may hold bytes that are not text, which the chunk cannot hold
@@ -213,10 +201,35 @@ def write_png(
     if palette is not None:
         made = made.convert("L")
         made.putpalette([part for colour in palette for part in colour])
+    file = io.BytesIO()
+    made.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def write_png(
+    path: str | os.PathLike[str],
+    image: Host,
+    *,
+    text: dict[str, str] | None = None,
+    palette: Palette | None = None,
+) -> None:
+    """Write `png_bytes`, atomically.
+
+    Raises
+    ------
+    InputError
+        The folder is missing or cannot be written; an old file stays as it was.
+    """
+    write_whole(path, png_bytes(image, text=text, palette=palette))
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all. Raises InputError, as `write_png`."""
+    target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         try:
-            made.save(part, format="PNG", pnginfo=info)
+            part.write_bytes(content)
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)

@@ -1,0 +1,11 @@
+"""An edit explained: a model and two inputs come in, one page of HTML comes out that needs nothing else.
+
+`cases` makes the edit as a user would, `forward` looks into one forward pass of it, `tile` into one tile; `observed`
+has the backends that tell what they compute. `explanation` collects the `findings`, and `page` makes a page of them.
+"""
+
+from __future__ import annotations
+
+from .explanation import Explanation, explain
+
+__all__ = ["Explanation", "explain"]
