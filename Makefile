@@ -8,7 +8,7 @@ endif
 # areas of tests/ that `make quick` covers: no checkpoints, kernels, command line and pipelines
 QUICK := house tiling diffusion engine models editing images
 
-.PHONY: help demo quick test test-gpu lint mypy bench clean
+.PHONY: help demo quick test test-gpu lint mypy bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z-]+:.*## / { sub("AREAS", areas, $$2); printf "make %-8s  %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,13 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.report
 
+# mkdocstrings reads the package as it is installed, as mypy does
+docs: .venv/docs.stamp ## the documentation as a site: build/site/index.html, which needs no network
+	rm -rf build/docs build/site && mkdir -p build/docs
+	$(BIN)/python -m pip install --quiet --no-deps --target build/docs .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open build/site/index.html"
+
 clean: ## remove the virtual environment and what was built
 	rm -rf .venv build dist *.egg-info
 
@@ -64,6 +71,10 @@ clean: ## remove the virtual environment and what was built
 
 .venv/bench.stamp: .venv/bin.stamp pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+.venv/docs.stamp: .venv/bin.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet ".[docs]"
 	touch $@
 
 .venv/lint.stamp: .venv/bin.stamp pyproject.toml

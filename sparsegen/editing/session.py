@@ -51,6 +51,8 @@ class _Shown:
 class Session(Door):
     """A model, a backend, and the canvases of one input that is being edited.
 
+    Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
+
     Parameters
     ----------
     model
@@ -70,8 +72,6 @@ class Session(Door):
         Memory that the journals of all edits may take, such as "500MB". If a new one does not fit, the oldest edits can
         no longer be undone (a warning and `stats.forgotten_edits` give their number). The last edit always can. None:
         half of the canvases' memory, and at least 256 MiB.
-
-    Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
     Raises
     ------

@@ -43,6 +43,8 @@ from .steps_door import StepsDoor, image_of
 class SDEdit(StepsDoor):
     """An editing session of an image with a diffusion model.
 
+    Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
+
     Parameters
     ----------
     model
@@ -69,8 +71,6 @@ class SDEdit(StepsDoor):
         As for `Session`, over all steps. With `ram`, journals too lie in RAM up to that budget, then in files.
     options
         Options of the sampler, such as `eta` of ddim; None: their defaults.
-
-    Threads may share a session: they take turns. A callback may read the session that calls it, not change it.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import pkgutil
 import re
@@ -249,4 +250,8 @@ def test_the_readme_is_short_and_says_where_to_read() -> None:
 
 def test_every_page_of_docs_is_linked_from_the_readme() -> None:
     linked = set(pages.links("README.md"))
-    assert {page for page in PAGES if page.startswith("docs/")} <= linked
+    linked |= {f"docs/{link.partition('#')[0]}" for link in pages.links("docs/index.md")}
+    chapters = [page for page in PAGES if page.startswith("docs/tutorial/")]
+    for chapter, following in itertools.pairwise(chapters):
+        assert Path(following).name in pages.links(chapter), "each chapter leads to the next"
+    assert {page for page in PAGES if page.startswith("docs/")} - {*chapters[1:], "docs/index.md"} <= linked
