@@ -184,6 +184,17 @@ def _chosen(defaults: DiffusionDefaults, own: Mapping[str, Any], given: Mapping[
     return dataclasses.replace(settings, options=options)
 
 
+_OWN = {"steps", "noise_level", "guidance", "sampler", "schedule"}
+
+
+def checked_own(own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of sampling in which a model differs from its family, out of a file. Raises ValueError."""
+    strange = sorted(set(own) - _OWN - samplers.sampler_options().keys())
+    if strange:
+        raise ValueError(f"unknown settings of sampling: {', '.join(map(ascii, strange))}")
+    return MappingProxyType(dict(own))
+
+
 @dataclass(frozen=True)
 class LatentSettings(Settings):
     """How latents are denoised, conditioned on a text."""

@@ -15,8 +15,7 @@ from weakref import WeakKeyDictionary
 
 from sparsegen.backends.interface import Backend, Host
 
-from ..diffusion.samplers import sampler_options
-from ..diffusion.settings import DiffusionDefaults
+from ..diffusion.settings import DiffusionDefaults, checked_own
 from ..engine.feature import Feature
 from ..engine.prepared import Prepared
 from ..engine.turn import NotCopied
@@ -198,10 +197,7 @@ class Model(NotCopied, Layer, metaclass=_Named):
         """Take the values that `described` gave. Raises ValueError, TypeError, LookupError: they are others."""
         self.name, self.source = str(described["name"]), str(described["source"])
         defaults = {str(name): tuple(map(float, value)) for name, value in described["defaults"].items()}
-        sampling = dict(described["sampling"])
-        if not set(sampling) <= {"steps", "noise_level", "sampler", "schedule", *sampler_options()}:
-            raise ValueError(f"unknown settings of sampling: {', '.join(map(str, sampling))}")
-        self.defaults, self.sampling = MappingProxyType(defaults), MappingProxyType(sampling)
+        self.defaults, self.sampling = MappingProxyType(defaults), checked_own(dict(described["sampling"]))
         size = described["size"]
         if size is not None:
             height, width = map(int, size)

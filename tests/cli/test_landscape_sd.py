@@ -154,3 +154,13 @@ def test_it_is_the_model_of_a_text_that_names_none(models, known, tmp_path, monk
 def test_an_unknown_model_is_told_of_it(capsys):
     assert main(["demo", "--model", "seascape"]) == 2
     assert f"built in: landscape, landscape-ddpm, {NAME}" in capsys.readouterr().err
+
+
+def test_a_session_of_it_comes_back_with_its_settings(models, tmp_path):
+    picture = np.zeros((*SIZE, 3), np.uint8)
+    with StableDiffusion(models, "a lake", steps=2, strength=0.5) as session:
+        session.run(picture)
+        session.save(tmp_path / "lake.session")
+    with StableDiffusion.load(tmp_path / "lake.session") as again:
+        assert again.models.unet.sampling == models.unet.sampling
+        assert again.settings == session.settings
