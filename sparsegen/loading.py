@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -19,28 +19,37 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sparsegen.weights import (
     SCHEDULE_KEY,
     SIZE_KEY,
+    VOCABULARY,
+    Beside,
     Checkpoint,
     CheckpointError,
     Part,
     Parts,
     Updates,
     Which,
+    beside_metadata,
     builtin,
     convert,
     native_metadata,
     read_loras,
     read_parts,
+    several_metadata,
     shown,
     write_safetensors,
 )
 
 from .diffusion.schedules import SCHEDULES
+from .diffusion.settings import checked_own
 from .errors import InputError
 from .models.base import Model
 from .models.tokenizer import Tokenizer
+from .models.vocabulary import packed, unpacked
 
 logger = logging.getLogger("sparsegen")
 
@@ -157,11 +166,15 @@ def load_bundle(
         raise CheckpointError(
             f"unknown noise schedule {shown(schedule)}; known: {', '.join(SCHEDULES)}", path=str(path)
         )
+    try:
+        sampling = checked_own(found.sampling)
+    except ValueError as error:
+        raise CheckpointError(str(error), path=str(path), advice="Convert the original file again") from None
     for made, part in zip(models, found.parts, strict=True):
         made.name = str(model)
         if made.role in _SAMPLED:
-            if schedule is not None:
-                made.sampling = MappingProxyType({"schedule": schedule})
+            own = {} if schedule is None else {"schedule": schedule}
+            made.sampling = MappingProxyType({**sampling, **own})
             made.size = _trained_size(part.checkpoint)
             if known:
                 made.defaults, made.sampling = known.defaults, known.sampling
@@ -185,8 +198,11 @@ def _schedule(found: Parts) -> str | None:
 
 
 def _tokenizer(found: Parts) -> Tokenizer:
-    """The folder's tokenizer, else CLIP's. Raises CheckpointError."""
-    one = Tokenizer() if found.tokenizer is None else Tokenizer.from_folder(found.tokenizer)
+    """The file's or folder's tokenizer, else CLIP's. Raises CheckpointError."""
+    if found.vocabulary is not None:
+        one = Tokenizer(unpacked(found.vocabulary, found.path))
+    else:
+        one = Tokenizer() if found.tokenizer is None else Tokenizer.from_folder(found.tokenizer)
     padding = one.vocabulary.ids.get(found.padding) if found.padding is not None else None
     return one if padding is None else Tokenizer(one.vocabulary, padding=padding)
 
@@ -218,6 +234,7 @@ def _read(
         made.load_parameters(
             values,
             check=values.check,
+            stored=values.stored,
             release=partial(_release, part, updates),
             progress=_from(progress, before, total),
         )
@@ -311,25 +328,86 @@ def _trained_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
 
 
 def save(
-    model: Model,
+    model: Model | Bundle,
     path: str | os.PathLike[str],
     *,
     dtype: Literal["float16", "float32"] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model as safetensors that `load` reads back; `dtype` "float16" halves the file.
+    """Write a model, or all of a bundle, as one safetensors file that `load` or `load_bundle` reads back.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. One parameter is in memory at a time. With the models go the settings of
+    their sampling and, from a bundle, those of its scheduler and its tokenizer.
+
+    Parameters
+    ----------
+    dtype
+        The element type of the parameters. None: for each the narrowest of float16, bfloat16 and float32 in which the
+        file that it was loaded from has it; one that LoRA updates changed is rounded to that type.
 
     Raises
     ------
     CheckpointError
         No space, or a value that float16 cannot hold.
     """
-    values = {name: parameter.value for name, parameter in model.parameters().items()}
-    metadata = native_metadata(model.family, dataclasses.asdict(model.config))
-    if "schedule" in model.sampling:
-        metadata[SCHEDULE_KEY] = model.sampling["schedule"]
-    if model.size is not None:
-        metadata[SIZE_KEY] = json.dumps(model.size)
-    write_safetensors(path, values, metadata, dtype=dtype, progress=progress)
+    whole = Bundle(model.name, {model.role: model}, {}) if isinstance(model, Model) else model
+    parameters = {role: each.parameters() for role, each in whole.models.items()}
+    configs = {role: (each.family, dataclasses.asdict(each.config)) for role, each in whole.models.items()}
+    if len(whole.models) == 1 and whole.tokenizer is None:
+        ((family, config),) = configs.values()
+        metadata = native_metadata(family, config)
+        (named,) = parameters.values()
+    else:
+        metadata = several_metadata(configs)
+        named = {f"{role}.{name}": each for role, own in parameters.items() for name, each in own.items()}
+    reads: dict[str, Callable[[], NDArray[Any]]] = {name: each.read for name, each in named.items()}
+    if whole.tokenizer is not None:
+        symbols = np.frombuffer(packed(whole.tokenizer.vocabulary), np.uint8)
+        reads[VOCABULARY] = lambda: symbols
+
+    def written(done: int, total: int, name: str) -> None:
+        for each in whole.models.values():
+            each.release()
+        if progress is not None:
+            progress(done, total, name)
+
+    write_safetensors(
+        path,
+        _Values(reads),
+        metadata | _beside(whole),
+        dtype={name: dtype or each.stored for name, each in named.items()},
+        progress=written,
+    )
+
+
+def _beside(bundle: Bundle) -> dict[str, str]:
+    """The metadata of what is saved with models beside their configurations."""
+    sampled = next((each for each in bundle.models.values() if each.role in _SAMPLED), None)
+    sampling = {} if sampled is None else dict(sampled.sampling)
+    schedule = sampling.pop("schedule", bundle.schedule)
+    padding = None
+    if bundle.tokenizer is not None:
+        symbols = {i: symbol for symbol, i in bundle.tokenizer.vocabulary.ids.items()}
+        padding = symbols[bundle.tokenizer.padding]
+    metadata = beside_metadata(Beside(bundle.prediction, bundle.scheduler, padding, sampling))
+    if schedule is not None:
+        metadata[SCHEDULE_KEY] = schedule
+    if sampled is not None and sampled.size is not None:
+        metadata[SIZE_KEY] = json.dumps(sampled.size)
+    return metadata
+
+
+class _Values(Mapping[str, NDArray[Any]]):
+    """Arrays by name, each read on access."""
+
+    def __init__(self, reads: Mapping[str, Callable[[], NDArray[Any]]]) -> None:
+        self._reads = reads
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._reads[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reads)
+
+    def __len__(self) -> int:
+        return len(self._reads)

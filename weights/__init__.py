@@ -21,7 +21,15 @@ parameters. `writer` writes files, `builtin` lists the models in the package. Ev
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import CheckpointError, listed, shown
 from .families import FAMILIES, identify, identify_all
-from .families.native import SCHEDULE_KEY, SIZE_KEY, native_metadata
+from .families.native import (
+    SCHEDULE_KEY,
+    SIZE_KEY,
+    VOCABULARY,
+    Beside,
+    beside_metadata,
+    native_metadata,
+    several_metadata,
+)
 from .keymap import Family, Parameters, Rule, convert
 from .lora import Adapted, Updates, read_loras
 from .parts import Part, Parts, read_parts
@@ -33,7 +41,9 @@ __all__ = [
     "FAMILIES",
     "SCHEDULE_KEY",
     "SIZE_KEY",
+    "VOCABULARY",
     "Adapted",
+    "Beside",
     "Checkpoint",
     "CheckpointError",
     "Chosen",
@@ -45,6 +55,7 @@ __all__ = [
     "Tensor",
     "Updates",
     "Which",
+    "beside_metadata",
     "convert",
     "identify",
     "identify_all",
@@ -53,6 +64,7 @@ __all__ = [
     "read_checkpoint",
     "read_loras",
     "read_parts",
+    "several_metadata",
     "shown",
     "write_safetensors",
 ]

@@ -169,6 +169,14 @@ class Parameters(Mapping[str, NDArray[np.float32]]):
         ):
             self[name]
 
+    def stored(self, name: str) -> str:
+        """The element type that holds the parameter exactly: float16 or bfloat16, if its tensors are, else float32."""
+        recipe = self._recipes[name]
+        # what can fail is computed: of two float16 tensors it is none
+        computed = TRANSFORMS[recipe.transform].checks
+        found = {"float32"} if computed else {tensor.dtype for tensor in recipe.parts.values()}
+        return found.pop() if found in ({"float16"}, {"bfloat16"}) else "float32"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._order)
 

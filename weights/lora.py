@@ -137,6 +137,10 @@ class Adapted(Mapping[str, Array]):
         """Raise CheckpointError where reading the parameter would: a value is none that a weight can have."""
         self._parameters.check(name)
 
+    def stored(self, name: str) -> str:
+        """The element type that holds the parameter without its updates; with them it is rounded."""
+        return self._parameters.stored(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
 

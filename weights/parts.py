@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, read_checkpoint, read_part
 from .errors import CheckpointError
 from .families import PARTS, identify_all
 from .families.clip import MODEL as TEXT
-from .families.native import SPARSEGEN
+from .families.native import SPARSEGEN, read_beside, read_stored_vocabulary
 from .families.sd_unet import MODEL as UNET
 from .formats.pipeline_folder import PipelineFolder, find_pipeline
 from .keymap import Family
@@ -62,8 +62,12 @@ class Parts:
         Settings of the sampler: `sampler` (the engine's name, or None), `steps_offset`, `set_alpha_to_one`.
     tokenizer : Path, optional
         The folder with the vocabulary.
+    vocabulary : bytes, optional
+        The vocabulary itself, as it lies in a file of ours.
     padding : str, optional
         The symbol that pads a text; None: the end of a text.
+    sampling : mapping
+        Settings of sampling in which a file of ours differs from its family, by name.
     """
 
     path: str
@@ -73,7 +77,9 @@ class Parts:
     prediction: str | None = None
     scheduler: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     tokenizer: Path | None = None
+    vocabulary: bytes | None = None
     padding: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def close(self) -> None:
         """Close the files. Arrays that were read stay valid."""
@@ -111,16 +117,14 @@ def read_parts(path: str | os.PathLike[str], *, which: Which | None = None) -> P
     checkpoint = read_checkpoint(path, which=which)
     try:
         found = identify_all(checkpoint, which=which)
+        parts = tuple(Part(checkpoint, family, config) for family, config in found)
+        opened = Parts(checkpoint.path, checkpoint.format, parts, checkpoint.schedule)
+        if parts[0].family.name == SPARSEGEN.name:
+            return _of_ours(opened, checkpoint)
     except BaseException:
         checkpoint.close()
         raise
-    parts = tuple(Part(checkpoint, family, config) for family, config in found)
-    opened = Parts(checkpoint.path, checkpoint.format, parts, checkpoint.schedule)
-    if parts[0].family.model not in PARTS:
-        return opened
-    if parts[0].family.name == SPARSEGEN.name:  # its metadata has the schedule
-        return replace(opened, padding=_padding(parts))
-    return _of_stable_diffusion(opened)
+    return opened if parts[0].family.model not in PARTS else _of_stable_diffusion(opened)
 
 
 def _of_pipeline(path: str | os.PathLike[str], pipeline: PipelineFolder, which: Which | None) -> Parts:
@@ -151,7 +155,20 @@ def _of_pipeline(path: str | os.PathLike[str], pipeline: PipelineFolder, which: 
         None if scheduler is None else scheduler.prediction,
         MappingProxyType({}) if scheduler is None else scheduler.settings,
         pipeline.tokenizer,
-        pipeline.padding or _padding(parts),
+        padding=pipeline.padding or _padding(parts),
+    )
+
+
+def _of_ours(opened: Parts, checkpoint: Checkpoint) -> Parts:
+    """The same, with what a file of ours holds beside its models; its metadata has the schedule. CheckpointError."""
+    beside = read_beside(checkpoint)
+    return replace(
+        opened,
+        prediction=beside.prediction,
+        scheduler=beside.scheduler,
+        vocabulary=read_stored_vocabulary(checkpoint),
+        padding=beside.padding or _padding(opened.parts),
+        sampling=beside.sampling,
     )
 
 

@@ -19,6 +19,8 @@ _CODES = {
     "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64", "u1": "U8", "u2": "U16", "u4": "U32", "u8": "U64",
 }  # fmt: skip
 """NumPy's types -> safetensors' types."""
+_FLOATING = {"float16": 2, "bfloat16": 2, "float32": 4}
+"""Types that floating-point arrays are cast to -> bytes of an element."""
 _ENTRY = 512
 """Bytes that a tensor's entry in the header takes at most, without its name: 20 sizes and two offsets."""
 
@@ -27,7 +29,7 @@ def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
-    dtype: Literal["float16", "float32"] | None = None,
+    dtype: Literal["float16", "float32"] | Mapping[str, str] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
     """Write `tensors` to `path`; a file that is there is replaced once the new one is complete on the disk.
@@ -41,8 +43,9 @@ def write_safetensors(
     metadata : mapping of str to str, optional
         Stored in the header, as it is after the last tensor was read: a digest may then replace a placeholder of the
         same length.
-    dtype : {"float16", "float32"}, optional
-        The type that floating-point tensors are cast to; others keep theirs.
+    dtype : {"float16", "float32"} or mapping of str to str, optional
+        The type that floating-point tensors are cast to; others keep theirs. A mapping gives one for each name, also
+        "bfloat16"; tensors that it omits keep theirs. Of several types, the wider ones are read and written first.
     progress : callable, optional
         Called as `progress(done, total, name)` after each tensor was read.
 
@@ -53,8 +56,13 @@ def write_safetensors(
         unchanged, and no other file is left.
     """
     path = os.fspath(path)
-    if dtype not in (None, "float16", "float32"):
-        raise CheckpointError(f"cannot be written as {shown(dtype)}, expected float16 or float32", path=path)
+    kinds = dict(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(tensors, dtype) if dtype else {}
+    for kind in kinds.values():
+        if kind not in _FLOATING:
+            raise CheckpointError(
+                f"cannot be written as {shown(kind)}, expected float16, bfloat16 or float32", path=path
+            )
+    existed = os.path.lexists(path)
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise CheckpointError(
@@ -69,7 +77,7 @@ def write_safetensors(
         # In the same folder, so that the replacement is a rename and never a copy.
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
         with open(handle, "wb") as file:
-            _write(file, path, tensors, metadata or {}, dtype, progress)
+            _write(file, path, tensors, metadata or {}, kinds, progress)
         os.chmod(temporary, _mode(path))
         _flush(temporary)
         os.replace(temporary, path)
@@ -81,7 +89,9 @@ def write_safetensors(
             raise CheckpointError(
                 f"could not be written: {getattr(error, 'strerror', None) or error}",
                 path=path,
-                advice="The file that was there before is unchanged",
+                advice="The file that was there before is unchanged"
+                if existed
+                else "Nothing was left behind",
             ) from error
         raise
     with contextlib.suppress(OSError):
@@ -93,7 +103,7 @@ def _write(
     path: str,
     tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str],
-    dtype: str | None,
+    kinds: Mapping[str, str],
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
     """Write the tensors' bytes one after another, then the header into the space left for it at the start.
@@ -106,10 +116,10 @@ def _write(
     header: dict[str, Any] = {}
     end = 0
 
-    def put(key: str, array: NDArray[Any]) -> None:
+    def put(key: str, code: str, array: NDArray[Any]) -> None:
         nonlocal end
         header[key] = {
-            "dtype": _CODES[array.dtype.str[1:]],
+            "dtype": code,
             "shape": list(array.shape),
             "data_offsets": [end, end + array.nbytes],
         }
@@ -118,18 +128,18 @@ def _write(
         end += array.nbytes
 
     # narrower types are written last, so that every array is aligned to its item size
-    least = 2 if dtype == "float16" else 4
-    narrow: dict[str, NDArray[Any]] = {}
-    for done, key in enumerate(tensors, start=1):
-        array = _ready(path, key, tensors[key], dtype)
-        if array.dtype.itemsize < least:
-            narrow[key] = array
+    width = {key: _FLOATING.get(kinds.get(key, ""), 4) for key in tensors}
+    narrow: dict[str, tuple[str, NDArray[Any]]] = {}
+    for done, key in enumerate(sorted(tensors, key=lambda key: -width[key]), start=1):
+        code, array = _ready(path, key, tensors[key], kinds.get(key))
+        if array.dtype.itemsize < width[key]:
+            narrow[key] = code, array
         else:
-            put(key, array)
+            put(key, code, array)
         if progress is not None:
             progress(done, len(tensors), key)
-    for key, array in sorted(narrow.items(), key=lambda item: -item[1].dtype.itemsize):
-        put(key, array)
+    for key, (code, array) in sorted(narrow.items(), key=lambda item: -item[1][1].dtype.itemsize):
+        put(key, code, array)
     if metadata:
         header["__metadata__"] = dict(metadata)
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -139,12 +149,13 @@ def _write(
     file.write(room.to_bytes(8, "little") + text.ljust(room))
 
 
-def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
-    """`array`, cast to `dtype`, contiguous and little-endian. Raises CheckpointError."""
-    array = np.asarray(array)
-    if dtype is not None and array.dtype.kind == "f" and array.dtype != dtype:
+def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> tuple[str, NDArray[Any]]:
+    """safetensors' type, and `array` cast to `dtype`, contiguous and little-endian. Raises CheckpointError."""
+    array, bits = np.asarray(array), False
+    if dtype is not None and array.dtype.kind == "f" and array.dtype.name != dtype:
         with np.errstate(over="ignore"):
-            cast = array.astype(dtype)
+            bits = dtype == "bfloat16"
+            cast = _rounded(array.astype(np.float32)) if bits else array.astype(dtype)
         if np.count_nonzero(np.isinf(cast)) != np.count_nonzero(np.isinf(array)):
             raise CheckpointError(
                 f"holds values up to {np.max(np.abs(array[np.isfinite(array)])):.6g}, too large for {dtype}",
@@ -152,14 +163,24 @@ def _ready(path: str, name: str, array: NDArray[Any], dtype: str | None) -> NDAr
                 where=f"tensor {shown(name)}",
                 advice="Write it as float32",
             )
-        array = cast
+        # the upper half of a float32 is the bfloat16 of the same value
+        array = (cast.view(np.uint32) >> 16).astype(np.uint16) if bits else cast
     if array.dtype.str[1:] not in _CODES:
         raise CheckpointError(
             f"has the type {array.dtype}, which safetensors does not support",
             path=path,
             where=f"tensor {shown(name)}",
         )
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+    code = "BF16" if bits else _CODES[array.dtype.str[1:]]
+    return code, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+
+
+def _rounded(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`array` rounded to the nearest bfloat16, of two the even one; NaN and infinity stay."""
+    bits = np.ascontiguousarray(array).view(np.uint32).reshape(array.shape)
+    half = ((bits >> 16) & 1) + np.uint32(0x7FFF)
+    nearest = np.where(np.isfinite(array), bits + half, bits) & np.uint32(0xFFFF0000)
+    return np.asarray(np.where(np.isnan(array), np.float32(np.nan), nearest.view(np.float32)))
 
 
 def _mode(path: str) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from sparsegen.weights import (
@@ -21,12 +21,12 @@ from sparsegen.weights import (
 )
 
 from ..errors import InputError
-from ..loading import load, save
-from .console import check_writable, out, print_table, progress_bars
+from ..loading import load_bundle, save
+from .console import check_new, out, print_table, progress_bars
 from .contents import is_png, is_session, png_rows, session_rows
-from .options import SetOption, parse_settings
+from .options import LoraOption, SetOption, parse_loras, parse_settings
 
-DTypeName = Literal["float32", "float16"]
+DTypeName = Literal["stored", "float32", "float16"]
 
 
 def inspect(
@@ -104,27 +104,42 @@ def convert(
     file: Annotated[
         Path, typer.Argument(help="A checkpoint, file or diffusers folder, of a family that sparsegen knows.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
-    dtype: Annotated[DTypeName, typer.Option("--dtype", help="Storage type of the weights.")] = "float32",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write; a new one.")],
+    dtype: Annotated[
+        DTypeName,
+        typer.Option(
+            "--dtype", help="Storage type of the weights; stored: each as it is in the file, without loss."
+        ),
+    ] = "stored",
+    lora: LoraOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Write a checkpoint as safetensors with sparsegen's names: smaller, safe, and quick to load."""
-    check_writable(output, inputs=[file])
+    """Write a checkpoint as one safetensors file with sparsegen's names: smaller, safe, and quick to load.
+
+    All models of Stable Diffusion go into it, with the tokenizer and the settings of the scheduler.
+    """
+    check_new(output)
+    loras = parse_loras(lora)
     with progress_bars() as start:
 
         def progress(description: str) -> Callable[[int, int, str], None]:
             bar = start(description, None)
             return lambda done, total, name: bar(done, name, total)
 
-        model = load(file, progress=progress("reading"), **parse_settings(settings))
-        save(model, output, dtype=dtype, progress=progress("writing"))
-    count = sum(int(np.prod(parameter.shape)) for parameter in model.parameters().values())
+        given = parse_settings(settings)
+        bundle = load_bundle(file, lora=loras, progress=progress("reading"), **given)
+        save(bundle, output, dtype=None if dtype == "stored" else dtype, progress=progress("writing"))
+    models = bundle.models.values()
+    counts = {
+        model.family: sum(math.prod(each.shape) for each in model.parameters().values()) for model in models
+    }
+    written = ", ".join(f"{family} {count / 1e6:.2f} M" for family, count in counts.items())
+    kinds = {each.stored for model in models for each in model.parameters().values()}
+    kind = ", ".join(sorted(kinds)) if dtype == "stored" else dtype
     size = output.stat().st_size
-    out.print(
-        f"{file} → {output}: {model.family}, {count / 1e6:.2f} M parameters, {size / 1e6:.2f} MB {dtype}",
-        soft_wrap=True,
-    )
-    out.print(f"written: {model.source}", soft_wrap=True)
+    out.print(f"{file} → {output}: {written} parameters, {size / 1e6:.2f} MB {kind}", soft_wrap=True)
+    for role, source in bundle.taken.items():
+        out.print(f"written: {f'{role}: ' * (len(bundle.taken) > 1)}{source}", soft_wrap=True)
 
 
 def _which(settings: dict[str, Any]) -> Which | None:

@@ -173,6 +173,13 @@ def check_writable(path: Path, *, suffix: str = "", inputs: Sequence[Path] = ())
         raise InputError(f"{path}: cannot be written (read-only)")
 
 
+def check_new(path: Path) -> None:
+    """As `check_writable`; raise InputError too if there is a file already: it may be one that took hours to get."""
+    check_writable(path)
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists already; give another name, or delete it first")
+
+
 def _reads(given: Path, path: Path) -> bool:
     """Whether an input, a file or a whole folder, includes the existing file `path`."""
     if given.is_dir():

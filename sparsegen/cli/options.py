@@ -22,7 +22,7 @@ from ..diffusion.schedules import SCHEDULES
 from ..diffusion.settings import LATENT_DEFAULTS
 from ..engine.store import parse_size
 from ..errors import InputError
-from ..loading import Loras
+from ..loading import Loras, load_bundle
 from ..models.base import Model
 from ..tiling.policies import POLICIES
 
@@ -294,6 +294,10 @@ def open_backend(name: str | None, threads: int | None, direct: bool, weights: s
     return get_backend(name, threads=threads, **options)
 
 
+_ARGUMENTS = set(inspect.signature(load_bundle).parameters) - {"which"}
+"""Arguments that are not settings, by name."""
+
+
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """`name=value` pairs as a dict; a value is parsed as JSON if it is valid, else it is text. Raises InputError."""
     parsed: dict[str, Any] = {}
@@ -301,6 +305,8 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not name or not equals:
             raise InputError(f"--set {setting}: expected name=value, such as num_upsampling_layers=more")
+        if name in _ARGUMENTS:
+            raise InputError(f"--set {setting}: {name} is no setting of a model")
         try:
             parsed[name] = json.loads(text)
         except ValueError:

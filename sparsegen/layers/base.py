@@ -22,6 +22,8 @@ class Parameter:
         # zeros without storage: a model can be profiled before it has weights
         self.read: Callable[[], Host] = lambda: np.broadcast_to(np.float32(0), shape)
         """Returns the values: kept in memory, or read from the file at every call."""
+        self.stored = "float32"
+        """The element type of the file that holds the values exactly: "float32", "float16", "bfloat16"."""
 
     @property
     def value(self) -> Host:

@@ -133,15 +133,16 @@ class Model(NotCopied, Layer, metaclass=_Named):
         values: Mapping[str, Host],
         *,
         check: Callable[[str], None] | None = None,
+        stored: Callable[[str], str] | None = None,
         release: Callable[[], None] | None = None,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         """Take the parameters' values by path.
 
-        With `check` and `release`, `values` reads from a file, of which the shapes are known to fit: each value is read
-        when a backend prepares it, and not kept; `check(path)` raises now if that would fail, and `release` is called
-        after each read. `progress(done, total, path)` is called after each parameter. A session that has run keeps its
-        weights until its next `run`.
+        With `check`, `stored` and `release`, `values` reads from a file, of which the shapes are known to fit: each
+        value is read when a backend prepares it, and not kept; `check(path)` raises now if that would fail,
+        `stored(path)` is its element type in the file, and `release` is called after each read. `progress(done, total,
+        path)` is called after each parameter. A session that has run keeps its weights until its next `run`.
 
         Raises
         ------
@@ -160,14 +161,20 @@ class Model(NotCopied, Layer, metaclass=_Named):
             if check is not None:
                 check(path)
                 parameter.read = partial(values.__getitem__, path)
+                parameter.stored = "float32" if stored is None else stored(path)
             else:
                 value = kept[path] = values[path]  # once: a lazy mapping computes it now
                 if tuple(value.shape) != parameter.shape:
                     raise ShapeError(f"{path} has shape {tuple(value.shape)}, expected {parameter.shape}")
                 parameter.read = partial(kept.__getitem__, path)
-            self._release()
+                parameter.stored = "float16" if value.dtype == "float16" else "float32"
+            self.release()
             if progress is not None:
                 progress(done, len(parameters), path)
+
+    def release(self) -> None:
+        """Free what reading parameters from the file took; values that were read stay valid."""
+        self._release()
 
     @property
     def fast(self) -> Fast:

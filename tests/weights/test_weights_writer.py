@@ -54,6 +54,44 @@ def test_casting_touches_floating_tensors_alone(tmp_path):
     assert kinds == {"a": "float16", "b": "float16", "c": "int64", "d": "float16", "e": "bool"}
 
 
+def test_each_tensor_may_have_its_own_type_and_the_wide_ones_come_first(tmp_path):
+    read: list[str] = []
+
+    class Lazy(dict):
+        def __getitem__(self, name):
+            read.append(name)
+            return super().__getitem__(name)
+
+    odd = Lazy({name: np.arange(3, dtype=np.float32) for name in "abcd"} | {"e": np.zeros(3, np.uint8)})
+    write_safetensors(tmp_path / "x", odd, dtype={"a": "float16", "b": "bfloat16", "c": "float32"})
+    assert read == ["c", "d", "e", "a", "b"]
+    with read_checkpoint(tmp_path / "x") as checkpoint:
+        assert {name: tensor.dtype for name, tensor in checkpoint.tensors.items()} == {
+            "a": "float16",
+            "b": "bfloat16",
+            "c": "float32",
+            "d": "float32",
+            "e": "uint8",
+        }
+        for name, value in odd.items():
+            found = checkpoint.tensors[name].numpy()
+            assert np.array_equal(found, value) and found.flags.aligned
+
+
+def test_bfloat16_is_the_nearest_of_two_the_even_one(tmp_path):
+    step = 2.0**-7  # between bfloat16 numbers from 1 to 2
+    given = np.array(
+        [1 + step / 2, 1 + 3 * step / 2, 1 + 0.6 * step, -(1 + 0.4 * step), np.inf, np.nan], np.float32
+    )
+    wanted = np.array([1, 1 + 2 * step, 1 + step, -1, np.inf, np.nan], np.float32)
+    write_safetensors(tmp_path / "x", {"t": given}, dtype={"t": "bfloat16"})
+    with read_checkpoint(tmp_path / "x") as checkpoint:
+        np.testing.assert_array_equal(checkpoint.tensors["t"].numpy(), wanted)
+    largest = np.finfo(np.float32).max  # rounds to infinity
+    with pytest.raises(CheckpointError, match="too large for bfloat16"):
+        write_safetensors(tmp_path / "y", {"t": np.array([largest])}, dtype={"t": "bfloat16"})
+
+
 def test_values_too_large_for_float16_are_an_error_that_names_the_tensor(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
     fits = {"edge": np.array([65504.0, -65504.0, np.inf, np.nan], np.float32)}
@@ -141,7 +179,8 @@ def test_progress_is_reported_tensor_by_tensor(tmp_path):
     ("arguments", "message"),
     [
         ({"metadata": {"a": 1}}, "metadata holds a value that is not a string"),
-        ({"dtype": "int8"}, "cannot be written as int8, expected float16 or float32"),
+        ({"dtype": "int8"}, "cannot be written as int8, expected float16, bfloat16 or float32"),
+        ({"dtype": {"a": "int8"}}, "cannot be written as int8, expected float16, bfloat16 or float32"),
         ({"tensors": {"t": np.array(["text"])}}, "tensor t: has the type <U4"),
         ({"tensors": {"t": np.array([None])}}, "tensor t: has the type object"),
         ({"tensors": {"t": np.zeros(1, "c16")}}, "tensor t: has the type complex128"),

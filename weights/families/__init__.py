@@ -16,7 +16,7 @@ from ..which import Chosen, Kind, Which, averages_of, deciding, kind_of, names_s
 from .clip import CLIP_TEXT, OPEN_CLIP_TEXT
 from .clip import MODEL as TEXT
 from .diffusers import DIFFUSERS_UNET
-from .native import MODEL_KEY, SPARSEGEN
+from .native import MODEL_KEY, SPARSEGEN, several
 from .not_supported import refuse_by_name
 from .sd_unet import COMPVIS_UNET, DIFFUSERS_CONDITIONED_UNET
 from .sd_unet import MODEL as UNET
@@ -171,6 +171,11 @@ def identify_all(
                 advice=f'Open it with read_checkpoint(path, which="{which}")',
             )
         which = None
+    ours = several(checkpoint, PARTS)
+    if ours:
+        if which == "ema":
+            raise _nothing(checkpoint, which, True, [])
+        return ours
     if MODEL_KEY not in checkpoint.metadata:
         refuse_by_name(checkpoint)
     # Key -> the end and the kind of its last word that has a kind; the tensor's own name is left out.
