@@ -76,15 +76,19 @@ def inspect(
     described += [("noise schedule", shown(each)) for each in schedules]
     placeholders = [shown(name) for each in checkpoints for name in each.placeholders]
     described += [("not read", f"objects of {listed(placeholders)}")] if placeholders else []
-    tensors = [tensor for each in checkpoints for tensor in each.tensors.items()]
+    places = [f"{Path(each.path).name}/" if len(checkpoints) > 1 else "" for each in checkpoints]
+    tensors = [
+        (place + shown(name), tensor)
+        for place, each in zip(places, checkpoints, strict=True)
+        for name, tensor in each.tensors.items()
+    ]
     size = sum(tensor.nbytes for _, tensor in tensors)
     count = ("tensors", f"{len(tensors)}, {size / 1e6:.1f} MB")
     print_table(str(file), [("format", form), *described, count])
     if is_session(checkpoints[0]):
         return  # its arrays are those of every step
-    names = [(shown(name), tensor) for name, tensor in tensors]
-    width = max((len(name) for name, _ in names), default=0)
-    for name, tensor in names:
+    width = max((len(name) for name, _ in tensors), default=0)
+    for name, tensor in tensors:
         shape = "×".join(map(str, tensor.shape)) or "scalar"
         out.print(f"  {name:<{width}}  {tensor.dtype:<9} {shape}", soft_wrap=True)
 

@@ -102,7 +102,7 @@ class LatentDiffusion:
             predicts = probe(self.unet, self.backend)
             warn(
                 f"{self.name} does not say what it predicts; probed: {'the velocity' if predicts == 'v' else 'noise'}. "
-                'If images come out grey or burnt, give predicts="noise" or "v"'
+                'If images come out grey or burnt, give predicts="noise" or "v" (--predicts at the command line)'
             )
         if predicts not in ("noise", "v"):
             raise InputError(f"predicts is {predicts!r}, expected noise or v")

@@ -445,6 +445,16 @@ def test_a_built_in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
+@pytest.mark.parametrize("change", [-4, 8])
+def test_a_part_of_another_length_says_how_long_it_should_be(change: int, tmp_path: Path) -> None:
+    file = pipeline(tmp_path) / "vae" / FILES["vae"]
+    whole = file.read_bytes()
+    file.write_bytes((whole + bytes(8))[: len(whole) + change])
+    message = f"{FILES['vae']}: has {len(whole) + change} bytes, its header describes {len(whole)}"
+    with pytest.raises(CheckpointError, match=message):
+        sparsegen.load_bundle(tmp_path)
+
+
 def test_inspect_prints_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sparsegen.cli import main
 
@@ -458,6 +468,7 @@ def test_inspect_prints_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
         "noise",
     ):
         assert word in said
+    assert "  unet/conv_in.weight " in said and "  vae/decoder.conv_in.weight " in said
     assert (
         main(["inspect", str(pipeline(tmp_path / "xl", {"_class_name": "StableDiffusionXLPipeline"}))]) != 0
     )

@@ -18,7 +18,7 @@ def size(tensors: Mapping[str, Tensor], name: str, axis: int, model: str) -> int
     tensor = tensors.get(name)
     if tensor is None or len(tensor.shape) <= axis or not tensor.shape[axis]:
         raise CheckpointError(
-            f"is a {model} whose {name}, which determines a size, is "
+            f"is {'an' if model[0] in 'aeio' else 'a'} {model} whose {name}, which determines a size, is "
             + ("missing" if tensor is None else f"{list(tensor.shape)}"),
             advice="The file is not whole: download it again",
         )

@@ -60,7 +60,9 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(file.path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        _check_metadata(_header(raw))  # names the entry, if metadata is the reason
+        header = _header(raw)
+        _check_metadata(header)  # names the entry, if metadata is the reason
+        _check_length(header, 8 + length, file.size)
         raise CheckpointError(shown(str(error), 200), where="header", advice=_ADVICE) from None
     header = _header(raw)
     metadata = _check_metadata(header)
@@ -90,6 +92,19 @@ def _check_metadata(header: dict[str, object]) -> dict[str, str]:
                 advice=_METADATA_ADVICE,
             )
     return metadata
+
+
+def _check_length(header: dict[str, object], begin: int, size: int) -> None:
+    """Raise CheckpointError unless the tensors of the header end where the file of `size` bytes does."""
+    entries = [each for name, each in header.items() if name != "__metadata__" and isinstance(each, dict)]
+    ends = [each["data_offsets"][1:] for each in entries if isinstance(each.get("data_offsets"), list)]
+    numbers = [each for end in ends for each in end if type(each) is int]
+    expected = begin + max(numbers, default=0)
+    if expected != size:
+        raise CheckpointError(
+            f"has {size} bytes, its header describes {expected}",
+            advice=_ADVICE,
+        )
 
 
 def _json_kind(value: object) -> str:
