@@ -16,6 +16,8 @@ from ..errors import InputError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _KINDS = {"session": "Session", "sdedit": "SDEdit", "stable_diffusion": "Stable Diffusion"}
+_INTERNAL = {"stable_diffusion": ("proposed", "padding", "noise_level")}
+"""Kind of a session -> its settings that no user gives."""
 _LONGEST = 4000
 """Characters of a text that are printed."""
 
@@ -29,10 +31,11 @@ def session_rows(path: Path, file: Checkpoint) -> list[tuple[str, str]]:
     """The rows of a session's file. Raises SessionError: it is of another version, or damaged."""
     found = summary(path, file)
     n, height, width = found.size
+    hidden = _INTERNAL.get(found.kind, ())
     return [
         ("session", _KINDS.get(found.kind, _plain(found.kind))),
         *((_plain(name), _plain(family)) for name, family in found.models.items()),
-        *_setting_rows(found.settings),
+        *_setting_rows({name: value for name, value in found.settings.items() if name not in hidden}),
         ("policy", _plain(found.policy)),
         ("image", f"{n} of {height}×{width}"),
         ("states", f"{found.states}, kept as {_plain(found.storage)}"),

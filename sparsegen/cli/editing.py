@@ -98,13 +98,6 @@ def demo(
 
 @with_sampler_options
 def edit(
-    edited: Annotated[
-        list[Path],
-        typer.Option(
-            "--edited",
-            help="An edited copy of it; repeat to go on editing. Of images, transparent parts show what was before.",
-        ),
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -119,6 +112,14 @@ def edit(
             "--original",
             help="What is there at first: an image, or a label map (PNG).",
             show_default="that of the --session",
+        ),
+    ] = None,
+    edited: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--edited",
+            help="An edited copy of it; repeat to go on editing. Of images, transparent parts show what was before. "
+            "Stable Diffusion paints in a --mask without one.",
         ),
     ] = None,
     session: Annotated[
@@ -240,15 +241,20 @@ def edit(
     """Paint the original, then recompute only what each edited copy changes.
 
     A GauGAN (such as the built-in landscape) takes label maps. A diffusion model takes an image and copies of it with
-    strokes painted over, and makes the strokes real (SDEdit); Stable Diffusion takes a --prompt for it. Options that
-    begin with "Diffusion", "Stable Diffusion" or "Label maps" are for that kind alone; their defaults are the model
-    family's, or those that a built-in model says.
+    strokes painted over, and makes the strokes real (SDEdit); Stable Diffusion takes a --prompt for it, and with a
+    --mask alone paints what the prompt says. Options that begin with "Diffusion", "Stable Diffusion" or "Label maps"
+    are for that kind alone; their defaults are the model family's, or those that a built-in model says.
     """
     # all options and paths are checked before the work begins
-    files = (original, *edited, mask, instances, *(edited_instances or ()))
+    copies = tuple(edited or ())
+    if not copies and mask is None:
+        raise InputError(
+            "--edited: missing; give an edited copy (Stable Diffusion also takes a --mask alone)"
+        )
+    files = (original, *copies, mask, instances, *(edited_instances or ()))
     given = [path for path in files if path is not None]
     seeds = [None] if count == 1 else [(seed or 0) + i for i in range(count)]
-    targets = [path for one in seeds for path in output_paths(output, len(edited), one)]
+    targets = [path for one in seeds for path in output_paths(output, max(len(copies), 1), one)]
     for path in targets:
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
     check_memory(ram=ram, undo=undo)
@@ -288,7 +294,9 @@ def edit(
         check_writable(path, inputs=[named])
     engine = Engine.of(loaded, engine_backend, policy, kept)
     called = loaded.name
-    job = Job(engine, called, named, tuple(edited), output, mask, seed, count, fit, policy, undo, kept)
+    job = Job(engine, called, named, copies, output, mask, seed, count, fit, policy, undo, kept)
+    if not copies and not isinstance(loaded, LatentDiffusion):
+        raise InputError(f"--edited: missing; {called} is not Stable Diffusion, which takes a --mask alone")
     options = strokes.Options(
         steps,
         noise_level,

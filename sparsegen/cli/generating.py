@@ -60,7 +60,8 @@ def generate(
         Path | None,
         typer.Option(
             "--mask",
-            help="Paint only where this image is white, or opaque on a transparent layer; the rest is the --image.",
+            help="Paint only where this image is white, or opaque on a transparent layer, into the --image, whose "
+            "other pixels go through the autoencoder ('sparsegen edit --mask' leaves their bits).",
         ),
     ] = None,
     strength: StrengthOption = None,
@@ -103,7 +104,7 @@ def generate(
         typer.Option(
             "--preview-every",
             min=1,
-            help="Write the image as predicted after every so many steps, as OUTPUT-step05.png.",
+            help="Write the image as predicted after every so many steps, as OUTPUT-preview-05.png.",
         ),
     ] = None,
     backend: BackendOption = None,
@@ -171,7 +172,7 @@ def generate(
     }
     files_used = {"image": image and str(image), "mask": mask and str(mask), "lora": loras}
     count_of_steps = len(used.times())
-    previews = preview_files(list(targets.values()), count_of_steps, preview_every, "step", inputs)
+    previews = preview_files(list(targets.values()), count_of_steps, preview_every, inputs)
     print_table("settings", settings_rows(engine, **made_with))
     with step_bars(count_of_steps) as bar:
         for one, path in targets.items():

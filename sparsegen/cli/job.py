@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Job:
     """The name that the user gave."""
     original: Path
     edited: tuple[Path, ...]
+    """Edited copies; none: the mask alone says where to paint."""
     output: Path
     mask: Path | None
     seed: int | None
@@ -81,8 +83,13 @@ class Job:
         return [self.seed] if self.count == 1 else [(self.seed or 0) + i for i in range(self.count)]
 
     def outputs(self, seed: int | None) -> list[Path]:
-        """The PNG of each of `edited` in the variation of that seed."""
-        return output_paths(self.output, len(self.edited), None if self.count == 1 else seed)
+        """The PNG of each of `named` in the variation of that seed."""
+        return output_paths(self.output, len(self.named), None if self.count == 1 else seed)
+
+    @property
+    def named(self) -> tuple[Path, ...]:
+        """The file that gives each edit: the edited copies, or the mask."""
+        return self.edited or ((self.mask,) if self.mask else ())
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -127,8 +134,15 @@ def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:
 
 
 def _sources(models: LatentDiffusion) -> str:
-    """The weights that each model has, LoRA files among them."""
-    return "; ".join(f"{role}: {model.source}" for role, model in models.models.items())
+    """The weights that each model has, LoRA files among them; of models without a choice only that there is none."""
+    sources = {role: _PLACE.sub(_ONLY, model.source) for role, model in models.models.items()}
+    if set(sources.values()) == {_ONLY}:
+        return _ONLY
+    return "; ".join(f"{role}: {source}" for role, source in sources.items())
+
+
+_ONLY = "the only weights"
+_PLACE = re.compile(rf"^{_ONLY} \([^)]*\)")
 
 
 def print_result(job: Job, path: Path, target: Path, stats: Stats) -> None:

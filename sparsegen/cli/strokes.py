@@ -75,7 +75,7 @@ def edit(job: Job, options: Options) -> None:
     model, kept = job.engine.model, job.kept
     with _session(job, options, job.seeds[0]) as session:
         targets = [target for seed in job.seeds for target in job.outputs(seed)]
-        previews = preview_files(targets, len(session.times), options.preview_every, "preview-", job.inputs)
+        previews = preview_files(targets, len(session.times), options.preview_every, job.inputs)
         channels = _channels(model)
         files = decoded(job.inputs)
         frame = job.fit.frame(model, files[job.original])
@@ -125,7 +125,7 @@ def _edit(
             result = session.run(first, on_step=bar("original"))
             note_change(kept)
             out.print(f"original: {of} steps in {result.stats.milliseconds / 1e3:.1f} s, kept for the edits")
-        for path, target, painted in zip(job.edited, job.outputs(seed), strokes, strict=True):
+        for path, target, painted in zip(job.named, job.outputs(seed), strokes, strict=True):
             # only the strokes since the previous file are edited: the strokes before are real by now, whether this file
             # was painted over them or over the result
             new = (painted != before).any(-1, keepdims=True)
@@ -281,7 +281,8 @@ def _new_session(job: Job, options: Options, given: dict[str, Any], seed: int) -
             model,
             texts.prompt or "",
             negative=texts.negative or "",
-            strength=texts.strength,
+            # with a mask alone, nothing is painted that would be worth keeping in part
+            strength=1.0 if texts.strength is None and not job.edited else texts.strength,
             guidance=texts.guidance,
             skip=texts.skip or 0,
             margin=MARGIN if margin is None else margin,
@@ -292,15 +293,15 @@ def _new_session(job: Job, options: Options, given: dict[str, Any], seed: int) -
 
 
 def preview_files(
-    targets: Sequence[Path], steps: int, every: int | None, mark: str, inputs: Sequence[Path]
+    targets: Sequence[Path], steps: int, every: int | None, inputs: Sequence[Path]
 ) -> dict[tuple[Path, int], Path]:
-    """(output, index of a step) -> the file of the preview after it, out-MARK05.png. Raises InputError."""
+    """(output, index of a step) -> the file of the preview after it, out-preview-05.png. Raises InputError."""
     if every is None:
         return {}
     if every > steps:
         raise InputError(f"--preview-every {every}: there are {steps} steps; give {steps} or less")
     found = {
-        (target, done - 1): numbered(target, f"{mark}{done:02d}")
+        (target, done - 1): numbered(target, f"preview-{done:02d}")
         for target in targets
         for done in range(every, steps + 1, every)
     }
@@ -327,11 +328,11 @@ def _before(job: Job, session: Painting, first: Host) -> Host:
 
 
 def _strokes(job: Job, files: dict[Path, images.ImageFile], before: Host, frame: images.Frame) -> list[Host]:
-    """The edited images, uint8 `[H, W, C]`; a transparent part shows the image before."""
+    """The edited images, uint8 `[H, W, C]`; a transparent part shows the image before. One for a mask alone."""
     found = [before]
     for path in job.edited:
         found.append(images.read_image(files[path], channels=before.shape[-1], below=found[-1], frame=frame))
-    return found[1:]
+    return found[1:] or [before]  # a mask alone: nothing is painted
 
 
 def _channels(model: Model | LatentDiffusion) -> int:

@@ -51,6 +51,7 @@ def summary(path: str | os.PathLike[str], file: Checkpoint) -> Summary:
             json.loads(metadata[f"sparsegen.{name}"])
             for name in ("models", "states", "history", "policy", "settings")
         )
+        denoising = settings.pop("settings", {})
         tensors = file.tensors
         image = tensors.get("history/image")
         if image is None:
@@ -58,7 +59,7 @@ def summary(path: str | os.PathLike[str], file: Checkpoint) -> Summary:
         return Summary(
             metadata["sparsegen.kind"],
             {str(name): str(model["family"]) for name, model in models.items()},
-            {**settings, **settings.pop("settings", {})},
+            {**settings, **denoising},
             str(policy["policy"]),
             tuple(image.shape[:3]),
             int(history["edits"]),

@@ -199,7 +199,8 @@ def test_the_number_of_threads_and_the_backend_can_be_given(files):
 TINY = "edit --model net.safetensors --original a.png"
 MISTAKES = {
     "no command": ("fly", "fly"),
-    "an option that is missing": ("edit --original a.png", "--edited"),
+    "an option that is missing": ("edit --original a.png", "--output"),
+    "an edit that is missing": ("edit --original a.png -o o.png", "--edited: missing; give an edited copy"),
     "a policy that is none": ("demo --policy magic", "magic"),
     "adaptive without a number": ("demo --policy adaptive", "such as adaptive(0.02)"),
     "adaptive with a wrong number": (

@@ -92,13 +92,13 @@ def test_generate_writes_the_images_of_the_library(files, models, capsys):
     expected = generate(models, "a lake = \u6e56", size=(SIZE, SIZE), seed=4, **settings)
     assert np.array_equal(read("out-seed4.png"), expected.image)
     assert written(files) == [
-        "out-seed3-step02.png",
+        "out-seed3-preview-02.png",
         "out-seed3.png",
-        "out-seed4-step02.png",
+        "out-seed4-preview-02.png",
         "out-seed4.png",
     ]
     # the last preview is the image
-    assert np.array_equal(read("out-seed4-step02.png"), expected.image)
+    assert np.array_equal(read("out-seed4-preview-02.png"), expected.image)
     found = chunks("out-seed4.png")
     assert found["parameters"].splitlines()[:2] == ["a lake = \u6e56", "Negative prompt: fog"]
     assert "Steps: 2, Sampler: euler, CFG scale: 3.0, Seed: 4, Size: 32x32, Model: sd" in found["parameters"]
@@ -137,6 +137,24 @@ def test_an_edit_follows_the_prompt_and_leaves_the_rest(files, models, capsys):
     shown = capsys.readouterr().out
     # PNDM, which the folder proposes, makes its first step twice
     assert "caches: 3 steps of" in shown and "edited area" in shown and "MACs" in shown
+
+
+def test_a_mask_alone_is_painted_and_the_rest_keeps_its_bits(files, models):
+    words = "edit --prompt lake --original photo.png --mask mask.png --steps 2 --sampler ddim"
+    assert run(words, "--session", "kept.session") == 0
+    photo, mask = read("photo.png"), read("mask.png") > 0
+    with StableDiffusion(models, "lake", steps=2, sampler="ddim", strength=1.0) as session:
+        session.run(photo)
+        expected = session.edit(photo, mask=mask).image
+        again = session.edit(expected, mask=mask).image
+    found = read("out.png")
+    assert np.array_equal(found, expected) and np.array_equal(found[~mask], photo[~mask])
+    assert not np.array_equal(found, photo)
+    said = json.loads(chunks("out.png")["sparsegen"])
+    assert said["strength"] == 1.0 and said["weights"] == "the only weights"
+    # and again, with the session's strength
+    assert main(["edit", "--session", "kept.session", "--mask", "mask.png", "-o", "again.png"]) == 0
+    assert np.array_equal(read("again.png"), again)
 
 
 # -- sessions in files, and what files say ---------------------------------------------------------------
@@ -181,6 +199,7 @@ def test_a_session_goes_on_in_the_next_invocation(files, models, capsys):
     assert rows["session"] == "Stable Diffusion" and rows["unet"] == "sd-unet"
     assert (rows["prompt"], rows["negative"], rows["strength"]) == ("lake", "fog", "1.0")
     assert rows["image"] == f"1 of {SIZE}×{SIZE}" and rows["edits"] == "1 to undo, 1 to redo, 0 forgotten"
+    assert not {"settings", "proposed", "padding", "noise"} & rows.keys()  # a person has no use for them
 
 
 def test_the_settings_in_an_image_are_shown(files, capsys):
@@ -224,6 +243,11 @@ MISTAKES = {
     "another model": (f"{GENERATE} --model landscape", "landscape holds generator"),
     "a part": (f"{GENERATE} --model unet", "give the whole checkpoint"),
     "no prompt": ("generate", "--prompt"),
+    "neither copy nor mask": (f"{EDIT.partition(' --edited')[0]} --prompt lake", "takes a --mask alone"),
+    "a mask alone for label maps": (
+        "edit --original photo.png --mask mask.png --model landscape",
+        "--edited: missing; landscape is not Stable Diffusion",
+    ),
     "an edit without a prompt": (EDIT, "--prompt: missing"),
     "an edit with a part": (f"{EDIT} --model unet --prompt lake", "holds one part of Stable Diffusion"),
     "inspecting an image without settings": ("inspect photo.png", "an image without settings"),
