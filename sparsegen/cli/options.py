@@ -135,7 +135,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A value that a checkpoint does not contain: name=value, such as num_upsampling_layers=more.",
+        help="A value that a checkpoint does not contain: name=value, such as num_upsampling_layers=more; which=ema or "
+        "which=model: the weights to take of two.",
     ),
 ]
 
