@@ -14,7 +14,7 @@ from .. import images
 from ..errors import InputError
 from ..loading import Bundle, load_bundle
 from ..models.base import Model
-from ..models.gaugan import GauGAN
+from ..models.spade import SPADEGenerator
 from ..pipelines.latents import LatentDiffusion
 from ..pipelines.stable_diffusion import MARGIN
 from . import labels, strokes, text_demo
@@ -337,7 +337,7 @@ def _opened(bundle: Bundle, texts: TextOptions, backend: Backend) -> Model | Lat
             )
         return LatentDiffusion(bundle, backend=backend, predicts=texts.predicts)
     model = bundle.model
-    if model.diffusion is None and not isinstance(model, GauGAN):
+    if model.diffusion is None and not isinstance(model, SPADEGenerator):
         raise InputError(
             f"--model {bundle.name}: holds one part of Stable Diffusion ({model.family}); give the whole checkpoint"
         )

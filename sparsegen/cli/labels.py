@@ -19,7 +19,7 @@ from ..engine.stats import LayerRecord
 from ..errors import InputError
 from ..images import ImageFile
 from ..models.base import Model
-from ..models.gaugan import GauGAN
+from ..models.spade import SPADEGenerator
 from ..tools.profile import profile
 from .console import print_table, progress_bars
 from .job import Engine, Job, ignore_printed, print_result, settings_rows, written_by
@@ -32,7 +32,7 @@ def edit(
 ) -> None:
     """Paint the original label map, then the changes of each edited one; a variation has its own latent vector."""
     model, kept = job.engine.model, job.kept
-    assert isinstance(model, GauGAN)  # the only kind that takes label maps
+    assert isinstance(model, SPADEGenerator)  # the only kind that takes label maps
     goes_on = kept is not None and kept.goes_on
     if edited_instances and ((instances is None and not goes_on) or len(edited_instances) != len(job.edited)):
         raise InputError(
@@ -115,7 +115,7 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
     example = known.examples[0]
     change = example.edits[0]
     original, edited = (images.read_labels(path) for path in (example.original, change.path))
-    assert isinstance(engine.model, GauGAN)
+    assert isinstance(engine.model, SPADEGenerator)
     session = Session(engine.model, engine.backend, policy=engine.policy or "paper")
     with layer_bars(engine.model, original) as bar:
         first = session.run(original, progress=bar("dense run of the original"))
@@ -173,7 +173,9 @@ def layer_bars(
         yield bar
 
 
-def _read(file: ImageFile, original: ImageFile, job: Job, model: GauGAN, unknown_label: int | None) -> Host:
+def _read(
+    file: ImageFile, original: ImageFile, job: Job, model: SPADEGenerator, unknown_label: int | None
+) -> Host:
     """A label map; of a built-in model by its colours, else by the numbers of the original."""
     known = builtin.get(job.model)
     palette = known.labels.palette if known and known.labels else None
