@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparsegen import Session
 from sparsegen.backends.interface import ConvWeights, Host
 from sparsegen.engine.memory import Memory
-from sparsegen.models import GauGAN, GauGANConfig
+from sparsegen.models import GauGAN, GauGANConfig, MobileGauGAN, MobileGauGANConfig
+
+Generator = TypeVar("Generator", GauGAN, MobileGauGAN)
 
 TINY: dict[str, Any] = {
     "ngf": 2,
@@ -23,8 +25,20 @@ TINY: dict[str, Any] = {
 
 def random_gaugan(seed: int = 0, **settings: Any) -> GauGAN:
     """A GauGAN whose activations neither vanish nor explode; statistics are far from 0 and 1."""
+    return randomised(GauGAN(GauGANConfig(**{**TINY, **settings})), seed)
+
+
+def random_mobile(seed: int = 0, **settings: Any) -> MobileGauGAN:
+    """Likewise a compressed GauGAN, of unequal widths."""
+    tiny = {name: TINY[name] for name in ("semantic_nc", "num_upsampling_layers", "edge_channel")}
+    return randomised(
+        MobileGauGAN(MobileGauGANConfig(**{"channels": "1_2_1_2_2_1_3_4", **tiny, **settings})), seed
+    )
+
+
+def randomised(model: Generator, seed: int) -> Generator:
+    """The model with random parameters."""
     rng = np.random.default_rng(seed)
-    model = GauGAN(GauGANConfig(**{**TINY, **settings}))
     values = {}
     for path, parameter in model.parameters().items():
         if path.endswith(".var"):

@@ -275,7 +275,8 @@ def _apply_rules(
     if rule.ignored:
         return
     names = [target.format(**groups) for target in rule.targets]
-    by_rows = TRANSFORMS[rule.transform].by_rows
+    transform = TRANSFORMS[rule.transform]
+    by_rows = transform.by_rows
     if by_rows:
         # A block without a shortcut has no norm_s: the rows fill the parameters that the model has.
         names = [name for name in names if name in expected]
@@ -293,7 +294,8 @@ def _apply_rules(
             rows = expected[name][0] if expected[name] else 0
             recipe.rows = (row, row + rows)
             row += rows
-    if by_rows and tensor.shape[:1] != (row,):
+    enough = tensor.shape[:1] == (row,) or (transform.may_be_longer and tensor.shape[:1] > (row,))
+    if by_rows and not enough:
         faults.misshaped.append(
             f"{shown(key)} (has {list(tensor.shape)}, its parts in the model take {row} rows)"
         )

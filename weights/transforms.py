@@ -30,6 +30,8 @@ class Transform:
     """Whether the computation may fail, by the values."""
     by_rows: bool = False
     """Whether the result's rows are distributed to several parameters in turn."""
+    may_be_longer: bool = False
+    """Of rows that are distributed: whether more than the parameters take are left out."""
 
 
 def _spectral_shape(shapes: Mapping[str, Shape]) -> Shape:
@@ -92,6 +94,14 @@ TRANSFORMS: dict[str, Transform] = {
     "copy": Transform(("value",), lambda shapes: shapes["value"], lambda parts: parts["value"]),
     "split": Transform(
         ("value",), lambda shapes: shapes["value"], lambda parts: parts["value"], by_rows=True
+    ),
+    # As many rows as the parameter has: more are not needed.
+    "leading": Transform(
+        ("value",),
+        lambda shapes: shapes["value"],
+        lambda parts: parts["value"],
+        by_rows=True,
+        may_be_longer=True,
     ),
     # Two tensors' rows, one below the other.
     "stack": Transform(("first", "second"), _stacked_shape, _stack),

@@ -3,6 +3,7 @@
 from .clip_text import CLIPText, CLIPTextConfig
 from .ddpm import DDPM, DDPMConfig
 from .gaugan import GauGAN, GauGANConfig
+from .mobile_gaugan import MobileGauGAN, MobileGauGANConfig
 from .pd import PDConfig, ProgressiveDistillation
 from .sd_unet import SDUNet, SDUNetConfig
 from .tokenizer import Tokenizer, Tokens
@@ -15,6 +16,8 @@ __all__ = [
     "DDPMConfig",
     "GauGAN",
     "GauGANConfig",
+    "MobileGauGAN",
+    "MobileGauGANConfig",
     "PDConfig",
     "ProgressiveDistillation",
     "SDUNet",

@@ -20,7 +20,7 @@ from sparsegen import Session, images, loading
 from sparsegen.backends import default_backend
 from sparsegen.cli import main
 from sparsegen.weights import builtin, native_metadata, read_checkpoint, write_safetensors
-from tests.networks import random_gaugan, random_labels, repaint
+from tests.networks import random_gaugan, random_labels, random_mobile, repaint
 
 
 @pytest.fixture
@@ -109,6 +109,22 @@ def test_edit_with_instances_and_a_latent(files, capsys):
     expected = Session(model).run(labels, instances=labels, z=z).image
     with Image.open(files / "out-2.png") as picture:
         assert np.array_equal(np.asarray(picture), expected)
+
+
+def test_a_compressed_gaugan_is_edited_inspected_and_converted_like_any(files, capsys):
+    path, half = files / "mobile.safetensors", files / "half.safetensors"
+    model = random_mobile()
+    loading.save(model, path)
+    assert edit(files, model=str(path)) == 0
+    session = Session(model)
+    session.run(images.read_labels(files / "a.png"))
+    expected = session.edit(images.read_labels(files / "b.png")).image
+    with Image.open(files / "out.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected)
+    assert main(["inspect", str(path)]) == 0
+    assert "mobile-gaugan" in capsys.readouterr().out
+    assert main(["convert", str(path), "-o", str(half), "--dtype", "float16"]) == 0
+    assert loading.load(half).config == model.config
 
 
 def test_a_damaged_network_is_one_line(files, capsys):

@@ -21,7 +21,9 @@ from tests.tolerances import check
 
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason=emulator.MISSING)
 
-FAMILIES = ("gaugan", "ddpm", "pd")
+LABELS = {"gaugan": networks.random_gaugan, "mobile": networks.random_mobile}
+"""The models of label maps."""
+FAMILIES = (*LABELS, "ddpm", "pd")
 OTHERS = ("reference", "numba")
 
 
@@ -33,27 +35,28 @@ def backend() -> CudaBackend:
 def inputs(family: str, count: int = 3, seed: int = 1) -> list[Host]:
     """An input, and edits of it, one after another."""
     rng = np.random.default_rng(seed)
-    first = networks.random_labels(rng) if family == "gaugan" else unets.noisy(rng)
+    first = networks.random_labels(rng) if family in LABELS else unets.noisy(rng)
     found = [first]
     for _ in range(count - 1):
-        found.append((networks.repaint if family == "gaugan" else unets.painted)(rng, found[-1]))
+        found.append((networks.repaint if family in LABELS else unets.painted)(rng, found[-1]))
     return found
 
 
 def opened(family: str, backend: str | Backend, first: Host, policy: str | Policy = unets.SPARSE) -> Session:
     """A session after its dense run."""
-    model = networks.random_gaugan() if family == "gaugan" else unets.FAMILIES[family]()
+    model = LABELS[family]() if family in LABELS else unets.FAMILIES[family]()
     session = Session(model, get_backend(backend), policy=policy)
-    session.run(first, **({} if family == "gaugan" else unets.at(model)))
+    session.run(first, **({} if family in LABELS else unets.at(model)))
     return session
 
 
 def assert_close(family: str, found: Host, expected: Host, session: Session) -> None:
     """The outputs agree; GauGAN's is the sum of far larger values of the canvas before it, which rounding acted on."""
-    if family != "gaugan":
+    if family not in LABELS:
         return check("backends, measured statistics", found, expected)
     largest = float(np.abs(session.memory.canvases["up_3.conv_1"]).max())
-    check("backends", found, expected, largest=largest)
+    row = "backends" if family == "gaugan" else "backends, measured statistics"
+    check(row, found, expected, largest=largest)
 
 
 POLICIES: dict[str, str | Policy] = {"paper": unets.SPARSE, "fast": unets.FAST, "exact": "exact"}

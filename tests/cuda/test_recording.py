@@ -17,7 +17,7 @@ from sparsegen.tiling.policies import Exact, Policy
 from tests.backends.contract_cases import all_tiles, normal
 from tests.cuda import emulator
 from tests.cuda.emulator import EmulatedDevice
-from tests.networks import assert_same, random_gaugan, random_labels, repaint, values
+from tests.networks import assert_same, random_gaugan, random_labels, random_mobile, repaint, values
 from tests.unets import FAMILIES, FAST, SPARSE, at, kept_by, noisy, painted
 
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason=emulator.MISSING)
@@ -34,13 +34,17 @@ def backends() -> Iterator[tuple[CudaBackend, CudaBackend]]:
     yield CudaBackend(EmulatedDevice()), Unrecorded(EmulatedDevice())
 
 
+LABELS = {"gaugan": random_gaugan, "mobile": random_mobile}
+"""The models of label maps."""
+
+
 def sessions(
     kind: str, backends: tuple[CudaBackend, CudaBackend], policy: Policy
 ) -> tuple[list[Session], list[Host]]:
     """A session on each backend that has run, and inputs to edit through."""
     rng = np.random.default_rng(3)
-    if kind == "gaugan":
-        model, inputs = random_gaugan(), [random_labels(rng, (2, 32, 64))]
+    if kind in LABELS:
+        model, inputs = LABELS[kind](), [random_labels(rng, (2, 32, 64))]
         inputs += [repaint(rng, inputs[0]) for _ in range(3)]
         conditions = {}
     else:
@@ -54,7 +58,7 @@ def sessions(
 
 
 @pytest.mark.parametrize("policy", [SPARSE, FAST], ids=["paper", "fast"])
-@pytest.mark.parametrize("kind", ["gaugan", "ddpm", "pd"])
+@pytest.mark.parametrize("kind", [*LABELS, "ddpm", "pd"])
 def test_a_recorded_edit_has_the_bits_of_one_layer_by_layer(
     backends: tuple[CudaBackend, CudaBackend], kind: str, policy: Policy
 ) -> None:

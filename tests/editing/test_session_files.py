@@ -11,7 +11,15 @@ import pytest
 import sparsegen
 from sparsegen import Paper, SDEdit, Session, SessionError
 from sparsegen.weights import CheckpointError
-from tests.networks import assert_unchanged, current_labels, random_gaugan, random_labels, repaint, snapshot
+from tests.networks import (
+    assert_unchanged,
+    current_labels,
+    random_gaugan,
+    random_labels,
+    random_mobile,
+    repaint,
+    snapshot,
+)
 from tests.unets import picture, random_ddpm
 
 
@@ -27,7 +35,10 @@ def session(rng: np.random.Generator) -> Session:
     return session
 
 
-def test_a_saved_session_continues_with_the_same_bits(session, rng, tmp_path):
+@pytest.mark.parametrize("model", [random_gaugan, random_mobile])
+def test_a_saved_session_continues_with_the_same_bits(model, rng, tmp_path):
+    session = Session(model())
+    session.run(random_labels(rng, (64, 128)))
     first, second = repaint(rng, current_labels(session)), random_labels(rng, (64, 128))
     session.edit(first)
     session.edit(repaint(rng, first), policy="exact")

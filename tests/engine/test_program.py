@@ -10,10 +10,10 @@ from sparsegen.backends import Backend
 from sparsegen.backends.interface import Host
 from sparsegen.editing.state import Repainted, State
 from sparsegen.engine.run import Run
-from sparsegen.models import GauGAN
+from sparsegen.models.spade import SPADEGenerator
 from sparsegen.models.unet import UNet
 from sparsegen.tiling.policies import Exact, Policy
-from tests.networks import assert_same, random_gaugan, random_labels, repaint, values
+from tests.networks import assert_same, random_gaugan, random_labels, random_mobile, repaint, values
 from tests.unets import (
     FAMILIES,
     FAST,
@@ -28,6 +28,7 @@ from tests.unets import (
     stroke,
 )
 
+LABELS = {"gaugan": random_gaugan, "gaugan, no codebooks": random_gaugan, "mobile": random_mobile}
 POLICIES: list[Policy] = [SPARSE, FAST, Exact(), Adaptive(0), Adaptive(0.05)]
 
 
@@ -48,7 +49,7 @@ def records(session: Session | SDEdit, edited: Host, policy: Policy, mask: Host 
     return [(layer.path, layer.active, layer.macs) for layer in layers]
 
 
-@pytest.fixture(params=["gaugan", "gaugan, no codebooks", "ddpm", "pd"])
+@pytest.fixture(params=["gaugan", "gaugan, no codebooks", "mobile", "ddpm", "pd"])
 def kind(request) -> str:
     return request.param
 
@@ -56,16 +57,16 @@ def kind(request) -> str:
 def pair(kind: str, backend: Backend, storage: str) -> tuple[list[Session], list[Host]]:
     """Two sessions of one model that have run, and inputs to edit through."""
     rng = np.random.default_rng(3)
-    model: GauGAN | UNet
-    if kind.startswith("gaugan"):
-        model, inputs = random_gaugan(), [random_labels(rng, (2, 32, 64))]
+    model: SPADEGenerator | UNet
+    if kind in LABELS:
+        model, inputs = LABELS[kind](), [random_labels(rng, (2, 32, 64))]
         inputs += [repaint(rng, inputs[0]) for _ in POLICIES]
     else:
         model, inputs = FAMILIES[kind](), [noisy(rng, (16, 24), 2)]
         inputs += [painted(rng, inputs[0]) for _ in POLICIES]
     sessions = [Session(model, backend, policy=SPARSE, storage=storage) for _ in range(2)]
     for session in sessions:
-        if isinstance(model, GauGAN):
+        if isinstance(model, SPADEGenerator):
             session.memory.coded = False
             session.run(inputs[0])
         else:

@@ -11,7 +11,7 @@ import pytest
 from sparsegen import InputError, SDEdit, Session, ShapeError
 from sparsegen.checks import in_range, is_number, is_whole, whole_number
 from sparsegen.models import GauGAN, GauGANConfig
-from tests.networks import random_gaugan
+from tests.networks import random_gaugan, random_mobile
 from tests.unets import picture, random_ddpm
 
 # -- numbers ---------------------------------------------------------------------------------------------
@@ -114,6 +114,7 @@ def test_noisy_pictures_of_one_step_have_no_range():
 
 NETWORKS = {
     "gaugan, normal": random_gaugan(),
+    "mobile": random_mobile(),
     "gaugan, more": random_gaugan(num_upsampling_layers="more"),
     "ddpm": random_ddpm(),
     "a fixed size": GauGAN(GauGANConfig(ngf=1, nhidden=1, edge_channel=False, z_dim=3, start_cells=24)),

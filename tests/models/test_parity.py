@@ -9,10 +9,11 @@ import pytest
 
 import sparsegen
 from sparsegen.backends import Backend, get_backend
+from sparsegen.models import MobileGauGAN
 
 torch = pytest.importorskip("torch")
 from tests.networks import computed_by_tiles, values  # noqa: E402  (keeps the order below the skip)
-from tests.oracles.torch_spade import SPADEGenerator, one_hot, randomised  # noqa: E402  (needs PyTorch)
+from tests.oracles.torch_spade import one_hot, randomised  # noqa: E402  (needs PyTorch)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
 
 pytestmark = pytest.mark.torch
@@ -34,7 +35,7 @@ CASES = {
 }
 
 
-def torch_layers(net: SPADEGenerator) -> dict[str, np.ndarray]:
+def torch_layers(net: torch.nn.Module) -> dict[str, np.ndarray]:
     """Register hooks; after a forward the dict holds every layer's output `[N, H, W, C]` under our paths."""
     outputs: dict[str, np.ndarray] = {}
 
@@ -46,7 +47,7 @@ def torch_layers(net: SPADEGenerator) -> dict[str, np.ndarray]:
         return hook
 
     for name, module in net.named_modules():
-        if name.endswith(("conv_0", "mlp_shared", "mlp_gamma", "mlp_beta")):
+        if name.endswith(("conv_0", "mlp_shared", "mlp_gamma", "mlp_beta", ".conv.0")):
             module.register_forward_hook(keep(name))
         elif name in ("head_0", "fc") or (name.startswith(("G_middle", "up_")) and "." not in name):
             # a block's output is our conv_1, which computes and adds the shortcut
@@ -64,11 +65,14 @@ def engine(name: str) -> Backend:
     return get_backend(name)
 
 
+SEPARABLE = (".pointwise", ".depthwise")
+"""The two canvases of a separable convolution: of its output, and of what its norm reads."""
+
 ENGINES = ("reference", "numba", "numba, direct")
 
 
 def compare(
-    session: sparsegen.Session, net: SPADEGenerator, labels: np.ndarray, **conditions: np.ndarray
+    session: sparsegen.Session, net: torch.nn.Module, labels: np.ndarray, **conditions: np.ndarray
 ) -> None:
     """Run both; every canvas and the output must agree."""
     ours = session.run(labels, **conditions)
@@ -78,11 +82,12 @@ def compare(
         edges = None if instances is None else torch.tensor(instances)
         seg = one_hot(torch.tensor(labels), edges, session.model.config.semantic_nc)
         output = net(seg, None if z is None else torch.tensor(z)).permute(0, 2, 3, 1).numpy()
-    for gamma in [layer for layer in expected if layer.endswith("mlp_gamma")]:
-        prefix = gamma.removesuffix("gamma")
-        expected[f"{prefix}gamma_beta"] = np.concatenate(
-            [expected.pop(gamma), expected.pop(f"{prefix}beta")], axis=-1
-        )
+    for gamma in [layer for layer in expected if ".mlp_gamma" in layer]:
+        halves = expected.pop(gamma), expected.pop(gamma.replace("gamma", "beta"))
+        expected[gamma.replace("gamma", "gamma_beta")] = np.concatenate(halves, axis=-1)
+    if isinstance(session.model, MobileGauGAN):  # separable convolutions
+        for layer in [layer for layer in expected if ".mlp_gamma_beta" in layer]:
+            expected[layer.removesuffix(".conv.0") + SEPARABLE["conv.0" in layer]] = expected.pop(layer)
     expected["conv_img"] = output
 
     found = {path: v for path, v in values(session).items() if not path.startswith(("input.", "windows."))}

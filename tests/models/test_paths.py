@@ -10,7 +10,7 @@ import pytest
 
 from sparsegen.layers import Conv2d, InstanceNorm, Layer, Parameter
 from sparsegen.models.base import Model
-from tests.networks import random_gaugan
+from tests.networks import random_gaugan, random_mobile
 from tests.unets import random_ddpm
 
 
@@ -32,7 +32,7 @@ def conv() -> Conv2d:
 
 
 def test_a_model_has_its_paths_once_it_is_built():
-    for model in (random_gaugan(), random_ddpm()):
+    for model in (random_gaugan(), random_mobile(), random_ddpm()):
         paths = [layer.path for layer in model.layers()]
         assert paths[0] == ""
         assert all(paths[1:])

@@ -6,10 +6,14 @@ Written from the paper (arXiv 1903.07291); names are NVlabs/SPADE's, so `state_d
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
+
+Net = TypeVar("Net", bound=nn.Module)
 
 HALVINGS = {"normal": 5, "more": 6, "most": 7}
 
@@ -103,7 +107,11 @@ class SPADEGenerator(nn.Module):
 def randomised(seed: int = 0, **options: object) -> SPADEGenerator:
     """A generator with random weights, spectral vectors that have been trained on, and non-trivial statistics."""
     torch.manual_seed(seed)
-    net = SPADEGenerator(**options)  # type: ignore[arg-type]  # options by name, checked by the call
+    return stirred(SPADEGenerator(**options))  # type: ignore[arg-type]  # options by name, checked by the call
+
+
+def stirred(net: Net) -> Net:
+    """The generator with spectral vectors that have been trained on, and random statistics."""
     for module in net.modules():
         if hasattr(
             module, "weight_orig"

@@ -9,7 +9,7 @@ import pytest
 
 import sparsegen
 from sparsegen import Bundle, InputError, loading
-from tests.networks import random_gaugan
+from tests.networks import random_gaugan, random_mobile
 from tests.unets import random_ddpm, random_pd
 
 
@@ -17,6 +17,7 @@ from tests.unets import random_ddpm, random_pd
     ("model", "role", "schedule"),
     [
         (random_gaugan, "generator", None),
+        (random_mobile, "generator", None),
         (random_pd, "unet", None),
         (random_ddpm, "unet", None),
         (random_ddpm, "unet", "cosine"),

@@ -16,6 +16,7 @@ from ..which import Chosen, Kind, Which, averages_of, deciding, kind_of, names_s
 from .clip import CLIP_TEXT, OPEN_CLIP_TEXT
 from .clip import MODEL as TEXT
 from .diffusers import DIFFUSERS_UNET
+from .mobile_spade import GAN_COMPRESSION, SIGE_FUSED_GAN_COMPRESSION
 from .native import MODEL_KEY, SPARSEGEN, several
 from .not_supported import refuse_by_name
 from .sd_unet import COMPVIS_UNET, DIFFUSERS_CONDITIONED_UNET
@@ -26,6 +27,8 @@ from .unet import PESSER_DDPM, SIGE_FUSED_DDPM, SIGE_PD
 
 FAMILIES: tuple[Family, ...] = (
     SPARSEGEN,
+    GAN_COMPRESSION,
+    SIGE_FUSED_GAN_COMPRESSION,
     NVLABS_SPADE,
     SIGE_FUSED_SPADE,
     SIGE_SPADE,

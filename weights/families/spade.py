@@ -16,17 +16,21 @@ from ..keymap import Family, Rule
 from ..tensor import Tensor
 
 _BLOCK = r"(?P<block>head_0|G_middle_[01]|up_[0-4])"
-_NORM = rf"{_BLOCK}\.(?P<norm>norm_[01s])"
+NORM = rf"{_BLOCK}\.(?P<norm>norm_[01s])"
 _CONV = rf"(?P<conv>{_BLOCK}\.conv_[01s])"
 
-_COUNTER = "the number of batches that the statistics saw, not needed for inference"
+COUNTER = "the number of batches that the statistics saw, not needed for inference"
 
-_ENDS = (
+SHARED_ENDS = (
     Rule(r"(?P<name>(?:fc|conv_img)\.(?:weight|bias))", ("{name}",)),
     Rule(rf"{_CONV}\.bias", ("{conv}.bias",)),
-    Rule(rf"{_NORM}\.param_free_norm\.running_mean", ("{block}.{norm}.norm.mean",)),
-    Rule(rf"{_NORM}\.param_free_norm\.running_var", ("{block}.{norm}.norm.var",)),
-    Rule(rf"{_NORM}\.param_free_norm\.num_batches_tracked", ignored=_COUNTER),
+)
+
+_ENDS = (
+    *SHARED_ENDS,
+    Rule(rf"{NORM}\.param_free_norm\.running_mean", ("{block}.{norm}.norm.mean",)),
+    Rule(rf"{NORM}\.param_free_norm\.running_var", ("{block}.{norm}.norm.var",)),
+    Rule(rf"{NORM}\.param_free_norm\.num_batches_tracked", ignored=COUNTER),
 )
 
 _PLAIN_CONVOLUTIONS = (Rule(rf"{_CONV}\.weight", ("{conv}.weight",)),)
@@ -35,7 +39,7 @@ _PLAIN_CONVOLUTIONS = (Rule(rf"{_CONV}\.weight", ("{conv}.weight",)),)
 # computed; before, it saved weight_orig, weight_u and the computed weight. The names that
 # torch.nn.utils.parametrizations.spectral_norm saves are others.
 _PARAMETRIZED = r"\.parametrizations\.weight\."
-_SPECTRAL_CONVOLUTIONS = (
+SPECTRAL_CONVOLUTIONS = (
     Rule(rf"{_CONV}{_PARAMETRIZED}original", ("{conv}.weight",), "spectral", "orig"),
     Rule(rf"{_CONV}{_PARAMETRIZED}0\._u", ("{conv}.weight",), "spectral", "u"),
     Rule(rf"{_CONV}{_PARAMETRIZED}0\._v", ("{conv}.weight",), "spectral", "v"),
@@ -51,16 +55,20 @@ _SPECTRAL_CONVOLUTIONS = (
     ),
 )
 
+SEPARATE_HIDDEN = (
+    Rule(rf"{NORM}\.mlp_shared\.0\.(?P<kind>weight|bias)", ("{block}.{norm}.mlp_shared.{kind}",)),
+)
+
 _SEPARATE_MLPS = (
-    Rule(rf"{_NORM}\.mlp_shared\.0\.(?P<kind>weight|bias)", ("{block}.{norm}.mlp_shared.{kind}",)),
+    *SEPARATE_HIDDEN,
     Rule(
-        rf"{_NORM}\.mlp_gamma\.(?P<kind>weight|bias)",
+        rf"{NORM}\.mlp_gamma\.(?P<kind>weight|bias)",
         ("{block}.{norm}.mlp_gamma_beta.{kind}",),
         "stack",
         "first",
     ),
     Rule(
-        rf"{_NORM}\.mlp_beta\.(?P<kind>weight|bias)",
+        rf"{NORM}\.mlp_beta\.(?P<kind>weight|bias)",
         ("{block}.{norm}.mlp_gamma_beta.{kind}",),
         "stack",
         "second",
@@ -68,21 +76,25 @@ _SEPARATE_MLPS = (
 )
 
 # SIGE computes the hidden layers of a block's two or three norms in one convolution, their rows one after another.
-_FUSED_MLPS = (
+FUSED_HIDDEN = (
     Rule(
         rf"{_BLOCK}\.mlp_shared\.0\.(?P<kind>weight|bias)",
         tuple("{block}." + norm + ".mlp_shared.{kind}" for norm in ("norm_0", "norm_1", "norm_s")),
         "split",
     ),
-    Rule(rf"{_NORM}\.mlp_gamma_beta\.(?P<kind>weight|bias)", ("{block}.{norm}.mlp_gamma_beta.{kind}",)),
+)
+
+_FUSED_MLPS = (
+    *FUSED_HIDDEN,
+    Rule(rf"{NORM}\.mlp_gamma_beta\.(?P<kind>weight|bias)", ("{block}.{norm}.mlp_gamma_beta.{kind}",)),
 )
 
 _LARGEST_NGF = 4096
 
 # Input channels of the published generators whose last channel is an instance edge map: Cityscapes
 # (34 labels, "don't care", edges) and COCO-Stuff (182, "don't care", edges). ADE20K (151) has none.
-_CITYSCAPES = 36
-_WITH_EDGES = (_CITYSCAPES, 184)
+CITYSCAPES = 36
+WITH_EDGES = (CITYSCAPES, 184)
 
 
 def _spectral(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -118,7 +130,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _separate(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    for _, shape in _shapes(checkpoint.tensors, rf"{_NORM}\.mlp_shared\.0\.weight", 4):
+    for _, shape in _shapes(checkpoint.tensors, rf"{NORM}\.mlp_shared\.0\.weight", 4):
         return _config(checkpoint.tensors, semantic_nc=shape[1], nhidden=shape[0], kernel_size=shape[2])
     return None
 
@@ -160,9 +172,9 @@ def _config(
         "ngf": ngf,
         "semantic_nc": semantic_nc,
         "nhidden": nhidden,
-        "num_upsampling_layers": "most" if most else "more" if semantic_nc == _CITYSCAPES else "normal",
+        "num_upsampling_layers": "most" if most else "more" if semantic_nc == CITYSCAPES else "normal",
         "norm": "instance" if instance else "batch",
-        "edge_channel": semantic_nc in _WITH_EDGES,
+        "edge_channel": semantic_nc in WITH_EDGES,
         "z_dim": z_dim,
         "kernel_size": kernel_size,
         # A generator that starts from z makes 16 ngf channels for each pixel of its lowest resolution.
@@ -189,6 +201,6 @@ def _ngf(tensors: Mapping[str, Tensor], most: bool) -> int:
     )
 
 
-NVLABS_SPADE = Family("nvlabs-spade", "gaugan", _ENDS + _SPECTRAL_CONVOLUTIONS + _SEPARATE_MLPS, _spectral)
+NVLABS_SPADE = Family("nvlabs-spade", "gaugan", _ENDS + SPECTRAL_CONVOLUTIONS + _SEPARATE_MLPS, _spectral)
 SIGE_SPADE = Family("sige-spade", "gaugan", _ENDS + _PLAIN_CONVOLUTIONS + _SEPARATE_MLPS, _plain)
 SIGE_FUSED_SPADE = Family("sige-fused-spade", "gaugan", _ENDS + _PLAIN_CONVOLUTIONS + _FUSED_MLPS, _fused)
