@@ -39,6 +39,7 @@ mypy: .venv/lint.stamp ## mypy alone, on the package as it is installed
 bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn and ONNX Runtime: JSON lines, docs/benchmarks.md
 	$(BIN)/python -m bench.layers
 	$(BIN)/python -m bench.gaugan
+	$(BIN)/python -m bench.gan_compression
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.landscape
 	$(BIN)/python -m bench.diffusion

@@ -1,6 +1,6 @@
-"""The timed cases: the layers of the model families and the big GauGAN, each with the targets that it must reach.
+"""The timed cases: the layers of the model families and the big GauGANs, each with the targets that it must reach.
 
-A `Case` is a convolution with random values, the same in every process. `Big` is the large GauGAN and its edits.
+A `Case` is a convolution with random values, the same in every process. `Big` is a large GauGAN and its edits.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class Big:
     size: tuple[int, int] = (256, 512)
     ngf: int = 64
     nhidden: int = 128
+    widths: str = ""
+    """Of GAN Compression's generator, which has neither ngf nor nhidden; "": GauGAN."""
     areas: tuple[float, ...] = (0.0, 0.01, 0.012, 0.02, 0.05, 0.10, 0.15, 0.20, 0.50, 1.0)
 
     policies: tuple[str, ...] = ("paper", "exact")
@@ -108,11 +110,20 @@ class Big:
 
     @property
     def name(self) -> str:
-        return f"GauGAN {self.size[1]}×{self.size[0]}, ngf {self.ngf}"
+        size = f"{self.size[1]}×{self.size[0]}"
+        return f"GAN Compression {size}" if self.widths else f"GauGAN {size}, ngf {self.ngf}"
 
 
-def big(quick: bool) -> Big:
-    return Big((64, 128), ngf=2, nhidden=4, areas=(0.0, 0.012, 0.15, 1.0)) if quick else Big()
+QUICK_AREAS = (0.0, 0.012, 0.15, 1.0)
+BIG = {"gaugan": Big(), "gan-compression": Big(widths="32_32_32_48_32_24_24_32")}
+QUICK_BIG = {
+    "gaugan": Big((64, 128), ngf=2, nhidden=4, areas=QUICK_AREAS),
+    "gan-compression": Big((128, 256), widths="1_2_1_2_2_3_4_4", areas=QUICK_AREAS),
+}
+
+
+def big(quick: bool, case: str = "gaugan") -> Big:
+    return (QUICK_BIG if quick else BIG)[case]
 
 
 def edit_name(area: float, policy: str) -> str:

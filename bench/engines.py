@@ -41,7 +41,7 @@ class Job:
     """sparsegen's backend; None: its default."""
     checkpoint: Path = Path()
     net: str = ""
-    """The UNet, by its name in `cases`."""
+    """The UNet or the big network, by its name in `cases`; "": GauGAN."""
     policy: str = "paper"
     storage: str = "float32"
     """sparsegen's, of SDEdit."""

@@ -1,4 +1,4 @@
-"""sparsegen: convolutions through the contract of backends, the big GauGAN through a session."""
+"""sparsegen: convolutions through the contract of backends, the big GauGANs through a session."""
 
 from __future__ import annotations
 
@@ -44,14 +44,20 @@ class SparsegenEngine(SparsegenUnets, SparsegenLatent):
         """Dense runs and edits: each edit compared with the dense run as a check, or all edits timed."""
         session = sparsegen.Session(sparsegen.load(job.checkpoint), self.backend)
         original = street.street(size=net.size)
-        return self._check(session, original) if job.check else self._time(session, original, net, job)
+        return self._check(session, original, net) if job.check else self._time(session, original, net, job)
 
-    def _check(self, session: sparsegen.Session, original: street.Street) -> Answer:
+    def _check(self, session: sparsegen.Session, original: street.Street, net: Big) -> Answer:
+        """Edits against dense runs; where norms measure statistics, which edits reuse, from an edit back again."""
         outputs = {"original": _run(session, original).output}
         for name, area, policy in (("edited", CHECKED_AREA, "exact"), ("everything", 1.0, "paper")):
             changed, mask = street.edited(original, area)
             _run(session, original)
-            outputs[f"{name}, as an edit"] = _edit(session, changed, mask, policy).output
+            edited = _edit(session, changed, mask, policy).output
+            if net.widths:
+                back = _edit(session, original, mask, policy).output
+                outputs[f"original, as an edit back from {name}"] = back
+            else:
+                outputs[f"{name}, as an edit"] = edited
             outputs[name] = _run(session, changed).output
         return Answer({}, outputs, {})
 

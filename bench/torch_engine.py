@@ -1,9 +1,10 @@
-"""PyTorch, eager: convolutions and the big GauGAN, in either memory format; it also makes the shared checkpoint."""
+"""PyTorch, eager: convolutions and the big GauGANs, in either memory format; it also makes the shared checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from bench.harness import THREADS, measure, peak_bytes
 from bench.torch_latent import TorchLatent
 from bench.torch_unets import TorchUnets, channels_last
 from sparsegen.images import write_png
-from tests.oracles import torch_spade
+from tests.oracles import torch_mobile_spade, torch_spade
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
@@ -82,9 +83,12 @@ def open_engine(variant: str | None) -> TorchEngine:
 
 
 def gaugan_network(net: Big) -> torch.nn.Module:
-    made: torch.nn.Module = torch_spade.SPADEGenerator(
-        ngf=net.ngf, semantic_nc=net.semantic_nc, nhidden=net.nhidden, layers="more", size=net.size
-    )
+    common: dict[str, Any] = {"semantic_nc": net.semantic_nc, "layers": "more", "size": net.size}
+    made: torch.nn.Module
+    if net.widths:
+        made = torch_mobile_spade.MobileSPADEGenerator(net.widths, **common)
+    else:
+        made = torch_spade.SPADEGenerator(ngf=net.ngf, nhidden=net.nhidden, **common)
     return made
 
 

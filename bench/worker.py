@@ -2,9 +2,9 @@
 
     python -m bench.worker --engine torch-nhwc --task layers --repeats 5
 
-Tasks: `layers`; `checkpoint` (PyTorch writes the big network's random weights); `gaugan`; `image` (PyTorch, once);
-of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end); of
-Stable Diffusion: `latent_folder` (PyTorch), `latent_step`, `latent_decoder`, `latent_session` (end to end).
+Tasks: `layers`; of a big network (`--net`): `checkpoint` (PyTorch writes random weights), `gaugan`, `image` (PyTorch,
+once); of a UNet (`--net`): `unet_checkpoint` (PyTorch), `unet` (steps), `memory` (of one step), `sdedit` (end to end);
+of Stable Diffusion: `latent_folder` (PyTorch), `latent_step`, `latent_decoder`, `latent_session` (end to end).
 `contest.py` starts these.
 """
 
@@ -49,7 +49,7 @@ def case_of(job: Job) -> Any:
     """The network of a task."""
     if job.task in OF_LATENT:
         return latent(job.quick)
-    return unets(job.quick)[job.net] if job.task in OF_UNETS else big(job.quick)
+    return unets(job.quick)[job.net] if job.task in OF_UNETS else big(job.quick, job.net or "gaugan")
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--engine", choices=(*RIVALS, OURS), required=True)
     parser.add_argument("--task", choices=("layers", *OF_GAUGAN, *OF_UNETS, *OF_LATENT), required=True)
-    parser.add_argument("--net", default="", help="the UNet of a UNet task")
+    parser.add_argument("--net", default="", help="the UNet of a UNet task, or the big network (gaugan)")
     parser.add_argument("--check", action="store_true", help="reply with outputs instead of timings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--repeats", type=int, default=1)

@@ -64,6 +64,35 @@ def test_figures_of_stable_diffusion_are_shown_once_they_are_measured(tmp_path: 
     assert line in shown
 
 
+def test_figures_of_gan_compression_are_shown_once_they_are_measured(tmp_path: Path) -> None:
+    def section() -> list[str]:
+        return list(report._generator(tmp_path, "gan-compression", report._GAN_COMPRESSION))
+
+    assert not section()
+    common = {
+        "model": "GAN Compression 512×256",
+        "machine": "a CPU",
+        "commit": "one",
+        "date": "2026-01-01",
+        "backend": None,
+        "version": "1",
+    }
+    lines = [
+        {"engine": "torch-nchw", "what": "dense", "ms": 900.0, "spread": 0.1, "ratio": 1.0},
+        {"engine": "sparsegen", "what": "dense", "ms": 300.0, "spread": 0.1, "ratio": 3.0},
+        {"what": "dense, × PyTorch dense", "value": 3.0, "unit": "×", "target": 3.0, "reached": True},
+    ]
+    text = "".join(json.dumps(common | line) + "\n" for line in lines)
+    (tmp_path / "gan-compression.jsonl").write_text(text, "utf-8")
+    shown = "\n".join(section())
+    assert (
+        shown.startswith("## GAN Compression 512×256")
+        and "| sparsegen, dense | 300 ms | 10 % | 3.0 |" in shown
+    )
+    assert "| dense, × PyTorch dense | 3.00 × | ≥ 3 × | yes |" in shown
+    assert "gan-compression-curve.png" in shown
+
+
 def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None:
     assert "No speed is measured yet" in "\n".join(report._on_a_card(tmp_path))
     common = {
