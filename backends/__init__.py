@@ -2,7 +2,7 @@
 
 Importing this loads no accelerator; `get_backend(name)` does. Floors, none importing what stands above it:
 
-    3  registry                           1  base
+    3  registry · counting                            1  base
     2  reference · numba_cpu · cupy_cuda · shapes     0  interface · caches
 """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,28 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+class Tiled(Protocol):
+    """A layer, with its canvas's size and its active tiles."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+def active_tiles(layers: Iterable[Tiled]) -> dict[tuple[int, int], tuple[int, int]]:
+    """(height, width) -> (active, all) tiles, of the layer with the most active ones at that resolution."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for layer in layers:
+        size = (layer.height, layer.width)
+        found[size] = max(found.get(size, (0, 0)), (layer.active, layer.total))
+    return dict(sorted(found.items(), reverse=True))
+
+
 @dataclass(frozen=True, repr=False)
 class Stats:
     """The cost of one run or edit, next to the dense run of the same input."""
@@ -87,11 +110,7 @@ class Stats:
     @property
     def tiles(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(height, width) -> (active, all) tiles, of the layer with the most active ones at that resolution."""
-        found: dict[tuple[int, int], tuple[int, int]] = {}
-        for layer in self.layers:
-            size = (layer.height, layer.width)
-            found[size] = max(found.get(size, (0, 0)), (layer.active, layer.total))
-        return dict(sorted(found.items(), reverse=True))
+        return active_tiles(self.layers)
 
     @property
     def macs(self) -> int:

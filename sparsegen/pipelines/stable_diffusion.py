@@ -467,12 +467,6 @@ class StableDiffusion(StepsDoor):
         unet = self.models.unet
         return unet.policy(policy, fast=unet.fast_for(len(self.times)))
 
-    def _policy_of(self, model: Model, chosen: Policy) -> Policy:
-        """The policy of encoder or decoder beside one of the UNet: of the same kind, with the model's settings."""
-        if isinstance(chosen, Fast):
-            return model.fast
-        return model.paper if isinstance(chosen, Paper) else chosen
-
     def _drawn(self, shape: Sequence[int], number: int = 0) -> Host:
         """The noise that an encoder's latents are drawn with, `[N, h, w, C]` for any C, by the number of its draw."""
         channels = self.models.latent_channels
@@ -590,9 +584,7 @@ class _LatentEdit:
 
         found = session._denoising.edited(latents, held, cells, compute, on_step)
         tiles = cells.tiles
-        policy = session._policy_of(models.decoder, self.chosen)
-        if isinstance(policy, Paper):  # its masks too are made of the pixels
-            policy = dataclasses.replace(policy, dilation=policy.dilation * self.reduction)
+        policy = in_pixels(policy_beside(models.decoder, self.chosen), self.reduction)
         spread = union([cells, self.stale]) if self.chosen.exact else cells
         run, _, values = session._decoder.repaint(
             {"latents": models.unscaled(gather_tiles(found, tiles))},
@@ -634,7 +626,7 @@ class _LatentEdit:
         seen = state.input("image")
         changed = TileSet.of_mask((image != seen).any(-1))
         if changed.count:
-            policy = session._policy_of(session.models.encoder, self.chosen)
+            policy = policy_beside(session.models.encoder, self.chosen)
             spread = changed
             if self.chosen.exact and self.stale.count:
                 stale = self.stale.mask().repeat(self.reduction, 1).repeat(self.reduction, 2)
@@ -659,6 +651,20 @@ class _LatentEdit:
     def records(self) -> list[LayerRecord]:
         """The records of all layers."""
         return [*self._beside, *_of("unet", self.repainting.records)]
+
+
+def policy_beside(model: Model, chosen: Policy) -> Policy:
+    """The policy of encoder or decoder beside one of the UNet: of the same kind, with the model's settings."""
+    if isinstance(chosen, Fast):
+        return model.fast
+    return model.paper if isinstance(chosen, Paper) else chosen
+
+
+def in_pixels(policy: Policy, reduction: int) -> Policy:
+    """A policy of the decoder whose masks are made of the image's pixels, `reduction` times as many as latents."""
+    if isinstance(policy, Paper):
+        return dataclasses.replace(policy, dilation=policy.dilation * reduction)
+    return policy
 
 
 def without(image: Host, region: TileSet) -> Host:

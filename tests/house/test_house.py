@@ -54,6 +54,7 @@ FLOORS_OF_BACKENDS = {
     "reference": 2,
     "numba_cpu": 2,
     "cupy_cuda": 2,
+    "counting": 3,
     "shapes": 2,
     "base": 1,
     "interface": 0,
@@ -81,7 +82,8 @@ FLOORS_OF_WEIGHTS = {
 }
 INNER_FLOORS = {"sparsegen.backends": FLOORS_OF_BACKENDS, "sparsegen.weights": FLOORS_OF_WEIGHTS}
 # what the engine may import of the two folders below it (`cli` also the door of `sparsegen.backends`)
-CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry", "sparsegen.backends.shapes"}
+CONTRACT = {"sparsegen.backends.interface", "sparsegen.backends.registry"}
+CONTRACT |= {"sparsegen.backends.shapes", "sparsegen.backends.counting"}
 WEIGHTS_ROOMS = {"builtin"}
 EXPLAIN = Path("sparsegen/tools/explain")
 """It looks into the formulas of the reference backend."""
