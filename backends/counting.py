@@ -74,6 +74,12 @@ def tile_products(geometry: ConvGeometry, layout: object) -> int:
     return pairs * (PRODUCTS if layout == WINOGRAD else PIXELS * g.kernel[0] * g.kernel[1])
 
 
+def stored_bytes(backend: Backend) -> int:
+    """Bytes of a weight as a backend stores it, by its options: 4, or 2 in 16 bits."""
+    narrow = ("float16", "bfloat16")
+    return 2 if {getattr(backend, name, "") for name in ("weights", "precision")}.intersection(narrow) else 4
+
+
 class CountingBackend(ShapesBackend):
     """Every primitive notes its work and writes nothing.
 
@@ -93,7 +99,7 @@ class CountingBackend(ShapesBackend):
         self.rest = Work()
         """The work of no layer: embeddings, moments."""
         self._open = Work()
-        self._weight_bytes = 4 if getattr(like, "weights", "float32") == "float32" else 2
+        self._weight_bytes = stored_bytes(like)
         self._plain = ReferenceBackend()
 
     def begin(self) -> None:

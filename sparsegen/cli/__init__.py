@@ -1,10 +1,10 @@
 """The command line: arguments and files come in, images and tables go out; a mistake is one line and exit code 2.
 
 Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for label maps and images; `generating`
-has generate, `history` undo and redo, `sampling` sample, `checkpoints` inspect and convert, `machine` backends, warmup
-and the version. Shared by them: `kept` (sessions in files), `contents` (what files say about themselves), `options`,
-`reading`, `job` and `console`. `messages` turns errors into lines, `streams` survives closed pipes, `help` lays help
-out for narrow terminals.
+has generate, `history` undo and redo, `sampling` sample, `checkpoints` inspect and convert, `profiling` profile,
+`machine` backends, warmup and the version. Shared by them: `kept` (sessions in files), `contents` (what files say about
+themselves), `options`, `reading`, `job` and `console`. `messages` turns errors into lines, `streams` survives closed
+pipes, `help` lays help out for narrow terminals.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from .help import first_sentence, make_readable
 from .history import redo, undo
 from .machine import backends, print_version, warmup
 from .messages import check_command, message_of
+from .profiling import profile
 from .sampling import sample
 from .streams import lasting_streams
 
-_ALL = (demo, edit, undo, redo, generate, sample, explain, inspect, convert, backends, warmup)
+_ALL = (demo, edit, undo, redo, generate, sample, explain, profile, inspect, convert, backends, warmup)
 COMMANDS = {function.__name__: function for function in _ALL}
-REPORTS = {"inspect", "backends"}
+REPORTS = {"inspect", "profile", "backends"}
 """Commands whose only result is printed."""
 
 app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})

@@ -41,6 +41,7 @@ def make_readable(command: Any, function: Callable[..., Any]) -> None:
             continue
         if parameter.param_type_name == "argument":
             parameter.metavar = parameter.name.upper()
+            parameter.display_type = lambda *_, **__: None  # some versions name a type beside it
         elif hint is not None and hint is not bool:
             parameter.metavar = type_name(hint)
     context = command.context_class

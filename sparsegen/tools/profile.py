@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsegen.backends.counting import CountingBackend, Work
+from sparsegen.backends.counting import CountingBackend, Work, stored_bytes
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
@@ -151,8 +151,7 @@ def counted(
     paper = {} if edit is None else paper_macs(hollow, inputs, edit)
     of_steps = [_by_path(trial) for trial in found]
     named = {layer.path: layer for layer in hollow.layers()}
-    stored = 4 if getattr(backend, "weights", "float32") == "float32" else 2
-    weights = _weights(hollow, stored)
+    weights = _weights(hollow, stored_bytes(backend))
     layers = []
     for path, (record, _) in of_steps[0].items():
         each = [(trial, *here[path]) for trial, here in zip(found, of_steps, strict=True)]

@@ -23,7 +23,7 @@ REPEATS = 5
 _PRODUCT = 96, 96, 768
 """Rows, columns and channels of a 1×1 convolution that arithmetic bounds: 5.4 G multiply-adds."""
 _COPY = 512, 512, 64
-"""Of a sum of canvases that memory bounds: 67 MB each."""
+"""Of canvases that are copied: 67 MB each."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Machine:
         return self.multiply_adds / self.bandwidth
 
     def bound(self, work: Work) -> tuple[float, str]:
-        """The least milliseconds, and what bounds them: "arithmetic" or "memory"."""
+        """The least milliseconds, and what bounds them: "compute" or "memory"."""
         arithmetic = 1e3 * work.multiplied / self.multiply_adds
         memory = 1e3 * work.moved / self.bandwidth
-        return (arithmetic, "arithmetic") if arithmetic > memory else (memory, "memory")
+        return (arithmetic, "compute") if arithmetic > memory else (memory, "memory")
 
     def __str__(self) -> str:
         return (
@@ -53,9 +53,10 @@ class Machine:
 
 
 def measured(backend: Backend) -> Machine:
-    """The peaks that a backend's own kernels reach, in about a second: a large 1×1 convolution, a sum of two canvases.
+    """The peaks of a backend here, measured in about a second; of five runs the fastest counts.
 
-    The fastest of five runs counts.
+    Multiply-adds: those of a large 1×1 convolution by its own kernel. Bandwidth: of a copy of a canvas by the backend;
+    in main memory also of NumPy's sum of two, and the higher one counts.
     """
     rng = np.random.default_rng(0)
     height, width, channels = _PRODUCT
@@ -68,15 +69,15 @@ def measured(backend: Backend) -> Machine:
 
     height, width, channels = _COPY
     values = np.ones((1, height, width, channels), np.float32)
-    one, two, summed = (backend.upload(values) for _ in range(3))
-    every = TileSet.full(1, height, width).tiles
-    took = _fastest(
-        backend, lambda: backend.pointwise(summed, every, Source((one,)), residual=Source((two,)))
-    )
-    return Machine(rate, 3 * values.nbytes / took)
+    one, two = (backend.upload(values) for _ in range(2))
+    bandwidth = 2 * values.nbytes / _fastest(backend, lambda: backend.copy_arrays([(two, one)]))
+    if backend.in_main_memory:
+        took = _fastest(backend, lambda: np.add(one, two, out=values))
+        bandwidth = max(bandwidth, 3 * values.nbytes / took)
+    return Machine(rate, bandwidth)
 
 
-def _fastest(backend: Backend, work: Callable[[], None]) -> float:
+def _fastest(backend: Backend, work: Callable[[], object]) -> float:
     """Seconds of the fastest run, after a warm-up."""
     times = []
     for _ in range(1 + REPEATS):

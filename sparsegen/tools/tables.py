@@ -42,7 +42,7 @@ def times(
     came from a cache), its share of the time of all layers.
     """
     names = "".join(f" {name:>8}" for name in _TIMES)
-    lines = [f"{'layer':<{NAME - 7}} {'size':>9}{names}"]
+    lines = [f"{'layer':<{NAME - 9}} {'size':>9}{names}"]
     total = summed("total", "", layers)
     for row in (*(layers if each else grouped(layers)), total):
         least, bound = bounds(layers if row is total else [row], machine)
@@ -58,7 +58,7 @@ def times(
             "" if not took or not total.milliseconds else f"{took / total.milliseconds:.1%}",
         )
         size = "" if row is total else f"{row.height}×{row.width}"
-        name = _cut(row.path, NAME - 7)
+        name = _cut(row.path, NAME - 9)
         lines.append(f"{name} {size:>9}" + "".join(f" {figure:>8}" for figure in figures))
     return lines
 
