@@ -91,7 +91,7 @@ def test_layers_name_the_line_that_calls_them(labels) -> None:
     model = random_gaugan()
     original, edited = (model.encode(each) for each in labels)
     found = {layer.path: layer for layer in look_into(model, original, edited, Exact()).layers}
-    assert found["conv_img"].file == "models/gaugan.py"
+    assert found["conv_img"].file == "models/spade.py"
     assert found["conv_img"].code.startswith("return self.conv_img(")
     assert "mlp_gamma_beta" in found["up_0.norm_0.mlp_gamma_beta"].code
 

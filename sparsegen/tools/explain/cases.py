@@ -22,6 +22,7 @@ from ...editing.session import Session
 from ...engine.stats import StepRecord
 from ...errors import InputError
 from ...models.base import Inputs, Model
+from ...models.spade import SPADEGenerator
 from ...pipelines import SDEdit
 from ...tiling.masks import dilate
 from ...tiling.policies import Fast, Paper, Policy
@@ -266,7 +267,7 @@ def check_inputs(model: Any, original: Any, edited: Any) -> None:
             f"explain needs one model, as sparsegen.load gives it, not {type(model).__name__}; of Stable Diffusion no "
             "edit can be explained yet"
         )
-    if model.family not in ("gaugan", "ddpm", "pd"):
+    if model.diffusion is None and not isinstance(model, SPADEGenerator):
         raise InputError(f"explain needs a GauGAN or a diffusion model, not one of family {model.family!r}")
     for name, value in (("original", original), ("edited", edited)):
         if np.ndim(value) not in (2, 3):
