@@ -121,7 +121,7 @@ class Case:
     def difference(self) -> Host:
         """bool `[N, H, W]`: the pixels that the edit changes."""
         ends = [self._encoded(image) for image in (self.original, self.applied)]
-        return (np.abs(ends[0] - ends[1]) > self.model.eps).any(-1)
+        return np.asarray((np.abs(ends[0] - ends[1]) > self.model.eps).any(-1))
 
     def _encoded(self, image: Any) -> Host:
         if self.model.diffusion is None:
@@ -168,7 +168,7 @@ def step_inputs(case: Case, session: SDEdit, previews: Previews, step: int) -> t
     if step:
         after = previews.inputs[step]
     after = np.where(region[..., None], after, before)
-    given = {model.diffusion.time: now}
+    given: dict[str, Any] = {model.diffusion.time: now}
     return model.encode(before, **given), model.encode(after, **given), region
 
 

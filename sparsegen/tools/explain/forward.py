@@ -188,9 +188,8 @@ def _measure_own(
 def _some(active: TileSet) -> Host:
     """Up to `MOST_TILES` of the first sample's active tiles, evenly apart: `[K, 3]`."""
     tiles = active.tiles.host[active.tiles.host[:, 0] == 0]
-    if len(tiles) <= MOST_TILES:
-        return tiles
-    return tiles[np.linspace(0, len(tiles) - 1, MOST_TILES).round().astype(int)]
+    chosen = np.linspace(0, len(tiles) - 1, min(len(tiles), MOST_TILES)).round().astype(int)
+    return np.asarray(tiles[chosen])
 
 
 def _tile_norms(a: Host, b: Host) -> Host:
@@ -200,7 +199,7 @@ def _tile_norms(a: Host, b: Host) -> Host:
     rows, columns = -(-height // TILE), -(-width // TILE)
     padded = np.zeros((rows * TILE, columns * TILE))
     padded[:height, :width] = squares
-    return np.sqrt(padded.reshape(rows, TILE, columns, TILE).sum((1, 3)))
+    return np.asarray(np.sqrt(padded.reshape(rows, TILE, columns, TILE).sum((1, 3))))
 
 
 def _share(error: Host, moved: Host) -> float:

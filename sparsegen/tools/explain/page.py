@@ -158,12 +158,12 @@ def _shades(layer: Layer) -> Host:
     largest = float(layer.moved.max(initial=0.0)) or 1.0
     with np.errstate(divide="ignore"):
         levels = 1 + np.log2(layer.error / largest) / 16  # 0: 2^-16 of it, and less
-    return np.round(np.clip(levels, 0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.round(np.clip(levels, 0, 1) * 255), np.uint8)
 
 
 def difference(image: Host, dense: Host) -> Host:
     """How an image differs from the dense one: grey where equal, brighter or darker where not."""
-    return np.clip(128 + STRONGER * (image.astype(int) - dense), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(128 + STRONGER * (image.astype(int) - dense), 0, 255), np.uint8)
 
 
 # -- texts
