@@ -1,21 +1,18 @@
 """Rooflines: the layers of a run come in, beside each the least time that the card allows comes out.
 
-A layer cannot take less than its arithmetic at the card's peak, nor less than its bytes at the card's bandwidth. Bytes
-are counted as if each were moved once: the weights, the pixels of the canvases that the active tiles need at least, the
-tiles written. Arithmetic is the algorithm's own: a 3×3 layer by Winograd's F(4×4, 3×3) multiplies a quarter as often.
+A layer cannot take less than its arithmetic at the card's peak, nor less than its bytes at the card's bandwidth;
+`sparsegen.profile` counts both.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from sparsegen.engine.run import LayerStep
 from sparsegen.engine.stats import LayerRecord
+from sparsegen.tools.report import Profile
 
 
 @dataclass(frozen=True)
@@ -92,67 +89,22 @@ class Cost:
         return (arithmetic, "arithmetic") if arithmetic > memory else (memory, "memory")
 
 
-def costs(
-    steps: Iterable[object],
-    records: Sequence[LayerRecord],
-    parameters: dict[str, Any],
-    precision: str,
-) -> list[Cost]:
-    """The cost of each layer that a timed run computed.
-
-    Parameters
-    ----------
-    steps
-        The model's program.
-    records
-        The run's, with times. The record of a layer that another computes on its way is counted with that one.
-    parameters
-        The model's, by path: each has a shape.
-    """
-    by_path = {record.path: record for record in records}
-    layers = [step for step in steps if isinstance(step, LayerStep)]
-    shapes = {step.canvas.path: step.shape for step in layers}
-    found = []
-    for step in layers:
-        if step.canvas.path not in by_path:
-            continue
-        record = by_path[step.canvas.path]
-        n, h, w, c = step.shape
-        pixels = min(record.active * 16, n * h * w)
-        if not pixels:
-            continue
-        parts = [record, *(by_path[inner.path] for inner in step.inners if inner.path in by_path)]
-        weights = [_weights(parameters, part.path) for part in parts]  # values, the weight's shape
-        winograd = step.whole_tiles and precision == "float32"
-        found.append(
-            Cost(
-                " + ".join(part.path for part in parts),
-                sum(part.macs for part in parts),
-                sum(
-                    part.macs / (4 if winograd and shape[-2:] == (3, 3) else 1)
-                    for part, (_, shape) in zip(parts, weights, strict=True)
-                ),
-                sum(count for count, _ in weights) * (2 if precision == "float16" else 4),
-                4 * sum(_read(read, pixels, shapes) for read in step.reads),
-                4 * pixels * c,
-                sum(part.milliseconds or 0.0 for part in parts),
-            )
+def costs(found: Profile, records: Sequence[LayerRecord]) -> list[Cost]:
+    """The cost of each layer that a run computed: its work is counted in `found`, its time is in `records`."""
+    taken = {record.path: record.milliseconds or 0.0 for record in records if record.active}
+    return [
+        Cost(
+            layer.path,
+            layer.macs,
+            layer.work.multiplied,
+            layer.work.weights,
+            layer.work.read,
+            layer.work.written,
+            taken[layer.path],
         )
-    return found
-
-
-def _weights(parameters: dict[str, Any], path: str) -> tuple[int, tuple[int, ...]]:
-    """The values of a layer's parameters, and the shape of its weight."""
-    shapes = {name: tuple(each.shape) for name, each in parameters.items() if name.startswith(f"{path}.")}
-    return sum(map(math.prod, shapes.values())), shapes.get(f"{path}.weight", ())
-
-
-def _read(read: Any, pixels: int, shapes: dict[str, tuple[int, int, int, int]]) -> int:
-    """The values of a canvas that so many output pixels need at least; `shapes` has the layers' canvases."""
-    n, h, w, c = shapes.get(read.canvas.path) or read.canvas.shape  # of an input the array is there
-    scale = read.window.stride * read.window.step / read.window.upsample
-    least = n * h * w if read.everywhere else min(n * h * w, math.ceil(pixels * scale**2))
-    return least * c
+        for layer in found.layers
+        if layer.active and layer.path in taken
+    ]
 
 
 def together(runs: Sequence[Sequence[Cost]]) -> list[Cost]:

@@ -20,6 +20,7 @@ from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.cupy_cuda.device import Device, Graph
 from sparsegen.backends.interface import Backend, BackendError, Host
 from sparsegen.backends.registry import backend_status, get_backend
+from sparsegen.tools.report import Profile
 
 LAYER_RUNS = 3
 """Runs in which each layer is timed; medians count."""
@@ -87,11 +88,16 @@ class GpuSparsegen(SparsegenEngine):
 
     def _run(self, session: sparsegen.Session, **options: Any) -> sparsegen.Result:
         """A dense run of the case's input."""
+        image, conditions = self._input()
+        return session.run(image, **conditions, **options)
+
+    def _input(self) -> tuple[Host, dict[str, Any]]:
+        """The case's input and its conditions."""
         net = self.net
         if isinstance(net, Big):
             scene = street.street(size=net.size)
-            return session.run(scene.labels, instances=scene.instances, **options)
-        return session.run(net.noisy(), **{self.model.time: net.time}, **options)
+            return scene.labels, {"instances": scene.instances}
+        return net.noisy(), {self.model.time: net.time}
 
     def _edits(self, area: float, count: int) -> Iterator[tuple[Host, dict[str, Any]]]:
         """So many edits of an area, each elsewhere: the edited input, and the keywords of `Session.edit`."""
@@ -221,26 +227,26 @@ class GpuSparsegen(SparsegenEngine):
 
         def nothing(record: Any) -> None: ...
 
-        def dense() -> Any:
-            return self._run(session, progress=nothing).stats
+        def dense() -> list[Cost]:
+            return costs(self._counted(), self._run(session, progress=nothing).stats.layers)
 
-        def edit() -> Any:
+        def edit() -> list[Cost]:
             edited, options = next(edits)
             stats = session.edit(edited, policy="paper", progress=nothing, **options).stats
             session.undo()
-            return stats
+            return costs(self._counted(edited=edited, mask=options["mask"]), stats.layers)
 
         for what, run in ((DENSE, dense), (edit_name(0.012, "paper"), edit)):
             run()
-            runs = [self._costs(session, run().layers) for _ in range(LAYER_RUNS)]
+            runs = [run() for _ in range(LAYER_RUNS)]
             paths = [[cost.path for cost in each] for each in runs]
             same = [each for each, found in zip(runs, paths, strict=True) if found == paths[0]]
             yield {"layers": what, "costs": [cost.__dict__ for cost in together(same)]}
 
-    def _costs(self, session: sparsegen.Session, records: Any) -> list[Cost]:
-        program = session._state._program
-        assert program is not None  # the run noted it
-        return costs(program.steps, records, self.model.parameters(), self.precision)
+    def _counted(self, **edit: Any) -> Profile:
+        """The work of a dense run, or of an edit under `paper`. (Of new instances, edges are not counted.)"""
+        image, conditions = self._input()
+        return sparsegen.profile(self.model, image, backend=self.backend, **conditions, **edit)
 
 
 def _backend(precision: str, emulated: bool) -> CudaBackend:
