@@ -179,7 +179,7 @@ class CountingBackend(ShapesBackend):
     ) -> None:
         count, planes = len(tiles), indices.shape[3]
         pixels, rows = _inside(out, count), len(table) * planes
-        read = 4 * min(indices.size, pixels * planes * step**2)
+        read = 4 * min(indices.size, pixels * planes)  # taps lie `step` apart too
         weights = 4 * min(table.size, pixels * rows * out.shape[3]) + bias.nbytes if count else 0
         self._note(count * PIXELS * rows * out.shape[3], weights, read, 4 * pixels * out.shape[3])
 
@@ -211,7 +211,8 @@ class CountingBackend(ShapesBackend):
         taps = g.kernel[0] * g.kernel[1]
         stored = self._stored(g, weights) if rows else 0
         read = windows.nbytes + 4 * min(table.size, rows * taps * g.inputs)
-        self._note(rows * taps * g.inputs * g.outputs, stored, read, 4 * rows * g.outputs)
+        multiplied = rows * taps * g.inputs // g.groups * g.outputs
+        self._note(multiplied, stored, read, 4 * rows * g.outputs)
 
     def encode_windows(
         self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
@@ -231,7 +232,7 @@ class CountingBackend(ShapesBackend):
         window_set.count += len(new)
         codes[pixels] = number[which.reshape(-1)[count:], None]
         planes = indices.shape[3]
-        self._note(0, 0, 4 * planes * _inside(codes, len(tiles)) * step**2, 4 * len(found))
+        self._note(0, 0, 4 * planes * len(found), 4 * len(found))
 
     def forget_windows(self, window_set: WindowSet, count: int) -> None:
         self._plain.forget_windows(window_set, count)

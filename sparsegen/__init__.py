@@ -34,6 +34,7 @@ from .pipelines import LatentDiffusion, SDEdit, StableDiffusion, generate, open_
 from .tiling.policies import Adaptive, Exact, Fast, Paper
 from .tools.explain import Explanation, explain
 from .tools.profile import profile
+from .tools.report import Profile
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Model",
     "NonFiniteError",
     "Paper",
+    "Profile",
     "Result",
     "SDEdit",
     "Session",

@@ -17,8 +17,9 @@ from sparsegen.weights import builtin
 from .. import images
 from ..errors import InputError
 from ..loading import load_bundle
-from ..models import GauGAN, VAEDecoder, VAEEncoder
+from ..models import VAEDecoder, VAEEncoder
 from ..models.base import Model
+from ..models.spade import SPADEGenerator
 from ..tiling.policies import POLICIES, Paper
 from ..tools.architectures import ARCHITECTURES, with_random_weights
 from ..tools.described import csv_text, described
@@ -194,7 +195,7 @@ class Subject:
     @property
     def labels(self) -> bool:
         """Whether it takes label maps."""
-        return any(isinstance(model, GauGAN) for model in self.models.values())
+        return any(isinstance(model, SPADEGenerator) for model in self.models.values())
 
 
 def _subject(name: str, settings: list[str] | None) -> Subject:

@@ -22,6 +22,8 @@ from ..models import (
     DDPMConfig,
     GauGAN,
     GauGANConfig,
+    MobileGauGAN,
+    MobileGauGANConfig,
     PDConfig,
     ProgressiveDistillation,
     SDUNet,
@@ -78,6 +80,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         lambda: (GauGAN(GauGANConfig()),),
         (256, 512),
         "NVlabs/SPADE, cityscapes_pretrained: 35 labels and instance edges, ngf 64, 'more' (arXiv 1903.07291)",
+    ),
+    "gan-compression": Architecture(
+        lambda: (MobileGauGAN(MobileGauGANConfig()),),
+        (256, 512),
+        "mit-han-lab/gan-compression, Cityscapes, sub-mobile SPADE 32_32_32_48_32_24_24_32 (arXiv 2003.08936)",
     ),
     "ddpm-church-256": Architecture(
         lambda: (DDPM(DDPMConfig()),),

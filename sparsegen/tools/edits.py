@@ -17,8 +17,9 @@ from sparsegen.backends.interface import Backend, Host
 
 from ..diffusion.settings import latent_settings, settings_for
 from ..errors import InputError
-from ..models import GauGAN, SDUNet, VAEDecoder, VAEEncoder
+from ..models import SDUNet, VAEDecoder, VAEEncoder
 from ..models.base import Inputs, Model
+from ..models.spade import SPADEGenerator
 from ..pipelines.latents import reduced
 from ..pipelines.stable_diffusion import MARGIN, in_pixels, policy_beside
 from ..tiling.masks import check_mask, difference_mask, dilate
@@ -103,8 +104,8 @@ def profile_edit(
             run=run,
             progress=progress,
         )
-        if given.labels is None and isinstance(model, GauGAN):
-            found[role] = dataclasses.replace(found[role], at_most=backend.codebooks)
+        if given.labels is None and isinstance(model, SPADEGenerator):
+            found[role] = dataclasses.replace(found[role], at_most=found[role].codebook_bytes > 0)
     return found
 
 
@@ -132,14 +133,14 @@ def cases(models: Mapping[str, Model], given: Given) -> dict[str, Case]:
             found[role] = _decoded(model, given, reduction)
         elif model.diffusion is not None:
             found[role] = _denoised(model, given)
-        elif isinstance(model, GauGAN):
+        elif isinstance(model, SPADEGenerator):
             found[role] = _painted(model, given)
     if not found:
         raise InputError(f"nothing to profile: {', '.join(models)}; expected a GauGAN or a diffusion model")
     return found
 
 
-def _painted(model: GauGAN, given: Given) -> Case:
+def _painted(model: SPADEGenerator, given: Given) -> Case:
     """As `Session` edits a label map."""
     labels = given.labels
     if labels is None:

@@ -28,7 +28,7 @@ from ..checks import whole_number
 from ..editing.dry_run import dry_run
 from ..engine.stats import LayerRecord
 from ..errors import ShapeError
-from ..layers import Attention, AvgPool, Conv2d, LabelConv, Layer
+from ..layers import Attention, AvgPool, Conv2d, LabelConv, LatentStart, Layer
 from ..models.base import Inputs, Model
 from ..models.transformer import SelfAttention
 from ..tiling.masks import check_mask, difference_mask
@@ -188,7 +188,7 @@ def counted(
         sum(trial.steps * trial.codebook_bytes for trial in found),
         max(trial.shared_bytes for trial in found),
         max(trial.scratch_bytes for trial in found),
-        at_most=backend.codebooks and edit is not None and edit.canvases is None and _has_labels(inputs),
+        at_most=any(trial.codebook_bytes for trial in found) and edit is not None and edit.canvases is None,
     )
     if not run:
         return profile
@@ -245,10 +245,6 @@ def _repainted(model: Model, canvas: Host, changed: Host, rng: np.random.Generat
     return painted
 
 
-def _has_labels(inputs: Inputs) -> bool:
-    return any(np.issubdtype(each.dtype, np.integer) for each in inputs.canvases.values())
-
-
 def paper_macs(model: Model, inputs: Inputs, edit: Edit) -> dict[str, int]:
     """Path -> MACs of one step, as the paper counts them (see the top of this file)."""
     projected = set[str]()
@@ -291,5 +287,5 @@ def kind_of(layer: Layer | None) -> str:
         g = layer.geometry
         size = "×".join(map(str, g.kernel))
         return size + (f"/{g.stride}" if g.stride > 1 else "") + (" grouped" if g.groups > 1 else "")
-    kinds = {Attention: "attention", AvgPool: "pooling", LabelConv: "labels"}
+    kinds = {Attention: "attention", AvgPool: "pooling", LabelConv: "labels", LatentStart: "latent"}
     return next((word for kind, word in kinds.items() if isinstance(layer, kind)), type(layer).__name__)
