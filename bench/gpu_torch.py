@@ -19,7 +19,7 @@ from bench.gpu_clock import Clock
 from bench.torch_engine import gaugan_network, seg_of
 from bench.torch_unets import unet_network
 from sparsegen.backends.interface import Host
-from sparsegen.diffusion import samplers
+from sparsegen.diffusion import seeds
 
 Tensor = torch.Tensor
 
@@ -151,7 +151,7 @@ class GpuTorch:
         settings = denoising(net, self.task.emulated)
         scheme, times = settings.noise_schedule(), settings.times()
         if self._noise is None:  # as a session of sparsegen, it draws the noise once
-            self._noise = samplers.noise(0, samplers.START, (1, *image.shape))[0]
+            self._noise = seeds.noise(0, seeds.START, (1, *image.shape))[0]
         before, x, fresh = (self._on_device(_first_channels(each)) for each in (image, painted, self._noise))
         inside = torch.from_numpy(mask).to(self.device)
         alpha, sigma = scheme.alpha_sigma(times[0])

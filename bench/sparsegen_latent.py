@@ -16,7 +16,7 @@ from bench.latent_cases import NEGATIVE, PROMPT, Latent
 from bench.trajectory import Edit, Trajectory, add_mean, measure_computed, painted
 from sparsegen.backends.interface import Backend
 from sparsegen.backends.registry import get_backend
-from sparsegen.diffusion.samplers import Step
+from sparsegen.diffusion.registry import Step
 from sparsegen.editing.state import State
 from sparsegen.engine.journal import Journal
 from sparsegen.images import write_png

@@ -12,7 +12,7 @@ import torch
 from bench.cases import SDEDIT_LEVEL, SDEDIT_STEPS, Unet
 from bench.engines import Answer, Job
 from bench.harness import measure, peak_bytes
-from sparsegen.diffusion import samplers, schedules
+from sparsegen.diffusion import samplers, schedules, seeds
 from sparsegen.images import write_png
 from tests.oracles import torch_ddpm, torch_pd
 
@@ -54,7 +54,7 @@ class TorchUnets:
         edited = original.copy()
         mask = net.strokes(0.012, 1)
         edited[:, mask] = 0.5
-        noise = samplers.noise(0, samplers.START, original.shape)
+        noise = seeds.noise(0, seeds.START, original.shape)
         x = scheme.noised(edited, noise, times[0])
         for step in samplers.ddim(lambda x, _, t: run(x[0], t), x, scheme, times, clip=1.0):
             held = scheme.noised(original, noise, step.next_timestep)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import images
-from ..diffusion.samplers import SAMPLERS, Step
+from ..diffusion.registry import SAMPLERS, Step
 from ..diffusion.settings import OnStep, latent_settings
 from ..errors import InputError
 from ..loading import load_bundle

@@ -14,7 +14,7 @@ from typing import Any
 from sparsegen.backends.interface import Backend
 
 from .. import __version__
-from ..diffusion.samplers import get_sampler
+from ..diffusion.registry import get_sampler
 from ..diffusion.settings import LatentSettings, Settings
 from ..engine.stats import Stats
 from ..models.base import Model

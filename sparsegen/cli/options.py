@@ -17,7 +17,7 @@ import typer
 from sparsegen.backends import get_backend
 from sparsegen.backends.interface import Backend
 
-from ..diffusion.samplers import SAMPLERS, sampler_options
+from ..diffusion.registry import SAMPLERS, sampler_options
 from ..diffusion.schedules import SCHEDULES
 from ..diffusion.settings import LATENT_DEFAULTS
 from ..engine.store import parse_size

@@ -16,7 +16,7 @@ from sparsegen.backends.interface import Host
 from sparsegen.weights import builtin
 
 from .. import images
-from ..diffusion.samplers import Step, get_sampler
+from ..diffusion.registry import Step, get_sampler
 from ..diffusion.settings import OnStep
 from ..errors import InputError
 from ..models.base import Model

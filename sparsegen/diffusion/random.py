@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..checks import whole_number
-from .samplers import Noise, Seed, sample_seeds
 from .schedules import Image
+from .seeds import Noise, Seed, sample_seeds
 
 _BLOCK = 16
 _HALF = _BLOCK // 2

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..checks import in_range, is_whole
 from ..errors import InputError
-from . import samplers, schedules
-from .samplers import Noise, Predictor, Step
+from . import registry, schedules, seeds
+from .registry import Predictor, Step
 from .schedules import Image
+from .seeds import Noise
 
 OnStep = Callable[[Step], None]
 """Called after every denoising step: `step.x` is a copy of the trajectory's state, `step.x0` a preview in [-1, 1]."""
@@ -33,7 +34,7 @@ class Settings:
     """The noise schedule of a model conditioned on timesteps: linear, scaled_linear, cosine, stable_diffusion."""
     clip: float | None = 1.0
     """Predicted images are cut to ±clip; None: they are not."""
-    seed: samplers.Seed = 0
+    seed: seeds.Seed = 0
     """Of the noise: a number for each image of a batch; one number s stands for s, s + 1, …"""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The sampler's own, by name, such as `eta` of ddim; an absent one has its default."""
@@ -66,7 +67,7 @@ class Settings:
         InputError
             There is no such sampler or schedule, or a value is out of range; names it and its range.
         """
-        options = samplers.get_sampler(self.sampler).checked_options(self.options)
+        options = registry.get_sampler(self.sampler).checked_options(self.options)
         clip = self.clip
         if clip is not None:
             clip = in_range("clip", clip, 0, ends="(]", otherwise="None")
@@ -76,13 +77,13 @@ class Settings:
             steps=int(self.steps),
             noise_level=int(self.noise_level),
             clip=clip,
-            seed=samplers.checked_seed(self.seed),
+            seed=seeds.checked_seed(self.seed),
             options=options,
         )
 
     def noise_schedule(self) -> schedules.NoiseSchedule:
         """The schedule: the sampler's only one, else by its name; with a clean end, where the sampler ends so."""
-        sampler = samplers.get_sampler(self.sampler)
+        sampler = registry.get_sampler(self.sampler)
         if sampler.schedule is not None:
             return sampler.schedule
         named = schedules.schedule(self.schedule)
@@ -90,7 +91,7 @@ class Settings:
 
     def times(self) -> list[float]:
         """The time of each step's evaluation of the model. Raises InputError: steps or noise level out of range."""
-        layout = samplers.get_sampler(self.sampler).layout
+        layout = registry.get_sampler(self.sampler).layout
         return [float(t) for t in self.noise_schedule().times(self.steps, self.noise_level, layout)]
 
     def trajectory(
@@ -100,14 +101,14 @@ class Settings:
 
         `noise` None: the seed's, for a batch of images of x's shape.
         """
-        return samplers.get_sampler(self.sampler)(
+        return registry.get_sampler(self.sampler)(
             predict,
             x,
             self.noise_schedule(),
             np.asarray(self.times()),
             predicts=predicts,
             clip=self.clip,
-            noise=samplers.seeded(self.seed, x.shape) if noise is None else noise,
+            noise=seeds.seeded(self.seed, x.shape) if noise is None else noise,
             **self.options,
         )
 
@@ -126,7 +127,7 @@ class DiffusionDefaults:
 
     def samplers(self) -> list[str]:
         """The samplers that such a model can be sampled with."""
-        return [name for name, one in samplers.SAMPLERS.items() if one.goes_with(self.time, self.predicts)]
+        return [name for name, one in registry.SAMPLERS.items() if one.goes_with(self.time, self.predicts)]
 
 
 def settings_for(defaults: DiffusionDefaults, own: Mapping[str, Any], **given: Any) -> Settings:
@@ -140,7 +141,7 @@ def settings_for(defaults: DiffusionDefaults, own: Mapping[str, Any], **given: A
         One of them cannot be used; names it and its range.
     """
     settings = _chosen(defaults, own, given)
-    if not samplers.get_sampler(settings.sampler).goes_with(defaults.time, defaults.predicts):
+    if not registry.get_sampler(settings.sampler).goes_with(defaults.time, defaults.predicts):
         raise InputError(
             f"sampler {settings.sampler!r} does not go with a model that is conditioned on {defaults.time} and "
             f"predicts the {defaults.predicts}; choose one of {', '.join(defaults.samplers())}"
@@ -179,7 +180,7 @@ def _chosen(defaults: DiffusionDefaults, own: Mapping[str, Any], given: Mapping[
     inherited = {**defaults.edit.described(), **own}
     # the defaults of one sampler's options do not apply to another sampler
     settings = Settings.read(inherited | chosen)
-    taken = samplers.get_sampler(settings.sampler).options
+    taken = registry.get_sampler(settings.sampler).options
     options = {name: each for name, each in settings.options.items() if name in chosen or name in taken}
     return dataclasses.replace(settings, options=options)
 
@@ -189,7 +190,7 @@ _OWN = {"steps", "noise_level", "guidance", "sampler", "schedule"}
 
 def checked_own(own: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of sampling in which a model differs from its family, out of a file. Raises ValueError."""
-    strange = sorted(set(own) - _OWN - samplers.sampler_options().keys())
+    strange = sorted(set(own) - _OWN - registry.sampler_options().keys())
     if strange:
         raise ValueError(f"unknown settings of sampling: {', '.join(map(ascii, strange))}")
     return MappingProxyType(dict(own))
@@ -216,7 +217,7 @@ class LatentSettings(Settings):
 
     def times(self) -> list[float]:
         """As in the base, of the last `strength` of the steps, rounded down as in diffusers."""
-        layout = samplers.get_sampler(self.sampler).layout
+        layout = registry.get_sampler(self.sampler).layout
         laid = self.noise_schedule().times(self.steps, None, dataclasses.replace(layout, second_twice=False))
         left = min(int(self.steps * self.strength), len(laid))
         if not left:
@@ -250,9 +251,9 @@ def latent_settings(own: Mapping[str, Any], predicts: str, **given: Any) -> Late
     chosen = {name: value for name, value in given.items() if value is not None}
     named = {each.name for each in dataclasses.fields(LatentSettings)} - {"options"}
     merged = {**LATENT_DEFAULTS, **own, **chosen, "noise_level": 1000, "clip": None}
-    sampler = samplers.get_sampler(merged["sampler"])
+    sampler = registry.get_sampler(merged["sampler"])
     if not sampler.goes_with("timestep", predicts):
-        fit = [name for name, one in samplers.SAMPLERS.items() if one.goes_with("timestep", predicts)]
+        fit = [name for name, one in registry.SAMPLERS.items() if one.goes_with("timestep", predicts)]
         raise InputError(
             f"sampler {merged['sampler']!r} does not go with this model; choose one of {', '.join(fit)}"
         )

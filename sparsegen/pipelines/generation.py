@@ -19,8 +19,9 @@ import numpy as np
 from sparsegen.backends.interface import Host
 
 from ..checks import whole_number
-from ..diffusion import samplers
-from ..diffusion.samplers import START, Step
+from ..diffusion import seeds
+from ..diffusion.registry import Step
+from ..diffusion.seeds import START
 from ..diffusion.settings import LatentSettings, OnStep, latent_settings
 from ..editing.door import Result
 from ..editing.state import State
@@ -67,7 +68,7 @@ def generate(
     strength: float | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
-    seed: samplers.Seed = 0,
+    seed: seeds.Seed = 0,
     skip: int = 0,
     on_step: OnStep | None = None,
     **options: Any,
@@ -247,7 +248,7 @@ def _request(
     settings = latent_settings(
         models.own, models.diffusion.predicts, strength=strength, guidance=guidance, **given
     )
-    samplers.sample_seeds(settings.seed, len(prompts))  # as many seeds as images
+    seeds.sample_seeds(settings.seed, len(prompts))  # as many seeds as images
     texts = [negative] * len(prompts) + prompts if settings.guided else prompts
     unique = list(dict.fromkeys(texts))
     of_text = dict(zip(unique, models.features(unique, skip=skip), strict=True))

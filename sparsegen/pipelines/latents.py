@@ -15,7 +15,7 @@ from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from ..checks import warn, warn_of_unit_range, whole_number
-from ..diffusion import samplers
+from ..diffusion import seeds
 from ..diffusion.random import torch_noise
 from ..diffusion.settings import DiffusionDefaults, Settings
 from ..editing.state import State
@@ -249,7 +249,7 @@ def reduced(mask: Host, reduction: int) -> Host:
     return np.asarray(cells.any((2, 4)))
 
 
-def draws(seed: samplers.Seed, first: int) -> Callable[[int, tuple[int, ...]], Host]:
+def draws(seed: seeds.Seed, first: int) -> Callable[[int, tuple[int, ...]], Host]:
     """The noise of a trajectory whose start is draw number `first` of each sample's generator (`torch_noise`)."""
     return lambda i, shape: torch_noise(seed, i + first, shape)
 

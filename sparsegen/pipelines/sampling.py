@@ -12,8 +12,8 @@ from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from ..checks import is_whole, whole_number
-from ..diffusion import samplers
-from ..diffusion.samplers import START
+from ..diffusion import seeds
+from ..diffusion.seeds import START
 from ..diffusion.settings import OnStep, whole_way
 from ..editing.door import Result
 from ..editing.state import State
@@ -35,7 +35,7 @@ def sample(
     sampler: str | None = None,
     schedule: str | None = None,
     clip: float | None = 1.0,
-    seed: samplers.Seed = 0,
+    seed: seeds.Seed = 0,
     backend: str | Backend | None = None,
     on_step: OnStep | None = None,
     **options: Any,
@@ -97,8 +97,8 @@ def sample(
         records.extend(run.records)
         return output
 
-    x = samplers.noise(seed, START, shape)
-    for step in denoised(model, diffusion, settings, compute, x, samplers.seeded(seed, shape)):
+    x = seeds.noise(seed, START, shape)
+    for step in denoised(model, diffusion, settings, compute, x, seeds.seeded(seed, shape)):
         x = np.clip(step.x, -1, 1) if step.next_timestep is None else step.x
         if on_step is not None:
             on_step(dataclasses.replace(step, x=x.copy()))

@@ -20,7 +20,7 @@ from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from ..checks import warn_of_unit_range, whole_number
-from ..diffusion import samplers
+from ..diffusion import seeds
 from ..diffusion.settings import OnStep, settings_for
 from ..editing.door import Result
 from ..editing.history import Base, Edit, History, undo_limit
@@ -89,7 +89,7 @@ class SDEdit(StepsDoor):
         sampler: str | None = None,
         schedule: str | None = None,
         clip: float | None = 1.0,
-        seed: samplers.Seed = 0,
+        seed: seeds.Seed = 0,
         policy: str | Policy = "fast",
         margin: int | None = None,
         backend: str | Backend | None = None,

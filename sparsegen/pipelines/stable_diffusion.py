@@ -24,9 +24,9 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from sparsegen.backends.registry import get_backend
 
 from ..checks import whole_number
-from ..diffusion import samplers
+from ..diffusion import seeds
 from ..diffusion.random import torch_noise
-from ..diffusion.samplers import START
+from ..diffusion.seeds import START
 from ..diffusion.settings import OnStep, latent_settings
 from ..editing.door import Result
 from ..editing.history import Base, Edit, History, undo_limit
@@ -92,7 +92,7 @@ class StableDiffusion(StepsDoor):
         strength: float | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
-        seed: samplers.Seed = 0,
+        seed: seeds.Seed = 0,
         skip: int = 0,
         policy: str | Policy = "fast",
         margin: int = MARGIN,
@@ -487,7 +487,7 @@ class StableDiffusion(StepsDoor):
 
     def _encode(self, image: Any) -> Host:
         checked = self.models.checked(image)
-        samplers.sample_seeds(self.settings.seed, len(checked))
+        seeds.sample_seeds(self.settings.seed, len(checked))
         return checked
 
     def _difference(self, before: Host, edited: Any, mask: Any) -> tuple[Host, Host, int]:

@@ -19,9 +19,10 @@ import numpy as np
 from sparsegen.backends.interface import Host, Tiles
 from sparsegen.backends.shapes import ShapesBackend
 
-from ..diffusion import samplers
-from ..diffusion.samplers import START, Noise, Step
+from ..diffusion import seeds
+from ..diffusion.registry import Step
 from ..diffusion.schedules import Image
+from ..diffusion.seeds import START, Noise
 from ..diffusion.settings import DiffusionDefaults, OnStep, Settings
 from ..editing.dry_run import dry_run
 from ..editing.state import State
@@ -222,7 +223,7 @@ class Denoising:
     diffusion
         The diffusion side of the model; None: its family's.
     draw
-        `draw(i, shape)` is the noise of step i, or of `START`; None: `samplers.noise` of the seed.
+        `draw(i, shape)` is the noise of step i, or of `START`; None: `seeds.noise` of the seed.
     most
         The result is cut to ±most; None: it is not.
     """
@@ -239,7 +240,7 @@ class Denoising:
     ) -> None:
         self.model, self.settings, self.states = model, settings, states
         self.diffusion: DiffusionDefaults = model.diffusion if diffusion is None else diffusion
-        self._draw = partial(samplers.noise, settings.seed) if draw is None else draw
+        self._draw = partial(seeds.noise, settings.seed) if draw is None else draw
         self._most = most
         self.times = settings.times()
         self.schedule = settings.noise_schedule()

@@ -89,7 +89,7 @@ def test_pytorchs_denoising_is_the_samplers(tmp_path: Path, case: str) -> None:
 
     import sparsegen
     from bench.gpu_torch import GpuTorch
-    from sparsegen.diffusion import samplers
+    from sparsegen.diffusion import seeds
     from sparsegen.pipelines.steps import denoised
 
     engine = GpuTorch(Task("torch", case, tmp_path / "net.pth", emulated=True))
@@ -98,7 +98,7 @@ def test_pytorchs_denoising_is_the_samplers(tmp_path: Path, case: str) -> None:
     settings = gpu_cases.denoising(net, emulated=True)
     scheme, times = settings.noise_schedule(), settings.times()
     image, mask = np.tanh(net.noisy(1))[None], net.strokes(0.012, 1)[None]
-    noise = samplers.noise(0, samplers.START, image.shape)
+    noise = seeds.noise(0, seeds.START, image.shape)
     painted = np.where(mask[..., None], np.float32(0.5), image)
 
     def compute(i: int, x: Any, now: float) -> Any:

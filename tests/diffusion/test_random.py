@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsegen.diffusion.random import TorchRandom, torch_noise, torch_seeded
-from sparsegen.diffusion.samplers import START
+from sparsegen.diffusion.seeds import START
 from sparsegen.errors import InputError
 from tests.tolerances import check
 

@@ -10,22 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsegen.diffusion.samplers import (
-    SAMPLERS,
-    START,
-    Noise,
-    Step,
-    ddim,
-    ddpm,
-    euler,
-    euler_ancestral,
-    get_sampler,
-    lcm,
-    noise,
-    pd,
-    pndm,
-    seeded,
-)
+from sparsegen.diffusion.registry import SAMPLERS, Step, get_sampler
+from sparsegen.diffusion.samplers import ddim, ddpm, euler, euler_ancestral, lcm, pd, pndm
 from sparsegen.diffusion.schedules import (
     CosineLogSNR,
     Image,
@@ -35,6 +21,7 @@ from sparsegen.diffusion.schedules import (
     cosine,
     linear,
 )
+from sparsegen.diffusion.seeds import START, Noise, noise, seeded
 from sparsegen.errors import InputError, ShapeError
 from tests.tolerances import check
 

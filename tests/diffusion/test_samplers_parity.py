@@ -11,8 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
-from sparsegen.diffusion.samplers import START, get_sampler, noise, seeded  # noqa: E402  (keeps the order below the skip)
+from sparsegen.diffusion.registry import get_sampler  # noqa: E402  (keeps the order below the skip)
 from sparsegen.diffusion.schedules import SCHEDULES, Image, Schedule, linear, schedule  # noqa: E402  (as above)
+from sparsegen.diffusion.seeds import START, noise, seeded  # noqa: E402  (keeps the order below the skip)
 from sparsegen.diffusion.settings import Settings  # noqa: E402  (as above)
 from tests.tolerances import check  # noqa: E402  (keeps the order below the skip)
 

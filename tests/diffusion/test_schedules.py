@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsegen.diffusion.samplers import SAMPLERS
+from sparsegen.diffusion.registry import SAMPLERS
 from sparsegen.diffusion.schedules import (
     CosineLogSNR,
     Layout,

@@ -11,8 +11,9 @@ from numpy.testing import assert_array_equal
 
 from sparsegen import InputError, SDEdit, cli, loading, open_session, sample
 from sparsegen.cli.options import with_sampler_options
-from sparsegen.diffusion import samplers
-from sparsegen.diffusion.samplers import Option, Step, ddim, get_sampler, sampler, sampler_options
+from sparsegen.diffusion import registry
+from sparsegen.diffusion.registry import Option, Step, get_sampler, sampler, sampler_options
+from sparsegen.diffusion.samplers import ddim
 from sparsegen.diffusion.schedules import Layout
 from sparsegen.diffusion.settings import DiffusionDefaults, Settings, settings_for, whole_way
 from sparsegen.errors import SessionError
@@ -31,7 +32,7 @@ MINE = {
 @pytest.fixture
 def mine(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A sampler `mine` with three options, registered for one test; the options of each of its calls."""
-    monkeypatch.setattr(samplers, "SAMPLERS", dict(samplers.SAMPLERS))
+    monkeypatch.setattr(registry, "SAMPLERS", dict(registry.SAMPLERS))
     calls: list[dict[str, Any]] = []
 
     @sampler("mine", layout=Layout(drop_last=True), options=MINE)
@@ -148,7 +149,7 @@ def test_registrations_that_would_be_ambiguous_are_refused(mine):
             sampler("other", options={name: Option(1, "number")})(steps)
     with pytest.raises(TypeError, match="option 'eta' has another meaning"):
         sampler("other", options={"eta": Option(1, "number")})(steps)
-    assert "other" not in samplers.SAMPLERS
+    assert "other" not in registry.SAMPLERS
     sampler("other", "another", options={"eta": Option(0.5, "part", most=1)})(steps)
     assert list(sampler_options()["eta"]) == ["ddim", "other", "another"]
 

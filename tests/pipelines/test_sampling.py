@@ -9,9 +9,9 @@ import pytest
 
 import sparsegen
 from sparsegen import InputError, Session, ShapeError
-from sparsegen.diffusion import samplers
-from sparsegen.diffusion.samplers import START
+from sparsegen.diffusion import registry, seeds
 from sparsegen.diffusion.schedules import CosineLogSNR, schedule
+from sparsegen.diffusion.seeds import START
 from sparsegen.models import GauGAN, GauGANConfig
 from tests.unets import random_ddpm, random_pd
 
@@ -45,17 +45,17 @@ def test_it_is_the_sampler_from_noise_to_the_picture(backend, way):
         extra = {"predicts": "image"}
     else:
         scheme = schedule(options.get("schedule", "linear"))
-        times = scheme.times(steps, layout=samplers.get_sampler(name).layout)
+        times = scheme.times(steps, layout=registry.get_sampler(name).layout)
         extra = {"eta": options["eta"]} if "eta" in options else {}
     session = Session(model, backend)
 
     def predict(x, i, now):
         return model.prediction(session.run(x, **{model.time: now}).output, x, now)
 
-    x = samplers.noise(5, START, (1, *SIZE, 3))
+    x = seeds.noise(5, START, (1, *SIZE, 3))
     clip = options.get("clip", 1.0)
-    *_, last = samplers.get_sampler(name)(
-        predict, x, scheme, times, clip=clip, noise=samplers.seeded(5, x.shape), **extra
+    *_, last = registry.get_sampler(name)(
+        predict, x, scheme, times, clip=clip, noise=seeds.seeded(5, x.shape), **extra
     )
     seen = []
     result = sparsegen.sample(model, size=SIZE, seed=5, backend=backend, on_step=seen.append, **options)

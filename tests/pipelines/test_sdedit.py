@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sparsegen import InputError, NonFiniteError, Paper, SessionError, ShapeError
-from sparsegen.diffusion import samplers
+from sparsegen.diffusion import seeds
 from sparsegen.editing.session import Session
 from sparsegen.engine import store as store_module
 from sparsegen.engine.store import PAGE, Store
@@ -268,7 +268,7 @@ def test_pictures_of_a_batch_are_edited_apart(backend, rng):
     "seed", [np.array(7), np.int64(7), np.uint8(7), range(7, 10), (7, 8, 9), np.arange(7, 10)], ids=repr
 )
 def test_seeds_may_be_of_every_kind_of_number_and_list(seed):
-    assert samplers.sample_seeds(seed, 3) == (7, 8, 9)
+    assert seeds.sample_seeds(seed, 3) == (7, 8, 9)
 
 
 @pytest.mark.parametrize("seed", [7, [3, 11, 3]], ids=str)
