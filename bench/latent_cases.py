@@ -14,8 +14,8 @@ from sparsegen.backends.interface import TILE
 from sparsegen.diffusion.settings import LatentSettings, latent_settings
 from sparsegen.models import CLIPTextConfig, SDUNetConfig, VAEConfig
 from sparsegen.models.base import Inputs
+from sparsegen.pipelines.latent_edit import MARGIN
 from sparsegen.pipelines.latents import reduced
-from sparsegen.pipelines.stable_diffusion import MARGIN
 from sparsegen.tiling.masks import dilated
 from sparsegen.tiling.policies import Paper, Policy
 from sparsegen.tiling.tiles import TileSet

@@ -39,7 +39,7 @@ from bench.trajectory import KINDS, mean
 from sparsegen.engine.store import parse_size
 from sparsegen.models import DDPM, ProgressiveDistillation
 from sparsegen.models.unet import UNet
-from sparsegen.pipelines.stable_diffusion import MARGIN
+from sparsegen.pipelines.latent_edit import MARGIN
 from sparsegen.tiling.policies import Fast
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"

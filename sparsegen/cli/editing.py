@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..loading import Bundle, load_bundle
 from ..models.base import Model
 from ..models.spade import SPADEGenerator
+from ..pipelines.latent_edit import MARGIN
 from ..pipelines.latents import LatentDiffusion
-from ..pipelines.stable_diffusion import MARGIN
 from . import labels, strokes, text_demo
 from .console import check_writable, out, print_table
 from .job import Engine, Job, output_paths

@@ -20,9 +20,10 @@ from ..diffusion.registry import Step, get_sampler
 from ..diffusion.settings import OnStep
 from ..errors import InputError
 from ..models.base import Model
+from ..pipelines.latent_edit import MARGIN
 from ..pipelines.latents import LatentDiffusion
 from ..pipelines.sdedit import SDEdit
-from ..pipelines.stable_diffusion import MARGIN, StableDiffusion
+from ..pipelines.stable_diffusion import StableDiffusion
 from ..pipelines.steps import CachePlan
 from ..tiling.masks import dilate
 from .console import check_writable, numbered, out, print_line, print_table, progress_bars

@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..models import SDUNet, VAEDecoder, VAEEncoder
 from ..models.base import Inputs, Model
 from ..models.spade import SPADEGenerator
+from ..pipelines.latent_edit import MARGIN, in_pixels, policy_beside
 from ..pipelines.latents import reduced
-from ..pipelines.stable_diffusion import MARGIN, in_pixels, policy_beside
 from ..tiling.masks import check_mask, difference_mask, dilate
 from ..tiling.policies import Paper, Policy
 from .profile import Edit, counted

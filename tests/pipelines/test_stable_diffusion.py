@@ -10,8 +10,9 @@ import pytest
 from sparsegen.backends.interface import Host
 from sparsegen.errors import InputError, SessionError, ShapeError
 from sparsegen.pipelines.generation import generate
+from sparsegen.pipelines.latent_edit import faded
 from sparsegen.pipelines.latents import LatentDiffusion
-from sparsegen.pipelines.stable_diffusion import StableDiffusion, faded
+from sparsegen.pipelines.stable_diffusion import StableDiffusion
 from tests.oracles.sd_models import parts
 
 PROMPT = "a house at a lake"
@@ -202,13 +203,13 @@ def test_an_edit_has_no_seam(models: LatentDiffusion) -> None:
         session.run(original)
         result = session.edit(stroke(original, 20, 20), mask=mask)
         before = original[None] / np.float32(127.5) - 1
-        changed, whole = np.abs(result.output - before), np.abs(session._decoder.output() - before)
+        changed, whole = np.abs(result.output - before), np.abs(session._painted.decoder.output() - before)
         for row, share in ((16, 1 / 6), (18, 3 / 6), (47, 1 / 6)):
             # cut to [-1, 1], an image changes less
             assert (changed[:, row, 24:40] <= share * whole[:, row, 24:40] + 1e-6).all()
         middle = (slice(None), slice(21, 43), slice(21, 43))
         np.testing.assert_array_equal(
-            result.output[middle], np.clip(session._decoder.output(), -1, 1)[middle]
+            result.output[middle], np.clip(session._painted.decoder.output(), -1, 1)[middle]
         )
 
 
