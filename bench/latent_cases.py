@@ -19,6 +19,7 @@ from sparsegen.pipelines.latents import reduced
 from sparsegen.tiling.masks import dilated
 from sparsegen.tiling.policies import Paper, Policy
 from sparsegen.tiling.tiles import TileSet
+from tests.oracles import tiny_sd
 
 PROMPT, NEGATIVE = "a lake in front of snowy mountains", "people, fog"
 TIME = 401.0
@@ -133,18 +134,9 @@ LATENT = Latent()
 QUICK_LATENT = Latent(
     "a tiny Stable Diffusion",
     size=64,
-    unet=SDUNetConfig(
-        channels=32,
-        levels=(32, 64),
-        attention=(True, False),
-        blocks=1,
-        time_channels=128,
-        heads=(2, 4),
-        context=32,
-        groups=16,
-    ),
-    vae=VAEConfig(levels=(16, 16, 32), blocks=1, groups=8),
-    text=CLIPTextConfig(width=32, layers=2, heads=4, hidden=48),
+    unet=tiny_sd.UNET,
+    vae=tiny_sd.VAE,
+    text=tiny_sd.TEXT,
     steps=5,
     usual_steps=8,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,11 +19,11 @@ from sparsegen.models import (
     SDUNet,
     SDUNetConfig,
     Tokenizer,
-    VAEConfig,
     VAEDecoder,
     VAEEncoder,
 )
 from sparsegen.models.base import Model
+from tests.oracles import tiny_sd
 
 # diffusers' names -> ours
 _UNET = (
@@ -193,23 +193,11 @@ class Parts:
 @cache
 def parts(*, channels: int = 4, prediction: str = "epsilon", seed: int = 0) -> Parts:
     """`channels` that the UNet reads: 9 of an inpainting model."""
-    config = SDUNetConfig(
-        in_channels=channels,
-        channels=32,
-        levels=(32, 64),
-        attention=(True, False),
-        blocks=1,
-        time_channels=128,
-        heads=(2, 4),
-        context=32,
-        groups=16,
-    )
-    unet, our_unet = unets(config, seed=seed)
+    unet, our_unet = unets(replace(tiny_sd.UNET, in_channels=channels), seed=seed)
     unet.register_to_config(sample_size=8)
-    text, our_text = encoders(CLIPTextConfig(width=32, layers=2, heads=4, hidden=48), seed=seed)
-    half = VAEConfig(levels=(16, 16, 32), blocks=1, groups=8)
-    vae = stirred(_networks().autoencoder(half))
-    encoder, decoder = VAEEncoder(half), VAEDecoder(half)
+    text, our_text = encoders(tiny_sd.TEXT, seed=seed)
+    vae = stirred(_networks().autoencoder(tiny_sd.VAE))
+    encoder, decoder = VAEEncoder(tiny_sd.VAE), VAEDecoder(tiny_sd.VAE)
     state = {name: value.numpy() for name, value in vae.state_dict().items()}
     for model, first in ((encoder, ("encoder.", "quant_conv.")), (decoder, ("decoder.", "post_quant_conv."))):
         take(model, {vae_path(n, 3): value for n, value in state.items() if n.startswith(first)})
