@@ -6,7 +6,7 @@ import numpy as np
 
 import sparsegen
 from bench.quality_tables import Row
-from bench.ssim import ssim
+from bench.similarity import ssim
 from sparsegen.images import psnr
 
 

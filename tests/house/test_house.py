@@ -113,6 +113,7 @@ THIRD_PARTIES = {
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "tests/oracles/diffusers_networks.py": {"diffusers", "transformers"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
+    "bench/similarity.py": {"numpy", "skimage"},
     "bench/torch_latent.py": {"numpy", "torch", "PIL", "diffusers", "transformers"},
 }
 

@@ -10,7 +10,7 @@ import pytest
 from bench import chains, commits, engines, latents, quality_tables, strokes, study, study_tables
 from bench.cases import Unet
 from bench.latent_cases import PROMPT, QUICK_LATENT
-from bench.ssim import C1, RADIUS, SIGMA, similarity, ssim
+from bench.similarity import SIGMA, similarity, ssim
 from bench.trajectory import KINDS, Edit, Trajectory, mean
 from sparsegen import load_bundle
 from sparsegen.backends.reference import ReferenceBackend
@@ -24,6 +24,9 @@ from tests.unets import random_ddpm
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (24, 30, 3)).astype(np.uint8)
 OTHER = RNG.integers(0, 256, (24, 30, 3)).astype(np.uint8)
+RADIUS = 5
+"""Of the window of SSIM, in its paper."""
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def test_a_worker_finds_the_module_of_its_engine() -> None:
@@ -75,9 +78,8 @@ def test_a_pixels_similarity_is_the_formula_over_its_window() -> None:
     mean_a, mean_b = (weights * one).sum(), (weights * two).sum()
     var_a, var_b = (weights * (one - mean_a) ** 2).sum(), (weights * (two - mean_b) ** 2).sum()
     both = (weights * (one - mean_a) * (two - mean_b)).sum()
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    expected = (2 * mean_a * mean_b + c1) * (2 * both + c2)
-    expected /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    expected = (2 * mean_a * mean_b + C1) * (2 * both + C2)
+    expected /= (mean_a**2 + mean_b**2 + C1) * (var_a + var_b + C2)
     assert similarity(a, b)[y, x] == pytest.approx(expected, abs=1e-9)
 
 
