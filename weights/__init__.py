@@ -30,7 +30,7 @@ from .families.native import (
     native_metadata,
     several_metadata,
 )
-from .keymap import Family, Parameters, Rule, convert
+from .keymap import Family, Origin, Parameters, Rule, convert
 from .lora import Adapted, Updates, read_loras
 from .parts import Part, Parts, read_parts
 from .tensor import Tensor
@@ -48,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "Chosen",
     "Family",
+    "Origin",
     "Parameters",
     "Part",
     "Parts",

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
+import numpy as np
+
 from .dtypes import FLOATING
 from .errors import CheckpointError, listed, shown
 from .formats.diffusers_folder import find_model, find_part
@@ -19,7 +21,7 @@ from .formats.pytorch_zip import SIGNATURE, read_zip
 from .formats.safetensors_file import header_bytes, read_safetensors
 from .mapped import MappedFile
 from .pickles.flatten import Flat, Scalar
-from .tensor import Tensor
+from .tensor import ArrayTensor, Tensor
 from .which import Chosen, Which
 
 WRAPPERS = frozenset({"module", "_orig_mod"})
@@ -71,6 +73,14 @@ class Checkpoint:
     schedule: str | None = None
     chosen: Chosen | None = None
     _files: tuple[MappedFile, ...] = field(default=(), repr=False, compare=False)
+
+    @classmethod
+    def of_arrays(
+        cls, name: str, arrays: Mapping[str, np.ndarray], *, config: Mapping[str, Any] | None = None
+    ) -> Checkpoint:
+        """A checkpoint of arrays in memory, such as a module's state; `name` stands for its path in messages."""
+        tensors = {key: ArrayTensor(key, array) for key, array in arrays.items()}
+        return cls(name, "memory", MappingProxyType(tensors), MappingProxyType({}), config=config)
 
     def keys_under(self, prefix: str) -> dict[str, str]:
         """Name -> key of the tensors whose keys begin with `prefix`.

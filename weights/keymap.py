@@ -134,6 +134,25 @@ class _Recipe:
         return ", ".join(shown(tensor.name) for tensor in self.parts.values())
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The keys of a file that a parameter is made of, and how.
+
+    Attributes
+    ----------
+    transform : str
+        A name in `TRANSFORMS`.
+    parts : mapping of str to str
+        Input of the transform -> key of the file.
+    rows : tuple of int, optional
+        The first row of the transform's result that is the parameter's, and the one after its last; None: all are.
+    """
+
+    transform: str
+    parts: Mapping[str, str]
+    rows: tuple[int, int] | None
+
+
 class Parameters(Mapping[str, NDArray[np.float32]]):
     """The parameters by path, each read and converted to float32 on access, and not kept.
 
@@ -157,6 +176,12 @@ class Parameters(Mapping[str, NDArray[np.float32]]):
             array = array[recipe.rows[0] : recipe.rows[1]]
         array.flags.writeable = False
         return array
+
+    def origin(self, name: str) -> Origin:
+        """The keys of the file that a parameter is made of."""
+        recipe = self._recipes[name]
+        parts = {part: tensor.name for part, tensor in recipe.parts.items()}
+        return Origin(recipe.transform, parts, recipe.rows)
 
     def check(self, name: str) -> None:
         """Raise CheckpointError where reading the parameter would: a value is none that a weight can have.

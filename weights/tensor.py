@@ -204,3 +204,19 @@ class Tensor:
             array = np.asarray(np.negative(array))
         array.flags.writeable = False
         return array
+
+
+class ArrayTensor(Tensor):
+    """A tensor whose values are in memory: an array of floats or integers, which is not copied."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self.name, self.shape, self.dtype = name, tuple(array.shape), str(array.dtype)
+        self.nbytes, self.fault = int(array.nbytes), ""
+        self._array = array.view()
+        self._array.flags.writeable = False
+
+    def numpy(self) -> np.ndarray:
+        """The values, as a read-only array of `shape`."""
+        return self._array

@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 
 from sparsegen.weights import (
     FAMILIES,
+    Checkpoint,
     CheckpointError,
+    Origin,
     Rule,
     convert,
     identify,
@@ -152,6 +154,36 @@ def test_sige_families(write, family, norm, layers, opened):
     found, read = identify(checkpoint)
     assert (found.name, found.model, found.prefix, read) == (family.name, "gaugan", "", config)
     same(convert(found, checkpoint, parameter_shapes(read)), made)
+
+
+@pytest.mark.parametrize("write", [as_sige, as_fused])
+def test_a_state_in_memory_is_a_checkpoint_too(write):
+    made, state = parameters(), write(parameters())
+    checkpoint = Checkpoint.of_arrays("the module", state)
+    family, config = identify(checkpoint)
+    found = convert(family, checkpoint, parameter_shapes(config))
+    same(found, made)
+    assert np.shares_memory(found["up_0.conv_0.weight"], state["up_0.conv_0.weight"])
+    assert state["up_0.conv_0.weight"].flags.writeable
+    del state["up_1.conv_0.weight"]
+    less = Checkpoint.of_arrays("the module", state)
+    with pytest.raises(CheckpointError, match=r"^the module: does not fit the model"):
+        convert(identify(less)[0], less, parameter_shapes(config))
+
+
+def test_a_parameter_tells_the_keys_that_it_is_made_of(opened):
+    family, checkpoint = SIGE_SPADE, opened(as_sige(parameters()))
+    found = convert(family, checkpoint, parameter_shapes(CONFIG))
+    assert found.origin("fc.bias") == Origin("copy", {"value": "fc.bias"}, None)
+    first, second = (f"up_0.norm_0.mlp_{half}.weight" for half in ("gamma", "beta"))
+    assert found.origin("up_0.norm_0.mlp_gamma_beta.weight") == Origin(
+        "stack", {"first": first, "second": second}, None
+    )
+    checkpoint = opened(as_fused(parameters()))
+    found = convert(SIGE_FUSED_SPADE, checkpoint, parameter_shapes(CONFIG))
+    assert found.origin("up_0.norm_1.mlp_shared.bias") == Origin(
+        "split", {"value": "up_0.mlp_shared.0.bias"}, (HIDDEN, 2 * HIDDEN)
+    )
 
 
 def test_what_is_only_renamed_is_not_copied(opened):
