@@ -33,6 +33,7 @@ from .models.base import Model
 from .pipelines import LatentDiffusion, SDEdit, StableDiffusion, generate, open_session, sample
 from .tiling.policies import Adaptive, Exact, Fast, Paper
 from .tools.explain import Explanation, explain
+from .tools.parity import parity
 from .tools.profile import profile
 from .tools.report import Profile
 
@@ -65,6 +66,7 @@ __all__ = [
     "load",
     "load_bundle",
     "open_session",
+    "parity",
     "profile",
     "sample",
 ]

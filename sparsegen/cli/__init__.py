@@ -1,7 +1,8 @@
 """The command line: arguments and files come in, images and tables go out; a mistake is one line and exit code 2.
 
 Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for label maps and images; `generating`
-has generate, `history` undo and redo, `sampling` sample, `checkpoints` inspect and convert, `profiling` profile,
+has generate, `history` undo and redo, `sampling` sample, `explaining` explain, `profiling` profile, `comparing` parity,
+`checkpoints` inspect and convert,
 `machine` backends, warmup and the version. Shared by them: `kept` (sessions in files), `contents` (what files say about
 themselves), `options`, `reading`, `job` and `console`. `messages` turns errors into lines, `streams` survives closed
 pipes, `help` lays help out for narrow terminals.
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .checkpoints import convert, inspect
+from .comparing import parity
 from .console import print_line
 from .editing import demo, edit
 from .explaining import explain
@@ -28,9 +30,9 @@ from .profiling import profile
 from .sampling import sample
 from .streams import lasting_streams
 
-_ALL = (demo, edit, undo, redo, generate, sample, explain, profile, inspect, convert, backends, warmup)
+_ALL = (demo, edit, undo, redo, generate, sample, explain, profile, parity, inspect, convert, backends, warmup)
 COMMANDS = {function.__name__: function for function in _ALL}
-REPORTS = {"inspect", "profile", "backends"}
+REPORTS = {"inspect", "profile", "parity", "backends"}
 """Commands whose only result is printed."""
 
 app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done, even if standard output was closed or full meanwhile; 1: it was full, and the command only prints;
-    2: a user's mistake, or too little memory or disk; 130: interrupted.
+    2: a user's mistake, or too little memory or disk; 3: parity found a difference; 130: interrupted.
     """
     words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with lasting_streams() as out, warnings.catch_warnings():

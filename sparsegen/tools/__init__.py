@@ -1,1 +1,1 @@
-"""Tools: the cost of a model and of an edit, without running them."""
+"""Tools: what a model and an edit cost, without running them; and whether a model is what it is in PyTorch."""

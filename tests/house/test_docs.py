@@ -24,6 +24,7 @@ from tests.cuda import emulator
 from tests.house import pages
 from tests.house.pages import PAGES, ROOT
 from tests.networks import random_gaugan
+from tests.tools.golden import write_golden
 from tests.weights import sd_files
 
 WITH_PYTHON = [page for page in PAGES if any(block.runs for block in pages.blocks(page))]
@@ -41,6 +42,24 @@ FOREIGN = {
     "Tensor.__reduce_ex__",
 }
 """Members of other projects' classes that docstrings name."""
+MY_NETWORKS = """
+import numpy as np, torch
+from tests.oracles.torch_spade import SPADEGenerator
+
+def street(model):
+    network = SPADEGenerator(ngf=2, semantic_nc=36, nhidden=4, layers="more", size=(64, 128))
+    state = {name: torch.tensor(each.float32) for name, each in model.parameters().items()}
+    for name in [name for name in state if "mlp_gamma_beta" in name]:
+        halves = zip(("mlp_gamma", "mlp_beta"), state.pop(name).chunk(2), strict=True)
+        state |= {name.replace("mlp_gamma_beta", half): each for half, each in halves}
+    for ours, theirs in (("norm.mean", "running_mean"), ("norm.var", "running_var")):
+        state = {name.replace(ours, f"param_free_norm.{theirs}"): each for name, each in state.items()}
+    state = {name.replace("mlp_shared", "mlp_shared.0"): each for name, each in state.items()}
+    network.load_state_dict(state, strict=False)
+    labels = np.arange(64 * 128).reshape(64, 128) // 1024
+    return {"module": network, "image": labels, "edited": np.maximum(labels, 2)}
+"""
+"""The user's code of `sparsegen parity --module`."""
 
 
 @pytest.fixture
@@ -55,6 +74,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(builtin / "landscape" / f"{name}.png", tmp_path)
     model = random_gaugan(semantic_nc=36, edge_channel=True, num_upsampling_layers="more")
     sparsegen.loading.save(model, tmp_path / "latest_net_G.pth")
+    street = np.arange(64 * 128).reshape(64, 128) // 1024
+    write_golden(model, street, tmp_path / "golden.safetensors")
+    (tmp_path / "my_networks.py").write_text(MY_NETWORKS)
     sd_files.pipeline(tmp_path / "stable-diffusion")
     sd_files.lora(tmp_path / "style.safetensors")
     mask = np.zeros((256, 512), np.int32)
