@@ -2,10 +2,9 @@
 
 Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for label maps and images; `generating`
 has generate, `history` undo and redo, `sampling` sample, `explaining` explain, `profiling` profile, `comparing` parity,
-`checkpoints` inspect and convert,
-`machine` backends, warmup and the version. Shared by them: `kept` (sessions in files), `contents` (what files say about
-themselves), `options`, `reading`, `job` and `console`. `messages` turns errors into lines, `streams` survives closed
-pipes, `help` lays help out for narrow terminals.
+`checkpoints` inspect and convert, `machine` backends, warmup and the version. Shared by them: `kept` (sessions in
+files), `contents` (what files say about themselves), `options`, `reading`, `job` and `console`. `messages` turns errors
+into lines, `streams` survives closed pipes, `help` lays help out for narrow terminals.
 """
 
 from __future__ import annotations

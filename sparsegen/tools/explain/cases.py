@@ -15,8 +15,9 @@ import numpy as np
 
 from sparsegen.backends.interface import Backend, Host
 
-from ...diffusion import samplers
-from ...diffusion.samplers import START, Step
+from ...diffusion import seeds
+from ...diffusion.samplers import Step
+from ...diffusion.seeds import START
 from ...editing.door import Result
 from ...editing.session import Session
 from ...engine.stats import StepRecord
@@ -161,7 +162,7 @@ def step_inputs(case: Case, session: SDEdit, previews: Previews, step: int) -> t
     settings, model = session.settings, case.model
     assert model.diffusion is not None
     ends = [case._encoded(image) for image in (case.original, case.applied)]
-    noise = samplers.noise(settings.seed, START, ends[0].shape)
+    noise = seeds.noise(settings.seed, START, ends[0].shape)
     schedule, now = settings.noise_schedule(), session.times[step]
     before, after = (schedule.noised(image, noise, now) for image in ends)
     region = dilate(case.difference, session.margin)

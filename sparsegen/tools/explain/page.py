@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from sparsegen.backends.interface import Host
 
 from ...engine.stats import megabytes
 from ...errors import InputError
+from ..page import embedded
 from .cases import region_psnr
 from .findings import Findings
 from .forward import Layer
@@ -34,9 +34,7 @@ def page(explained: Findings) -> str:
     """The document. Raises InputError: matplotlib is not installed."""
     static = files(__package__) / "static"
     text = {name: (static / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    # "</script>" in a string would end the script
-    data = json.dumps(_data(explained), allow_nan=False).replace("<", "\\u003c")
-    parts = {"style": text["css"], "script": text["js"], "data": data}
+    parts = {"style": text["css"], "script": text["js"], "data": embedded(_data(explained))}
     document = text["html"]
     for name, part in parts.items():
         document = document.replace("{{" + name + "}}", part)
