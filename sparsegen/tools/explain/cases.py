@@ -16,7 +16,7 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 
 from ...diffusion import seeds
-from ...diffusion.samplers import Step
+from ...diffusion.registry import Step
 from ...diffusion.seeds import START
 from ...editing.door import Result
 from ...editing.session import Session
