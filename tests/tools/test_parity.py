@@ -640,7 +640,37 @@ def test_layers_are_named_by_hand_and_the_module_called_by_hand(tmp_path: Path) 
     # the residual of the block, and the output, need no name
     assert compared == ["conv_in", "down.1.attn.0.proj_out", "mid.block_1.conv2", "conv_out"]
     assert found.agrees
-    assert "layers have no counterpart" in found.verdict()
+    assert "Without counterpart: 50 layers, the first temb" in found.verdict()
+
+
+def test_a_layer_that_pytorch_computes_without_its_module_is_listed_as_missing(tmp_path: Path) -> None:
+    net = ddpm()
+    model = saved(net, tmp_path / "net.pth")
+
+    def functional(self: Any, x: Any) -> Any:
+        h = self.norm(x)
+        q = F.conv2d(h, self.q.weight, self.q.bias)
+        return x + self.proj_out(torch_ddpm.attend(q, self.k(h), self.v(h), heads=1))
+
+    forward_of(net.mid.attn_1, functional)
+    found = sparsegen.parity(model, net, noise(1, 16, 16, 3), timestep=1.0, backend="reference")
+    assert {each.path: each.missing for each in found.layers if each.missing} == {
+        "mid.attn_1.q": "PyTorch does not call mid.attn_1.q"
+    }
+    (reader,) = (each for each in found.layers if each.ours)
+    assert (reader.path, reader.ours) == ("mid.attn_1.attend", ("mid.attn_1.q",))
+    assert found.agrees and "~ mid.attn_1.attend" in found.table()
+    assert "Without counterpart: 1 layer, the first mid.attn_1.q" in found.verdict()
+
+
+def test_a_module_that_is_called_twice_is_compared_by_its_first_call(tmp_path: Path) -> None:
+    net = ddpm()
+    model = saved(net, tmp_path / "net.pth")
+    forward_of(net.mid.attn_1, lambda self, x: (type(self).forward(self, x), type(self).forward(self, x))[0])
+    found = sparsegen.parity(model, net, noise(1, 16, 16, 3), timestep=1.0, backend="reference")
+    assert found.agrees
+    (layer,) = (each for each in found.layers if each.path == "mid.attn_1.q")
+    assert layer.remark == "PyTorch calls mid.attn_1.q more than once; the first call is compared"
 
 
 def test_a_module_is_left_as_it_was(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from .report import Parity
 
 __all__ = ["TOLERANCE", "Parity", "Reference", "parity", "record"]
 
-TOLERANCE = 5e-6
-"""The relative error up to which a layer's own difference is rounding: float32 sums of some thousand products, in
-another order and by Winograd's transforms (measured 2e-6)."""
+TOLERANCE = 1e-5
+"""The relative error up to which a layer's own difference is rounding: float32 sums in another order and by Winograd's
+transforms (measured 2e-6 of a few hundred products, 5e-6 of the 9216 of GauGAN's widest layers)."""
 
 
 def parity(

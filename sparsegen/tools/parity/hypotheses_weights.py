@@ -73,9 +73,9 @@ def _of_spectral_norm(
     factor = theirs[0] / ours[0]
     if abs(factor - 1) > 1e-4:
         text = (
-            f"the weight is {factor:.4g} times the model's: no spectral norm"
+            f"the weight is {factor:.4g} times the model's, as without a spectral norm"
             if factor > 1
-            else f"the model's weight is {1 / factor:.4g} times the reference's: not divided by its spectral norm"
+            else f"the weight is the model's divided by {1 / factor:.4g}, as by a spectral norm that the model lacks"
         )
         yield Hypothesis("spectral norm", text, scaled(np.float32(factor)))
 

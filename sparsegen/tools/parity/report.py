@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...engine.stats import counted
 from ..page import Section, page, table, text
 from .causes import Cause
 from .difference import Difference
@@ -126,7 +127,8 @@ class Parity:
         missing = [each for each in self.layers if each.missing]
         if missing:
             lines.append(
-                f"{len(missing)} layers have no counterpart, the first {missing[0].path}: {missing[0].missing}."
+                f"Without counterpart: {counted(len(missing), 'layer')}, the first {missing[0].path} "
+                f"({missing[0].missing})."
             )
         return " ".join(lines)
 
