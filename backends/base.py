@@ -50,6 +50,17 @@ def weight_of(statistics: float, share: float) -> float:
     return statistics + (1 - statistics) * share
 
 
+def coded_moments(xp: Any, codes: Array, rows: Array) -> tuple[Array, Array]:
+    """`Backend.coded_moments` of arrays of `xp`."""
+    values, each = rows.astype(np.float64), codes.reshape(len(codes), -1)
+    share = xp.stack([xp.bincount(of_sample, minlength=len(rows)) for of_sample in each])
+    share = share[:, :, None] / each.shape[1]  # [N, R, 1]
+    mean = (share * values).sum(1)
+    off = values - mean[:, None]
+    variance = (share * off * off).sum(1)
+    return mean.astype(np.float32), variance.astype(np.float32)
+
+
 class ImmediateWatch(Watch):
     """A watch that checks at each call and keeps the first value that is not finite."""
 
@@ -142,6 +153,9 @@ class PortableBackend(Backend):
         check_own_pixels(None, source)
         v = self._read_images(source, self.xp.arange(source.shape[0])).astype(np.float64)
         return v.mean((1, 2)).astype(np.float32), v.var((1, 2)).astype(np.float32)
+
+    def coded_moments(self, codes: Array, rows: Array) -> tuple[Array, Array]:
+        return coded_moments(self.xp, codes, rows)
 
     def second_moments(self, mean: Array, variance: Array) -> MomentPair:
         mean, variance = mean.astype(np.float64), variance.astype(np.float64)
@@ -321,6 +335,10 @@ class PortableBackend(Backend):
         for start in range(0, len(windows), 256):
             taps = self.upload(windows[start : start + 256])
             rows = self.xp.where(taps[..., None] >= 0, table[taps], np.float32(0))  # [R, k * k, I]
+            if weights.geometry.groups > 1:  # depthwise: packed is [I, k * k, 1]
+                y = (rows * weights.packed[..., 0].T).sum(1)
+                out[start : start + 256] = y if weights.bias is None else y + weights.bias
+                continue
             y = self.linear(rows.reshape(len(taps), -1), weights.packed[0].T, weights.bias)
             out[start : start + 256] = y
 

@@ -468,6 +468,13 @@ class Backend(ABC):
         """Mean and biased variance of each channel over all pixels of a sample: two float32 `[N, C]`."""
 
     @abstractmethod
+    def coded_moments(self, codes: Array, rows: Array) -> tuple[Array, Array]:
+        """`channel_moments` of pixels that are rows of a table: pixel p has the values `rows[codes[p]]`.
+
+        `codes` is int32 `[N, H, W, 1]`, `rows` `[R, C]`; two float32 `[N, C]`, summed in float64.
+        """
+
+    @abstractmethod
     def second_moments(self, mean: Array, variance: Array) -> MomentPair:
         """The means of v and of v² of channels, two float64 `[N, C]`, from their float32 means and variances."""
 
@@ -608,7 +615,8 @@ class Backend(ABC):
         """A convolution's value for each window of codes: `out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`.
 
         `out` is `[R, O]`; `windows` int32 `[R, k * k]`, -1 for 0; `table` `[V, I]`; `weights` were prepared for an
-        output of `size` (1, 1). A row's bits do not depend on the other rows.
+        output of `size` (1, 1), of one group or (if the backend has `codebooks`) depthwise, where W[t] is a diagonal
+        matrix. A row's bits do not depend on the other rows.
         """
 
     # -- tiles and masks ---------------------------------------------------------------------------------

@@ -112,6 +112,10 @@ class ShapesBackend(Backend):
     def second_moments(self, mean: Array, variance: Array) -> MomentPair:
         return self.alloc(mean.shape, dtype="float64"), self.alloc(mean.shape, dtype="float64")
 
+    def coded_moments(self, codes: Array, rows: Array) -> tuple[Array, Array]:
+        shape = (len(codes), int(rows.shape[1]))
+        return self.alloc(shape), self.alloc(shape)
+
     def join_channels(self, arrays: Sequence[Array]) -> Array:
         return self.alloc((len(arrays[0]), sum(int(array.shape[1]) for array in arrays)))
 

@@ -71,9 +71,8 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 _GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../bench/street.py). Every timed
 edit is new to the session. SIGE keeps 1,098 MB of activations for the same model."""
 
-_GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Gamma and
-beta come from separable convolutions with instance norms, so they have canvases. Under `paper` the three lowest blocks
-are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit."""
+_GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
+`paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit."""
 
 _STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
 `sparsegen edit` computes the original and the edit, the PyTorch process one image. `bench.startup` times the

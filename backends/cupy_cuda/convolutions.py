@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..interface import (
     Activation,
     Array,
@@ -47,6 +49,9 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         size: tuple[int, int] | None = None,
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
+        if size == (1, 1) and is_depthwise(geometry):  # `convolve_windows` takes one group
+            weight = np.eye(groups, dtype=np.float32)[:, :, None, None] * weight
+            return self.prepare_conv(weight, bias, stride=stride, padding=padding, size=size)
         algorithm = self.conv_layout(geometry, size)
         if algorithm == "winograd":
             packed = winograd_weights(weight)

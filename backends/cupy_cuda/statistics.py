@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from ..base import coded_moments
 from ..interface import TILE, Array, MomentPair, Source, Tiles
 from .combined import Combining
 from .launching import PIXELS
@@ -38,6 +39,11 @@ class Statistics(Combining):
         self._launch("moments_of_parts", (parts, blocks, samples), **arguments)
         self._launch("moments", (1, blocks, samples), **arguments)
         return mean, variance
+
+    def coded_moments(self, codes: Array, rows: Array) -> tuple[Array, Array]:
+        # on the host: sessions on a card keep no codebooks, and those that moved here measured elsewhere
+        mean, variance = coded_moments(np, self.download(codes), self.download(rows))
+        return self.upload(mean), self.upload(variance)
 
     def join_channels(self, arrays: Sequence[Array]) -> Array:
         if len(arrays) == 1:

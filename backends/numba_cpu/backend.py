@@ -204,6 +204,9 @@ class NumbaBackend(HostBackend):
             source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
         return moments.launch_moments(self._launcher, source.shape[0], reading(source))
 
+    def coded_moments(self, codes: Array, rows: Array) -> tuple[Array, Array]:
+        return moments.launch_of_rows(self._launcher, codes, rows)
+
     def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
         return moments.launch_sum_change(self._launcher, canvas, tiles, *_old_values(old))
 
@@ -316,7 +319,8 @@ class NumbaBackend(HostBackend):
 
     def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
         packed: _Packed = weights.packed
-        codebooks.launch(self._launcher, out, windows, table, packed.values, weights.bias)
+        launch = depthwise.launch_windows if packed.algorithm == "depthwise" else codebooks.launch
+        launch(self._launcher, out, windows, table, packed.values, weights.bias)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 

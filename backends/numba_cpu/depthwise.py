@@ -2,7 +2,7 @@
 
     out[y, x, c] = Σ_i,j weight[c, i, j] · in[y · stride + i - top, x · stride + j - left, c]
 
-Vectors run along channels.
+Vectors run along channels. Of windows of codes (`codebooks.py`), `in` is a row of a table.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 from numba.types import float32, int64, void
 
 from ..interface import TILE, Array, Host
+from .arrays import flat, writable
+from .copies import FLOATS
 from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_tiles
 from .jit import inline, kernel
@@ -20,12 +22,14 @@ from .launch import Launcher
 from .packing import Packed
 from .reading import READING, Reading, is_canvas, read_window
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, fma, load, splat, store
+from .simd import WIDTH, fma, load, load_some, splat, store, store_some
 from .sizes import ceil_div, whole_vectors
 from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
 BATCH = 8
 """Tiles in a batch, at most."""
+ROWS = 256
+"""Windows of codes in a batch."""
 
 
 def prepare(weight: Host) -> Array:
@@ -121,6 +125,38 @@ def convolve(
             read_window(source, n, y, x, rows, columns, scratch, window, pixel, line)
         _multiply(values, window, line, pixel, g, weights, scratch, at.sums)
         write_tile(out, tiles, t, 0, out.channels, scratch, at.sums, pixel, at.residual)
+
+
+@kernel(void(COUNTER, int64, int64, TILES, FLOATS, FLOATS, FLOATS, FLOATS))
+def convolve_windows(
+    counter: Any, items: int, batch: int, windows: Any, table: Any, weights: Any, bias: Any, out: Any
+) -> None:
+    """`out[r] = bias + Σ_taps weights[tap] · table[windows[r, tap]]`, a code of -1 adding nothing.
+
+    Items are batches of windows.
+    """
+    rows, taps = windows.shape
+    channels = len(out) // rows
+    pixel = whole_vectors(channels)
+    for r in take_tiles(counter, items, batch, rows):
+        for c in range(0, channels, WIDTH):
+            some = min(WIDTH, channels - c)
+            v = load(bias, c)
+            for tap in range(taps):
+                code = np.int64(windows[r, tap])
+                if code >= 0:
+                    v = fma(load_some(table, code * channels + c, some), load(weights, tap * pixel + c), v)
+            store_some(out, r * channels + c, v, some)
+
+
+def launch_windows(
+    launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array
+) -> None:
+    """Convolve windows of codes: `out` `[R, C]`, `windows` `[R, taps]`, `table` `[V, C]`."""
+    if len(windows):
+        windows, to = np.ascontiguousarray(windows, np.int32), writable(out)
+        args = (ROWS, windows, flat(table), weights.floats, bias, to)
+        launcher.run(convolve_windows, ceil_div(len(out), ROWS), args, 0, 2.0 * windows.shape[1] * out.size)
 
 
 def launch(

@@ -189,6 +189,49 @@ def launch_moments(launcher: Launcher, samples: int, source: Reading) -> tuple[A
     return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
 
 
+# -- of a table's rows -----------------------------------------------------------------------
+
+
+@kernel(void(COUNTER, int64, FLOATS, FLOATS, int64, float64[::1]))
+def of_rows(counter: Any, items: int, rows: Any, counts: Any, channels: int, sums: Any) -> None:
+    """The mean of rows `[R, C]` of which there are so many, `counts` `[N, R]`, and of (rows - mean)²: `[N, 2, V]`.
+
+    V is the channels in whole vectors; items are vectors of a sample's channels.
+    """
+    pixel, count = whole_vectors(channels), len(rows) // channels
+    vectors = pixel // WIDTH
+    for item in take_items(counter, items):
+        n, c = item // vectors, item % vectors * WIDTH
+        some = min(WIDTH, channels - c)
+        pixels = 0.0
+        for r in range(count):
+            pixels += np.float64(counts[n * count + r])
+        mean = 2 * n * pixel + c
+        for i in range(WIDTH):
+            sums[mean + i] = 0.0
+        for to in (mean, mean + pixel):
+            about, total = load_doubles(sums, mean), extend(splat(0.0))
+            for r in range(count):
+                off = extend(load_some(rows, r * channels + c, some)) - about
+                many = extend(splat(counts[n * count + r]))
+                total = total + many * (off if to == mean else off * off)
+            store_doubles(sums, to, total)
+            for i in range(WIDTH):
+                sums[to + i] /= pixels
+
+
+def launch_of_rows(launcher: Launcher, codes: Array, rows: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of pixels that are rows by their codes `[N, H, W, 1]`: two float32 `[N, C]`."""
+    samples, (count, channels) = len(codes), rows.shape
+    # float32 is exact up to 2^24 pixels, and then rounds by less than the sums do
+    counts = np.stack([np.bincount(each.ravel(), minlength=count) for each in codes]).astype(np.float32)
+    pixel = whole_vectors(channels)
+    sums = np.empty((samples, 2, pixel))
+    args = (flat(rows), counts.ravel(), channels, sums.ravel())
+    launcher.run(of_rows, samples * pixel // WIDTH, args, 0, 8.0 * samples * count * channels)
+    return sums[:, 0, :channels].astype(np.float32), sums[:, 1, :channels].astype(np.float32)
+
+
 # -- after an edit ---------------------------------------------------------------------------
 
 GROUP, CHUNK = 64, 64

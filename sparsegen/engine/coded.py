@@ -7,20 +7,20 @@ depends on such a window alone is computed once for each of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparsegen.backends.interface import Array, Host, Position, Tiles, WindowSet
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, ShapeError
 from ..tiling.tiles import strip
 from ..tiling.windows import Read, Window
 from .codebook import Codebook, codebook_path
-from .feature import Feature
+from .feature import Feature, concat
 from .finite import not_finite
 from .memory import Memory
-from .run import Run
+from .run import Affine, NormStep, Run
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,16 @@ class Coded:
     path: str
     """The path of the layer whose values these are."""
     channels: int
+    affine: Affine | None = None
+    """A pending norm's scale and shift, `[1, C]`."""
+    copies: int = 1
+    """How often the layer's values stand side by side."""
 
     @property
     def rows(self) -> Array:
-        """float32 `[R, C]`, as the present run has them."""
+        """float32 `[R, C]`, as the present run has them, before the pending norm."""
         table = self.codebook.tables[self.path]
-        return table.rows[: table.count]
+        return self.run.backend.join_channels([table.rows[: table.count]] * self.copies)
 
     @property
     def run(self) -> Run:
@@ -54,12 +58,45 @@ class Coded:
 
     @property
     def modulation(self) -> tuple[Array, Array]:
-        """The rows, and the codes that choose among them."""
+        """The rows, and the codes that choose among them. Raises ShapeError: a norm is pending."""
+        if self.affine is not None:
+            raise ShapeError("a modulation needs a feature without pending work")
         return self.rows, self.codes.parts[0].array
 
     def reads(self, window: Window) -> list[Read]:
         """The canvases that a layer depends on if it reads this through `window`."""
         return self.codes.reads(window)
+
+
+def twice(x: Feature | Coded) -> Feature | Coded:
+    """`x` read twice, side by side: `[N, H, W, 2C]`."""
+    if isinstance(x, Feature):
+        return concat(x, x)
+    return replace(x, copies=2 * x.copies, channels=2 * x.channels)
+
+
+def measured(path: str, x: Coded, affine: Callable[[Array, Array], tuple[Array, Array]]) -> Coded:
+    """`x` with a norm pending, of the moments that the dense run measures; no edit changes them. The norm is at `path`.
+
+    `affine(mean, variance)` is the scale and shift, from the mean and variance of each channel, two `[1, C]`.
+
+    Raises
+    ------
+    ShapeError
+        The batch has several samples: each has moments of its own, and rows are shared by all.
+    """
+    run, codes = x.run, x.codes.parts[0]
+    if codes.shape[0] != 1:
+        raise ShapeError(f"{path}: rows are normalised for one sample, not for {codes.shape[0]}")
+    norm = Affine(None, None)
+
+    def set_affine() -> None:
+        norm.scale, norm.shift = run.once_per_base(
+            path, lambda: affine(*run.backend.coded_moments(codes.array, x.rows))
+        )
+
+    run.do(NormStep(set_affine, (codes,)))
+    return replace(x, affine=norm)
 
 
 def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int]) -> Feature:

@@ -310,7 +310,12 @@ class Run:
     # -- norms -------------------------------------------------------------------------------------------
 
     def norm(
-        self, path: str, parts: tuple[Canvas, ...], affine: Callable[[Array, Array], tuple[Array, Array]]
+        self,
+        path: str,
+        parts: tuple[Canvas, ...],
+        affine: Callable[[Array, Array], tuple[Array, Array]],
+        *,
+        follows: bool = True,
     ) -> Affine:
         """The scale and shift of a norm of canvases that are read side by side, by their moments.
 
@@ -323,6 +328,8 @@ class Run:
             The norm's path.
         affine
             `affine(mean, variance)` is the scale and shift, from the mean and variance of each channel, two `[N, C]`.
+        follows
+            False: every edit uses the dense run's, whatever the plan.
 
         Raises
         ------
@@ -334,17 +341,20 @@ class Run:
         norm = Affine(None, None)
 
         def set_affine() -> None:
-            known = self.once_per_base(path, lambda: affine(*self._moments(parts)))
-            if self.plan.statistics and any(part.changed.count for part in parts):
+            known = self.once_per_base(path, lambda: affine(*self._moments(parts, follows)))
+            if follows and self.plan.statistics and any(part.changed.count for part in parts):
                 known = affine(*self._moments(parts))
             norm.scale, norm.shift = known
 
         self.do(NormStep(set_affine, parts))
         return norm
 
-    def _moments(self, parts: Sequence[Canvas]) -> tuple[Array, Array]:
-        """Mean and variance of each channel of canvases that are read side by side, two `[N, C]`."""
-        moments = self.memory.moments
+    def _moments(self, parts: Sequence[Canvas], follows: bool = True) -> tuple[Array, Array]:
+        """Mean and variance of each channel of canvases that are read side by side, two `[N, C]`.
+
+        `follows`: they are kept, and edits follow them.
+        """
+        moments = self.memory.moments if follows else {}
         for part in parts:
             if part.path not in moments:
                 self._fetch_whole(part)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
 
 from sparsegen.backends.interface import (
+    TILE,
     Activation,
     Array,
     Backend,
@@ -63,10 +64,11 @@ class Conv2d(Layer):
         shift: Array | None = None,
         residual: Feature | None = None,
         activation: Activation = "identity",
+        also: Sequence[Read] = (),
     ) -> Feature: ...
 
     @overload
-    def __call__(self, x: Feature | Coded) -> Feature | Coded: ...
+    def __call__(self, x: Feature | Coded, *, also: Sequence[Read] = ()) -> Feature | Coded: ...
 
     def __call__(
         self,
@@ -75,15 +77,19 @@ class Conv2d(Layer):
         shift: Array | None = None,
         residual: Feature | None = None,
         activation: Activation = "identity",
+        also: Sequence[Read] = (),
     ) -> Feature | Coded:
         """`activation(conv(x) + bias + shift + residual)`; `shift` is `[1 or N, O]`.
 
+        `also`: reads that make tiles active beside the layer's own, as of the layers that SIGE computes in one block.
+        (A coded feature's rows are computed for the tiles of its codes.)
+
         A coded feature gives a coded feature: one row of values for each window, computed once. It takes no shift,
-        residual or activation, and the size stays the same.
+        residual or activation, the size stays the same, and the convolution is 1×1, depthwise or of one group.
         """
         if isinstance(x, Coded):
             return self._by_window(x)
-        run, shape, reads = x.run, self._shape(x), self._reads(x)
+        run, shape, reads = x.run, self._shape(x), [*self.reads(x), *also]
         if residual is not None and residual.shape != shape:
             raise ShapeError(f"{self.path}: the residual is {residual.shape}, the output {shape}")
         if residual is not None:
@@ -122,7 +128,8 @@ class Conv2d(Layer):
             raise ShapeError(f"{self.path}: expected {g.inputs} input channels, got {c}")
         return n, *g.output_size(h, w), g.outputs
 
-    def _reads(self, x: Feature) -> list[Read]:
+    def reads(self, x: Feature | Coded) -> list[Read]:
+        """What the layer reads of `x`, through its window."""
         g = self.geometry
         return x.reads(Window(g.kernel[0], g.stride, g.padding[0], g.padding[2]))
 
@@ -134,24 +141,46 @@ class Conv2d(Layer):
         g, run = self.geometry, x.run
         _, h, w, c = x.shape
         k = g.kernel[0]
+        grouped = g.groups not in (1, g.inputs) or g.groups not in (1, g.outputs)
         if (
             g.stride != 1
-            or g.groups != 1
             or g.kernel != (k, k)
             or g.padding != (k // 2,) * 4
             or c != g.inputs
+            or (k > 1 and (grouped or x.affine is not None))
         ):
             raise ShapeError(
-                f"{self.path}: {g} cannot read a coded feature of {c} channels; expected {c} inputs, stride 1, one "
-                "group, and a padding that keeps the size"
+                f"{self.path}: {g} cannot read a coded feature of {c} channels; expected {c} inputs, stride 1, a "
+                "padding that keeps the size, and, but for 1×1, one group or one for each channel and no norm pending"
             )
         weights = _laid_out(run, self.path, self.geometry, self._prepare, (1, 1))
+        if k == 1:
+            return self._by_row(x, weights)
 
         def fill(rows: Array, windows: Host) -> None:
             run.backend.convolve_windows(rows, windows, x.rows, weights)
 
         codes = encode(x.codes, kernel=k, size=(h, w))
         return tabulate(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
+
+    def _by_row(self, x: Coded, weights: ConvWeights) -> Coded:
+        """A 1×1 convolution of a table's rows; the codes stay."""
+        run, outputs = x.run, self.geometry.outputs
+
+        def fill(rows: Array, windows: Host) -> None:
+            known = x.rows[len(x.rows) - len(rows) :]
+            scale, shift = (None, None) if x.affine is None else (x.affine.scale, x.affine.shift)
+            # rows as pixels of whole tiles, and those left over: a tile's bits do not depend on the others
+            whole = len(rows) // TILE**2 * TILE**2
+            for some, width in ((slice(0, whole), TILE), (slice(whole, None), 1)):
+                out = rows[some].reshape(1, -1, width, outputs)
+                if len(out[0]):
+                    source = Source(
+                        (known[some].reshape(1, -1, width, x.channels),), scale=scale, shift=shift
+                    )
+                    run.backend.conv2d(out, TileSet.full(*out.shape[:3]).tiles, source, weights)
+
+        return tabulate(self.path, x.codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend, size: tuple[int, int]) -> ConvWeights:
         g = self.geometry

@@ -5,8 +5,11 @@ A layer norm leaves its statistics pending too: they are those of each pixel.
 
 from __future__ import annotations
 
+from typing import overload
+
 from sparsegen.backends.interface import Array, Backend
 
+from ..engine.coded import Coded, measured
 from ..engine.feature import Feature
 from ..engine.run import Affine
 from ..errors import ShapeError
@@ -30,18 +33,33 @@ class BatchNorm(Layer):
 
 
 class InstanceNorm(Layer):
-    """Instance norm without affine parameters; the statistics are measured in the dense run (see `Run.norm`)."""
+    """Instance norm without affine parameters; the statistics are measured in the dense run (see `Run.norm`).
 
-    def __init__(self, *, eps: float = 1e-5) -> None:
-        self.eps = eps
+    A norm that does not `follow` edits keeps them, whatever the policy; only such a norm takes coded features.
+    """
 
-    def __call__(self, x: Feature) -> Feature:
+    def __init__(self, *, eps: float = 1e-5, follows: bool = True) -> None:
+        self.eps, self.follows = eps, follows
+
+    @overload
+    def __call__(self, x: Feature) -> Feature: ...
+
+    @overload
+    def __call__(self, x: Feature | Coded) -> Feature | Coded: ...
+
+    def __call__(self, x: Feature | Coded) -> Feature | Coded:
         backend, channels = x.run.backend, x.shape[3]
 
         def affine(mean: Array, variance: Array) -> tuple[Array, Array]:
             return backend.norm_affine(mean, variance, groups=channels, eps=self.eps)
 
-        return x.normalised(x.run.norm(self.path, x.parts, affine))
+        if isinstance(x, Coded):
+            if self.follows:
+                raise ShapeError(
+                    f"{self.path}: statistics that follow edits need a canvas, not a coded feature"
+                )
+            return measured(self.path, x, affine)
+        return x.normalised(x.run.norm(self.path, x.parts, affine, follows=self.follows))
 
 
 class GroupNorm(Layer):

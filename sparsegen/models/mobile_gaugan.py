@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..checks import whole_number
-from ..engine.feature import Feature, Modulation, concat
+from ..engine.coded import Coded, twice
+from ..engine.feature import Feature, Modulation
 from ..errors import InputError
 from ..layers import BatchNorm, Conv2d, InstanceNorm, LabelConv, Layer
 from ..tiling.policies import Paper
@@ -76,21 +77,27 @@ class SeparableGammaBeta(Layer):
     """Gamma and beta by a separable convolution each: depthwise, instance norm, pointwise; computed side by side.
 
     The hidden channels are read twice. Of the depthwise convolution's outputs the first half makes gamma, the second
-    beta, so the pointwise one has two groups.
+    beta, so the pointwise one has two groups. The norm's statistics are those of the original in every edit.
     """
 
     def __init__(self, hidden: int, channels: int) -> None:
         self.depthwise = Conv2d(2 * hidden, 2 * hidden, groups=2 * hidden)
-        self.norm = InstanceNorm()
+        self.norm = InstanceNorm(follows=False)
         self.pointwise = Conv2d(2 * hidden, 2 * channels, 1, groups=2)
 
-    def __call__(self, hidden: Feature) -> Feature:
+    def __call__(self, hidden: Feature | Coded) -> Feature | Coded:
         """`[N, H, W, hidden]` → `[N, H, W, 2 * channels]`."""
-        return self.pointwise(self.norm(self.depthwise(concat(hidden, hidden))))
+        hidden = twice(hidden)
+        # both convolutions recompute the same tiles under `paper` too, as SIGE does
+        return self.pointwise(self.norm(self.depthwise(hidden)), also=self.depthwise.reads(hidden))
 
 
 class MobileSPADE(SpatiallyAdaptiveNorm):
-    """A SPADE whose gamma and beta also depend on the whole label map, through the statistics of instance norms."""
+    """A SPADE whose gamma and beta depend on the 5×5 labels around a pixel, and on the statistics of the original.
+
+    So one image has a row of them for each window of labels. In a batch each image has statistics of its own, which
+    rows that all images share cannot have: there gamma and beta have canvases.
+    """
 
     def __init__(self, channels: int, hidden: int, labels: int) -> None:
         self.norm = BatchNorm(channels)
@@ -98,7 +105,8 @@ class MobileSPADE(SpatiallyAdaptiveNorm):
         self.mlp_gamma_beta = SeparableGammaBeta(hidden, channels)
 
     def gamma_beta(self, labels: Feature, *, size: tuple[int, int]) -> Modulation:
-        return self.mlp_gamma_beta(self.mlp_shared(labels, size=size, activation="relu"))
+        by_window = labels.shape[0] == 1
+        return self.mlp_gamma_beta(self.mlp_shared(labels, size=size, activation="relu", by_window=by_window))
 
 
 class MobileGauGAN(SPADEGenerator):

@@ -186,7 +186,8 @@ def convolve(
     backend: Backend, windows: Host, table: Host, weight: Host, bias: Host | None, put: Callable[[Host], Any]
 ) -> Host:
     half = weight.shape[2] // 2
-    weights = backend.prepare_conv(weight, bias, padding=(half,) * 4, size=(1, 1))
+    groups = len(weight) if weight.shape[1] == 1 < len(weight) else 1
+    weights = backend.prepare_conv(weight, bias, padding=(half,) * 4, size=(1, 1), groups=groups)
     out = backend.upload(np.full((len(windows), len(weight)), np.nan, np.float32))
     backend.convolve_windows(out, windows, put(table), weights)
     backend.synchronize()
@@ -220,6 +221,42 @@ def test_windows_are_convolved_each_on_its_own(
     assert_same_bits(convolve(backend, doubled, table, weight, bias, put)[:count], result)
     none = convolve(backend, windows, table, weight, None, put)
     check("conv2d", none, oracle - bias, largest=float(np.abs(oracle).max()))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("channels", [2, 8, 37, 128])
+def test_windows_are_convolved_channel_by_channel(backend: Backend, kernel: int, channels: int) -> None:
+    """A depthwise convolution, against float64; and a row has the same bits among others."""
+    rng = np.random.default_rng(kernel)
+    table, bias = normal(rng, 30, channels), normal(rng, channels)
+    weight = normal(rng, channels, 1, kernel, kernel, std=1 / kernel)
+    windows = rng.integers(-1, 30, (600, kernel * kernel), dtype=np.int32)
+    windows[0] = -1
+    parts = np.append(table, np.zeros((1, channels), np.float32), 0).astype(np.float64)[
+        windows
+    ]  # [R, taps, C]
+    oracle = np.einsum("rtc,ct->rc", parts, weight.reshape(channels, -1)) + bias
+    put = Uploads(backend)
+    result = convolve(backend, windows, table, weight, bias, put)
+    put.assert_untouched()
+    check("conv2d", result, oracle)
+    for chosen in (rng.permutation(600)[:50], np.array([7]), np.array([], int)):
+        assert_same_bits(convolve(backend, windows[chosen], table, weight, bias, put), result[chosen])
+    none = convolve(backend, windows, table, weight, None, put)
+    check("conv2d", none, oracle - bias, largest=float(np.abs(oracle).max()))
+
+
+@pytest.mark.parametrize("channels", [1, 8, 37, 128])
+def test_moments_of_rows_are_those_of_the_pixels(backend: Backend, channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    rows = normal(rng, 50, channels) + 3
+    codes = rng.integers(0, 40, (2, 9, 11, 1), dtype=np.int32)  # some rows are no pixel's
+    put = Uploads(backend)
+    mean, variance = (backend.download(each) for each in backend.coded_moments(put(codes), put(rows)))
+    put.assert_untouched()
+    pixels = rows[codes[..., 0]].astype(np.float64)
+    check("rounding", mean, pixels.mean((1, 2)))
+    check("rounding", variance, pixels.var((1, 2)))
 
 
 def test_more_windows_than_are_computed_at_a_time(backend: Backend) -> None:

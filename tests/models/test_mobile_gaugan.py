@@ -10,16 +10,28 @@ import pytest
 
 import sparsegen
 from sparsegen import Session
+from sparsegen.backends.interface import WindowSet
 from sparsegen.backends.reference import ReferenceBackend
-from sparsegen.errors import InputError
-from sparsegen.layers import LabelConv
+from sparsegen.backends.shapes import ShapesBackend
+from sparsegen.engine.allocator import BackendAllocator
+from sparsegen.engine.codebook import Codebook
+from sparsegen.engine.coded import Coded
+from sparsegen.engine.feature import Feature
+from sparsegen.engine.memory import Memory
+from sparsegen.engine.run import Run
+from sparsegen.errors import InputError, ShapeError
+from sparsegen.layers import InstanceNorm, LabelConv
 from sparsegen.models import MobileGauGAN, MobileGauGANConfig
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.masks import dilate
+from sparsegen.tiling.policies import Everything
+from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.profile import profile
-from tests.networks import computed_by_tiles, random_labels, random_mobile, repaint, values
+from tests.networks import assert_same, computed_by_tiles, random_labels, random_mobile, repaint, values
 from tests.tolerances import check
 
 SIZE = (64, 128)
+POLICIES = ("paper", "exact", "fast")
 
 
 # -- parity with PyTorch ---------------------------------------------------------------------------------
@@ -66,7 +78,8 @@ def test_every_layer_equals_pytorch(case: str, name: str, tmp_path: Path) -> Non
 
     rng = np.random.default_rng(4)
     with_edges = options["semantic_nc"] == 36
-    labels = random_labels(rng, (2, *options["size"]), classes=options["semantic_nc"] - with_edges)
+    samples = 1 + len(case) % 2  # in codebooks, where the backend has them, or in canvases
+    labels = random_labels(rng, (samples, *options["size"]), classes=options["semantic_nc"] - with_edges)
     conditions = {"instances": labels // 3} if with_edges else {}
     session = Session(model, parity.engine(name))
     parity.compare(session, net, labels, **conditions)
@@ -76,18 +89,19 @@ def test_every_layer_equals_pytorch(case: str, name: str, tmp_path: Path) -> Non
 # -- edits -----------------------------------------------------------------------------------------------
 
 
-def test_backends_agree_on_every_layer_and_edit(backend) -> None:
+@pytest.mark.parametrize("samples", [1, 2])
+def test_backends_agree_on_every_layer_and_edit(backend, samples: int) -> None:
     rng = np.random.default_rng(2)
-    model, labels = random_mobile(2), random_labels(rng, (2, *SIZE))
-    edits = [repaint(rng, labels) for _ in range(2)]
+    model, labels = random_mobile(2), random_labels(rng, (samples, *SIZE))
+    edits = [repaint(rng, labels) for _ in POLICIES]
     plain, other = Session(model, ReferenceBackend()), Session(model, backend)
     for session in (plain, other):
         session.run(labels)
-        for edited, policy in zip(edits, ("paper", "exact"), strict=True):
+        for edited, policy in zip(edits, POLICIES, strict=True):
             session.edit(edited, policy=policy)
     expected, found = values(plain), values(other)
-    assert found.keys() == expected.keys()
-    for path in found.keys() - {"conv_img"}:
+    assert {path for path in found if not path.startswith("windows.")} == expected.keys()
+    for path in expected.keys() - {"conv_img"}:
         check("backends, measured statistics", found[path], expected[path])
 
 
@@ -103,11 +117,50 @@ def test_an_exact_edit_equals_a_dense_run_with_the_statistics_of_the_original(ba
     assert np.array_equal(edited.output, dense.run(labels).output)
 
 
-def test_gamma_and_beta_lie_in_canvases(backend) -> None:
+def test_one_image_has_rows_of_gamma_and_beta_and_a_batch_canvases(backend) -> None:
+    path, rng = "up_3.norm_0.mlp_gamma_beta.pointwise", np.random.default_rng(0)
     session = Session(random_mobile(), backend)
-    session.run(random_labels(np.random.default_rng(0), SIZE))
-    assert not session.memory.codebooks
-    assert session.memory.canvases["up_3.norm_0.mlp_gamma_beta.pointwise"].shape == (1, *SIZE, 2 * 6)
+    for samples in (1, 2, 1):
+        session.run(random_labels(rng, (samples, *SIZE)))
+        tables = [table for book in session.memory.codebooks.values() for table in book.tables]
+        assert (path in tables) == (backend.codebooks and samples == 1)
+        assert (path in session.memory.canvases) == (path not in tables)
+    if backend.codebooks:
+        before = values(session)
+        session.edit(random_labels(rng, SIZE), policy="exact")
+        session.undo()
+        assert_same(values(session), before)
+
+
+def test_an_edit_that_adds_windows_equals_a_dense_run_with_its_statistics(backend) -> None:
+    """Rows that edits add are normalised with the statistics of the original, as those that the dense run made."""
+    rng = np.random.default_rng(8)
+    model, labels = random_mobile(8), random_labels(rng, SIZE)
+    sessions = [Session(model, backend) for _ in range(2)]
+    for session in sessions:
+        session.run(labels)
+    one, chain = sessions
+    edited = repaint(rng, repaint(rng, labels))
+    chain.edit(repaint(rng, labels), policy="exact")
+    for session in sessions:
+        session.edit(edited, policy="exact")
+    assert_same(values(one), values(chain))
+
+
+def test_rows_take_no_norm_that_follows_edits_and_none_of_a_batch() -> None:
+    def walked(samples: int, follows: bool) -> None:
+        run = Run(Memory(ShapesBackend(), BackendAllocator(ShapesBackend()), coded=True), Everything())
+        canvas = Canvas(
+            "labels", {"labels": np.zeros((samples, 8, 8, 1), np.int32)}, TileSet.full(samples, 8, 8)
+        )
+        codes = Feature(run, (canvas,))
+        x = Coded(codes, Codebook("labels.3.1", "labels", WindowSet(9)), "hidden", 4)
+        InstanceNorm(follows=follows)(x)
+
+    with pytest.raises(ShapeError, match=r"statistics that follow edits need a canvas"):
+        walked(1, True)
+    with pytest.raises(ShapeError, match=r"rows are normalised for one sample, not for 2"):
+        walked(2, False)
 
 
 # -- configurations --------------------------------------------------------------------------------------
