@@ -44,6 +44,17 @@ def test_threads_change_no_bit_of_any_primitive(eager: None) -> None:
     source = Source((normal(np.random.default_rng(0), 2, 40, 30, 21),))
     for a, b in zip(one.channel_moments(source), three.channel_moments(source), strict=True):
         assert_same_bits(a, b)
+    rng = np.random.default_rng(2)
+    rows, codes = normal(rng, 600, 45), rng.integers(0, 600, (2, 40, 30, 1), np.int32)
+    for a, b in zip(one.coded_moments(codes, rows), three.coded_moments(codes, rows), strict=True):
+        assert_same_bits(a, b)
+    windows, weight = rng.integers(-1, 600, (900, 9), np.int32), normal(rng, 45, 1, 3, 3)
+    convolved = []
+    for backend in (one, three):
+        weights = backend.prepare_conv(weight, None, padding=(1, 1, 1, 1), groups=45, size=(1, 1))
+        convolved.append(backend.alloc((900, 45)))
+        backend.convolve_windows(convolved[-1], windows, rows, weights)
+    assert_same_bits(*convolved)
     canvas, tiles = source.parts[0], all_tiles(2, 40, 30)
     old = normal(np.random.default_rng(1), len(tiles), 4, 4, 21)
     assert_same_bits(one.sum_change(canvas, tiles, old), three.sum_change(canvas, tiles, old))

@@ -17,7 +17,7 @@ from tests.cuda.backends import emulated  # noqa: E402  (below the skip)
 from tests.models import test_parity as gaugan  # noqa: E402  (needs PyTorch)
 from tests.models import test_parity_diffusion as diffusion  # noqa: E402  (needs PyTorch)
 from tests.networks import computed_by_tiles  # noqa: E402  (below the skip)
-from tests.oracles import torch_ddpm, torch_spade  # noqa: E402  (need PyTorch)
+from tests.oracles import torch_ddpm, torch_mobile_spade, torch_spade  # noqa: E402  (need PyTorch)
 from tests.oracles.torch_ddpm import UNet, watched  # noqa: E402  (below the skip)
 from tests.oracles.torch_pd import DistilledUNet  # noqa: E402  (below the skip)
 from tests.tolerances import check  # noqa: E402  (below the skip)
@@ -68,6 +68,15 @@ def test_every_layer_of_gaugan(options: dict[str, Any], tmp_path: Path, backend:
     z = {"z": rng.standard_normal((1, 16)).astype(np.float32)} if "z_dim" in options else {}
     gaugan.compare(session, net, labels, **z)
     assert computed_by_tiles(session)  # some by Winograd's transforms
+
+
+def test_every_layer_of_gan_compression(tmp_path: Path, backend: CudaBackend) -> None:
+    net = torch_mobile_spade.randomised(2)
+    torch.save(torch_mobile_spade.fused(net.state_dict()), tmp_path / "net.pth")
+    session = sparsegen.Session(sparsegen.load(tmp_path / "net.pth"), backend)
+    labels = np.random.default_rng(0).integers(0, 5, (1, 16, 32)).repeat(4, 1).repeat(4, 2)
+    gaugan.compare(session, net, labels)
+    assert computed_by_tiles(session)
 
 
 @pytest.mark.parametrize("family", SIZES)

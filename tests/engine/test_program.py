@@ -28,7 +28,12 @@ from tests.unets import (
     stroke,
 )
 
-LABELS = {"gaugan": random_gaugan, "gaugan, no codebooks": random_gaugan, "mobile": random_mobile}
+LABELS = {
+    "gaugan": random_gaugan,
+    "gaugan, no codebooks": random_gaugan,
+    "mobile": random_mobile,  # in canvases
+    "mobile, one image": random_mobile,  # in codebooks, where the backend has them
+}
 POLICIES: list[Policy] = [SPARSE, FAST, Exact(), Adaptive(0), Adaptive(0.05)]
 
 
@@ -49,7 +54,7 @@ def records(session: Session | SDEdit, edited: Host, policy: Policy, mask: Host 
     return [(layer.path, layer.active, layer.macs) for layer in layers]
 
 
-@pytest.fixture(params=["gaugan", "gaugan, no codebooks", "mobile", "ddpm", "pd"])
+@pytest.fixture(params=[*LABELS, "ddpm", "pd"])
 def kind(request) -> str:
     return request.param
 
@@ -59,7 +64,8 @@ def pair(kind: str, backend: Backend, storage: str) -> tuple[list[Session], list
     rng = np.random.default_rng(3)
     model: SPADEGenerator | UNet
     if kind in LABELS:
-        model, inputs = LABELS[kind](), [random_labels(rng, (2, 32, 64))]
+        samples = 1 if kind.endswith("one image") else 2
+        model, inputs = LABELS[kind](), [random_labels(rng, (samples, 32, 64))]
         inputs += [repaint(rng, inputs[0]) for _ in POLICIES]
     else:
         model, inputs = FAMILIES[kind](), [noisy(rng, (16, 24), 2)]
