@@ -115,6 +115,8 @@ THIRD_PARTIES = {
     "tests/oracles/diffusers_networks.py": {"diffusers", "transformers"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
     "bench/similarity.py": {"numpy", "skimage"},
+    "bench/learned.py": {"numpy", "torch", "lpips", "cleanfid"},
+    "bench/cluster.py": {"distributed"},
     "bench/torch_latent.py": {"numpy", "torch", "PIL", "diffusers", "transformers"},
 }
 
