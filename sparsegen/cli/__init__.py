@@ -29,7 +29,21 @@ from .profiling import profile
 from .sampling import sample
 from .streams import lasting_streams
 
-_ALL = (demo, edit, undo, redo, generate, sample, explain, profile, parity, inspect, convert, backends, warmup)
+_ALL = (
+    demo,
+    edit,
+    undo,
+    redo,
+    generate,
+    sample,
+    explain,
+    profile,
+    parity,
+    inspect,
+    convert,
+    backends,
+    warmup,
+)
 COMMANDS = {function.__name__: function for function in _ALL}
 REPORTS = {"inspect", "profile", "parity", "backends"}
 """Commands whose only result is printed."""
