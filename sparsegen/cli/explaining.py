@@ -12,7 +12,7 @@ from sparsegen.weights import builtin
 from .. import images
 from ..errors import InputError
 from ..images import Palette
-from ..loading import load
+from ..loading import load_bundle
 from ..models.base import Model
 from ..tools.explain import explain as explain_edit
 from .console import check_writable, out, progress_bars
@@ -99,15 +99,20 @@ def explain(
     check_writable(output, inputs=given)
     engine_backend = open_backend(backend, threads, direct, weights)
     known = builtin.get(model)
+    bundle = load_bundle(model, **parse_settings(settings))
+    if len(bundle.models) > 1:
+        raise InputError(
+            f"{model}: holds {', '.join(bundle.models)}; edits of GauGANs and of diffusion models of images are "
+            "explained, not yet those of Stable Diffusion"
+        )
+    loaded = bundle.model
     if original is None or edited is None:
         if original is not None or edited is not None or mask is not None or known is None:
             raise InputError(
-                "explain: give --original and --edited; without both, the example of a built-in model is explained "
-                f"({', '.join(builtin.names())})"
+                "explain: give --original and --edited; without files, the example of a built-in model is explained"
             )
         example = known.examples[0]
         original, edited = example.original, example.edits[0].path
-    loaded = load(model, **parse_settings(settings))
     first, second, masked = _read(loaded, known, original, edited, mask, Fit.parse(crop, resize))
     options: dict[str, Any] = {"steps": steps, "noise_level": noise_level, "seed": seed}
     options = {name: value for name, value in options.items() if value is not None}

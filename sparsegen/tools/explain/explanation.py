@@ -99,6 +99,8 @@ def explain(
     """
     check_inputs(model, original, edited)
     page.check_plots()
+    if step is not None and model.diffusion is None:
+        raise InputError(f"step is {step}; only an edit of a diffusion model has steps")
     said = progress or (lambda _: None)
     original, edited = np.asarray(original), np.asarray(edited)
     chosen = ("paper" if model.diffusion is None else "fast") if policy is None else policy
@@ -131,8 +133,6 @@ def explain(
                 for each in zip(result.stats.steps, previews.images, dense_previews.images, strict=True)
             ]
         else:
-            if step is not None:
-                raise InputError(f"step is {step}; only an edit of a diffusion model has steps")
             number, steps, policy_of_step = None, [], case.policy
             before = model.encode(original, **conditions)
             after = model.encode(case.applied, **conditions)
