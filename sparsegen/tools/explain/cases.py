@@ -71,8 +71,8 @@ class DenoisingStep:
 class Case:
     """A model, an input and its edit, with the sessions that they run in.
 
-    `run` makes a session of a policy and a backend, and runs the original in it; `edit` edits in it; `dense` is the
-    dense run of the edited input.
+    `painted` makes a session and runs the original in it; `edit` edits in it; `dense` is the dense run of the edited
+    input.
     """
 
     model: Model
@@ -80,14 +80,17 @@ class Case:
     edited: Any
     mask: Host | None
     policy: Policy
+    """The edit's; set once a session is open."""
     backend: Backend
     conditions: dict[str, Any]
 
     shown_original: Host = dataclasses.field(init=False)
     """The first image, uint8 `[H, W, 3]`."""
 
-    def painted(self, policy: Policy, backend: Backend | None = None, **options: Any) -> Session | SDEdit:
-        """A session that has run the original."""
+    def painted(
+        self, policy: str | Policy, backend: Backend | None = None, **options: Any
+    ) -> Session | SDEdit:
+        """A session of a policy that has run the original; a name gives the model's settings for so many steps."""
         chosen, session = self.backend if backend is None else backend, None
         if self.model.diffusion is None:
             session = Session(self.model, chosen, policy=policy)

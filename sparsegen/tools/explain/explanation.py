@@ -110,10 +110,10 @@ def explain(
     previews, dense_previews = Previews(model), Previews(model)
     with ExitStack() as opened:
         said("the original")
-        session = case.painted(case.policy)
+        session = case.painted(chosen)
+        case.policy = session.policy
         if isinstance(session, SDEdit):
             opened.enter_context(session)
-            case.policy = session._policy(chosen)  # the family's settings for so many steps
             options: dict[str, Any] = {"on_step": dense_previews}
         else:
             options = {}
