@@ -201,7 +201,7 @@ def test_options_are_shown_with_the_names_of_their_types(
         ("EDIT", "did you mean 'edit'?"),
         ("edit --edited a -o b.png --ram 4", "--ram: '4' has no unit; write 4GB"),
         ("edit --edited a -o b.png --undo much", "--undo: 'much' is not an amount of memory"),
-        ("fly", "known: demo, edit, undo, redo, generate, sample, inspect"),
+        ("fly", "known: demo, edit, undo, redo, generate, sample, explain"),
         ("sample --count many", "(see 'sparsegen sample --help')"),
         ("undo", "(see 'sparsegen undo --help')"),
         ("redoo --session x", "did you mean 'redo'?"),

@@ -329,8 +329,8 @@ def test_the_command_line_says_which_weights_a_folder_gave(
     assert "weights taken averaged (unet_ema) beside them unet noise schedule linear" in said
     assert main(["inspect", str(folder), "--set", "which=model"]) == 0
     assert "weights taken last (unet) beside them unet_ema" in " ".join(capsys.readouterr().out.split())
-    out = tmp_path / "own.safetensors"
     for which, made in (("ema", AVERAGE), ("model", MADE)):
+        out = tmp_path / f"{which}.safetensors"
         assert main(["convert", str(folder), "-o", str(out), "--set", f"which={which}"]) == 0
         kind = "averaged" if which == "ema" else "last"
         assert f"written: {kind} weights (unet" in capsys.readouterr().out
