@@ -21,7 +21,7 @@ demo: .venv/runtime.stamp ## show the built-in models: labels, images and texts;
 quick: .venv/test.stamp ## about a minute of tests (AREAS), numba backend only, none that need PyTorch or are marked slow
 	$(BIN)/python -m pytest -q -m "not torch and not slow" -k "not reference" $(QUICK:%=tests/%)
 
-test: .venv/test.stamp ## all tests (a quarter of an hour on two cores; installs PyTorch to compare with)
+test: .venv/test.stamp ## all tests (half an hour on two cores; installs PyTorch to compare with)
 	$(BIN)/python -m pytest
 
 test-gpu: .venv/test.stamp ## on a machine with an NVIDIA card: the suites on it, and compute-sanitizer
