@@ -90,7 +90,7 @@ def _items(
     job: Job, groups: Sequence[tuple[Original, Wanted]], workers: str | None, say: object
 ) -> Iterator[Row | str]:
     if workers is not None and groups:
-        yield from measured_on(workers, job, groups, say)  # type: ignore[arg-type]
+        yield from measured_on(workers, job, groups, say)
         return
     for original, missing in groups:
         yield from measured(job, original, missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench import report
+from bench import report, report_texts
 from bench.harness import Report
 from bench.latent_cases import LATENT
 from bench.stable_diffusion import FILE
@@ -66,7 +66,7 @@ def test_figures_of_stable_diffusion_are_shown_once_they_are_measured(tmp_path: 
 
 def test_figures_of_gan_compression_are_shown_once_they_are_measured(tmp_path: Path) -> None:
     def section() -> list[str]:
-        return list(report._generator(tmp_path, "gan-compression", report._GAN_COMPRESSION))
+        return list(report._generator(tmp_path, "gan-compression", report_texts.GAN_COMPRESSION))
 
     assert not section()
     common = {

@@ -58,7 +58,7 @@ def started(*words: str, log: Path, cwd: Path = ROOT) -> Iterator[subprocess.Pop
 
 def until(what: str, happens: object, *processes: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + SECONDS
-    while not happens():  # type: ignore[operator]
+    while not happens():
         assert time.monotonic() < end, f"waited for {what}"
         assert all(process.poll() is None for process in processes), f"a process ended before {what}"
         time.sleep(0.02)

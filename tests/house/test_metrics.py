@@ -253,7 +253,7 @@ def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch
         raise OSError("no network")
 
     package = ModuleType("lpips")
-    package.LPIPS = offline  # type: ignore[attr-defined]
+    package.LPIPS = offline
     monkeypatch.setitem(sys.modules, "lpips", package)
     with pytest.raises(InputError, match=r"^--lpips: cannot get the weights of vgg.*no network; go online"):
         learned.check_lpips("vgg")

@@ -23,8 +23,8 @@ from sparsegen.weights import read_checkpoint, write_safetensors
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402  (keeps the order below the skip)
 
-from tests.oracles import torch_ddpm, torch_spade  # noqa: E402
-from tests.oracles.torch_pd import DistilledUNet  # noqa: E402
+from tests.oracles import torch_ddpm, torch_spade  # noqa: E402  (need PyTorch)
+from tests.oracles.torch_pd import DistilledUNet  # noqa: E402  (need PyTorch)
 
 pytestmark = pytest.mark.torch
 
@@ -574,8 +574,8 @@ def test_forged_settings_and_shapes_in_a_golden_file_do_no_harm(tmp_path: Path) 
     norms(net, torch.nn.GroupNorm, num_groups=16)
     made = record(model, net, noise(1, 8, 8, 3), timestep=9.0)
     for facts in made.facts.values():
-        facts.update(num_groups=0, eps=-1.0)  # type: ignore[attr-defined]  # a dict
-    made.original.layers["mid.attn_1.q"] = np.zeros((1, 2, 3, 4), np.float32)  # type: ignore[index]  # a dict
+        facts.update(num_groups=0, eps=-1.0)
+    made.original.layers["mid.attn_1.q"] = np.zeros((1, 2, 3, 4), np.float32)
     made.save(tmp_path / "golden.safetensors")
     found = sparsegen.parity(model, tmp_path / "golden.safetensors", backend="numba")
     check_found(found, "down.0.block.0.conv1", "group count")

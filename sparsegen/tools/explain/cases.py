@@ -15,17 +15,14 @@ import numpy as np
 
 from sparsegen.backends.interface import Backend, Host
 
-from ...diffusion import seeds
 from ...diffusion.registry import Step
-from ...diffusion.seeds import START
 from ...editing.door import Result
 from ...editing.session import Session
 from ...engine.stats import StepRecord
 from ...errors import InputError
-from ...models.base import Inputs, Model
+from ...models.base import Model
 from ...models.spade import SPADEGenerator
 from ...pipelines import SDEdit
-from ...tiling.masks import dilate
 from ...tiling.policies import Fast, Paper, Policy
 from .observed import WithoutHalo
 
@@ -144,12 +141,9 @@ class Previews:
         self._model = model
         self.images: list[Host] = []
         """The image as predicted after each step, uint8 `[H, W, 3]`."""
-        self.inputs: dict[int, Host] = {}
-        """Number of a step -> the noisy image that it reads, `[N, H, W, C]`."""
 
     def __call__(self, step: Step) -> None:
         self.images.append(self._model.images(step.x0)[0])
-        self.inputs[step.index + 1] = np.array(step.x)
 
 
 def region_psnr(image: Host, dense: Host, before: Host) -> float:
@@ -158,22 +152,6 @@ def region_psnr(image: Host, dense: Host, before: Host) -> float:
 
     region = ((image != before) | (dense != before)).any(-1)
     return psnr(image[region], dense[region]) if region.any() else float("inf")
-
-
-def step_inputs(case: Case, session: SDEdit, previews: Previews, step: int) -> tuple[Inputs, Inputs, Host]:
-    """What the model reads at a denoising step before and after the edit, and the pixels in which these differ."""
-    settings, model = session.settings, case.model
-    assert model.diffusion is not None
-    ends = [case._encoded(image) for image in (case.original, case.applied)]
-    noise = seeds.noise(settings.seed, START, ends[0].shape)
-    schedule, now = settings.noise_schedule(), session.times[step]
-    before, after = (schedule.noised(image, noise, now) for image in ends)
-    region = dilate(case.difference, session.margin)
-    if step:
-        after = previews.inputs[step]
-    after = np.where(region[..., None], after, before)
-    given: dict[str, Any] = {model.diffusion.time: now}
-    return model.encode(before, **given), model.encode(after, **given), region
 
 
 def costs(

@@ -19,10 +19,10 @@ from ...editing.door import Result
 from ...errors import InputError
 from ...models.base import Model
 from ...pipelines import SDEdit
-from ...tiling.masks import check_mask
+from ...tiling.masks import check_mask, dilate
 from ...tiling.policies import Paper, Policy
 from . import page
-from .cases import Case, DenoisingStep, Previews, check_inputs, costs, step_inputs, what_ifs
+from .cases import Case, DenoisingStep, Previews, check_inputs, costs, what_ifs
 from .findings import Findings
 from .forward import look_into, times
 
@@ -121,10 +121,11 @@ def explain(
         dense = case.dense(session, **options)
         said("the edit")
         result = case.edit(session, **({"on_step": previews} if isinstance(session, SDEdit) else {}))
-        session.undo()
         if isinstance(session, SDEdit):
             number = _step(result, step)
-            before, after, difference = step_inputs(case, session, previews, number)
+            after = session.inputs(number)
+            session.undo()
+            before, difference = session.inputs(number), dilate(case.difference, session.margin)
             policy_of_step = (
                 replace(case.policy, dilation=0) if isinstance(case.policy, Paper) else case.policy
             )
@@ -133,6 +134,7 @@ def explain(
                 for each in zip(result.stats.steps, previews.images, dense_previews.images, strict=True)
             ]
         else:
+            session.undo()
             number, steps, policy_of_step = None, [], case.policy
             before = model.encode(original, **conditions)
             after = model.encode(case.applied, **conditions)

@@ -1,4 +1,4 @@
-"""Backends that tell what they compute: a convolution comes in, its arguments are kept; on purpose, one computes wrong.
+"""Backends that tell what they compute: a convolution comes in, its input is kept; on purpose, one computes wrong.
 
 They are the reference backend, whose formulas can be read, with a notebook beside it.
 """
@@ -12,7 +12,6 @@ import numpy as np
 
 from sparsegen.backends.interface import (
     TILE,
-    Activation,
     Array,
     ConvGeometry,
     ConvWeights,
@@ -25,13 +24,10 @@ from sparsegen.backends.reference import ReferenceBackend
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """The arguments of a convolution, as `Backend.conv2d` takes them."""
+    """The input and the weights of a convolution."""
 
     source: Source
     weights: ConvWeights
-    shift: Array | None
-    residual: Source | None
-    activation: Activation
 
     @property
     def transformed(self) -> bool:
@@ -41,25 +37,15 @@ class Convolution:
 
 
 class Observed(ReferenceBackend):
-    """The reference backend; keeps the arguments of the last convolution into each array."""
+    """The reference backend; keeps the last convolution into each array."""
 
     def __init__(self) -> None:
         self.convolutions: dict[int, Convolution] = {}
         """`id` of the array that is written -> the convolution. The canvases of a session live as long as it does."""
 
-    def conv2d(
-        self,
-        out: Array,
-        tiles: Tiles,
-        source: Source,
-        weights: ConvWeights,
-        *,
-        shift: Array | None = None,
-        residual: Source | None = None,
-        activation: Activation = "identity",
-    ) -> None:
-        self.convolutions[id(out)] = Convolution(source, weights, shift, residual, activation)
-        super().conv2d(out, tiles, source, weights, shift=shift, residual=residual, activation=activation)
+    def conv2d(self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, **settings: Any) -> None:
+        self.convolutions[id(out)] = Convolution(source, weights)
+        super().conv2d(out, tiles, source, weights, **settings)
 
 
 class WithoutHalo(ReferenceBackend):

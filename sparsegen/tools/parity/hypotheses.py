@@ -72,7 +72,7 @@ def _of_norm(walk: Walk, call: Call, reference: Reference) -> Iterator[Hypothesi
                 yield Hypothesis(
                     "eps",
                     f"eps of the norm before it is {eps:g} instead of {source.layer_eps:g}",
-                    lambda c, eps=eps: replace(c, source=replace(_read(c), layer_eps=eps)),  # type: ignore[misc]
+                    lambda c, eps=eps: replace(c, source=replace(_read(c), layer_eps=eps)),  # type: ignore[misc]  # a lambda's default
                 )
         return
     norm = listening.norms.get(id(source.scale))
@@ -113,7 +113,7 @@ def _of_reading(walk: Walk, call: Call) -> Iterator[Hypothesis]:
             yield Hypothesis(
                 "upsampling",
                 f"what it reads is upsampled bilinearly{', with corners aligned' * aligned}, instead of by the nearest",
-                lambda c, aligned=aligned: replace(c, source=_bilinear(walk, _read(c), aligned)),  # type: ignore[misc]
+                lambda c, aligned=aligned: replace(c, source=_bilinear(walk, _read(c), aligned)),  # type: ignore[misc]  # a lambda's default
             )
     if source.activation in ("identity", "silu", "relu", "leaky_relu") and source.layer_eps is None:
         for other in ("identity", "silu", "relu", "leaky_relu"):
@@ -121,7 +121,7 @@ def _of_reading(walk: Walk, call: Call) -> Iterator[Hypothesis]:
                 yield Hypothesis(
                     "activation",
                     f"before it is {_named(other)} instead of {_named(source.activation)}",
-                    lambda c, a=other: replace(c, source=replace(_read(c), activation=a)),  # type: ignore[misc]
+                    lambda c, a=other: replace(c, source=replace(_read(c), activation=a)),  # type: ignore[misc]  # a lambda's default
                 )
 
 
@@ -172,7 +172,7 @@ def _of_attention(walk: Walk, layer: Attention, call: Call) -> Iterator[Hypothes
                 yield Hypothesis(
                     "q/k/v order",
                     f"its q, k and v are the model's {', '.join(order)}",
-                    lambda c, t=taken: replace(c, source=t[0], others=(t[1], t[2])),  # type: ignore[misc]
+                    lambda c, t=taken: replace(c, source=t[0], others=(t[1], t[2])),  # type: ignore[misc]  # a lambda's default
                 )
         if layer.heads > 1 and all(len(each.parts) == 1 for each in three.values()):
             backend = walk.listening.inner
@@ -203,7 +203,7 @@ def _of_attention(walk: Walk, layer: Attention, call: Call) -> Iterator[Hypothes
             yield Hypothesis(
                 "heads",
                 f"attention has {heads} heads instead of {layer.heads}",
-                lambda c, h=heads: replace(c, options={**c.options, "heads": h}),  # type: ignore[misc]
+                lambda c, h=heads: replace(c, options={**c.options, "heads": h}),  # type: ignore[misc]  # a lambda's default
             )
 
 

@@ -1,0 +1,134 @@
+"""The prose of the page of benchmarks: what each section measures, and why some of its targets are missed."""
+
+from __future__ import annotations
+
+from bench.cases import SDEDIT_CACHE, SDEDIT_LEVEL, SDEDIT_STEPS
+from bench.harness import THREADS
+from bench.latent_cases import LATENT
+from sparsegen.pipelines.latent_edit import MARGIN
+
+INTRO = f"""# Benchmarks
+
+`python -m bench.report` writes this page from the JSON lines in [`bench/results/`](../bench/results). Do not edit it.
+It measures nothing. **A figure belongs to the commit and the machine that are named above its table; it is not measured
+again when the code changes.** `make bench` measures, appends lines, and writes the page again.
+
+- Times of steps, layers and processes are medians of repeats; an SDEdit session is timed once. *Spread* is the distance
+  between the quartiles of the repeats as a share of the median; the machine shares its caches and its memory with
+  others, which causes most of it.
+- Every engine computes in float32 with {THREADS} threads, in a separate process. Engines take turns, and are compared
+  with PyTorch before they are timed.
+- "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
+  `--plain-memory` omits the help).
+- "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
+- MACs are the multiply-accumulates of a run as a share of the dense run's, counted by each layer's plain formula.
+"""
+
+GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../bench/street.py). Every timed
+edit is new to the session. SIGE keeps 1,098 MB of activations for the same model."""
+
+GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
+`paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
+16×32 alone take about half of its time, at 60 % of what this machine can do, by `sparsegen profile gan-compression
+--area 1.2 --policy paper --run`."""
+
+STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
+`sparsegen edit` computes the original and the edit, the PyTorch process one image. `bench.startup` times the
+first demo on a machine once."""
+
+LAYERS = """Most of the time of a 3×3 layer of stride 1 is the products of Winograd's algorithm; then come
+the transforms of kernels and windows, which write four times as much as they read. ncnn keeps its kernels
+transformed, four times as large; a layer that is called again and again, as here, finds them in the machine's
+large cache, a whole model has to read them from memory. 1×1 layers and layers of stride 2 have no products to
+save. GFLOP/s count a layer's plain formula."""
+
+LANDSCAPE = """The built-in model, 256×512, 18.6 G MACs. The edits are rectangles that turn land into water
+and water into land, which is harder for `paper` than the demo's house (41 dB): their influence reaches far
+through the lowest resolutions. PSNR is against the dense run of the edited labels."""
+
+DIFFUSION = f"""Random weights. The edits are rectangles, each new to the session. SDEdit takes
+{SDEDIT_STEPS} steps of DDIM from noise level {SDEDIT_LEVEL} with {SDEDIT_CACHE} of RAM for its caches, and is
+timed to the PNG.
+
+Under the family's `paper` settings everything below 64×64 is computed whole: 24 of the 32.6 G MACs of a 1.2 %
+edit of DDPM, 33 of the 35 G of PD. That is most of the time of an edit. Under `fast` those resolutions are
+sparse, and computed at some of the steps alone. An edit then has steps of three kinds: the first one, which also
+finds the active tiles; *refreshed* ones, which compute every layer; *carried* ones. Their mean is over all steps
+of the family's edits (DDPM {SDEDIT_STEPS}, PD 5). The Python of a step is its time on a backend that computes
+nothing. The run of an original is timed with the weights laid out, and compared with as many of the table's dense
+steps, whose canvases are there already. Caches and journals count together, and files grow by 0.27 GB at a time; the
+process has the weights, and the arrays that kernels compute in, beside them.
+
+The targets are for machines with AVX2 and with AVX-512. **Under `fast` only AVX2 is measured**."""
+
+STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
+sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with
+{MARGIN} pixels around them. Means are over the {LATENT.usual_steps} steps that a session takes with its default
+settings. The *session* takes {len(LATENT.settings().times())} steps, its caches are in float16, its journals are those
+of two edits; beside it is diffusers' pipeline of image to image. Both go from the painted image to the PNG, with the
+texts encoded before. MACs in G are those of one half; SIGE's rule gives 71.8 G for a square in the middle."""
+
+CARD = """PyTorch with cuDNN, channels last; CUDA graphs on both sides, equal settings of TF32. "× PyTorch" is of the
+time from the call to the result in main memory, "on the card" of the graphs alone ([CUDA](cuda.md#the-bench))."""
+
+OWED = """No speed is measured yet: the backend's kernels are checked on a card ([CUDA](cuda.md)), and
+`python bench/gpu.py` measures them on one that does nothing else. Aimed at on an H100, against PyTorch's dense run:
+dense runs in at most 1.3 times its time, edits of 1.2 % at least 6 times (DDPM 256) and 10 times (GauGAN 512×256) as
+fast."""
+
+QUALITY = """`landscape-ddpm`, SDEdit of 25 steps: PSNR and SSIM against the session's dense edit of the same
+strokes, each a median · the lowest, PSNR in dB. They are of the *region*, the pixels that the sparse or the dense
+edit changed, by area of the strokes; only the last column is of the whole image. MACs are a share of the dense
+edit's. Each of the lower lines differs from `fast` in the settings in brackets: sparsity alone, sparsity with one of
+the other two ideas.
+
+**The quality of PD and of DDPM 256 is not measured**: their weights here are random, and their images mean nothing.
+That their MACs are reached at the quality of these tables is an assumption, and the settings of PD under `fast`
+(`refresh` 4, `frontier` 3) are chosen by its MACs alone."""
+
+STUDY = """What each setting of `fast` costs and gains, on strokes of *unseen images*, taken in an order that spreads
+their areas (`python -m bench.quality --study`). PSNR of the region, median · lowest, in dB; the number of strokes is
+in brackets. MACs are the median share of the dense edit's."""
+
+STUDIED = {
+    "Weight of fresh statistics, one step alone": """The model's output after one step, without any sampling: how far
+the edit moves the dense output, over the error of the sparse one, in dB (root mean squares over the region). Late
+steps are at small times.""",
+    "Other noise levels": """The same strokes, denoised from other noise levels of 1000, and so with other steps.""",
+    "Strokes that chose nothing": """Another set, from seed 3,000,000 on, which no setting was chosen by.""",
+}
+"""Title of a table of the study -> what it shows beside the others."""
+
+CHAINS = """Strokes of 2 % on the result of the last edit, compared with the same strokes in a row of dense edits:
+over the regions of all edits so far, and, for the last edit alone, with the dense edit from the same place. Before a
+figure is recorded, undo of all edits gives the original and redo the last image, bit for bit."""
+
+LATENTS = """`landscape-sd`, 128×128, latents of 32×32, guidance 4: strokes and masks of 1, 5 and 15 % on three
+images that the training has not seen, against the session's dense edit of the same input
+(`python -m bench.quality --model landscape-sd`). PSNR of the region by area, median · lowest, in dB; the number of
+edits is in brackets; the last column is of the whole image. MACs, the autoencoder's among them, are a share of the
+dense edit's; of a model so small they are more than of the published ones."""
+
+LATENT_LIMITS = """The targets that are missed:
+
+- *A dense step*: 800 G MACs in 8.4 s, if nothing is kept, are 96 G a second on two cores, where PyTorch does 65; only
+  3×3 convolutions, by Winograd, take fewer than they count. A run that keeps its canvases writes 0.5 GB a step.
+- *An edit of 1.2 %* is bound by the low resolutions: of the MACs of a step that computes, 16×16 and 8×8 latents take
+  three quarters, since an edit in the middle, dilated, reaches most of their tiles. No dilation at 8×8 would save 7 %,
+  at both 17 %, and would cost single edits up to 8 dB.
+- *MACs of a refreshed step*, for the same reason; the mean over the steps of an edit is below the target.
+- *RAM*: of the caches some 3 GB are encoder's and decoder's, in float32; the weights take 2.1 GB, and two journals and
+  the arrays that layers without canvases compute in 1.3 GB. Working arrays shared by shape, not by layer, would take
+  less.
+
+One round of one run each: there is no spread."""
+
+COMMITS = """What a rebuilding of the code cost, by `python -m bench.commits`: built-in models on the `numba` backend
+under `paper`, processes of both commits call by call in turn, the bits compared before the times. The times are *CPU
+time*, user and system of the process and all its threads: the machine was busy with other work, which lengthens the
+time that passes much more. "New over old" is the median of the ratios of two calls in a row, beside it their quartiles.
+
+`3a82327` and `7e94a65` are the first and the last commit of the rebuilding into floors, which was to cost at most 5 %.
+Dense runs kept to that; in small edits of models of this size, where much of the time is Python's, it cost 8 to 11 %
+(17,000 Python calls for an edit and its undo of 1.2 % of `landscape`, from 14,000). Edits replay programs since, and
+`2e5a81d` is below the old times."""
