@@ -103,7 +103,7 @@ def plot(path: Path, rows: Sequence[Row], weight: float, refresh: int) -> None:
     right.plot(_median(paper, "macs") * 100, _median(paper), "kx", label="paper")
     right.set(xlabel="MACs, % of the dense edit's (median); the numbers are refresh")
     for axes in (left, right):
-        axes.legend(fontsize=7)
+        axes.legend(loc="lower right", fontsize=7)
         axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -254,7 +254,7 @@ def _histogram(e: Findings) -> str:
         log=True,
     )
     axes.set(xlabel="largest difference of a pixel from the dense run, of 255", ylabel="pixels")
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     return _svg(figure, "Histogram of the distance from dense")
 
 
@@ -287,7 +287,7 @@ def _costs(e: Findings) -> str:
     axes.set(xscale="log", xlabel="edited share of the image", ylabel="share of the dense run")
     axes.set_xticks(areas, [f"{area:.0%}" for area in areas])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend(loc="upper left", frameon=False)
     return _svg(figure, "Cost of an edit over its area")
 
 
