@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sparsegen import Fast, Paper, Session
+from sparsegen import Bundle, Fast, LatentDiffusion, Paper, Session
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.editing.state import Repainted, State
 from sparsegen.engine.allocator import BackendAllocator
@@ -15,11 +16,21 @@ from sparsegen.engine.journal import Journal
 from sparsegen.engine.memory import Memory
 from sparsegen.engine.moments import Moments
 from sparsegen.engine.run import Run
-from sparsegen.models import DDPM, DDPMConfig, PDConfig, ProgressiveDistillation
+from sparsegen.models import (
+    DDPM,
+    CLIPText,
+    DDPMConfig,
+    PDConfig,
+    ProgressiveDistillation,
+    SDUNet,
+    VAEDecoder,
+    VAEEncoder,
+)
 from sparsegen.models.unet import UNet
 from sparsegen.pipelines.sdedit import SDEdit
 from sparsegen.tiling.policies import Everything, Policy
 from sparsegen.tiling.tiles import TileSet
+from tests.oracles import tiny_sd
 
 TINY: dict[str, Any] = {
     "channels": 8,
@@ -45,6 +56,14 @@ def random_ddpm(seed: int = 0, **settings: Any) -> DDPM:
 def random_pd(seed: int = 0, **settings: Any) -> ProgressiveDistillation:
     """A model of progressive distillation, likewise."""
     return filled(ProgressiveDistillation(PDConfig(**{**TINY, "head_channels": 8, **settings})), seed)
+
+
+def random_latent(seed: int = 0, *, backend: Any = None, channels: int = 4) -> LatentDiffusion:
+    """A tiny Stable Diffusion, for images with sides in multiples of 8; `channels` that its UNet reads."""
+    unet = SDUNet(replace(tiny_sd.UNET, in_channels=channels))
+    models = (unet, VAEEncoder(tiny_sd.VAE), VAEDecoder(tiny_sd.VAE), CLIPText(tiny_sd.TEXT))
+    parts = {model.role: filled(model, seed) for model in models}
+    return LatentDiffusion(Bundle("tiny", parts, {}, prediction="noise"), backend=backend)
 
 
 FAMILIES = {"ddpm": random_ddpm, "pd": random_pd}

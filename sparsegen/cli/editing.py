@@ -285,7 +285,7 @@ def edit(
     else:
         usual = DEFAULT_MODEL if prompt is None else TEXT_MODEL
         bundle = load_bundle(model or usual, lora=texts.lora, **parse_settings(settings))
-        loaded = _opened(bundle, texts, engine_backend)
+        loaded = opened(bundle, texts, engine_backend)
     if original is None and kept is None:
         raise InputError("--original: missing; give it, or a --session that exists")
     named = original if kept is None else kept.original(original)
@@ -316,19 +316,19 @@ def edit(
         "unknown_label": unknown_label,
     }
     if isinstance(loaded, LatentDiffusion):
-        _refuse(of_maps, f"{called} is Stable Diffusion, which takes images")
-        _refuse({"noise_level": noise_level}, f"{called} is Stable Diffusion, which has a --strength")
+        refuse(of_maps, f"{called} is Stable Diffusion, which takes images")
+        refuse({"noise_level": noise_level}, f"{called} is Stable Diffusion, which has a --strength")
         strokes.edit(job, options)
     elif loaded.diffusion is not None:
-        _refuse(of_maps, f"{called} is a diffusion model ({loaded.family}), which takes images")
-        _refuse(texts.given, f"{called} is a diffusion model ({loaded.family}), which reads no text")
+        refuse(of_maps, f"{called} is a diffusion model ({loaded.family}), which takes images")
+        refuse(texts.given, f"{called} is a diffusion model ({loaded.family}), which reads no text")
         strokes.edit(job, options)
     else:
-        _refuse(options.given, f"{called} is no diffusion model ({loaded.family})")
+        refuse(options.given, f"{called} is no diffusion model ({loaded.family})")
         labels.edit(job, instances, edited_instances or [], unknown_label)
 
 
-def _opened(bundle: Bundle, texts: TextOptions, backend: Backend) -> Model | LatentDiffusion:
+def opened(bundle: Bundle, texts: TextOptions, backend: Backend) -> Model | LatentDiffusion:
     """The model of a checkpoint, or the models of Stable Diffusion. Raises InputError: no edit is possible with it."""
     if len(bundle.models) > 1:
         if texts.prompt is None:
@@ -344,7 +344,7 @@ def _opened(bundle: Bundle, texts: TextOptions, backend: Backend) -> Model | Lat
     return model
 
 
-def _refuse(options: dict[str, Any], why: str) -> None:
+def refuse(options: dict[str, Any], why: str) -> None:
     """Raise InputError if one of another kind of model's options is given."""
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, [])]
     if given:

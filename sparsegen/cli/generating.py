@@ -16,7 +16,7 @@ from ..pipelines.generation import generate as drawn
 from ..pipelines.generation import usual_strength
 from ..pipelines.latents import LatentDiffusion
 from .console import check_writable, numbered, out, print_table
-from .job import Engine, settings_rows, used_settings, written_by
+from .job import Engine, settings_rows, written_by
 from .options import (
     TEXT_MODEL,
     BackendOption,
@@ -148,7 +148,7 @@ def generate(
         **sampler_options,
     }
     usual = usual_strength(image=image is not None, mask=mask is not None)
-    used = latent_settings(
+    sampled = latent_settings(
         models.own,
         models.diffusion.predicts,
         **{**chosen, "strength": usual if strength is None else strength, "seed": seed},
@@ -166,12 +166,12 @@ def generate(
     made_with = {
         "prompt": prompt,
         "negative": negative or None,
-        **used_settings(used),
+        **sampled.used(),
         "skip": skip or 0,
         "size": pixels["image"].shape[:2] if pixels else wanted or models.usual_size,
     }
     files_used = {"image": image and str(image), "mask": mask and str(mask), "lora": loras}
-    count_of_steps = len(used.times())
+    count_of_steps = len(sampled.times())
     previews = preview_files(list(targets.values()), count_of_steps, preview_every, inputs)
     print_table("settings", settings_rows(engine, **made_with))
     with step_bars(count_of_steps) as bar:

@@ -14,8 +14,6 @@ from typing import Any
 from sparsegen.backends.interface import Backend
 
 from .. import __version__
-from ..diffusion.registry import get_sampler
-from ..diffusion.settings import LatentSettings, Settings
 from ..engine.stats import Stats
 from ..models.base import Model
 from ..pipelines.latents import LatentDiffusion
@@ -101,16 +99,6 @@ def output_paths(output: Path, edits: int, seed: int | None) -> list[Path]:
     """`out.png`; of several variations `out-seed3.png`; of several edits `out-1.png`, `out-2.png`, …"""
     named = output if seed is None else numbered(output, f"seed{seed}")
     return [named] if edits == 1 else [numbered(named, str(i + 1)) for i in range(edits)]
-
-
-def used_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that the sampler uses."""
-    used = settings.described()
-    if get_sampler(settings.sampler).schedule is not None:
-        del used["schedule"]
-    if isinstance(settings, LatentSettings):
-        del used["noise_level"], used["clip"]  # latents have a strength, and are not cut
-    return used
 
 
 def settings_rows(engine: Engine, **settings: Any) -> list[tuple[str, str]]:

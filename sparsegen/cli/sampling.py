@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..loading import load_bundle
 from ..pipelines.sampling import sample as drawn
 from .console import check_writable, numbered, out, print_table
-from .job import Engine, settings_rows, used_settings, written_by
+from .job import Engine, settings_rows, written_by
 from .options import (
     BackendOption,
     DirectOption,
@@ -83,7 +83,7 @@ def sample(
     engine = Engine(loaded, open_backend(backend, threads, direct, weights), None)
     chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "schedule": schedule, **sampler_options}
     settings_used = whole_way(loaded.diffusion, loaded.sampling, **chosen, seed=seed)
-    used = {**used_settings(settings_used), "size": wanted or loaded.size}
+    used = {**settings_used.used(), "size": wanted or loaded.size}
     print_table("settings", settings_rows(engine, **used))
     with step_bars(used["steps"]) as bar:
         for one, path in targets.items():

@@ -33,7 +33,6 @@ from .job import (
     ignore_printed,
     print_result,
     settings_rows,
-    used_settings,
     written_by,
 )
 from .kept import ORIGINAL, PAINTED, digest_of, keeping, note_change
@@ -148,7 +147,7 @@ def _used(session: Painting) -> dict[str, Any]:
     texts = {}
     if isinstance(session, StableDiffusion):
         texts = {"prompt": session.prompt, "negative": session.negative or None, "skip": session.skip}
-    used = used_settings(session.settings)
+    used = session.settings.used()
     return {**texts, **used, "margin": session.margin, "cache_storage": session.storage}
 
 

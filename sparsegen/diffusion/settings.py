@@ -59,6 +59,13 @@ class Settings:
         before = {name: plain.pop(name) for name in ("steps", "noise_level", "sampler")}
         return {**before, **self.options, **plain}
 
+    def used(self) -> dict[str, Any]:
+        """Those of `described` that the sampler uses."""
+        used = self.described()
+        if registry.get_sampler(self.sampler).schedule is not None:
+            del used["schedule"]
+        return used
+
     def checked(self) -> Settings:
         """The same in Python's own numbers, whichever kind was given, every option of the sampler among them.
 
@@ -204,6 +211,12 @@ class LatentSettings(Settings):
     """The share of the steps that are taken, the last ones: 1 from noise alone, less from a noised image."""
     guidance: float = 7.5
     """How far predictions are moved away from those of the negative text (Ho and Salimans, arXiv 2207.12598)."""
+
+    def used(self) -> dict[str, Any]:
+        """As in the base; latents have a strength, and are not cut."""
+        used = super().used()
+        del used["noise_level"], used["clip"]
+        return used
 
     def checked(self) -> LatentSettings:
         """As in the base. Raises InputError."""

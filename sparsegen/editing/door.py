@@ -18,6 +18,7 @@ from ..tiling.masks import check_mask
 from ..tiling.policies import Paper, Policy
 from ..tiling.tiles import TileSet
 from .history import Base, Edit
+from .state import State
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +97,15 @@ class Door(NotCopied):
 
         `before` is the second value of `_ready`.
         """
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The states that every edit repaints, for instruments: of Stable Diffusion encoder, steps and decoder.
+
+        Raises SessionError: nothing has run yet.
+        """
+        with self._turn.change("states"):
+            return self._ready()[0].states
 
     def undo(self) -> Result:
         """Put back the tiles that the last edit overwrote, bit for bit; possible `edits` times.

@@ -24,7 +24,10 @@ from ..engine.stats import LayerRecord
 from ..models.base import Inputs, Model
 from ..tiling.canvas import Canvas
 from ..tiling.policies import NOTHING, Everything, Plan
-from ..tiling.tiles import TileSet
+from ..tiling.tiles import TileSet, union
+
+OnRepaint = Callable[[Mapping[str, Host], TileSet, TileSet, Plan], None]
+"""Called before a repaint, with its `canvases`, `changed`, `spread` and `plan`."""
 
 
 class Repainted(NamedTuple):
@@ -67,6 +70,8 @@ class State:
         """The path of the output's canvas; empty before `paint`."""
         self.idle: tuple[LayerRecord, ...] = ()
         """The record of an edit that changes nothing."""
+        self.on_repaint: OnRepaint | None = None
+        """An instrument that looks at every repaint; None: there is none."""
         self._program: Program | None = None
         """The steps that edits replay; None: the model's code has not run on these canvases yet."""
 
@@ -173,6 +178,8 @@ class State:
             A layer computed a value that is not finite; there is no room for a journal.
         """
         spread = changed if spread is None else spread
+        if self.on_repaint is not None:
+            self.on_repaint(canvases, changed, spread, plan)
         for name, values in canvases.items():
             self._write_input(name, values, changed, journal)
         if self._program is None:  # the canvases were loaded: note the steps, with no tile active
@@ -265,6 +272,18 @@ class State:
         """The canvases that layers write, in the order of the model; `changed` of each is that of the last run."""
         steps = () if self._program is None else self._program.steps
         return [step.canvas for step in steps if isinstance(step, LayerStep)]
+
+    @property
+    def layer_tiles(self) -> dict[str, TileSet]:
+        """Path of each layer -> the tiles that the last run recomputed: of a scratch layer those of its readers."""
+        steps = () if self._program is None else self._program.steps
+        readers: dict[str, list[TileSet]] = {}
+        for step in steps:
+            if isinstance(step, LayerStep):
+                below = (each.path for layer in step.below for each in layer.chain())
+                for path in (step.canvas.path, *below):
+                    readers.setdefault(path, []).append(step.canvas.changed)
+        return {path: union(found) for path, found in readers.items()}
 
     def output(self) -> Host:
         """A host copy of the whole output."""

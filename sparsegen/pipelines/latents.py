@@ -5,6 +5,7 @@ Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion M
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -115,6 +116,12 @@ class LatentDiffusion:
 
     def __repr__(self) -> str:
         return f"<LatentDiffusion {self.name!r}: {self.unet!r}, predicts {self.diffusion.predicts}>"
+
+    def on(self, backend: str | Backend | None) -> LatentDiffusion:
+        """The same models on another backend. Raises BackendError."""
+        other = copy.copy(self)
+        other.backend = get_backend(backend)
+        return other
 
     @property
     def latent_channels(self) -> int:

@@ -23,7 +23,7 @@ from ..engine.stats import LayerRecord, Stats, StepRecord, counted, megabytes
 from ..engine.store import Store
 from ..engine.turn import Turn
 from ..errors import SessionError, ShapeError
-from ..models.base import Inputs, Model
+from ..models.base import Model
 from ..tiling.masks import dilated
 from ..tiling.policies import Policy
 from ..tiling.tiles import TileSet
@@ -96,16 +96,6 @@ class StepsDoor(Door):
         if base is None:
             raise SessionError(_NO_IMAGE)
         return np.asarray(self._shown_by.images(image_of(base.history))[0])
-
-    def inputs(self, step: int) -> Inputs:
-        """What the model reads at a denoising step as the session now is: host copies of its canvases; its conditions.
-
-        Raises SessionError: nothing has run yet.
-        """
-        with self._turn.change("inputs"):
-            self._ready()
-            state = self._states[step]
-            return Inputs({name: state.input(name) for name in state.inputs}, dict(state.conditions))
 
     def save(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparsegen.tools.explain import explain
-from tests.unets import FAST, random_ddpm
+from tests.unets import FAST, picture, random_ddpm, random_latent, stroke
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (the test extra has it)"
@@ -24,12 +24,22 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def found() -> Any:
-    original = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+def found_of_an_image() -> Any:
+    original = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     edited = original.copy()
     edited[4:9, 5:11] = (200, 30, 40)
     return explain(random_ddpm(), original, edited, policy=FAST, steps=6, noise_level=300)
+
+
+def found_of_a_text() -> Any:
+    original = picture(np.random.default_rng(0), (64, 64))
+    edited = stroke(original, (20, 24), (6, 9))
+    return explain(random_latent(), original, edited, policy=FAST, prompt="a house", steps=6)
+
+
+@pytest.fixture(scope="module", params=[found_of_an_image, found_of_a_text])
+def found(request) -> Any:
+    return request.param()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,10 @@ def page(found, tmp_path_factory) -> Iterator[Any]:
 def test_it_shows_the_edit(page, found) -> None:
     assert "6 steps" not in page.inner_text("#about")
     assert f"{found.psnr:.1f} dB from dense" in page.inner_text("#panels")
-    assert page.locator("#bars tbody tr").count() == len(found.forward.layers)
+    assert page.locator("#bars tbody tr.layer").count() == len(found.forward.layers)
+    assert page.locator("#bars tbody tr.part th").all_inner_texts() == [
+        each.title for each in found.forward.passes if each.title
+    ]
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
 
 
@@ -67,14 +80,14 @@ def test_every_layer_can_be_reached_from_the_keyboard(page, found) -> None:
 
 
 def test_the_arrow_keys_move_to_a_tile_and_its_numbers_are_shown(page, found) -> None:
-    place = next(i for i, layer in enumerate(found.forward.layers) if layer.path == "conv_in")
+    place = next(i for i, layer in enumerate(found.forward.layers) if layer.path.endswith("conv_in"))
     layer = found.forward.layers[place]
     tile = layer.tiles[0]
     page.evaluate(f"choose({place})")
     page.evaluate(f"cursor = [{tile.row}, {tile.column - 1}]")
     page.focus("#stage")
     page.keyboard.press("ArrowRight")
-    assert f"Tile ({tile.row}, {tile.column}) of conv_in" in page.inner_text("#tileFacts")
+    assert f"Tile ({tile.row}, {tile.column}) of {layer.path}" in page.inner_text("#tileFacts")
     shown = [float(text) for text in page.locator("#tileFacts figure").last.locator("td").all_inner_texts()]
     np.testing.assert_allclose(shown, tile.output.ravel(), rtol=6e-3, atol=1e-3)
 

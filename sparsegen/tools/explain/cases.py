@@ -1,258 +1,391 @@
-"""The edit itself, as a user makes it: a model and two inputs come in, images, costs and what-ifs come out.
+"""The edit itself, as a user makes it: a model and two inputs come in, sessions and their edits come out.
 
-Everything here goes through sessions on the backend that the user chose; `forward.py` looks inside one forward pass.
+A `Case` knows how one kind of session is opened and edits, and which of its states are looked into.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sparsegen.backends.interface import Backend, Host
+from sparsegen.backends.registry import get_backend
+from sparsegen.weights import builtin
 
 from ...diffusion.registry import Step
 from ...editing.door import Result
 from ...editing.session import Session
-from ...engine.stats import StepRecord
-from ...errors import InputError
+from ...editing.state import State
+from ...errors import InputError, ShapeError
 from ...models.base import Model
 from ...models.spade import SPADEGenerator
-from ...pipelines import SDEdit
-from ...tiling.policies import Fast, Paper, Policy
-from .observed import WithoutHalo
-
-AREAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Shares of the image that the curve of costs has edits of."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """An edit's image beside the dense one."""
-
-    name: str
-    text: str
-    """What is different from the edit itself, and what to look at."""
-    image: Host
-    """uint8 `[H, W, 3]`."""
-    psnr: float
-    """Of the pixels that the edit or the dense run changed, in dB; infinite if equal."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """An edit of some share of the image."""
-
-    area: float
-    milliseconds: float
-    macs: int
-    macs_dense: int
-
-
-@dataclass(frozen=True, eq=False)
-class DenoisingStep:
-    """One denoising step of an edit."""
-
-    record: StepRecord
-    preview: Host
-    """The image as it is predicted after the step, uint8 `[H, W, 3]`."""
-    dense: Host
-    """The same of the dense edit."""
+from ...pipelines import LatentDiffusion, SDEdit, StableDiffusion
+from ...pipelines.latent_edit import faded, joined
+from ...tiling.masks import check_mask, difference_mask
+from ...tiling.policies import Policy
+from .passes import Pass
 
 
 @dataclass(eq=False)
-class Case:
-    """A model, an input and its edit, with the sessions that they run in.
+class Case(ABC):
+    """An input and its edit, and the sessions that they run in.
 
-    `painted` makes a session and runs the original in it; `edit` edits in it; `dense` is the dense run of the edited
+    `opened` makes a session and runs the original in it; `edit` edits in it; `dense` is the dense run of the edited
     input.
     """
 
-    model: Model
-    original: Any
-    edited: Any
+    original: Host
+    edited: Host
     mask: Host | None
-    policy: Policy
-    """The edit's; set once a session is open."""
+    """bool `[H, W]`."""
+    policy: str | Policy
+    """The edit's; a session's own once one is open."""
     backend: Backend
-    conditions: dict[str, Any]
+    options: dict[str, Any]
+    """Those of the session, or conditions of its run."""
 
+    usual: ClassVar[str] = "fast"
+    """The policy of edits that give none."""
+    repeated: ClassVar[str] = ""
+    """The part that runs at every denoising step."""
+    stepped: ClassVar[bool] = True
+    """Whether a session denoises in steps."""
     shown_original: Host = dataclasses.field(init=False)
     """The first image, uint8 `[H, W, 3]`."""
 
-    def painted(
-        self, policy: str | Policy, backend: Backend | None = None, **options: Any
-    ) -> Session | SDEdit:
-        """A session of a policy that has run the original; a name gives the model's settings for so many steps."""
-        chosen, session = self.backend if backend is None else backend, None
-        if self.model.diffusion is None:
-            session = Session(self.model, chosen, policy=policy)
-            self.shown_original = session.run(self.original, **self.conditions).image
-            return session
-        steps = SDEdit(self.model, policy=policy, backend=chosen, **self.conditions, **options)
-        self.shown_original = steps.run(self.original).image
-        return steps
-
-    def edit(self, session: Session | SDEdit, edited: Any = None, **options: Any) -> Result:
-        """An edit in a session."""
-        given = self.edited if edited is None else edited
-        mask = self.mask if edited is None else None
-        return session.edit(given, mask=mask, **options)
-
-    def dense(self, session: Session | SDEdit, **options: Any) -> Result:
-        """The dense run of the edited input."""
-        if isinstance(session, SDEdit):
-            return session.dense(self.edited, mask=self.mask, **options)
-        applied = self.applied
-        return Session(self.model, self.backend).run(applied, keep_canvases=False, **self.conditions)
+    @property
+    @abstractmethod
+    def models(self) -> Mapping[str, Model]:
+        """Role -> model, of all whose weights an edit needs."""
 
     @property
-    def applied(self) -> Any:
-        """The edited input, with the original's values outside the mask."""
-        if self.mask is None:
-            return self.edited
-        mask = self.mask[..., None] if np.ndim(self.edited) == 3 and self.model.diffusion else self.mask
-        return np.where(mask, self.edited, self.original)
+    @abstractmethod
+    def name(self) -> str:
+        """The name that the model was loaded by."""
+
+    @property
+    @abstractmethod
+    def difference(self) -> Host:
+        """bool `[N, H, W]`: the pixels that the edit changes."""
+
+    @abstractmethod
+    def opened(
+        self, policy: str | Policy | None = None, backend: Backend | None = None, **options: Any
+    ) -> Any:
+        """A context with a session that has run the original; what is not given is the case's."""
+
+    @abstractmethod
+    def dense(self, session: Any, previews: list[Host]) -> Result:
+        """The dense run of the edited input. `previews` as in `edit`."""
+
+    @abstractmethod
+    def passes(self, states: Sequence[State], step: int | None) -> list[tuple[State, dict[str, Any]]]:
+        """The states of a session to look into, with `part`, `title` and `sample` of their `Pass`."""
+
+    @abstractmethod
+    def shown(self, given: Host) -> Host:
+        """An input as an image, uint8 `[H, W, 3]`."""
+
+    @abstractmethod
+    def other(self, given: Host) -> Host:
+        """Some pixels of an input, `[h, w]` or `[h, w, C]`, with other values."""
+
+    def edit(self, session: Any, edited: Host | None = None, previews: list[Host] | None = None) -> Result:
+        """An edit in a session; `previews` get an array after each denoising step, for `pictures`."""
+        mask = self.mask if edited is None else None
+        watched = {} if previews is None else self._watched(previews)
+        return session.edit(self.edited if edited is None else edited, mask=mask, **watched)  # type: ignore[no-any-return]  # of three kinds of sessions
+
+    def pictures(self, previews: Sequence[Host], region: Host) -> list[Host]:
+        """The previews of an edit of a `region`, bool `[N, H, W]`, as images, uint8 `[H, W, 3]`."""
+        return list(previews)
+
+    @property
+    def given(self) -> tuple[Host, str]:
+        """The edited input as an image, uint8 `[H, W, 3]`, and what it is, in words."""
+        return self.shown(self.edited), "edited input"
+
+    def settings(self, session: Any) -> list[tuple[str, str]]:
+        """(name, value) of the settings that a session used."""
+        return []
+
+    def noted(self, passes: Mapping[State, Pass], states: Sequence[State], step: int | None) -> list[Pass]:
+        """What the edit repainted in the states that `passes` names; of one that stayed as it was, nothing."""
+        wanted = self.passes(states, step)
+        return [dataclasses.replace(passes[state], **named) for state, named in wanted if state in passes]
+
+    def _watched(self, previews: list[Host]) -> dict[str, Any]:
+        """Options of an edit or a dense run that collect previews."""
+        return {}
+
+
+@dataclass(eq=False)
+class LabelCase(Case):
+    """A label map and an edited copy, in a `Session`."""
+
+    model: Model
+    usual = "paper"
+    stepped = False
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return {self.model.role: self.model}
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @contextmanager
+    def opened(
+        self, policy: str | Policy | None = None, backend: Backend | None = None, **options: Any
+    ) -> Iterator[Session]:
+        chosen = self.policy if policy is None else policy
+        session = Session(self.model, self.backend if backend is None else backend, policy=chosen)
+        self.shown_original = session.run(self.original, **self.options).image
+        yield session
+
+    def dense(self, session: Session, previews: list[Host]) -> Result:
+        whole = Session(self.model, self.backend)
+        return whole.run(self._applied, keep_canvases=False, **self.options)
+
+    @property
+    def _applied(self) -> Host:
+        """The edited labels, with the original's outside the mask."""
+        return self.edited if self.mask is None else np.where(self.mask, self.edited, self.original)
 
     @property
     def difference(self) -> Host:
-        """bool `[N, H, W]`: the pixels that the edit changes."""
-        ends = [self._encoded(image) for image in (self.original, self.applied)]
-        return np.asarray((np.abs(ends[0] - ends[1]) > self.model.eps).any(-1))
+        ends = [self.model.encode(each, **self.options).canvases for each in (self.original, self._applied)]
+        return difference_mask(*ends, eps=self.model.eps)
 
-    def _encoded(self, image: Any) -> Host:
-        if self.model.diffusion is None:
-            return next(iter(self.model.encode(image, **self.conditions).canvases.values()))
-        array = np.asarray(image)
-        array = array[None] if array.ndim == 3 else array
-        if array.dtype == np.uint8:
-            return array.astype(np.float32) / np.float32(127.5) - 1
-        return array.astype(np.float32)
+    def passes(self, states: Sequence[State], step: int | None) -> list[tuple[State, dict[str, Any]]]:
+        return [(states[0], {})]
 
+    def shown(self, given: Host) -> Host:
+        """Labels in the built-in model's colours, or in greys."""
+        from ...images import colourise  # here: the door of the package loads no Pillow
 
-class Previews:
-    """Collects what a diffusion session tells after each step."""
+        known = builtin.get(self.model.name)
+        if known is not None and known.labels is not None:
+            return colourise(given, known.labels.palette)
+        grey = (given.astype(np.int64) * 89 % 206 + 30).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1)
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self.images: list[Host] = []
-        """The image as predicted after each step, uint8 `[H, W, 3]`."""
-
-    def __call__(self, step: Step) -> None:
-        self.images.append(self._model.images(step.x0)[0])
+    def other(self, given: Host) -> Host:
+        """The next label."""
+        return np.asarray((given + 1) % getattr(self.model, "labels", 2), given.dtype)
 
 
-def region_psnr(image: Host, dense: Host, before: Host) -> float:
-    """The PSNR in dB over the pixels that either image changes."""
-    from ...images import psnr  # here: the door of the package loads no Pillow
+class _StepsCase(Case):
+    """An image and an edited copy, in a session of many denoising steps."""
 
-    region = ((image != before) | (dense != before)).any(-1)
-    return psnr(image[region], dense[region]) if region.any() else float("inf")
+    @abstractmethod
+    def _session(self, policy: str | Policy, backend: Backend, options: dict[str, Any]) -> Any:
+        """A session."""
 
+    @property
+    @abstractmethod
+    def _eps(self) -> float:
+        """The largest difference of equal pixels."""
 
-def costs(
-    case: Case, session: Session | SDEdit, said: Callable[[str], None], areas: Sequence[float] = AREAS
-) -> Iterator[Cost]:
-    """Edits of squares of these shares of the image, each undone; the first is a warm-up."""
-    height, width = np.asarray(case.original).shape[:2]
-    for number, area in enumerate([areas[0], *areas]):
-        said(f"edits of {area:.0%} of the image")
-        result = case.edit(session, _square(case, height, width, area))
-        session.undo()
-        if number:
-            stats = result.stats
-            yield Cost(stats.edited_area, stats.milliseconds, stats.macs, stats.macs_dense)
+    @abstractmethod
+    def _preview(self, step: Step) -> Host:
+        """What is kept of a step."""
 
+    @contextmanager
+    def opened(
+        self, policy: str | Policy | None = None, backend: Backend | None = None, **options: Any
+    ) -> Iterator[Any]:
+        chosen = self.policy if policy is None else policy
+        engine = self.backend if backend is None else backend
+        with self._session(chosen, engine, {**self.options, **options}) as session:
+            self.shown_original = session.run(self.original).image
+            yield session
 
-def _square(case: Case, height: int, width: int, area: float) -> Host:
-    """The original with other values in a centred rectangle of that share: another label, or inverted colours."""
-    h, w = (max(1, round(side * area**0.5)) for side in (height, width))
-    top, left = (height - h) // 2, (width - w) // 2
-    edited = np.array(case.original)
-    part = edited[top : top + h, left : left + w]
-    if case.model.diffusion is None:
-        labels = getattr(case.model, "labels", 2)
-        part[...] = (part + 1) % labels
-    elif edited.dtype == np.uint8:
-        part[...] = 255 - part
-    else:
-        part[...] = -part
-    return edited
+    def dense(self, session: Any, previews: list[Host]) -> Result:
+        return session.dense(self.edited, mask=self.mask, **self._watched(previews))  # type: ignore[no-any-return]  # of two kinds of sessions
 
+    @property
+    def difference(self) -> Host:
+        if self.mask is not None:  # all of it is denoised, whatever is painted there
+            return self.mask[None]
+        ends = [_floats(each) for each in (self.original, self.edited)]
+        return np.asarray((np.abs(ends[0] - ends[1]) > self._eps).any(-1))[None]
 
-def what_ifs(case: Case, dense: Host, said: Callable[[str], None]) -> Iterator[Outcome]:
-    """The edit with one of its ideas taken away at a time."""
+    def shown(self, given: Host) -> Host:
+        if given.dtype == np.uint8 and given.shape[-1] == 3:
+            return given
+        return np.asarray(self._images(_floats(given)[None])[0])
 
-    def outcome(name: str, text: str, image: Host) -> Outcome:
-        return Outcome(name, text, image, region_psnr(image, dense, case.shown_original))
+    @abstractmethod
+    def _images(self, images: Host) -> Host:
+        """Images in [-1, 1] `[N, H, W, C]` as uint8 `[N, H, W, 3]`."""
 
-    for name, text, policy, options in _other_policies(case):
-        said(f"the edit {name}")
-        with ExitStack() as opened:
-            session = case.painted(policy, **options)
-            if isinstance(session, SDEdit):
-                opened.enter_context(session)
-            yield outcome(name, text, case.edit(session).image)
-    said("the edit without halos")
-    broken = WithoutHalo()
-    with ExitStack() as opened:
-        session = case.painted(case.policy, broken)
-        if isinstance(session, SDEdit):
-            opened.enter_context(session)
-        broken.broken = True
-        yield outcome(
-            "without halos",
-            "A 3×3 convolution reads one pixel around its tile. Here each tile reads zeros there, as if it were an "
-            "image by itself: the borders of tiles show. The edit itself reads those pixels from the canvases.",
-            case.edit(session).image,
-        )
+    def other(self, given: Host) -> Host:
+        """Inverted colours."""
+        return np.asarray(255 - given if given.dtype == np.uint8 else -given)
+
+    def settings(self, session: Any) -> list[tuple[str, str]]:
+        used = {**session.settings.used(), "margin": f"{session.margin} pixels"}
+        return [(name.replace("_", " "), str(value)) for name, value in used.items() if value is not None]
+
+    @property
+    def given(self) -> tuple[Host, str]:
+        if self.mask is None or not np.array_equal(self.edited, self.original):
+            return super().given
+        white = np.where(self.mask[..., None], np.uint8(255), self.shown(self.original))
+        return white, "the mask, in white"
+
+    def _watched(self, previews: list[Host]) -> dict[str, Any]:
+        return {"on_step": lambda step: previews.append(self._preview(step))}
 
 
-def _other_policies(case: Case) -> Iterator[tuple[str, str, Policy, dict[str, Any]]]:
-    policy = case.policy
-    if isinstance(policy, Paper):
-        narrow = dataclasses.replace(policy, dilation=0, level_dilation=0)
-        margin = {} if case.model.diffusion is None else {"margin": 0}
-        yield (
-            "without dilation",
-            "Masks are not grown: only tiles that hold a changed pixel are recomputed, at every resolution. What the "
-            "edit should change around itself stays as it was.",
-            narrow,
-            margin,
-        )
-    if isinstance(policy, Fast):
-        stale = dataclasses.replace(policy, statistics=0.0)
-        yield (
-            "with stale statistics",
-            "Norms keep the moments of the original, as under paper. The dense run's moments have moved with the edit: "
-            "the recomputed tiles are a little too bright, too dark, or of another contrast.",
-            stale,
-            {},
-        )
-        if case.model.diffusion is not None and policy.refresh > 1:
-            yield (
-                "with every step computed",
-                "No deltas are carried from step to step: refresh is 1. This is nearer to dense, for more work.",
-                dataclasses.replace(policy, refresh=1),
-                {},
-            )
+@dataclass(eq=False)
+class ImageCase(_StepsCase):
+    """An image and a copy with strokes over it, in an `SDEdit` session."""
+
+    model: Model
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return {self.model.role: self.model}
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def _session(self, policy: str | Policy, backend: Backend, options: dict[str, Any]) -> SDEdit:
+        return SDEdit(self.model, policy=policy, backend=backend, **options)
+
+    @property
+    def _eps(self) -> float:
+        return self.model.eps
+
+    def _preview(self, step: Step) -> Host:
+        return np.asarray(self._images(step.x0)[0])
+
+    def _images(self, images: Host) -> Host:
+        return self.model.images(images)
+
+    def passes(self, states: Sequence[State], step: int | None) -> list[tuple[State, dict[str, Any]]]:
+        assert step is not None  # a session of steps has some
+        return [(states[step], {})]
 
 
-def check_inputs(model: Any, original: Any, edited: Any) -> None:
-    """Raise InputError if a model or its inputs are none that can be explained."""
-    if not isinstance(model, Model):
+@dataclass(eq=False)
+class LatentCase(_StepsCase):
+    """An image and a copy with strokes over it, or the same image and a mask, in a `StableDiffusion` session."""
+
+    latent: LatentDiffusion
+    repeated = "unet"
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self.latent.models
+
+    @property
+    def name(self) -> str:
+        return self.latent.name
+
+    def _session(self, policy: str | Policy, backend: Backend, options: dict[str, Any]) -> StableDiffusion:
+        return StableDiffusion(self.latent.on(backend), policy=policy, **options)
+
+    @property
+    def _eps(self) -> float:
+        return self.latent.encoder.eps
+
+    def _preview(self, step: Step) -> Host:
+        return np.asarray(step.x0)  # latents; decoding them now would count as time of the edit
+
+    def _images(self, images: Host) -> Host:
+        return self.latent.decoder.images(images)
+
+    def pictures(self, previews: Sequence[Host], region: Host) -> list[Host]:
+        """Latents as the image that they would end in: decoded, and joined with the original around the region."""
+        latent, before = self.latent.on(self.backend), self.latent.checked(self.original)
+        share = faded(region)[..., None]
+        return [self._images(joined(before, latent.decode(each), share))[0] for each in previews]
+
+    def passes(self, states: Sequence[State], step: int | None) -> list[tuple[State, dict[str, Any]]]:
+        assert step is not None  # a session of steps has some
+        encoders = 2 if self.latent.inpaints else 1
+        steps = states[encoders:-1]
+        halves = len(next(iter(steps[step].inputs.values())).array)
+        which = (
+            ", for the prompt" if halves > 1 else ""
+        )  # the half for the negative text is computed beside it
+        unet = {"part": "unet", "title": f"UNet, denoising step {step} of 0 to {len(steps) - 1}{which}"}
+        found: list[tuple[State, dict[str, Any]]] = [
+            (states[0], {"part": "encoder", "title": "Encoder: the edited image to latents"}),
+            (steps[step], {**unet, "sample": halves - 1}),
+            (states[-1], {"part": "decoder", "title": "Decoder: the denoised latents to the image"}),
+        ]
+        if encoders > 1:
+            named = {"part": "masked", "title": "Encoder: the image without the painted pixels"}
+            found.insert(1, (states[1], named))
+        return found
+
+    def settings(self, session: StableDiffusion) -> list[tuple[str, str]]:
+        texts = {"prompt": session.prompt, "negative": session.negative}
+        return [*((name, text) for name, text in texts.items() if text), *super().settings(session)]
+
+
+def case_of(
+    model: Any,
+    original: Any,
+    edited: Any,
+    *,
+    mask: Any,
+    policy: str | Policy | None,
+    backend: str | Backend | None,
+    options: dict[str, Any],
+) -> Case:
+    """The case of a model and its inputs.
+
+    Raises
+    ------
+    InputError, ShapeError, BackendError
+        The model or its inputs are none that can be explained.
+    """
+    kind: type[LabelCase | ImageCase | LatentCase]
+    if isinstance(model, LatentDiffusion):
+        kind = LatentCase
+        if not isinstance(options.get("prompt"), str):
+            raise InputError("explain: an edit of Stable Diffusion follows a text; give prompt=")
+    elif not isinstance(model, Model):
         raise InputError(
-            f"explain needs one model, as sparsegen.load gives it, not {type(model).__name__}; of Stable Diffusion no "
-            "edit can be explained yet"
+            f"explain needs one model, as sparsegen.load gives it, or LatentDiffusion(load_bundle(path)), not "
+            f"{type(model).__name__}"
         )
-    if model.diffusion is None and not isinstance(model, SPADEGenerator):
+    elif model.diffusion is not None:
+        kind = ImageCase
+    elif isinstance(model, SPADEGenerator):
+        kind = LabelCase
+    else:
         raise InputError(f"explain needs a GauGAN or a diffusion model, not one of family {model.family!r}")
     for name, value in (("original", original), ("edited", edited)):
         if np.ndim(value) not in (2, 3):
             raise InputError(
                 f"explain: {name} has shape {np.shape(value)}, expected one label map or one image"
             )
+    original, edited = np.asarray(original), np.asarray(edited)
+    if original.shape != edited.shape:
+        raise ShapeError(f"explain: edited is {edited.shape}, expected {original.shape}, as original")
+    if mask is not None:
+        mask = np.array(check_mask(mask, (1, *original.shape[:2]))[0])
+    if backend is None and isinstance(model, LatentDiffusion):
+        backend = model.backend
+    chosen = kind.usual if policy is None else policy
+    return kind(original, edited, mask, chosen, get_backend(backend), options, model)
+
+
+def _floats(image: Host) -> Host:
+    """An image in [-1, 1], float32."""
+    scaled = image.astype(np.float32)
+    return scaled / np.float32(127.5) - 1 if image.dtype == np.uint8 else scaled

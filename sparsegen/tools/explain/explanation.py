@@ -5,26 +5,21 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from sparsegen.backends.interface import Backend, Host
-from sparsegen.backends.registry import get_backend
-from sparsegen.weights import builtin
 
 from ...editing.door import Result
 from ...errors import InputError
 from ...models.base import Model
-from ...pipelines import SDEdit
-from ...tiling.masks import check_mask, dilate
-from ...tiling.policies import Paper, Policy
+from ...pipelines import LatentDiffusion
+from ...tiling.policies import Policy
 from . import page
-from .cases import Case, DenoisingStep, Previews, check_inputs, costs, what_ifs
+from .cases import case_of
 from .findings import Findings
-from .forward import look_into, times
+from .forward import look_into
+from .outcomes import DenoisingStep, costs, what_ifs
+from .passes import noted
 
 
 class Explanation(Findings):
@@ -56,7 +51,7 @@ class Explanation(Findings):
 
 
 def explain(
-    model: Model,
+    model: Model | LatentDiffusion,
     original: Any,
     edited: Any,
     *,
@@ -70,18 +65,21 @@ def explain(
 ) -> Explanation:
     """Make an edit, and collect what it does: tiles, costs, and where it differs from the dense run.
 
-    Sessions compute on `backend`; one forward pass runs three times on the reference backend to be looked into.
+    Sessions compute on `backend`; the passes that are looked into run three times more, on the reference backend.
 
     Parameters
     ----------
     model
-        A GauGAN, DDPM or ProgressiveDistillation.
+        A GauGAN, DDPM or ProgressiveDistillation; or the `LatentDiffusion` of Stable Diffusion.
     original, edited
-        Label maps `[H, W]`, or images `[H, W, 3]`, as for `Session` and `SDEdit`.
+        Label maps `[H, W]`, or images `[H, W, 3]`, as for `Session`, `SDEdit` and `StableDiffusion`. (The latter also
+        takes the original twice, with a mask: the text is painted there.)
     mask
         bool `[H, W]`: the pixels to recompute; None: those that differ.
     policy
         As for `Session`; None: "paper", of a diffusion model "fast".
+    backend
+        As for `Session`; None: the fastest that can run here, of a `LatentDiffusion` its own.
     step
         Of a diffusion model, the number of the denoising step whose layers are shown; None: the one in the middle of
         those that compute.
@@ -90,70 +88,57 @@ def explain(
     progress
         Called with what begins now.
     conditions
-        Of a GauGAN those of `Session.run`; of a diffusion model options of `SDEdit`.
+        Of a GauGAN those of `Session.run`; of a diffusion model options of `SDEdit`; of Stable Diffusion `prompt` and
+        options of `StableDiffusion`.
 
     Raises
     ------
     InputError, ShapeError, BackendError
-        Something does not fit; the step is carried, so none of its layers computes.
+        Something does not fit; the edit changes nothing; the step is carried, so not all of its layers compute.
     """
-    check_inputs(model, original, edited)
+    case = case_of(model, original, edited, mask=mask, policy=policy, backend=backend, options=conditions)
     page.check_plots()
-    if step is not None and model.diffusion is None:
+    if step is not None and not case.stepped:
         raise InputError(f"step is {step}; only an edit of a diffusion model has steps")
     said = progress or (lambda _: None)
-    original, edited = np.asarray(original), np.asarray(edited)
-    chosen = ("paper" if model.diffusion is None else "fast") if policy is None else policy
-    if mask is not None:
-        mask = np.array(check_mask(mask, (1, *original.shape[:2]))[0])
-    case = Case(model, original, edited, mask, model.policy(chosen), get_backend(backend), conditions)
-    previews, dense_previews = Previews(model), Previews(model)
-    with ExitStack() as opened:
-        said("the original")
-        session = case.painted(chosen)
-        case.policy = session.policy
-        if isinstance(session, SDEdit):
-            opened.enter_context(session)
-            options: dict[str, Any] = {"on_step": dense_previews}
-        else:
-            options = {}
-        said("the edited input, densely")
-        dense = case.dense(session, **options)
-        said("the edit")
-        result = case.edit(session, **({"on_step": previews} if isinstance(session, SDEdit) else {}))
-        if isinstance(session, SDEdit):
-            number = _step(result, step)
-            after = session.inputs(number)
-            session.undo()
-            before, difference = session.inputs(number), dilate(case.difference, session.margin)
-            policy_of_step = (
-                replace(case.policy, dilation=0) if isinstance(case.policy, Paper) else case.policy
+    previews, dense_previews = list[Host](), list[Host]()
+    said("the original")
+    with case.opened() as session:
+        chosen = case.policy = session.policy
+        difference = case.difference
+        if not difference.any():
+            raise InputError(
+                "explain: the edit changes no pixel; give an edited copy that differs, or a mask that holds some"
             )
-            steps = [
-                DenoisingStep(*each)
-                for each in zip(result.stats.steps, previews.images, dense_previews.images, strict=True)
-            ]
-        else:
-            session.undo()
-            number, steps, policy_of_step = None, [], case.policy
-            before = model.encode(original, **conditions)
-            after = model.encode(case.applied, **conditions)
-            difference = case.difference
-        forward = look_into(model, before, after, policy_of_step, difference=difference, said=said)
-        said("the time of each layer")
-        milliseconds = times(model, case.backend, before, after, policy_of_step, difference)
+        said("the edited input, densely")
+        dense = case.dense(session, dense_previews)
+        said("the edit")
+        states = session.states
+        with noted(states) as passes:
+            result = case.edit(session, previews=previews)
+        number = _step(result, step) if case.stepped else None
+        found = case.noted(passes, states, number)
+        del passes
+        session.undo()
+        settings = case.settings(session)
         curve = list(costs(case, session, said)) if whole else []
+    forward = look_into(found, case.backend, said=said)
+    region = result.active.mask()
+    pictures = [case.pictures(each, region) for each in (previews, dense_previews)]
+    steps = [DenoisingStep(*each) for each in zip(result.stats.steps, *pictures, strict=True)]
     return Explanation(
-        model,
-        case.policy,
+        case.name,
+        case.models,
+        chosen,
         case.backend.name,
+        settings,
         case.shown_original,
-        _shown(case, edited),
+        *case.given,
         result,
         dense,
-        case.difference[0],
+        difference[0],
         forward,
-        milliseconds,
+        case.repeated,
         number,
         steps,
         curve,
@@ -172,16 +157,3 @@ def _step(result: Result, step: int | None) -> int:
             f"{', '.join(map(str, computed))}"
         )
     return step
-
-
-def _shown(case: Case, image: Host) -> Host:
-    """An input as an image, uint8 `[H, W, 3]`: labels in the built-in model's colours, or in greys."""
-    if image.ndim == 2:
-        from ...images import colourise
-
-        known = builtin.get(case.model.name)
-        if known is not None and known.labels is not None:
-            return colourise(image, known.labels.palette)
-        grey = (image.astype(np.int64) * 89 % 206 + 30).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, -1)
-    return image if image.dtype == np.uint8 else case.model.images(image[None].astype(np.float32))[0]

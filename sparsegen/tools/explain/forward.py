@@ -1,7 +1,7 @@
-"""One forward pass, looked into: inputs before and after an edit come in, what every layer did comes out.
+"""The passes of an edit, looked into: what the models read comes in, what every layer did comes out.
 
-Three runs of the same model are compared: the *original* (a dense run), the *edit* of it, and the *dense* run of the
-edited input. What an edit misses in a layer is compared with what it should have moved there:
+Of each pass, three runs of the same model are compared: the *original* (a dense run), the *edit* of it, and the *dense*
+run of the edited input. What an edit misses in a layer is compared with what it should have moved there:
 
     error = |dense - edit|,    moved = |dense - original|        (root of the sum of squares over a tile, or a layer)
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from sparsegen.backends.interface import TILE, Backend, Host
 from ...editing.state import State
 from ...engine.allocator import BackendAllocator
 from ...engine.journal import Journal
+from ...engine.run import Run
 from ...engine.stats import LayerRecord
 from ...models.base import Inputs, Model
-from ...tiling.masks import difference_mask
-from ...tiling.policies import Policy
-from ...tiling.tiles import TileSet, gather_tiles
+from ...tiling.tiles import TileSet
 from .observed import Observed
+from .passes import Pass
 from .tile import TileNumbers, numbers
 
 MOST_TILES = 40
@@ -44,18 +44,24 @@ class Layer:
     path: str
     kind: str
     """The class of the layer, such as Conv2d."""
+    part: str
+    """The pass that it belongs to; empty: there is one."""
     height: int
     width: int
     channels: int
     active: Host
-    """bool `[rows, columns]`: the tiles that the edit recomputed (of the first sample)."""
+    """bool `[rows, columns]`: the tiles that the edit recomputed, of the sample that is shown."""
     moved: Host
     """float `[rows, columns]`: how far the dense run moves each tile."""
     error: Host
     """float `[rows, columns]`: the inherited error of each tile."""
+    kept: bool = True
+    """False: a scratch layer, of which a session keeps no canvas."""
     macs: int = 0
-    """Multiply-accumulates of the active tiles, by the layer's plain formula."""
+    """Multiply-accumulates of the active tiles of all samples, by the layer's plain formula."""
     macs_dense: int = 0
+    milliseconds: float | None = None
+    """Its time in the edit on the user's backend; None: not measured."""
     own: float = 0.0
     """The layer's own error as a share of what it should move."""
     file: str = ""
@@ -74,9 +80,10 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """The layers of a model in an edit, in the order in which they ran."""
+    """The layers of an edit's passes, in the order in which they ran."""
 
     layers: Sequence[Layer]
+    passes: Sequence[Pass]
 
     @property
     def culprit(self) -> Layer | None:
@@ -86,115 +93,112 @@ class Forward:
 
 
 def look_into(
-    model: Model,
-    original: Inputs,
-    edited: Inputs,
-    policy: Policy,
-    *,
-    difference: Host | None = None,
-    said: Callable[[str], None] = lambda _: None,
+    passes: Sequence[Pass], backend: Backend | None = None, *, said: Callable[[str], None] = lambda _: None
 ) -> Forward:
-    """Run a model three times, on the reference backend, and compare.
+    """Run the model of each pass three times, on the reference backend, and compare.
+
+    Every layer is computed (no deltas are carried).
 
     Parameters
     ----------
-    original, edited
-        The inputs before and after the edit, as `Model.encode` gives them, of one size.
-    policy
-        The policy of the edit; every layer is computed (no deltas are carried).
-    difference
-        bool `[N, H, W]`: the pixels that the edit changes; None: those that differ by more than the model's eps.
+    backend
+        The backend whose tiles, MACs and times are those of the layers; None: the reference backend, without times.
     said
         Called with what begins now.
     """
-    if difference is None:
-        difference = difference_mask(original.canvases, edited.canvases, eps=model.eps)
-    changed, plan = TileSet.of_mask(difference), policy.plan(difference)
+    return Forward([layer for one in passes for layer in _layers(one, backend, said)], passes)
+
+
+def _layers(one: Pass, backend: Backend | None, said: Callable[[str], None]) -> list[Layer]:
+    """The layers of one pass."""
     layers: dict[str, Layer] = {}
-    said("the original, layer by layer")
-    state = _painted(model, original, policy, on_layer=lambda record: _note_place(layers, model, record))
-    said("the edited input, densely")
-    dense = _painted(model, edited, policy).memory.canvases
+    of = f", {one.part}" if one.part else ""
+    said(f"the original, layer by layer{of}")
+    state = _painted(one.model, one.before, on_layer=lambda record: _note_place(layers, one, record))
+    said(f"the edited input, densely{of}")
+    dense = _painted(one.model, one.after).memory.canvases
     kept = state.memory.canvases
     for path in layers:
-        layers[path].moved = _tile_norms(dense[path], kept[path])
+        layers[path].moved = _tile_norms(dense[path], kept[path], one.sample)
         layers[path].channels = int(kept[path].shape[3])
-    backend = state.memory.backend
-    assert isinstance(backend, Observed)
-    backend.convolutions.clear()
-    values = {name: gather_tiles(array, changed.tiles) for name, array in edited.canvases.items()}
-    said("the edit, sparsely")
+    observed = state.memory.backend
+    assert isinstance(observed, Observed)
+    observed.convolutions.clear()
+    said(f"the edit, sparsely{of}")
     journal = Journal()
-    run = state.repaint(values, changed, plan, journal=journal).run
+    run = _repainted(state, one, journal)
     for record in run.records:
         layers[record.path].macs, layers[record.path].macs_dense = record.macs, record.macs_dense
     for canvas in state.layer_canvases:
         path, active, layer = canvas.path, canvas.changed, layers[canvas.path]
-        layer.active = active.mask(whole_tiles=True)[0, ::TILE, ::TILE]
-        layer.error = _tile_norms(dense[path], kept[path])
-        known = backend.convolutions.get(id(kept[path]))
+        layer.active = _mask(active, one.sample)
+        layer.error = _tile_norms(dense[path], kept[path], one.sample)
+        known = observed.convolutions.get(id(kept[path]))
         if known is not None and active.count:
-            layer.tiles = numbers(known, kept[path], _some(active))
+            layer.tiles = numbers(known, kept[path], _some(active, one.sample))
     journal.undo(state.memory)
-    said("each layer by itself")
-    _measure_own(state, layers, dense, values, changed, plan)
-    return Forward([*layers.values()])
+    said(f"each layer by itself{of}")
+
+    def correct(record: LayerRecord) -> None:
+        """Measure a layer, and put the dense run's values into its canvas."""
+        layer, path = layers[record.path], record.path
+        layer.own = _share(_tile_norms(dense[path], kept[path], one.sample), layer.moved)
+        kept[path][...] = dense[path]
+
+    _repainted(state, one, Journal(), on_layer=correct)
+    if backend is not None:
+        said(f"the time of each layer{of}")
+        _measure(one, backend, layers)
+    return [replace(layer, path=one.path(path)) for path, layer in layers.items()]
 
 
-def times(
-    model: Model, backend: Backend, original: Inputs, edited: Inputs, policy: Policy, difference: Host
-) -> dict[str, float]:
-    """Path -> milliseconds of each layer in an edit on a backend, the second time that it is made."""
-    state = State(model, backend, allocator=BackendAllocator(backend))
-    state.paint(original.canvases, original.conditions)
-    changed, found = TileSet.of_mask(difference), dict[str, float]()
-    values = {name: gather_tiles(array, changed.tiles) for name, array in edited.canvases.items()}
+def _measure(one: Pass, backend: Backend, layers: dict[str, Layer]) -> None:
+    """Note what a backend computes for each layer, as a session has it: scratch layers on the way, codebooks as such.
+
+    Its times are those of the second time that the edit is made.
+    """
+    state = State(one.model, backend, allocator=BackendAllocator(backend))
+    state.paint(one.before.canvases, one.before.conditions)
     for _ in range(2):
         journal = Journal()
-        plan = policy.plan(difference)
-        run = state.repaint(values, changed, plan, journal=journal, on_layer=lambda _: None).run
+        run = _repainted(state, one, journal, on_layer=lambda _: None)
         journal.undo(state.memory)
-        found = {record.path: record.milliseconds or 0.0 for record in run.records}
-    return found
+    tiles = state.layer_tiles
+    for record in run.records:
+        layer = layers.get(record.path)
+        if layer is not None:  # a codebook of two layers is one layer of the backend
+            layer.milliseconds, layer.macs = record.milliseconds, record.macs
+            if record.path in tiles:
+                layer.active = _mask(tiles[record.path], one.sample)
 
 
-def _painted(model: Model, inputs: Inputs, policy: Policy, **options: Any) -> State:
+def _mask(active: TileSet, sample: int) -> Host:
+    """bool `[rows, columns]`: a sample's active tiles."""
+    return np.asarray(active.mask(whole_tiles=True)[sample, ::TILE, ::TILE])
+
+
+def _painted(model: Model, inputs: Inputs, **options: Any) -> State:
     backend = Observed()
     state = State(model, backend, allocator=BackendAllocator(backend))
     state.paint(inputs.canvases, inputs.conditions, keep_scratch=True, **options)
     return state
 
 
-def _measure_own(
-    state: State,
-    layers: dict[str, Layer],
-    dense: dict[str, Host],
-    values: dict[str, Host],
-    changed: TileSet,
-    plan: Any,
-) -> None:
-    """Do the edit once more, and put the dense run's values into every canvas once its layer is measured."""
-    kept, journal = state.memory.canvases, Journal()
-
-    def correct(record: LayerRecord) -> None:
-        layer = layers.get(record.path)
-        if layer is not None:
-            layer.own = _share(_tile_norms(dense[record.path], kept[record.path]), layer.moved)
-            kept[record.path][...] = dense[record.path]
-
-    state.repaint(values, changed, plan, journal=journal, on_layer=correct)
+def _repainted(state: State, one: Pass, journal: Journal, **options: Any) -> Run:
+    """The run of a pass's edit of a state that holds what the pass read before."""
+    return state.repaint(one.values, one.changed, one.plan, journal=journal, spread=one.spread, **options).run
 
 
-def _some(active: TileSet) -> Host:
-    """Up to `MOST_TILES` of the first sample's active tiles, evenly apart: `[K, 3]`."""
-    tiles = active.tiles.host[active.tiles.host[:, 0] == 0]
+def _some(active: TileSet, sample: int) -> Host:
+    """Up to `MOST_TILES` of a sample's active tiles, evenly apart: `[K, 3]`."""
+    tiles = active.tiles.host[active.tiles.host[:, 0] == sample]
     chosen = np.linspace(0, len(tiles) - 1, min(len(tiles), MOST_TILES)).round().astype(int)
     return np.asarray(tiles[chosen])
 
 
-def _tile_norms(a: Host, b: Host) -> Host:
-    """Of each tile of the first sample, the root of the sum of squares of a - b: float `[rows, columns]`."""
-    squares = np.square(a[0] - b[0], dtype=np.float64).sum(-1)
+def _tile_norms(a: Host, b: Host, sample: int) -> Host:
+    """Of each tile of a sample, the root of the sum of squares of a - b: float `[rows, columns]`."""
+    squares = np.square(a[sample] - b[sample], dtype=np.float64).sum(-1)
     height, width = squares.shape
     rows, columns = -(-height // TILE), -(-width // TILE)
     padded = np.zeros((rows * TILE, columns * TILE))
@@ -208,15 +212,17 @@ def _share(error: Host, moved: Host) -> float:
     return float(np.linalg.norm(error)) / whole if whole else 0.0
 
 
-def _note_place(layers: dict[str, Layer], model: Model, record: LayerRecord) -> None:
+def _note_place(layers: dict[str, Layer], one: Pass, record: LayerRecord) -> None:
     """Add a layer to `layers`, with the line of the model's source that calls it: called while that line runs."""
     if record.path in layers:
         return
     rows, columns = -(-record.height // TILE), -(-record.width // TILE)
     nothing = np.zeros((rows, columns))
-    found = Layer(record.path, "", record.height, record.width, 0, nothing > 0, nothing, nothing)
-    kinds = {layer.path: type(layer).__name__ for layer in model.layers()}
-    found.kind = kinds.get(record.path, "")
+    size = record.height, record.width
+    found = Layer(record.path, "", one.part, *size, 0, nothing > 0, nothing, nothing)
+    layer = next((each for each in one.model.layers() if each.path == record.path), None)
+    if layer is not None:
+        found.kind, found.kept = type(layer).__name__, getattr(layer, "kept", True)
     folder = Path(sys.modules[Model.__module__].__file__ or "").parent
     frame = sys._getframe()
     while frame is not None:

@@ -21,9 +21,9 @@ from sparsegen.backends.interface import Host
 from ...engine.stats import megabytes
 from ...errors import InputError
 from ..page import embedded
-from .cases import region_psnr
 from .findings import Findings
 from .forward import Layer
+from .outcomes import region_psnr
 from .tile import TileNumbers
 
 STRONGER = 8
@@ -51,7 +51,8 @@ def _data(e: Findings) -> dict[str, Any]:
         "made": _made(),
         "size": list(e.original.shape[:2]),
         "psnr": _decibel(e.psnr),
-        "facts": [list(line) for line in stats.lines()],
+        "strokes": e.strokes_title,
+        "facts": [list(line) for line in (*e.settings, *stats.lines())],
         "images": {
             "original": _uri(e.original),
             "strokes": _uri(e.strokes),
@@ -61,7 +62,9 @@ def _data(e: Findings) -> dict[str, Any]:
             "mask": _uri(np.repeat(~e.difference[..., None], 3, -1).astype(np.uint8) * 255),
         },
         "layers": layers,
-        "first": layers.index(_first(layers)),
+        "parts": {one.part: one.title for one in e.forward.passes},
+        "partsText": _parts_text(e),
+        "first": layers.index(_first(layers, e.repeated)),
         "step": e.step,
         "steps": [
             {
@@ -97,12 +100,16 @@ def _data(e: Findings) -> dict[str, Any]:
     }
 
 
-def _first(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The layer that is shown first: with tiles to look into, of the highest resolution, late, but not the last."""
+def _first(layers: Sequence[dict[str, Any]], repeated: str) -> dict[str, Any]:
+    """The layer that is shown first: with tiles to look into, of the highest resolution, late, but not the last.
 
-    def order(place: int) -> tuple[bool, int, int]:
+    It is one that runs at every denoising step, if there are others beside these.
+    """
+
+    def order(place: int) -> tuple[bool, bool, int, int]:
         layer = layers[place]
-        return any(tile["transformed"] for tile in layer["tiles"]), layer["h"], place
+        transformed = any(tile["transformed"] for tile in layer["tiles"])
+        return layer["part"] == repeated, transformed, layer["h"], place
 
     return layers[max(range(max(1, len(layers) - 1)), key=order)]
 
@@ -111,6 +118,8 @@ def _layer(layer: Layer, e: Findings) -> dict[str, Any]:
     return {
         "path": layer.path,
         "kind": layer.kind,
+        "part": layer.part,
+        "kept": layer.kept,
         "h": layer.height,
         "w": layer.width,
         "channels": layer.channels,
@@ -121,7 +130,7 @@ def _layer(layer: Layer, e: Findings) -> dict[str, Any]:
         "total": layer.active.size,
         "macs": layer.macs,
         "macsDense": layer.macs_dense,
-        "ms": e.milliseconds.get(layer.path),
+        "ms": layer.milliseconds,
         "inherited": layer.inherited,
         "own": layer.own,
         "error": _base64(_shades(layer)),
@@ -152,10 +161,10 @@ def _tile(tile: TileNumbers) -> dict[str, Any]:
 
 
 def _shades(layer: Layer) -> Host:
-    """The error of each tile as a shade, uint8: 255 where it is as large as anything that moved, halved each fourth."""
+    """The error of each tile as a shade, uint8: 255 where it is as large as what moved most, 32 less for each half."""
     largest = float(layer.moved.max(initial=0.0)) or 1.0
     with np.errstate(divide="ignore"):
-        levels = 1 + np.log2(layer.error / largest) / 16  # 0: 2^-16 of it, and less
+        levels = 1 + np.log2(layer.error / largest) / 8  # 0: 2^-8 of it, and less
     return np.asarray(np.round(np.clip(levels, 0, 1) * 255), np.uint8)
 
 
@@ -168,26 +177,47 @@ def difference(image: Host, dense: Host) -> Host:
 
 
 def _about(e: Findings) -> str:
-    count = sum(math.prod(each.shape) for each in e.model.parameters().values())
-    name = f"{e.model.name}: " if e.model.name else ""
+    name = f"{e.name}: " if e.name else ""
+    kinds = ", ".join(type(model).__name__ for model in e.models.values())
     return (
-        f"{name}{type(e.model).__name__}, {count / 1e6:.2f} M parameters. Policy {e.policy}. The edit was made on the "
+        f"{name}{kinds}, {_parameters(e) / 1e6:.2f} M parameters. Policy {e.policy}. The edit was made on the "
         f"backend {e.backend}; the values of layers below are the reference backend's, which agree to rounding."
     )
+
+
+def _parameters(e: Findings) -> int:
+    """The number of weights of all models."""
+    return sum(math.prod(each.shape) for model in e.models.values() for each in model.parameters().values())
 
 
 def _made() -> str:
     return f"Made by sparsegen {version('sparsegen')}. The page loads nothing from elsewhere."
 
 
+def _parts_text(e: Findings) -> str:
+    """A word on the passes, if there are several."""
+    if not e.repeated:
+        return ""
+    side, parts = e.models["decoder"].config.reduction, {one.part for one in e.forward.passes}
+    idle = "" if "encoder" in parts else " The encoder computed nothing: no pixel that it reads has changed."
+    return (
+        f"Three models follow each other: encoder and decoder run once, the UNet at each of {len(e.steps)} steps, of "
+        f"which number {e.step} is shown. The UNet computes on latents, each of which stands for {side}×{side} pixels "
+        f"of the image: that is why its tiles are so large.{idle}"
+    )
+
+
 def _steps_text(e: Findings) -> str:
     computed = sum(each.record.refreshed for each in e.steps)
     if computed == len(e.steps):
         return "Every step computes its active tiles."
-    return (
-        f"{computed} of {len(e.steps)} steps compute their active tiles; the others carry the last deltas on, along a "
-        "parabola, and compute nothing."
+    carried = any(each.record.macs for each in e.steps if not each.record.refreshed)
+    others = (
+        "compute the highest resolutions, from deltas of the rest that they carry on along a parabola"
+        if carried
+        else "carry the last deltas on, along a parabola, and compute nothing"
     )
+    return f"{computed} of {len(e.steps)} steps compute their active tiles at every resolution; the others {others}."
 
 
 def _distance_text(e: Findings, culprit: Layer | None) -> str:
@@ -199,11 +229,20 @@ def _distance_text(e: Findings, culprit: Layer | None) -> str:
         if active > 0.5
         else "mostly in tiles that were not recomputed: they should have changed, and stay as the original has them"
     )
+    ends = {layer.part: layer.inherited for layer in e.forward.layers}  # the last layer of each part
+    inherited = ", ".join(f"{part} {_short(value)}".strip() for part, value in ends.items())
+    passes = (
+        "What each pass inherits at its end" if len(ends) > 1 else "What the whole pass inherits at its end"
+    )
     return (
         f"The layer that errs most on its own is {culprit.path} ({culprit.height}×{culprit.width}): "
-        f"{culprit.own:.2g} of what it should move. The error there lies {where}. What "
-        f" the whole edit inherits at its end: {e.forward.layers[-1].inherited:.2g}."
+        f"{_short(culprit.own)} of what it should move. The error there lies {where}. {passes}: {inherited}."
     )
+
+
+def _short(value: float) -> str:
+    """Two digits."""
+    return f"{value:.2g}"
 
 
 # -- plots
@@ -260,12 +299,11 @@ def _histogram(e: Findings) -> str:
 
 def _memory(e: Findings) -> str:
     stats = e.edited.stats
-    weights = sum(math.prod(each.shape) * 4 for each in e.model.parameters().values())
     bars = {
         "canvases": stats.canvas_bytes,
         "codebooks": stats.codebook_bytes,
         "journal of this edit": stats.journal_bytes or stats.undo_bytes,
-        "weights, in float32": weights,
+        "weights, in float32": 4 * _parameters(e),
     }
     shown = {name: count for name, count in bars.items() if count}
     figure, axes = _figure(9, 0.5 + 0.35 * len(shown))
@@ -286,6 +324,7 @@ def _costs(e: Findings) -> str:
     axes.axhline(1, color="0.7", linewidth=1)
     axes.set(xscale="log", xlabel="edited share of the image", ylabel="share of the dense run")
     axes.set_xticks(areas, [f"{area:.0%}" for area in areas])
+    axes.set_ylim(bottom=0)
     axes.minorticks_off()
     axes.legend(loc="upper left", frameon=False)
     return _svg(figure, "Cost of an edit over its area")
@@ -296,6 +335,7 @@ def _steps(e: Findings) -> str:
     places = range(len(e.steps))
     axes.bar(places, [each.record.milliseconds for each in e.steps], color="0.3")
     axes.set(xlabel="denoising step", ylabel="ms")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return _svg(figure, "Time of each step")
 
 

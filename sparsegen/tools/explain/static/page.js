@@ -50,8 +50,9 @@ function panel(title, source, alt) {
 
 byId("about").textContent = data.about;
 byId("made").textContent = data.made;
+byId("partsText").textContent = data.partsText;
 byId("panels").append(
-  panel("before", data.images.original), panel("edited input", data.images.strokes),
+  panel("before", data.images.original), panel(data.strokes, data.images.strokes),
   panel(`the edit, sparsely: ${fromDense(data.psnr)}`, data.images.edited),
   panel("all of it recomputed, densely", data.images.dense),
   panel("their difference, 8 times as strong, on grey", data.images.difference));
@@ -59,7 +60,7 @@ for (const [name, value] of data.facts) byId("facts").append(element("tr", {}, e
 
 // -- tiles and layers
 
-const pictures = { edited: "the edit", dense: "dense", original: "before", strokes: "edited input", difference: "difference" };
+const pictures = { edited: "the edit", dense: "dense", original: "before", strokes: data.strokes, difference: "difference" };
 const loaded = {};
 for (const [name, title] of Object.entries(pictures)) {
   byId("picture").append(element("option", { value: name }, title));
@@ -152,10 +153,11 @@ function choose(place) {
   }
   chosen = place;
   byId("layer").value = place;
-  [...byId("bars").tBodies[0].rows].forEach((row, i) => row.setAttribute("aria-selected", i === place));
+  [...byId("bars").tBodies[0].querySelectorAll(".layer")].forEach((row, i) => row.setAttribute("aria-selected", i === place));
   const time = layer.ms === null ? "" : `, ${number(layer.ms)} ms`;
   byId("layerFacts").replaceChildren(
-    element("strong", {}, layer.path), ` (${layer.kind || "layer"}): ${layer.h}×${layer.w}, ${layer.channels} channels; ` +
+    data.parts[layer.part] ? `${data.parts[layer.part]}. ` : "",
+    element("strong", {}, layer.path), ` (${layer.kind || "layer"}${layer.kept ? "" : ", scratch"}): ${layer.h}×${layer.w}, ${layer.channels} channels; ` +
     `${layer.count} of ${layer.total} tiles active, ${large(layer.macs)} of ${large(layer.macsDense)} MACs${time}; ` +
     `error inherited ${number(layer.inherited)}, own ${number(layer.own)} of what it should move.`,
     element("pre", {}, layer.code ? `${layer.file}:${layer.line}   ${layer.code}` : "no line of a model calls it"));
@@ -190,10 +192,12 @@ byId("over").addEventListener("change", draw);
 
 const firstTile = (layer) => (layer.tiles.length ? [layer.tiles[0].row, layer.tiles[0].column] : null);
 const most = (name) => Math.max(...data.layers.map((layer) => layer[name] || 0), 1e-9);
-const bar = (value, largest) => element("span", { class: "bar", style: `width:${(3 * value) / largest}rem` });
+const bar = (value, largest) => element("span", { class: "bar", style: `width:${(2 * value) / largest}rem` });
 const largest = { macs: most("macs"), ms: most("ms") };
 data.layers.forEach((layer, place) => {
-  byId("bars").tBodies[0].append(element("tr", {},
+  if (data.parts[layer.part] && layer.part !== (data.layers[place - 1] || {}).part)
+    byId("bars").tBodies[0].append(element("tr", { class: "part" }, element("th", { colspan: 5, scope: "colgroup" }, data.parts[layer.part])));
+  byId("bars").tBodies[0].append(element("tr", { class: "layer" },
     element("td", {}, element("button", { type: "button", onclick: () => choose(place) }, layer.path)),
     element("td", {}, `${layer.h}×${layer.w}`), element("td", {}, percent(layer.count / layer.total)),
     element("td", {}, bar(layer.macs, largest.macs), large(layer.macs)),
@@ -226,7 +230,7 @@ function showTile() {
     return;
   }
   const [row, column] = cursor, active = layer.isActive(row, column);
-  const said = `Tile (${row}, ${column}) of ${layer.path}: pixels ${row * TILE}–${row * TILE + 3}, ${column * TILE}–${column * TILE + 3} (rows, columns).`;
+  const said = `Tile (${row}, ${column}) of ${layer.path}: rows ${row * TILE}–${row * TILE + 3}, columns ${column * TILE}–${column * TILE + 3} of its ${layer.h}×${layer.w}.`;
   const tile = layer.tiles.find((each) => each.row === row && each.column === column);
   if (!tile) {
     const why = !active ? "It is not active: the edit left it as the original has it, and nothing was computed."
@@ -278,7 +282,15 @@ for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
   curve.append(svg("line", { x1: graph.left, x2: graph.w - 12, y1: y, y2: y, stroke: "#ddd" }),
     svg("text", { x: graph.left - 6, y: y + 4, "text-anchor": "end", "font-size": 11 }, number(tick * peak, 2)));
 }
-const path = (name) => data.layers.map((layer, i) => `${i ? "L" : "M"}${xOf(i)} ${yOf(layer[name])}`).join(" ");
+// Passes do not inherit from each other here: each has a line of its own.
+const begins = (i) => !i || data.layers[i].part !== data.layers[i - 1].part;
+const path = (name) => data.layers.map((layer, i) => `${begins(i) ? "M" : "L"}${xOf(i)} ${yOf(layer[name])}`).join(" ");
+data.layers.forEach((layer, i) => {
+  if (!layer.part || !begins(i)) return;
+  const x = xOf(i) - (i ? (xOf(i) - xOf(i - 1)) / 2 : 0);
+  curve.append(svg("line", { x1: x, x2: x, y1: graph.top, y2: graph.h - graph.bottom, stroke: "#999", "stroke-dasharray": "2 3" }),
+    svg("text", { x: x + 4, y: graph.top + 10, "font-size": 11 }, layer.part));
+});
 curve.append(svg("path", { d: path("own"), fill: "none", stroke: "#666", "stroke-width": 1.5, "stroke-dasharray": "5 4" }),
   svg("path", { d: path("inherited"), fill: "none", stroke: "#000", "stroke-width": 2 }),
   svg("text", { x: graph.left, y: graph.h - 6, "font-size": 11 }, "first layer"),
