@@ -205,7 +205,7 @@ INDEX: dict[str, Any] = {
     "safety_checker": [None, None],
     "scheduler": ["diffusers", "PNDMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer": [None, None],
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
@@ -284,7 +284,7 @@ def part(
 def pipeline(
     folder: Path, index: Mapping[str, Any] | None = None, scheduler: Mapping[str, Any] | None = None
 ) -> Path:
-    """A whole pipeline's folder, without a tokenizer's files."""
+    """A whole pipeline's folder, without a tokenizer: CLIP's is in the package."""
     write_json(folder / "model_index.json", {**INDEX, **(index or {})})
     write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, **(scheduler or {})})
     for name in CONFIGS:

@@ -250,6 +250,43 @@ def test_the_folders_tokenizer(pad: Any, expected: str, tmp_path: Path) -> None:
         sparsegen.load_bundle(folder)
 
 
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ([], "tokenizer/vocab.json, tokenizer/merges.txt"),
+        (["vocab.json"], "tokenizer/merges.txt"),
+        (["merges.txt", "special_tokens_map.json"], "tokenizer/vocab.json"),
+    ],
+)
+def test_a_tokenizer_that_is_named_must_be_there(there: list[str], missing: str, tmp_path: Path) -> None:
+    named = {"tokenizer": ["transformers", "CLIPTokenizer"]}
+    folder = pipeline(tmp_path / "sd", named)
+    whole = tokenizer(tmp_path / "whole", "!")
+    for name in there:
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        shutil.copy(whole / name, folder / "tokenizer")
+    refused(folder, rf"lacks {missing}, which its model_index\.json names")
+    shutil.copytree(whole, folder / "tokenizer", dirs_exist_ok=True)
+    assert len(sparsegen.load_bundle(folder).tokenizer.vocabulary.ids) == 516
+
+
+def test_no_tokenizer_is_needed_without_a_text_encoder(tmp_path: Path) -> None:
+    named = {"tokenizer": ["transformers", "CLIPTokenizer"], "text_encoder": [None, None]}
+    assert list(sparsegen.load_bundle(pipeline(tmp_path / "sd", named)).models) == [
+        "unet",
+        "encoder",
+        "decoder",
+    ]
+
+
+def test_a_tokenizers_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "sd")
+    write_json(folder / "tokenizer" / "tokenizer_config.json", {})
+    refused(
+        folder, "has no vocab.json and no merges.txt, expected tokenizer.json, or vocab.json and merges.txt"
+    )
+
+
 # -- folders that do not fit -----------------------------------------------------------------------------
 
 

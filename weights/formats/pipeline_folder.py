@@ -43,7 +43,8 @@ _OTHERS = {
     "ControlNet": "a ControlNet",
 }
 
-_TOKENIZER = ("tokenizer.json", "vocab.json")
+_TOKENIZER = ("vocab.json", "merges.txt")
+"""A tokenizer's files, if it has no tokenizer.json, which holds both."""
 _PAD = ("special_tokens_map.json", "tokenizer_config.json")
 _ADVICE = "Give the folder of a Stable Diffusion 1.x or 2.x pipeline, or that of one of its parts"
 _AGAIN = "Download the whole folder again"
@@ -57,7 +58,7 @@ class PipelineFolder:
     """Names of the folders with weights: "unet", "vae", "text_encoder"; those that exist, in this order."""
     scheduler: Scheduler | None
     tokenizer: Path | None
-    """The folder of the vocabulary."""
+    """The folder of the vocabulary; None: there is none."""
     padding: str | None
     """The symbol that pads a text, if the tokenizer's files name one."""
 
@@ -80,7 +81,7 @@ def find_pipeline(folder: str | os.PathLike[str]) -> PipelineFolder | None:
     if parts is None:
         return None
     tokenizer = top / "tokenizer"
-    present = any(there(tokenizer / name) for name in _TOKENIZER)
+    present = there(tokenizer)
     return PipelineFolder(
         parts,
         find_scheduler(top, "Give the folders of the parts (unet, vae, text_encoder) one by one"),
@@ -120,12 +121,11 @@ def _named(index: dict[str, Any], top: Path) -> tuple[str, ...] | None:
                 where=where,
                 advice=_ADVICE,
             )
-    missing = [name for name in parts if not there(top / name / "config.json")]
+    missing = [f"{name}/config.json" for name in parts if not there(top / name / "config.json")]
+    if "tokenizer" in classes and "text_encoder" in parts and not there(top / "tokenizer" / "tokenizer.json"):
+        missing += [f"tokenizer/{name}" for name in _TOKENIZER if not there(top / "tokenizer" / name)]
     if missing:
-        raise CheckpointError(
-            f"lacks {', '.join(f'{name}/config.json' for name in missing)}, which its model_index.json names",
-            advice=_AGAIN,
-        )
+        raise CheckpointError(f"lacks {', '.join(missing)}, which its model_index.json names", advice=_AGAIN)
     return parts
 
 
