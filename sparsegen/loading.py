@@ -44,6 +44,7 @@ from sparsegen.weights import (
     write_safetensors,
 )
 
+from .checks import warn
 from .diffusion.schedules import SCHEDULES
 from .diffusion.settings import checked_own
 from .errors import InputError
@@ -198,7 +199,7 @@ def _schedule(found: Parts) -> str | None:
 
 
 def _tokenizer(found: Parts) -> Tokenizer:
-    """The file's or folder's tokenizer, else CLIP's. Raises CheckpointError."""
+    """The file's or folder's tokenizer; of one that has none, CLIP's. Raises CheckpointError."""
     if found.vocabulary is not None:
         one = Tokenizer(unpacked(found.vocabulary, found.path))
     else:
@@ -337,7 +338,8 @@ def save(
     """Write a model, or all of a bundle, as one safetensors file that `load` or `load_bundle` reads back.
 
     The file appears whole or not at all. One parameter is in memory at a time. With the models go the settings of
-    their sampling and, from a bundle, those of its scheduler and its tokenizer.
+    their sampling and, from a bundle, those of its scheduler and its tokenizer. A warning names parameters with values
+    that are not finite, which are written as they are: a run that needs them fails.
 
     Parameters
     ----------
@@ -371,13 +373,21 @@ def save(
         if progress is not None:
             progress(done, total, name)
 
+    values = _Values(reads)
     write_safetensors(
         path,
-        _Values(reads),
+        values,
         metadata | _beside(whole),
         dtype={name: dtype or each.stored for name, each in named.items()},
         progress=written,
     )
+    if values.not_finite:
+        first = ", ".join(f"{name} ({count})" for name, count in list(values.not_finite.items())[:3])
+        more = ", …" if len(values.not_finite) > 3 else ""
+        warn(
+            f"{whole.name or os.fspath(path)}: {len(values.not_finite)} of {len(named)} parameters hold values that "
+            f"are not finite, so runs fail: {first}{more}; the file is damaged, or its training diverged: take another"
+        )
 
 
 def _beside(bundle: Bundle) -> dict[str, str]:
@@ -402,9 +412,15 @@ class _Values(Mapping[str, NDArray[Any]]):
 
     def __init__(self, reads: Mapping[str, Callable[[], NDArray[Any]]]) -> None:
         self._reads = reads
+        self.not_finite: dict[str, int] = {}
+        """Name of an array that was read -> how many of its values are not finite."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._reads[name]()
+        array = self._reads[name]()
+        count = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if count:
+            self.not_finite[name] = count
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reads)

@@ -42,7 +42,7 @@ FLOORS = {
 # Rooms and the arrows between them, `cli`'s to the package itself included: the most there may be. The design aims at
 # 15 and 55. A new arrow is a decision: raise the number in the commit that needs it, and say why. (`tools` looks into
 # everything below it: that is 14 of them.)
-MOST_ROOMS, MOST_ARROWS = 16, 74
+MOST_ROOMS, MOST_ARROWS = 16, 75
 # room -> rooms of the same floor that it may import
 NEIGHBOURS = {
     "checks": {"backends"},

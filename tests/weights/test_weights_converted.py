@@ -251,6 +251,27 @@ def test_the_line_names_models_sizes_and_weights(tmp_path: Path, capsys: pytest.
     assert "sparsegen" in shown and "sd-unet" in shown and "stable_diffusion" in shown and "noise" in shown
 
 
+@pytest.mark.parametrize("dtype", ["stored", "float16"])
+def test_values_that_are_not_finite_are_said(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = whole_file()
+    damaged = {
+        "model.diffusion_model.out.2.bias": np.nan,
+        "first_stage_model.decoder.conv_in.bias": np.inf,
+    }
+    for name, value in damaged.items():
+        state[name] = state[name].copy()
+        state[name][:2] = value
+    save_file(state, tmp_path / "sd.safetensors")
+    ours = tmp_path / "ours.safetensors"
+    assert main(["convert", str(tmp_path / "sd.safetensors"), "-o", str(ours), "--dtype", dtype]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not finite" in line]
+    assert line.startswith(f"note: {tmp_path / 'sd.safetensors'}: 2 of ")
+    assert "unet.conv_out.bias (2)" in line and "decoder.conv_in.bias (2)" in line
+    assert np.isnan(load_file(ours)["unet.conv_out.bias"][:2]).all()  # as it was
+
+
 # -- files that are not ours -----------------------------------------------------------------------------
 
 
