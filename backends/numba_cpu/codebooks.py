@@ -13,11 +13,11 @@ from numba.types import float32, int32, int64, void
 
 from ..interface import TILE, Array, Host
 from .arrays import flat, writable
-from .gemm import PANEL
+from .gemm import DEPTH, PANEL
 from .items import COUNTER, take_items
 from .jit import compile_all, inline, kernel
 from .launch import Launcher
-from .packing import PACKED, WIDENED, Packed, multiply_packed
+from .packing import PACKED, WIDENED, Packed, multiply_piece
 from .regions import SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, splat, store_some
 from .sizes import ceil_div
@@ -133,42 +133,39 @@ def number(
     return len(tiles)
 
 
-@kernel(
-    int64(
-        int32[:, ::1],
-        int32[::1],
-        int32[::1],
-        int64[::1],
-        int64,
-        int32[:, ::1],
-    )
-)
-def share(windows: Any, places: Any, used: Any, starts: Any, together: int, index: Any) -> int:
-    """List the codes that windows use, each once: once for all taps `together`, or once for each tap.
+CHUNK = 1 << 14
+"""Windows computed together. It bounds the memory for products, and no more: far windows share codes too, so smaller
+chunks, whose products stay in a core's second-level cache, have so many more of them that they gain nothing."""
 
-    Tap t's codes are `used[starts[t]:starts[t + 1]]`, or all of `used` together; `index[r, t]` is the place there of
-    `windows[r, t]`, -1 for -1. `places`, all -1, has room for every code. Returns the length of the list.
+
+@kernel(int64(int32[:, ::1], int64, int32[::1], int64[::1], int64[::1], int32[:, ::1]))
+def share(windows: Any, depth: int, places: Any, rows_at: Any, starts: Any, index: Any) -> int:
+    """List the codes that each tap of every CHUNK windows uses, each once, as the offsets of their rows in a table.
+
+    Tap t of chunk c has `rows_at[starts[i]:starts[i + 1]]`, i = c * taps + t, in units of floats: code * `depth`.
+    `index[r, t]` is where the product of `windows[r, t]` lies among those of its chunk: behind a row of zeros, which
+    is that of -1, one row of PANEL floats for each place in the list. `places`, all -1, has room for every code.
+    Returns the length of the longest chunk's list.
     """
-    count, rows, taps = 0, windows.shape[0], windows.shape[1]
-    for t in range(taps):
-        start = 0 if together else count
-        starts[t] = start
-        for r in range(rows):
-            code = windows[r, t]
-            if code < 0:
-                index[r, t] = -1
-                continue
-            if places[code] < start:  # not listed, or only for an earlier tap
-                places[code] = count
-                used[count] = code
-                count += 1
-            index[r, t] = places[code] - start
-    starts[taps] = count
-    return count
-
-
-ROWS_AT_ONCE = 1 << 14
-"""Windows computed at a time: bounds the memory for products."""
+    count, longest, taps = 0, 0, windows.shape[1]
+    for first in range(0, len(windows), CHUNK):
+        last, whole = min(first + CHUNK, len(windows)), count
+        for t in range(taps):
+            start = count
+            starts[first // CHUNK * taps + t] = start
+            for r in range(first, last):
+                code = windows[r, t]
+                if code < 0:
+                    index[r, t] = 0
+                    continue
+                if places[code] < start:  # not listed, or only for an earlier tap
+                    places[code] = count
+                    rows_at[count] = np.int64(code) * depth
+                    count += 1
+                index[r, t] = (1 + places[code] - whole) * PANEL
+        longest = max(longest, count - whole)
+    starts[ceil_div(len(windows), CHUNK) * taps] = count
+    return longest
 
 
 class Layout(NamedTuple):
@@ -176,7 +173,7 @@ class Layout(NamedTuple):
 
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
-    | products | [products, PANEL] | `convolve` | `_add_products` |
+    | products | [1 + products, PANEL], the first row 0 | `convolve` | `_add_products` |
     | widened | [DEPTH, PANEL] | the product, of 16-bit weights | the product |
     """
 
@@ -193,7 +190,7 @@ def layout(products: int) -> Layout:
     """The scratch for so many products of a row with a tap's weights."""
     regions = Regions()
     return Layout(
-        products=regions.add(products * PANEL),
+        products=regions.add((1 + products) * PANEL),
         widened=regions.add(WIDENED),
         size=regions.size,
     )
@@ -201,19 +198,17 @@ def layout(products: int) -> Layout:
 
 @inline
 def _add_products(
-    index: Any, starts: Any, together: int, bias: Any, begin: int, out: Any, at: Any, scratch: Any
+    index: Any, first: int, last: int, bias: Any, begin: int, out: Any, at: Any, scratch: Any
 ) -> None:
-    """`out[r, begin:] = bias + Σ_taps products[tap, index[r, tap]]` of one panel, an index of -1 adding nothing."""
+    """`out[r, begin:] = bias + Σ_taps products[index[r, tap]]` of one panel, for the rows `first` … `last`."""
     taps, outputs = index.shape[1], out.shape[1]
     flat = out.reshape(-1)
-    for r in range(len(index)):
+    for r in range(first, last):
         for c in range(0, min(PANEL, outputs - begin), 2 * WIDTH):  # panels are even numbers of vectors wide
             low, high = splat(0.0), splat(0.0)
             for tap in range(taps):
-                if index[r, tap] >= 0:
-                    row = (tap * starts[taps] if together else starts[tap]) + np.int64(index[r, tap])
-                    product = at.products + row * PANEL + c
-                    low, high = low + load(scratch, product), high + load(scratch, product + WIDTH)
+                product = at.products + np.int64(index[r, tap]) + c
+                low, high = low + load(scratch, product), high + load(scratch, product + WIDTH)
             low, high = low + load(bias, begin + c), high + load(bias, begin + c + WIDTH)
             to, left = r * outputs + begin + c, outputs - begin - c
             store_some(flat, to, low, min(WIDTH, left))
@@ -226,9 +221,9 @@ def _add_products(
         COUNTER,
         int64,
         float32[::1],
+        int64,
         int64[::1],
-        int64,
-        int64,
+        int64[::1],
         int32[:, ::1],
         PACKED,
         float32[::1],
@@ -240,10 +235,10 @@ def _add_products(
 def convolve(
     counter: Any,
     items: int,
-    inputs: Any,
-    starts: Any,
-    together: int,
+    table: Any,
     depth: int,
+    rows_at: Any,
+    starts: Any,
     index: Any,
     weights: Any,
     bias: Any,
@@ -251,50 +246,39 @@ def convolve(
     at: Any,
     scratch: Any,
 ) -> None:
-    """`out[r] = bias + Σ_taps W[tap] · inputs[tap][index[r, tap]]`, an index of -1 adding nothing; items are panels.
+    """`out[r] = bias + Σ_taps W[tap] · table[windows[r, tap]]`, a code of -1 adding nothing.
 
-    `inputs` holds rows of `depth` floats: tap t's from row `starts[t]` to `starts[t + 1]`, or all of them `together`.
-    Every product is computed once, however many windows share it, and taps are added in order: a row's bits depend on
-    its window alone. `weights` are packed as the direct convolution's.
+    An item is a chunk of windows and a panel. `share` has listed the codes: every product of a tap and a code is
+    computed once for a chunk, however many of its windows share it. Taps are added in order: a row's bits depend on
+    its window alone. `table` holds rows of `depth` floats; `weights` are packed as the direct convolution's.
     """
-    taps = index.shape[1]
-    all_rows = starts[taps]
-    for panel in take_items(counter, items):
+    taps, panels = index.shape[1], ceil_div(out.shape[1], PANEL)
+    for c in range(PANEL):
+        scratch[at.products + c] = 0.0
+    for item in take_items(counter, items):
+        chunk, panel = item // panels, item % panels
+        whole = starts[chunk * taps]
         for tap in range(taps):
-            first = 0 if together else starts[tap]
-            rows = all_rows if together else starts[tap + 1] - first
-            products = at.products + (tap * all_rows if together else first) * PANEL
-            w = (panel * taps + tap) * depth * PANEL
-            multiply_packed(
-                inputs, first * depth, depth, weights, w, scratch, products, PANEL, rows, depth, 1, at.widened
-            )
-        _add_products(index, starts, together, bias, panel * PANEL, out, at, scratch)
+            first, last = starts[chunk * taps + tap], starts[chunk * taps + tap + 1]
+            rows, products = rows_at[first:last], at.products + (1 + first - whole) * PANEL
+            for k in range(0, depth, DEPTH):
+                w, steps = ((panel * taps + tap) * depth + k) * PANEL, min(DEPTH, depth - k)
+                multiply_piece(
+                    table, k, rows, weights, w, scratch, products, PANEL, len(rows), steps, k, at.widened
+                )
+        first = chunk * CHUNK
+        _add_products(index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, at, scratch)
 
 
 def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> None:
-    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`, ROWS_AT_ONCE windows at a time."""
-    for first in range(0, len(windows), ROWS_AT_ONCE):
-        some = slice(first, first + ROWS_AT_ONCE)
-        _launch(launcher, out[some], windows[some], table, weights, bias)
-
-
-def _launch(
-    launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array
-) -> None:
+    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`."""
     compile_all()
     writable(out)
     windows = np.ascontiguousarray(windows, np.int32)
-    rows, taps = windows.shape
-    starts, index = np.zeros(taps + 1, np.int64), np.empty(windows.shape, np.int32)
-    # windows share codes: each code's row is multiplied once by each tap's weights
-    for together in (False, True):
-        used = np.empty(len(table) if together else min(len(table), rows) * taps, np.int32)
-        places = np.full(len(table), -1, np.int32)
-        count = share(windows, places, used, starts, int(together), index)
-        if together or count * 4 < 3 * len(table) * taps:
-            break  # else every tap uses nearly all codes, and one list for all is shorter to gather
-    products, depth = count * taps if together else count, table.shape[1]
-    at = layout(products)
-    args = (flat(table[used[:count]]), starts, int(together), depth, index, weights, bias, out, at)
-    work = 2.0 * products * depth * out.shape[1]
-    launcher.run(convolve, ceil_div(out.shape[1], PANEL), args, at.size, work)
+    (rows, taps), depth = windows.shape, table.shape[1]
+    chunks, panels = ceil_div(rows, CHUNK), ceil_div(out.shape[1], PANEL)
+    starts, index = np.empty(chunks * taps + 1, np.int64), np.empty(windows.shape, np.int32)
+    rows_at = np.empty(windows.size, np.int64)
+    at = layout(share(windows, depth, np.full(len(table), -1, np.int32), rows_at, starts, index))
+    args = (flat(table), depth, rows_at, starts, index, weights, bias, out, at)
+    launcher.run(convolve, chunks * panels, args, at.size, 2.0 * starts[-1] * depth * out.shape[1])

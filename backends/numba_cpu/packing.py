@@ -107,35 +107,6 @@ def multiply_piece(
         multiply_rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)
 
 
-@inline
-def multiply_packed(
-    inputs: Any,
-    input_at: int,
-    input_stride: int,
-    weights: Any,
-    weight_at: int,
-    sums: Any,
-    sum_at: int,
-    sum_stride: int,
-    rows: int,
-    depth: int,
-    panels: int,
-    spare: int,
-) -> None:
-    """`sums[rows, panels * PANEL] = inputs[rows, depth] @ weights[panels, depth, PANEL]`, all flat arrays.
-
-    Exactly `rows` rows are read and written; `sums[spare:]` takes WIDENED floats.
-    """
-    for panel in range(panels):
-        for first in range(0, depth, DEPTH):
-            steps = min(DEPTH, depth - first)
-            w = weight_at + (panel * depth + first) * PANEL
-            a, c = input_at + first, sum_at + panel * PANEL
-            multiply_piece(
-                inputs, a, input_stride, weights, w, sums, c, sum_stride, rows, steps, first, spare
-            )
-
-
 def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """`[..., depth, O]` → flat `[..., panels, depth, PANEL]`: a panel's outputs of one k side by side, then the next k.
 
