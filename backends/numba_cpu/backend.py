@@ -185,7 +185,7 @@ class NumbaBackend(HostBackend):
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
         packed: _Packed = weights.packed
         launch = _LAUNCHES[packed.algorithm]
-        launch(self._launcher, tiles.host, reading(source), packed.geometry, packed.values, write)
+        launch(self._launcher, tiles, reading(source), packed.geometry, packed.values, write)
 
     def upload_weight(self, weight: Host) -> Array:
         return linear.stored_as(weight, self.weights)

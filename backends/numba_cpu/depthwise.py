@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import float32, int64, void
 
-from ..interface import TILE, Array, Host
+from ..interface import TILE, Array, Host, Tiles
 from .arrays import flat, writable
 from .copies import FLOATS
 from .geometry import GEOMETRY, Geometry
@@ -160,7 +160,7 @@ def launch_windows(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, source: Reading, g: Geometry, weights: Packed, out: Writing
+    launcher: Launcher, tiles: Tiles, source: Reading, g: Geometry, weights: Packed, out: Writing
 ) -> None:
     """Convolve `tiles`: choose the batch and whether windows can be read in place, and run."""
     # vectors of a pixel read in place must not reach into the next
@@ -168,5 +168,5 @@ def launch(
     work = 2.0 * PIXELS * g.kernel_rows * g.kernel_columns * g.outputs
     batch, _ = launcher.items(len(tiles), BATCH, 1, work)
     at = layout(g, residual=residual_floats(out))
-    args = (batch, int(in_place), tiles, source, g, weights.floats, out, at)
+    args = (batch, int(in_place), tiles.host, source, g, weights.floats, out, at)
     launcher.run(convolve, ceil_div(len(tiles), batch), args, at.size, work * len(tiles))

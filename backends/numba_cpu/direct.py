@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import int64, void
 
-from ..interface import TILE, Array, Host
+from ..interface import TILE, Array, Host, Tiles
 from .gemm import DEPTH, PANEL
 from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
@@ -328,7 +328,7 @@ def convolve(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, source: Reading, g: Geometry, weights: Packed, out: Writing
+    launcher: Launcher, tiles: Tiles, source: Reading, g: Geometry, weights: Packed, out: Writing
 ) -> None:
     """Convolve `tiles`: choose where the product finds its inputs, the batch and the splits, and run."""
     own_inputs = g.inputs // g.groups
@@ -351,5 +351,5 @@ def launch(
     share = ceil_div(own_panels, splits)
     together = share if whole else max(1, min(share, SUMS // (batch * PIXELS * PANEL)))
     at = layout(batch, g, together, residual=residual_floats(out), inputs_in=inputs_in)
-    args = (batch, splits, together, inputs_in, tiles, source, g, weights, out, at)
+    args = (batch, splits, together, inputs_in, tiles.host, source, g, weights, out, at)
     launcher.run(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

@@ -403,3 +403,18 @@ def run_of(tiles: Any, at: int, end: int) -> int:
     ):
         run += 1
     return run
+
+
+@inline
+def rows_of(tiles: Any, at: int, end: int, run: int) -> int:
+    """How many rows of `run` tiles each, one below the other, the tiles `at` … `end` - 1 begin with."""
+    rows = 1
+    while (
+        at + (rows + 1) * run <= end
+        and tiles[at + rows * run, 0] == tiles[at, 0]
+        and tiles[at + rows * run, 1] == tiles[at, 1] + rows
+        and tiles[at + rows * run, 2] == tiles[at, 2]
+        and run_of(tiles, at + rows * run, at + (rows + 1) * run) == run
+    ):
+        rows += 1
+    return rows

@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.types import float32, int64, void
 
-from ..interface import TILE, Array, Host
+from ..interface import TILE, Array, Host, Tiles
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
 from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
 from .launch import Launcher
 from .packing import FLOAT32, PACKED, Packed, fetch_packed, widen_piece
-from .reading import READING, Reading, read_window, run_of
+from .reading import READING, Reading, read_window, rows_of, run_of
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH
 from .sizes import ceil_div, round_up, share_of, whole_vectors
@@ -44,7 +44,9 @@ WINDOW = TILE + 2
 PRODUCTS = WINDOW * WINDOW
 """Positions in a transformed window, kernel or tile of sums."""
 TAPS = 9
-BATCH = 48
+BAND, STRIP = 3, 16
+"""Tile rows and tile columns of a block. Its tiles lie side by side and below one another, and share their windows."""
+BATCH = BAND * STRIP
 """Tiles for which a piece of the weights is transformed once."""
 PIECE = 64
 """Input channels transformed and multiplied at a time. It fixes the order in which sums are rounded.
@@ -104,7 +106,8 @@ class Layout(NamedTuple):
 
     `kernels` lies first, where no item moves it: with `kept` it has a block for each group of panels and piece of the
     inputs, else one. A piece of a position's `inputs` is one stretch of memory. In `kernels`, `inputs` and `sums` a
-    line separates positions, so that the same place of each lies in another set of the cache.
+    line separates positions, so that the same place of each lies in another set of the cache. `windows` holds one
+    rectangle at a time; of those of B tiles, a single row or column of tiles has the largest window.
     """
 
     kernels: int
@@ -159,28 +162,36 @@ def layout(batch: int, inputs: int, outputs: int, panels: int, *, residual: int,
 # -- the steps -------------------------------------------------------------------------------------------
 
 
+def in_blocks(tiles: Host) -> Host:
+    """Tiles `[K, 3]` sorted by blocks of BAND × STRIP, and row by row in each."""
+    n, row, column = tiles.T
+    order = np.lexsort((column, row, column // STRIP, row // BAND, n))
+    return np.ascontiguousarray(tiles[order])
+
+
 @inline
 def _transform_windows(
     source: Any, tiles: Any, first: int, batch: int, count: int, g: Any, at: Any, scratch: Any
 ) -> None:
     """`inputs[:, t] = Bᵀ d B` of `count` tiles from `first` on, `d` being the tile's gathered window.
 
-    Neighbours in a row share their windows' columns: each pixel's prologue is computed once for them.
+    Tiles that fill a rectangle are gathered as one window: each pixel's prologue is computed once for them.
     """
     t = 0
     while t < count:
         n, row, column = tiles[first + t, 0], tiles[first + t, 1], tiles[first + t, 2]
         run = run_of(tiles, first + t, first + count)
+        rows = rows_of(tiles, first + t, first + count, run)
         columns = TILE * run + 2
         line = columns * at.pixel
         y, x = row * TILE - g.top, column * TILE - g.left
-        read_window(source, n, y, x, WINDOW, columns, scratch, at.windows, at.pixel, line)
-        for i in range(run):
+        read_window(source, n, y, x, TILE * rows + 2, columns, scratch, at.windows, at.pixel, line)
+        for i in range(rows * run):
+            window = at.windows + TILE * (i // run * line + i % run * at.pixel)
             for c in range(0, at.pixel, WIDTH):
-                corner = at.windows + TILE * i * at.pixel + c
                 to = at.inputs + (c // PIECE * batch + t + i) * PIECE + c % PIECE
-                transform_input_4(scratch, corner, at.pixel, line, to, at.inputs_step)
-        t += run
+                transform_input_4(scratch, window + c, at.pixel, line, to, at.inputs_step)
+        t += rows * run
 
 
 @inline
@@ -300,7 +311,7 @@ def convolve(
 
 
 def launch(
-    launcher: Launcher, tiles: Host, source: Reading, g: Geometry, weights: Packed, out: Writing
+    launcher: Launcher, tiles: Tiles, source: Reading, g: Geometry, weights: Packed, out: Writing
 ) -> None:
     """Convolve `tiles`: choose the batch, the splits and whether threads keep transformed kernels, and run."""
     inputs, outputs = g.inputs, g.outputs
@@ -311,5 +322,5 @@ def launch(
     kept = splits == 1 and items > launcher.threads and kernel_blocks(inputs, outputs) * _BLOCK <= KEPT
     share = ceil_div(panels, splits)
     at = layout(batch, inputs, outputs, share, residual=residual_floats(out), kept=kept)
-    args = (batch, splits, int(kept), tiles, source, g, weights, out, at)
+    args = (batch, splits, int(kept), tiles.on(in_blocks, in_blocks), source, g, weights, out, at)
     launcher.run(convolve, items, args, at.size, work * len(tiles))
