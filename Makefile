@@ -8,10 +8,10 @@ endif
 # areas of tests/ that `make quick` covers: no checkpoints, kernels, command line and pipelines
 QUICK := house tiling diffusion engine models editing images
 
-.PHONY: help demo quick test test-gpu lint mypy bench docs clean
+.PHONY: help demo quick test test-gpu lint mypy bench bench-primitives docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z-]+:.*## / { sub("AREAS", areas, $$2); printf "make %-8s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' -v areas='$(QUICK)' '/^[a-z-]+:.*## / { sub("AREAS", areas, $$2); printf "make %-16s  %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/runtime.stamp ## show the built-in models: labels, images and texts; print where the results are
 	$(BIN)/sparsegen demo --output demo.png
@@ -46,6 +46,9 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python -m bench.stable_diffusion
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.report
+
+bench-primitives: .venv/bench.stamp ## each primitive of each backend: checked, timed, saved, beside the last run here
+	$(BIN)/python -m bench.primitives
 
 # mkdocstrings reads the package as it is installed, as mypy does
 docs: .venv/docs.stamp ## the documentation as a site: build/site/index.html, which needs no network

@@ -114,6 +114,7 @@ THIRD_PARTIES = {
     "tests/backends/test_numba_processors.py": {"numpy", "pytest", "numba", "llvmlite"},
     "tests/oracles/diffusers_networks.py": {"diffusers", "transformers"},
     "bench": {"numpy", "torch", "PIL", "rich", "numba", "ncnn", "onnx", "onnxruntime", "matplotlib", "cupy"},
+    "bench/primitives": {"numpy", "pytest", "pytest_benchmark"},
     "bench/similarity.py": {"numpy", "skimage"},
     "bench/learned.py": {"numpy", "torch", "lpips", "cleanfid"},
     "bench/cluster.py": {"distributed"},
