@@ -285,7 +285,6 @@ class NumbaBackend(HostBackend):
     def encode_windows(
         self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
-        compile_all()
         active, indices, done = tiles.host, np.ascontiguousarray(indices, np.int32), 0
         writable(codes, "i")
         while True:
@@ -311,7 +310,6 @@ class NumbaBackend(HostBackend):
                 return
 
     def forget_windows(self, window_set: WindowSet, count: int) -> None:
-        compile_all()
         if window_set.index is None:
             window_set.count[0] = min(len(window_set), count)
         else:

@@ -15,7 +15,7 @@ from ..interface import TILE, Array, Host
 from .arrays import flat, writable
 from .gemm import DEPTH, PANEL
 from .items import COUNTER, take_items
-from .jit import compile_all, inline, kernel
+from .jit import inline, kernel
 from .launch import Launcher
 from .packing import PACKED, WIDENED, Packed, multiply_piece
 from .regions import SCRATCH, Regions, layout_type, remembered
@@ -272,7 +272,6 @@ def convolve(
 
 def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> None:
     """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`."""
-    compile_all()
     writable(out)
     windows = np.ascontiguousarray(windows, np.int32)
     (rows, taps), depth = windows.shape, table.shape[1]

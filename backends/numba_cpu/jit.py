@@ -1,19 +1,21 @@
 """Compilation of kernels: typed Python functions come in, machine code comes out and is kept for later processes.
 
 `kernel` declares a function that Python calls, `inline` a piece of kernels, `both` a function for Python and kernels.
-Nothing is compiled before `compile_all`. It takes half a minute once for a machine and a version of this package,
-reports that on stderr, and keeps the machine code in files (`caches.py`) for the next process.
+A kernel is compiled when it is first called, once for a machine and a version of this package: its machine code is kept
+in files (`caches.py`) for the next process. All kernels together take half a minute; stderr has a line for each that
+takes a second.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import pickle
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +28,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from ..caches import KernelFiles, choose, report
+from .pieces import Piece
 from .room import COMPILING, LOADING, check_room
 
 if numba.config.DISABLE_JIT:
@@ -35,6 +38,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # No reference counts: kernels allocate nothing, and counting every access to an array takes longer than the access.
 _OPTIONS = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
+# Kernels alone call a piece, so it needs no wrappers for calls from Python and C.
+_PIECES = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": Piece}
 
 
 def _version() -> str:
@@ -101,36 +106,47 @@ class _Cache:
 
 
 class Kernel:
-    """A declared kernel. Called, it runs its machine code, which `compile_all` must have made ready.
+    """A declared kernel. Called, it runs its machine code, which the first call makes ready.
 
     The machine code takes any array of the signature's element size for one of its type: a launch checks types first
     (`arrays.py`). Numba's own call looks for the signature of the arguments, which takes longer than a small kernel.
     """
 
     def __init__(self, function: Callable[..., Any], signature: Any) -> None:
-        self.dispatcher: Any = numba.njit(nogil=True, **_OPTIONS)(function)
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self.dispatcher: Any = numba.njit(nogil=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
         self.dispatcher._cache = _Cache(function)
         self.signature = signature
-        self.run: Callable[..., Any] = self._not_ready
-        """The machine code."""
+        self._code: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        return self.run(*args)
+        return self.ready()(*args)
+
+    def ready(self) -> Callable[..., Any]:
+        """The machine code, loaded or compiled at the first call. Any thread may call. Raises MemoryError."""
+        while self._code is None:
+            _make_ready([self])
+        return self._code
 
     def make_ready(self) -> None:
         """Load the machine code from `kernel_files`, or compile it."""
         if not self.dispatcher.signatures:  # else an earlier, interrupted attempt made it
             self.dispatcher.compile(self.signature.args)
             self.dispatcher.disable_compile()
-        self.run = self.dispatcher.get_overload(self.signature.args)
+        self._code = self.dispatcher.get_overload(self.signature.args)
 
-    def _not_ready(self, *args: Any) -> Any:
-        raise RuntimeError("a kernel was called before compile_all")
+    @property
+    def is_ready(self) -> bool:
+        return self._code is not None
 
 
 _declared: list[Kernel] = []
-_lock = threading.Lock()
-_ready: Ready | None = None
+_lock = threading.RLock()
+"""Held while kernels are made ready."""
+if hasattr(os, "register_at_fork"):  # a child has no thread that would release it
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+_announced = False
+"""Whether this process has said that it compiles."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ class Ready:
     """The outcome of `compile_all`."""
 
     compiled: int
-    """Kernels that this process compiled; the others were loaded."""
+    """Kernels that it compiled; the others were loaded, or ready before."""
     folders: tuple[Path, ...]
     """Folders that kernels were loaded from or written to."""
     lost: str | None
@@ -149,13 +165,13 @@ class Ready:
 
 def inline(function: F) -> F:
     """A piece of a kernel, compiled into the kernels that call it."""
-    compiled: F = numba.njit(**_OPTIONS)(function)
+    compiled: F = numba.njit(**_PIECES)(function)
     return compiled
 
 
 def both(function: F) -> F:
     """A function that Python calls as it is, and that is compiled into the kernels that call it."""
-    plain: F = numba.extending.register_jitable(**_OPTIONS)(function)
+    plain: F = numba.extending.register_jitable(**_PIECES)(function)
     return plain
 
 
@@ -171,48 +187,47 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
 
 
 def compile_all() -> Ready:
-    """Load every declared kernel from `kernel_files`, or compile it and report that on stderr. Raises MemoryError."""
-    global _ready
-    if _ready is None:  # first without the lock, which another thread may hold while the process forks
-        with _lock:
-            if _ready is None:
-                _ready = _make_ready(_declared)
-    return _ready
+    """Make every declared kernel ready, as the first calls of all would. Raises MemoryError."""
+    return _make_ready(_declared)
 
 
 class _Progress(event.Listener):
     """Reports compilation on stderr as soon as Numba begins it, which is after it found no file to load."""
 
-    def __init__(self, kernels: list[Kernel]) -> None:
-        self._numbers = {id(kernel.dispatcher): number for number, kernel in enumerate(kernels)}
+    def __init__(self, kernels: Sequence[Kernel]) -> None:
+        self._kernels = {id(kernel.dispatcher) for kernel in kernels}
         self.compiled = 0
-        self._reported = False
 
     def on_start(self, of: Any) -> None:
-        number = self._numbers.get(id(of.data["dispatcher"]))
-        if number is not None:  # None: another package's function, in another thread
-            if not self._reported:
-                check_room(COMPILING, "compiling kernels")
-            self.compiled += 1
-            text = f"compiling up to {len(self._numbers)} kernels for this processor, once (half a minute)"
-            report(text, number, len(self._numbers), first=not self._reported)
-            self._reported = True
+        global _announced
+        if id(of.data["dispatcher"]) not in self._kernels:  # a piece, or another package's function
+            return
+        check_room(COMPILING, "compiling kernels")
+        self.compiled += 1
+        count = len(_declared)
+        text = f"compiling up to {count} kernels for this processor, each once, when it is first used"
+        report(text, sum(kernel.is_ready for kernel in _declared), count, first=not _announced)
+        _announced = True
 
     def on_end(self, of: Any) -> None:
         pass
 
 
-def _make_ready(declared: list[Kernel]) -> Ready:
+def _make_ready(kernels: Sequence[Kernel]) -> Ready:
     """Load kernels from `kernel_files`, or compile and keep them there. Raises MemoryError."""
-    check_room(LOADING, "loading kernels")
-    start, files = time.perf_counter(), kernel_files()
-    progress = _Progress(declared)
-    with event.install_listener("numba:compile", progress):
-        for each in declared:
-            each.make_ready()
-    if progress.compiled:
-        because = "" if files.why is None else f" ({files.why})"
-        kept = f"kept in {files.kept}{because}" if files.lost is None else f"but not kept ({files.lost})"
-        report(f"compiled in {time.perf_counter() - start:.0f} s; {kept}")
-    why = files.why if files.folders.private in files.used else None
-    return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)
+    with _lock:
+        files, progress, start = kernel_files(), _Progress(kernels), time.perf_counter()
+        missing = [kernel for kernel in kernels if not kernel.is_ready]
+        if missing and not any(kernel.is_ready for kernel in _declared):
+            check_room(LOADING, "loading kernels")
+        with event.install_listener("numba:compile", progress):
+            for kernel in missing:
+                kernel.make_ready()
+        seconds = time.perf_counter() - start
+        if progress.compiled and (seconds >= 1 or len(kernels) > 1):
+            name = f" {kernels[0].name}" if len(kernels) == 1 else ""
+            because = "" if files.why is None else f" ({files.why})"
+            kept = f"kept in {files.kept}{because}" if files.lost is None else f"but not kept ({files.lost})"
+            report(f"compiled{name} in {seconds:.0f} s; {kept}")
+        why = files.why if files.folders.private in files.used else None
+        return Ready(progress.compiled, tuple(sorted(files.used)), files.lost, why)

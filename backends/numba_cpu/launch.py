@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..interface import TILE, Array, Tiles
-from . import threads
+from . import threads, waiting
 from .cores import available_cores
-from .jit import Kernel, compile_all
+from .jit import Kernel
 from .sizes import ceil_div, round_up
 from .threads import Pool, Scratch, Words
 
@@ -64,9 +64,10 @@ class Launcher:
 
         Each thread gets `floats` floats of scratch; 0: the kernel takes none.
         """
-        compile_all()
-        run, together = kernel.run, 1 if work < ALONE else min(items, self.threads)
+        run, together = kernel.ready(), 1 if work < ALONE else min(items, self.threads)
         if together > 1:
+            for wait in (waiting.await_kernel, waiting.await_helpers):
+                wait.ready()  # here: no helper compiles while its caller waits for it
 
             def call(counter: Words, own: Scratch) -> None:
                 if floats:

@@ -12,7 +12,7 @@ from ..interface import TILE, Array, MomentPair, Tiles
 from .arrays import flat
 from .copies import FLOATS, HALVES, SHAPE, extent, load_old, row_at
 from .items import COUNTER, TILES, take_items
-from .jit import compile_all, inline, kernel
+from .jit import inline, kernel
 from .launch import Launcher
 from .reading import READING, Reading, is_plain, read_pixel
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
@@ -371,7 +371,6 @@ def followed(
     share: Sequence[float],
 ) -> tuple[MomentPair, MomentPair, MomentPair]:
     """`Backend.follow_moments`, with the weight and the share of each sample."""
-    compile_all()
     shape = used[0].shape
     now: Array = np.empty((2, *shape), np.float32)
     means: Array = np.empty((4, *shape))

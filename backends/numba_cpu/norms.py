@@ -9,7 +9,7 @@ from numba.types import float32, float64, int64, void
 
 from ..interface import Array
 from .arrays import flat
-from .jit import compile_all, inline, kernel
+from .jit import inline, kernel
 from .reading import NO_FLOATS
 
 LARGEST_GROUP = 128
@@ -86,7 +86,6 @@ def scale_and_shift(
     film: Array | None,
 ) -> tuple[Array, Array]:
     """`Backend.norm_affine` of float32 moments in groups of at most LARGEST_GROUP channels."""
-    compile_all()
     film = _NO_ROWS if film is None else np.ascontiguousarray(film, np.float32)
     out: Array = np.empty((2, max(len(means), len(film)), means.shape[1]), np.float32)
     affine(

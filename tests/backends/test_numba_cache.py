@@ -10,7 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from sparsegen.cli import main
 
 numba = pytest.importorskip("numba")
 
-from sparsegen.backends.numba_cpu import NumbaBackend, jit, room  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu import NumbaBackend, backend, jit, room  # noqa: E402  (needs numba)
 from tests.backends.numba_damage import DAMAGES  # noqa: E402  (needs numba)
 from tests.backends.numba_work import ROOT, in_this_process  # noqa: E402  (needs numba)
 
@@ -149,6 +152,7 @@ def declare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Declare:
         files = KernelFiles(Folders((folder,), folder, why))
         monkeypatch.setattr(jit, "kernel_files", lambda: files)
         monkeypatch.setattr(jit, "_declared", [])
+        monkeypatch.setattr(jit, "_announced", False)
         jit._source.cache_clear()
         functions: dict[str, Any] = {"__name__": "tiny"}
         exec(compile(source.read_text(), source, "exec"), functions)
@@ -188,7 +192,6 @@ def test_a_private_folder_is_named_with_the_reason(
         declare(tmp_path / "tiny.py", why="this user has no home folder")
         ready = jit._make_ready(jit._declared)
         assert ready == jit.Ready(compiled, (tmp_path / "cache",), None, "this user has no home folder")
-        monkeypatch.setattr(jit, "_ready", ready)
         said = NumbaBackend().warm_up()
         assert str(tmp_path / "cache") in said and "because this user has no home folder" in said
     assert f"kept in {tmp_path / 'cache'} (this user has no home folder)" in capfd.readouterr().err
@@ -225,12 +228,12 @@ def test_what_could_not_be_kept_is_said_and_is_no_success(
 def test_warming_up_in_vain_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jit, "_ready", jit.Ready(7, (), "No space left on device", None))
+    monkeypatch.setattr(backend, "compile_all", lambda: jit.Ready(7, (), "No space left on device", None))
     with pytest.raises(BackendError, match=r"No space left on device.*SPARSEGEN_CACHE_DIR"):
         NumbaBackend().warm_up()
     assert main(["warmup", "--backend", "numba"]) == 2
     assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.setattr(jit, "_ready", jit.Ready(0, (tmp_path,), None, None))
+    monkeypatch.setattr(backend, "compile_all", lambda: jit.Ready(0, (tmp_path,), None, None))
     assert str(tmp_path) in NumbaBackend().warm_up()
 
 
@@ -277,6 +280,71 @@ def test_an_interrupted_start_can_be_taken_up_again(
             jit._make_ready(declared)
     jit._make_ready(declared)
     assert [kernel(2.0) for kernel in declared] == [4.0, 6.0]
+
+
+def test_a_kernel_is_compiled_when_it_is_first_called_and_no_other_is(
+    declare: Declare, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    double, triple = declare(tmp_path / "tiny.py")
+    assert not double.is_ready
+    assert double(2.0) == 4.0 and double.is_ready and not triple.is_ready
+    assert len(names(tmp_path / "cache")) == 1
+    assert triple(2.0) == 6.0
+    assert [line.split()[1] for line in capfd.readouterr().err.splitlines()] == ["compiling"], (
+        "once, and quick"
+    )
+    double, triple = declare(tmp_path / "tiny.py")
+    assert triple(2.0) == 6.0 and not double.is_ready
+    assert capfd.readouterr().err == ""
+
+
+def test_threads_that_call_a_kernel_at_once_make_it_once(
+    declare: Declare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    double, _ = declare(tmp_path / "tiny.py")
+    made, make_ready = [], jit.Kernel.make_ready
+
+    def count(kernel: jit.Kernel) -> None:
+        made.append(kernel.name)
+        make_ready(kernel)
+
+    monkeypatch.setattr(jit.Kernel, "make_ready", count)
+    meet = threading.Barrier(4)
+
+    def call(x: float) -> float:
+        meet.wait(10)
+        return double(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, [1.0, 2.0, 3.0, 4.0])) == [2.0, 4.0, 6.0, 8.0]
+    assert made == ["tiny.double"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what is tested
+def test_a_process_forked_while_a_thread_makes_a_kernel_ready_can_make_others(
+    declare: Declare, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    double, triple = declare(tmp_path / "tiny.py")
+    begun, child = threading.Event(), 0
+
+    def make() -> None:
+        with jit._lock:
+            begun.set()
+            time.sleep(0.2)
+            double.ready()
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    begun.wait(10)
+    child = os.fork()
+    if not child:
+        os._exit(0 if triple(2.0) == 6.0 and double.is_ready else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_numba_cannot_rebuild_is_compiled_again(
@@ -329,16 +397,19 @@ def test_a_cold_cache_is_filled_once_also_by_two_processes_and_mended_where_it_i
 
     assert later() == (in_this_process(2), ""), "what is compiled is loaded, without a word"
     assert {out.strip() for out, _ in outputs} == {in_this_process(2)}
-    files = sorted((tmp_path / "cache").rglob("*copies*.nbc"), key=lambda path: path.name)
+    # the smallest are compiled again soonest
+    files = sorted((tmp_path / "cache").rglob("*.nbc"), key=lambda path: path.stat().st_size)
     assert len(files) >= 3, "no kernel's file is damaged below"
     for path, damage in zip(files, ("a bit of the code", "empty", "a folder"), strict=False):
         DAMAGES[damage](path)
     out, said = later()
-    assert out == in_this_process(2) and "compiled in" in said
+    assert out == in_this_process(2) and "compiling up to" in said
     assert later() == (out, "")
     for _, said in outputs:
-        before, after = said.splitlines()
+        first, *others = said.splitlines()
         assert re.fullmatch(
-            r"sparsegen: compiling up to \d+ kernels for this processor, once \(.*\) …", before
+            r"sparsegen: compiling up to \d+ kernels for this processor, each once, when it is first used …",
+            first,
         )
-        assert re.fullmatch(rf"sparsegen: compiled in \d+ s; kept in {tmp_path}/cache/.*", after)
+        line = rf"sparsegen: compiled \w+\.\w+ in \d+ s; kept in {tmp_path}/cache/.*"
+        assert others and all(re.fullmatch(line, other) for other in others)
