@@ -47,7 +47,7 @@ PROCESSORS = {
 }
 """The beginning of a machine's name -> details that the name omits."""
 FIRST_DEMO_SECONDS = 40.0
-"""Target of a demo that compiles its kernels, for which `bench.startup` records none."""
+"""Target of a demo that compiles its kernels, in rows that name none."""
 
 _LAYERS_OF = {"DDPM 256": 177, "PD 128": 323, "PD 256": 361}
 """Layers and norms of a model: the steps that an edit replays."""

@@ -33,8 +33,9 @@ GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32
 --area 1.2 --policy paper --run`."""
 
 STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
-`sparsegen edit` computes the original and the edit, the PyTorch process one image. `bench.startup` times the
-first demo on a machine once."""
+`sparsegen edit` computes the original and the edit, the PyTorch process one image. Of a saved session it computes
+the edit alone: from its time the edit's in a process that has loaded everything is taken off. `bench.startup` times
+the first demo on a machine once."""
 
 LAYERS = """Most of the time of a 3×3 layer of stride 1 is the products of Winograd's algorithm; then come
 the transforms of kernels and windows, which write four times as much as they read. ncnn keeps its kernels

@@ -2,11 +2,13 @@
 
     python -m bench.startup [--backend NAME] [--repeats 3]
 
-`sparsegen edit` computes the original and the edit; the PyTorch process computes one image, densely.
+`sparsegen edit` computes the original and the edit, of a saved session the edit alone; the PyTorch process computes one
+image, densely.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,25 @@ from sparsegen.weights import builtin
 
 DEMO_SECONDS = 4.0
 """Target of a demo whose kernels are compiled already."""
+FIRST_SECONDS = 30.0
+"""Target of a demo that compiles them."""
+BEYOND_SECONDS = 0.7
+"""Target of an edit of a saved session, from the command to the image, less the edit itself."""
+SAVED, OPENED = "saved.session", "opened.session"
+EDITS = 5
+ITSELF = f"""
+import sparsegen, statistics, sys, time
+from sparsegen.images import read_labels
+session = sparsegen.Session.load("{SAVED}", backend=sys.argv[2] or None)
+edited, seconds = read_labels(sys.argv[1]), []
+for _ in range({EDITS} + 1):
+    start = time.perf_counter()
+    session.edit(edited)
+    seconds.append(time.perf_counter() - start)
+    session.undo()
+print(statistics.median(seconds[1:]))
+"""
+"""Prints the seconds that an edit of the saved session takes where all is loaded."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +59,37 @@ class Command:
     target: float | None = None
     settings: dict[str, str] = field(default_factory=dict)
     """Environment variables beside the inherited ones."""
+    until: str = ""
+    """A file: the time ends when it is there. "": with the process."""
+    copied: tuple[str, str] | None = None
+    """A file, and the name that it is copied to before."""
+    less: float = 0.0
+    """Seconds that do not count."""
 
     def seconds(self, folder: Path) -> float:
         """The seconds that the command takes in `folder`."""
+        if self.copied:
+            shutil.copy(folder / self.copied[0], folder / self.copied[1])
+        if self.until:
+            (folder / self.until).unlink(missing_ok=True)
         start = time.perf_counter()
-        done = subprocess.run(
+        process = subprocess.Popen(
             self.words,
             cwd=folder,
-            env={**environment(), **self.settings},
-            capture_output=True,
+            # installed packages have their bytecode; a checkout's is written in the first turn
+            env={**environment(), "PYTHONDONTWRITEBYTECODE": "", **self.settings},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        taken = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(f"{self.name} failed:\n{done.stderr}")
-        return taken
+        while self.until and process.poll() is None and not (folder / self.until).exists():
+            time.sleep(0.001)
+        seen = time.perf_counter() - start
+        _, errors = process.communicate()
+        taken = seen if self.until else time.perf_counter() - start
+        if process.returncode:
+            raise SystemExit(f"{self.name} failed:\n{errors}")
+        return taken - self.less
 
 
 def draw(folder: Path, net: Big) -> None:
@@ -86,6 +123,34 @@ def commands(net: Big, backend: str | None, quick: bool) -> Iterator[Command]:
         yield Command(f"{engine}, one image, {net.name}", worker)
 
 
+def of_a_saved_session(folder: Path, backend: str | None) -> Command:
+    """An edit of a saved session of the built-in model, which this saves in `folder`."""
+    known = builtin.get("landscape")
+    assert known is not None
+    example, chosen = known.examples[0], ["--backend", backend] if backend else []
+    original, *edits = (str(each) for each in (example.original, *(edit.path for edit in example.edits[:2])))
+    words = [sys.executable, "-m", "sparsegen", "edit", *chosen, "--original", original]
+    Command("save a session", [*words, "--session", SAVED, "--edited", edits[0], "-o", "first.png"]).seconds(
+        folder
+    )
+    itself = subprocess.run(
+        [sys.executable, "-c", ITSELF, edits[1], backend or ""],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Command(
+        "sparsegen edit of a saved session, beyond the edit",
+        [*words, "--session", OPENED, "--edited", edits[1], "-o", "second.png"],
+        BEYOND_SECONDS,
+        until="second.png",
+        copied=(SAVED, OPENED),
+        less=float(itself.stdout),
+    )
+
+
 def main() -> None:
     options = parse(__doc__, repeats=3)
     net = big(options.quick)
@@ -93,7 +158,7 @@ def main() -> None:
         folder = Path(name)
         draw(folder, net)
         ask("torch-nchw", "checkpoint", checkpoint=folder / "gaugan.pth", quick=options.quick)
-        timed = list(commands(net, options.backend, options.quick))
+        timed = [*commands(net, options.backend, options.quick), of_a_saved_session(folder, options.backend)]
         taken: dict[str, list[float]] = {command.name: [] for command in timed}
         # the first turn fills the disk's cache and the compiled kernels'; it does not count (quick: there is none)
         for turn in range(bool(options.quick), options.repeats + 1):
@@ -102,7 +167,9 @@ def main() -> None:
                 taken[command.name].append(command.seconds(folder) * 1e3)
         kernels = {"SPARSEGEN_CACHE_DIR": str(folder / "kernels")}
         demo = next(command for command in timed if command.name == "sparsegen demo")
-        first = Command("sparsegen demo, kernels not compiled yet", demo.words, settings=kernels)
+        first = Command(
+            "sparsegen demo, kernels not compiled yet", demo.words, FIRST_SECONDS, settings=kernels
+        )
         say(f"timing {first.name}")
         timings = {name: Timing(tuple(samples[-options.repeats :])) for name, samples in taken.items()}
         timings[first.name] = Timing((first.seconds(folder) * 1e3,))

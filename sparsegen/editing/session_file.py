@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -261,17 +262,21 @@ def load(
     for each in dict.fromkeys(places.values()):
         named = [name for name, place in places.items() if place is each]
         each.check_room([block_bytes(checkpoint.tensors[name].nbytes) for name in named])
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        value = np.array(tensor.numpy())  # a copy: the file may be overwritten while the session lives
-        digest.add(name, value)
-        if name in places and value.dtype in _KEPT:
-            # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
-            if value.dtype == np.float16 and value.ndim == 4:
-                places[name].shared(name.partition(CANVAS)[2], value.shape)
-            tensors[name] = places[name].adopt(value)
-        else:
-            tensors[name] = value
-        checkpoint.release()
+    with ThreadPoolExecutor(1) as beside:
+        hashed = None
+        for name, tensor in sorted(checkpoint.tensors.items()):
+            value = np.array(tensor.numpy())  # a copy: the file may be overwritten while the session lives
+            if hashed is not None:
+                hashed.result()  # so no more than one array waits for it
+            hashed = beside.submit(digest.add, name, value)  # hashing takes as long as reading the next array
+            if name in places and value.dtype in _KEPT:
+                # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
+                if value.dtype == np.float16 and value.ndim == 4:
+                    places[name].shared(name.partition(CANVAS)[2], value.shape)
+                tensors[name] = places[name].adopt(value)
+            else:
+                tensors[name] = value
+            checkpoint.release()
     if digest_in_file != digest.text():
         raise damaged(path, "its digest does not match")
     try:
