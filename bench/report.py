@@ -34,6 +34,7 @@ from bench.quality_tables import Row, beside_paper, chain_head, chain_lines, hea
 from bench.stable_diffusion import FILE as STABLE_DIFFUSION
 from bench.strokes import EXAMPLES, FIRST, group_of
 from bench.study_tables import grouped
+from bench.switch_table import KERNELS, SWITCHES, Switch
 from bench.trajectory import KINDS, mean
 from sparsegen.engine.store import parse_size
 from sparsegen.models import DDPM, ProgressiveDistillation
@@ -62,6 +63,7 @@ def page(folder: Path = RESULTS) -> str:
         *_generator(folder, "gan-compression", texts.GAN_COMPRESSION),
         *_startup(folder),
         *_layers(folder),
+        *_switches(folder),
         *_landscape(folder),
         *_diffusion(folder),
         *_stable_diffusion(folder),
@@ -223,6 +225,41 @@ def _layers(folder: Path) -> Iterator[str]:
     yield _table(["layer", *shown, "GFLOP/s", "× PyTorch (aimed at)", "× ncnn (aimed at)"], lines)
     reached = sum(all(row["reached"] for (name, _), row in ratios.items() if name == one) for one in names)
     yield f"{reached} of {len(names)} layers reach their targets."
+
+
+def _switches(folder: Path) -> Iterator[str]:
+    """What each trick of the CPU kernels gains, a table for each machine; nothing before it is measured."""
+    known = [(switch.name, case.name) for switch in SWITCHES for case in switch.cases]
+    rows = newest(folder, "switches", "machine", "switch", "what")
+    rows = [row for row in rows if (row["switch"], row["what"]) in known]
+    if not rows:
+        return
+    yield "## What each trick gains"
+    yield texts.SWITCHES
+    yield "\n".join(map(_trick, SWITCHES))
+    rows.sort(key=lambda row: known.index((row["switch"], row["what"])))
+    for some in grouped(rows, lambda row: str(row["machine"])).values():
+        yield _origin(some)
+        yield _table(
+            ["trick and case", "time", "without it", "gain", "quartiles"],
+            [
+                [
+                    f"`{row['switch']}`: {row['what']}",
+                    _fine_time(row["ms"]),
+                    _fine_time(row["ms_without"]),
+                    f"{row['gain']:.2f}",
+                    _quartiles(row),
+                ]
+                for row in some
+            ],
+        )
+
+
+def _trick(switch: Switch) -> str:
+    """A switch in a sentence, with links to the files that it changes."""
+    files = (KERNELS / file for file in switch.files)
+    links = ", ".join(f"[`{file.name}`](../{file.as_posix()})" for file in files)
+    return f"- `{switch.name}` ({links}): {switch.trick}; without it: {switch.without}."
 
 
 def _landscape(folder: Path) -> Iterator[str]:
@@ -469,7 +506,7 @@ def _commits(folder: Path) -> Iterator[str]:
                     _time(row["old_cpu_ms"]),
                     _time(row["new_cpu_ms"]),
                     f"{row['ratio']:.2f}",
-                    " to ".join(f"{quartile:.2f}" for quartile in row["quartiles"]),
+                    _quartiles(row),
                     _verdict(row["same_bits"]),
                 ]
                 for row in some
@@ -540,6 +577,14 @@ def _time(ms: float) -> str:
     if ms >= 5000:
         return f"{ms / 1e3:.1f} s"
     return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def _fine_time(ms: float) -> str:
+    return f"{ms:.2f} ms" if ms < 10 else _time(ms)
+
+
+def _quartiles(row: Row) -> str:
+    return " to ".join(f"{quartile:.2f}" for quartile in row["quartiles"])
 
 
 def _ratio(ratio: float | None) -> str:

@@ -43,6 +43,12 @@ transformed, four times as large; a layer that is called again and again, as her
 large cache, a whole model has to read them from memory. 1×1 layers and layers of stride 2 have no products to
 save. GFLOP/s count a layer's plain formula."""
 
+SWITCHES = """Each trick of the CPU kernels is turned off by itself, by `python -m bench.switches`: the sources with
+the replacement that [`bench/switch_table.py`](../bench/switch_table.py) has for it, in a separate process, against the
+sources as they are, in bursts in turn. Two threads. *Gain* is the time without the trick over the time with it, the
+median of the pairs of bursts; quartiles that enclose 1 show no gain. Tricks work together: gains do not multiply. A
+layer that is called again and again finds its weights in the machine's caches; with *cold weights* it does not."""
+
 LANDSCAPE = """The built-in model, 256×512, 18.6 G MACs. The edits are rectangles that turn land into water
 and water into land, which is harder for `paper` than the demo's house (41 dB): their influence reaches far
 through the lowest resolutions. PSNR is against the dense run of the edited labels."""

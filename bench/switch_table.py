@@ -1,0 +1,323 @@
+"""The switches: each trick of the CPU kernels as data, with the exact text replacements that turn it off.
+
+A replaced text occurs exactly once in its file, which a test holds: a constant that is renamed, or set to another
+value, is noticed here. Turned off, a kernel computes the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.switch_cases import (
+    ATTENTION_16,
+    ATTENTION_32,
+    BIG,
+    COLD_8,
+    COLD_FOUR,
+    COLD_TWELVE,
+    DEEP_8,
+    DEEP_16,
+    DEEP_32,
+    DEEP_POINTS,
+    FEW_POINTS,
+    FIRST,
+    FOUR,
+    MIDDLE,
+    NUMBERING,
+    PENDING,
+    POINTS,
+    STRIDED,
+    TWELVE,
+    WIDE,
+    WINDOWS,
+    Timed,
+)
+
+KERNELS = Path("backends") / "numba_cpu"
+"""The folder of all replaced files, in the checkout."""
+
+
+class SwitchError(Exception):
+    """The error of a switch that does not fit the sources."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A replacement in a file of `KERNELS`."""
+
+    file: str
+    text: str
+    """It occurs exactly once in the file."""
+    instead: str
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A trick, and how it is turned off."""
+
+    name: str
+    trick: str
+    """What the kernels do: the beginning of a sentence, "windows of neighbours are gathered once"."""
+    without: str
+    """What they do instead when it is off, likewise."""
+    changes: tuple[Change, ...]
+    cases: tuple[Timed, ...]
+    """What it may affect; the others are not timed."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The changed files of `KERNELS`."""
+        return tuple(dict.fromkeys(change.file for change in self.changes))
+
+    def sources(self, folder: Path) -> dict[Path, str]:
+        """The changed files, by path, of the kernels in `folder`.
+
+        Raises
+        ------
+        SwitchError
+            A text does not occur exactly once in its file.
+        """
+        found: dict[Path, str] = {}
+        for change in self.changes:
+            path = folder / change.file
+            source = found.get(path) or path.read_text("utf-8")
+            if (count := source.count(change.text)) != 1:
+                raise SwitchError(
+                    f"switch {self.name}: {change.text!r} occurs {count} times in {KERNELS / change.file}, expected "
+                    f"once; correct the text in bench/switch_table.py"
+                )
+            found[path] = source.replace(change.text, change.instead)
+        return found
+
+
+def named(names: Iterable[str]) -> tuple[Switch, ...]:
+    """The switches of these names, in the order of the table; no names: all. Raises SwitchError for an unknown name."""
+    wanted = dict.fromkeys(names)
+    known = [switch.name for switch in SWITCHES]
+    for name in wanted:
+        if name not in known:
+            raise SwitchError(f"unknown switch {name}; known: {', '.join(known)}")
+    return tuple(switch for switch in SWITCHES if not wanted or switch.name in wanted)
+
+
+_DEEP = (DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR)
+_COLD = (COLD_8, COLD_TWELVE, COLD_FOUR)
+_ROWS_APART = (Change("reading.py", "at + (rows + 1) * run <= end", "at + (rows + 1) * run <= at"),)
+
+SWITCHES = (
+    # -- the matrix product (gemm.py) ------------------------------------------------------------------------
+    Switch(
+        "even-blocks",
+        "rows are cut evenly into as few blocks of the product as hold them",
+        "into the largest blocks, then a half one, then single rows",
+        (
+            Change(
+                "gemm.py",
+                "size = ceil_div(rows - m, max(1, blocks))",
+                "size = ROWS if rows - m >= ROWS else (ROWS // 2 if rows - m >= ROWS // 2 else 1)",
+            ),
+        ),
+        (BIG, MIDDLE, *_DEEP, POINTS, DEEP_POINTS, STRIDED, WINDOWS),
+    ),
+    Switch(
+        "fetch-weights",
+        "a step of the product prefetches a line of the next panel of weights",
+        "the processor's own prefetcher is left alone",
+        (Change("gemm.py", "ir_prefetch(builder, builder.gep(step, [ahead]))", "pass"),),
+        (BIG, DEEP_16, FOUR, POINTS, DEEP_POINTS, STRIDED, WINDOWS),
+    ),
+    Switch(
+        "depth-pieces",
+        "the depth of a product is taken in pieces that fill half of a first-level cache",
+        "in pieces of 4096, which hold the whole depth of these layers",
+        (Change("gemm.py", "DEPTH = 128", "DEPTH = 4096"),),
+        (POINTS, DEEP_POINTS, STRIDED),
+    ),
+    # -- Winograd's convolution (winograd.py) ----------------------------------------------------------------
+    Switch(
+        "winograd-batch",
+        "kernels are transformed once for up to 48 tiles, three rows of 16",
+        "for up to 32, two rows",
+        (Change("winograd.py", "BAND, STRIP = 3, 16", "BAND, STRIP = 2, 16"),),
+        (BIG, WIDE, MIDDLE, DEEP_32, DEEP_16),
+    ),
+    Switch(
+        "winograd-piece",
+        "64 input channels are transformed and multiplied at a time",
+        "32, so sums are loaded and stored twice as often",
+        (Change("winograd.py", "PIECE = 64", "PIECE = 32"),),
+        (BIG, MIDDLE, *_DEEP),
+    ),
+    Switch(
+        "winograd-group",
+        "two panels of outputs are multiplied at a time, which share the reads of inputs",
+        "one",
+        (Change("winograd.py", "GROUP = 2", "GROUP = 1"),),
+        (BIG, MIDDLE, *_DEEP),
+    ),
+    Switch(
+        "winograd-kept",
+        "a thread keeps a small layer's transformed kernels from one batch to the next",
+        "it transforms them anew for each batch",
+        (Change("winograd.py", "kept = splits == 1 and", "kept = splits < 1 and"),),
+        (BIG, PENDING),
+    ),
+    Switch(
+        "winograd-fetch",
+        "the products prefetch the kernels that are transformed next",
+        "the transform waits for them",
+        (Change("winograd.py", "if next_piece >= 0:", "if next_piece < -1:"),),
+        (DEEP_8, TWELVE, FOUR, *_COLD),
+    ),
+    Switch(
+        "winograd-lines",
+        "a line more than needed lies between the 36 positions, which then fall into different sets of the caches",
+        "they lie at distances of powers of two",
+        (
+            Change("winograd.py", "GROUP * PIECE * PANEL + LINE", "GROUP * PIECE * PANEL"),
+            Change("winograd.py", "batch * round_up(pixel, PIECE) + LINE", "batch * round_up(pixel, PIECE)"),
+            Change("winograd.py", "GROUP * batch * PANEL + LINE", "GROUP * batch * PANEL"),
+        ),
+        (BIG, MIDDLE, *_DEEP),
+    ),
+    # -- reading ---------------------------------------------------------------------------------------------
+    Switch(
+        "shared-windows",
+        "neighbouring tiles are gathered together: the pixels that their windows share, and the work pending on them, "
+        "are read and computed once",
+        "each tile gathers its whole window",
+        (Change("reading.py", "at + run < end", "at + run < at"), *_ROWS_APART),
+        (BIG, PENDING, MIDDLE, TWELVE, FIRST, STRIDED),
+    ),
+    Switch(
+        "shared-rows",
+        "Winograd gathers tiles below one another together too, in blocks of three rows of 16",
+        "tiles of one row, in batches of 48",
+        (
+            *_ROWS_APART,
+            Change(
+                "winograd.py", "np.lexsort((column, row, column // STRIP, row // BAND, n))", "slice(None)"
+            ),
+        ),
+        (BIG, PENDING, MIDDLE, DEEP_32, TWELVE),
+    ),
+    # -- the direct convolution (direct.py) ------------------------------------------------------------------
+    Switch(
+        "read-in-place",
+        "a 1×1 kernel's product reads pixels where they lie in the canvas",
+        "they are copied into windows first",
+        (
+            Change(
+                "direct.py",
+                "IN_PLACE if in_place else IN_ROWS if shallow else IN_WINDOWS",
+                "IN_ROWS if shallow else IN_WINDOWS",
+            ),
+        ),
+        (POINTS, DEEP_POINTS, FEW_POINTS),
+    ),
+    Switch(
+        "copied-taps",
+        "taps of few channels are copied side by side first, so the product has one piece of depth",
+        "a piece for each row of taps",
+        (Change("direct.py", "SHALLOW = 48", "SHALLOW = 0"),),
+        (FIRST,),
+    ),
+    Switch(
+        "direct-batch",
+        "weights are read once for up to 32 tiles",
+        "for up to 4",
+        (Change("direct.py", "BATCH = 32", "BATCH = 4"),),
+        (POINTS, DEEP_POINTS, STRIDED, FIRST),
+    ),
+    Switch(
+        "direct-cache",
+        "a batch's windows and sums fit a second-level cache",
+        "a batch has 128 tiles, whatever they take",
+        (
+            Change("direct.py", "CACHE = 1 << 18", "CACHE = 1 << 30"),
+            Change("direct.py", "BATCH = 32", "BATCH = 128"),
+        ),
+        (POINTS, STRIDED, FIRST),
+    ),
+    # -- attention (attention.py) ----------------------------------------------------------------------------
+    Switch(
+        "attention-blocks",
+        "keys are taken in blocks, whose scores stay in the first-level cache (the online softmax)",
+        "all keys at once",
+        (Change("attention.py", "BLOCK = 192 //", "BLOCK = 4096 //"),),
+        (ATTENTION_16, ATTENTION_32),
+    ),
+    Switch(
+        "attention-together",
+        "the queries of 8 tiles are taken together: keys and values are read once for them",
+        "those of one tile",
+        (Change("attention.py", "TOGETHER = 8", "TOGETHER = 1"),),
+        (ATTENTION_16, ATTENTION_32),
+    ),
+    Switch(
+        "attention-fetch",
+        "the next block of keys and values is prefetched",
+        "the processor's own prefetcher is left alone",
+        (Change("attention.py", "following = min(BLOCK, tokens - first - count)", "following = 0"),),
+        (ATTENTION_16, ATTENTION_32),
+    ),
+    # -- codebooks (codebooks.py) ----------------------------------------------------------------------------
+    Switch(
+        "shared-products",
+        "the product of a tap and a code is computed once for all windows that have it",
+        "for each window",
+        (Change("codebooks.py", "if places[code] < start:", "if code >= 0:"),),
+        (WINDOWS,),
+    ),
+    Switch(
+        "last-window",
+        "a window is first compared with its left neighbour's",
+        "each is looked up in the hash table",
+        (Change("codebooks.py", "if last >= 0:", "if last < -1:"),),
+        (NUMBERING,),
+    ),
+    # -- launches (launch.py, waiting.py, regions.py) --------------------------------------------------------
+    Switch(
+        "split-panels",
+        "with few batches the threads share the output panels, so each reads a part of the weights",
+        "they share the tiles, and each reads all weights",
+        (
+            Change(
+                "launch.py",
+                "return ceil_div(tiles, batches), max(1, min(panels, self.threads))",
+                "return ceil_div(tiles, max(batches, self.threads)), 1",
+            ),
+        ),
+        (*_DEEP, *_COLD, DEEP_POINTS),
+    ),
+    Switch(
+        "even-batches",
+        "the number of batches is a multiple of the threads",
+        "as few batches as hold the tiles, so one thread may have one more",
+        (Change("launch.py", "batches = round_up(batches, self.threads)", "pass"),),
+        (WIDE,),
+    ),
+    Switch(
+        "alone",
+        "a kernel of less than 10 million operations runs in one thread",
+        "every kernel wakes the helpers",
+        (Change("launch.py", "ALONE = 1e7", "ALONE = 0.0"),),
+        (FEW_POINTS,),
+    ),
+    Switch(
+        "polling",
+        "helpers poll for the next kernel, and the caller for the last helper, for a moment before they sleep",
+        "they sleep at once",
+        (Change("waiting.py", "POLLS = 20000", "POLLS = 0"),),
+        (DEEP_16, DEEP_8, TWELVE, FOUR, DEEP_POINTS, ATTENTION_16),
+    ),
+    Switch(
+        "remembered-layouts",
+        "the layout of the scratch is computed once for each shape",
+        "at each launch",
+        (Change("regions.py", "kept: Any = lru_cache(maxsize=1024)(layout)", "kept: Any = layout"),),
+        (FOUR, FEW_POINTS),
+    ),
+)
