@@ -60,7 +60,7 @@ class Case:
 
 def _family(height: int, width: int, inputs: int, outputs: int) -> Case:
     """The kind of layer that takes most of the work."""
-    return Case((height, width), inputs, outputs, over_torch=3.0, over_ncnn=1.3)
+    return Case((height, width), inputs, outputs, over_torch=3.0, over_ncnn=1.2)
 
 
 LAYERS = (

@@ -132,7 +132,7 @@ SWITCHES = (
         "depth-pieces",
         "the depth of a product is taken in pieces that fill half of a first-level cache",
         "in pieces of 4096, which hold the whole depth of these layers",
-        (Change("gemm.py", "DEPTH = 128", "DEPTH = 4096"),),
+        (Change("gemm.py", "DEPTH = 4096 // PANEL", "DEPTH = 4096"),),
         (POINTS, DEEP_POINTS, STRIDED),
     ),
     # -- Winograd's convolution (winograd.py) ----------------------------------------------------------------

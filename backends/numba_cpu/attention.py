@@ -205,8 +205,8 @@ def _fetch(count: int, of: Any, first: int, stride: int, at: Any) -> None:
 @inline
 def _score(count: int, panel: int, keys: Any, first: int, stride: int, at: Any, scratch: Any) -> None:
     """`scores = k qᵀ` of one head: `count` keys, the first from `keys[first]` on, and a panel of queries."""
-    for c in range(0, at.channels, 2 * DEPTH):
-        steps, queries = min(2 * DEPTH, at.channels - c), at.queries + panel * at.channels + c * PANEL
+    for c in range(0, at.channels, DEPTH):
+        steps, queries = min(DEPTH, at.channels - c), at.queries + panel * at.channels + c * PANEL
         k = first + c
         multiply_rows(keys, k, stride, scratch, queries, scratch, at.scores, PANEL, count, steps, c)
 

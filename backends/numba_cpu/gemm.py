@@ -37,8 +37,8 @@ LINE = 16
 """Floats in a cache line."""
 REPLACE, GO_ON, ADD = 0, 1, -1
 """How a piece of the depth changes the sums in memory: replaces them; continues their chains; is added to them."""
-DEPTH = 128
-"""Rows of weights taken at a time: a panel's piece, `DEPTH * PANEL` floats, fills half of a first-level cache."""
+DEPTH = 4096 // PANEL
+"""Rows of weights taken at a time: a panel's piece, 16 KB, fills half of a first-level cache."""
 
 
 def emit_block(
