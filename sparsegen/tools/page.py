@@ -14,7 +14,7 @@ from typing import Any
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 72rem; margin: 0 auto; padding: 1rem; background: Canvas; color: CanvasText; }
+body { max-width: 90rem; margin: 0 auto; padding: 1rem; background: Canvas; color: CanvasText; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2rem; }
 a { color: LinkText; } :focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
 .skip { position: absolute; left: -100vw; } .skip:focus { position: static; }

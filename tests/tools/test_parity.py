@@ -119,6 +119,29 @@ def test_every_layer_of_diffusers_agrees(tmp_path: Path) -> None:
         assert found.agrees and not any(each.missing for each in found.layers), found
 
 
+def test_a_layer_is_named_as_pytorch_names_it_too(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from tests.models.test_parity_diffusion import CONFIGURATIONS
+
+    net = torch_ddpm.randomised(diffusers.UNet2DModel(**CONFIGURATIONS["FiLM, a norm in the middle"]), 4)
+    net.save_pretrained(tmp_path / "net")
+    model = sparsegen.load(tmp_path / "net")
+    net.conv_in.bias.data += 1
+    golden = tmp_path / "golden.safetensors"
+    made = sparsegen.parity(
+        model, net, noise(1, 16, 16, 3), timestep=77.0, backend="reference", golden=golden
+    )
+    again = sparsegen.parity(model, golden, backend="reference")
+    for found in (made, again):
+        modules = {each.path: each.module for each in found.layers}
+        assert modules["down.0.block.0.conv1"] == "down_blocks.0.resnets.0.conv1"
+        assert found.verdict().startswith("conv_in is the first layer")  # both name it alike
+        named = {each.named for each in found.layers}
+        assert "down.0.block.0.conv1 (down_blocks.0.resnets.0.conv1 in PyTorch)" in named
+        assert "<td>down_blocks.0.resnets.0.conv1</td>" in found.html()
+        assert found.as_json()["layers"][-1]["module"] == "conv_out"
+
+
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutions", "linear projections"])
 def test_every_layer_of_stable_diffusion_agrees(linear: bool) -> None:
     pytest.importorskip("diffusers")

@@ -78,6 +78,7 @@ def compare(
                 missing.get(path, ""),
                 tuple(name for name in reads if name in missing),
                 reference.remarks.get(path, ""),
+                str(reference.facts.get(path, {}).get("module", "")),
             )
         )
     first = next((each for each in layers if each.own is not None and each.own.relative > tolerance), None)

@@ -41,6 +41,14 @@ class Layer:
     """Canvases that it reads of which the reference has no values: for its own error it read the model's."""
     remark: str = ""
     """What the reference's module does otherwise than the layer."""
+    module: str = ""
+    """The name of the reference's module that computes it, the first of several; empty: no module does alone."""
+
+    @property
+    def named(self) -> str:
+        """The layer's path, and the name of its module where that is another."""
+        other = self.module and self.module != self.path
+        return f"{self.path} ({self.module} in PyTorch)" if other else self.path
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,8 @@ class Parity:
             own = first.own
             assert own is not None
             lines = [
-                f"{first.path} is the first layer that differs on its own: by {own.relative:.1e} of its largest value, "
-                f"at {_where(own)}. {len(self.divergent)} of {len(compared)} layers do."
+                f"{first.named} is the first layer that differs on its own: by {own.relative:.1e} of its largest "
+                f"value, at {_where(own)}. {len(self.divergent)} of {len(compared)} layers do."
             ]
             if first.remark:
                 lines.append(f"There, {first.remark}.")
@@ -216,6 +224,7 @@ class Parity:
             "layers": [
                 {
                     "path": each.path,
+                    "module": each.module,
                     "shape": list(each.shape),
                     "inherited": _plain(each.inherited),
                     "own": _plain(each.own),
@@ -298,6 +307,7 @@ class Parity:
     def _layer_table(self) -> str:
         head = [
             "layer",
+            "in PyTorch",
             "inherited",
             "own",
             "own, largest",
@@ -312,18 +322,24 @@ class Parity:
         rows: list[list[str]] = []
         for each in self.layers:
             if each.inherited is None or each.own is None:
-                rows.append([each.path, each.missing, *[""] * (len(head) - 2)])
+                rows.append([each.path, each.module, each.missing, *[""] * (len(head) - 3)])
                 continue
             own = each.own
-            row = [each.path, f"{each.inherited.relative:.1e}", f"{own.relative:.1e}", f"{own.largest:.1e}"]
-            row += [f"{own.mean:.1e}", f"{own.cosine:.7f}", _place(own), ", ".join(map(str, own.tile))]
+            row = [each.path, each.module, f"{each.inherited.relative:.1e}", f"{own.relative:.1e}"]
+            row += [
+                f"{own.largest:.1e}",
+                f"{own.mean:.1e}",
+                f"{own.cosine:.7f}",
+                _place(own),
+                ", ".join(map(str, own.tile)),
+            ]
             row.append(f"{own.ours:.6g} for {own.theirs:.6g}")
             if self.edit is not None:
                 row += ["", ""] if each.edited is None else [f"{part.relative:.1e}" for part in each.edited]
             rows.append(row)
         marked = [i for i, each in enumerate(self.layers) if each is self.first_divergent]
         caption = "Each layer from the input and on its own, relative to its largest value; bold: the first to differ"
-        return table(caption, head, rows, numbers=(1, 2, 3, 4, 5), marked=marked)
+        return table(caption, head, rows, numbers=(2, 3, 4, 5, 6), marked=marked)
 
     def _curve(self) -> str:
         """How the error grows over the depth."""
