@@ -209,6 +209,15 @@ def test_an_edit_of_an_image_is_explained(images) -> None:
     data = data_of(found.html)
     assert len(data["steps"]) == 6 and data["step"] == found.step
     assert all(layer["ms"] is not None for layer in data["layers"])
+    sizes = found.forward.sizes  # one for each resolution, the largest first, and nothing is lost
+    assert [each.height for each in sizes] == sorted(
+        {each.height for each in found.forward.layers}, reverse=True
+    )
+    assert sum(each.macs for each in sizes) == sum(each.macs for each in found.forward.layers)
+    assert sum(each.milliseconds for each in sizes) == pytest.approx(
+        sum(each["ms"] for each in data["layers"])
+    )
+    assert f"The layers of step {found.step} take" in data["timeText"]
 
 
 def test_an_edit_that_follows_a_text_is_explained(latent, photos) -> None:

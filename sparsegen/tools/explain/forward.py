@@ -35,6 +35,8 @@ from .tile import TileNumbers, numbers
 
 MOST_TILES = 40
 """Tiles of a layer whose numbers are kept: of more, some that lie apart."""
+REPEATS = 5
+"""Edits of which a layer's least time counts: in the middle of any of them another program may take a core."""
 
 
 @dataclass(eq=False)
@@ -61,7 +63,7 @@ class Layer:
     """Multiply-accumulates of the active tiles of all samples, by the layer's plain formula."""
     macs_dense: int = 0
     milliseconds: float | None = None
-    """Its time in the edit on the user's backend; None: not measured."""
+    """Its time in the edit on the user's backend, the least of some edits; None: not measured."""
     own: float = 0.0
     """The layer's own error as a share of what it should move."""
     file: str = ""
@@ -78,6 +80,21 @@ class Layer:
         return _share(self.error, self.moved)
 
 
+@dataclass
+class Size:
+    """The layers of one resolution of one part, together."""
+
+    part: str
+    height: int
+    width: int
+    active: float = 0.0
+    """The largest share of active tiles of a layer."""
+    macs: int = 0
+    macs_dense: int = 0
+    milliseconds: float = 0.0
+    """0: not measured."""
+
+
 @dataclass(frozen=True, eq=False)
 class Forward:
     """The layers of an edit's passes, in the order in which they ran."""
@@ -90,6 +107,20 @@ class Forward:
         """The layer whose own error is the largest; None: no layer errs on its own."""
         worst = max(self.layers, key=lambda layer: layer.own, default=None)
         return worst if worst is not None and worst.own > 0 else None
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Where the work and the time are: what the layers of each resolution add up to, the largest first."""
+        found: dict[tuple[str, int, int], Size] = {}
+        for layer in self.layers:
+            key = layer.part, layer.height, layer.width
+            size = found.setdefault(key, Size(*key))
+            size.active = max(size.active, float(layer.active.mean()))
+            size.macs += layer.macs
+            size.macs_dense += layer.macs_dense
+            size.milliseconds += layer.milliseconds or 0.0
+        parts = list(dict.fromkeys(layer.part for layer in self.layers))
+        return sorted(found.values(), key=lambda size: (parts.index(size.part), -size.height * size.width))
 
 
 def look_into(
@@ -155,19 +186,22 @@ def _layers(one: Pass, backend: Backend | None, said: Callable[[str], None]) -> 
 def _measure(one: Pass, backend: Backend, layers: dict[str, Layer]) -> None:
     """Note what a backend computes for each layer, as a session has it: scratch layers on the way, codebooks as such.
 
-    Its times are those of the second time that the edit is made.
+    Its times are the least of `REPEATS` edits, after a first one.
     """
     state = State(one.model, backend, allocator=BackendAllocator(backend))
     state.paint(one.before.canvases, one.before.conditions)
-    for _ in range(2):
+    times: dict[str, list[float]] = {}
+    for repeat in range(1 + REPEATS):
         journal = Journal()
         run = _repainted(state, one, journal, on_layer=lambda _: None)
         journal.undo(state.memory)
+        for record in run.records if repeat else ():
+            times.setdefault(record.path, []).append(record.milliseconds or 0.0)
     tiles = state.layer_tiles
     for record in run.records:
         layer = layers.get(record.path)
         if layer is not None:  # a codebook of two layers is one layer of the backend
-            layer.milliseconds, layer.macs = record.milliseconds, record.macs
+            layer.milliseconds, layer.macs = min(times[record.path]), record.macs
             if record.path in tiles:
                 layer.active = _mask(tiles[record.path], one.sample)
 

@@ -22,7 +22,7 @@ from ...engine.stats import megabytes
 from ...errors import InputError
 from ..page import embedded
 from .findings import Findings
-from .forward import Layer
+from .forward import REPEATS, Layer
 from .outcomes import region_psnr
 from .tile import TileNumbers
 
@@ -80,6 +80,17 @@ def _data(e: Findings) -> dict[str, Any]:
         ],
         "stepsText": _steps_text(e),
         "distance": _distance_text(e, culprit),
+        "timeText": _time_text(e),
+        "sizes": [
+            {
+                "name": f"{each.part} {each.height}×{each.width}".strip(),
+                "active": each.active,
+                "macs": each.macs,
+                "macsDense": each.macs_dense,
+                "ms": each.milliseconds,
+            }
+            for each in e.forward.sizes
+        ],
         "costs": [[cost.area, cost.milliseconds, cost.macs] for cost in e.costs],
         "whatIfs": [
             {
@@ -218,6 +229,26 @@ def _steps_text(e: Findings) -> str:
         else "carry the last deltas on, along a parabola, and compute nothing"
     )
     return f"{computed} of {len(e.steps)} steps compute their active tiles at every resolution; the others {others}."
+
+
+def _time_text(e: Findings) -> str:
+    """Where the time of the layers is, in words."""
+    sizes, layers = e.forward.sizes, [layer for layer in e.forward.layers if layer.milliseconds is not None]
+    whole = sum(size.milliseconds for size in sizes)
+    if not whole:
+        return "Times were not measured."
+    most, longest = (
+        max(sizes, key=lambda size: size.milliseconds),
+        max(layers, key=lambda layer: layer.milliseconds or 0.0),
+    )
+    dense = most.macs_dense / max(1, sum(size.macs_dense for size in sizes))
+    of = f" of step {e.step}" if e.step is not None else ""
+    return (
+        f"The layers{of} take {whole:.3g} ms (each the least of {REPEATS} edits). "
+        f"{f'{most.part} {most.height}×{most.width}'.strip()} takes most, {most.milliseconds / whole:.0%}; of a dense "
+        f"run's MACs it has {dense:.0%}. The longest layer is {longest.path}, {longest.milliseconds:.2g} ms. The time "
+        "of the whole edit, above, also has the mask, the plan of the tiles, the moments of norms and Python."
+    )
 
 
 def _distance_text(e: Findings, culprit: Layer | None) -> str:

@@ -313,6 +313,17 @@ byId("memory").innerHTML = data.plots.memory;
 if (data.plots.costs) byId("costs").innerHTML = data.plots.costs;
 if (data.plots.steps) byId("stepBars").innerHTML = data.plots.steps;
 
+// -- time
+
+byId("timeText").textContent = data.timeText;
+const whole = (name) => data.sizes.reduce((total, size) => total + size[name], 0);
+const wholes = { macsDense: whole("macsDense"), macs: whole("macs"), ms: whole("ms") };
+for (const size of data.sizes) {
+  const share = (name) => (wholes[name] ? [bar(size[name], 0.5 * wholes[name]), percent(size[name] / wholes[name])] : ["–"]);
+  byId("sizes").tBodies[0].append(element("tr", {}, element("th", { scope: "row" }, size.name), element("td", {}, percent(size.active)),
+    ...["macsDense", "macs", "ms"].map((name) => element("td", {}, ...share(name)))));
+}
+
 // -- steps
 
 if (data.steps.length) {
