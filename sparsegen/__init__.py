@@ -20,7 +20,16 @@ with code.) Floors, none importing what stands above it:
     7  pipelines            4  layers               1  backends · weights · checks
 """
 
-from sparsegen.backends.interface import BackendError
+try:
+    from sparsegen.backends.interface import BackendError
+except ModuleNotFoundError as error:
+    if error.name != "sparsegen.backends":
+        raise
+    # in a checkout, the package's other folders lie beside this one
+    raise ImportError(
+        "this sparsegen is the folder of a checkout, which Python prefers to an installed package; "
+        "run pip install -e . there, or start Python in another folder"
+    ) from None
 from sparsegen.weights import CheckpointError
 
 from . import models as models

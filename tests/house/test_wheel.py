@@ -94,3 +94,12 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(tmp_path: Path) -> None:
         PYTHONPATH=needs,
     )
     assert (empty / "lake.png").stat().st_size > 1_000
+
+
+def test_a_checkout_that_is_not_installed_says_how_it_is() -> None:
+    # -S: without the site module nothing is installed
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import sparsegen"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "run pip install -e . there, or start Python in another folder" in done.stderr
