@@ -14,6 +14,7 @@ from sparsegen.weights import (
     CheckpointError,
     Part,
     Which,
+    builtin,
     listed,
     read_checkpoint,
     read_parts,
@@ -33,8 +34,8 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A checkpoint: a PyTorch file (zip, legacy), a safetensors file or a diffusers folder; a session's "
-            "file; a PNG that sparsegen wrote."
+            help="A checkpoint: a PyTorch file (zip, legacy), a safetensors file or a diffusers folder; a built-in "
+            "model's name; a session's file; a PNG that sparsegen wrote."
         ),
     ],
     settings: SetOption = None,
@@ -45,6 +46,9 @@ def inspect(
     settings and the prompt in it.
     """
     which = _which(parse_settings(settings))
+    known = None if file.exists() else builtin.get(str(file))
+    if known is not None:
+        file = known.checkpoint
     if is_png(file):
         print_table(str(file), png_rows(file))
         return

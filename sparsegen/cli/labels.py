@@ -132,7 +132,7 @@ def demo(engine: Engine, known: builtin.BuiltIn, labels: builtin.Labels) -> tupl
         (f"edited, sparse: {sparse_ms:.0f} ms", sparse.image),
     ]
     rows = [
-        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases", "codebooks")],
+        *[row for row in sparse.stats.lines() if row[0] not in ("time", "canvases", "codebooks", "undo")],
         ("dense run", f"{dense_ms:.0f} ms"),
         ("sparse edit", f"{sparse_ms:.0f} ms ({dense_ms / sparse_ms:.1f} times as fast)"),
         ("PSNR, sparse against dense", f"{images.psnr(sparse.images, dense.images):.1f} dB"),

@@ -183,6 +183,13 @@ def test_inspect_and_convert(files, capsys):
         assert np.array_equal(parameter.value.astype(np.float16), b.parameters()[path].value)
 
 
+def test_inspect_takes_the_name_of_a_built_in_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, word in (("landscape", "gaugan"), ("landscape-sd", "sd-unet")):
+        assert main(["inspect", name]) == 0
+        assert word in capsys.readouterr().out
+
+
 def test_inspect_shows_hostile_names_as_plain_text(tmp_path, capsys):
     names = ["[red]x[/nope]", "\x1b[2Jgone", "line\nbreak", ":smile:"]
     save_file({name: np.zeros(2, np.float32) for name in names}, tmp_path / "odd.safetensors")
@@ -336,6 +343,7 @@ def test_the_demo_runs_as_a_process(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0 and complaints(done.stderr) == ""
+    assert done.stdout.count(" undo ") == 1
     for word in ("edited area", "MACs", "dense run", "sparse edit", "demo.png"):
         assert word in done.stdout
     found = re.search(r"PSNR, sparse against dense +([0-9.]+) dB", done.stdout)
