@@ -204,14 +204,19 @@ def _startup(folder: Path) -> Iterator[str]:
 
 
 def _layers(folder: Path) -> Iterator[str]:
-    rows = _of_the_default(newest(folder, "layers", "what", "engine", "over", "backend"))
+    rows = _of_the_default(newest(folder, "layers", "machine", "what", "engine", "over", "backend"))
+    yield "## Layers"
+    yield f"Milliseconds. {texts.LAYERS}"
+    for some in reversed(grouped(rows, lambda row: str(row["machine"])).values()):
+        yield from _layers_of_a_machine(some)
+
+
+def _layers_of_a_machine(rows: Sequence[Row]) -> Iterator[str]:
     timed = {(row["what"], row["engine"]): row for row in rows if "engine" in row}
     ratios = {(row["what"], row["over"]): row for row in rows if "over" in row}
     engines = list(dict.fromkeys(engine for _, engine in timed))
     names = [case.name for case in layers(False) if (case.name, OURS) in timed]
-    yield "## Layers"
     yield _origin(rows)
-    yield f"Milliseconds. {texts.LAYERS}"
     lines = []
     for name in names:
         medians = [f"{timed[name, engine]['ms']:.1f}" for engine in engines]
