@@ -35,7 +35,7 @@ class Aims:
 
 AIMS = {
     "gaugan": Aims(
-        {"dense": 8.0, edit_name(0.012, "paper"): 70.0, edit_name(0.15, "paper"): 20.0},
+        {"dense": 6.0, edit_name(0.012, "paper"): 45.0, edit_name(0.15, "paper"): 15.0},
         canvas_bytes=250e6,
         peak_bytes=1.8e9,
     ),
