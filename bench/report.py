@@ -263,7 +263,7 @@ def _switches(folder: Path) -> Iterator[str]:
 def _trick(switch: Switch) -> str:
     """A switch in a sentence, with links to the files that it changes."""
     files = (KERNELS / file for file in switch.files)
-    links = ", ".join(f"[`{file.name}`](../{file.as_posix()})" for file in files)
+    links = ", ".join(f"[`{file.as_posix()}`](../{file.as_posix()})" for file in files)
     return f"- `{switch.name}` ({links}): {switch.trick}; without it: {switch.without}."
 
 
