@@ -149,7 +149,7 @@ def share(windows: Any, depth: int, places: Any, rows_at: Any, starts: Any, inde
     """
     count, longest, taps = 0, 0, windows.shape[1]
     for first in range(0, len(windows), CHUNK):
-        last, whole = min(first + CHUNK, len(windows)), count
+        last, listed = min(first + CHUNK, len(windows)), count
         for t in range(taps):
             start = count
             starts[first // CHUNK * taps + t] = start
@@ -162,8 +162,8 @@ def share(windows: Any, depth: int, places: Any, rows_at: Any, starts: Any, inde
                     places[code] = count
                     rows_at[count] = np.int64(code) * depth
                     count += 1
-                index[r, t] = (1 + places[code] - whole) * PANEL
-        longest = max(longest, count - whole)
+                index[r, t] = (1 + places[code] - listed) * PANEL
+        longest = max(longest, count - listed)
     starts[ceil_div(len(windows), CHUNK) * taps] = count
     return longest
 
@@ -257,10 +257,10 @@ def convolve(
         scratch[at.products + c] = 0.0
     for item in take_items(counter, items):
         chunk, panel = item // panels, item % panels
-        whole = starts[chunk * taps]
+        listed = starts[chunk * taps]  # by the chunks before
         for tap in range(taps):
             first, last = starts[chunk * taps + tap], starts[chunk * taps + tap + 1]
-            rows, products = rows_at[first:last], at.products + (1 + first - whole) * PANEL
+            rows, products = rows_at[first:last], at.products + (1 + first - listed) * PANEL
             for k in range(0, depth, DEPTH):
                 w, steps = ((panel * taps + tap) * depth + k) * PANEL, min(DEPTH, depth - k)
                 multiply_piece(
