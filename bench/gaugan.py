@@ -107,7 +107,7 @@ def plot(path: Path, net: Big, timings: dict[str, Timing], torch_ms: float) -> N
     axes.minorticks_off()
     axes.set(title=net.name, xlabel="edited labels", ylabel="milliseconds")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
