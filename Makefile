@@ -79,7 +79,7 @@ clean: ## remove the virtual environment and what was built
 	touch $@
 
 .venv/docs.stamp: .venv/bin.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet ".[docs]"
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 .venv/lint.stamp: .venv/bin.stamp pyproject.toml
