@@ -6,6 +6,8 @@ for threads; no bit of a result depends on that.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,7 +33,7 @@ from ..interface import (
     check_own_pixels,
 )
 from . import attention, codebooks, copies, depthwise, direct, linear, lookup, moments, norms, winograd
-from .arrays import flat, writable
+from .arrays import aligned, flat, writable
 from .cores import available_cores
 from .geometry import Geometry, geometry_of
 from .jit import compile_all
@@ -132,6 +134,14 @@ class NumbaBackend(HostBackend):
         where = " and ".join(map(str, ready.folders))
         because = "" if ready.why is None else f", until the system clears it, because {ready.why}"
         return f"kernels for this processor in {where}{because}"
+
+    def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
+        return aligned(math.prod(shape), dtype).reshape(shape)
+
+    def upload(self, host: Host) -> Array:
+        array = self.alloc(host.shape, dtype="float32" if host.dtype.kind == "f" else host.dtype.name)
+        array[...] = host
+        return array
 
     # -- convolution -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from numba.types import NamedTuple as NamedTupleType
 from numba.types import float32, int64, uint16
 
 from ..interface import BackendError
+from .arrays import aligned
 from .gemm import DEPTH, LINE, PANEL, multiply_rows
 from .jit import inline
 from .simd import WIDTH, fetch, store, widen
@@ -57,7 +59,9 @@ def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
             f"a weight of {largest:.4g} is too large for {stored}; store weights as float32"
             + (" or bfloat16" if stored == "float16" else "")
         )
-    return Packed(np.zeros(0, np.float32), halves, STORED[stored])
+    kept = aligned(halves.size, "uint16").reshape(halves.shape)
+    kept[...] = halves
+    return Packed(np.zeros(0, np.float32), kept, STORED[stored])
 
 
 @inline
@@ -114,7 +118,9 @@ def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """
     *outer, depth, outputs = weights.shape
     panels = ceil_div(outputs, PANEL)
-    packed = np.zeros((*outer, panels, depth, PANEL), np.float32)
+    packed = aligned(math.prod(outer) * panels * depth * PANEL, "float32").reshape(
+        *outer, panels, depth, PANEL
+    )
     for panel in range(panels):
         columns = weights[..., panel * PANEL : (panel + 1) * PANEL]
         packed[..., panel, :, : columns.shape[-1]] = columns

@@ -26,6 +26,7 @@ import numpy as np
 from numba.types import float32, int64, void
 
 from ..interface import TILE, Array, Host, Tiles
+from .arrays import aligned
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
 from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
@@ -82,7 +83,7 @@ def prepare(launcher: Launcher, weight: Host) -> Array:
     """`[O, I, 3, 3]` → flat `[panels, I, TAPS, PANEL]`."""
     outputs, depth = len(weight), weight[0].size
     panels = ceil_div(outputs, PANEL)
-    packed = np.empty(panels * depth * PANEL, np.float32)
+    packed = aligned(panels * depth * PANEL, "float32")
     rows = np.ascontiguousarray(weight, np.float32).reshape(outputs, depth)
     launcher.run(pack, panels, (rows, packed), 0, 16.0 * weight.size)
     return packed
