@@ -89,6 +89,10 @@ class NumbaBackend(HostBackend):
         How many threads compute; None: one for each core that this process may use (`cores.py`).
     direct
         Compute every 3×3 convolution directly, without Winograd's transforms: closest to other engines' results.
+    precision
+        "bfloat16": 1×1 and strided convolutions, and those of other kernels, round inputs and weights to 8 bits and
+        multiply them twice as fast; sums are float32. Results move by about 4e-3 of the largest value. 3×3 convolutions
+        of stride 1, attention and dense layers stay float32.
     weights
         How weights of convolutions and dense layers are stored. "float16" and "bfloat16" take half the memory and half
         the time to read, on which edits of few tiles at low resolutions spend most of their time. They round every
@@ -97,22 +101,30 @@ class NumbaBackend(HostBackend):
     Raises
     ------
     BackendError
-        `weights` is unknown, or not supported by this processor; `threads` is less than 1. `prepare_conv` and
-        `upload_weight` raise it for a weight that is too large for its stored type.
+        `weights` or `precision` is unknown, or not supported by this processor; `threads` is less than 1.
+        `prepare_conv` and `upload_weight` raise it for a weight that is too large for its stored type.
     """
 
     name = "numba"
     codebooks = True
     takes_threads = True
-    options = ("direct", "weights")
+    options = ("direct", "precision", "weights")
 
     def __init__(
         self,
         threads: int | None = None,
         *,
         direct: bool = False,
+        precision: Literal["float32", "bfloat16"] = "float32",
         weights: Literal["float32", "float16", "bfloat16"] = "float32",
     ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise BackendError(f"precision is {precision!r}; choose one of float32, bfloat16")
+        if precision == "bfloat16" and not TARGET.dot:
+            raise BackendError(
+                "this processor has no products of bfloat16 (AVX512-BF16), or Numba's LLVM is older than 17; "
+                'leave precision at float32 (weights="bfloat16" halves the weights\' memory everywhere)'
+            )
         if weights not in STORED:
             raise BackendError(f"weights cannot be stored as {weights!r}; choose one of {', '.join(STORED)}")
         if weights == "float16" and not TARGET.half:
@@ -120,7 +132,7 @@ class NumbaBackend(HostBackend):
         if threads is not None and threads < 1:
             raise BackendError(f"threads is {threads}, expected a whole number, 1 or more")
         self.threads = available_cores() if threads is None else threads
-        self.direct = direct
+        self.direct, self.precision = direct, precision
         self.weights = weights
         self._launcher = Launcher(self.threads)
 
@@ -157,14 +169,13 @@ class NumbaBackend(HostBackend):
     ) -> ConvWeights:
         geometry = ConvGeometry.of(weight, stride, padding, groups)
         algorithm = self.conv_layout(geometry, size)
-        stored = self.weights
         if algorithm == "winograd":
-            values = winograd.prepare(self._launcher, weight)
+            values = store_as(winograd.prepare(self._launcher, weight), self.weights)
         elif algorithm == "direct":
-            values = direct.prepare(weight, groups)
+            values = direct.prepare(weight, groups, self.weights, pairs=self.precision == "bfloat16")
         else:
-            values, stored = depthwise.prepare(weight), "float32"
-        packed = _Packed(algorithm, geometry_of(geometry), store_as(values, stored))
+            values = store_as(depthwise.prepare(weight), "float32")
+        packed = _Packed(algorithm, geometry_of(geometry), values)
         bias = padded_bias(bias, geometry.outputs)
         return ConvWeights(geometry, packed, bias, algorithm == "winograd")
 

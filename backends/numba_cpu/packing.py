@@ -11,14 +11,17 @@ from numba.types import float32, int64, uint16
 
 from ..interface import BackendError
 from .arrays import aligned
-from .gemm import DEPTH, LINE, PANEL, multiply_rows
+from .gemm import DEPTH, LINE, PANEL, multiply_pairs, multiply_rows
 from .jit import inline
 from .simd import WIDTH, fetch, store, widen
 from .sizes import ceil_div
+from .target import TARGET
 
-FLOAT32, FLOAT16, BFLOAT16 = range(3)
+FLOAT32, FLOAT16, BFLOAT16, PAIRS = range(4)
 STORED = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 """Types that packed weights may be stored in -> the number that kernels know them by."""
+PAIRED = bool(TARGET.dot)
+"""Whether any kernel takes PAIRS: without, their product is not compiled."""
 WIDENED = DEPTH * PANEL
 """Floats of the scratch that a panel's piece of 16-bit weights is widened into before it is multiplied."""
 
@@ -27,7 +30,7 @@ class Packed(NamedTuple):
     """Packed weights, as kernels take them."""
 
     floats: Any
-    """float32, flat; empty where they are stored in 16 bits."""
+    """float32, flat; of PAIRS each holds two bfloat16, of one output and two k; empty where `halves` are not."""
     halves: Any
     """uint16, flat: the bits of float16 or bfloat16; empty where they are stored in 32 bits."""
     stored: int
@@ -62,6 +65,17 @@ def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
     kept = aligned(halves.size, "uint16").reshape(halves.shape)
     kept[...] = halves
     return Packed(np.zeros(0, np.float32), kept, STORED[stored])
+
+
+def store_as_pairs(values: np.ndarray[Any, Any]) -> Packed:
+    """Packed float32 values of an even depth, flat `[depth, PANEL]` of all panels, as PAIRS, flat `[depth / 2, PANEL]`.
+
+    Raises BackendError where a value is too large for bfloat16.
+    """
+    halves = store_as(values, "bfloat16").halves.reshape(-1, 2, PANEL)
+    pairs = aligned(values.size // 2, "float32")
+    pairs.view(np.uint16).reshape(-1, PANEL, 2)[...] = halves.transpose(0, 2, 1)
+    return Packed(pairs, np.zeros(0, np.uint16), PAIRS)
 
 
 @inline
@@ -101,11 +115,15 @@ def multiply_piece(
 ) -> None:
     """`multiply_rows` with packed weights, for at most DEPTH steps; `sums[spare:]` takes WIDENED floats.
 
+    With PAIRS a step is a pair, and `inputs` are pairs too.
+
     Row m of the inputs begins at `input_at` plus m times `rows_at`, or plus `rows_at[m]` where that is an array.
     """
+    w = weights.floats
     if weights.stored == FLOAT32:
-        w = weights.floats
         multiply_rows(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
+    elif PAIRED and weights.stored == PAIRS:
+        multiply_pairs(inputs, input_at, rows_at, w, weight_at, sums, sum_at, sum_stride, rows, steps, resume)
     else:
         widen_piece(weights, weight_at, sums, spare, steps * PANEL)
         multiply_rows(inputs, input_at, rows_at, sums, spare, sums, sum_at, sum_stride, rows, steps, resume)

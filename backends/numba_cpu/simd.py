@@ -30,6 +30,16 @@ WIDTH = TARGET.width
 F32, F64, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 
 
+class _BFloatType(ir.Type):
+    """LLVM's bfloat16, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+BF16 = _BFloatType()
+
+
 class VectorType(types.Type):
     """Numba's type of a vector of `WIDTH` floating-point numbers of one kind."""
 
@@ -75,6 +85,14 @@ def ir_fma(
     if not fused:
         return builder.fadd(builder.fmul(a, b), c)
     return ir_call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+
+
+def ir_dot(
+    builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, *, dot: str = TARGET.dot
+) -> ir.Value:
+    """`a0 * b0 + a1 * b1 + c`: every float of a and b holds the bits of two bfloat16."""
+    pairs = ir.VectorType(BF16, 2 * c.type.count)
+    return ir_call(builder, dot, c.type, c, builder.bitcast(a, pairs), builder.bitcast(b, pairs))
 
 
 def ir_load(builder: ir.IRBuilder, pointer: ir.Value, width: int = WIDTH, element: ir.Type = F32) -> ir.Value:
@@ -160,6 +178,20 @@ def narrow(typing: Any, halves: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(halves, types.intp, vector), emit
+
+
+@intrinsic
+def store_pairs(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """`store_pairs(array, index, value)`: a vector rounded to bfloat16, two of them as one float, if `TARGET.dot`."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        if TARGET.dot:  # elsewhere no product takes pairs
+            rounded = builder.fptrunc(args[2], ir.VectorType(BF16, WIDTH))
+            pairs = builder.bitcast(rounded, ir.VectorType(F32, WIDTH // 2))
+            ir_store(builder, pairs, ir_pointer(context, builder, sig.args[0], *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), emit
 
 
 @intrinsic

@@ -27,6 +27,8 @@ class Target:
     """Whether a multiply-add is one instruction; where it is not, it is a product and a sum."""
     half: bool
     """Whether float16 widens to float32 in one instruction."""
+    dot: str = ""
+    """LLVM's name of the instruction that adds a pair of products of bfloat16 to each float32 of a vector, if any."""
     pause: tuple[str, ...] = ()
     """LLVM's name of the instruction that lets a core rest between two polls, and its argument, if any."""
 
@@ -40,6 +42,15 @@ class Target:
 # the sums must cover the multiply-add's latency times its rate (8 to 10)
 TARGETS: dict[str, Target] = {
     "avx512": Target(width=16, rows=8, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",)),
+    "avx512bf16": Target(
+        width=16,
+        rows=8,
+        columns=2,
+        fused=True,
+        half=True,
+        dot="llvm.x86.avx512bf16.dpbf16ps.512",
+        pause=("llvm.x86.sse2.pause",),
+    ),
     "avx2": Target(width=8, rows=6, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",)),
     "neon": Target(width=4, rows=6, columns=4, fused=True, half=True, pause=("llvm.aarch64.isb", "15")),
     "portable": Target(width=4, rows=4, columns=2, fused=False, half=False),
@@ -51,7 +62,9 @@ def detect(machine: str, features: Mapping[str, bool]) -> Target:
     if machine.lower() in ("arm64", "aarch64"):
         return TARGETS["neon"]
     if features.get("avx512f") and features.get("avx512vl"):
-        return TARGETS["avx512"]
+        # before LLVM 17 the instruction's arguments are of another type
+        pairs = features.get("avx512bf16") and llvm.llvm_version_info >= (17,)
+        return TARGETS["avx512bf16" if pairs else "avx512"]
     if features.get("avx2") and features.get("fma") and features.get("f16c"):
         return TARGETS["avx2"]
     return TARGETS["portable"]
