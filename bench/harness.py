@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import processor
+
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
 """Of every engine."""
@@ -92,24 +94,26 @@ def anonymous_bytes() -> int:
 
 
 def machine() -> str:
-    """Processor, cores and Python, as far as the system reports them."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if "model name" in line
-        ]
-        processor = models[0] if models else processor
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    """Processor, kind of vectors, cores and Python, as far as the system reports them."""
+    kind = processor.vectors(processor.features())
+    named = [processor.model(), *([kind] if kind else [])]
+    return ", ".join([*named, f"{os.cpu_count()} cores", f"Python {platform.python_version()}"])
+
+
+WRITTEN = ("bench/results", "docs/benchmarks.md")
+"""Files that benchmarks write: they do not change what is measured."""
 
 
 def commit() -> str:
-    """The checkout's commit, with a + if files differ from it."""
-    words = ["git", "describe", "--always", "--dirty=+", "--abbrev=9"]
-    done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The checkout's commit, with a + if files differ from it, except those of `WRITTEN`."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    name = git("describe", "--always", "--abbrev=9")
+    changed = git("diff", "--name-only", "HEAD", "--", ":/", *(f":(top,exclude){path}" for path in WRITTEN))
+    return f"{name}+" if name and changed else name or "unknown"
 
 
 # -- options and output of every driver --------------------------------------------------------------------

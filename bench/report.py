@@ -44,7 +44,7 @@ from sparsegen.tiling.policies import Fast
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 PROCESSORS = {
-    "Intel(R) Xeon(R) Processor": "a virtual machine; Sapphire Rapids or later, AVX-512",
+    "Intel(R) Xeon(R) Processor": "a virtual machine; Sapphire Rapids or later",
 }
 """The beginning of a machine's name -> details that the name omits."""
 FIRST_DEMO_SECONDS = 40.0
