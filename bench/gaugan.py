@@ -3,7 +3,7 @@
     python -m bench.gaugan [--backend NAME] [--rounds 3] [--repeats 3]
 
 93 M random weights in one checkpoint that both load; the street is `street.py`'s. Every timed edit is new to the
-session. The curve goes to `bench/results/gaugan-curve.png`.
+session. The curve goes to `bench/results/`, one for each kind of vectors.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bench.cases import Big, big, edit_name
 from bench.contest import ask, check, in_turn, together
 from bench.engines import OURS, TORCH
 from bench.harness import Timing, machine, parse, record, table, verdict
+from bench.processor import kind_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,12 @@ def verdicts(
         yield Verdict("peak memory of the process, all edits", peak / 1e9, "GB", aims.peak_bytes / 1e9)
 
 
-def plot(path: Path, net: Big, timings: dict[str, Timing], torch_ms: float) -> None:
+def curve(case: str, kind: str) -> str:
+    """The name of the picture of a case's times with a kind of vectors."""
+    return "-".join([case, "curve", *([kind.lower().replace("-", "")] if kind else [])]) + ".png"
+
+
+def plot(path: Path, title: str, net: Big, timings: dict[str, Timing], torch_ms: float) -> None:
     """Milliseconds over the edited area, with both dense runs."""
     import matplotlib
 
@@ -105,7 +111,7 @@ def plot(path: Path, net: Big, timings: dict[str, Timing], torch_ms: float) -> N
     shown = [0, 1, 2, 5, 10, 20, 50, 100]
     axes.set_xticks(shown, [f"{percent} %" for percent in shown])
     axes.minorticks_off()
-    axes.set(title=net.name, xlabel="edited labels", ylabel="milliseconds")
+    axes.set(title=title, xlabel="edited labels", ylabel="milliseconds")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +166,9 @@ def compete(case: str, options: argparse.Namespace) -> None:
     for engine, found in errors.items():
         print(f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value")
     if options.results is not None:
-        plot(options.results / f"{case}-curve.png", net, ours, torch_ms)
+        kind = kind_of(machine())
+        title = f"{net.name}, {kind}".removesuffix(", ")
+        plot(options.results / curve(case, kind), title, net, ours, torch_ms)
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
     python -m bench.report
 
-Of each case the newest line counts (files grow at their end); lines of `--quick` and `--plain-memory` runs do not. The
-machine, the commit and the date of the lines stand above each table.
+Of each case the newest line counts (files grow at their end); lines of `--quick` and `--plain-memory` runs do not.
+Figures that depend on the processor have a table for each kind of vectors, off the machine of that kind which was
+measured last. The machine, the commit and the date of the lines stand above each table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import latents, study
 from bench import report_texts as texts
@@ -29,7 +30,10 @@ from bench.cases import (
     step_name,
 )
 from bench.engines import OURS, TORCH
+from bench.gaugan import curve
 from bench.harness import RESULTS
+from bench.latent_cases import LATENT
+from bench.processor import VECTORS, kind_of
 from bench.quality_tables import Row, beside_paper, chain_head, chain_lines, head, lines, verdicts
 from bench.stable_diffusion import FILE as STABLE_DIFFUSION
 from bench.strokes import EXAMPLES, FIRST, group_of
@@ -74,7 +78,7 @@ def page(folder: Path = RESULTS) -> str:
         *_latents(folder),
         *_commits(folder),
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
 def newest(folder: Path, file: str, *fields: str) -> list[Row]:
@@ -95,6 +99,14 @@ def newest(folder: Path, file: str, *fields: str) -> list[Row]:
     return list(found.values())
 
 
+def by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Kind of vectors -> the rows of the machine of that kind which the last of `rows` comes from."""
+    last = {kind_of(row["machine"]): row["machine"] for row in rows}
+    return {
+        kind: [row for row in rows if row["machine"] == last[kind]] for kind in (*VECTORS, "") if kind in last
+    }
+
+
 def _of_the_default(rows: Iterable[Row]) -> list[Row]:
     """The rows of sparsegen's default backend."""
     return [row for row in rows if row["backend"] is None]
@@ -103,111 +115,152 @@ def _of_the_default(rows: Iterable[Row]) -> list[Row]:
 # -- sections --------------------------------------------------------------------------------------------
 
 
+class _Shown(NamedTuple):
+    """A line of the short table; cases are those of its rows."""
+
+    file: str
+    model: str
+    name: str
+    torch: str
+    """PyTorch's case."""
+    ours: tuple[str, str, str]
+    """Our cases: a dense run, small and larger edits; "": none."""
+
+
+SHORT = (
+    _Shown(
+        "gaugan", "GauGAN 512×256, ngf 64", "GauGAN 512×256, ngf 64",
+        "dense", ("dense", edit_name(0.012, "paper"), edit_name(0.15, "paper")),
+    ),
+    *(
+        _Shown(
+            "diffusion", model, f"{model}, one step",
+            "dense", ("dense", step_name(0.012, MEAN), step_name(0.155, MEAN)),
+        )
+        for model in ("DDPM 256", "PD 256")
+    ),
+    _Shown(
+        "diffusion", "DDPM 256", f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps",
+        "SDEdit, second edit", ("", "SDEdit, second edit, fast", ""),
+    ),
+    _Shown(
+        STABLE_DIFFUSION, LATENT.name, "Stable Diffusion 1.x, one guided step",
+        "step, dense", ("step, dense", f"step, {step_name(0.012, MEAN)}", f"step, {step_name(0.15, MEAN)}"),
+    ),
+)  # fmt: skip
+"""The lines of the short table, each for every kind of vectors with which all its cases are measured."""
+
+
+def _short_rows(folder: Path) -> Iterator[tuple[_Shown, str, dict[tuple[str, str], Row]]]:
+    """The lines of the short table: with the kind of vectors, and (engine, case) -> row."""
+    for shown in SHORT:
+        for kind, rows in by_kind(_of_file(folder, shown.file)).items():
+            found = {
+                (_engine(row), _case(row)): row
+                for row in rows
+                if row["model"] == shown.model and _case(row) in (shown.torch, *shown.ours)
+            }
+            if all((OURS, case) in found for case in shown.ours if case):
+                yield shown, kind, found
+
+
 def short_table(folder: Path = RESULTS) -> str:
-    """The table that the README shows: dense runs and edits of three models beside PyTorch."""
-    diffusion = _of_diffusion(folder)
-    lines = [_one_step(_of_generator(folder, "gaugan"), (0.012, 0.15))]
-    for model in ("DDPM 256", "PD 256"):
-        name, *cells = _one_step([row for row in diffusion if row["model"] == model], (0.012, 0.155))
-        lines.append([f"{name}, one step", *cells])
-    by_case = {(_engine(row), _case(row)): row for row in diffusion}
-    torch = min(by_case[engine, "SDEdit, second edit"]["ms"] for engine in TORCH)
-    ours = _first(by_case, *(f"SDEdit, second edit, {policy}" for policy in ("fast", "paper")))
-    lines.append([f"DDPM 256, SDEdit of {SDEDIT_STEPS} steps", _time(torch), "", _time_and_ratio(ours), ""])
-    steps = [{**row, "what": _case(row).removeprefix("step, ")} for row in _of_latents(folder)]
-    if steps:
-        _, *cells = _one_step(steps, (0.012, 0.15))
-        lines.append(["Stable Diffusion 1.x, one guided step", *cells])
-    return _table(["", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines)
+    """The table that the README shows: dense runs and edits beside PyTorch, by kind of vectors."""
+    lines, named = [], set()
+    for shown, kind, found in _short_rows(folder):
+        torch = min(found[engine, shown.torch]["ms"] for engine in TORCH)
+        cells = [_time_and_ratio(found[OURS, case]) if case else "" for case in shown.ours]
+        lines.append(["" if shown in named else shown.name, kind, _time(torch), *cells])
+        named.add(shown)
+    return _table(
+        ["", "", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines
+    )
 
 
-def _one_step(rows: Sequence[Row], areas: Sequence[float]) -> list[str]:
-    """A model's line of the short table: its name, PyTorch's dense run, ours, edits of these areas.
-
-    Edits are under `fast`, on average over the steps, where they are timed so, else under `paper`.
-    """
-    by_case = {(_engine(row), _case(row)): row for row in rows if _engine(row)}
-    torch = min(by_case[engine, "dense"]["ms"] for engine in TORCH)
-    edits = [_first(by_case, step_name(area, MEAN), edit_name(area, "paper")) for area in areas]
-    return [rows[0]["model"], _time(torch), *map(_time_and_ratio, [by_case[OURS, "dense"], *edits])]
-
-
-def _first(by_case: Mapping[tuple[str, str], Row], *cases: str) -> Row:
-    """Our row of the first of these cases that there is."""
-    return next(by_case[OURS, case] for case in cases if (OURS, case) in by_case)
+def short_origin(folder: Path = RESULTS) -> str:
+    """The machines and commits of the short table in a sentence, which the README shows, too."""
+    commits: dict[tuple[str, str], dict[str, None]] = {}
+    for _, kind, found in _short_rows(folder):
+        for row in found.values():
+            commits.setdefault((kind, row["machine"]), {})[f"`{row['commit'].rstrip('+')}`"] = None
+    texts = []
+    for kind in (*VECTORS, ""):
+        for (of, machine), some in commits.items():
+            if of == kind:
+                name = machine.partition(", Python")[0].replace(f", {kind},", ",") if kind else machine
+                texts.append(f"{kind or 'others'}: {name}, commit{'s' * (len(some) > 1)} {', '.join(some)}")
+    return f"{'; '.join(texts)}."
 
 
 def _short(folder: Path) -> Iterator[str]:
-    diffusion = _of_diffusion(folder)
-    fast = any(_case(row).endswith(MEAN) for row in diffusion)
-    policies = (
-        "Policy `paper`, diffusion `fast` (one step: the mean over the steps)" if fast else "Policy `paper`"
-    )
     yield "## In short"
-    yield _origin([*_of_generator(folder, "gaugan"), *diffusion])
+    yield short_origin(folder)
     yield short_table(folder)
     yield (
-        f"(… ×) is how many times as fast as PyTorch's dense run. {policies}; the tables below have all edits."
+        "(… ×) is how many times as fast as PyTorch's dense run. Policy `paper`, diffusion `fast` (one step: the mean "
+        "over the steps); the tables below have all edits."
     )
 
 
-def _of_generator(folder: Path, file: str) -> list[Row]:
-    return _of_the_default(newest(folder, file, "model", "backend", "engine", "what"))
+def _of_file(folder: Path, file: str) -> list[Row]:
+    """The newest rows of a network's file, of all machines."""
+    return _of_the_default(newest(folder, file, "machine", "model", "backend", "engine", "what"))
 
 
 def _generator(folder: Path, file: str, about: str) -> Iterator[str]:
     """The section of a model of label maps; nothing where it is not measured."""
-    rows = _of_generator(folder, file)
-    if not rows:
-        return
-    timed = [row for row in rows if "ms" in row]
-    yield f"## {rows[0]['model']}"
-    yield _origin(rows)
-    yield about
-    yield _table(
-        ["", "time", "spread", "× PyTorch", "MACs", "journal"],
-        [
+    kinds = by_kind(_of_file(folder, file))
+    for rows in list(kinds.values())[:1]:
+        yield f"## {rows[0]['model']}"
+        yield about
+    for kind, rows in kinds.items():
+        yield _origin(rows)
+        yield _table(
+            ["", "time", "spread", "× PyTorch", "MACs", "journal"],
             [
-                _line(row),
-                _time(row["ms"]),
-                _share(row["spread"]),
-                _ratio(row["ratio"]),
-                _share(row.get("macs")),
-                _megabytes(row.get("journal_bytes")),
-            ]
-            for row in timed
-        ],
-    )
-    yield _table(
-        ["", "figure", "aimed at", "reached"],
-        [
-            [_shown_case(row), _amount(row["value"], row["unit"]), _aim(row), _verdict(row["reached"])]
-            for row in rows
-            if "target" in row
-        ],
-    )
-    yield f"![Time over the edited area, 0 to 100 %](../bench/results/{file}-curve.png)"
+                [
+                    _line(row),
+                    _time(row["ms"]),
+                    _share(row["spread"]),
+                    _ratio(row["ratio"]),
+                    _share(row.get("macs")),
+                    _megabytes(row.get("journal_bytes")),
+                ]
+                for row in rows
+                if "ms" in row
+            ],
+        )
+        yield _table(
+            ["", "figure", "aimed at", "reached"],
+            [
+                [_shown_case(row), _amount(row["value"], row["unit"]), _aim(row), _verdict(row["reached"])]
+                for row in rows
+                if "target" in row
+            ],
+        )
+        yield f"![Time over the edited area, 0 to 100 %](../bench/results/{curve(file, kind)})"
 
 
 def _startup(folder: Path) -> Iterator[str]:
-    rows = _of_the_default(newest(folder, "startup", "what", "backend"))
     yield "## Whole processes"
-    yield _origin(rows)
     yield texts.STARTUP
-    lines = []
-    for row in rows:
-        target = row.get("target", FIRST_DEMO_SECONDS * 1e3 if "not compiled" in row["what"] else None)
-        aim = "" if target is None else f"≤ {target / 1e3:g} s"
-        reached = "" if target is None else _verdict(row["ms"] <= target)
-        lines.append([_line(row), f"{row['ms'] / 1e3:.2f} s", _share(row["spread"] or None), aim, reached])
-    yield _table(["", "time", "spread", "aimed at", "reached"], lines)
+    for rows in by_kind(_of_the_default(newest(folder, "startup", "machine", "what", "backend"))).values():
+        yield _origin(rows)
+        lines = []
+        for row in rows:
+            target = row.get("target", FIRST_DEMO_SECONDS * 1e3 if "not compiled" in row["what"] else None)
+            aim = "" if target is None else f"≤ {target / 1e3:g} s"
+            reached = "" if target is None else _verdict(row["ms"] <= target)
+            time = f"{row['ms'] / 1e3:.2f} s"
+            lines.append([_line(row), time, _share(row["spread"] or None), aim, reached])
+        yield _table(["", "time", "spread", "aimed at", "reached"], lines)
 
 
 def _layers(folder: Path) -> Iterator[str]:
     rows = _of_the_default(newest(folder, "layers", "machine", "what", "engine", "over", "backend"))
     yield "## Layers"
     yield f"Milliseconds. {texts.LAYERS}"
-    for some in reversed(grouped(rows, lambda row: str(row["machine"])).values()):
+    for some in by_kind(rows).values():
         yield from _layers_of_a_machine(some)
 
 
@@ -221,8 +274,8 @@ def _layers_of_a_machine(rows: Sequence[Row]) -> Iterator[str]:
     for name in names:
         medians = [f"{timed[name, engine]['ms']:.1f}" for engine in engines]
         lines.append([name, *medians, f"{timed[name, OURS]['gflops']:.0f}"])
-        for rival in ("torch", "ncnn"):
-            times = [timed[name, engine]["ms"] for engine in engines if engine.startswith(rival)]
+        for rival, of in (("torch", TORCH), ("ncnn", ("ncnn",))):
+            times = [timed[name, engine]["ms"] for engine in of if (name, engine) in timed]
             judged = ratios.get((name, rival))
             aim = "" if judged is None else f" (≥ {judged['target']:g})"
             lines[-1].append(f"{_ratio(min(times) / timed[name, OURS]['ms'])}{aim}" if times else "")
@@ -233,7 +286,7 @@ def _layers_of_a_machine(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _switches(folder: Path) -> Iterator[str]:
-    """What each trick of the CPU kernels gains, a table for each machine; nothing before it is measured."""
+    """What each trick of the CPU kernels gains; nothing before it is measured."""
     known = [(switch.name, case.name) for switch in SWITCHES for case in switch.cases]
     rows = newest(folder, "switches", "machine", "switch", "what")
     rows = [row for row in rows if (row["switch"], row["what"]) in known]
@@ -242,8 +295,10 @@ def _switches(folder: Path) -> Iterator[str]:
     yield "## What each trick gains"
     yield texts.SWITCHES
     yield "\n".join(map(_trick, SWITCHES))
-    rows.sort(key=lambda row: known.index((row["switch"], row["what"])))
-    for some in grouped(rows, lambda row: str(row["machine"])).values():
+    kinds = by_kind(rows)
+    for some in kinds.values():
+        some.sort(key=lambda row: known.index((row["switch"], row["what"])))
+    for some in kinds.values():
         yield _origin(some)
         yield _table(
             ["trick and case", "time", "without it", "gain", "quartiles"],
@@ -268,44 +323,47 @@ def _trick(switch: Switch) -> str:
 
 
 def _landscape(folder: Path) -> Iterator[str]:
-    rows = newest(folder, "landscape", "model", "size", "backend", "what", "area", "policy")
-    dense = {row["backend"]: row for row in rows if row["what"] == "dense"}
-    of_numba = [row for row in rows if row["backend"] == "numba"]
+    rows = newest(folder, "landscape", "machine", "model", "size", "backend", "what", "area", "policy")
     yield "## The built-in landscape"
-    yield _origin(of_numba)
     yield texts.LANDSCAPE
-    edits: dict[float, dict[str, Row]] = {}
-    for row in of_numba:
-        if row["what"] == "edit":
-            edits.setdefault(row["area"], {})[row["policy"]] = row
-    lines = []
-    for area, of in sorted(edits.items()):
-        cells = [_share(area)]
-        for row in (of["paper"], of["exact"]):
-            cells += [_time(row["ms"]), _ratio(row["ratio"]), _share(row["macs"])]
-        lines.append([*cells, _psnr(of["paper"]["psnr"])])
-    head = ["edited", "`paper`", "× dense", "MACs", "`exact`", "× dense", "MACs", "PSNR of `paper`"]
-    yield _table(head, lines)
-    reference = dense["reference"]
-    yield (
-        f"The dense run takes {_time(dense['numba']['ms'])} with the `numba` backend. With `reference`, which is "
-        f"written to be read, it takes {_time(reference['ms'])} ({_named(reference)})."
-    )
-
-
-def _of_diffusion(folder: Path) -> list[Row]:
-    return _of_the_default(newest(folder, "diffusion", "model", "backend", "what"))
+    for of_numba in by_kind([row for row in rows if row["backend"] == "numba"]).values():
+        yield _origin(of_numba)
+        edits: dict[float, dict[str, Row]] = {}
+        for row in of_numba:
+            if row["what"] == "edit":
+                edits.setdefault(row["area"], {})[row["policy"]] = row
+        lines = []
+        for area, of in sorted(edits.items()):
+            cells = [_share(area)]
+            for row in (of["paper"], of["exact"]):
+                cells += [_time(row["ms"]), _ratio(row["ratio"]), _share(row["macs"])]
+            lines.append([*cells, _psnr(of["paper"]["psnr"])])
+        head = ["edited", "`paper`", "× dense", "MACs", "`exact`", "× dense", "MACs", "PSNR of `paper`"]
+        yield _table(head, lines)
+        of_machine = [row for row in rows if row["machine"] == of_numba[0]["machine"]]
+        dense = {row["backend"]: row for row in of_machine if row["what"] == "dense"}
+        sentence = f"The dense run takes {_time(dense['numba']['ms'])} with the `numba` backend."
+        if "reference" in dense:
+            reference = dense["reference"]
+            sentence += (
+                " With `reference`, which is written to be read, it takes "
+                f"{_time(reference['ms'])} ({_named(reference)})."
+            )
+        yield sentence
 
 
 def _diffusion(folder: Path) -> Iterator[str]:
-    rows = _of_diffusion(folder)
+    kinds = by_kind(_of_file(folder, "diffusion"))
     yield "## Diffusion"
-    yield _origin(rows)
     yield texts.DIFFUSION
-    for model in dict.fromkeys(row["model"] for row in rows):
+    for model in dict.fromkeys(row["model"] for rows in kinds.values() for row in rows):
         yield f"### {model}"
-        yield _figures([row for row in rows if row["model"] == model])
-        yield "\n".join(_limits(model, {_case(row): row for row in rows if row["model"] == model}))
+        for rows in kinds.values():
+            some = [row for row in rows if row["model"] == model]
+            if some:
+                yield _origin(some)
+                yield _figures(some)
+                yield "\n".join(_limits(model, {_case(row): row for row in some}))
 
 
 def _figures(rows: Iterable[Row]) -> str:
@@ -322,24 +380,23 @@ def _figures(rows: Iterable[Row]) -> str:
 
 def _stable_diffusion(folder: Path) -> Iterator[str]:
     """The figures of `bench.stable_diffusion`; nothing before there are any."""
-    rows = _of_latents(folder)
-    if not rows:
+    kinds = by_kind(_of_file(folder, STABLE_DIFFUSION))
+    if not kinds:
         return
     yield "## Stable Diffusion"
-    yield _origin(rows)
     yield texts.STABLE_DIFFUSION
-    yield _figures(rows)
+    for rows in kinds.values():
+        yield _origin(rows)
+        yield _figures(rows)
     yield texts.LATENT_LIMITS
 
 
-def _of_latents(folder: Path) -> list[Row]:
-    """The rows of `bench.stable_diffusion`."""
-    return _of_the_default(newest(folder, STABLE_DIFFUSION, "model", "backend", "what"))
-
-
 def _limits(model: str, of: Mapping[str, Row]) -> Iterator[str]:
-    """The targets of `fast` that are missed, each with its limit. `of`: case -> row."""
-    kinds = [of[f"Python of a step, {step_name(CHECKED_AREA, kind)}"]["ms"] for kind in KINDS]
+    """The targets of `fast` that are missed, each with its limit; none before it is measured. `of`: case -> row."""
+    python = [f"Python of a step, {step_name(CHECKED_AREA, kind)}" for kind in KINDS]
+    if not all(case in of for case in python):
+        return
+    kinds = [of[case]["ms"] for case in python]
     family: type[UNet] = DDPM if model.startswith("DDPM") else ProgressiveDistillation
     computed = Fast(**family.fast_settings).refreshed(len(family.diffusion.edit.times()))
     weights = (1, sum(computed) - 1, len(computed) - sum(computed))

@@ -18,6 +18,7 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
   others, which causes most of it.
 - Every engine computes in float32 with {THREADS} threads, in a separate process. Engines take turns, and are compared
   with PyTorch before they are timed.
+- Kinds of vectors are never mixed in a table: AVX-512, AVX2. Of each kind the machine counts that was measured last.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
 - "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
@@ -29,8 +30,8 @@ edit is new to the session. SIGE keeps 1,098 MB of activations for the same mode
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
-16×32 alone take some 40 % of its time, at half of what this machine can do, by `sparsegen profile gan-compression
---area 1.2 --policy paper --run`."""
+16×32 alone take some 40 % of its time with AVX2, at half of what that machine can do, by `sparsegen profile
+gan-compression --area 1.2 --policy paper --run`."""
 
 STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
 `sparsegen edit` computes the original and the edit, the PyTorch process one image. Of a saved session it computes
@@ -71,7 +72,7 @@ nothing. The run of an original is timed with the weights laid out, and compared
 steps, whose canvases are there already. Caches and journals count together, and files grow by 0.27 GB at a time; the
 process has the weights, and the arrays that kernels compute in, beside them.
 
-The targets are for machines with AVX2 and with AVX-512. **Under `fast` only AVX2 is measured**."""
+The targets are for machines with AVX2 and with AVX-512."""
 
 STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
 sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with
@@ -121,7 +122,7 @@ images that the training has not seen, against the session's dense edit of the s
 edits is in brackets; the last column is of the whole image. MACs, the autoencoder's among them, are a share of the
 dense edit's; of a model so small they are more than of the published ones."""
 
-LATENT_LIMITS = """The targets that are missed:
+LATENT_LIMITS = """The targets that are missed with AVX2:
 
 - *A dense step*: 800 G MACs in 8.4 s, if nothing is kept, are 96 G a second on two cores, where PyTorch does 65; only
   3×3 convolutions, by Winograd, take fewer than they count. A run that keeps its canvases writes 0.5 GB a step.

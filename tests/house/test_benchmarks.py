@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench import report, report_texts
-from bench.harness import Report
+from bench import processor, report, report_texts
+from bench.harness import Report, machine
 from bench.latent_cases import LATENT
 from bench.stable_diffusion import FILE
 from tests.house import pages
@@ -20,8 +20,9 @@ def test_the_readmes_table_of_speed_is_the_pages() -> None:
     table = report.short_table()
     assert table in pages.read("README.md")
     assert table in pages.read("docs/benchmarks.md")
-    commits = {row["commit"] for row in report.newest(report.RESULTS, "diffusion", "model", "what")}
-    assert all(f"`{commit}`" in pages.read("README.md") for commit in commits)
+    origin = report.short_origin()
+    assert origin in " ".join(pages.read("README.md").split())
+    assert origin in pages.read("docs/benchmarks.md")
 
 
 def test_the_readmes_sentence_of_quality_is_the_pages() -> None:
@@ -40,6 +41,26 @@ def test_the_newest_line_of_each_case_counts(tmp_path: Path) -> None:
     ]
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     assert [row["ms"] for row in report.newest(tmp_path, "some", "what")] == [2.0, 3.0]
+
+
+def test_kinds_of_vectors_are_told_apart_and_the_last_machine_of_each_counts() -> None:
+    machines = [f"a CPU, {kind}, 2 cores, Python 3.11" for kind in ("AVX2", "AVX-512")]
+    newer, unknown = "another CPU, AVX-512, 2 cores, Python 3.11", "a third CPU, 2 cores, Python 3.11"
+    rows = [{"machine": machine, "what": what} for machine in machines for what in ("dense", "edit")]
+    rows += [{"machine": machine, "what": "dense"} for machine in (newer, unknown)]
+    shown = {kind: [row["machine"] for row in some] for kind, some in report.by_kind(rows).items()}
+    assert shown == {"AVX-512": [newer], "AVX2": [machines[0]] * 2, "": [unknown]}
+    assert list(shown) == ["AVX-512", "AVX2", ""]
+
+
+def test_a_machine_is_named_by_its_widest_vectors() -> None:
+    assert [processor.vectors(some) for some in (("avx2", "avx512f"), ("avx", "avx2"), ("asimd",), ())] == [
+        "AVX-512",
+        "AVX2",
+        "NEON",
+        "",
+    ]
+    assert processor.kind_of(machine()) == processor.vectors(processor.features())
 
 
 def test_figures_of_several_commits_are_told_apart() -> None:

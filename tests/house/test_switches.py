@@ -83,16 +83,16 @@ def test_a_gain_is_the_median_ratio_of_two_bursts_in_a_row() -> None:
     assert found["gain"] == pytest.approx(1.3) and found["quartiles"] == pytest.approx([1.1, 1.5])
 
 
-def test_gains_are_shown_for_each_machine_once_they_are_measured(tmp_path: Path) -> None:
+def test_gains_are_shown_for_each_kind_of_vectors_once_they_are_measured(tmp_path: Path) -> None:
     assert not list(report._switches(tmp_path))
     switch = next(each for each in SWITCHES if len(each.cases) > 1)
     one, two = (case.name for case in switch.cases[:2])
     common = {"commit": "one", "date": "2026-01-01", "ms": 2.0, "ms_without": 150.0, "quartiles": [1.1, 1.3]}
     lines = [
-        {"machine": "A", "switch": switch.name, "what": two, "gain": 1.2},
-        {"machine": "A", "switch": switch.name, "what": one, "gain": 1.25},
-        {"machine": "B", "switch": switch.name, "what": one, "gain": 0.9},
-        {"machine": "A", "switch": "one of old", "what": one, "gain": 7.0},
+        {"machine": "A, AVX-512", "switch": switch.name, "what": two, "gain": 1.2},
+        {"machine": "A, AVX-512", "switch": switch.name, "what": one, "gain": 1.25},
+        {"machine": "B, AVX2", "switch": switch.name, "what": one, "gain": 0.9},
+        {"machine": "A, AVX-512", "switch": "one of old", "what": one, "gain": 7.0},
     ]
     text = "".join(json.dumps(common | line) + "\n" for line in lines)
     (tmp_path / "switches.jsonl").write_text(text, "utf-8")
