@@ -28,8 +28,8 @@ from bench.cases import (
     step_name,
     unets,
 )
-from bench.contest import Reply, ask, check, in_turn, together
-from bench.engines import OURS, TORCH
+from bench.contest import Errors, Reply, ask, check, in_turn, say_errors, together, worst
+from bench.engines import BFLOAT16, OURS, TORCH
 from bench.harness import Report, Timing, machine, parse, say
 from bench.trajectory import KINDS
 
@@ -44,7 +44,7 @@ FIRST_RUN = 1.1
 """What the run of the original may take, in dense steps alone, for each of its steps."""
 
 
-def steps(report: Report, net: Unet, replies: dict[str, list[Reply]]) -> float:
+def steps(report: Report, net: Unet, replies: dict[str, list[Reply]], errors: Errors) -> float:
     """One step: every timing beside the better of PyTorch's layouts. Returns the milliseconds of our dense step."""
     timings = {engine: together(got) for engine, got in replies.items()}
     rivals = [engine for engine in TORCH if engine in timings]
@@ -59,12 +59,12 @@ def steps(report: Report, net: Unet, replies: dict[str, list[Reply]]) -> float:
                 "engine": engine,
                 "version": replies[engine][0].version,
                 "spread": timing.spread,
+                **worst(errors, engine),
+                **replies[engine][0].figures.get(name, {}),
             }
             ratio = torch_ms / timing.median
-            if engine == OURS:
-                row |= replies[engine][0].figures.get(name, {})
-                if name in targets:
-                    row |= {"aim": f"≥ {targets[name]:g} ×", "reached": ratio >= targets[name]}
+            if engine == OURS and name in targets:
+                row |= {"aim": f"≥ {targets[name]:g} ×", "reached": ratio >= targets[name]}
             report.add(f"{engine}, {name}", timing.median, "ms", ratio=ratio, **row)
     figures = replies[OURS][0].figures
     name = step_name(CHECKED_AREA, MEAN)
@@ -142,7 +142,7 @@ def main() -> None:
         known = [net.name for net in unets(False).values()]
         parser.add_argument("--models", nargs="+", default=known, choices=known, help="models to time (all)")
 
-    options = parse(__doc__, repeats=3, rounds=2, engines=(OURS, *TORCH), more=more)
+    options = parse(__doc__, repeats=3, rounds=2, engines=(OURS, *TORCH, *BFLOAT16), more=more)
     engines = options.engines
     common = {"quick": options.quick, "backend": options.backend, "plain_memory": options.plain_memory}
     print(machine())
@@ -157,6 +157,7 @@ def main() -> None:
                 report,
                 net,
                 in_turn(engines, "unet", rounds=options.rounds, repeats=options.repeats, **files),
+                errors,
             )
             if net.name == "DDPM 256":
                 memory(report, {engine: ask(engine, "memory", **files) for engine in engines})
@@ -170,10 +171,7 @@ def main() -> None:
                     ours[policy, storage] = ask(OURS, "sdedit", **of, **files)
                 end_to_end(report, rivals, ours, dense_ms)
             print(f"{net.name}: {made.figures['parameters'] / 1e6:.1f} M parameters")
-            for engine, found in errors.items():
-                print(
-                    f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value"
-                )
+            say_errors(errors)
             report.print()
             files["checkpoint"].unlink()
     print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +11,35 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.cases import Big, Case
+from bench.processor import BFLOAT16 as FEATURES
+from bench.processor import features
 
 TORCH = ("torch-nchw", "torch-nhwc")
 """PyTorch's two memory formats; the better one counts."""
 RIVALS = (*TORCH, "ncnn", "onnxruntime")
 OURS = "sparsegen"
+TORCH_BFLOAT16, OURS_BFLOAT16 = BFLOAT16 = ("torch-bfloat16", "sparsegen-bfloat16")
+"""PyTorch with weights and values in bfloat16, channels last; sparsegen with products of bfloat16. They are timed
+beside the others, and count in no factor that has a target."""
+
+
+def usual(engines: Iterable[str]) -> list[str]:
+    """The engines of these that are timed where none is named: bfloat16 where the processor multiplies it."""
+    multiplies = not features().isdisjoint(FEATURES)
+    return [engine for engine in engines if engine not in BFLOAT16 or (multiplies and _has_bfloat16(engine))]
+
+
+def _has_bfloat16(engine: str) -> bool:
+    if engine == OURS_BFLOAT16:
+        # only here: bench.commits imports this file beside packages of old commits
+        from sparsegen.backends.interface import BackendError
+        from sparsegen.backends.registry import get_backend
+
+        try:
+            get_backend("numba", precision="bfloat16")
+        except BackendError:
+            return False
+    return True
 
 
 @dataclass(frozen=True)

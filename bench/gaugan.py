@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Big, big, edit_name
-from bench.contest import ask, check, in_turn, together
-from bench.engines import OURS, TORCH
+from bench.contest import ask, check, in_turn, say_errors, together, worst
+from bench.engines import BFLOAT16, OURS, TORCH, TORCH_BFLOAT16, usual
 from bench.harness import Timing, machine, parse, record, table, verdict
 from bench.processor import kind_of
 
@@ -91,15 +91,16 @@ def curve(case: str, kind: str) -> str:
     return "-".join([case, "curve", *([kind.lower().replace("-", "")] if kind else [])]) + ".png"
 
 
-def plot(path: Path, title: str, net: Big, timings: dict[str, Timing], torch_ms: float) -> None:
-    """Milliseconds over the edited area, with both dense runs."""
+def plot(path: Path, title: str, net: Big, timings: dict[str, Timing], rivals: Mapping[str, float]) -> None:
+    """Milliseconds over the edited area, with all dense runs; `rivals`: name -> milliseconds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    axes.axhline(torch_ms, color="tab:red", linestyle="--", label=f"PyTorch, dense ({torch_ms:.0f} ms)")
+    for (name, taken), colour in zip(rivals.items(), ("tab:red", "tab:purple"), strict=False):
+        axes.axhline(taken, color=colour, linestyle="--", label=f"{name}, dense ({taken:.0f} ms)")
     dense = timings["dense"].median
     axes.axhline(dense, color="black", linestyle="--", label=f"sparsegen, dense ({dense:.0f} ms)")
     percents = [area * 100 for area in net.areas]
@@ -129,8 +130,9 @@ def compete(case: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {"checkpoint": Path(folder) / "net.pth", "net": case, **common}
         parameters = ask("torch-nchw", "checkpoint", **files).figures["parameters"]
-        errors = check([*TORCH, OURS], "gaugan", **files)
-        replies = in_turn([*TORCH, OURS], "gaugan", rounds=options.rounds, repeats=options.repeats, **files)
+        engines = usual([*TORCH, OURS, *BFLOAT16])
+        errors = check(engines, "gaugan", **files)
+        replies = in_turn(engines, "gaugan", rounds=options.rounds, repeats=options.repeats, **files)
     timings = {engine: together(got) for engine, got in replies.items()}
     ours, figures = timings[OURS], replies[OURS][0].figures
     layout = min(TORCH, key=lambda engine: timings[engine]["dense"].median)
@@ -144,9 +146,10 @@ def compete(case: str, options: argparse.Namespace) -> None:
     rows = []
     for engine, times in timings.items():
         for name, timing in times.items():
-            figure = figures.get(name, {}) if engine == OURS else {}
+            figure = replies[engine][0].figures.get(name, {})
             row = {"engine": engine, "version": replies[engine][0].version, "what": name}
-            keep(**row, ms=timing.median, spread=timing.spread, ratio=torch_ms / timing.median, **figure)
+            row |= {"ms": timing.median, "spread": timing.spread, "ratio": torch_ms / timing.median}
+            keep(**row, **worst(errors, engine), **figure)
             macs = f"{figure['macs']:.1%}" if "macs" in figure else ""
             rows.append(
                 (
@@ -163,12 +166,14 @@ def compete(case: str, options: argparse.Namespace) -> None:
     for one in judged:
         keep(what=one.what, value=one.value, unit=one.unit, target=one.target, reached=one.reached)
     table(["", "figure", "target", "reached"], [one.cells for one in judged])
-    for engine, found in errors.items():
-        print(f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value")
+    say_errors(errors)
     if options.results is not None:
         kind = kind_of(machine())
         title = f"{net.name}, {kind}".removesuffix(", ")
-        plot(options.results / curve(case, kind), title, net, ours, torch_ms)
+        rivals = {"PyTorch": torch_ms}
+        if TORCH_BFLOAT16 in timings:
+            rivals["PyTorch in bfloat16"] = timings[TORCH_BFLOAT16]["dense"].median
+        plot(options.results / curve(case, kind), title, net, ours, rivals)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import processor
+from bench.engines import usual
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
@@ -143,7 +144,7 @@ def parse(
         parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each engine ({rounds})")
         parser.add_argument("--plain-memory", action="store_true", help="do not keep freed memory for rivals")
     if engines:
-        parser.add_argument("--engines", nargs="+", choices=engines, default=list(engines))
+        parser.add_argument("--engines", nargs="+", choices=engines, default=usual(engines))
     if model is not None:
         parser.add_argument("--model", default=model, help=f"a DDPM of 128×128 images ({model})")
     parser.add_argument(

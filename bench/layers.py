@@ -2,18 +2,19 @@
 
     python -m bench.layers [--engines torch-nchw torch-nhwc ncnn onnxruntime sparsegen] [--rounds 3] [--repeats 5]
 
-Float32 and two threads everywhere. Each rival gets the layout and the memory that suit it: ncnn packs its channels,
-ONNX Runtime writes to memory that stays, PyTorch keeps freed memory (`--plain-memory`: the system's default).
+Two threads everywhere; float32, and beside it PyTorch and sparsegen in bfloat16 where the processor has it. Each rival
+gets the layout and the memory that suit it: ncnn packs its channels, ONNX Runtime writes to memory that stays, PyTorch
+keeps freed memory (`--plain-memory`: the system's default).
 """
 
 from __future__ import annotations
 
 from bench.cases import Case, layers
-from bench.contest import check, in_turn, together
-from bench.engines import OURS, RIVALS, TORCH
+from bench.contest import check, in_turn, say_errors, together
+from bench.engines import BFLOAT16, OURS, RIVALS, TORCH
 from bench.harness import Timing, machine, parse, record, table, verdict
 
-ENGINES = (*RIVALS, OURS)
+ENGINES = (*RIVALS, OURS, *BFLOAT16)
 
 
 def ratios(case: Case, medians: dict[str, float]) -> list[tuple[str, float, float]]:
@@ -68,15 +69,16 @@ def main() -> None:
                 "ms": timing.median,
                 "spread": timing.spread,
                 "gflops": 2e-6 * case.macs / timing.median,
-                "error": errors.get(engine, {}).get(case.name),
             }
+            if engine in errors:
+                error = errors[engine][case.name]
+                figure |= {"error": error.largest, "error_rms": error.rms}
             record("layers", {**figure, **common}, folder=options.results)
         for rival, ratio, target in judged:
             row = {"what": case.name, "over": rival, "ratio": ratio, "target": target}
             record("layers", {**row, "reached": ratio >= target, **common}, folder=options.results)
     table(["ms", *options.engines, "× PyTorch", "× ncnn", "reached"], rows)
-    for engine, found in errors.items():
-        print(f"{engine}: largest error against PyTorch {max(found.values()):.1e} of the largest value")
+    say_errors(errors)
     if OURS in options.engines:
         print(f"{len(rows) - missed} of {len(rows)} layers reach their targets")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2", "NEON": "asimd"}
 """Kind -> the feature by which Linux lists it; the widest first."""
+BFLOAT16 = ("avx512_bf16", "amx_bf16")
+"""Features with which a product of bfloat16 is an instruction."""
 CPUINFO = Path("/proc/cpuinfo")
 
 

@@ -29,7 +29,7 @@ from bench.cases import (
     sdedit_name,
     step_name,
 )
-from bench.engines import OURS, TORCH
+from bench.engines import BFLOAT16, OURS, OURS_BFLOAT16, TORCH, TORCH_BFLOAT16
 from bench.gaugan import curve
 from bench.harness import RESULTS
 from bench.latent_cases import LATENT
@@ -169,12 +169,23 @@ def short_table(folder: Path = RESULTS) -> str:
     lines, named = [], set()
     for shown, kind, found in _short_rows(folder):
         torch = min(found[engine, shown.torch]["ms"] for engine in TORCH)
-        cells = [_time_and_ratio(found[OURS, case]) if case else "" for case in shown.ours]
+        rows = [found.get((TORCH_BFLOAT16, shown.torch)), *(found.get((OURS, case)) for case in shown.ours)]
+        cells = ["" if row is None else _time_and_ratio(row) for row in rows]
         lines.append(["" if shown in named else shown.name, kind, _time(torch), *cells])
         named.add(shown)
-    return _table(
-        ["", "", "PyTorch, dense", "sparsegen, dense", "edit of 1.2 %", "edit of about 15 %"], lines
-    )
+    head = [
+        "",
+        "",
+        "PyTorch, dense",
+        "PyTorch (bfloat16)",
+        "sparsegen, dense",
+        "edit of 1.2 %",
+        "edit of about 15 %",
+    ]
+    if not any(line[3] for line in lines):
+        for line in (head, *lines):
+            del line[3]
+    return _table(head, lines)
 
 
 def short_origin(folder: Path = RESULTS) -> str:
@@ -230,6 +241,7 @@ def _generator(folder: Path, file: str, about: str) -> Iterator[str]:
                 if "ms" in row
             ],
         )
+        yield _errors(rows)
         yield _table(
             ["", "figure", "aimed at", "reached"],
             [
@@ -283,6 +295,7 @@ def _layers_of_a_machine(rows: Sequence[Row]) -> Iterator[str]:
     yield _table(["layer", *shown, "GFLOP/s", "× PyTorch (aimed at)", "× ncnn (aimed at)"], lines)
     reached = sum(all(row["reached"] for (name, _), row in ratios.items() if name == one) for one in names)
     yield f"{reached} of {len(names)} layers reach their targets."
+    yield _errors(rows)
 
 
 def _switches(folder: Path) -> Iterator[str]:
@@ -363,6 +376,7 @@ def _diffusion(folder: Path) -> Iterator[str]:
             if some:
                 yield _origin(some)
                 yield _figures(some)
+                yield _errors(some)
                 yield "\n".join(_limits(model, {_case(row): row for row in some}))
 
 
@@ -388,6 +402,7 @@ def _stable_diffusion(folder: Path) -> Iterator[str]:
     for rows in kinds.values():
         yield _origin(rows)
         yield _figures(rows)
+        yield _errors(rows)
     yield texts.LATENT_LIMITS
 
 
@@ -615,7 +630,27 @@ def _case(row: Row) -> str:
     return str(row["what"]).removeprefix(f"{_engine(row)}, ")
 
 
-SHOWN = {"torch-nchw": "PyTorch (NCHW)", "torch-nhwc": "PyTorch (NHWC)", "onnxruntime": "ONNX Runtime"}
+def _errors(rows: Sequence[Row]) -> str:
+    """The errors of the engines in bfloat16, the largest of all rows; "" if there are none."""
+    sentences = []
+    for engine in BFLOAT16:
+        some = [row for row in rows if _engine(row) == engine and "error" in row]
+        if some:
+            rms, most = (f"{max(row[name] for row in some):.1%}" for name in ("error_rms", "error"))
+            sentences.append(
+                f"{SHOWN[engine]} differs from PyTorch in float32 by {rms} (root mean square), at most by {most} of "
+                "the largest value.".replace("%", " %")
+            )
+    return " ".join(sentences)
+
+
+SHOWN = {
+    "torch-nchw": "PyTorch (NCHW)",
+    "torch-nhwc": "PyTorch (NHWC)",
+    TORCH_BFLOAT16: "PyTorch (bfloat16)",
+    OURS_BFLOAT16: "sparsegen (bfloat16)",
+    "onnxruntime": "ONNX Runtime",
+}
 """Engine -> its name in the tables; other engines keep theirs."""
 
 

@@ -18,6 +18,8 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
   others, which causes most of it.
 - Every engine computes in float32 with {THREADS} threads, in a separate process. Engines take turns, and are compared
   with PyTorch before they are timed.
+- "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
+  convolutions: where the processor multiplies bfloat16, beside the others. No target counts them.
 - Kinds of vectors are never mixed in a table: AVX-512, AVX2. Of each kind the machine counts that was measured last.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import sparsegen
@@ -12,15 +14,14 @@ from bench.harness import measure, peak_bytes
 from bench.sparsegen_latent import SparsegenLatent
 from bench.sparsegen_unets import SparsegenUnets
 from sparsegen.backends.interface import Source
-from sparsegen.models import GauGAN, GauGANConfig
+from sparsegen.backends.registry import get_backend
 from sparsegen.tiling.tiles import TileSet
 
 
 class SparsegenEngine(SparsegenUnets, SparsegenLatent):
-    def __init__(self, backend: str | None) -> None:
-        chosen = {} if backend is None else {"backend": backend}
-        # a session chooses the default backend
-        self.backend = sparsegen.Session(GauGAN(GauGANConfig(ngf=1, nhidden=1)), **chosen).memory.backend
+    def __init__(self, backend: str | None, **options: Any) -> None:
+        """`options` are the backend's."""
+        self.backend, self.options = get_backend(backend, **options), options
         self.version = f"{sparsegen.__version__} ({self.backend.name})"
 
     def convolution(self, case: Case) -> Convolution:
@@ -107,4 +108,7 @@ def _edit(
 
 
 def open_engine(variant: str | None) -> SparsegenEngine:
+    """`variant`: a backend, or "bfloat16", the `numba` backend with products of that precision."""
+    if variant == "bfloat16":
+        return SparsegenEngine("numba", precision=variant)
     return SparsegenEngine(variant)

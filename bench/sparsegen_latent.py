@@ -32,6 +32,8 @@ class SparsegenLatent:
     """The tasks of latent diffusion of the sparsegen engine; weights are stored as the checkpoint's, in float16."""
 
     backend: Backend
+    options: dict[str, Any]
+    """The backend's."""
 
     def latent_step(self, net: Latent, job: Job) -> Answer:
         """A guided step: dense, and of edits under `paper` and `fast`, by kind and on average over the usual steps."""
@@ -129,8 +131,7 @@ class SparsegenLatent:
 
     def _models(self, job: Job) -> LatentDiffusion:
         has = "weights" in getattr(self.backend, "options", ())
-        options: dict[str, Any] = {"weights": "float16"} if has else {}
-        backend = get_backend(self.backend.name, **options)
+        backend = get_backend(self.backend.name, **self.options, **({"weights": "float16"} if has else {}))
         return LatentDiffusion(sparsegen.load_bundle(job.checkpoint), backend=backend)
 
     def _dense(self, models: LatentDiffusion, model: Model, inputs: Inputs, repeats: int) -> Answer:

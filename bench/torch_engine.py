@@ -1,4 +1,4 @@
-"""PyTorch, eager: convolutions and the big GauGANs, in either memory format; it also makes the shared checkpoint."""
+"""PyTorch, eager: convolutions and the big GauGANs, by memory format or in bfloat16; it makes the shared checkpoint."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from bench.torch_unets import TorchUnets, channels_last
 from sparsegen.images import write_png
 from tests.oracles import torch_mobile_spade, torch_spade
 
-FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+VARIANTS = {
+    "nchw": (torch.contiguous_format, torch.float32),
+    "nhwc": (torch.channels_last, torch.float32),
+    "bfloat16": (torch.channels_last, torch.bfloat16),
+}
+"""Name -> the memory format, and the type of weights and values."""
 
 
 class TorchEngine(TorchUnets, TorchLatent):
     version = torch.__version__
 
-    def __init__(self, layout: str) -> None:
-        self.format = FORMATS[layout]
+    def __init__(self, variant: str) -> None:
+        self.format, self.dtype = VARIANTS[variant]
         torch.set_num_threads(THREADS)
         torch.set_grad_enabled(False)
 
     def convolution(self, case: Case) -> Convolution:
-        x, weight, bias = (torch.from_numpy(values) for values in case.values())
+        x, weight, bias = (torch.from_numpy(values).to(self.dtype) for values in case.values())
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=self.format)
         weight = weight.contiguous(memory_format=self.format)
         last: list[torch.Tensor] = []
@@ -60,7 +65,7 @@ class TorchEngine(TorchUnets, TorchLatent):
             changed, _ = street.edited(original, CHECKED_AREA)
             outputs = {"original": run(seg_of(original)), "edited": run(seg_of(changed))}
             return Answer({}, {name: channels_last(out) for name, out in outputs.items()}, {})
-        seg = seg_of(original).contiguous(memory_format=self.format)
+        seg = seg_of(original).to(self.dtype, memory_format=self.format)
         timing = measure(lambda: run(seg), repeats=job.repeats)
         return Answer({"dense": list(timing.samples)}, {}, {"peak_bytes": peak_bytes()})
 
@@ -74,8 +79,8 @@ class TorchEngine(TorchUnets, TorchLatent):
     def _network(self, net: Big, checkpoint: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         generator = gaugan_network(net).eval()
         generator.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True))
-        generator.to(memory_format=self.format)
-        return torch.inference_mode()(lambda seg: generator(seg.contiguous(memory_format=self.format)))
+        generator.to(dtype=self.dtype, memory_format=self.format)
+        return torch.inference_mode()(lambda seg: generator(seg.to(self.dtype, memory_format=self.format)))
 
 
 def open_engine(variant: str | None) -> TorchEngine:

@@ -31,6 +31,7 @@ class TorchLatent:
     """The tasks of latent diffusion of the PyTorch engine."""
 
     format: torch.memory_format
+    dtype: torch.dtype
 
     def latent_folder(self, net: Latent, job: Job) -> Answer:
         """Write a pipeline's folder of random weights in float16."""
@@ -61,7 +62,7 @@ class TorchLatent:
         """One guided step, of both texts: its output as a check, or its time."""
         (unet,) = self._networks(job.checkpoint, "unet")
         x = self._first(np.repeat(net.latents(), 2, 0))
-        features, now = torch.from_numpy(net.features()), torch.tensor(TIME)
+        features, now = torch.from_numpy(net.features()).to(self.dtype), torch.tensor(TIME)
         return _answer("step", lambda: unet(x, now, encoder_hidden_states=features).sample, job)
 
     @torch.inference_mode()
@@ -105,7 +106,7 @@ class TorchLatent:
         return Answer({"second edit": [taken]}, {}, {"peak_bytes": peak_bytes()})
 
     def _networks(self, folder: Path, *names: str) -> list[Any]:
-        """The networks of a pipeline's folder, in float32 and in this engine's format."""
+        """The networks of a pipeline's folder, in this engine's type and format."""
         import diffusers
         import transformers
 
@@ -116,11 +117,11 @@ class TorchLatent:
             "text_encoder": transformers.CLIPTextModel,
         }
         found = [kinds[name].from_pretrained(folder / name, local_files_only=True) for name in names]
-        return [each.float().eval().to(memory_format=self.format) for each in found]
+        return [each.eval().to(dtype=self.dtype, memory_format=self.format) for each in found]
 
     def _first(self, x: np.ndarray) -> torch.Tensor:
-        """`[N, H, W, C]` -> `[N, C, H, W]` in this engine's format."""
-        return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=self.format)
+        """`[N, H, W, C]` -> `[N, C, H, W]` in this engine's type and format."""
+        return torch.from_numpy(x).permute(0, 3, 1, 2).to(self.dtype, memory_format=self.format)
 
 
 def _quiet() -> None:
@@ -160,5 +161,5 @@ def _answer(name: str, call: Callable[[], torch.Tensor], job: Job) -> Answer:
 
 
 def _last(x: torch.Tensor) -> np.ndarray:
-    """`[N, C, H, W]` -> `[N, H, W, C]`."""
-    return x.permute(0, 2, 3, 1).contiguous().numpy()
+    """`[N, C, H, W]` of any type -> float32 `[N, H, W, C]`."""
+    return x.permute(0, 2, 3, 1).float().contiguous().numpy()

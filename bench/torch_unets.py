@@ -21,6 +21,7 @@ class TorchUnets:
     """The UNet tasks of the PyTorch engine."""
 
     format: torch.memory_format
+    dtype: torch.dtype
 
     def unet_checkpoint(self, net: Unet, job: Job) -> Answer:
         """Write random weights."""
@@ -69,19 +70,21 @@ class TorchUnets:
         """`run(x, time)`: a noisy image `[H, W, 3]` -> the prediction `[1, H, W, C]`."""
         network = unet_network(net).eval()
         network.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True), assign=True)
-        network.to(memory_format=self.format)
+        network.to(dtype=self.dtype, memory_format=self.format)
+        # a time is embedded in float32: bfloat16 has 8 bits, and times reach 1000
+        network.temb.dense[0].register_forward_pre_hook(lambda _, inputs: inputs[0].to(self.dtype))
 
         @torch.inference_mode()
         def run(x: np.ndarray, time: float = net.time) -> np.ndarray:
-            batch = torch.from_numpy(x)[None].permute(0, 3, 1, 2).contiguous(memory_format=self.format)
+            batch = torch.from_numpy(x)[None].permute(0, 3, 1, 2).to(self.dtype, memory_format=self.format)
             return channels_last(network(batch, torch.full((1,), float(time))))
 
         return run
 
 
 def channels_last(out: torch.Tensor) -> np.ndarray:
-    """`[N, C, H, W]` → `[N, H, W, C]`."""
-    return out.permute(0, 2, 3, 1).contiguous().numpy()
+    """`[N, C, H, W]` of any type → float32 `[N, H, W, C]`."""
+    return out.permute(0, 2, 3, 1).float().contiguous().numpy()
 
 
 def unet_network(net: Unet) -> torch.nn.Module:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from bench import processor, report, report_texts
+from bench.contest import Error, WrongResult, judge
+from bench.engines import OURS, TORCH_BFLOAT16
 from bench.harness import Report, machine
 from bench.latent_cases import LATENT
 from bench.stable_diffusion import FILE
@@ -63,6 +67,38 @@ def test_a_machine_is_named_by_its_widest_vectors() -> None:
     assert processor.kind_of(machine()) == processor.vectors(processor.features())
 
 
+def test_pytorch_in_bfloat16_stands_beside_the_better_layout_and_does_not_replace_it(tmp_path: Path) -> None:
+    shown = report.SHORT[0]
+    common = {"model": shown.model, "commit": "one", "date": "2026-01-01", "backend": None}
+    rows = [
+        {"machine": f"a CPU, {kind}", "engine": engine, "what": what, "ms": ms, "ratio": 900 / ms}
+        for kind in ("AVX2", "AVX-512")
+        for engine, what, ms in (
+            ("torch-nchw", "dense", 990.0),
+            ("torch-nhwc", "dense", 900.0),
+            *((OURS, what, 300.0) for what in shown.ours),
+        )
+    ]
+    lines = [*rows, rows[-1] | {"engine": TORCH_BFLOAT16, "what": "dense", "ms": 450.0, "ratio": 2.0}]
+    path = tmp_path / f"{shown.file}.jsonl"
+    path.write_text("".join(json.dumps(common | line) + "\n" for line in lines), "utf-8")
+    ours = " | ".join(["300 ms (3.0 ×)"] * 3)
+    assert report.short_table(tmp_path).splitlines()[2:] == [
+        f"| {shown.name} | AVX-512 | 900 ms | 450 ms (2.0 ×) | {ours} |",
+        f"|  | AVX2 | 900 ms |  | {ours} |",
+    ]
+    path.write_text("".join(json.dumps(common | row) + "\n" for row in rows), "utf-8")
+    assert "bfloat16" not in report.short_table(tmp_path)
+
+
+def test_an_engine_in_bfloat16_is_timed_with_the_errors_of_its_rounding_alone() -> None:
+    rounded, wrong = Error(largest=0.15, rms=0.05), Error(largest=0.9, rms=0.5)
+    judge(TORCH_BFLOAT16, "image", rounded)
+    for engine, error in ((TORCH_BFLOAT16, wrong), ("torch-nhwc", rounded)):
+        with pytest.raises(WrongResult, match=f"{engine}: image is off by"):
+            judge(engine, "image", error)
+
+
 def test_figures_of_several_commits_are_told_apart() -> None:
     rows = [{"machine": "A", "commit": commit, "date": "2026-01-01"} for commit in ("one", "one", "two")]
     assert report._origin(rows).splitlines() == [
@@ -101,8 +137,10 @@ def test_figures_of_gan_compression_are_shown_once_they_are_measured(tmp_path: P
     lines = [
         {"engine": "torch-nchw", "what": "dense", "ms": 900.0, "spread": 0.1, "ratio": 1.0},
         {"engine": "sparsegen", "what": "dense", "ms": 300.0, "spread": 0.1, "ratio": 3.0},
+        {"engine": "torch-bfloat16", "what": "dense", "ms": 450.0, "spread": 0.1, "ratio": 2.0},
         {"what": "dense, × PyTorch dense", "value": 3.0, "unit": "×", "target": 3.0, "reached": True},
     ]
+    lines[2] |= {"error": 0.15, "error_rms": 0.047}
     text = "".join(json.dumps(common | line) + "\n" for line in lines)
     (tmp_path / "gan-compression.jsonl").write_text(text, "utf-8")
     shown = "\n".join(section())
@@ -110,6 +148,8 @@ def test_figures_of_gan_compression_are_shown_once_they_are_measured(tmp_path: P
         shown.startswith("## GAN Compression 512×256")
         and "| sparsegen, dense | 300 ms | 10 % | 3.0 |" in shown
     )
+    assert "| PyTorch (bfloat16), dense | 450 ms | 10 % | 2.0 |" in shown
+    assert "differs from PyTorch in float32 by 4.7 % (root mean square), at most by 15.0 % of the" in shown
     assert "| dense, × PyTorch dense | 3.00 × | ≥ 3 × | yes |" in shown
     assert "gan-compression-curve.png" in shown
 
