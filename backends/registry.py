@@ -153,8 +153,9 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
         backend chooses. Each number has its own instance.
     options
         Options of that backend (`Backend.options`; numba: `direct=True`, no Winograd transforms, for the closest
-        parity; `weights="float16"` or `"bfloat16"`, half the memory; cupy: `device=1`, `memory="8GB"`, the most to
-        take, `precision="tf32"` or `"float16"`, tensor cores). Each choice has its own instance.
+        parity; `weights="float16"` or `"bfloat16"`, half the memory; `precision="bfloat16"`, faster products; cupy:
+        `device=1`, `memory="8GB"`, the most to take, `precision="tf32"` or `"float16"`, tensor cores). Each choice has
+        its own instance.
 
     Raises
     ------

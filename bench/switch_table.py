@@ -130,10 +130,17 @@ SWITCHES = (
     ),
     Switch(
         "depth-pieces",
-        "the depth of a product is taken in pieces that fill half of a first-level cache",
-        "in pieces of 4096, which hold the whole depth of these layers",
-        (Change("gemm.py", "DEPTH = 4096 // PANEL", "DEPTH = 4096"),),
+        "the depth of a product is taken in pieces that stream from a second-level cache",
+        "in pieces that fill half of a first-level cache, and load and store sums four times as often",
+        (Change("gemm.py", "DEPTH = 16384 // PANEL", "DEPTH = 4096 // PANEL"),),
         (POINTS, DEEP_POINTS, STRIDED),
+    ),
+    Switch(
+        "lines",
+        "weights and canvases begin at a cache line",
+        "a quarter of a line later, so that each vector of a line's length lies in two",
+        (Change("arrays.py", "-(raw.ctypes.data // size)", "(16 - raw.ctypes.data) // size"),),
+        (BIG, *_DEEP, POINTS, DEEP_POINTS, STRIDED),
     ),
     # -- Winograd's convolution (winograd.py) ----------------------------------------------------------------
     Switch(

@@ -122,8 +122,8 @@ class NumbaBackend(HostBackend):
             raise BackendError(f"precision is {precision!r}; choose one of float32, bfloat16")
         if precision == "bfloat16" and not TARGET.dot:
             raise BackendError(
-                "this processor has no products of bfloat16 (AVX512-BF16), or Numba's LLVM is older than 17; "
-                'leave precision at float32 (weights="bfloat16" halves the weights\' memory everywhere)'
+                "this processor cannot multiply bfloat16, or Numba's LLVM is older than 17; leave precision at "
+                'float32 (weights="bfloat16" takes half the memory on every processor)'
             )
         if weights not in STORED:
             raise BackendError(f"weights cannot be stored as {weights!r}; choose one of {', '.join(STORED)}")

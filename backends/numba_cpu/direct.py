@@ -38,8 +38,10 @@ CACHE = 1 << 18
 """Floats of windows and sums that a batch may take: they fit a core's second-level cache."""
 SUMS = 1 << 16
 """Floats of sums after which outputs are written, before the next panels are computed."""
-BATCH, BATCH_IN_PLACE = 32, 16
-"""Tiles in a batch, at most; of inputs that are read in place."""
+BATCH = 32
+"""Tiles in a batch, at most."""
+BATCH_IN_PLACE = 16
+"""The same where inputs are read in place: their rows, and the sums of a few panels, fit a second-level cache."""
 
 IN_WINDOWS, IN_ROWS, IN_PLACE = range(3)
 """Where the product finds its inputs: in gathered windows; in rows of copied taps; in the source's canvases."""

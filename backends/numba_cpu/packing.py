@@ -40,10 +40,12 @@ PACKED = NamedTupleType([float32[::1], uint16[::1], int64], Packed)
 """Numba's type of a `Packed`."""
 
 
-def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
+def store_as(
+    values: np.ndarray[Any, Any], stored: str, *, instead: str = "store weights as float32"
+) -> Packed:
     """Packed float32 values as `Packed`, rounded to the nearest value of the stored type (ties to even).
 
-    Raises BackendError where a value is too large for that type.
+    Raises BackendError where a value is too large for that type; `instead` says what to do.
     """
     if stored == "float32":
         return Packed(values, np.zeros(0, np.uint16), FLOAT32)
@@ -59,7 +61,7 @@ def store_as(values: np.ndarray[Any, Any], stored: str) -> Packed:
     if beyond.any():
         largest = np.abs(values[beyond]).max()
         raise BackendError(
-            f"a weight of {largest:.4g} is too large for {stored}; store weights as float32"
+            f"a weight of {largest:.4g} is too large for {stored}; {instead}"
             + (" or bfloat16" if stored == "float16" else "")
         )
     kept = aligned(halves.size, "uint16").reshape(halves.shape)
@@ -72,7 +74,8 @@ def store_as_pairs(values: np.ndarray[Any, Any]) -> Packed:
 
     Raises BackendError where a value is too large for bfloat16.
     """
-    halves = store_as(values, "bfloat16").halves.reshape(-1, 2, PANEL)
+    rounded = store_as(values, "bfloat16", instead="leave precision at float32")
+    halves = rounded.halves.reshape(-1, 2, PANEL)
     pairs = aligned(values.size // 2, "float32")
     pairs.view(np.uint16).reshape(-1, PANEL, 2)[...] = halves.transpose(0, 2, 1)
     return Packed(pairs, np.zeros(0, np.uint16), PAIRS)

@@ -16,7 +16,9 @@ from tests.tolerances import check
 numba = pytest.importorskip("numba")
 
 from sparsegen.backends.numba_cpu import NumbaBackend  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.target import TARGET  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.gemm import PANEL  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.packing import store_as_pairs  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.target import TARGET, TARGETS  # noqa: E402  (needs numba)
 
 
 def test_direct_convolutions_are_closer_to_the_formula() -> None:
@@ -88,6 +90,58 @@ def test_weights_stored_in_16_bits_are_widened_as_they_are(stored: Any, kernel: 
         sizes.append(weights.packed.values.floats.nbytes + weights.packed.values.halves.nbytes)
     assert_same_bits(*results)
     assert sizes[0] * 2 == sizes[1]
+
+
+@pytest.mark.skipif(not TARGET.dot, reason="this processor cannot multiply bfloat16")
+@pytest.mark.parametrize(
+    ("kernel", "stride", "inputs"), [(1, 1, 1402), (3, 2, 50), (5, 1, 66), (3, 2, 51), (3, 1, 16)]
+)
+def test_products_of_bfloat16_round_inputs_and_weights_and_nothing_else(
+    kernel: int, stride: int, inputs: int
+) -> None:
+    rng, pad = np.random.default_rng(0), kernel // 2
+    size = tuple((side + 2 * pad - kernel) // stride + 1 for side in (13, 18))
+    exact, rounded = NumbaBackend(), NumbaBackend(precision="bfloat16")
+
+    def convolved(backend: NumbaBackend, v: Any, weight: Any, tiles: Tiles) -> Any:
+        geometry = {"stride": stride, "padding": (pad,) * 4, "size": size}
+        out = backend.alloc((1, *size, 40))
+        backend.conv2d(out, tiles, Source((v,)), backend.prepare_conv(weight, None, **geometry))
+        return out
+
+    # small numbers lose nothing, and their sums are exact
+    v = rng.integers(-8, 9, (1, 13, 18, inputs)).astype(np.float32)
+    weight = 2.0 ** rng.integers(-3, 3, (40, inputs, kernel, kernel)).astype(np.float32)
+    tiles = all_tiles(1, *size)
+    if (kernel, stride) != (3, 1):
+        assert_same_bits(convolved(rounded, v, weight, tiles), convolved(exact, v, weight, tiles))
+    v, weight = normal(rng, 1, 13, 18, inputs), normal(rng, 40, inputs, kernel, kernel, std=inputs**-0.5)
+    expected, found = (convolved(backend, v, weight, tiles) for backend in (exact, rounded))
+    # an odd pixel has no whole pairs, and Winograd's transforms would enlarge the rounding
+    if inputs % 2 or (kernel, stride) == (3, 1):
+        assert_same_bits(found, expected)
+    else:
+        assert 1e-4 < np.abs(found - expected).max() / np.abs(expected).max() < 5e-3
+    some = convolved(rounded, v, weight, Tiles(tiles.host[[5, 2]]))
+    written = some != 0
+    assert_same_bits(some[written], found[written])
+
+
+def test_products_of_bfloat16_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match=r"'float8'; choose one of float32, bfloat16"):
+        NumbaBackend(precision="float8")  # type: ignore[arg-type]  # what a caller may get wrong
+    monkeypatch.setattr("sparsegen.backends.numba_cpu.backend.TARGET", TARGETS["portable"])
+    with pytest.raises(BackendError, match="cannot multiply bfloat16"):
+        NumbaBackend(precision="bfloat16")
+
+
+def test_a_pair_holds_two_inputs_of_one_output() -> None:
+    values = np.arange(6 * PANEL, dtype=np.float32)  # exact in 8 bits up to 256
+    halves = store_as_pairs(values % 256).floats.view(np.uint16).reshape(3, PANEL, 2)
+    widened = (halves.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(widened, (values % 256).reshape(3, 2, PANEL).transpose(0, 2, 1))
+    with pytest.raises(BackendError, match="too large for bfloat16; leave precision at float32"):
+        store_as_pairs(np.full(2 * PANEL, 3.4e38, np.float32))
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])

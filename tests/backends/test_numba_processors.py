@@ -123,7 +123,7 @@ def assembly(target: str, triple: str, processor: str, rows: int | None = None) 
     pointers = [
         builder.gep(inputs, [builder.mul(stride, long(m))]) for m in range(rows or TARGETS[target].rows)
     ]
-    emit_block(builder, pointers, *others, target=TARGETS[target])
+    emit_block(builder, pointers, *others, target=TARGETS[target], pairs=bool(TARGETS[target].dot))
     emit_pause(builder, TARGETS[target])
     emit_pause(builder, TARGETS[target])
     builder.ret_void()
@@ -140,6 +140,10 @@ def assembly(target: str, triple: str, processor: str, rows: int | None = None) 
         ("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", r"fmla\s+v\d+\.4s", None),
         ("avx2", "x86_64-unknown-linux-gnu", "haswell", r"vfmadd\w+ps\s.*%ymm", r"\(%rsp\)"),
         ("avx512", "x86_64-unknown-linux-gnu", "skylake-avx512", r"vfmadd\w+ps\s.*%zmm", r"\(%rsp\)"),
+        pytest.param(
+            *("avx512bf16", "x86_64-unknown-linux-gnu", "cooperlake", r"vdpbf16ps\s.*%zmm", r"\(%rsp\)"),
+            marks=pytest.mark.skipif(llvm.llvm_version_info < (17,), reason="LLVM 17 named it so"),
+        ),
         ("portable", "x86_64-unknown-linux-gnu", "x86-64", r"mulps", None),
     ],
 )
@@ -168,6 +172,7 @@ def test_the_micro_kernel_becomes_vector_instructions(
         ("AMD64", {"avx2": True, "fma": True, "f16c": True, "avx512f": False}, "avx2"),
         ("x86_64", {"avx2": True, "fma": True, "f16c": True, "avx512f": True}, "avx2"),
         ("x86_64", {"avx512f": True, "avx512vl": True}, "avx512"),
+        ("x86_64", {"avx512f": True, "avx512vl": True, "avx512bf16": False}, "avx512"),
         ("x86_64", {"avx2": True, "fma": False, "f16c": True}, "portable"),
         ("x86_64", {"sse2": True}, "portable"),
         ("x86_64", {}, "portable"),
@@ -182,8 +187,17 @@ def test_a_processor_has_its_target(machine: str, features: dict[str, bool], tar
     assert detect(machine, features) is TARGETS[target]
 
 
+@pytest.mark.parametrize(("version", "target"), [((16, 0, 6), "avx512"), ((17, 0, 0), "avx512bf16")])
+def test_bfloat16_is_multiplied_where_llvm_can_say_so(
+    version: tuple[int, ...], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llvm, "llvm_version_info", version)
+    features = {"avx512f": True, "avx512vl": True, "avx512bf16": True}
+    assert detect("x86_64", features) is TARGETS[target]
+
+
 def test_the_blocks_fit_the_registers() -> None:
-    registers = {"avx512": 32, "avx2": 16, "neon": 32, "portable": 16}
+    registers = {"avx512": 32, "avx512bf16": 32, "avx2": 16, "neon": 32, "portable": 16}
     for name, target in TARGETS.items():
         assert target.rows * target.columns + target.columns + 1 <= registers[name]
         assert target.panel == target.columns * target.width and target.columns % 2 == 0
