@@ -91,8 +91,8 @@ class NumbaBackend(HostBackend):
         Compute every 3×3 convolution directly, without Winograd's transforms: closest to other engines' results.
     precision
         "bfloat16": 1×1 and strided convolutions, and those of other kernels, round inputs and weights to 8 bits and
-        multiply them twice as fast; sums are float32. Results move by about 4e-3 of the largest value. 3×3 convolutions
-        of stride 1, attention and dense layers stay float32.
+        multiply them twice as fast, tables of windows too; sums are float32. Results move by about 2e-3 of a layer's
+        largest value. 3×3 convolutions of stride 1, attention and dense layers stay float32.
     weights
         How weights of convolutions and dense layers are stored. "float16" and "bfloat16" take half the memory and half
         the time to read, on which edits of few tiles at low resolutions spend most of their time. They round every

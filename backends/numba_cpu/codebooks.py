@@ -12,14 +12,14 @@ import numpy as np
 from numba.types import float32, int32, int64, void
 
 from ..interface import TILE, Array, Host
-from .arrays import flat, writable
+from .arrays import aligned, flat, writable
 from .gemm import DEPTH, PANEL
 from .items import COUNTER, take_items
 from .jit import inline, kernel
 from .launch import Launcher
-from .packing import PACKED, WIDENED, Packed, multiply_piece
+from .packing import PACKED, PAIRS, WIDENED, Packed, multiply_piece
 from .regions import SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, load, splat, store_some
+from .simd import WIDTH, load, load_some, splat, store_pairs, store_some
 from .sizes import ceil_div
 
 _MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)], np.uint64)
@@ -250,7 +250,8 @@ def convolve(
 
     An item is a chunk of windows and a panel. `share` has listed the codes: every product of a tap and a code is
     computed once for a chunk, however many of its windows share it. Taps are added in order: a row's bits depend on
-    its window alone. `table` holds rows of `depth` floats; `weights` are packed as the direct convolution's.
+    its window alone. `table` holds rows of `depth` floats, or of `depth` pairs of bfloat16 where `weights` are PAIRS;
+    these are packed as the direct convolution's.
     """
     taps, panels = index.shape[1], ceil_div(out.shape[1], PANEL)
     for c in range(PANEL):
@@ -270,14 +271,30 @@ def convolve(
         _add_products(index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, at, scratch)
 
 
+ROUNDED = 1 << 15
+"""Values of an item of `round_to_pairs`."""
+
+
+@kernel(void(COUNTER, int64, float32[::1], float32[::1]))
+def round_to_pairs(counter: Any, items: int, values: Any, pairs: Any) -> None:
+    """`values` rounded to bfloat16, two in each float of `pairs`, which has room for a vector more."""
+    for item in take_items(counter, items):
+        for i in range(item * ROUNDED, min((item + 1) * ROUNDED, len(values)), WIDTH):
+            store_pairs(pairs, i // 2, load_some(values, i, min(WIDTH, len(values) - i)))
+
+
 def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> None:
     """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`."""
     writable(out)
     windows = np.ascontiguousarray(windows, np.int32)
-    (rows, taps), depth = windows.shape, table.shape[1]
+    (rows, taps), depth, values = windows.shape, table.shape[1], flat(table)
+    if weights.stored == PAIRS:
+        pairs = aligned(values.size // 2 + WIDTH, "float32")
+        launcher.run(round_to_pairs, ceil_div(values.size, ROUNDED), (values, pairs), 0, 16.0 * values.size)
+        depth, values = depth // 2, pairs
     chunks, panels = ceil_div(rows, CHUNK), ceil_div(out.shape[1], PANEL)
     starts, index = np.empty(chunks * taps + 1, np.int64), np.empty(windows.shape, np.int32)
     rows_at = np.empty(windows.size, np.int64)
     at = layout(share(windows, depth, np.full(len(table), -1, np.int32), rows_at, starts, index))
-    args = (flat(table), depth, rows_at, starts, index, weights, bias, out, at)
+    args = (values, depth, rows_at, starts, index, weights, bias, out, at)
     launcher.run(convolve, chunks * panels, args, at.size, 2.0 * starts[-1] * depth * out.shape[1])

@@ -8,7 +8,7 @@ pieces that lie side by side in memory: a row of the kernel's taps in a gathered
 of the canvases themselves if no work is pending on them.
 
 With `precision="bfloat16"` inputs and weights are rounded to bfloat16, and a step of the product adds two k at once to
-a float32: errors are 3e-3 to 5e-3 of a layer's largest value. 3×3 convolutions of stride 1 keep their float32 products
+a float32: errors are 1e-3 to 2e-3 of a layer's largest value. 3×3 convolutions of stride 1 keep their float32 products
 (`winograd.py`): these are a quarter as many, and rounded to bfloat16 they would be off by 2e-2.
 """
 

@@ -17,7 +17,7 @@ numba = pytest.importorskip("numba")
 
 from sparsegen.backends.numba_cpu import NumbaBackend  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.gemm import PANEL  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.packing import store_as_pairs  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.packing import PAIRS, store_as_pairs  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.target import TARGET, TARGETS  # noqa: E402  (needs numba)
 
 
@@ -125,6 +125,21 @@ def test_products_of_bfloat16_round_inputs_and_weights_and_nothing_else(
     some = convolved(rounded, v, weight, Tiles(tiles.host[[5, 2]]))
     written = some != 0
     assert_same_bits(some[written], found[written])
+
+
+@pytest.mark.skipif(not TARGET.dot, reason="this processor cannot multiply bfloat16")
+def test_windows_by_products_of_bfloat16_round_inputs_and_weights_and_nothing_else() -> None:
+    rng, results = np.random.default_rng(0), []
+    windows = rng.integers(-1, 37, (60, 9)).astype(np.int32)
+    table = rng.integers(-8, 9, (37, 26)).astype(np.float32)  # small numbers lose nothing
+    weight = 2.0 ** rng.integers(-3, 3, (40, 26, 3, 3)).astype(np.float32)
+    for backend in (NumbaBackend(), NumbaBackend(precision="bfloat16")):
+        weights = backend.prepare_conv(weight, None, padding=(1,) * 4, size=(1, 1))
+        out = backend.alloc((60, 40))
+        backend.convolve_windows(out, windows, table, weights)
+        results.append(out)
+    assert weights.packed.values.stored == PAIRS
+    assert_same_bits(*results)
 
 
 def test_products_of_bfloat16_are_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
