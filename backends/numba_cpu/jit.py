@@ -102,9 +102,15 @@ class _Cache:
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Write a compiled kernel to its file."""
+        """Write a compiled kernel to its file: its machine code, and how Python calls it."""
         key = self._key(signature, compiled.codegen)
-        kernel_files().save(self._name, key, dumps(compiled._reduce()))
+        (name, kind, (machine_code, _)), *described, _ = compiled._reduce()
+        # Without the kernel's bitcode and the environments of its pieces. They serve functions into which a loaded one
+        # is compiled, or that make Python objects: no kernel is, or does. To read them takes most of the time in which
+        # a kernel is loaded, and environments import much of Numba. Of the bitcode Numba reads the names: one is left.
+        entry = f'define void @"{compiled.fndesc.llvm_cpython_wrapper_name}"() {{ unreachable }}'
+        library = name, kind, (machine_code, llvm.parse_assembly(entry).as_bitcode())
+        kernel_files().save(self._name, key, dumps((library, *described, ())))
 
 
 class Kernel:
