@@ -7,11 +7,15 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .interface import Backend, BackendError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "sparsegen.backends"
 """Entry-point group in which a third party's package registers `name = "module:BackendClass"`."""
@@ -31,17 +35,42 @@ THREADS = "SPARSEGEN_THREADS"
 """Environment variable: the number of threads that compute, unless the call gives one."""
 
 
-def _known() -> dict[str, EntryPoint]:
-    """Name -> entry point: the built-in backends (found without installed metadata), then third parties'."""
-    known = {name: EntryPoint(name, value, GROUP) for name, value in _BUILT_IN.items()}
-    for point in entry_points(group=GROUP):
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A backend of this package, with what the entry point of a third party's has."""
+
+    name: str
+    value: str
+
+    def load(self) -> Any:
+        """Import its class."""
+        module, _, kind = self.value.partition(":")
+        return getattr(import_module(module), kind)
+
+
+def _built_in() -> dict[str, _BuiltIn | EntryPoint]:
+    """Name -> entry point of the built-in backends: found without installed metadata, which take long to read."""
+    return {name: _BuiltIn(name, value) for name, value in _BUILT_IN.items()}
+
+
+def _third_parties() -> tuple[EntryPoint, ...]:
+    """The entry points of installed packages."""
+    from importlib.metadata import entry_points
+
+    return tuple(entry_points(group=GROUP))
+
+
+def _known() -> dict[str, _BuiltIn | EntryPoint]:
+    """Name -> entry point: the built-in backends, then third parties'."""
+    known = _built_in()
+    for point in _third_parties():
         known.setdefault(point.name, point)
     return known
 
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
-_OPEN: dict[tuple[EntryPoint, tuple[tuple[str, Any], ...]], Backend] = {}
+_OPEN: dict[tuple[_BuiltIn | EntryPoint, tuple[tuple[str, Any], ...]], Backend] = {}
 """One instance for each backend and its options, so that sessions on one model share its prepared weights."""
 
 
@@ -55,7 +84,7 @@ def _thread_count(threads: int | None) -> int | None:
     return int(value)
 
 
-def _open(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> Backend:
+def _open(point: _BuiltIn | EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> Backend:
     """The instance of a backend with these options, made once. Raises BackendError, and whatever its import raises."""
     kind = point.load()
     has = getattr(kind, "options", ())
@@ -82,7 +111,9 @@ def _default(kind: Any, option: str) -> Any:
     return inspect.Parameter.empty if parameter is None else parameter.default
 
 
-def _why_not(point: EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE) -> str | None:
+def _why_not(
+    point: _BuiltIn | EntryPoint, threads: int | None, options: Mapping[str, Any] = _NONE
+) -> str | None:
     """None if the backend can run here, else the reason (one line). Raises MemoryError."""
     try:
         _open(point, threads, options)
@@ -110,10 +141,9 @@ def default_backend() -> str:
 
 def _preferred(threads: int | None) -> tuple[str, dict[str, str]]:
     """The default backend; and the preferred backends that cannot run here, each with the reason."""
-    known = _known()
     passed_over: dict[str, str] = {}
-    for name in _BUILT_IN:
-        why = _why_not(known[name], threads)
+    for name, point in _built_in().items():
+        why = _why_not(point, threads)
         if why is None:
             return name, passed_over
         passed_over[name] = why
@@ -178,9 +208,12 @@ def get_backend(name: str | Backend | None = None, *, threads: int | None = None
     raise BackendError(f"backend {name!r} cannot be used ({reason}). Known backends: {status}")
 
 
-def _named(name: str, options: Mapping[str, Any] = _NONE) -> tuple[EntryPoint | None, dict[str, Any]]:
+def _named(
+    name: str, options: Mapping[str, Any] = _NONE
+) -> tuple[_BuiltIn | EntryPoint | None, dict[str, Any]]:
     """The backend of a name, and its options: "cupy:1" is `cupy` with `device=1`. Raises BackendError."""
-    known = _known()
+    known = _built_in()
+    known = known if name in known else _known()
     first, colon, device = name.rpartition(":")
     if name in known or not colon or first not in known or not device.isdecimal():
         return known.get(name), dict(options)

@@ -50,7 +50,7 @@ def threaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def third_parties(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed packages with entry points of every kind: working, broken, and in the way."""
-    points = [
+    points = tuple(
         EntryPoint(name, value, registry.GROUP)
         for name, value in {
             "theirs": "sparsegen.backends.reference:ReferenceBackend",
@@ -60,13 +60,8 @@ def third_parties(monkeypatch: pytest.MonkeyPatch) -> None:
             "odd": "builtins:dict",
             "reference": "no_such_package.backend:Impostor",
         }.items()
-    ]
-
-    def entry_points(*, group: str) -> list[EntryPoint]:
-        assert group == "sparsegen.backends"
-        return points
-
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    )
+    monkeypatch.setattr(registry, "_third_parties", lambda: points)
 
 
 def test_the_reference_is_always_available() -> None:
