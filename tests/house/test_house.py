@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import sparsegen
 from sparsegen.backends import registry
 
 ROOT = Path(__file__).parents[2]
@@ -356,6 +357,17 @@ def test_the_door_does_not_open_to_the_command_line() -> None:
     )
 
 
+def test_the_door_opens_to_each_name_where_a_type_checker_finds_it() -> None:
+    door = [i for i in IMPORTS if i.path == Path("sparsegen/__init__.py") and inside(i.module, "sparsegen")]
+    homes = {(f"sparsegen.{home}", name) for home, names in sparsegen._HOMES.items() for name in names}
+    assert homes == {(i.module, i.name) for i in door if i.name is not None}
+    assert sorted(name for _, name in homes) == sorted(sparsegen.__all__) and set(sparsegen.__all__) <= set(
+        dir(sparsegen)
+    )
+    for name in (*sparsegen.__all__, *sparsegen._ROOMS):
+        assert getattr(sparsegen, name) is not None
+
+
 def drawn_floors(path: str) -> dict[str, int]:
     """The image in a package's docstring: room -> floor, off lines such as "5  models · layers     1  checks"."""
     doc = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
@@ -460,6 +472,22 @@ def run_python(code: str, *, missing: set[str] | None = None) -> str:
 
 def test_importing_sparsegen_loads_nothing_heavy() -> None:
     assert run_python("") == "[]"
+
+
+def test_an_edit_at_the_command_line_loads_what_it_uses() -> None:
+    """No other command, and no other name at the door."""
+    code = """
+import sys
+from sparsegen.cli import main
+assert main("edit --model landscape --original a.png --edited b.png --backend reference -o c.png".split()) == 2
+print(sorted(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests")
+    assert done.returncode == 0 and "a.png" in done.stderr, done.stderr
+    loaded = set(ast.literal_eval(done.stdout))
+    unused = {"matplotlib", "numba", "torch", "sparsegen.tools.explain"}
+    unused |= {"sparsegen.tools.parity", "sparsegen.cli.profiling", "sparsegen.cli.explaining"}
+    assert not loaded & unused
 
 
 def test_the_reference_backend_computes_with_numpy_alone() -> None:
