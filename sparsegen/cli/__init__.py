@@ -4,56 +4,46 @@ Commands: `editing` has demo and edit, implemented in `labels` and `strokes` for
 has generate, `history` undo and redo, `sampling` sample, `explaining` explain, `profiling` profile, `comparing` parity,
 `checkpoints` inspect and convert, `machine` backends, warmup and the version. Shared by them: `kept` (sessions in
 files), `contents` (what files say about themselves), `options`, `reading`, `job` and `console`. `messages` turns errors
-into lines, `streams` survives closed pipes, `help` lays help out for narrow terminals.
+into lines, `streams` survives closed pipes, `help` lays help out for narrow terminals, `starting` keeps starts short.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from .checkpoints import convert, inspect
-from .comparing import parity
 from .console import print_line
-from .editing import demo, edit
-from .explaining import explain
-from .generating import generate
 from .help import first_sentence, make_readable
-from .history import redo, undo
-from .machine import backends, print_version, warmup
 from .messages import check_command, message_of
-from .profiling import profile
-from .sampling import sample
+from .starting import starting
 from .streams import lasting_streams
 
-_ALL = (
-    demo,
-    edit,
-    undo,
-    redo,
-    generate,
-    sample,
-    explain,
-    profile,
-    parity,
-    inspect,
-    convert,
-    backends,
-    warmup,
-)
-COMMANDS = {function.__name__: function for function in _ALL}
+COMMANDS = {
+    "demo": "editing",
+    "edit": "editing",
+    "undo": "history",
+    "redo": "history",
+    "generate": "generating",
+    "sample": "sampling",
+    "explain": "explaining",
+    "profile": "profiling",
+    "parity": "comparing",
+    "inspect": "checkpoints",
+    "convert": "checkpoints",
+    "backends": "machine",
+    "warmup": "machine",
+}
+"""Command -> the module here that has it, which is imported when the command or the list of all is shown or used."""
 REPORTS = {"inspect", "profile", "parity", "backends"}
 """Commands whose only result is printed."""
 
-app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-for command in COMMANDS.values():
-    app.command(short_help=first_sentence(command))(command)
 
-
-@app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     version: Annotated[
@@ -62,6 +52,8 @@ def root(
 ) -> None:
     """Edit an image with a generative model and recompute only what the edit touches."""
     if version:
+        from .machine import print_version
+
         print_version()
         raise typer.Exit
     if context.invoked_subcommand is None:
@@ -90,14 +82,30 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _run(words: list[str]) -> int:
+def _group(names: Iterable[str]) -> Any:
+    """The command-line library's object for these commands, with their help laid out."""
+    app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    app.callback(invoke_without_command=True)(root)
+    functions: dict[str, Callable[..., Any]] = {
+        name: getattr(import_module(f".{COMMANDS[name]}", __name__), name) for name in names
+    }
+    for function in functions.values():
+        app.command(short_help=first_sentence(function))(function)
     group: Any = typer.main.get_command(app)
     make_readable(group, root)
-    for name, function in COMMANDS.items():
+    for name, function in functions.items():
         make_readable(group.commands[name], function)
+    return group
+
+
+def _run(words: list[str]) -> int:
+    named, command = not words[0].startswith("-"), None
     try:
-        if not words[0].startswith("-"):
+        if named:
             check_command(words[0], list(COMMANDS))
+        with starting():
+            group = _group(words[:1] if named else COMMANDS)
+        command = group.commands.get(words[0])
         return int(group.main(words, prog_name="sparsegen", standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return 130
@@ -107,11 +115,13 @@ def _run(words: list[str]) -> int:
         # some versions of the command-line library raise an exception of their own for it
         if isinstance(error.__cause__, KeyboardInterrupt):
             return 130
-        message = message_of(error, group.commands.get(words[0]))
+        message = message_of(error, command)
         if message is None:
             raise
         print_line("error", message)
         return 2
+    finally:
+        gc.unfreeze()
 
 
 def _prints_alone(words: list[str]) -> bool:

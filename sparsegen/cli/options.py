@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..loading import Loras, load_bundle
 from ..models.base import Model
 from ..tiling.policies import POLICIES
+from .starting import starting
 
 TEXT_MODEL = "landscape-sd"
 """The model of a text that is used where none is named."""
@@ -292,7 +293,8 @@ def open_backend(name: str | None, threads: int | None, direct: bool, weights: s
         options["direct"] = True
     if weights is not None:
         options["weights"] = weights
-    return get_backend(name, threads=threads, **options)
+    with starting():  # it imports Numba
+        return get_backend(name, threads=threads, **options)
 
 
 _ARGUMENTS = set(inspect.signature(load_bundle).parameters) - {"which"}

@@ -119,7 +119,7 @@ def _of_indexed(
 ) -> Host:
     """The labels of an indexed image's colours, or of its greys if nothing else numbers them."""
     indices, colours = np.asarray(file.image), file.palette()
-    used = np.unique(indices)
+    used = np.flatnonzero(np.bincount(indices.reshape(-1), minlength=256))
     lut, error = np.zeros(256, np.int64), None
     for numbering in _numberings(palette, original, colours[used]):
         if not numbering.levels and np.array_equal(colours[:, :3], np.arange(256)[:, None].repeat(3, 1)):
