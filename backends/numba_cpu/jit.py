@@ -104,13 +104,24 @@ class _Cache:
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Write a compiled kernel to its file: its machine code, and how Python calls it."""
         key = self._key(signature, compiled.codegen)
-        (name, kind, (machine_code, _)), *described, _ = compiled._reduce()
-        # Without the kernel's bitcode and the environments of its pieces. They serve functions into which a loaded one
-        # is compiled, or that make Python objects: no kernel is, or does. To read them takes most of the time in which
-        # a kernel is loaded, and environments import much of Numba. Of the bitcode Numba reads the names: one is left.
-        entry = f'define void @"{compiled.fndesc.llvm_cpython_wrapper_name}"() {{ unreachable }}'
-        library = name, kind, (machine_code, llvm.parse_assembly(entry).as_bitcode())
-        kernel_files().save(self._name, key, dumps((library, *described, ())))
+        kernel_files().save(self._name, key, dumps(_callable(compiled)))
+
+
+def _callable(compiled: Any) -> tuple[Any, ...]:
+    """What Numba keeps of a function, without a kernel's bitcode and the environments of its pieces.
+
+    They serve functions into which a loaded one is compiled, or that make Python objects: no kernel is, or does. To
+    read them takes most of the time in which a kernel is loaded, and environments import much of Numba. Of the bitcode
+    Numba reads the names: one is left.
+    """
+    kept: tuple[Any, ...] = compiled._reduce()
+    try:
+        (name, kind, (machine_code, _)), *described, _ = kept
+    except (TypeError, ValueError):  # a Numba that keeps other things: all of them
+        return kept
+    entry = f'define void @"{compiled.fndesc.llvm_cpython_wrapper_name}"() {{ unreachable }}'
+    library = name, kind, (machine_code, llvm.parse_assembly(entry).as_bitcode())
+    return (library, *described, ())
 
 
 class Kernel:

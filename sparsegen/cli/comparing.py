@@ -20,6 +20,7 @@ from .console import check_writable, out, progress_bars
 from .options import (
     BackendOption,
     DirectOption,
+    PrecisionOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
@@ -71,6 +72,7 @@ def parity(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Hold a checkpoint's model to PyTorch, layer by layer, and name the first that differs, and why.
 
@@ -86,7 +88,7 @@ def parity(
     for path in (golden_out, json, html):
         if path is not None:
             check_writable(path, inputs=[each for each in (file, golden) if each is not None])
-    engine = open_backend(backend, threads, direct, weights)
+    engine = open_backend(backend, threads, direct, weights, precision)
     with progress_bars() as start:
         bar = start("reading", None)
         bundle = load_bundle(

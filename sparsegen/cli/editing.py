@@ -34,6 +34,7 @@ from .options import (
     ModelOption,
     NegativeOption,
     PolicyOption,
+    PrecisionOption,
     PredictsOption,
     RamOption,
     ResizeOption,
@@ -70,6 +71,7 @@ def demo(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
     policy: PolicyOption = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The image to write.")] = Path("demo.png"),
 ) -> None:
@@ -81,7 +83,7 @@ def demo(
     if known is None:
         raise InputError(f"no built-in model {model!r}; built in: {', '.join(builtin.names())}")
     check_writable(output, suffix=".png")
-    engine_backend, bundle = open_backend(backend, threads, direct, weights), load_bundle(model)
+    engine_backend, bundle = open_backend(backend, threads, direct, weights, precision), load_bundle(model)
     several = len(bundle.models) > 1
     loaded = LatentDiffusion(bundle, backend=engine_backend) if several else bundle.model
     engine = Engine.of(loaded, engine_backend, policy)
@@ -160,6 +162,7 @@ def edit(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
     seed: SeedOption = None,
     count: Annotated[
         int,
@@ -259,7 +262,7 @@ def edit(
         check_writable(path, suffix=".png", inputs=[*given, *([session] if session else [])])
     check_memory(ram=ram, undo=undo)
     texts = TextOptions(prompt, negative, strength, guidance, skip, predicts, parse_loras(lora))
-    engine_backend = open_backend(backend, threads, direct, weights)
+    engine_backend = open_backend(backend, threads, direct, weights, precision)
     kept = None
     if session is not None:
         if count > 1:

@@ -29,6 +29,7 @@ from .options import (
     LoraOption,
     NegativeOption,
     PolicyOption,
+    PrecisionOption,
     PredictsOption,
     RamOption,
     ResizeOption,
@@ -125,6 +126,7 @@ def explain(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
     settings: SetOption = None,
 ) -> None:
     """Make an edit and explain it: a page that shows every layer's tiles, costs and distance from dense.
@@ -140,7 +142,7 @@ def explain(
     check_memory(ram=ram)
     if cache_folder is not None and ram is None:
         raise InputError("--cache-folder: has no effect without --ram; give --ram, such as --ram 4GB")
-    engine_backend = open_backend(backend, threads, direct, weights)
+    engine_backend = open_backend(backend, threads, direct, weights, precision)
     name = model or (DEFAULT_MODEL if prompt is None else TEXT_MODEL)
     known = builtin.get(name)
     if not given and known is not None:

@@ -25,6 +25,7 @@ from .options import (
     GuidanceOption,
     LoraOption,
     NegativeOption,
+    PrecisionOption,
     PredictsOption,
     ResizeOption,
     ScheduleOption,
@@ -111,6 +112,7 @@ def generate(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
     settings: SetOption = None,
 ) -> None:
     """Make images of a text with Stable Diffusion.
@@ -132,7 +134,7 @@ def generate(
     if image is not None and size is not None:
         raise InputError("--size: an --image has a size; give --resize or --crop to change it")
     loras = parse_loras(lora)
-    engine_backend = open_backend(backend, threads, direct, weights)
+    engine_backend = open_backend(backend, threads, direct, weights, precision)
     bundle = load_bundle(model, lora=loras, **parse_settings(settings))
     models = LatentDiffusion(bundle, backend=engine_backend, predicts=predicts)
     if models.inpaints and mask is None:

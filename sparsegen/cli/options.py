@@ -58,6 +58,15 @@ WeightsOption = Annotated[
         "--weights", help="How the backend holds weights: in 16 bits, they take half.", show_default="float32"
     ),
 ]
+PrecisionOption = Annotated[
+    Literal["float32", "bfloat16", "tf32", "float16"] | None,
+    typer.Option(
+        "--precision",
+        help="What convolutions round inputs and weights to, to be faster: bfloat16 (numba, where the processor "
+        "multiplies it), tf32 or float16 (cupy).",
+        show_default="float32",
+    ),
+]
 PolicyOption = Annotated[
     str | None,
     typer.Option(
@@ -286,13 +295,17 @@ def check_memory(**given: str | None) -> None:
             raise InputError(f"--{name}: {error}") from None
 
 
-def open_backend(name: str | None, threads: int | None, direct: bool, weights: str | None) -> Backend:
+def open_backend(
+    name: str | None, threads: int | None, direct: bool, weights: str | None, precision: str | None
+) -> Backend:
     """The backend that these options describe."""
     options: dict[str, Any] = {}
     if direct:
         options["direct"] = True
     if weights is not None:
         options["weights"] = weights
+    if precision is not None:
+        options["precision"] = precision
     with starting():  # it imports Numba
         return get_backend(name, threads=threads, **options)
 

@@ -31,6 +31,7 @@ from .console import out, print_line, print_table, progress_bars
 from .options import (
     BackendOption,
     DirectOption,
+    PrecisionOption,
     SetOption,
     ThreadsOption,
     WeightsOption,
@@ -120,6 +121,7 @@ def profile(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
     settings: SetOption = None,
 ) -> None:
     """Print what an edit costs layer by layer: MACs dense, as the paper counts and as computed here, bytes, times.
@@ -128,7 +130,7 @@ def profile(
     """
     _check(mask, original, edited, area, as_json=as_json, as_csv=as_csv)
     subject = _subject(model, settings)
-    engine = open_backend(backend, threads, direct, weights)
+    engine = open_backend(backend, threads, direct, weights, precision)
     wanted = None if size is None else parse_size("--size", size)
     given = _given(subject, wanted, mask, original, edited, area, policy, steps)
     models = subject.models

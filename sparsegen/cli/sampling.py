@@ -17,6 +17,7 @@ from .job import Engine, settings_rows, written_by
 from .options import (
     BackendOption,
     DirectOption,
+    PrecisionOption,
     SamplerOption,
     ScheduleOption,
     SetOption,
@@ -63,6 +64,7 @@ def sample(
     threads: ThreadsOption = None,
     direct: DirectOption = False,
     weights: WeightsOption = None,
+    precision: PrecisionOption = None,
     settings: SetOption = None,
 ) -> None:
     """Make images out of noise alone, with a diffusion model."""
@@ -80,7 +82,7 @@ def sample(
         raise InputError(f"--model {model}: no diffusion model ({loaded.family}); sample needs one")
     if wanted is None and loaded.size is None:
         raise InputError(f"{model}: the size that it was trained on is unknown; give --size, such as 256x256")
-    engine = Engine(loaded, open_backend(backend, threads, direct, weights), None)
+    engine = Engine(loaded, open_backend(backend, threads, direct, weights, precision), None)
     chosen: dict[str, Any] = {"steps": steps, "sampler": sampler, "schedule": schedule, **sampler_options}
     settings_used = whole_way(loaded.diffusion, loaded.sampling, **chosen, seed=seed)
     used = {**settings_used.used(), "size": wanted or loaded.size}

@@ -226,6 +226,8 @@ def test_direct_convolutions_and_weights_in_16_bits_can_be_asked_for(files, caps
             assert code == 0 and np.abs(read("out.png") - plain).max() < 40
     assert edit("--direct", "--backend", "reference") == 2
     assert "'reference' takes no direct" in capsys.readouterr().err
+    assert edit("--precision", "tf32", "--backend", "numba") == 2
+    assert "precision is 'tf32'; choose one of float32, bfloat16" in capsys.readouterr().err
 
 
 def test_jpegs_are_read_and_their_noise_is_pointed_out(files, capsys):
