@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -48,6 +49,8 @@ class Error(NamedTuple):
     """The root mean square, relative to that of the values."""
 
 
+Worker = TypeVar("Worker", bound=Hashable)
+
 Errors = Mapping[str, Mapping[str, Error]]
 """Engine -> output -> errors."""
 
@@ -65,16 +68,22 @@ class Reply:
     figures: dict[str, Any]
 
 
-def environment(engine: str = OURS, *, plain_memory: bool = False) -> dict[str, str]:
-    """A worker's environment: two threads; freed memory kept for every rival, unless `plain_memory`."""
-    threads = {f"{pool}_NUM_THREADS": str(THREADS) for pool in POOLS}
+def environment(engine: str = OURS, *, plain_memory: bool = False, threads: int = THREADS) -> dict[str, str]:
+    """A worker's environment: its number of threads; freed memory kept for every rival, unless `plain_memory`."""
+    pools = {f"{pool}_NUM_THREADS": str(threads) for pool in POOLS}
     memory = {} if engine in (OURS, OURS_BFLOAT16) or plain_memory else KEPT_MEMORY
-    own = {"SPARSEGEN_THREADS": str(THREADS), "PYTHONPATH": str(Path(__file__).parents[1])}
-    return {**os.environ, **threads, **memory, **own}
+    own = {"SPARSEGEN_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {**os.environ, **pools, **memory, **own}
 
 
 def ask(
-    engine: str, task: str, *, outputs: Path | None = None, plain_memory: bool = False, **options: Any
+    engine: str,
+    task: str,
+    *,
+    outputs: Path | None = None,
+    plain_memory: bool = False,
+    threads: int = THREADS,
+    **options: Any,
 ) -> Reply:
     """The reply of a new worker; `options` are the worker's, without those that are None or False."""
     words = [*WORKER, "--engine", engine, "--task", task]
@@ -83,7 +92,7 @@ def ask(
             words.append(f"--{name}")
         elif value not in (None, False):
             words += [f"--{name}", str(value)]
-    settings = environment(engine, plain_memory=plain_memory)
+    settings = environment(engine, plain_memory=plain_memory, threads=threads)
     done = subprocess.run(words, env=settings, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{engine} failed at {task} (its message is above)")
@@ -160,11 +169,18 @@ def _error(found: np.ndarray, expected: np.ndarray) -> Error:
 
 def in_turn(engines: Iterable[str], task: str, *, rounds: int, **options: Any) -> dict[str, list[Reply]]:
     """Every engine's replies of all rounds."""
-    replies: dict[str, list[Reply]] = {engine: [] for engine in engines}
+    return take_turns(task, {engine: partial(ask, engine, task, **options) for engine in engines}, rounds)
+
+
+def take_turns(
+    task: str, workers: Mapping[Worker, Callable[[], Reply]], rounds: int
+) -> dict[Worker, list[Reply]]:
+    """Every worker's replies of all rounds; a worker is called once a round, and starts a process each time."""
+    replies: dict[Worker, list[Reply]] = {worker: [] for worker in workers}
     for turn in range(rounds):
-        for engine, got in replies.items():
-            say(f"timing {task}: {engine}, round {turn + 1} of {rounds}")
-            got.append(ask(engine, task, **options))
+        for worker, call in workers.items():
+            say(f"timing {task}: {worker}, round {turn + 1} of {rounds}")
+            replies[worker].append(call())
     return replies
 
 

@@ -69,6 +69,12 @@ class Job:
     policy: str = "paper"
     storage: str = "float32"
     """sparsegen's, of SDEdit."""
+    area: float | None = None
+    """Time a dense run and edits of this area alone; None: all that the task has."""
+
+    def areas(self, usual: tuple[float, ...]) -> tuple[float, ...]:
+        """The areas of the edits to time, of those that the task usually has."""
+        return usual if self.area is None else (self.area,)
 
 
 @dataclass

@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 
 import sparsegen
-from bench.harness import machine, measure, parse, record
+from bench.harness import Timing, machine, measure, parse, record
 from sparsegen.images import psnr, read_labels
 from sparsegen.weights import builtin
 
 AREAS = (0.0, 0.01, 0.02, 0.05, 0.10, 0.20, 0.50, 1.0)
 QUICK_AREAS = (0.0, 0.01)
+POLICIES = ("paper", "exact")
+
+
+def original() -> np.ndarray:
+    """The labels of the first example, `[H, W]`."""
+    known = builtin.get("landscape")
+    assert known is not None
+    return read_labels(known.examples[0].original)
 
 
 def edited(labels: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +41,24 @@ def edited(labels: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, np.where(labels == water, meadow, water), labels), mask
 
 
+def time_edit(
+    session: sparsegen.Session, labels: np.ndarray, area: float, policy: str, repeats: int
+) -> tuple[Timing, sparsegen.Result]:
+    """The times of an edit of `area` on a dense run of `labels`, and its result."""
+    changed, mask = edited(labels, area)
+    session.run(labels)
+    results: list[sparsegen.Result] = []
+    timing = measure(
+        lambda: results.append(session.edit(changed, mask=mask, policy=policy)),
+        repeats=repeats,
+        between=session.undo,
+    )
+    return timing, results[-1]
+
+
 def main() -> None:
     options = parse(__doc__, repeats=3)
-    known, model = builtin.get("landscape"), sparsegen.load("landscape")
-    assert known is not None
-    labels = read_labels(known.examples[0].original)
+    model, labels = sparsegen.load("landscape"), original()
     chosen = {} if options.backend is None else {"backend": options.backend}
 
     # correctness first: an exact edit equals the dense run of the edited labels, bit for bit
@@ -60,21 +81,13 @@ def main() -> None:
     print(f"dense run: {dense.median:8.1f} ms (spread {dense.spread:.0%})")
     print("  area  policy        ms  spread  times as fast     MACs    PSNR to dense")
     for area in QUICK_AREAS if options.quick else AREAS:
-        changed, mask = edited(labels, area)
+        changed, _ = edited(labels, area)
         truth = sparsegen.Session(model, **chosen).run(changed).images
-        for policy in ("paper", "exact"):
-            session.run(labels)
-            results = []
-            timing = measure(
-                lambda policy=policy, mask=mask, changed=changed, results=results: results.append(
-                    session.edit(changed, mask=mask, policy=policy)
-                ),
-                repeats=options.repeats,
-                between=session.undo,
-            )
-            stats = results[-1].stats
+        for policy in POLICIES:
+            timing, result = time_edit(session, labels, area, policy, options.repeats)
+            stats = result.stats
             share = stats.macs / stats.macs_dense if stats.layers else 0.0
-            quality = psnr(results[-1].images, truth)
+            quality = psnr(result.images, truth)
             keep(
                 what="edit",
                 area=stats.edited_area,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import latents, study
+from bench import latents, study, threads
 from bench import report_texts as texts
 from bench.cases import (
     CHECKED_AREA,
@@ -68,6 +68,7 @@ def page(folder: Path = RESULTS) -> str:
         *_startup(folder),
         *_layers(folder),
         *_switches(folder),
+        *_threads(folder),
         *_landscape(folder),
         *_diffusion(folder),
         *_stable_diffusion(folder),
@@ -333,6 +334,40 @@ def _trick(switch: Switch) -> str:
     files = (KERNELS / file for file in switch.files)
     links = ", ".join(f"[`{file.as_posix()}`](../{file.as_posix()})" for file in files)
     return f"- `{switch.name}` ({links}): {switch.trick}; without it: {switch.without}."
+
+
+def _threads(folder: Path) -> Iterator[str]:
+    """What more threads bring; nothing before it is measured."""
+    case = ("machine", "model", "what", "threads", "cores", "backend")
+    kinds = by_kind(_of_the_default(newest(folder, threads.FILE, *case)))
+    if not kinds:
+        return
+    yield "## Threads"
+    yield texts.THREADS
+    counts = [count for count in threads.COUNTS if count > 1]
+    head = ["", "1 thread", *map(str, counts), "undivided", f"{threads.LIMITED}, × one thread"]
+    for rows in kinds.values():
+        runs: dict[tuple[str, str], dict[threads.Setting, Row]] = {}
+        for row in rows:
+            setting = threads.Setting(row["threads"], row["cores"])
+            runs.setdefault((row["model"], row["what"]), {})[setting] = row
+        yield _origin(rows)
+        yield _table(head, [_threads_of_a_run(of, counts) for of in runs.values()])
+
+
+def _threads_of_a_run(of: Mapping[threads.Setting, Row], counts: Sequence[int]) -> list[str]:
+    """The line of a run: measured times, and estimates where there are no such cores. `of` has the one thread's."""
+    ms = {setting: float(row["ms"]) for setting, row in of.items()}
+    one, two, limited = ms[threads.ONE], ms.get(threads.TWO), ms.get(threads.LIMITED)
+    share = None if two is None else threads.undivided(one, two)
+    cells = [f"{of[threads.ONE]['model']}, {_shown_case(of[threads.ONE])}", _fine_time(one)]
+    for count in counts:
+        taken = ms.get(threads.Setting(count))
+        note = ""
+        if taken is None and share is not None:
+            taken, note = threads.on_paper(one, share, count), ", on paper"
+        cells.append("" if taken is None else f"{_fine_time(taken)} ({_ratio(one / taken)} ×){note}")
+    return [*cells, _share(share), "" if limited is None else f"{limited / one:.2f}"]
 
 
 def _landscape(folder: Path) -> Iterator[str]:

@@ -16,8 +16,8 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 - Times of steps, layers and processes are medians of repeats; an SDEdit session is timed once. *Spread* is the distance
   between the quartiles of the repeats as a share of the median; the machine shares its caches and its memory with
   others, which causes most of it.
-- Every engine computes in float32 with {THREADS} threads, in a separate process. Engines take turns, and are compared
-  with PyTorch before they are timed.
+- Every engine computes in float32 with {THREADS} threads (but where numbers of threads are compared), in a separate
+  process. Engines take turns, and are compared with PyTorch before they are timed.
 - "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
   convolutions: where the processor multiplies bfloat16, beside the others. No target counts them.
 - Kinds of vectors are never mixed in a table: AVX-512, AVX2. Of each kind the machine counts that was measured last.
@@ -67,6 +67,25 @@ the replacement that [`bench/switch_table.py`](../bench/switch_table.py) has for
 sources as they are, in bursts in turn. Two threads. *Gain* is the time without the trick over the time with it, the
 median of the pairs of bursts; quartiles that enclose 1 show no gain. Tricks work together: gains do not multiply. A
 layer that is called again and again finds its weights in the machine's caches; with *cold weights* it does not."""
+
+THREADS = """What more threads bring, by `python -m bench.threads`. Each number of threads up to the cores of
+the machine is measured, in separate processes, in turn, after all of them have given the same bits. (… ×) is how many
+times as fast as one thread. *Undivided* is the share of one thread's time that a second thread does not divide:
+s = 2 T(2) / T(1) − 1, by Amdahl's law. It is Python's time, that of launches too small for two threads, and what two
+cores lose because they share caches and memory.
+
+**Cells that say "on paper" are not measured**: T(n) = T(1) (s + (1 − s) / n), where s below 0 counts as 0. They are
+what more cores bring at best, for they leave out:
+
+- the bandwidth of the memory and the shared caches, of which each core gets less; the clock, which falls as more cores
+  compute;
+- the number of items. A launch has at most as many as its batches of tiles times its panels of output channels
+  ([`backends/numba_cpu/launch.py`](../backends/numba_cpu/launch.py)); an edit of few tiles has fewer than 16 in many
+  layers, and threads without an item wait. Where threads share the panels of a batch, each transforms the same windows
+  again.
+
+The last column is the time of two threads in a process limited to one core, over that of one thread: 1 means that
+nothing is wasted. Without a number given, such a process takes one thread; that is checked first."""
 
 LANDSCAPE = """The built-in model, 256×512, 18.6 G MACs. The edits are rectangles that turn land into water
 and water into land, which is harder for `paper` than the demo's house (41 dB): their influence reaches far

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import sparsegen
-from bench import street
+from bench import landscape, street
 from bench.cases import CHECKED_AREA, Big, Case, edit_name
 from bench.engines import Answer, Convolution, Job
 from bench.harness import measure, peak_bytes
@@ -75,7 +75,7 @@ class SparsegenEngine(SparsegenUnets, SparsegenLatent):
             "peak_bytes": peak_bytes(),
         }
         for policy in net.policies:
-            for area in net.areas:
+            for area in job.areas(net.areas):
                 # every edit is new to the session: rows that an earlier edit added do not help
                 fresh = iter([street.edited(original, area, variant=v) for v in range(job.repeats + 1)])
                 results = []
@@ -95,6 +95,25 @@ class SparsegenEngine(SparsegenUnets, SparsegenLatent):
                     "peak_bytes": peak_bytes(),
                 }
         return Answer(timings, {}, figures)
+
+    def landscape(self, net: None, job: Job) -> Answer:
+        """The built-in landscape: the dense run and an edit as a check, or the times of a dense run and of edits."""
+        session = sparsegen.Session(sparsegen.load("landscape"), self.backend)
+        labels = landscape.original()
+        if job.check:
+            outputs = {"original": session.run(labels).output}
+            outputs["edited"] = session.edit(landscape.edited(labels, CHECKED_AREA)[0]).output
+            return Answer({}, outputs, {})
+        timings = {"dense": measure(lambda: session.run(labels), repeats=job.repeats)}
+        for area in job.areas(landscape.AREAS):
+            for policy in landscape.POLICIES:
+                timing, _ = landscape.time_edit(session, labels, area, policy, job.repeats)
+                timings[edit_name(area, policy)] = timing
+        return Answer({name: list(timing.samples) for name, timing in timings.items()}, {}, {})
+
+    def default_threads(self, net: None, job: Job) -> Answer:
+        """The number of threads that the backend takes where nobody names one."""
+        return Answer({}, {}, {"default_threads": getattr(type(self.backend)(), "threads", 1)})
 
 
 def _run(session: sparsegen.Session, scene: street.Street) -> sparsegen.Result:

@@ -38,8 +38,8 @@ class SparsegenUnets:
         model = sparsegen.load(job.checkpoint)
         if job.check:
             return self._check_steps(model, net)
-        answer = self._one_step(model, net, job.repeats)
-        self._steps(model, net, job.repeats, answer)
+        answer = self._one_step(model, net, job)
+        self._steps(model, net, job, answer)
         return answer
 
     def _check_steps(self, model: Any, net: Unet) -> Answer:
@@ -51,21 +51,20 @@ class SparsegenUnets:
             outputs[name] = session.edit(x, mask=np.ones(x.shape[:2], bool)).output
         return Answer({}, outputs, {})
 
-    def _one_step(self, model: Any, net: Unet, repeats: int) -> Answer:
+    def _one_step(self, model: Any, net: Unet, job: Job) -> Answer:
         """A session: dense, and edits of rectangles under `paper`."""
-        told = {model.time: net.time}
+        told, repeats = {model.time: net.time}, job.repeats
         session = sparsegen.Session(model, self.backend, policy="paper")
         x = net.noisy()
         start = time.perf_counter()
         session.run(x, **told)
         figures: dict[str, Any] = {"first run": {"ms": (time.perf_counter() - start) * 1e3}}
-        timings = {
-            "dense": list(measure(lambda: session.run(x, **told), repeats=repeats).samples),
-            "dense, nothing kept": [],
-        }
+        timings = {"dense": list(measure(lambda: session.run(x, **told), repeats=repeats).samples)}
+        if job.area is None:
+            timings["dense, nothing kept"] = []  # measured last, shown here
         stats = session.run(x, **told).stats
         figures["dense"] = {"canvas_bytes": stats.canvas_bytes, "macs_dense": stats.macs_dense}
-        for area in net.areas:
+        for area in job.areas(net.areas):
             results: list[sparsegen.Stats] = []
             variants = iter(range(repeats + 1))
 
@@ -81,21 +80,22 @@ class SparsegenUnets:
                 "macs": results[-1].macs / results[-1].macs_dense,
                 "journal_bytes": results[-1].journal_bytes,
             }
-        plain = sparsegen.Session(model, self.backend)
-        nothing = measure(lambda: plain.run(x, keep_canvases=False, **told), repeats=repeats)
-        timings["dense, nothing kept"] = list(nothing.samples)
+        if job.area is None:
+            plain = sparsegen.Session(model, self.backend)
+            nothing = measure(lambda: plain.run(x, keep_canvases=False, **told), repeats=repeats)
+            timings["dense, nothing kept"] = list(nothing.samples)
         return Answer(timings, {}, figures)
 
-    def _steps(self, model: Any, net: Unet, repeats: int, answer: Answer) -> None:
+    def _steps(self, model: Any, net: Unet, job: Job, answer: Answer) -> None:
         """The steps of edits under `fast`, by kind and on average; and the Python in them, with kernels left out."""
         policy, steps = model.fast, len(model.diffusion.edit.times())
         inputs = model.encode(net.noisy(), **{model.time: net.time})
 
         def edits(area: float) -> Iterator[Edit]:
-            return (Edit.of(net.strokes(area, variant), policy) for variant in range(repeats + 1))
+            return (Edit.of(net.strokes(area, variant), policy) for variant in range(job.repeats + 1))
 
         trajectory = Trajectory(model, inputs, policy, self.backend)
-        for area in FAST_AREAS:
+        for area in job.areas(FAST_AREAS):
             timings, macs = trajectory.measure(edits(area))
             add_mean(timings, macs, trajectory.weights(steps))
             for kind, samples in timings.items():

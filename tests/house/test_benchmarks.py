@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import processor, report, report_texts
+from bench import processor, report, report_texts, threads
 from bench.contest import Error, WrongResult, judge
 from bench.engines import OURS, TORCH_BFLOAT16
 from bench.harness import Report, machine
@@ -152,6 +152,31 @@ def test_figures_of_gan_compression_are_shown_once_they_are_measured(tmp_path: P
     assert "differs from PyTorch in float32 by 4.7 % (root mean square), at most by 15.0 % of the" in shown
     assert "| dense, × PyTorch dense | 3.00 × | ≥ 3 × | yes |" in shown
     assert "gan-compression-curve.png" in shown
+
+
+def test_what_more_threads_bring_is_measured_or_said_to_be_on_paper(tmp_path: Path) -> None:
+    assert threads.undivided(100.0, 60.0) == pytest.approx(0.2)
+    assert [threads.on_paper(100.0, 0.2, count) for count in (1, 2, 4)] == pytest.approx([100, 60, 40])
+    assert threads.on_paper(100.0, -0.1, 4) == 25.0  # no more than n times as fast
+    assert threads.settings(2, can_limit=True) == [threads.ONE, threads.TWO, threads.LIMITED]
+    assert threads.settings(5, can_limit=False) == [threads.ONE, threads.TWO, threads.Setting(4)]
+    assert not list(report._threads(tmp_path))
+    common = {"machine": "a CPU", "commit": "one", "date": "2026-01-01", "backend": None, "model": "some"}
+    found = [
+        ("dense", 1, None, 100.0),
+        ("dense", 2, None, 60.0),
+        ("dense", 2, 1, 103.0),
+        ("dense", 4, None, 45.0),
+    ]
+    found += [("edit 1.2% paper", 1, None, 8.0)]
+    names = ("what", "threads", "cores", "ms")
+    lines = [json.dumps(common | dict(zip(names, row, strict=True))) + "\n" for row in found]
+    (tmp_path / "threads.jsonl").write_text("".join(lines), "utf-8")
+    assert list(report._threads(tmp_path))[-1].splitlines()[2:] == [
+        "| some, dense | 100 ms | 60.0 ms (1.7 ×) | 45.0 ms (2.2 ×) | 30.0 ms (3.3 ×), on paper "
+        "| 25.0 ms (4.0 ×), on paper | 20 % | 1.03 |",
+        "| some, edit of 1.2 %, `paper` | 8.00 ms |  |  |  |  |  |  |",
+    ]
 
 
 def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None:
