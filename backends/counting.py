@@ -32,6 +32,8 @@ from .shapes import ShapesBackend
 PIXELS = TILE * TILE
 WINOGRAD = "winograd"
 """The key that `conv_layout` gives for Winograd's F(4×4, 3×3) (Lavin and Gray, arXiv 1509.09308) in every backend."""
+DIRECT = "direct"
+"""The key of a convolution as it is defined."""
 PRODUCTS = (TILE + 2) ** 2
 """Multiply-adds that F(4×4, 3×3) takes for a tile and a pair of channels, instead of 144; without its transforms."""
 
@@ -74,10 +76,14 @@ def tile_products(geometry: ConvGeometry, layout: object) -> int:
     return pairs * (PRODUCTS if layout == WINOGRAD else PIXELS * g.kernel[0] * g.kernel[1])
 
 
-def stored_bytes(backend: Backend) -> int:
-    """Bytes of a weight as a backend stores it, by its options: 4, or 2 in 16 bits."""
-    narrow = ("float16", "bfloat16")
-    return 2 if {getattr(backend, name, "") for name in ("weights", "precision")}.intersection(narrow) else 4
+def stored_bytes(backend: Backend, layout: object = None) -> int:
+    """Bytes of a weight as a backend stores it, by its options: 4, or 2 in 16 bits.
+
+    `layout` is the convolution's `conv_layout`: a precision of bfloat16 stores only direct ones in 16 bits.
+    """
+    weights, precision = (getattr(backend, name, "") for name in ("weights", "precision"))
+    narrow = weights in ("float16", "bfloat16") or precision == "float16"
+    return 2 if narrow or (precision == "bfloat16" and layout == DIRECT) else 4
 
 
 class CountingBackend(ShapesBackend):
@@ -276,7 +282,8 @@ class CountingBackend(ShapesBackend):
     def _stored(self, g: ConvGeometry, weights: ConvWeights) -> int:
         """Bytes of a convolution's weights."""
         count = g.outputs * g.inputs // g.groups * g.kernel[0] * g.kernel[1]
-        return count * self._weight_bytes + (0 if weights.bias is None else 4 * g.outputs)
+        stored = stored_bytes(self.like, weights.packed)
+        return count * stored + (0 if weights.bias is None else 4 * g.outputs)
 
 
 def _inside(canvas: Array, count: int) -> int:
