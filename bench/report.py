@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -353,6 +354,8 @@ def _threads(folder: Path) -> Iterator[str]:
             runs.setdefault((row["model"], row["what"]), {})[setting] = row
         yield _origin(rows)
         yield _table(head, [_threads_of_a_run(of, counts) for of in runs.values()])
+        spreads = [row["spread"] for row in rows]
+        yield f"Spread: {_share(statistics.median(spreads))} at the median, at most {_share(max(spreads))}."
 
 
 def _threads_of_a_run(of: Mapping[threads.Setting, Row], counts: Sequence[int]) -> list[str]:

@@ -72,7 +72,7 @@ THREADS = """What more threads bring, by `python -m bench.threads`. Each number 
 the machine is measured, in separate processes, in turn, after all of them have given the same bits. (… ×) is how many
 times as fast as one thread. *Undivided* is the share of one thread's time that a second thread does not divide:
 s = 2 T(2) / T(1) − 1, by Amdahl's law. It is Python's time, that of launches too small for two threads, and what two
-cores lose because they share caches and memory.
+cores lose because they share caches and memory. An error of 1 % in T(2) moves s by one to two points.
 
 **Cells that say "on paper" are not measured**: T(n) = T(1) (s + (1 − s) / n), where s below 0 counts as 0. They are
 what more cores bring at best, for they leave out:

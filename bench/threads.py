@@ -158,11 +158,17 @@ def rows_of(
 
 
 def main() -> None:
-    options = parse(__doc__, repeats=3, rounds=2)
+    def more(parser: argparse.ArgumentParser) -> None:
+        known = [case.task for case in timed(False)]
+        parser.add_argument("--tasks", nargs="+", default=known, choices=known, help="the worker's (all)")
+
+    options = parse(__doc__, repeats=3, rounds=2, more=more)
     common = {"quick": options.quick, "backend": options.backend, "plain_memory": options.plain_memory}
     print(machine())
     chosen, shown = settings_here(**common), []
     for case in timed(options.quick):
+        if case.task not in options.tasks:
+            continue
         rows = rows_of(case, chosen, options, common)
         one = {row["what"]: row["ms"] for row in rows if row["threads"] == 1}
         for row in rows:
