@@ -139,9 +139,8 @@ def pack(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """
     *outer, depth, outputs = weights.shape
     panels = ceil_div(outputs, PANEL)
-    packed = aligned(math.prod(outer) * panels * depth * PANEL, "float32").reshape(
-        *outer, panels, depth, PANEL
-    )
+    flat = aligned(math.prod(outer) * panels * depth * PANEL, "float32")
+    packed: np.ndarray[Any, Any] = flat.reshape(*outer, panels, depth, PANEL)
     for panel in range(panels):
         columns = weights[..., panel * PANEL : (panel + 1) * PANEL]
         packed[..., panel, :, : columns.shape[-1]] = columns
