@@ -19,7 +19,8 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 - Every engine computes in float32 with {THREADS} threads (but where numbers of threads are compared), in a separate
   process. Engines take turns, and are compared with PyTorch before they are timed.
 - "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
-  convolutions: where the processor multiplies bfloat16, beside the others. No target counts them.
+  convolutions and of windows of labels: where the processor multiplies bfloat16, beside the others. No target counts
+  them.
 - Kinds of vectors are never mixed in a table: AVX-512, AVX2. Of each kind the machine counts that was measured last.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
@@ -60,7 +61,8 @@ outputs has half as many products for each window that it transforms. 1×1 layer
 peak, layers of stride 2 87 to 89 %.
 
 Products of bfloat16 reach 234 GFLOP/s a core there, twice as many. PyTorch's values lie in memory as bfloat16,
-sparsegen's canvases as float32: it reads and writes twice the bytes. Its 3×3 layers of stride 1 stay float32."""
+sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay
+float32."""
 
 SWITCHES = """Each trick of the CPU kernels is turned off by itself, by `python -m bench.switches`: the sources with
 the replacement that [`bench/switch_table.py`](../bench/switch_table.py) has for it, in a separate process, against the

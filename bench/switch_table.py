@@ -129,7 +129,7 @@ SWITCHES = (
         (BIG, DEEP_16, FOUR, POINTS, DEEP_POINTS, STRIDED, WINDOWS),
     ),
     Switch(
-        "depth-pieces",
+        "long-pieces",
         "the depth of a product is taken in pieces that stream from a second-level cache",
         "in pieces that fill half of a first-level cache, and load and store sums four times as often",
         (Change("gemm.py", "DEPTH = 16384 // PANEL", "DEPTH = 4096 // PANEL"),),
