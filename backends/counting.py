@@ -79,7 +79,8 @@ def tile_products(geometry: ConvGeometry, layout: object) -> int:
 def stored_bytes(backend: Backend, layout: object = None) -> int:
     """Bytes of a weight as a backend stores it, by its options: 4, or 2 in 16 bits.
 
-    `layout` is the convolution's `conv_layout`: a precision of bfloat16 stores only direct ones in 16 bits.
+    `layout` is the convolution's `conv_layout`. With a precision of bfloat16 direct ones count 2, though the first
+    layer of a network and grouped ones keep float32; without a layout, weights count 4.
     """
     weights, precision = (getattr(backend, name, "") for name in ("weights", "precision"))
     narrow = weights in ("float16", "bfloat16") or precision == "float16"

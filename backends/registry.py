@@ -37,7 +37,7 @@ THREADS = "SPARSEGEN_THREADS"
 
 @dataclass(frozen=True)
 class _BuiltIn:
-    """A backend of this package, with what the entry point of a third party's has."""
+    """A backend of this package, with what is used of a third party's entry point."""
 
     name: str
     value: str
@@ -49,7 +49,7 @@ class _BuiltIn:
 
 
 def _built_in() -> dict[str, _BuiltIn | EntryPoint]:
-    """Name -> entry point of the built-in backends: found without installed metadata, which take long to read."""
+    """Name -> entry point of the built-in backends: found without installed metadata, which takes long to read."""
     return {name: _BuiltIn(name, value) for name, value in _BUILT_IN.items()}
 
 

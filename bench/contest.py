@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from bench.engines import BFLOAT16, OURS, OURS_BFLOAT16
+from bench.engines import OURS, OURS_BFLOAT16, TORCH_BFLOAT16
 from bench.harness import THREADS, Timing, say
 
 WORKER = (sys.executable, "-m", "bench.worker")
@@ -33,11 +33,12 @@ wide 1×1 convolution they cost more than the arithmetic. sparsegen writes into 
 
 TOLERANCE = 1e-4
 """Largest error against PyTorch, relative to its largest value, at which an engine is still timed."""
-TOLERANCE_BFLOAT16 = 1e-1
+TOLERANCES_BFLOAT16 = {TORCH_BFLOAT16: 1e-1, OURS_BFLOAT16: 1e-2}
 """Largest root mean square of the errors of an engine in bfloat16, relative to that of PyTorch's values.
 
 A value of bfloat16 has 8 bits, and networks with random weights enlarge its rounding: to 1 % of the result (DDPM),
-to 5 % (GAN Compression), single pixels to 15 % of the largest value. Each row of these engines has its errors."""
+to 5 % (GAN Compression), single pixels to 15 % of the largest value. sparsegen rounds some products alone, and was off
+by at most 0.5 %. Each row of these engines has its errors."""
 
 
 class Error(NamedTuple):
@@ -108,7 +109,7 @@ def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **op
     Raises
     ------
     WrongResult
-        An error is above `TOLERANCE` or `TOLERANCE_BFLOAT16`, or bits differ.
+        An error is above `TOLERANCE` or that of `TOLERANCES_BFLOAT16`, or bits differ.
     """
     errors: dict[str, dict[str, Error]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -133,8 +134,8 @@ def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **op
 
 def judge(engine: str, name: str, error: Error) -> None:
     """Raise WrongResult if an engine with such errors is not to be timed."""
-    if engine in BFLOAT16:
-        found, allowed, of = error.rms, TOLERANCE_BFLOAT16, "the values, in root mean squares"
+    if engine in TOLERANCES_BFLOAT16:
+        found, allowed, of = error.rms, TOLERANCES_BFLOAT16[engine], "the values, in root mean squares"
     else:
         found, allowed, of = error.largest, TOLERANCE, "the largest value"
     if not found <= allowed:

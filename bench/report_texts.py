@@ -16,12 +16,12 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 - Times of steps, layers and processes are medians of repeats; an SDEdit session is timed once. *Spread* is the distance
   between the quartiles of the repeats as a share of the median; the machine shares its caches and its memory with
   others, which causes most of it.
-- Every engine computes in float32 with {THREADS} threads (but where numbers of threads are compared), in a separate
-  process. Engines take turns, and are compared with PyTorch before they are timed.
+- Every engine computes in float32 (but those marked so) with {THREADS} threads (but where their numbers are compared),
+  in a separate process. Engines take turns, and are compared with PyTorch before they are timed.
 - "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
   convolutions and of windows of labels: where the processor multiplies bfloat16, beside the others. No target counts
   them.
-- Kinds of vectors are never mixed in a table: AVX-512, AVX2. Of each kind the machine counts that was measured last.
+- Kinds of vectors are never mixed in a line: AVX-512, AVX2. Of each kind the machine counts that was measured last.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
 - "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
@@ -53,7 +53,7 @@ The limits, on the AVX2 machine, whose products reach 90 GFLOP/s a core with all
 first-level cache at the rate at which it can be written back. (Stages were timed by the cycle counter.)
 
 The limits on the AVX-512 machine, a Zen 4, whose products reach 118 GFLOP/s a core from a first-level cache, with 3
-rows as with 8: a 3×3 layer at 256×256 takes 74 % of its time for its products at that rate, one at 8×8 44 %. Without
+rows as with 8: a 3×3 layer at 256×256 takes 73 % of its time for its products at that rate, one at 8×8 44 %. Without
 one stage, a layer at 256×256 takes 17 % less (windows gathered and transformed) or 5 % less (written), at 8×8 45 %
 less (kernels transformed). Two ways around that were slower: to transform the next piece's kernels in parts between
 this one's products, by up to 19 %; to prefetch the lines that they will be written to, by up to 13 %. The layer of 64
@@ -70,11 +70,12 @@ sources as they are, in bursts in turn. Two threads. *Gain* is the time without 
 median of the pairs of bursts; quartiles that enclose 1 show no gain. Tricks work together: gains do not multiply. A
 layer that is called again and again finds its weights in the machine's caches; with *cold weights* it does not."""
 
-THREADS = """What more threads bring, by `python -m bench.threads`. Each number of threads up to the cores of
-the machine is measured, in separate processes, in turn, after all of them have given the same bits. (… ×) is how many
-times as fast as one thread. *Undivided* is the share of one thread's time that a second thread does not divide:
-s = 2 T(2) / T(1) − 1, by Amdahl's law. It is Python's time, that of launches too small for two threads, and what two
-cores lose because they share caches and memory. An error of 1 % in T(2) moves s by one to two points.
+THREADS = """What more threads bring, by `python -m bench.threads`. Of 1, 2, 4, 8 and 16 threads those up to the
+cores of the machine are measured, in separate processes, in turn, after all of them have given the same
+bits. (… ×) is how many times as fast as one thread. *Undivided* is the share of one thread's time that
+a second thread does not divide: s = 2 T(2) / T(1) − 1, by Amdahl's law. It is Python's time, that of
+launches too small for two threads, and what two cores lose because they share caches and memory. An
+error of 1 % in T(2) moves s by one to two points.
 
 **Cells that say "on paper" are not measured**: T(n) = T(1) (s + (1 − s) / n), where s below 0 counts as 0. They are
 what more cores bring at best, for they leave out:

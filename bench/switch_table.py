@@ -233,10 +233,20 @@ SWITCHES = (
     ),
     Switch(
         "direct-batch",
-        "weights are read once for up to 32 tiles",
+        "weights are read once for up to 32 tiles, or 16 whose inputs are read in place",
         "for up to 4",
-        (Change("direct.py", "BATCH = 32", "BATCH = 4"),),
+        (
+            Change("direct.py", "BATCH = 32", "BATCH = 4"),
+            Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 4"),
+        ),
         (POINTS, DEEP_POINTS, STRIDED, FIRST),
+    ),
+    Switch(
+        "in-place-batch",
+        "batches of inputs that are read in place have up to 16 tiles",
+        "up to 32, as others",
+        (Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 32"),),
+        (POINTS, DEEP_POINTS),
     ),
     Switch(
         "direct-cache",
@@ -245,6 +255,7 @@ SWITCHES = (
         (
             Change("direct.py", "CACHE = 1 << 18", "CACHE = 1 << 30"),
             Change("direct.py", "BATCH = 32", "BATCH = 128"),
+            Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 128"),
         ),
         (POINTS, STRIDED, FIRST),
     ),

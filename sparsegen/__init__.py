@@ -116,4 +116,4 @@ if not TYPE_CHECKING:  # a type checker reads the imports above
         return globals().setdefault(name, found if home is None else getattr(found, name))
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__, *_ROOMS})
+        return sorted({*__all__, *_ROOMS, *(name for name in globals() if name.startswith("__"))})

@@ -14,7 +14,7 @@ CACHE_LINE = 64
 
 
 def aligned(count: int, dtype: str) -> Array:
-    """`count` zeros, flat, from the start of a cache line: a vector of AVX-512 is a line, and else lies in two."""
+    """`count` zeros, flat, from the start of a cache line: as long as a vector of AVX-512, which else lies in two."""
     size = np.dtype(dtype).itemsize
     raw = np.zeros(count + CACHE_LINE // size, dtype)
     start = -(raw.ctypes.data // size) % (CACHE_LINE // size)

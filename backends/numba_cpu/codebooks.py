@@ -17,7 +17,7 @@ from .gemm import DEPTH, PANEL
 from .items import COUNTER, take_items
 from .jit import inline, kernel
 from .launch import Launcher
-from .packing import PACKED, PAIRS, WIDENED, Packed, multiply_piece
+from .packing import PACKED, PAIRED, PAIRS, WIDENED, Packed, multiply_piece
 from .regions import SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, load_some, splat, store_pairs, store_some
 from .sizes import ceil_div
@@ -271,16 +271,17 @@ def convolve(
         _add_products(index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, at, scratch)
 
 
-ROUNDED = 1 << 15
+_ITEM = 1 << 15
 """Values of an item of `round_to_pairs`."""
 
+if PAIRED:
 
-@kernel(void(COUNTER, int64, float32[::1], float32[::1]))
-def round_to_pairs(counter: Any, items: int, values: Any, pairs: Any) -> None:
-    """`values` rounded to bfloat16, two in each float of `pairs`, which has room for a vector more."""
-    for item in take_items(counter, items):
-        for i in range(item * ROUNDED, min((item + 1) * ROUNDED, len(values)), WIDTH):
-            store_pairs(pairs, i // 2, load_some(values, i, min(WIDTH, len(values) - i)))
+    @kernel(void(COUNTER, int64, float32[::1], float32[::1]))
+    def round_to_pairs(counter: Any, items: int, values: Any, pairs: Any) -> None:
+        """`values` rounded to bfloat16, two in each float of `pairs`, which has room for a vector more."""
+        for item in take_items(counter, items):
+            for i in range(item * _ITEM, min((item + 1) * _ITEM, len(values)), WIDTH):
+                store_pairs(pairs, i // 2, load_some(values, i, min(WIDTH, len(values) - i)))
 
 
 def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> None:
@@ -290,7 +291,7 @@ def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights:
     (rows, taps), depth, values = windows.shape, table.shape[1], flat(table)
     if weights.stored == PAIRS:
         pairs = aligned(values.size // 2 + WIDTH, "float32")
-        launcher.run(round_to_pairs, ceil_div(values.size, ROUNDED), (values, pairs), 0, 16.0 * values.size)
+        launcher.run(round_to_pairs, ceil_div(values.size, _ITEM), (values, pairs), 0, 16.0 * values.size)
         depth, values = depth // 2, pairs
     chunks, panels = ceil_div(rows, CHUNK), ceil_div(out.shape[1], PANEL)
     starts, index = np.empty(chunks * taps + 1, np.int64), np.empty(windows.shape, np.int32)

@@ -8,8 +8,9 @@ pieces that lie side by side in memory: a row of the kernel's taps in a gathered
 of the canvases themselves if no work is pending on them.
 
 With `precision="bfloat16"` inputs and weights are rounded to bfloat16, and a step of the product adds two k at once to
-a float32: errors are 1e-3 to 2e-3 of a layer's largest value. 3×3 convolutions of stride 1 keep their float32 products
-(`winograd.py`): these are a quarter as many, and rounded to bfloat16 they would be off by 2e-2.
+a float32: errors are 1e-3 to 2e-3 of a layer's largest value. Grouped convolutions, odd numbers of inputs and shallow
+taps are not rounded. Nor are the products of Winograd's algorithm: they are a quarter as many, and rounded to bfloat16
+they would be off by 2e-2.
 """
 
 from __future__ import annotations
@@ -187,8 +188,8 @@ def _gather(
         else:
             read_window(source, n, y, x, lines, columns, scratch, window, inputs, at.line)
         if pair == 2:
-            for y in range(lines):
-                start = window + y * at.line
+            for line in range(lines):
+                start = window + line * at.line
                 for c in range(0, columns * inputs, WIDTH):
                     store_pairs(scratch, start + c // 2, load(scratch, start + c))
         for i in range(run * PIXELS):

@@ -110,9 +110,9 @@ class _Cache:
 def _callable(compiled: Any) -> tuple[Any, ...]:
     """What Numba keeps of a function, without a kernel's bitcode and the environments of its pieces.
 
-    They serve functions into which a loaded one is compiled, or that make Python objects: no kernel is, or does. To
-    read them takes most of the time in which a kernel is loaded, and environments import much of Numba. Of the bitcode
-    Numba reads the names: one is left.
+    Numba compiles a loaded function into others by its bitcode, and makes Python objects by its environments: kernels
+    need neither. To read them takes most of the time in which a kernel is loaded, and environments import much of
+    Numba. It reads the names of functions in the bitcode, so that of the kernel's entry stays.
     """
     kept: tuple[Any, ...] = compiled._reduce()
     try:

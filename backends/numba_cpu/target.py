@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import llvmlite.binding as llvm
 import numba
@@ -40,17 +40,10 @@ class Target:
 
 # rows * columns sums, `columns` vectors of weights and one of inputs must fit the registers (32, 16, 32, 16), and
 # the sums must cover the multiply-add's latency times its rate (8 to 10)
+_AVX512 = Target(width=16, rows=8, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",))
 TARGETS: dict[str, Target] = {
-    "avx512": Target(width=16, rows=8, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",)),
-    "avx512bf16": Target(
-        width=16,
-        rows=8,
-        columns=2,
-        fused=True,
-        half=True,
-        dot="llvm.x86.avx512bf16.dpbf16ps.512",
-        pause=("llvm.x86.sse2.pause",),
-    ),
+    "avx512": _AVX512,
+    "avx512bf16": replace(_AVX512, dot="llvm.x86.avx512bf16.dpbf16ps.512"),
     "avx2": Target(width=8, rows=6, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",)),
     "neon": Target(width=4, rows=6, columns=4, fused=True, half=True, pause=("llvm.aarch64.isb", "15")),
     "portable": Target(width=4, rows=4, columns=2, fused=False, half=False),
@@ -74,7 +67,10 @@ def _features() -> dict[str, bool]:
     """LLVM's features of the processor that Numba compiles for (its NUMBA_CPU_NAME and NUMBA_CPU_FEATURES win)."""
     named = numba.config.CPU_FEATURES
     if numba.config.CPU_NAME is None and named is None:
-        return dict(llvm.get_host_cpu_features())
+        found = dict(llvm.get_host_cpu_features())
+        # NUMBA_ENABLE_AVX=0, which is Numba's choice for some virtual processors: it compiles without these
+        without = () if numba.config.ENABLE_AVX else [name for name in found if name.startswith("avx")]
+        return {**found, **dict.fromkeys(without, False)}
     return {word[1:]: word[0] == "+" for word in (named or "").split(",") if word}
 
 

@@ -59,7 +59,7 @@ WeightsOption = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    Literal["float32", "bfloat16", "tf32", "float16"] | None,
+    str | None,
     typer.Option(
         "--precision",
         help="What convolutions round inputs and weights to, to be faster: bfloat16 (numba, where the processor "

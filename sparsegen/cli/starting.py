@@ -1,4 +1,4 @@
-"""The start of a process: modules are imported within `starting`, and Python never looks through them for garbage."""
+"""The start of a process: modules are imported within `starting`, and are never searched for garbage."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Collect no garbage within the context, and never any of what is there when it ends, until `gc.unfreeze()`.
+    """Collect no garbage within the context; what exists when it ends is not searched either, until `gc.unfreeze()`.
 
     Imported modules stay, and have the most of a process's objects: a tenth of a short command's time would go into
     looking at them again and again.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()

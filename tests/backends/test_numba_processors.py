@@ -29,7 +29,7 @@ from sparsegen.backends.numba_cpu.simd import (  # noqa: E402  (needs numba)
     power_below,
     store,
 )
-from sparsegen.backends.numba_cpu.target import TARGETS, detect  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.target import TARGETS, _features, detect  # noqa: E402  (needs numba)
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,6 +194,12 @@ def test_bfloat16_is_multiplied_where_llvm_can_say_so(
     monkeypatch.setattr(llvm, "llvm_version_info", version)
     features = {"avx512f": True, "avx512vl": True, "avx512bf16": True}
     assert detect("x86_64", features) is TARGETS[target]
+
+
+def test_kernels_have_no_vectors_that_numba_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ENABLE_AVX", 0), ("CPU_NAME", None), ("CPU_FEATURES", None)):
+        monkeypatch.setattr(numba.config, name, value)
+    assert detect("x86_64", _features()) is TARGETS["portable"]
 
 
 def test_the_blocks_fit_the_registers() -> None:
