@@ -257,11 +257,14 @@ def test_an_interrupt_waits_for_every_thread_that_writes() -> None:
         release.set()
 
     sender = threading.Thread(target=interrupt)
+    # a process that a shell starts in the background ignores Ctrl-C
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     sender.start()
     with pytest.raises(KeyboardInterrupt):
         pool.run(call, 0, 3)
     assert len(written) == 2, "a thread still writes although the caller goes on"
     sender.join()
+    signal.signal(signal.SIGINT, handler)
 
 
 def test_an_interrupt_while_work_is_handed_out_waits_for_who_began() -> None:
