@@ -29,7 +29,13 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 """
 
 GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../bench/street.py). Every timed
-edit is new to the session. SIGE keeps 1,098 MB of activations for the same model."""
+edit is new to the session. SIGE keeps 1,098 MB of activations for the same model.
+
+The limit with AVX-512: with one row for each distinct window of labels a dense run takes 64 G multiply-adds (by
+`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes 575 ms, and would be faster than that by
+fewer products alone, as windows share them already. Of its time Winograd's convolutions have 46 %, the windows of
+labels 36 %, other convolutions 9 %, finite checks 2 %, everything outside kernels, such as the numbering of windows,
+6 %; of an edit of 1.2 %: 56, 20, 5, 1 and 17 %."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
@@ -107,7 +113,13 @@ nothing. The run of an original is timed with the weights laid out, and compared
 steps, whose canvases are there already. Caches and journals count together, and files grow by 0.27 GB at a time; the
 process has the weights, and the arrays that kernels compute in, beside them.
 
-The targets are for machines with AVX2 and with AVX-512."""
+The targets are for machines with AVX2 and with AVX-512.
+
+The limit with AVX-512: at the products' peak of 236 GFLOP/s the multiply-adds of a dense step (by `sparsegen profile`)
+take 633 ms of DDPM's 1044, 205 of PD 128's 394, 329 of PD 256's 676. Of DDPM's time Winograd's convolutions have 73 %,
+other convolutions 17 %, moments 3 %, finite checks 2 %, everything outside kernels 4 %; of PD 256's 63, 14, 3, 2 and
+9 %, attention 6 %. What convolutions take beyond their products are windows, with the norm and the SiLU of each pixel,
+transforms and outputs (*Layers*)."""
 
 STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
 sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with
