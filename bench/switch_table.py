@@ -31,6 +31,7 @@ from bench.switch_cases import (
     STRIDED,
     TWELVE,
     WIDE,
+    WIDE_POINTS,
     WINDOWS,
     Timed,
 )
@@ -246,7 +247,7 @@ SWITCHES = (
         "batches of inputs that are read in place have up to 16 tiles",
         "up to 32, as others",
         (Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 32"),),
-        (POINTS, DEEP_POINTS),
+        (POINTS, WIDE_POINTS, DEEP_POINTS),
     ),
     Switch(
         "direct-cache",
