@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_the_command_line_takes_its_options(mine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = {}
     for name in ("edit", "sample"):
-        module = getattr(cli, "editing" if name == "edit" else "sampling")
+        module = import_module(f"sparsegen.cli.{cli.COMMANDS[name]}")
         # decorated again: the command line reads the registry as it is imported
         commands[name] = with_sampler_options(getattr(module, name).__wrapped__)
     loading.save(random_ddpm(), "net.safetensors")
