@@ -542,8 +542,9 @@ class HostBackend(PortableBackend):
         return np.zeros(tuple(shape), dtype)
 
     def upload(self, host: Host) -> Array:
-        is_float = np.issubdtype(host.dtype, np.floating)
-        return np.array(host, np.float32 if is_float else host.dtype, order="C")
+        array = self.alloc(host.shape, dtype="float32" if host.dtype.kind == "f" else host.dtype.name)
+        array[...] = host
+        return array
 
     def download(self, array: Array) -> Host:
         return np.array(array)

@@ -103,8 +103,7 @@ def ask(
 def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **options: Any) -> Errors:
     """Every engine's errors against the oracle.
 
-    An output "…, as an edit" must equal the engine's own output
-    of that name bit for bit.
+    An output "…, as an edit" must equal the engine's own output of that name bit for bit.
 
     Raises
     ------

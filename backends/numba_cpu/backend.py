@@ -151,11 +151,6 @@ class NumbaBackend(HostBackend):
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return aligned(math.prod(shape), dtype).reshape(shape)
 
-    def upload(self, host: Host) -> Array:
-        array = self.alloc(host.shape, dtype="float32" if host.dtype.kind == "f" else host.dtype.name)
-        array[...] = host
-        return array
-
     # -- convolution -------------------------------------------------------------------------------------
 
     def prepare_conv(

@@ -41,8 +41,8 @@ REPLACE, GO_ON, ADD = 0, 1, -1
 DEPTH = 16384 // PANEL
 """Rows of weights taken at a time: a panel's piece, 64 KB, stays in a second-level cache, from which it streams.
 
-Pieces of 16 KB, which a first-level cache holds, load and store the sums four times as often: 1×1 convolutions are 0 to
-5 % slower (AVX-512)."""
+Pieces of 16 KB, which a first-level cache holds, load and store the sums four times as often: 1×1 convolutions are 2 to
+4 % slower (AVX-512, `long-pieces` of `bench.switches`)."""
 
 
 def emit_block(
