@@ -112,7 +112,7 @@ class PortableBackend(Backend):
         shift: Array | None = None,
         residual: Source | None = None,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         g = weights.geometry
         check_own_pixels(g, source)
         check_own_pixels(None, residual)
@@ -134,6 +134,7 @@ class PortableBackend(Backend):
             if residual is not None:
                 y = y + self._read_pixels(residual, batch)
             self._scatter(out, batch, self._activate(y, activation))
+        return False
 
     def linear(
         self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
@@ -232,13 +233,14 @@ class PortableBackend(Backend):
             scale, shift = scale * (1 + gain), shift * (1 + gain) + offset
         return scale.astype(np.float32), shift.astype(np.float32)
 
-    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:
         check_own_pixels(None, residual)
         for batch in self._batches(tiles, TILE * TILE * out.shape[3]):
             v = self._read_pixels(source, batch)
             if residual is not None:
                 v = v + self._read_pixels(residual, batch)
             self._scatter(out, batch, v)
+        return False
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class PortableBackend(Backend):
         *,
         step: int = 1,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         xp, k = self.xp, round(len(table) ** 0.5)
         for batch in self._batches(tiles, TILE * TILE * len(bias)):
             channels = self._windows(
@@ -264,6 +266,7 @@ class PortableBackend(Backend):
                     channel = channels[..., tap, plane]
                     v = v + xp.where(channel[..., None] >= 0, table[tap, channel], np.float32(0))
             self._scatter(out, batch, self._activate(v, activation))
+        return False
 
     def attention(
         self,
@@ -275,7 +278,7 @@ class PortableBackend(Backend):
         *,
         heads: int,
         causal: bool = False,
-    ) -> None:
+    ) -> bool:
         check_own_pixels(None, query, key, value)
         xp, (_, height, width, channels) = self.xp, query.shape
         scale = np.float32((channels / heads) ** -0.5)
@@ -302,6 +305,7 @@ class PortableBackend(Backend):
                 weights = weights / weights.sum(-1, keepdims=True)
                 mixed = (weights @ v).transpose(0, 2, 1, 3)
                 self._scatter(out, batch, mixed.reshape(len(batch), TILE, TILE, channels))
+        return False
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
@@ -331,7 +335,7 @@ class PortableBackend(Backend):
         window_set.index = None  # made again when it is needed: an interrupt leaves no window half forgotten
         window_set.count[0] = min(len(window_set), count)
 
-    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> bool:
         for start in range(0, len(windows), 256):
             taps = self.upload(windows[start : start + 256])
             rows = self.xp.where(taps[..., None] >= 0, table[taps], np.float32(0))  # [R, k * k, I]
@@ -341,6 +345,7 @@ class PortableBackend(Backend):
                 continue
             y = self.linear(rows.reshape(len(taps), -1), weights.packed[0].T, weights.bias)
             out[start : start + 256] = y
+        return False
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ Conventions of every backend
   outside the image is 0 *after* the prologue, because a dense layer pads activated values.
 * Settings, everything after the tensors, are keyword-only.
 * A primitive changes no input; an input may be a read-only array (a mapped file, a broadcast array).
+* A primitive that computes tiles returns whether it knows every value that it wrote to be finite. False: it did not
+  look, or one is not; a `Watch` finds out.
 * Only `download`, `synchronize`, `encode_windows`, `find_non_finite`, `largest_change` and
   `Watch.first_watched` may wait for a device; the others queue their work.
 
@@ -439,7 +441,7 @@ class Backend(ABC):
         shift: Array | None = None,
         residual: Source | None = None,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         """`out[tiles] = activation(conv(source) + bias + shift + residual)`; `out` is `[N, H', W', O]`.
 
         `shift` is `[1 or N, O]` (a time embedding's projection); `residual` is read at the output's pixels. Border: the
@@ -548,7 +550,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:
         """`out[tiles] = source + residual`: writes pending work out."""
 
     # -- reading by index --------------------------------------------------------------------------------
@@ -564,7 +566,7 @@ class Backend(ABC):
         *,
         step: int = 1,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         """A k×k convolution of one-hot channels, as a sum of table rows (k odd).
 
             out[y, x] = activation(bias + sum over taps t and planes p of table[t, indices[tap t, p]])
@@ -585,7 +587,7 @@ class Backend(ABC):
         *,
         heads: int,
         causal: bool = False,
-    ) -> None:
+    ) -> bool:
         """`out[tiles] = softmax(q kᵀ / sqrt(C / heads)) v`, each active pixel against all pixels of its sample.
 
         `query` and `out` are `[N, H, W, C]`; `key` and `value` are `[N, h, w, C]`, or of one sample for all, `[1, h, w,
@@ -611,7 +613,7 @@ class Backend(ABC):
         """Remove the windows whose code is `count` or more."""
 
     @abstractmethod
-    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> bool:
         """A convolution's value for each window of codes: `out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`.
 
         `out` is `[R, O]`; `windows` int32 `[R, k * k]`, -1 for 0; `table` `[V, I]`; `weights` were prepared for an

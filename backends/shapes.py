@@ -109,6 +109,9 @@ class ShapesBackend(Backend):
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
+    def _nothing_odd(self, *args: Any, **keywords: Any) -> bool:
+        return True
+
     def second_moments(self, mean: Array, variance: Array) -> MomentPair:
         return self.alloc(mean.shape, dtype="float64"), self.alloc(mean.shape, dtype="float64")
 
@@ -122,6 +125,6 @@ class ShapesBackend(Backend):
     def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
         return np.zeros((canvas.shape[0], 2, canvas.shape[3]))
 
-    conv2d = pointwise = lookup = attention = _nothing
+    conv2d = pointwise = lookup = attention = convolve_windows = _nothing_odd
     copy_arrays = write_tiles = merge_tiles = add_tiles = narrow_tiles = widen_tiles = _nothing
-    encode_windows = forget_windows = convolve_windows = _nothing
+    encode_windows = forget_windows = _nothing

@@ -86,9 +86,9 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         shift: Array | None = None,
         residual: Source | None = None,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         if not len(tiles):
-            return
+            return False
         check_own_pixels(weights.geometry, source)
         bias, apart = weights.bias, weights.geometry.outputs
         for each in (out, bias, shift):
@@ -111,6 +111,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
             "direct": self._convolve_directly,
         }[weights.algorithm]
         convolve(out, tiles, source, weights, epilogue)
+        return False
 
     def _convolve_winograd(
         self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, epilogue: bytes

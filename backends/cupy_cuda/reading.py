@@ -25,7 +25,7 @@ class Reading(Launching):
         *,
         step: int = 1,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         taps, labels, outputs = table.shape
         self._launch(
             "lookup",
@@ -46,6 +46,7 @@ class Reading(Launching):
             step=step,
             activation=ACTIVATIONS.index(activation),
         )
+        return False
 
     def attention(
         self,
@@ -57,9 +58,9 @@ class Reading(Launching):
         *,
         heads: int,
         causal: bool = False,
-    ) -> None:
+    ) -> bool:
         if not len(tiles):
-            return
+            return False
         channels = query.shape[3] // heads
         if channels > MOST_CHANNELS:
             raise BackendError(f"attention: a head has {channels} channels, expected at most {MOST_CHANNELS}")
@@ -87,6 +88,7 @@ class Reading(Launching):
             causal=int(causal),
             scale=float(channels**-0.5),
         )
+        return False
 
     def _rows(self, source: Source, heads: int, name: str) -> tuple[Array, int]:
         """All pixels of a source `[N, h, w, C]` as attention reads them, `[N, h * w, heads, padded]`, and `padded`.

@@ -35,9 +35,9 @@ class Rows(Launching):
         )
         return out
 
-    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> bool:
         if not len(windows):
-            return
+            return False
         _, taps, inputs, outputs = weights.packed.shape
         rows = len(windows)
         block = (64, 16) if outputs <= 16 else (16, 64) if rows <= 256 else (64, 64)
@@ -56,3 +56,4 @@ class Rows(Launching):
             padded_inputs=inputs,
             padded_outputs=outputs,
         )
+        return False

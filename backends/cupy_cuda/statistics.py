@@ -179,10 +179,10 @@ class Statistics(Combining):
         )
         return scale, shift
 
-    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:
         if source.combines_channels:
             self._write_combined(out, tiles, source, residual)
-            return
+            return False
         self._launch(
             "pointwise",
             (self._most(tiles), -(-PIXELS * -(-out.shape[3] // 4) // 256)),
@@ -191,3 +191,4 @@ class Statistics(Combining):
             out=out,
             tiles=self._list(tiles),
         )
+        return False

@@ -195,14 +195,15 @@ class NumbaBackend(HostBackend):
         shift: Array | None = None,
         residual: Source | None = None,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         if not len(tiles):
-            return
+            return True
         check_own_pixels(weights.geometry, source)
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
         packed: _Packed = weights.packed
         launch = _LAUNCHES[packed.algorithm]
         launch(self._launcher, tiles, reading(source), packed.geometry, packed.values, write)
+        return write.finite
 
     def upload_weight(self, weight: Host) -> Array:
         return linear.stored_as(weight, self.weights)
@@ -258,8 +259,10 @@ class NumbaBackend(HostBackend):
         compute = norms.scale_and_shift if small and mean.dtype == np.float32 else super().norm_affine
         return compute(mean, variance, groups=groups, eps=eps, weight=weight, bias=bias, film=film)
 
-    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
-        launch_pointwise(self._launcher, out, tiles, reading(source), writing(out, residual=residual))
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:
+        write = writing(out, residual=residual)
+        launch_pointwise(self._launcher, out, tiles, reading(source), write)
+        return write.finite
 
     # -- reading by index --------------------------------------------------------------------------------
 
@@ -273,9 +276,10 @@ class NumbaBackend(HostBackend):
         *,
         step: int = 1,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         write = writing(out, padded_bias(bias, len(bias)), activation=activation)
         lookup.launch(self._launcher, out, tiles, indices, table, step, write)
+        return write.finite
 
     def attention(
         self,
@@ -287,15 +291,14 @@ class NumbaBackend(HostBackend):
         *,
         heads: int,
         causal: bool = False,
-    ) -> None:
+    ) -> bool:
         if not len(tiles):
-            return
+            return True
         check_own_pixels(None, query, key, value)
         q, k, v = reading(query), reading(key), reading(value)
-        shared = key.shape[0] == 1
-        attention.launch(
-            self._launcher, tiles.host, q, k, v, heads, writing(out), shared=shared, causal=causal
-        )
+        shared, write = key.shape[0] == 1, writing(out)
+        attention.launch(self._launcher, tiles.host, q, k, v, heads, write, shared=shared, causal=causal)
+        return write.finite
 
     # -- codebooks ---------------------------------------------------------------------------------------
 
@@ -332,10 +335,10 @@ class NumbaBackend(HostBackend):
         else:
             codebooks.forget(window_set.storage, window_set.count, window_set.index, count)
 
-    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> bool:
         packed: _Packed = weights.packed
         launch = depthwise.launch_windows if packed.algorithm == "depthwise" else codebooks.launch
-        launch(self._launcher, out, windows, table, packed.values, weights.bias)
+        return launch(self._launcher, out, windows, table, packed.values, weights.bias)
 
     # -- tiles and masks ---------------------------------------------------------------------------------
 

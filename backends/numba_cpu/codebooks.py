@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.types import float32, int32, int64, void
+from numba.types import float32, int32, int64, uint8, void
 
 from ..interface import TILE, Array, Host
 from .arrays import aligned, flat, writable
@@ -19,7 +19,7 @@ from .jit import inline, kernel
 from .launch import Launcher
 from .packing import PACKED, PAIRED, PAIRS, WIDENED, Packed, multiply_piece
 from .regions import SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, load, load_some, splat, store_pairs, store_some
+from .simd import WIDTH, load, load_some, mark_odd, splat, store_pairs, store_some, total
 from .sizes import ceil_div
 
 _MIX = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) | 1 for i in range(1, 65)], np.uint64)
@@ -198,11 +198,14 @@ def layout(products: int) -> Layout:
 
 @inline
 def _add_products(
-    index: Any, first: int, last: int, bias: Any, begin: int, out: Any, at: Any, scratch: Any
+    index: Any, first: int, last: int, bias: Any, begin: int, out: Any, odd: Any, at: Any, scratch: Any
 ) -> None:
-    """`out[r, begin:] = bias + Σ_taps products[index[r, tap]]` of one panel, for the rows `first` … `last`."""
+    """`out[r, begin:] = bias + Σ_taps products[index[r, tap]]` of one panel, for the rows `first` … `last`.
+
+    Sets `odd` if a value is not finite.
+    """
     taps, outputs = index.shape[1], out.shape[1]
-    flat = out.reshape(-1)
+    flat, marks = out.reshape(-1), splat(0.0)
     for r in range(first, last):
         for c in range(0, min(PANEL, outputs - begin), 2 * WIDTH):  # panels are even numbers of vectors wide
             low, high = splat(0.0), splat(0.0)
@@ -210,10 +213,13 @@ def _add_products(
                 product = at.products + np.int64(index[r, tap]) + c
                 low, high = low + load(scratch, product), high + load(scratch, product + WIDTH)
             low, high = low + load(bias, begin + c), high + load(bias, begin + c + WIDTH)
+            marks = mark_odd(mark_odd(marks, low), high)  # past the outputs weights and bias are 0
             to, left = r * outputs + begin + c, outputs - begin - c
             store_some(flat, to, low, min(WIDTH, left))
             if left > WIDTH:
                 store_some(flat, to + WIDTH, high, min(WIDTH, left - WIDTH))
+    if total(marks) != 0.0:
+        odd[0] = 1
 
 
 @kernel(
@@ -228,6 +234,7 @@ def _add_products(
         PACKED,
         float32[::1],
         float32[:, ::1],
+        uint8[::1],
         LAYOUT,
         SCRATCH,
     )
@@ -243,10 +250,13 @@ def convolve(
     weights: Any,
     bias: Any,
     out: Any,
+    odd: Any,
     at: Any,
     scratch: Any,
 ) -> None:
     """`out[r] = bias + Σ_taps W[tap] · table[windows[r, tap]]`, a code of -1 adding nothing.
+
+    `odd` `[1]` is set if a value is not finite.
 
     An item is a chunk of windows and a panel. `share` has listed the codes: every product of a tap and a code is
     computed once for a chunk, however many of its windows share it. Taps are added in order: a row's bits depend on
@@ -268,7 +278,7 @@ def convolve(
                     table, k, rows, weights, w, scratch, products, PANEL, len(rows), steps, k, at.widened
                 )
         first = chunk * CHUNK
-        _add_products(index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, at, scratch)
+        _add_products(index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, odd, at, scratch)
 
 
 _ITEM = 1 << 15
@@ -284,8 +294,8 @@ if PAIRED:
                 store_pairs(pairs, i // 2, load_some(values, i, min(WIDTH, len(values) - i)))
 
 
-def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> None:
-    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`."""
+def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> bool:
+    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`; returns whether all values are finite."""
     writable(out)
     windows = np.ascontiguousarray(windows, np.int32)
     (rows, taps), depth, values = windows.shape, table.shape[1], flat(table)
@@ -297,5 +307,7 @@ def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights:
     starts, index = np.empty(chunks * taps + 1, np.int64), np.empty(windows.shape, np.int32)
     rows_at = np.empty(windows.size, np.int64)
     at = layout(share(windows, depth, np.full(len(table), -1, np.int32), rows_at, starts, index))
-    args = (values, depth, rows_at, starts, index, weights, bias, out, at)
+    odd = np.zeros(1, np.uint8)
+    args = (values, depth, rows_at, starts, index, weights, bias, out, odd, at)
     launcher.run(convolve, chunks * panels, args, at.size, 2.0 * starts[-1] * depth * out.shape[1])
+    return not odd[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.types import float32, int64, void
+from numba.types import float32, int64, uint8, void
 
 from ..interface import TILE, Array, Host, Tiles
 from .arrays import flat, writable
@@ -22,7 +22,7 @@ from .launch import Launcher
 from .packing import Packed
 from .reading import READING, Reading, is_canvas, read_window
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, fma, load, load_some, splat, store, store_some
+from .simd import WIDTH, fma, load, load_some, mark_odd, splat, store, store_some, total
 from .sizes import ceil_div, whole_vectors
 from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
@@ -127,18 +127,27 @@ def convolve(
         write_tile(out, tiles, t, 0, out.channels, scratch, at.sums, pixel, at.residual)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, FLOATS, FLOATS, FLOATS, FLOATS))
+@kernel(void(COUNTER, int64, int64, TILES, FLOATS, FLOATS, FLOATS, FLOATS, uint8[::1]))
 def convolve_windows(
-    counter: Any, items: int, batch: int, windows: Any, table: Any, weights: Any, bias: Any, out: Any
+    counter: Any,
+    items: int,
+    batch: int,
+    windows: Any,
+    table: Any,
+    weights: Any,
+    bias: Any,
+    out: Any,
+    odd: Any,
 ) -> None:
     """`out[r] = bias + Σ_taps weights[tap] · table[windows[r, tap]]`, a code of -1 adding nothing.
 
-    Items are batches of windows.
+    Items are batches of windows; `odd` `[1]` is set if a value is not finite.
     """
     rows, taps = windows.shape
     channels = len(out) // rows
     pixel = whole_vectors(channels)
     for r in take_tiles(counter, items, batch, rows):
+        marks = splat(0.0)
         for c in range(0, channels, WIDTH):
             some = min(WIDTH, channels - c)
             v = load(bias, c)
@@ -147,16 +156,24 @@ def convolve_windows(
                 if code >= 0:
                     v = fma(load_some(table, code * channels + c, some), load(weights, tap * pixel + c), v)
             store_some(out, r * channels + c, v, some)
+            marks = mark_odd(marks, v)  # past the channels table, weights and bias are 0
+        if total(marks) != 0.0:
+            odd[0] = 1
 
 
 def launch_windows(
     launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array
-) -> None:
-    """Convolve windows of codes: `out` `[R, C]`, `windows` `[R, taps]`, `table` `[V, C]`."""
+) -> bool:
+    """Convolve windows of codes: `out` `[R, C]`, `windows` `[R, taps]`, `table` `[V, C]`.
+
+    Returns whether all values are finite.
+    """
+    odd = np.zeros(1, np.uint8)
     if len(windows):
         windows, to = np.ascontiguousarray(windows, np.int32), writable(out)
-        args = (ROWS, windows, flat(table), weights.floats, bias, to)
+        args = (ROWS, windows, flat(table), weights.floats, bias, to, odd)
         launcher.run(convolve_windows, ceil_div(len(out), ROWS), args, 0, 2.0 * windows.shape[1] * out.size)
+    return not odd[0]
 
 
 def launch(

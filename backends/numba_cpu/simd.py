@@ -305,6 +305,22 @@ def magnitude(typing: Any, a: Any) -> Any:
     return vector(vector), emit
 
 
+@intrinsic
+def mark_odd(typing: Any, marks: Any, a: Any) -> Any:
+    """`mark_odd(marks, a)`: `marks` with a NaN in every lane where `a` is not finite; 0 marks none.
+
+    a - a is 0 for every finite value and else NaN; its bits are or-ed, which makes no value wait for an addition.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        marks, value = args
+        bits = ir.VectorType(I32, WIDTH)
+        odd = builder.bitcast(builder.fsub(value, value), bits)
+        return builder.bitcast(builder.or_(builder.bitcast(marks, bits), odd), value.type)
+
+    return vector(vector, vector), emit
+
+
 def _tree(
     builder: ir.IRBuilder, value: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]
 ) -> ir.Value:

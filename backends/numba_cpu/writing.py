@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba.types import NamedTuple as NamedTupleType
-from numba.types import float32, int64, void
+from numba.types import float32, int64, uint8, void
 
 from ..interface import TILE, Activation, Array, Source, Tiles, check_own_pixels
 from .arrays import flat, writable
@@ -31,7 +31,7 @@ from .reading import (
     reading,
 )
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, load, load_some, store_some
+from .simd import WIDTH, load, load_first, load_some, mark_odd, splat, store_some, total
 from .sizes import round_up
 
 PIXELS = TILE * TILE
@@ -61,11 +61,18 @@ class Writing(NamedTuple):
     has_residual: int
     """GATHERED: it is read into scratch; IN_PLACE: out of its canvas, on which no work is pending."""
     activation: int
+    odd: Any
+    """uint8 `[1]`: set to 1 where a value that is written is not finite."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value that was written is finite."""
+        return not self.odd[0]
 
 
 _floats = float32[::1]
 WRITING = NamedTupleType(
-    [_floats, int64, int64, int64, _floats, _floats, int64, READING, int64, int64], Writing
+    [_floats, int64, int64, int64, _floats, _floats, int64, READING, int64, int64, uint8[::1]], Writing
 )
 """Numba's type of a `Writing`."""
 
@@ -104,6 +111,7 @@ def writing(
         added,
         has_residual,
         ACTIVATIONS[activation],
+        np.zeros(1, np.uint8),
     )
 
 
@@ -113,8 +121,13 @@ def residual_floats(out: Writing) -> int:
 
 
 @inline
-def _finish(v: Any, out: Any, c: int, count: int, shift: int, scratch: Any, residual: int, at: int) -> None:
-    """`activation(v + bias + shift + residual)` of channels `c` … `c + count`, to `out.canvas[at + c:]`."""
+def _finish(
+    v: Any, out: Any, c: int, count: int, shift: int, scratch: Any, residual: int, at: int, marks: Any
+) -> Any:
+    """`activation(v + bias + shift + residual)` of channels `c` … `c + count`, to `out.canvas[at + c:]`.
+
+    Returns `marks` with those of values that are not finite.
+    """
     v = v + load(out.bias, c)
     if shift >= 0:
         v = v + load_some(out.shift, shift + c, count)
@@ -122,7 +135,9 @@ def _finish(v: Any, out: Any, c: int, count: int, shift: int, scratch: Any, resi
         v = v + load_some(out.residual.first, at + c, count)
     elif residual >= 0:
         v = v + load_some(scratch, residual + c, count)
-    store_some(out.canvas, at + c, activate(v, out.activation), count)
+    v = activate(v, out.activation)
+    store_some(out.canvas, at + c, v, count)
+    return mark_odd(marks, v)
 
 
 @inline
@@ -130,6 +145,8 @@ def write_tile(
     out: Any, tiles: Any, t: int, begin: int, end: int, scratch: Any, sums: int, pixel: int, spare: int
 ) -> None:
     """`out[tile t] = activation(sums + bias + shift + residual)`, in the channels `begin` … `end` and in the image.
+
+    Sets `out.odd` if a value is not finite.
 
     A pixel's sums for these channels lie every `pixel` floats of `scratch[sums:]`, and have OVERRUN floats behind them;
     `begin` is a multiple of WIDTH. `scratch[spare:]` takes the residual, `residual_floats`.
@@ -140,17 +157,20 @@ def write_tile(
     rows, columns = min(TILE, out.height - top), min(TILE, out.width - left)
     if out.has_residual == GATHERED:
         read_window(out.residual, n, top, left, rows, columns, scratch, spare, channels, columns * channels)
-    whole = end - (end - begin) % WIDTH
+    whole, marks = end - (end - begin) % WIDTH, splat(0.0)
     for y in range(rows):
         for x in range(columns):
             at = ((n * out.height + top + y) * out.width + left + x) * channels
             residual = spare + (y * columns + x) * channels if out.has_residual == GATHERED else -1
             value = sums + (y * TILE + x) * pixel - begin
             for c in range(begin, whole, WIDTH):
-                _finish(load(scratch, value + c), out, c, WIDTH, shift, scratch, residual, at)
+                v = load(scratch, value + c)
+                marks = _finish(v, out, c, WIDTH, shift, scratch, residual, at, marks)
             if whole < end:
-                v = load(scratch, value + whole)
-                _finish(v, out, whole, end - whole, shift, scratch, residual, at)
+                v = load_first(scratch, value + whole, end - whole)  # the lanes past the last channel are 0
+                marks = _finish(v, out, whole, end - whole, shift, scratch, residual, at, marks)
+    if total(marks) != 0.0:
+        out.odd[0] = 1
 
 
 # -- the primitive `pointwise` ---------------------------------------------------------------------------

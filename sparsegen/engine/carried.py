@@ -10,12 +10,11 @@ themselves; Chipmunk carries deltas; neither follows their course.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsegen.backends.interface import Array, Backend, Tiles
 
-from ..tiling.canvas import Canvas
+from ..tiling.canvas import Canvas, Compute
 from ..tiling.tiles import TileSet
 
 
@@ -56,7 +55,7 @@ class Deltas:
 
     def kernel(
         self, backend: Backend, canvas: Canvas
-    ) -> tuple[TileSet, Callable[[Array, Tiles], None]] | None:
+    ) -> tuple[TileSet, Compute] | None:
         """The tiles of a canvas that take a delta, and the kernel that adds it; None: it is not of the frontier."""
         delta = self.of.get(canvas.path)
         if delta is None:

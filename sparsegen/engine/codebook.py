@@ -39,9 +39,9 @@ class Codebook:
     """Layer path -> its values."""
 
     def rows(
-        self, backend: Backend, path: str, channels: int, fill: Callable[[Array, Host], None]
-    ) -> tuple[Array, Array]:
-        """A layer's table `[R, C]` and its new rows, which `fill(rows, windows)` has just computed.
+        self, backend: Backend, path: str, channels: int, fill: Callable[[Array, Host], bool]
+    ) -> tuple[Array, Array, bool]:
+        """A layer's table `[R, C]`, its new rows, which `fill(rows, windows)` has just computed, and what it returned.
 
         If `fill` fails, the new rows do not count as computed.
         """
@@ -54,11 +54,11 @@ class Codebook:
             grown = backend.alloc((size + size // 2 + 256, channels))
             grown[: table.count] = table.rows[: table.count]
             table.rows = grown
-        new = table.rows[table.count : size]
+        new, finite = table.rows[table.count : size], True
         if len(new):
-            fill(new, self.window_set.windows[table.count :])
+            finite = fill(new, self.window_set.windows[table.count :])
             table.count = size
-        return table.rows[:size], new
+        return table.rows[:size], new, finite
 
     def clear(self) -> None:
         """Drop every window; the tables' memory stays, to be overwritten."""

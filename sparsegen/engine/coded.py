@@ -116,10 +116,11 @@ def encode(indices: Feature, *, kernel: int, step: int = 1, size: tuple[int, int
                     path, len(codebook.window_set), codebook.window_set.windows[:0].copy()
                 )
 
-        def encode_tiles(codes: Array, tiles: Tiles) -> None:
+        def encode_tiles(codes: Array, tiles: Tiles) -> bool:
             run.backend.encode_windows(
                 codes, tiles, source.array, codebook.window_set, kernel=kernel, step=step
             )
+            return True  # codes are whole numbers
 
         half = kernel // 2
         reads = indices.reads(Window(kernel, top=half, left=half, step=step))
@@ -144,14 +145,14 @@ def tabulate(
     path: str,
     codes: Feature,
     channels: int,
-    fill: Callable[[Array, Host], None],
+    fill: Callable[[Array, Host], bool],
     *,
     macs_per_pixel: int,
 ) -> Coded:
     """A layer's values for every window of `codes`, as `encode` returned them.
 
-    `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`. The layer is recorded as if it
-    had computed the pixels: MACs count its plain formula.
+    `fill(rows, windows)` computes `rows` `[R, channels]` for `windows` int32 `[R, W]`, and returns whether it knows
+    them to be finite. The layer is recorded as if it had computed the pixels: MACs count its plain formula.
 
     A value that is not finite is reported at the end of the run, by a pixel with that code.
     """
@@ -160,8 +161,8 @@ def tabulate(
 
     def fill_rows() -> None:
         start = run.clock()
-        rows, new = codebook.rows(backend, path, channels, fill)
-        if len(new):
+        rows, new, finite = codebook.rows(backend, path, channels, fill)
+        if not finite:
             first = len(rows) - len(new)
 
             # (without the run, which holds the check: the circle would keep the journal alive)

@@ -20,7 +20,7 @@ import numpy as np
 from sparsegen.backends.interface import Array, Host, Source, Tiles
 
 from ..errors import ShapeError
-from ..tiling.canvas import Canvas
+from ..tiling.canvas import Canvas, Compute
 from ..tiling.policies import NOTHING, Plan
 from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
@@ -46,7 +46,7 @@ class LayerStep:
     shape: tuple[int, int, int, int]
     reads: tuple[Read, ...]
     """With the changes of the run that noted the step; later runs look the changes up in the canvases."""
-    kernel: Callable[[Array, Tiles], None]
+    kernel: Compute
     macs_per_pixel: int
     whole_tiles: bool
     below: tuple[Scratch, ...]
@@ -186,7 +186,7 @@ class Run:
         path: str,
         shape: tuple[int, int, int, int],
         reads: Sequence[Read],
-        kernel: Callable[[Array, Tiles], None],
+        kernel: Compute,
         *,
         macs_per_pixel: int,
         whole_tiles: bool = False,
@@ -204,7 +204,7 @@ class Run:
         reads
             Everything that the output depends on and that an edit may change.
         kernel
-            `kernel(array, tiles)` writes those tiles. Later runs call it again, so it reads arrays from canvases.
+            Writes the active tiles. Later runs call it again, so it reads arrays from canvases.
         whole_tiles
             Whether every pixel of a recomputed tile may get new bits, not only the pixels that read a changed one.
             (Under a tau above 0 such a pixel counts as unchanged.)
@@ -266,13 +266,13 @@ class Run:
         self,
         canvas: Canvas,
         active: TileSet,
-        kernel: Callable[[Array, Tiles], None],
+        kernel: Compute,
         below: Sequence[Scratch] = (),
     ) -> None:
         """Queue the computation of some tiles of a canvas, and their check; `below`: scratch layers that it reads."""
-        kernel(canvas.array, active.tiles)
-        inners = [other.path for each in below for other in each.chain()]
-        self.finite.layer(canvas.path, canvas.array, active.tiles, inners=[*dict.fromkeys(inners)])
+        if not kernel(canvas.array, active.tiles):
+            inners = [other.path for each in below for other in each.chain()]
+            self.finite.layer(canvas.path, canvas.array, active.tiles, inners=[*dict.fromkeys(inners)])
         self.memory.commit(canvas, active.tiles, self.finite)
 
     def compute_below(self, layer: LayerStep, tiles: Tiles) -> None:

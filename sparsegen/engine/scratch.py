@@ -14,7 +14,7 @@ from weakref import ref
 from sparsegen.backends.interface import Array, Tiles
 
 from ..errors import ShapeError
-from ..tiling.canvas import Canvas
+from ..tiling.canvas import Canvas, Compute
 from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
 from .allocator import Allocator
@@ -40,7 +40,7 @@ class Scratch(Canvas):
     """The canvases that its values depend on: none is scratch."""
     below: tuple[Scratch, ...]
     """The scratch layers that it reads."""
-    kernel: Callable[[Array, Tiles], None]
+    kernel: Compute
     inner: Inner
     whole_tiles: bool
     counted: bool = False
@@ -58,7 +58,7 @@ def scratch(
     path: str,
     shape: tuple[int, int, int, int],
     reads: Sequence[Read],
-    kernel: Callable[[Array, Tiles], None],
+    kernel: Compute,
     macs_per_pixel: int,
     whole_tiles: bool,
 ) -> Scratch:

@@ -41,8 +41,8 @@ class Attention(Layer):
         if c % self.heads or k.shape != v.shape or (k.shape[0], k.shape[3]) != (n, c):
             raise ShapeError(f"{self.path}: cannot attend {q.shape} to {k.shape} in {self.heads} heads")
 
-        def attend(canvas: Array, tiles: Tiles) -> None:
-            run.backend.attention(
+        def attend(canvas: Array, tiles: Tiles) -> bool:
+            return run.backend.attention(
                 canvas, tiles, q.source, k.source, v.source, heads=self.heads, causal=self.causal
             )
 
@@ -60,8 +60,8 @@ class Attention(Layer):
         if c % self.heads or k.shape != v.shape or k.shape[3] != c or k.shape[0] not in (1, q.shape[0]):
             raise ShapeError(f"{self.path}: cannot attend {q.shape} to {k.shape} in {self.heads} heads")
 
-        def attend(canvas: Array, tiles: Tiles) -> None:
-            run.backend.attention(canvas, tiles, q.source, Source((k,)), Source((v,)), heads=self.heads)
+        def attend(canvas: Array, tiles: Tiles) -> bool:
+            return run.backend.attention(canvas, tiles, q.source, Source((k,)), Source((v,)), heads=self.heads)
 
         macs = 2 * k.shape[1] * k.shape[2] * c
         canvas = run.compute(

@@ -96,9 +96,9 @@ class Conv2d(Layer):
             reads += residual.reads(Window())
         weights = self._weights(x)
 
-        def kernel(canvas: Array, tiles: Tiles) -> None:
+        def kernel(canvas: Array, tiles: Tiles) -> bool:
             source = None if residual is None else residual.source
-            run.backend.conv2d(
+            return run.backend.conv2d(
                 canvas, tiles, x.source, weights, shift=shift, residual=source, activation=activation
             )
 
@@ -157,8 +157,8 @@ class Conv2d(Layer):
         if k == 1:
             return self._by_row(x, weights)
 
-        def fill(rows: Array, windows: Host) -> None:
-            run.backend.convolve_windows(rows, windows, x.rows, weights)
+        def fill(rows: Array, windows: Host) -> bool:
+            return run.backend.convolve_windows(rows, windows, x.rows, weights)
 
         codes = encode(x.codes, kernel=k, size=(h, w))
         return tabulate(self.path, codes, g.outputs, fill, macs_per_pixel=self.macs_per_pixel)
@@ -167,18 +167,19 @@ class Conv2d(Layer):
         """A 1×1 convolution of a table's rows; the codes stay."""
         run, outputs = x.run, self.geometry.outputs
 
-        def fill(rows: Array, windows: Host) -> None:
+        def fill(rows: Array, windows: Host) -> bool:
             known = x.rows[len(x.rows) - len(rows) :]
             scale, shift = (None, None) if x.affine is None else (x.affine.scale, x.affine.shift)
             # rows as pixels of whole tiles, and those left over: a tile's bits do not depend on the others
-            whole = len(rows) // TILE**2 * TILE**2
+            whole, finite = len(rows) // TILE**2 * TILE**2, True
             for some, width in ((slice(0, whole), TILE), (slice(whole, None), 1)):
                 out = rows[some].reshape(1, -1, width, outputs)
                 if len(out[0]):
                     source = Source(
                         (known[some].reshape(1, -1, width, x.channels),), scale=scale, shift=shift
                     )
-                    run.backend.conv2d(out, TileSet.full(*out.shape[:3]).tiles, source, weights)
+                    finite &= run.backend.conv2d(out, TileSet.full(*out.shape[:3]).tiles, source, weights)
+            return finite
 
         return tabulate(self.path, x.codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
@@ -221,8 +222,8 @@ class AvgPool(Layer):
 
         weights = _laid_out(run, self.path, ConvGeometry(c, c, (2, 2), 2, groups=c), prepare, size)
 
-        def pool(canvas: Array, tiles: Tiles) -> None:
-            run.backend.conv2d(canvas, tiles, x.source, weights)
+        def pool(canvas: Array, tiles: Tiles) -> bool:
+            return run.backend.conv2d(canvas, tiles, x.source, weights)
 
         canvas = run.compute(self.path, (n, *size, c), x.reads(Window(2, 2)), pool, macs_per_pixel=0)
         return Feature(run, (canvas,))

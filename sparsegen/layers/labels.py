@@ -70,8 +70,8 @@ class LabelConv(Layer):
         half = kernel // 2
         table, bias = run.prepared(self.path, self._prepare)
 
-        def look_up(canvas: Array, tiles: Tiles) -> None:
-            run.backend.lookup(
+        def look_up(canvas: Array, tiles: Tiles) -> bool:
+            return run.backend.lookup(
                 canvas, tiles, labels.parts[0].array, table, bias, step=step, activation=activation
             )
 
@@ -85,7 +85,7 @@ class LabelConv(Layer):
         outputs, classes, kernel, _ = self.weight.shape
         table, bias = run.prepared(self.path, self._prepare)
 
-        def fill(rows: Array, windows: Host) -> None:
+        def fill(rows: Array, windows: Host) -> bool:
             # a strip of pixels, one for each window, whose planes are the window's taps: a 1×1 look-up
             taps = windows.reshape(len(windows), kernel * kernel, -1)
             first = np.arange(0, kernel * kernel * classes, classes, dtype=np.int32)
@@ -93,7 +93,7 @@ class LabelConv(Layer):
             indices = run.backend.upload(places.reshape(1, len(windows), 1, -1))
             pixels = rows.reshape(1, len(windows), 1, outputs)
             by_place = table.reshape(1, kernel * kernel * classes, outputs)
-            run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
+            return run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
 
         codes = encode(labels, kernel=kernel, step=step, size=size)
         return tabulate(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
@@ -125,8 +125,8 @@ class TokenEmbedding(Layer):
         run, (n, h, w, _) = tokens.run, tokens.shape
         table, zeros = run.prepared(self.path, self._prepare)
 
-        def look_up(canvas: Array, tiles: Tiles) -> None:
-            run.backend.lookup(canvas, tiles, tokens.parts[0].array, table, zeros)
+        def look_up(canvas: Array, tiles: Tiles) -> bool:
+            return run.backend.lookup(canvas, tiles, tokens.parts[0].array, table, zeros)
 
         shape = (n, h, w, self.token_embedding.shape[1])
         canvas = run.compute(self.path, shape, tokens.reads(Window()), look_up, macs_per_pixel=0)

@@ -16,8 +16,8 @@ class WriteOut(Layer):
         """`[N, H, W, C]` → the same, with nothing pending."""
         run = x.run
 
-        def write(canvas: Array, tiles: Tiles) -> None:
-            run.backend.pointwise(canvas, tiles, x.source)
+        def write(canvas: Array, tiles: Tiles) -> bool:
+            return run.backend.pointwise(canvas, tiles, x.source)
 
         canvas = run.compute(self.path, x.shape, x.reads(Window()), write, macs_per_pixel=0)
         return Feature(run, (canvas,))

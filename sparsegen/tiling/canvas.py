@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from sparsegen.backends.interface import Array
+from sparsegen.backends.interface import Array, Tiles
 
 from .tiles import TileSet
+
+Compute: TypeAlias = "Callable[[Array, Tiles], bool | None]"
+"""Computes some tiles of a canvas's array; returns whether it knows every value to be finite, as primitives do."""
 
 
 @dataclass(eq=False)

@@ -43,9 +43,9 @@ class Observed(ReferenceBackend):
         self.convolutions: dict[int, Convolution] = {}
         """`id` of the array that is written -> the convolution. The canvases of a session live as long as it does."""
 
-    def conv2d(self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, **settings: Any) -> None:
+    def conv2d(self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, **settings: Any) -> bool:
         self.convolutions[id(out)] = Convolution(source, weights)
-        super().conv2d(out, tiles, source, weights, **settings)
+        return super().conv2d(out, tiles, source, weights, **settings)
 
 
 class WithoutHalo(ReferenceBackend):

@@ -98,12 +98,12 @@ class Listening:
         shift: Array | None = None,
         residual: Source | None = None,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         call = self._noted(
             Call("conv2d", source, weights=weights, shift=shift, residual=residual, activation=activation)
         )
         assert call.source is not None and call.weights is not None
-        self.inner.conv2d(
+        return self.inner.conv2d(
             out,
             tiles,
             call.source,
@@ -123,22 +123,22 @@ class Listening:
         *,
         activation: Activation = "identity",
         **options: Any,
-    ) -> None:
+    ) -> bool:
         call = self._noted(
             Call("lookup", Source((indices,)), table=table, bias=bias, activation=activation, options=options)
         )
-        self.inner.lookup(
+        return self.inner.lookup(
             out, tiles, indices, call.table, call.bias, activation=call.activation, **call.options
         )
 
     def attention(
         self, out: Array, tiles: Tiles, query: Source, key: Source, value: Source, **options: Any
-    ) -> None:
+    ) -> bool:
         call = self._noted(Call("attention", query, (key, value), options=options))
         assert call.source is not None
-        self.inner.attention(out, tiles, call.source, *call.others, **call.options)
+        return self.inner.attention(out, tiles, call.source, *call.others, **call.options)
 
-    def pointwise(self, out: Array, tiles: Tiles, source: Source, **options: Any) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, **options: Any) -> bool:
         call = self._noted(Call("pointwise", source, options=options))
         assert call.source is not None
-        self.inner.pointwise(out, tiles, call.source, **call.options)
+        return self.inner.pointwise(out, tiles, call.source, **call.options)
