@@ -218,7 +218,7 @@ class NumbaBackend(HostBackend):
 
     def channel_moments(self, source: Source) -> tuple[Array, Array]:
         check_own_pixels(None, source)
-        if source.modulation is None:
+        if source.modulation is None and source.upsample != 1:
             source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
         return moments.launch_moments(self._launcher, source.shape[0], reading(source))
 

@@ -174,19 +174,37 @@ def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at:
                 sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
 
 
+@kernel(void(float64[:, :, :, ::1], int64, float32[:, :, ::1]))
+def average(sums: Any, pixels: int, out: Any) -> None:
+    """The mean and biased variance of each channel, `out` `[2, N, C]`, from `sums` `[N, spans, 2, C]`; it changes these.
+
+    Spans are added in order.
+    """
+    samples, spans, _, channels = sums.shape
+    for n in range(samples):
+        for span in range(1, spans):
+            for c in range(channels):
+                sums[n, 0, 0, c] += sums[n, span, 0, c]
+                sums[n, 0, 1, c] += sums[n, span, 1, c]
+        for c in range(channels):
+            mean = sums[n, 0, 0, c] / pixels
+            variance = sums[n, 0, 1, c] / pixels - mean * mean
+            out[0, n, c], out[1, n, c] = mean, variance if variance > 0.0 else 0.0
+
+
 def launch_moments(launcher: Launcher, samples: int, source: Reading) -> tuple[Array, Array]:
     """Mean and biased variance of each channel over all pixels: two float32 `[N, C]`."""
     channels = source.first_channels + source.second_channels
     pixels = source.height * source.width
     spans = ceil_div(pixels, SPAN)
-    sums = np.empty((samples * spans, 2, channels))
+    sums: Array = np.empty((samples, spans, 2, channels))
+    out: Array = np.empty((2, samples, channels), np.float32)
     in_place = is_plain(source) and source.halved == 0
     at = layout(channels, in_place)
-    args = (int(in_place), source, sums, at)
+    args = (int(in_place), source, sums.reshape(-1, 2, channels), at)
     launcher.run(moments, samples * spans, args, at.size, 8.0 * pixels * channels)
-    totals = sums.reshape(samples, spans, 2, channels).sum(1) / pixels
-    mean, square = totals[:, 0], totals[:, 1]
-    return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+    average(sums, pixels, out)
+    return out[0], out[1]
 
 
 # -- of a table's rows -----------------------------------------------------------------------

@@ -220,7 +220,6 @@ class Session(Door):
             changed = TileSet.of_mask(difference)
             spread = union([changed, stale]) if chosen.exact else changed
             active = TileSet.empty(*self._state.output_shape[:3])
-            records: Iterable[LayerRecord] = self._state.idle
             left = TileSet.empty(*changed.shape) if chosen.exact else stale
             output = np.array(shown.output)
             with base.edit() as journals:
@@ -230,10 +229,12 @@ class Session(Door):
                     run, active, painted = self._state.repaint(
                         values, changed, plan, journal=journals[0], spread=spread, on_layer=progress
                     )
-                    records = run.records
+                    records: Iterable[LayerRecord] = run.records
                     scatter_tiles(output, active.tiles, painted)
                     if not chosen.exact:
                         left = union([stale, self._state.unspread(changed, plan)])
+                else:
+                    records = self._state.idle
                 images = self._images_after(shown, output, active)
                 after = base.history.after(
                     Edit(journals, stale),

@@ -142,5 +142,5 @@ def _expected(path: str | os.PathLike[str], state: State) -> Memory:
         )
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise damaged(path, f"its input does not fit its model ({error})") from None
-    state.idle = tuple(record.idle for record in dry.records)
+    state.records = dry.records
     return dry.memory

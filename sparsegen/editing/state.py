@@ -6,7 +6,7 @@ has one state, a diffusion session one for each denoising step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,8 +68,8 @@ class State:
         self.conditions: dict[str, Host] = {}
         self.output_path = ""
         """The path of the output's canvas; empty before `paint`."""
-        self.idle: tuple[LayerRecord, ...] = ()
-        """The record of an edit that changes nothing."""
+        self.records: Sequence[LayerRecord] = ()
+        """The layers' records of the run that painted it."""
         self.on_repaint: OnRepaint | None = None
         """An instrument that looks at every repaint; None: there is none."""
         self._program: Program | None = None
@@ -134,7 +134,7 @@ class State:
         memory.take_inputs({name: backend.upload(array) for name, array in inputs.canvases.items()})
         run = Run(memory, Everything(), on_layer=on_layer)
         output = self._walk(run, TileSet.full(*inputs.shape), note=keep_canvases)
-        self.idle = tuple(record.idle for record in run.records)
+        self.records = run.records
         if keep_canvases:
             self.output_path = output.path
         return run, memory.whole(output)
@@ -246,9 +246,13 @@ class State:
         finally:
             run.let_go()
         if steps is not None:
-            idle = tuple(record.idle for record in run.records)
-            self._program = Program(run, inputs, steps, output, idle, ran=changed.count > 0)
+            self._program = Program(run, inputs, steps, output, run.records, ran=changed.count > 0)
         return output
+
+    @property
+    def idle(self) -> tuple[LayerRecord, ...]:
+        """The records of an edit that changes nothing."""
+        return tuple(record.idle for record in self.records)
 
     @property
     def inputs(self) -> dict[str, Canvas]:

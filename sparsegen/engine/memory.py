@@ -143,6 +143,9 @@ class Memory:
     def fetch(self, reads: Sequence[Read], active: TileSet) -> None:
         """Make the values that the `active` tiles of a layer's output read ready for kernels."""
 
+    def fetch_whole(self, canvas: Canvas) -> None:
+        """Make all values of a canvas that `self.canvas` returned ready for kernels."""
+
     def commit(self, canvas: Canvas, tiles: Tiles, checks: FiniteChecks) -> None:
         """Take the values that a layer wrote into `tiles` of a canvas that `self.canvas` returned into the kept form.
 

@@ -83,8 +83,11 @@ class HalfMemory(Memory):
         n, row, column = tiles.host.T
         warm[n, row, column] = True
 
-    def whole(self, canvas: Canvas) -> Host:
+    def fetch_whole(self, canvas: Canvas) -> None:
         self._widen(canvas.path, np.ones((1, 1, 1), bool))
+
+    def whole(self, canvas: Canvas) -> Host:
+        self.fetch_whole(canvas)
         return super().whole(canvas)
 
     def tiles(self, canvas: Canvas, tiles: Tiles) -> Host:

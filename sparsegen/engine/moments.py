@@ -40,11 +40,10 @@ class Moments:
         """Its six arrays."""
         return (*self.used, *self.stale, *self.fresh)
 
-    @classmethod
-    def measured(cls, backend: Backend, mean: Array, variance: Array) -> Moments:
+    @staticmethod
+    def measured(backend: Backend, mean: Array, variance: Array) -> Moments:
         """The moments after a dense run, from `Backend.channel_moments`."""
-        means = backend.second_moments(mean, variance)
-        return cls((mean, variance), means, means)
+        return _Measured(backend, mean, variance)
 
     def followed(
         self,
@@ -91,6 +90,22 @@ class Moments:
         if samples <= self.unknown:
             return self
         return Moments(self.used, self.stale, self.fresh, self.unknown | samples)
+
+
+class _Measured(Moments):
+    """Moments as a dense run measures them; the means of v and of v² are computed when somebody asks for them."""
+
+    def __init__(self, backend: Backend, mean: Array, variance: Array) -> None:
+        object.__setattr__(self, "used", (mean, variance))
+        object.__setattr__(self, "_backend", backend)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("stale", "fresh"):
+            raise AttributeError(name)
+        means = self._backend.second_moments(*self.used)
+        for each in ("stale", "fresh"):
+            object.__setattr__(self, each, means)
+        return means
 
 
 class _Placed(Moments):

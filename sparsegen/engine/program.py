@@ -32,8 +32,8 @@ class Program:
     """The model's inputs."""
     steps: Sequence[Callable[[], None]]
     output: Canvas
-    idle: Sequence[LayerRecord]
-    """The records of an edit that changes nothing."""
+    records: Sequence[LayerRecord]
+    """Those of the run that noted the steps."""
     ran: bool
     """Whether its steps have computed tiles: weights and scratch arrays are made then, which no recording may make."""
     _recorded: list[RecordedEdit] = field(default_factory=list)
@@ -92,5 +92,5 @@ class Program:
                 steps.append(step)
                 if isinstance(step, LayerStep):
                     done |= {step.canvas.path, *(inner.path for inner in step.inners)}
-            self._above[rows] = steps, [record for record in self.idle if record.path not in done]
+            self._above[rows] = steps, [record.idle for record in self.records if record.path not in done]
         return self._above[rows]

@@ -357,7 +357,7 @@ class Run:
         moments = self.memory.moments if follows else {}
         for part in parts:
             if part.path not in moments:
-                self._fetch_whole(part)
+                self.memory.fetch_whole(part)
                 moments[part.path] = Moments.measured(
                     self.backend, *self.backend.channel_moments(Source((part.array,)))
                 )
@@ -382,7 +382,7 @@ class Run:
             _, old = journal.saved(self.backend, path)
             change = self.backend.sum_change(canvas.array, active.tiles, old)
         if measured:  # those samples alone: the bits of a sample do not depend on the others
-            self._fetch_whole(canvas)
+            self.memory.fetch_whole(canvas)
             now = self.backend.second_moments(*self.backend.channel_moments(Source((canvas.array,))))
             before = before.with_fresh(now, measured)
             if change is not None:
@@ -390,11 +390,6 @@ class Run:
         memory.moments[path] = before.followed(
             self.backend, change, active=active, statistics=self.plan.statistics
         )
-
-    def _fetch_whole(self, canvas: Canvas) -> None:
-        """Make all values of a canvas ready for kernels."""
-        full = TileSet.full(*canvas.shape[:3])
-        self.memory.fetch([Read(full, Window(), everywhere=True, canvas=canvas)], full)
 
     def everything(self, active: TileSet) -> TileSet:
         """All tiles of the edited samples; `active` itself where it has them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -27,7 +27,7 @@ class LayerRecord:
     @property
     def idle(self) -> LayerRecord:
         """The record of a run in which no tile of the layer is recomputed."""
-        return replace(self, active=0, macs=0, milliseconds=None)
+        return LayerRecord(self.path, self.height, self.width, 0, self.total, 0, self.macs_dense)
 
 
 @dataclass(frozen=True)
