@@ -162,7 +162,7 @@ class CountingBackend(ShapesBackend):
         shift: Array | None = None,
         residual: Source | None = None,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         g, count = weights.geometry, len(tiles)
         pixels = _inside(out, count)
         read = _read(source, pixels * g.stride**2) + (0 if residual is None else _read(residual, pixels))
@@ -172,6 +172,7 @@ class CountingBackend(ShapesBackend):
             read,
             4 * pixels * out.shape[3],
         )
+        return True
 
     def lookup(
         self,
@@ -183,12 +184,13 @@ class CountingBackend(ShapesBackend):
         *,
         step: int = 1,
         activation: Activation = "identity",
-    ) -> None:
+    ) -> bool:
         count, planes = len(tiles), indices.shape[3]
         pixels, rows = _inside(out, count), len(table) * planes
         read = 4 * min(indices.size, pixels * planes)  # taps lie `step` apart too
         weights = 4 * min(table.size, pixels * rows * out.shape[3]) + bias.nbytes if count else 0
         self._note(count * PIXELS * rows * out.shape[3], weights, read, 4 * pixels * out.shape[3])
+        return True
 
     def attention(
         self,
@@ -200,26 +202,29 @@ class CountingBackend(ShapesBackend):
         *,
         heads: int,
         causal: bool = False,
-    ) -> None:
+    ) -> bool:
         n, h, w, channels = key.shape
         pixels, samples = _inside(out, len(tiles)), len(np.unique(tiles.host[:, 0]))
         tokens = h * w * (min(n, samples) if len(tiles) else 0)
         read = _read(query, pixels) + _read(key, tokens) + _read(value, tokens)
         multiplied = len(tiles) * PIXELS * 2 * h * w * channels
         self._note(multiplied, 0, read, 4 * pixels * channels)
+        return True
 
-    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> None:
+    def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:
         pixels = _inside(out, len(tiles))
         read = _read(source, pixels) + (0 if residual is None else _read(residual, pixels))
         self._note(0, 0, read, 4 * pixels * out.shape[3])
+        return True
 
-    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> None:
+    def convolve_windows(self, out: Array, windows: Host, table: Array, weights: ConvWeights) -> bool:
         g, rows = weights.geometry, len(windows)
         taps = g.kernel[0] * g.kernel[1]
         stored = self._stored(g, weights) if rows else 0
         read = windows.nbytes + 4 * min(table.size, rows * taps * g.inputs)
         multiplied = rows * taps * g.inputs // g.groups * g.outputs
         self._note(multiplied, stored, read, 4 * rows * g.outputs)
+        return True
 
     def encode_windows(
         self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1

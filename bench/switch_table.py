@@ -173,6 +173,13 @@ SWITCHES = (
         (BIG, PENDING),
     ),
     Switch(
+        "winograd-few",
+        "for up to 8 tiles (AVX-512) kernels are transformed in registers, where they are multiplied",
+        "transformed kernels are stored, and read back by the products",
+        (Change("winograd.py", "FEW = TARGET.few", "FEW = 0"),),
+        (DEEP_8, FOUR, *_COLD),
+    ),
+    Switch(
         "winograd-fetch",
         "the products prefetch the kernels that are transformed next",
         "the transform waits for them",

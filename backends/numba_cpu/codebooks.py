@@ -278,7 +278,9 @@ def convolve(
                     table, k, rows, weights, w, scratch, products, PANEL, len(rows), steps, k, at.widened
                 )
         first = chunk * CHUNK
-        _add_products(index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, odd, at, scratch)
+        _add_products(
+            index, first, min(first + CHUNK, len(index)), bias, panel * PANEL, out, odd, at, scratch
+        )
 
 
 _ITEM = 1 << 15

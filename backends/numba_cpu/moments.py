@@ -176,9 +176,9 @@ def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at:
 
 @kernel(void(float64[:, :, :, ::1], int64, float32[:, :, ::1]))
 def average(sums: Any, pixels: int, out: Any) -> None:
-    """The mean and biased variance of each channel, `out` `[2, N, C]`, from `sums` `[N, spans, 2, C]`; it changes these.
+    """The mean and biased variance of each channel, `out` `[2, N, C]`, from `sums` `[N, spans, 2, C]`.
 
-    Spans are added in order.
+    Spans are added in order, into the first.
     """
     samples, spans, _, channels = sums.shape
     for n in range(samples):

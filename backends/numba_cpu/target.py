@@ -27,6 +27,8 @@ class Target:
     """Whether a multiply-add is one instruction; where it is not, it is a product and a sum."""
     half: bool
     """Whether float16 widens to float32 in one instruction."""
+    few: int = 0
+    """Tiles for which Winograd's kernels are transformed where they are multiplied (`few_tiles.py`), at most."""
     dot: str = ""
     """LLVM's name of the instruction that adds a pair of products of bfloat16 to each float32 of a vector, if any."""
     pause: tuple[str, ...] = ()
@@ -40,7 +42,7 @@ class Target:
 
 # rows * columns sums, `columns` vectors of weights and one of inputs must fit the registers (32, 16, 32, 16), and
 # the sums must cover the multiply-add's latency times its rate (8 to 10)
-_AVX512 = Target(width=16, rows=8, columns=2, fused=True, half=True, pause=("llvm.x86.sse2.pause",))
+_AVX512 = Target(width=16, rows=8, columns=2, fused=True, half=True, few=8, pause=("llvm.x86.sse2.pause",))
 TARGETS: dict[str, Target] = {
     "avx512": _AVX512,
     "avx512bf16": replace(_AVX512, dot="llvm.x86.avx512bf16.dpbf16ps.512"),

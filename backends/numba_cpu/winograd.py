@@ -11,7 +11,7 @@ multiplied. Transformed kernels of 36 floats take 4 times the memory and 4 times
 tiles of many channels. The transform takes 54 operations on a vector of kernels, the products 36 for each
 tile. Measured against transformed kernels in memory, with weights that no cache holds (2 cores, AVX-512), and against
 F(2×2, 3×3) where that was better: 1.1 to 1.7 times as fast for 2 to 16 tiles of 256 to 1024 channels; within 10 % for
-many tiles; 0.8 times for a single tile, whose products have one row.
+many tiles. For a few tiles even the transformed piece is not stored (`few_tiles.py`).
 
 Errors relative to a layer's largest value: 1.6e-6 for 64 and 128 inputs, 1.5e-6 for 1024, because each piece of the
 depth is summed by itself (one chain through all pieces: 5e-6). With weights in float16 2e-4, in bfloat16 1.7e-3, as in
@@ -27,6 +27,7 @@ from numba.types import float32, int64, void
 
 from ..interface import TILE, Array, Host, Tiles
 from .arrays import aligned
+from .few_tiles import PACE, products_of_few
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
 from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
@@ -37,6 +38,7 @@ from .reading import READING, Reading, read_window, rows_of, run_of
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH
 from .sizes import ceil_div, round_up, share_of, whole_vectors
+from .target import TARGET
 from .transforms import transform_input_4, transform_kernel_4, transform_output_4
 from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
 
@@ -53,6 +55,8 @@ PIECE = 64
 """Input channels transformed and multiplied at a time. It fixes the order in which sums are rounded.
 
 A position's inputs, kernels and sums of a panel, 22 KB, fit a first-level cache."""
+FEW = TARGET.few
+"""Tiles of a batch for which transformed kernels are not worth storing: 0.5 to 0.9 times the time (AVX-512)."""
 GROUP = 2
 """Panels transformed and multiplied at a time: inputs are read once for them."""
 KEPT = 5 << 17
@@ -247,6 +251,57 @@ def _multiply(
 
 
 @inline
+def _no_products(*args: Any) -> None:
+    """`_multiply_few` where FEW is 0: nothing calls it, and nothing is compiled."""
+
+
+_multiply_few = products_of_few(PIECE) if FEW else _no_products
+
+
+@inline
+def _multiply_untransformed(
+    weights: Any,
+    panel_weight: int,
+    next_piece: int,
+    depth: int,
+    group: int,
+    batch: int,
+    count: int,
+    first: int,
+    steps: int,
+    at: Any,
+    scratch: Any,
+) -> None:
+    """`_transform_kernels` and `_multiply` in one, of few tiles: transformed kernels are not stored (`few_tiles.py`).
+
+    A panel's kernels are `[steps, TAPS, PANEL]`: the first's from weight `panel_weight` on, the next `depth` further.
+    """
+    for panel in range(group):
+        values, start, ahead = weights.floats, panel_weight + panel * depth, next_piece + panel * depth
+        coming, pace = weights.floats, PACE
+        if weights.stored != FLOAT32:
+            widen_piece(weights, start, scratch, at.widened, steps * TAPS * PANEL)
+            values, start = scratch, at.widened
+            coming, ahead, pace = weights.halves.view(np.float32), ahead // 2, PACE // 2
+        _multiply_few(
+            values,
+            start,
+            scratch,
+            at.inputs + first * batch,
+            at.inputs_step,
+            scratch,
+            at.sums + panel * batch * PANEL,
+            at.sums_step,
+            coming,
+            ahead,
+            pace,
+            count,
+            steps,
+            ADD if first > 0 else REPLACE,
+        )
+
+
+@inline
 def _transform_sums(panel: int, group: int, batch: int, count: int, at: Any, scratch: Any) -> None:
     """`results = Aᵀ sums A` of `count` tiles; `panel` counts within the share, from it on there are `group`."""
     for g in range(group):
@@ -292,13 +347,17 @@ def convolve(
                 k = piece * PIECE
                 steps = min(PIECE, inputs - k)
                 kernels = at.kernels + (panel // GROUP * pieces + piece if kept else 0) * _BLOCK
-                following = -1
-                if transforms:
-                    weight = panel * depth + k * TAPS * PANEL
-                    _transform_kernels(weights, weight, depth, group, steps, at, scratch, kernels)  # G g Gᵀ
-                    following = (
-                        weight + PIECE * TAPS * PANEL if piece + 1 < pieces else (panel + GROUP) * depth
+                weight = panel * depth + k * TAPS * PANEL
+                following = weight + PIECE * TAPS * PANEL if piece + 1 < pieces else (panel + GROUP) * depth
+                if count <= FEW and not kept:
+                    _multiply_untransformed(
+                        weights, weight, following, depth, group, batch, count, k, steps, at, scratch
                     )
+                    continue
+                if transforms:
+                    _transform_kernels(weights, weight, depth, group, steps, at, scratch, kernels)  # G g Gᵀ
+                else:
+                    following = -1
                 # Σ_inputs … ⊙ …
                 _multiply(weights, following, depth, group, batch, count, k, steps, at, scratch, kernels)
             _transform_sums(panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sparsegen.backends.interface import Array, Backend, Tiles
+from sparsegen.backends.interface import Array, Backend
 
 from ..tiling.canvas import Canvas, Compute
 from ..tiling.tiles import TileSet
@@ -53,9 +53,7 @@ class Deltas:
             later[path] = Delta(delta.changed, values)
         return Deltas(step, self.rows, later)
 
-    def kernel(
-        self, backend: Backend, canvas: Canvas
-    ) -> tuple[TileSet, Compute] | None:
+    def kernel(self, backend: Backend, canvas: Canvas) -> tuple[TileSet, Compute] | None:
         """The tiles of a canvas that take a delta, and the kernel that adds it; None: it is not of the frontier."""
         delta = self.of.get(canvas.path)
         if delta is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from weakref import ref
 
-from sparsegen.backends.interface import Array, Tiles
+from sparsegen.backends.interface import Tiles
 
 from ..errors import ShapeError
 from ..tiling.canvas import Canvas, Compute

@@ -61,7 +61,9 @@ class Attention(Layer):
             raise ShapeError(f"{self.path}: cannot attend {q.shape} to {k.shape} in {self.heads} heads")
 
         def attend(canvas: Array, tiles: Tiles) -> bool:
-            return run.backend.attention(canvas, tiles, q.source, Source((k,)), Source((v,)), heads=self.heads)
+            return run.backend.attention(
+                canvas, tiles, q.source, Source((k,)), Source((v,)), heads=self.heads
+            )
 
         macs = 2 * k.shape[1] * k.shape[2] * c
         canvas = run.compute(

@@ -93,7 +93,9 @@ class LabelConv(Layer):
             indices = run.backend.upload(places.reshape(1, len(windows), 1, -1))
             pixels = rows.reshape(1, len(windows), 1, outputs)
             by_place = table.reshape(1, kernel * kernel * classes, outputs)
-            return run.backend.lookup(pixels, strip(len(rows)), indices, by_place, bias, activation=activation)
+            return run.backend.lookup(
+                pixels, strip(len(rows)), indices, by_place, bias, activation=activation
+            )
 
         codes = encode(labels, kernel=kernel, step=step, size=size)
         return tabulate(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
