@@ -448,6 +448,27 @@ class Backend(ABC):
         geometry's zero padding, after the source's prologue.
         """
 
+    def conv2d_measured(
+        self,
+        out: Array,
+        tiles: Tiles,
+        source: Source,
+        weights: ConvWeights,
+        *,
+        shift: Array | None = None,
+        residual: Source | None = None,
+        activation: Activation = "identity",
+    ) -> tuple[bool, MomentPair]:
+        """`conv2d` of all tiles of `out`, and `channel_moments` of what it wrote, of the same bits: for a norm to come.
+
+        Returns what both return. A backend may measure a tile while it writes it, in place of reading the canvas again.
+        Raises BackendError where `tiles` are not all.
+        """
+        finite = self.conv2d(
+            out, tiles, source, weights, shift=shift, residual=residual, activation=activation
+        )
+        return finite, self.channel_moments(Source((out,)))
+
     def upload_weight(self, weight: Host) -> Array:
         """A copy of a weight matrix `[O, I]` for `linear` alone, in the type that the backend stores weights in."""
         return self.upload(weight)

@@ -41,8 +41,9 @@ from .launch import Launcher
 from .packing import STORED, Packed, store_as
 from .reading import NO_FLOATS, reading
 from .simd import WIDTH
+from .sizes import ceil_div
 from .target import TARGET
-from .writing import launch_pointwise, padded_bias, writing
+from .writing import Writing, launch_pointwise, padded_bias, writing
 
 Algorithm = Literal["winograd", "direct", "depthwise"]
 
@@ -196,14 +197,40 @@ class NumbaBackend(HostBackend):
         residual: Source | None = None,
         activation: Activation = "identity",
     ) -> bool:
-        if not len(tiles):
-            return True
-        check_own_pixels(weights.geometry, source)
         write = writing(out, weights.bias, shift=shift, residual=residual, activation=activation)
+        self._convolve(tiles, source, weights, write)
+        return write.finite
+
+    def conv2d_measured(
+        self,
+        out: Array,
+        tiles: Tiles,
+        source: Source,
+        weights: ConvWeights,
+        *,
+        shift: Array | None = None,
+        residual: Source | None = None,
+        activation: Activation = "identity",
+    ) -> tuple[bool, MomentPair]:
+        samples, height, width, outputs = out.shape
+        every = samples * ceil_div(height, TILE) * ceil_div(width, TILE)
+        if len(tiles) != every:
+            raise BackendError(f"moments are of all {every} tiles, got {len(tiles)}; measure them afterwards")
+        measures: Array = np.empty(every * 2 * outputs, np.float32)
+        write = writing(
+            out, weights.bias, shift=shift, residual=residual, activation=activation, measures=measures
+        )
+        self._convolve(tiles, source, weights, write)
+        written = moments.launch_moments(self._launcher, samples, reading(Source((out,))), measures)
+        return write.finite, written
+
+    def _convolve(self, tiles: Tiles, source: Source, weights: ConvWeights, write: Writing) -> None:
+        if not len(tiles):
+            return
+        check_own_pixels(weights.geometry, source)
         packed: _Packed = weights.packed
         launch = _LAUNCHES[packed.algorithm]
         launch(self._launcher, tiles, reading(source), packed.geometry, packed.values, write)
-        return write.finite
 
     def upload_weight(self, weight: Host) -> Array:
         return linear.stored_as(weight, self.weights)

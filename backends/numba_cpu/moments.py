@@ -14,28 +14,17 @@ from .copies import FLOATS, HALVES, SHAPE, extent, load_old, row_at
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
 from .launch import Launcher
-from .reading import READING, Reading, is_plain, read_pixel
+from .reading import NO_FLOATS, READING, Reading, is_plain, read_pixel
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import (
-    WIDTH,
-    extend,
-    fma,
-    load,
-    load_doubles,
-    load_some,
-    splat,
-    store,
-    store_doubles,
-)
+from .simd import WIDTH, extend, load, load_doubles, load_some, splat, store_doubles
 from .sizes import ceil_div, whole_vectors
+from .tile_moments import measure_tile
 from .writing import PIXELS
 
 # -- of a canvas ---------------------------------------------------------------------------------------------
 
-BLOCK = 32
-"""Pixels summed in float32 before they are added in float64."""
-SPAN = 256
-"""Pixels of an item."""
+SPAN = 16
+"""Tiles of an item."""
 
 
 class Layout(NamedTuple):
@@ -43,15 +32,13 @@ class Layout(NamedTuple):
 
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
-    | values | [BLOCK, V] + OVERRUN, unless read in place | gather | `_sum_block` |
-    | sums | [3, V + OVERRUN]: mean, Σ off, Σ off² | `_sum_block` | `moments` |
+    | values | [TILE, TILE, V] + OVERRUN, unless read in place | gather | `measure_tile` |
+    | measured | [2, V]: mean, Σ off² | `measure_tile` | `_add_tile` |
     """
 
     values: int
-    sums: int
+    measured: int
     size: int
-    row: int
-    """Floats from one row of `sums` to the next."""
 
 
 LAYOUT = layout_type(Layout)
@@ -59,119 +46,90 @@ LAYOUT = layout_type(Layout)
 
 @remembered
 def layout(channels: int, in_place: bool) -> Layout:
-    """The scratch for pixels of so many channels; `in_place`: they are not gathered."""
+    """The scratch for tiles of so many channels; `in_place`: they are not gathered."""
     pixel = whole_vectors(channels)
-    row = pixel + OVERRUN
     regions = Regions()
     return Layout(
-        values=regions.add(0 if in_place else BLOCK * pixel + OVERRUN),
-        sums=regions.add(3 * row),
+        values=regions.add(0 if in_place else PIXELS * pixel + OVERRUN),
+        measured=regions.add(2 * pixel),
         size=regions.size,
-        row=row,
     )
 
 
 @inline
-def _sum_vector(
-    array: Any, at: int, pixel: int, count: int, share: Any, some: int, scratch: Any, to: int, row: int
-) -> None:
-    """`_sum_block` of `some` ≤ WIDTH channels."""
-    mean, added, squared = splat(0.0), splat(0.0), splat(0.0)
-    for x in range(at, at + count * pixel, pixel):
-        mean = mean + load_some(array, x, some)
-    mean = mean * share
-    for x in range(at, at + count * pixel, pixel):
-        off = load_some(array, x, some) - mean
-        added, squared = added + off, fma(off, off, squared)
-    store(scratch, to, mean)
-    store(scratch, to + row, added)
-    store(scratch, to + 2 * row, squared)
+def _add_tile(measured: Any, at: int, row: int, pixels: int, channels: int, sums: Any, to: int) -> None:
+    """Add a tile of so many pixels, as `measure_tile` measures it, to the two rows of `sums[to:]`.
 
-
-@inline
-def _sum_block(
-    array: Any, at: int, pixel: int, count: int, channels: int, scratch: Any, to: int, row: int
-) -> None:
-    """The mean of `count` pixels, every `pixel` floats, and Σ off and Σ off², where off = pixel - mean.
-
-    Three rows of `scratch[to:]`, `row` floats apart; up to WIDTH - 1 floats more than `channels` are written of each.
-    The mean is rounded, and Σ off corrects for it.
+    Σ v = pixels · mean        Σ v² = Σ off² + pixels · mean²
     """
-    four = channels - channels % (4 * WIDTH)
-    whole = channels - channels % WIDTH
-    share = splat(np.float32(1.0) / np.float32(count))
-    for c in range(0, four, 4 * WIDTH):
-        m0, m1, m2, m3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        for x in range(at + c, at + c + count * pixel, pixel):
-            m0, m1 = m0 + load(array, x), m1 + load(array, x + WIDTH)
-            m2, m3 = m2 + load(array, x + 2 * WIDTH), m3 + load(array, x + 3 * WIDTH)
-        m0, m1, m2, m3 = m0 * share, m1 * share, m2 * share, m3 * share
-        a0, a1, a2, a3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        for x in range(at + c, at + c + count * pixel, pixel):  # again, out of the first-level cache
-            d0, d1 = load(array, x) - m0, load(array, x + WIDTH) - m1
-            d2, d3 = load(array, x + 2 * WIDTH) - m2, load(array, x + 3 * WIDTH) - m3
-            a0, a1, a2, a3 = a0 + d0, a1 + d1, a2 + d2, a3 + d3
-            s0, s1, s2, s3 = fma(d0, d0, s0), fma(d1, d1, s1), fma(d2, d2, s2), fma(d3, d3, s3)
-        place = to + c
-        store(scratch, place, m0)
-        store(scratch, place + WIDTH, m1)
-        store(scratch, place + 2 * WIDTH, m2)
-        store(scratch, place + 3 * WIDTH, m3)
-        place += row
-        store(scratch, place, a0)
-        store(scratch, place + WIDTH, a1)
-        store(scratch, place + 2 * WIDTH, a2)
-        store(scratch, place + 3 * WIDTH, a3)
-        place += row
-        store(scratch, place, s0)
-        store(scratch, place + WIDTH, s1)
-        store(scratch, place + 2 * WIDTH, s2)
-        store(scratch, place + 3 * WIDTH, s3)
-    for c in range(four, whole, WIDTH):
-        _sum_vector(array, at + c, pixel, count, share, WIDTH, scratch, to + c, row)
-    if whole < channels:
-        _sum_vector(array, at + whole, pixel, count, share, channels - whole, scratch, to + whole, row)
+    whole, many, every = channels - channels % WIDTH, np.float64(pixels), extend(splat(np.float32(pixels)))
+    for c in range(0, whole, WIDTH):
+        mean, squared = extend(load(measured, at + c)), extend(load(measured, at + row + c))
+        added = every * mean
+        store_doubles(sums, to + c, load_doubles(sums, to + c) + added)
+        square = to + channels + c
+        store_doubles(sums, square, load_doubles(sums, square) + (squared + added * mean))
+    for c in range(whole, channels):
+        mean_c, squared_c = np.float64(measured[at + c]), np.float64(measured[at + row + c])
+        sums[to + c] += many * mean_c
+        sums[to + channels + c] += squared_c + many * mean_c * mean_c
 
 
-@kernel(void(COUNTER, int64, int64, READING, float64[:, :, ::1], LAYOUT, SCRATCH))
-def moments(counter: Any, items: int, in_place: int, source: Any, sums: Any, at: Any, scratch: Any) -> None:
-    """Σ v and Σ v² of each channel, `sums[item]` float64 `[2, C]`; items are SPAN pixels of a sample each.
+@kernel(void(COUNTER, int64, int64, READING, FLOATS, float64[::1], LAYOUT, SCRATCH))
+def moments(
+    counter: Any, items: int, in_place: int, source: Any, known: Any, sums: Any, at: Any, scratch: Any
+) -> None:
+    """Σ v and Σ v² of each channel, float64 `sums[item]` `[2, C]`; items are SPAN tiles of a sample each.
 
-    BLOCK pixels are summed in float32 about their mean: rounding loses a few units in the last place of their spread,
-    whatever their mean, and whichever of them is far off. Blocks are added in float64:
-
-        Σ v = Σ off + count · mean        Σ v² = Σ off² + mean · (2 · Σ off + count · mean)
+    Tiles are measured in float32 about their mean: rounding loses a few units in the last place of their spread,
+    whatever their mean, and whichever of them is far off. They are added in float64, row by row. `known`, if it is not
+    empty, are all tiles' measures, `[N, rows, columns, 2, C]`: the source itself is not read then.
     """
     one, two = source.first_channels, source.second_channels
     channels = one + two
-    pixels = source.height * source.width
-    spans = ceil_div(pixels, SPAN)
-    pixel = whole_vectors(channels)
+    across = ceil_div(source.width, TILE)
+    tiles = ceil_div(source.height, TILE) * across
+    spans, pixel = ceil_div(tiles, SPAN), whole_vectors(channels)
     for item in take_items(counter, items):
         n, first = item // spans, item % spans * SPAN
-        for c in range(channels):
-            sums[item, 0, c] = sums[item, 1, c] = 0.0
-        last = min(first + SPAN, pixels)
-        for block in range(first, last, BLOCK):
-            count = min(BLOCK, last - block)
+        to_sums = item * 2 * channels
+        for c in range(to_sums, to_sums + 2 * channels):
+            sums[c] = 0.0
+        for tile in range(first, min(first + SPAN, tiles)):
+            top, left = tile // across * TILE, tile % across * TILE
+            rows, columns = min(TILE, source.height - top), min(TILE, source.width - left)
+            if len(known):
+                at_tile = (n * tiles + tile) * 2 * channels
+                _add_tile(known, at_tile, channels, rows * columns, channels, sums, to_sums)
+                continue
             if in_place:
-                p = n * pixels + block
-                _sum_block(source.first, p * one, one, count, one, scratch, at.sums, at.row)
+                p, width = (n * source.height + top) * source.width + left, source.width
+                measure_tile(
+                    source.first, p * one, width * one, one, rows, columns, one, scratch, at.measured, pixel
+                )
                 if two > 0:
-                    _sum_block(source.second, p * two, two, count, two, scratch, at.sums + one, at.row)
+                    to = at.measured + one
+                    measure_tile(
+                        source.second, p * two, width * two, two, rows, columns, two, scratch, to, pixel
+                    )
             else:
-                for i in range(count):
-                    p = block + i
-                    y, x = p // source.width, p % source.width
-                    read_pixel(source, n, y, x, scratch, at.values + i * pixel)
-                _sum_block(scratch, at.values, pixel, count, channels, scratch, at.sums, at.row)
-            for c in range(channels):
-                mean = np.float64(scratch[at.sums + c])
-                added = np.float64(scratch[at.sums + at.row + c])
-                squared = np.float64(scratch[at.sums + 2 * at.row + c])
-                sums[item, 0, c] += added + count * mean
-                sums[item, 1, c] += squared + mean * (2.0 * added + count * mean)
+                for y in range(rows):
+                    for x in range(columns):
+                        to = at.values + (y * TILE + x) * pixel
+                        read_pixel(source, n, top + y, left + x, scratch, to)
+                measure_tile(
+                    scratch,
+                    at.values,
+                    TILE * pixel,
+                    pixel,
+                    rows,
+                    columns,
+                    channels,
+                    scratch,
+                    at.measured,
+                    pixel,
+                )
+            _add_tile(scratch, at.measured, pixel, rows * columns, channels, sums, to_sums)
 
 
 @kernel(void(float64[:, :, :, ::1], int64, float32[:, :, ::1]))
@@ -192,17 +150,23 @@ def average(sums: Any, pixels: int, out: Any) -> None:
             out[0, n, c], out[1, n, c] = mean, variance if variance > 0.0 else 0.0
 
 
-def launch_moments(launcher: Launcher, samples: int, source: Reading) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel over all pixels: two float32 `[N, C]`."""
+def launch_moments(
+    launcher: Launcher, samples: int, source: Reading, known: Array = NO_FLOATS
+) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel over all pixels: two float32 `[N, C]`.
+
+    `known`: the tiles' measures, flat, as a kernel that wrote all tiles of the source left them; empty: there are none.
+    """
     channels = source.first_channels + source.second_channels
-    pixels = source.height * source.width
-    spans = ceil_div(pixels, SPAN)
+    tiles = ceil_div(source.height, TILE) * ceil_div(source.width, TILE)
+    spans, pixels = ceil_div(tiles, SPAN), source.height * source.width
     sums: Array = np.empty((samples, spans, 2, channels))
     out: Array = np.empty((2, samples, channels), np.float32)
     in_place = is_plain(source) and source.halved == 0
     at = layout(channels, in_place)
-    args = (int(in_place), source, sums.reshape(-1, 2, channels), at)
-    launcher.run(moments, samples * spans, args, at.size, 8.0 * pixels * channels)
+    args = (int(in_place), source, known, sums.ravel(), at)
+    work = 8.0 * (tiles if len(known) else pixels) * channels
+    launcher.run(moments, samples * spans, args, at.size, work)
     average(sums, pixels, out)
     return out[0], out[1]
 

@@ -32,7 +32,8 @@ from .reading import (
 )
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, load_first, load_some, mark_odd, splat, store_some, total
-from .sizes import round_up
+from .sizes import ceil_div, round_up
+from .tile_moments import measure_tile
 
 PIXELS = TILE * TILE
 """Pixels of a tile."""
@@ -61,6 +62,8 @@ class Writing(NamedTuple):
     has_residual: int
     """GATHERED: it is read into scratch; IN_PLACE: out of its canvas, on which no work is pending."""
     activation: int
+    measures: Any
+    """float32 `[N, rows of tiles, columns, 2, C]`: each written tile by `measure_tile`; empty: they are not wanted."""
     odd: Any
     """uint8 `[1]`: set to 1 where a value that is written is not finite."""
 
@@ -72,7 +75,8 @@ class Writing(NamedTuple):
 
 _floats = float32[::1]
 WRITING = NamedTupleType(
-    [_floats, int64, int64, int64, _floats, _floats, int64, READING, int64, int64, uint8[::1]], Writing
+    [_floats, int64, int64, int64, _floats, _floats, int64, READING, int64, int64, _floats, uint8[::1]],
+    Writing,
 )
 """Numba's type of a `Writing`."""
 
@@ -92,6 +96,7 @@ def writing(
     shift: Array | None = None,
     residual: Source | None = None,
     activation: Activation = "identity",
+    measures: Array = NO_FLOATS,
 ) -> Writing:
     """An output's `Writing`. `bias` comes from `padded_bias`. Raises BackendError where `out` cannot be written."""
     _, height, width, channels = out.shape
@@ -111,6 +116,7 @@ def writing(
         added,
         has_residual,
         ACTIVATIONS[activation],
+        measures,
         np.zeros(1, np.uint8),
     )
 
@@ -146,7 +152,7 @@ def write_tile(
 ) -> None:
     """`out[tile t] = activation(sums + bias + shift + residual)`, in the channels `begin` … `end` and in the image.
 
-    Sets `out.odd` if a value is not finite.
+    Sets `out.odd` if a value is not finite; notes the tile's moments in `out.measures`, if that is not empty.
 
     A pixel's sums for these channels lie every `pixel` floats of `scratch[sums:]`, and have OVERRUN floats behind them;
     `begin` is a multiple of WIDTH. `scratch[spare:]` takes the residual, `residual_floats`.
@@ -171,6 +177,22 @@ def write_tile(
                 marks = _finish(v, out, whole, end - whole, shift, scratch, residual, at, marks)
     if total(marks) != 0.0:
         out.odd[0] = 1
+    if len(out.measures):
+        across, down = ceil_div(out.width, TILE), ceil_div(out.height, TILE)
+        pixel = (n * out.height + top) * out.width + left
+        to = ((n * down + tiles[t, 1]) * across + tiles[t, 2]) * 2 * channels + begin
+        measure_tile(
+            out.canvas,
+            pixel * channels + begin,
+            out.width * channels,
+            channels,
+            rows,
+            columns,
+            end - begin,
+            out.measures,
+            to,
+            channels,
+        )
 
 
 # -- the primitive `pointwise` ---------------------------------------------------------------------------

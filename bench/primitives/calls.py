@@ -142,6 +142,13 @@ def conv2d(on: Bench) -> Call:
 
 
 @_of
+def conv2d_measured(on: Bench) -> Call:
+    """Of the results the output alone is compared: its moments are those of `channel_moments`, bit for bit."""
+    source, weights = on.source(), on.weights()
+    return on.writes(call=lambda: on.backend.conv2d_measured(on.out, on.tiles, source, weights))
+
+
+@_of
 def upload_weight(on: Bench) -> Call:
     """Nothing to compare: `linear` reads it."""
     weight = on.host(on.case.outputs, on.case.channels)

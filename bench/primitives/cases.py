@@ -123,6 +123,7 @@ _WHOLE = (
     _case("upload_weight", SD, 1, 1280, 1280),
     _case("linear", SD, 1, 1280, 1280, rows=2),
     _case("linear", DDPM, 1, 512, 256, rows=1),
+    _case("conv2d_measured", DDPM, 256, 128, 128, kernel=3, prologue="silu"),
     _case("channel_moments", DDPM, 256, 128),
     _case("channel_moments", SD, 64, 320, prologue="silu"),
     _case("coded_moments", GAUGAN, STREET, 64, rows=4000),

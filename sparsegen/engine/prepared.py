@@ -20,6 +20,8 @@ class Prepared:
         self._release = release
         self._made: dict[tuple[str, Hashable], Any] = {}
         self._lock = threading.Lock()
+        self.normed: set[str] = set()
+        """Paths of layers whose values a norm measures: known once a dense run has reached the norm."""
 
     def get(self, path: str, purpose: Hashable, make: Callable[[], T]) -> T:
         """The result of `make()` for this path and purpose, made at the first call.

@@ -21,7 +21,7 @@ from sparsegen.backends.interface import Array, Host, Source, Tiles
 
 from ..errors import ShapeError
 from ..tiling.canvas import Canvas, Compute
-from ..tiling.policies import NOTHING, Plan
+from ..tiling.policies import NOTHING, Everything, Plan
 from ..tiling.tiles import TileSet
 from ..tiling.windows import Read, Window
 from .carried import Deltas
@@ -142,6 +142,8 @@ class Run:
         """The pending checks of values that layers wrote."""
         self.codes: dict[str, Canvas] = {}
         """Path -> the canvas of codes that this run computed."""
+        self.measured: dict[str, tuple[Array, Array]] = {}
+        """Path -> the moments of a canvas that its layer measured while it wrote all tiles."""
         self._edited = edited
         self._on_layer = on_layer
         self._full_sets: dict[tuple[int, int, int], TileSet] = {}
@@ -304,6 +306,7 @@ class Run:
         self.program, self.journal, self.carried, self._on_layer = None, None, None, None
         self.plan, self.finite, self._edited = NOTHING, FiniteChecks(self.backend), None
         self.codes.clear()
+        self.measured.clear()
         self._full_sets.clear()
         self._scratch.clear()
 
@@ -349,6 +352,15 @@ class Run:
         self.do(NormStep(set_affine, parts))
         return norm
 
+    def wants_moments(self, path: str) -> bool:
+        """Whether a layer is to measure its canvas's moments while it writes it, into `measured`.
+
+        In a dense run, where a norm reads the canvas, as far as runs before this one tell, and its values are kept as
+        they are written.
+        """
+        dense = self.journal is None and isinstance(self.plan, Everything)
+        return dense and path in self.memory.prepared.normed and self.memory.storage == "float32"
+
     def _moments(self, parts: Sequence[Canvas], follows: bool = True) -> tuple[Array, Array]:
         """Mean and variance of each channel of canvases that are read side by side, two `[N, C]`.
 
@@ -357,10 +369,12 @@ class Run:
         moments = self.memory.moments if follows else {}
         for part in parts:
             if part.path not in moments:
-                self.memory.fetch_whole(part)
-                moments[part.path] = Moments.measured(
-                    self.backend, *self.backend.channel_moments(Source((part.array,)))
-                )
+                self.memory.prepared.normed.add(part.path)
+                measured = self.measured.get(part.path)
+                if measured is None:
+                    self.memory.fetch_whole(part)
+                    measured = self.backend.channel_moments(Source((part.array,)))
+                moments[part.path] = Moments.measured(self.backend, *measured)
         means, variances = zip(*(moments[part.path].used for part in parts), strict=True)
         return self.backend.join_channels(means), self.backend.join_channels(variances)
 

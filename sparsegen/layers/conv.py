@@ -97,9 +97,14 @@ class Conv2d(Layer):
         weights = self._weights(x)
 
         def kernel(canvas: Array, tiles: Tiles) -> bool:
-            source = None if residual is None else residual.source
+            added = None if residual is None else residual.source
+            if run.wants_moments(self.path):
+                finite, run.measured[self.path] = run.backend.conv2d_measured(
+                    canvas, tiles, x.source, weights, shift=shift, residual=added, activation=activation
+                )
+                return finite
             return run.backend.conv2d(
-                canvas, tiles, x.source, weights, shift=shift, residual=source, activation=activation
+                canvas, tiles, x.source, weights, shift=shift, residual=added, activation=activation
             )
 
         canvas = run.compute(

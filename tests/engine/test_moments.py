@@ -49,6 +49,29 @@ def assert_follow(session: Session) -> None:
         check("followed moments", fresh[1], square)
 
 
+def test_a_dense_run_measures_canvases_while_it_writes_them(backend, model, rng, monkeypatch):
+    """Once a run has shown which: with the bits of a run that reads them again, and no norm's left from other values."""
+    first, second = noisy(rng, (16, 24), 2), noisy(rng, (16, 24), 2)
+    expected = values(opened(backend, FAMILIES[model.family](), second))
+    calls = []
+    for name in ("conv2d_measured", "channel_moments"):
+        method = getattr(type(backend), name)
+
+        def called(self, *args, name=name, method=method, **settings):
+            calls.append(name)
+            return method(self, *args, **settings)
+
+        monkeypatch.setattr(type(backend), name, called)
+    session = opened(backend, model, first)
+    read = len(calls)
+    assert calls == ["channel_moments"] * read
+    calls.clear()
+    session.run(second, **at(model, 2))
+    assert calls.count("conv2d_measured") > read / 2
+    assert_same(values(session), expected)
+    assert_follow(session)
+
+
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_moments_that_are_followed_are_those_of_the_canvas(backend, model, rng, storage):
     x = noisy(rng, (16, 24), 2)
