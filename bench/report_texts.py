@@ -32,10 +32,10 @@ GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../benc
 edit is new to the session. SIGE keeps 1,098 MB of activations for the same model.
 
 The limit with AVX-512: with one row for each distinct window of labels a dense run takes 64 G multiply-adds (by
-`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes 575 ms, and would be faster than that by
-fewer products alone, as windows share them already. Of its time Winograd's convolutions have 46 %, the windows of
-labels 36 %, other convolutions 9 %, finite checks 2 %, everything outside kernels, such as the numbering of windows,
-6 %; of an edit of 1.2 %: 56, 20, 5, 1 and 17 %."""
+`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes 567 ms, and would be faster than that by
+fewer products alone, as windows share them already. Of its time Winograd's convolutions have 48 %, the windows of
+labels 36 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows, 6 %; of an edit of
+1.2 %: 53, 20, 5 and 20 %."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
@@ -59,12 +59,12 @@ The limits, on the AVX2 machine, whose products reach 90 GFLOP/s a core with all
 first-level cache at the rate at which it can be written back. (Stages were timed by the cycle counter.)
 
 The limits on the AVX-512 machine, a Zen 4, whose products reach 118 GFLOP/s a core from a first-level cache, with 3
-rows as with 8: a 3×3 layer at 256×256 takes 73 % of its time for its products at that rate, one at 8×8 44 %. Without
-one stage, a layer at 256×256 takes 17 % less (windows gathered and transformed) or 5 % less (written), at 8×8 45 %
-less (kernels transformed). Two ways around that were slower: to transform the next piece's kernels in parts between
-this one's products, by up to 19 %; to prefetch the lines that they will be written to, by up to 13 %. The layer of 64
-outputs has half as many products for each window that it transforms. 1×1 layers reach 66 to 92 % of the products'
-peak, layers of stride 2 87 to 89 %.
+rows as with 8: a 3×3 layer at 256×256 takes 73 % of its time for its products at that rate, one at 8×8 58 %. Without
+one stage, a layer at 256×256 takes 17 % less (windows gathered and transformed) or 5 % less (written). At 8×8 kernels
+are transformed where they are multiplied, by 60 operations for the 144 of four tiles' products: together 82 % of the
+time at one operation a cycle (`winograd-few` of the switches; written to a cache and read back, transformed kernels
+took 45 % of a layer). The layer of 64 outputs has half as many products for each window that it transforms. 1×1
+layers reach 66 to 92 % of the products' peak, layers of stride 2 87 to 89 %.
 
 Products of bfloat16 reach 234 GFLOP/s a core there, twice as many. PyTorch's values lie in memory as bfloat16,
 sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay
@@ -116,10 +116,11 @@ process has the weights, and the arrays that kernels compute in, beside them.
 The targets are for machines with AVX2 and with AVX-512.
 
 The limit with AVX-512: at the products' peak of 236 GFLOP/s the multiply-adds of a dense step (by `sparsegen profile`)
-take 633 ms of DDPM's 1044, 205 of PD 128's 394, 329 of PD 256's 676. Of DDPM's time Winograd's convolutions have 73 %,
-other convolutions 17 %, moments 3 %, finite checks 2 %, everything outside kernels 4 %; of PD 256's 63, 14, 3, 2 and
-9 %, attention 6 %. What convolutions take beyond their products are windows, with the norm and the SiLU of each pixel,
-transforms and outputs (*Layers*)."""
+take 633 ms of DDPM's 983, 205 of PD 128's 380, 329 of PD 256's 648. Of DDPM's time Winograd's convolutions have 77 %,
+other convolutions 18 %, moments 1 %, everything outside kernels 4 %; of PD 256's 67, 16, 1 and 7 %, attention 7 %; of
+PD 128's 57, 17, 1, 9 and 12 %. What convolutions take beyond their products are windows, with the norm and the SiLU of
+each pixel, transforms and outputs (*Layers*); layers of 64 channels, of which PD 128 has ten at 128×128, have half the
+products for each window."""
 
 STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
 sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with

@@ -151,9 +151,17 @@ def _by_tiles(positions: Sequence[int], tile_step: int, *, through: bool) -> Any
 
 
 def products_of_few(tile_step: int) -> Any:
-    """The function that multiplies a panel, of tiles whose inputs are `tile_step` floats apart."""
-    row, first, last = range(SIDE), range(SIDE // 2), range(SIDE // 2, SIDE)
-    through, mixed = (_by_tiles(row, tile_step, through=through) for through in (True, False))
+    """The function that multiplies a panel of kernels, `[steps, TAPS, PANEL]` from `weights[w]` on:
+
+        multiply(weights, w, inputs, a, input_step, sums, c, sum_step, coming, ahead, pace, tiles, steps, resume)
+
+    Position p has the inputs `[tiles, steps]` from `a + p * input_step` on, a tile every `tile_step` floats, and the
+    sums `[tiles, PANEL]` from `c + p * sum_step` on, which are replaced or added to (`resume`, as in `gemm.py`).
+    Meanwhile as many floats of `coming` as the panel has, from `ahead` on, are prefetched at PACE; at another `pace` in
+    proportion.
+    """
+    whole, first, last = range(SIDE), range(SIDE // 2), range(SIDE // 2, SIDE)
+    through, mixed = (_by_tiles(whole, tile_step, through=through) for through in (True, False))
     through_first, through_last, mixed_first, mixed_last = (
         _block(2 * TOGETHER, half, tile_step, through=through)
         for through in (True, False)
@@ -181,14 +189,16 @@ def products_of_few(tile_step: int) -> Any:
         for v in range(0, PANEL, WIDTH):
             for i in range(SIDE):
                 middle = i > 0 and i < SIDE - 1
-                row = w + v + (0 if middle else i // (SIDE - 1) * 2 * 3 * PANEL)
+                taps = (
+                    w + v + (2 * 3 * PANEL if i == SIDE - 1 else 0)
+                )  # the last row is that of the last taps
                 line, each = ahead + (v // WIDTH * SIDE + i) * steps * pace, pace
                 t = 0
                 while t < tiles:
                     left = tiles - t
                     args = (
                         weights,
-                        row,
+                        taps,
                         inputs,
                         a + i * SIDE * input_step + t * tile_step,
                         sums,

@@ -173,17 +173,16 @@ class Conv2d(Layer):
         run, outputs = x.run, self.geometry.outputs
 
         def fill(rows: Array, windows: Host) -> bool:
-            known = x.rows[len(x.rows) - len(rows) :]
+            read = x.rows[len(x.rows) - len(rows) :]
             scale, shift = (None, None) if x.affine is None else (x.affine.scale, x.affine.shift)
             # rows as pixels of whole tiles, and those left over: a tile's bits do not depend on the others
             whole, finite = len(rows) // TILE**2 * TILE**2, True
             for some, width in ((slice(0, whole), TILE), (slice(whole, None), 1)):
                 out = rows[some].reshape(1, -1, width, outputs)
                 if len(out[0]):
-                    source = Source(
-                        (known[some].reshape(1, -1, width, x.channels),), scale=scale, shift=shift
-                    )
-                    finite &= run.backend.conv2d(out, TileSet.full(*out.shape[:3]).tiles, source, weights)
+                    source = Source((read[some].reshape(1, -1, width, x.channels),), scale=scale, shift=shift)
+                    known = run.backend.conv2d(out, TileSet.full(*out.shape[:3]).tiles, source, weights)
+                    finite = finite and known
             return finite
 
         return tabulate(self.path, x.codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)

@@ -50,7 +50,7 @@ def assert_follow(session: Session) -> None:
 
 
 def test_a_dense_run_measures_canvases_while_it_writes_them(backend, model, rng, monkeypatch):
-    """Once a run has shown which: with the bits of a run that reads them again, and no norm's left from other values."""
+    """Once a run has shown which: with the bits of a run that reads them again, and none of other values."""
     first, second = noisy(rng, (16, 24), 2), noisy(rng, (16, 24), 2)
     expected = values(opened(backend, FAMILIES[model.family](), second))
     calls = []
