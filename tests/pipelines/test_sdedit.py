@@ -490,19 +490,20 @@ def test_an_edit_that_fails_at_any_step_leaves_no_trace(rng, monkeypatch, how, s
 
             patch.setattr(pipeline, "_result", lambda *_, **__: no_picture(None, None))
         else:
-            calls, find = [], kind.find_non_finite
+            calls, compute = [], kind.conv2d
 
-            def found(backend, canvas, tiles):
+            def spoiled(backend, out, tiles, *rest, **named):
                 calls.append(1)
+                finite = compute(backend, out, tiles, *rest, **named)
                 if len(calls) == 30 + 20 * step:
                     if how == "layer":
                         raise Broken
                     n, row, column = tiles.host[0]
-                    canvas[n, row * 4, column * 4, 0] = np.nan
-                    return n, row * 4, column * 4, 0
-                return find(backend, canvas, tiles)
+                    out[n, row * 4, column * 4, 0] = np.nan
+                    return False
+                return finite
 
-            patch.setattr(kind, "find_non_finite", found)
+            patch.setattr(kind, "conv2d", spoiled)
             error = Broken if how == "layer" else NonFiniteError
         with pytest.raises(error):
             pipeline.edit(edited, mask=mask, on_step=on_step)

@@ -312,11 +312,12 @@ def test_a_value_that_is_not_finite_leaves_no_trace(
         calls.append(1)
         found = compute(first, *rest, **named)
         if len(calls) == (2 if primitive == "add_tiles" else 70):
-            if found is None:
+            if primitive == "follow_moments":  # the variance in use
+                found[0][1][...] = np.nan
+            else:
                 n, row, column = rest[0].host[0]
                 first[n, row * 4, column * 4, 0] = np.nan
-            else:  # the variance in use
-                found[0][1][...] = np.nan
+                return False  # it knows of no tile that all values are finite
         return found
 
     with monkeypatch.context() as patch:
