@@ -109,7 +109,7 @@ class ShapesBackend(Backend):
     def _nothing(self, *args: Any, **keywords: Any) -> None:
         return None
 
-    def _nothing_odd(self, *args: Any, **keywords: Any) -> bool:
+    def _all_finite(self, *args: Any, **keywords: Any) -> bool:
         return True
 
     def second_moments(self, mean: Array, variance: Array) -> MomentPair:
@@ -125,6 +125,6 @@ class ShapesBackend(Backend):
     def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
         return np.zeros((canvas.shape[0], 2, canvas.shape[3]))
 
-    conv2d = pointwise = lookup = attention = convolve_windows = _nothing_odd
+    conv2d = pointwise = lookup = attention = convolve_windows = _all_finite
     copy_arrays = write_tiles = merge_tiles = add_tiles = narrow_tiles = widen_tiles = _nothing
     encode_windows = forget_windows = _nothing

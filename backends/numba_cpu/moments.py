@@ -62,7 +62,7 @@ def _add_tile(measured: Any, at: int, row: int, pixels: int, channels: int, sums
 
     Σ v = pixels · mean        Σ v² = Σ off² + pixels · mean²
     """
-    whole, many, every = channels - channels % WIDTH, np.float64(pixels), extend(splat(np.float32(pixels)))
+    whole, every = channels - channels % WIDTH, extend(splat(np.float32(pixels)))
     for c in range(0, whole, WIDTH):
         mean, squared = extend(load(measured, at + c)), extend(load(measured, at + row + c))
         added = every * mean
@@ -70,9 +70,10 @@ def _add_tile(measured: Any, at: int, row: int, pixels: int, channels: int, sums
         square = to + channels + c
         store_doubles(sums, square, load_doubles(sums, square) + (squared + added * mean))
     for c in range(whole, channels):
-        mean_c, squared_c = np.float64(measured[at + c]), np.float64(measured[at + row + c])
-        sums[to + c] += many * mean_c
-        sums[to + channels + c] += squared_c + many * mean_c * mean_c
+        one_mean = np.float64(measured[at + c])
+        one_added = pixels * one_mean
+        sums[to + c] += one_added
+        sums[to + channels + c] += np.float64(measured[at + row + c]) + one_added * one_mean
 
 
 @kernel(void(COUNTER, int64, int64, READING, FLOATS, float64[::1], LAYOUT, SCRATCH))

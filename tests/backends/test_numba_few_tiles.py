@@ -14,9 +14,9 @@ from tests.backends.contract_cases import all_tiles, assert_same_bits, normal
 numba = pytest.importorskip("numba")
 
 from sparsegen.backends.numba_cpu import NumbaBackend  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.few_tiles import PACE, SIDE, TAPS, products_of_few  # noqa: E402
-from sparsegen.backends.numba_cpu.gemm import ADD, PANEL, REPLACE  # noqa: E402
-from sparsegen.backends.numba_cpu.transforms import KERNEL_4  # noqa: E402
+from sparsegen.backends.numba_cpu.few_tiles import PACE, SIDE, TAPS, products_of_few  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.gemm import ADD, PANEL, REPLACE  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.transforms import KERNEL_4  # noqa: E402  (needs numba)
 
 STEPS = 20
 _products = products_of_few(STEPS)
