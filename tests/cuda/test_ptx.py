@@ -48,7 +48,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             pytest.skip(emulator.MISSING)
         library = emulator.Library(emulator.build(CHECKS.read_text("utf-8"), CHECKS.stem))
         return on_device(emulator.EmulatedDevice(), library.launch)
-    card: Card = get_backend(ON_CARD).device  # type: ignore[attr-defined]
+    card: Card = get_backend(ON_CARD).device  # type: ignore[attr-defined]  # of CudaBackend alone
     text, architecture = CHECKS.read_text("utf-8"), compiler.target(card.architecture)
     cubin, _ = compiler.compiled(CHECKS.stem, architecture, source=text)
     card.add({CHECKS.stem: cubin}, sources.kernels_of(CHECKS.stem, text))

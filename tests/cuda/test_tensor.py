@@ -280,7 +280,7 @@ def test_the_rounding_is_that_of_inputs_and_weights(precision: Precision) -> Non
 
 def test_errors_name_what_is_expected() -> None:
     with pytest.raises(BackendError, match="unknown precision 'half'; known: float32, tf32, float16"):
-        CudaBackend(emulator.EmulatedDevice(), precision="half")  # type: ignore[arg-type]
+        CudaBackend(emulator.EmulatedDevice(), precision="half")  # type: ignore[arg-type]  # refused
     weight = np.full((8, 8, 1, 1), 65530, np.float32)
     with pytest.raises(BackendError, match=r'65530 is too large for float16 \(65504\): use precision="tf32"'):
         backend_of("float16").prepare_conv(weight, None)
