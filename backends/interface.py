@@ -314,6 +314,19 @@ class Watch(ABC):
         """
 
 
+class SavedTiles(ABC):
+    """The values of tiles of many canvases, in one block of memory."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the block."""
+
+    @abstractmethod
+    def arrays(self) -> list[Array]:
+        """For each canvas its values `[K, TILE, TILE, C]`, which lie in the block."""
+
+
 class Recording(ABC):
     """Primitives that were queued once, to be queued again as a whole, with other tiles. One thread's."""
 
@@ -323,12 +336,15 @@ class Recording(ABC):
         """For each list of tiles, in the order in which `Backend.record` was given them: the most tiles it may have."""
 
     @abstractmethod
-    def replay(
-        self, lists: Sequence[Tiles], watch: Watch | None = None, *, olds: Sequence[Array] = ()
-    ) -> Watch | None:
-        """Queue everything again, each list and each old array replaced by the one in its place.
+    def save(self, lists: Sequence[Tiles]) -> SavedTiles:
+        """Queue a copy of the tiles of the canvases to save, as they are now; the next replay has the same `lists`."""
 
-        `watch` is the watch that the recorded work used; the one of this replay is returned.
+    @abstractmethod
+    def replay(self, lists: Sequence[Tiles], watch: Watch | None = None) -> Watch | None:
+        """Queue everything again, each list replaced by the one in its place.
+
+        `watch` is the watch that the recorded work used; the one of this replay is returned. Where work was given
+        canvases to save, `save` was called for the same `lists` before it, and nothing has changed since.
         """
 
 
@@ -395,14 +411,21 @@ class Backend(ABC):
         return None
 
     def record(
-        self, work: Callable[[], None], lists: Sequence[Tiles], *, olds: Sequence[Array] = ()
+        self,
+        work: Callable[[], None],
+        lists: Sequence[Tiles],
+        *,
+        saves: Sequence[tuple[Array, Tiles, Array]] = (),
     ) -> Recording:
         """Call `work`, and note the primitives that it queues instead of queueing them.
 
-        `work` uses no other tiles than `lists` (different handles), and `olds` as arguments `old` alone: a replay
-        replaces both. It uploads, downloads and waits for nothing. What else it reads and writes keeps its place:
-        arrays made in `work` belong to the recording. A watch for it is made in `work`; it may check values at the end
-        of `work`, which therefore writes no canvas after it has been watched.
+        `saves` are canvases, of each the one of `lists` whose tiles `Recording.save` copies, and an array
+        `[0, TILE, TILE, C]` that stands for the values saved: `work` may use it as an argument `old`, and no other way.
+
+        `work` uses no other tiles than `lists` (different handles), which a replay replaces. It uploads, downloads and
+        waits for nothing. What else it reads and writes keeps its place: arrays made in `work` belong to the recording.
+        A watch for it is made in `work`; it may check values at the end of `work`, which therefore writes no canvas
+        after it has been watched.
         """
         raise BackendError(f"backend {self.name!r} records nothing")
 

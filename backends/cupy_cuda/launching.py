@@ -83,28 +83,37 @@ class Launching(PortableBackend):
     # -- recording ---------------------------------------------------------------------------------------
 
     def record(
-        self, work: Callable[[], None], lists: Sequence[Tiles], *, olds: Sequence[Array] = ()
+        self,
+        work: Callable[[], None],
+        lists: Sequence[Tiles],
+        *,
+        saves: Sequence[tuple[Array, Tiles, Array]] = (),
     ) -> Recording:
         if self._thread.slots is not None:
             raise BackendError("a recording inside a recording")
-        slots = self._thread.slots = Slots(self.device, lists, olds)
+        slots = self._thread.slots = Slots(self.device, lists, saves)
         try:
             graph = self.device.record(lambda: self._do_recorded(work, slots))
+            save = self._save_launch(slots)
         finally:
             self._thread.slots = None
         for table, packed in slots.tables:
             self.device.write(table, packed)
-        return CudaRecording(self.device, graph, slots)
+        return CudaRecording(self.device, graph, slots, save)
 
     def _do_recorded(self, work: Callable[[], None], slots: Slots) -> None:
         work()
         self._end_work(slots)
 
+    def _save_launch(self, slots: Slots) -> Callable[[], None]:
+        """What queues the copy of a recording's tiles that are to be saved, from and to where its block says."""
+        return lambda: None
+
     def _end_work(self, slots: Slots) -> None:
         """Queue what recorded work left for its end."""
 
     def _place_of(self, old: Array) -> Array | None:
-        """Where the address of an old array stands, in a recorded run that replaces it; None: nowhere."""
+        """Where the address of saved values stands, in a recorded run that `old` stands for them in; None: nowhere."""
         slots = self._thread.slots
         return None if slots is None else slots.place_of(old)
 

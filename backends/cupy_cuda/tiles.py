@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class TileCopies(Launching):
         self._launch(
             kernel,
             self._grid_of_words(tiles, words),
+            values_place=None,
             canvas=canvas,
             values=values,
             tiles=self._list(tiles),
@@ -78,6 +79,7 @@ class TileCopies(Launching):
         table = self._table(
             self._pack(
                 "CopyTiles",
+                values_place=None,
                 canvas=canvas,
                 values=values,
                 tiles=self._list(tiles),
@@ -95,6 +97,28 @@ class TileCopies(Launching):
             each=table,
             count=len(some),
         )
+
+    def _save_launch(self, slots: Slots) -> Callable[[], None]:
+        if not slots.saves:
+            return lambda: None
+        table = self._table(
+            self._pack(
+                "CopyTiles",
+                values_place=place,
+                canvas=canvas,
+                values=None,
+                tiles=self._list(tiles),
+                height=canvas.shape[1],
+                width=canvas.shape[2],
+                channels=_words(canvas),
+            )
+            for (canvas, tiles), place in zip(slots.saves, slots.places, strict=True)
+        )
+        slots.kept[id(table)] = table
+        most = max(self._most(tiles) for _, tiles in slots.saves)
+        words = max(_words(canvas) for canvas, _ in slots.saves)
+        grid, count = (_blocks_of(most), -(-PIXELS * words // 1024), len(slots.saves)), len(slots.saves)
+        return lambda: self._launch("read_many_tiles", grid, each=table, count=count)
 
     def copy_arrays(self, pairs: Sequence[tuple[Array, Array]]) -> None:
         if not pairs:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from sparsegen.backends.interface import Array, Backend, Host, Tiles
+from sparsegen.backends.interface import Array, Backend, Host, SavedTiles, Tiles
 
 from ..tiling.tiles import TileSet
 from .memory import Memory
@@ -19,8 +17,9 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self.tiles: dict[str, tuple[Tiles, Array]] = {}
-        """Path of the canvas -> (tiles, values `[K, TILE, TILE, C]`)."""
+        self._tiles: dict[str, tuple[Tiles, Array]] = {}
+        self._together: list[tuple[dict[str, Tiles], SavedTiles]] = []
+        """Tiles of many canvases that were saved at once, and are no arrays yet."""
         self.whole: dict[str, Array] = {}
         """Path -> the canvas as it was; no path is in both."""
         self.windows: dict[str, tuple[int, Host]] = {}
@@ -43,15 +42,24 @@ class Journal:
         else:
             self._copy(memory, path, active.tiles)
 
-    def save_all_before(self, memory: Memory, active: Mapping[str, TileSet]) -> None:
-        """Save the active tiles of many canvases, by path, before any of them changes; all change in place."""
-        places = [(memory.canvases[path], tiles.tiles) for path, tiles in active.items()]
-        for (path, tiles), values in zip(active.items(), memory.backend.read_many_tiles(places), strict=True):
-            self.add(path, tiles.tiles, values)
+    @property
+    def tiles(self) -> dict[str, tuple[Tiles, Array]]:
+        """Path of the canvas -> (tiles, values `[K, TILE, TILE, C]`)."""
+        while self._together:
+            tiles, saved = self._together[-1]
+            for (path, each), values in zip(tiles.items(), saved.arrays(), strict=True):
+                self._tiles[path] = (each, values)
+            self._together.pop()
+        return self._tiles
+
+    def add_all(self, tiles: dict[str, Tiles], saved: SavedTiles) -> None:
+        """Keep the values of tiles of many canvases, by path."""
+        self._together.append((tiles, saved))
+        self.nbytes += saved.nbytes
 
     def add(self, path: str, tiles: Tiles, values: Array) -> None:
         """Keep `values` `[K, TILE, TILE, C]` of the `tiles` of a canvas."""
-        self.tiles[path] = (tiles, values)
+        self._tiles[path] = (tiles, values)
         self.nbytes += int(values.nbytes)
 
     def save_moments(self, path: str, moments: Moments) -> None:
@@ -71,6 +79,21 @@ class Journal:
         canvas = memory.canvases[path]
         place = memory.allocator.place_for_tiles(canvas, len(tiles))
         self.add(path, tiles, memory.backend.read_tiles(canvas, tiles, place))
+
+    def _copy_all(self, memory: Memory, tiles: dict[str, Tiles]) -> None:
+        """Save tiles of many canvases, by path."""
+        together: dict[str, Tiles] = {}
+        for path, each in tiles.items():
+            place = memory.allocator.place_for_tiles(memory.canvases[path], len(each))
+            if place is None:
+                together[path] = each
+            else:
+                self.add(path, each, memory.backend.read_tiles(memory.canvases[path], each, place))
+        places = [(memory.canvases[path], each) for path, each in together.items()]
+        for (path, each), values in zip(
+            together.items(), memory.backend.read_many_tiles(places), strict=True
+        ):
+            self.add(path, each, values)
 
     def saved(self, backend: Backend, path: str) -> tuple[Tiles, Array]:
         """The saved tiles of a canvas and their values, as in `tiles`, also of a canvas that was set aside."""
@@ -112,8 +135,7 @@ class Journal:
         forward.moments.update((path, memory.moments[path]) for path in self.moments)
         for path in self.whole:
             forward._set_aside(path, memory.canvases[path])
-        for path, (tiles, _) in self.tiles.items():
-            forward._copy(memory, path, tiles)
+        forward._copy_all(memory, {path: tiles for path, (tiles, _) in self.tiles.items()})
         for path, (count, _) in self.windows.items():
             forward.add_windows(path, count, memory.codebooks[path].window_set.windows[count:].copy())
         return forward

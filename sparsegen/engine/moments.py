@@ -8,7 +8,8 @@ either (`tiling.policies.Fast`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, MutableMapping, Set
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -89,7 +90,9 @@ class Moments:
         """The moments after an edit of some samples that does not follow them."""
         if samples <= self.unknown:
             return self
-        return Moments(self.used, self.stale, self.fresh, self.unknown | samples)
+        other = copy(self)  # what was not made yet is made when somebody asks
+        object.__setattr__(other, "unknown", self.unknown | samples)
+        return other
 
 
 class _Measured(Moments):
@@ -114,6 +117,17 @@ class _Placed(Moments):
     def __init__(self, block: Array, begin: int, shape: tuple[int, ...]) -> None:
         object.__setattr__(self, "_place", (block, begin, shape))
 
+    @property
+    def block(self) -> Array:
+        """The block that they lie in."""
+        return self._place[0]
+
+    @property
+    def begin(self) -> int:
+        """Where they begin in it."""
+        begin: int = self._place[1]
+        return begin
+
     def __getattr__(self, name: str) -> Any:
         if name not in ("used", "stale", "fresh"):
             raise AttributeError(name)
@@ -134,7 +148,8 @@ class MomentBank:
     """The moments of canvases in one block of memory, where a recorded edit reads and moves them.
 
     Moments outside it are never written into. So a replay begins with a copy of those that others have moved, and ends
-    with a copy of the whole block.
+    with a copy of the whole block. The moments of an edit lie in one such copy: while an undo brings them back, or the
+    next edit goes on from them, a block is copied, never an array for each canvas.
     """
 
     def __init__(self, backend: Backend, moments: Mapping[str, Moments]) -> None:
@@ -144,26 +159,42 @@ class MomentBank:
         # in doubles: the two arrays of floats take the room of one
         self._begins = dict(zip(self._shapes, ends[:-1], strict=True))
         self._block = backend.alloc((ends[-1],), dtype="float64")
-        self.moments = {path: self._placed(self._block, path) for path in moments}
+        self.moments = self._placed(self._block)
         """Those in the block."""
-        self._last: dict[str, Moments] = {}
-        """The moments outside whose values are in the block."""
+        self._last: Array | None = None
+        """The block outside whose values are in the block."""
 
-    def _placed(self, block: Array, path: str) -> Moments:
-        """The moments of a canvas that lie in a block of this layout."""
-        return _Placed(block, self._begins[path], self._shapes[path])
+    def _placed(self, block: Array) -> dict[str, Moments]:
+        """The moments that lie in a block of this layout."""
+        return {path: _Placed(block, self._begins[path], shape) for path, shape in self._shapes.items()}
 
-    def follow(self, moments: Mapping[str, Moments]) -> None:
-        """Copy into the block what differs from it."""
-        moved = [path for path in self._shapes if moments[path] is not self._last.get(path)]
-        self._backend.copy_arrays(
-            [
-                pair
-                for path in moved
-                for pair in zip(self.moments[path].arrays, moments[path].arrays, strict=True)
-            ]
-        )
-        self._last.update((path, moments[path]) for path in moved)
+    def _of_one_block(self, moments: Mapping[str, Moments]) -> Array | None:
+        """The block of this layout that all moments lie in; None: there is none."""
+        block: Array | None = None
+        for path, begin in self._begins.items():
+            each = moments[path]
+            if not isinstance(each, _Placed) or each.begin != begin or each.block.size != self._block.size:
+                return None
+            if block is not None and each.block is not block:
+                return None
+            block = each.block
+        return block
+
+    def follow(self, moments: MutableMapping[str, Moments]) -> None:
+        """Copy moments into the block, unless they are there; they come to lie in one block outside, too."""
+        block = self._of_one_block(moments)
+        if block is None:
+            self._backend.copy_arrays(
+                [
+                    pair
+                    for path, placed in self.moments.items()
+                    for pair in zip(placed.arrays, moments[path].arrays, strict=True)
+                ]
+            )
+            moments.update(self.after(moments))
+        elif block is not self._last:
+            self._backend.copy_arrays([(self._block, block)])
+            self._last = block
 
     def take(self, moments: Mapping[str, Moments]) -> None:
         """Copy into the block the moments that recorded work left."""
@@ -176,10 +207,9 @@ class MomentBank:
             ]
         )
 
-    def after(self, paths: Iterable[str]) -> dict[str, Moments]:
-        """The moments of some canvases after a replay, in a block of their own."""
-        block = self._backend.alloc(tuple(self._block.shape), dtype="float64")
-        self._backend.copy_arrays([(block, self._block)])
-        moved = {path: self._placed(block, path) for path in paths}
-        self._last.update(moved)
-        return moved
+    def after(self, before: Mapping[str, Moments]) -> dict[str, Moments]:
+        """The moments after a replay, in a block of their own; `before` tells which were unknown."""
+        self._last = self._backend.alloc(tuple(self._block.shape), dtype="float64")
+        self._backend.copy_arrays([(self._last, self._block)])
+        placed = self._placed(self._last)
+        return {path: each.not_followed(before[path].unknown) for path, each in placed.items()}

@@ -6,7 +6,7 @@ program serves every edit of one base, whatever its policy: a replayed edit comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..tiling.canvas import Canvas
 from ..tiling.tiles import TileSet
 from .carried import Deltas
-from .recorded import NotRecordable, RecordedEdit, recordable
+from .recorded import NotRecordable, RecordedEdit, TilesKey, recordable, sets_of
 from .run import LayerStep, NormStep, Run
 from .stats import LayerRecord
 
@@ -64,9 +64,12 @@ class Program:
         run = self.run
         if not recordable(run, self.steps):
             return False
+        found: dict[tuple[TilesKey, ...], Mapping[TilesKey, TileSet] | None] = {}
         for edit in self._recorded:
-            sets = edit.sets_for(run)
-            if sets is not None:
+            if edit.keys not in found:  # recordings for other numbers of tiles have the same keys
+                found[edit.keys] = sets_of(run, edit.keys)
+            sets = found[edit.keys]
+            if sets is not None and edit.fits(run, sets):
                 edit.replay(run, sets)
                 return True
         try:
@@ -74,8 +77,8 @@ class Program:
         except NotRecordable:
             return False
         self._recorded[:] = [edit, *self._recorded[: MOST_RECORDED - 1]]
-        sets = edit.sets_for(run)
-        assert sets is not None  # it was made for this edit
+        sets = sets_of(run, edit.keys)
+        assert sets is not None and edit.fits(run, sets)  # it was made for this edit
         edit.replay(run, sets)
         return True
 

@@ -12,13 +12,12 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from sparsegen.backends.interface import TILE, Array, Backend, Recording
+from sparsegen.backends.interface import TILE, Array, Recording
 
 from ..tiling.canvas import Canvas
 from ..tiling.tiles import TileSet
 from .finite import FiniteChecks
 from .journal import Journal
-from .memory import Memory
 from .moments import MomentBank
 from .run import LayerStep, NormStep, Run
 
@@ -60,9 +59,12 @@ class RecordedEdit:
             others are not, or are not known.
         """
         self._layers = _planned(run, [step for step in steps if isinstance(step, LayerStep)])
+        keys = (key for layer in self._layers for key in (layer.changed, layer.computed))
+        self.keys = tuple(key for key in dict.fromkeys(keys) if key is not None)
+        """The keys of its lists of tiles, in their order."""
         self._statistics = run.plan.statistics
         self._followed = _followed(run, self._layers)
-        sets = self._sets(run)
+        sets = sets_of(run, self.keys)
         if sets is None:
             raise NotRecordable
         # a slot for each key: those that have the same tiles now need not have them in another edit
@@ -75,10 +77,17 @@ class RecordedEdit:
         layers = {each.step: each for each in self._layers}
         memory, backend = run.memory, run.backend
         self._bank = MomentBank(backend, memory.moments if self._statistics else {})
-        # of a canvas that is repainted whole, moments are measured, not moved
-        followed = self._followed if self._statistics else {}
-        self._moved = [path for path, key in followed.items() if sets[key].count < sets[key].total]
-        stand_in = _StandIn(backend, memory, {path: sets[self._followed[path]] for path in self._moved})
+        self._kept = {
+            layer.step.canvas.path: layer.computed
+            for layer in self._layers
+            if layer.kept and layer.computed is not None
+        }
+
+        stand_in = Journal()
+        for path, key in self._kept.items():
+            canvas = memory.canvases[path]
+            old = backend.alloc((0, TILE, TILE, canvas.shape[3]), dtype=str(canvas.dtype))
+            stand_in.add(path, sets[key].tiles, old)
 
         def work() -> None:
             run.finite = FiniteChecks(backend)
@@ -99,36 +108,22 @@ class RecordedEdit:
             if self._statistics:
                 memory.moments = dict(self._bank.moments)
             lists = [each.tiles for each in sets.values()]
-            self._recording: Recording = backend.record(work, lists, olds=list(stand_in.olds.values()))
+            saves = [(memory.canvases[path], *saved) for path, saved in stand_in.tiles.items()]
+            self._recording: Recording = backend.record(work, lists, saves=saves)
         finally:
             memory.moments = known
         self._finite = run.finite
 
-    def sets_for(self, run: Run) -> Mapping[TilesKey, TileSet] | None:
-        """The tiles of an edit by key; None: this recording does not fit it."""
+    def fits(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
+        """Whether it can do the edit of a run whose tiles by its keys are `sets`."""
         # a recording is its thread's
         if self._thread != threading.get_ident() or self._statistics != run.plan.statistics:
-            return None
-        if any(table.get(path) is not array for table, path, array in self._arrays):
-            return None
-        sets = self._sets(run)
-        if sets is None or _have_every_tile(sets.values()) != self._full or not self._follows(run, sets):
-            return None
+            return False
         if any(each.count > room for each, room in zip(sets.values(), self._recording.room, strict=True)):
-            return None
-        return sets
-
-    def _sets(self, run: Run) -> Mapping[TilesKey, TileSet] | None:
-        """The tiles of the present plan by key, all keys of the layers; None: a key has no tile."""
-        sets: dict[TilesKey, TileSet] = {}
-        for layer in self._layers:
-            for key in (layer.changed, layer.computed):
-                if key is not None and key not in sets:
-                    active = run.plan.tiles(key.of)
-                    if not active.count:
-                        return None
-                    sets[key] = active if key.which == "active" else run.everything(active)
-        return sets
+            return False
+        if any(table.get(path) is not array for table, path, array in self._arrays):
+            return False
+        return _have_every_tile(sets.values()) == self._full and self._follows(run, sets)
 
     def _follows(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
         """Whether the moments that an edit follows are known, and measured of all samples of a canvas or of none."""
@@ -144,41 +139,42 @@ class RecordedEdit:
         """Do the edit whose tiles are `sets`, and leave what the steps would have left: changes, records, a journal."""
         journal, memory = run.journal, run.memory
         assert journal is not None  # an edit has one
-        kept = {
-            layer.step.canvas.path: sets[layer.computed]
-            for layer in self._layers
-            if layer.kept and layer.computed is not None
-        }
-        journal.save_all_before(memory, kept)
-        olds: list[Array] = []
+        lists = [each.tiles for each in sets.values()]
         if self._statistics:
-            for path in self._followed:
-                journal.save_moments(path, memory.moments[path])
-            olds = [journal.tiles[path][1] for path in self._moved]
             self._bank.follow(memory.moments)
-        watch = self._recording.replay([each.tiles for each in sets.values()], self._finite.watch, olds=olds)
+        saved = self._recording.save(lists)
+        # from here on the journal takes everything back, whether the graph was launched or not
+        journal.add_all({path: sets[key].tiles for path, key in self._kept.items()}, saved)
+        for path in memory.moments if self._statistics else self._followed:
+            journal.save_moments(path, memory.moments[path])
+        watch = self._recording.replay(lists, self._finite.watch)
         assert watch is not None  # `work` made one
         run.finite = self._finite.replayed(watch)
         if self._statistics:
-            memory.moments.update(self._bank.after(self._followed))
+            memory.moments.update(self._bank.after(memory.moments))
+        else:
+            edited = {
+                key: frozenset(n for n, share in enumerate(each.shares) if share)
+                for key, each in sets.items()
+            }
+            for path, key in self._followed.items():
+                memory.moments[path] = memory.moments[path].not_followed(edited[key])
         for layer in self._layers:
             step = layer.step
             nothing = TileSet.empty(*step.shape[:3])
             step.canvas.changed = nothing if layer.changed is None else sets[layer.changed]
-            active = nothing if layer.computed is None else sets[layer.computed]
-            if not self._statistics and active.count:
-                run.follow_moments(step.canvas, active, journal)
-            run.record_layer(step, active)
+            run.record_layer(step, nothing if layer.computed is None else sets[layer.computed])
 
 
-class _StandIn(Journal):
-    """The journal of recorded work: arrays without values, that a replay replaces."""
-
-    def __init__(self, backend: Backend, memory: Memory, active: Mapping[str, TileSet]) -> None:
-        super().__init__()
-        self.olds = {path: backend.alloc((0, TILE, TILE, memory.canvases[path].shape[3])) for path in active}
-        for path, tiles in active.items():
-            self.tiles[path] = (tiles.tiles, self.olds[path])
+def sets_of(run: Run, keys: Iterable[TilesKey]) -> Mapping[TilesKey, TileSet] | None:
+    """The tiles of the present plan of a run by key; None: a key has no tile."""
+    sets: dict[TilesKey, TileSet] = {}
+    for key in keys:
+        active = run.plan.tiles(key.of)
+        if not active.count:
+            return None
+        sets[key] = active if key.which == "active" else run.everything(active)
+    return sets
 
 
 class NotRecordable(Exception):

@@ -123,19 +123,24 @@ def test_norms_of_double_moments(backend: CudaBackend, rows: int, films: int | N
 
 def test_a_recorded_change_reads_its_old_values_where_a_pointer_says(backend: CudaBackend) -> None:
     rng, shape = np.random.default_rng(0), (2, 13, 18, 6)
-    canvas, before = backend.upload(normal(rng, *shape)), backend.upload(normal(rng, *shape))
+    canvas, before, after = backend.alloc(shape), *(backend.upload(normal(rng, *shape)) for _ in range(2))
     lists = [Tiles(rng.permutation(all_tiles(*shape[:3]).host)[:count]) for count in (5, 12)]
     made: list[Array] = []
-    place = backend.alloc((0, 4, 4, 36))
+    place = backend.alloc((0, 4, 4, 6))
 
     def work() -> None:
         change = backend.sum_change(canvas, lists[0], place)
         made.extend((change, backend.join_channels(backend.channel_moments(Source((canvas,))))))
 
-    recording = backend.record(work, lists[:1], olds=[place])
+    recording = backend.record(work, lists[:1], saves=[(canvas, lists[0], place)])
     for tiles in (lists[0], Tiles(lists[1].host[:7])):
-        old = backend.read_tiles(before, tiles)
-        recording.replay([tiles], olds=[old])
+        backend.copy_arrays([(canvas, before)])
+        saved = recording.save([tiles])
+        backend.copy_arrays([(canvas, after)])
+        recording.replay([tiles])
+        (old,) = saved.arrays()
+        assert saved.nbytes == len(tiles) * 16 * 6 * 4
+        assert_same_bits(backend.download(old), backend.download(backend.read_tiles(before, tiles)))
         expected = backend.sum_change(canvas, tiles, old), *backend.channel_moments(Source((canvas,)))
         change, moments = map(backend.download, made)
         assert_same_bits(change, backend.download(expected[0]))

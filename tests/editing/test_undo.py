@@ -208,16 +208,16 @@ def test_without_memory_for_redo_an_undo_is_an_undo_and_a_redo_leaves_no_trace(r
         pipeline.edit(stroke(pipeline.image, (3 + 8 * i, 5)), policy=SPARSE)
         states.append(everything(pipeline))
     pipeline.undo()
-    copy, copies = Journal._copy, []
+    add, copies = Journal.add, []
 
     def full(*arguments):
         copies.append(1)
         if len(copies) > after:
             raise MemoryError
-        copy(*arguments)
+        add(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "_copy", full)
+        patch.setattr(Journal, "add", full)
         with pytest.raises(MemoryError):
             pipeline.redo()
         assert (pipeline.edits, pipeline.undone) == (2, 1)

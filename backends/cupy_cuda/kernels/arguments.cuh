@@ -47,6 +47,7 @@ struct Epilogue {           // what follows a convolution's sum: + bias + shift 
 // -- copies.cu: words of 4 bytes, a float, an int, or two halves of neighbouring channels --------------------------
 
 struct CopyTiles {          // values [K, 4, 4, C] from or into the tiles of a canvas
+  const int64* values_place; // where the address of the values stands, in a recorded run; null: `values` has it
   int* canvas;              // [N, H, W, C]
   int* values;
   const int* tiles;

@@ -17,26 +17,34 @@ __device__ __forceinline__ Word word_of(const int* tiles, int k, int i, int heig
   for (int k = blockIdx.x, count = tile_count(tiles); k < count; k += gridDim.x) \
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < PIXELS * (channels); i += gridDim.y * blockDim.x)
 
-__device__ __forceinline__ void read_one(const CopyTiles& a) {
-  EACH_WORD(a.tiles, a.channels) {
-    Word w = word_of(a.tiles, k, i, a.height, a.width, a.channels);
-    a.values[w.value] = w.inside ? a.canvas[w.canvas] : 0;
-  }
-}
-__device__ __forceinline__ void write_one(const CopyTiles& a) {
-  EACH_WORD(a.tiles, a.channels) {
-    Word w = word_of(a.tiles, k, i, a.height, a.width, a.channels);
-    if (w.inside) a.canvas[w.canvas] = a.values[w.value];
+// T is a word, or four words.
+template <bool READ, class T>
+__device__ __forceinline__ void copy_words(const CopyTiles& a, T* values) {
+  int channels = a.channels / (int)(sizeof(T) / 4);
+  EACH_WORD(a.tiles, channels) {
+    Word w = word_of(a.tiles, k, i, a.height, a.width, channels);
+    T* canvas = reinterpret_cast<T*>(a.canvas) + w.canvas;
+    if (READ) values[w.value] = w.inside ? *canvas : T{};
+    else if (w.inside) *canvas = values[w.value];
   }
 }
 
+template <bool READ>
+__device__ __forceinline__ void copy_one(const CopyTiles& a) {
+  int* values = a.values_place ? reinterpret_cast<int*>(*a.values_place) : a.values;
+  if (a.channels % 4 == 0 && ((int64)a.canvas | (int64)values) % 16 == 0)
+    copy_words<READ>(a, reinterpret_cast<uint4*>(values));
+  else
+    copy_words<READ>(a, values);
+}
+
 // values = canvas[tiles], 0 where a tile overhangs the border
-KERNEL(read_tiles, CopyTiles, 256) { read_one(a); }
+KERNEL(read_tiles, CopyTiles, 256) { copy_one<true>(a); }
 // canvas[tiles] = values
-KERNEL(write_tiles, CopyTiles, 256) { write_one(a); }
+KERNEL(write_tiles, CopyTiles, 256) { copy_one<false>(a); }
 // the same for many canvases: grid z counts them
-KERNEL(read_many_tiles, CopyManyTiles, 256) { read_one(a.each[blockIdx.z]); }
-KERNEL(write_many_tiles, CopyManyTiles, 256) { write_one(a.each[blockIdx.z]); }
+KERNEL(read_many_tiles, CopyManyTiles, 256) { copy_one<true>(a.each[blockIdx.z]); }
+KERNEL(write_many_tiles, CopyManyTiles, 256) { copy_one<false>(a.each[blockIdx.z]); }
 
 // target[i] = source[i] for each pair of arrays: grid y counts them
 KERNEL(copy_arrays, CopyArrays, 256) {
