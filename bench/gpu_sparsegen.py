@@ -61,6 +61,8 @@ class GpuSparsegen(SparsegenEngine):
     def __init__(self, task: Task) -> None:
         self.task, self.net = task, task.net
         self.version = sparsegen.__version__
+        self._made: dict[Any, tuple[Host, dict[str, Any]]] = {}
+        """Inputs and edits: a street takes longer to draw than a network to run."""
 
     @property
     def card(self) -> str:
@@ -93,25 +95,29 @@ class GpuSparsegen(SparsegenEngine):
 
     def _input(self) -> tuple[Host, dict[str, Any]]:
         """The case's input and its conditions."""
-        net = self.net
-        if isinstance(net, Big):
-            scene = street.street(size=net.size)
-            return scene.labels, {"instances": scene.instances}
-        return net.noisy(), {self.model.time: net.time}
+        if () not in self._made:
+            net = self.net
+            if isinstance(net, Big):
+                scene = street.street(size=net.size)
+                self._made[()] = scene.labels, {"instances": scene.instances}
+            else:
+                self._made[()] = net.noisy(), {self.model.time: net.time}
+        return self._made[()]
 
     def _edits(self, area: float, count: int) -> Iterator[tuple[Host, dict[str, Any]]]:
         """So many edits of an area, each elsewhere: the edited input, and the keywords of `Session.edit`."""
+        for variant in range(count):
+            if (area, variant) not in self._made:
+                self._made[area, variant] = self._an_edit(area, variant)
+            yield self._made[area, variant]
+
+    def _an_edit(self, area: float, variant: int) -> tuple[Host, dict[str, Any]]:
         net = self.net
         if isinstance(net, Big):
-            original = street.street(size=net.size)
-            for variant in range(count):
-                changed, mask = street.edited(original, area, variant=variant)
-                yield changed.labels, {"instances": changed.instances, "mask": mask}
-        else:
-            x = net.noisy()
-            for variant in range(count):
-                mask = net.strokes(area, variant)
-                yield np.where(mask[..., None], x + 1, x), {"mask": mask}
+            changed, mask = street.edited(street.street(size=net.size), area, variant=variant)
+            return changed.labels, {"instances": changed.instances, "mask": mask}
+        x, mask = net.noisy(), net.strokes(area, variant)
+        return np.where(mask[..., None], x + 1, x), {"mask": mask}
 
     # -- times -------------------------------------------------------------------------------------------
 
