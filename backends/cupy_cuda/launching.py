@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -176,16 +177,16 @@ class Launching(PortableBackend):
             "scale": scale,
             "shift": source.shift,
             "modulation": source.modulation,
-            "codes": source.codes,
         }
         addresses = {name: 0 if each is None else self.device.address(each) for name, each in arrays.items()}
+        codes = 0 if source.codes is None else self.device.address(source.codes)
         apart = channels | first.shape[3]
-        for name, address in addresses.items():
-            if name != "codes":
-                apart |= address >> 2
+        for address in addresses.values():
+            apart |= address >> 2
         return self._pack(
             "Source",
             **addresses,
+            codes=codes,
             first_channels=first.shape[3],
             second_channels=0 if second is None else second.shape[3],
             height=height,
@@ -198,7 +199,7 @@ class Launching(PortableBackend):
 
     def _scratch(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Array:
         """Memory of undefined values, this thread's until its next call with that name."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // 4
+        size = prod(shape) * np.dtype(dtype).itemsize // 4
         held = self._thread.scratch.get(name)
         if held is None or held.size < size:
             held = self._thread.scratch[name] = self.device.empty((size + size // 4,), np.int32)

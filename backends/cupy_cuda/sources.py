@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,13 +48,16 @@ class Structure:
         KeyError, struct.error
             A field has no value, or one of another type.
         """
-        packed = []
-        for name in self.fields:
-            value = values[name]
-            if name in self.pointers and type(value) is not int:
-                value = 0 if value is None else address(value)
-            packed.append(value)
+        packed = [values[name] for name in self.fields]
+        for i in self._pointers_at:
+            value = packed[i]
+            if type(value) is not int:
+                packed[i] = 0 if value is None else address(value)
         return self.layout.pack(*packed)
+
+    @cached_property
+    def _pointers_at(self) -> tuple[int, ...]:
+        return tuple(i for i, name in enumerate(self.fields) if name in self.pointers)
 
 
 @dataclass(frozen=True)
