@@ -38,6 +38,8 @@ class Program:
     """Whether its steps have computed tiles: weights and scratch arrays are made then, which no recording may make."""
     _recorded: list[RecordedEdit] = field(default_factory=list)
     """The latest first."""
+    _paints: list[RecordedEdit] = field(default_factory=list)
+    """The dense run, once it was recorded."""
     _above: dict[int, tuple[list[Callable[[], None]], list[LayerRecord]]] = field(default_factory=dict)
 
     def frontier(self, rows: int) -> list[Canvas]:
@@ -50,7 +52,12 @@ class Program:
         """Run every step, with `changed` pixels of the inputs; with `carried`, the frontier and all above alone."""
         for canvas in self.inputs:
             canvas.changed = changed
-        if carried is None and changed.count and self.ran and self._replay_recorded():
+        if (
+            carried is None
+            and changed.count
+            and self.ran
+            and self._replay_recorded(self._recorded, MOST_RECORDED)
+        ):
             return
         steps, records = (self.steps, []) if carried is None else self._beyond(carried.rows)
         self.run.records += records
@@ -59,13 +66,36 @@ class Program:
                 step()
         self.ran |= carried is None and changed.count > 0
 
-    def _replay_recorded(self) -> bool:
-        """Do the edit by a recording that fits it, made now if there is none; False: it cannot be recorded."""
+    def paint(self) -> bool:
+        """The dense run of other inputs, by a recording; False: it cannot be recorded, and nothing has changed.
+
+        What norms measured of the inputs before is forgotten: the recording measures into arrays of its own.
+        """
+        run, memory = self.run, self.run.memory
+        if not (self.ran and recordable(run, self.steps)):
+            return False
+        for canvas in self.inputs:
+            canvas.changed = TileSet.full(*canvas.shape[:3])
+        for step in self.steps:
+            if isinstance(step, NormStep):
+                memory.statistics.pop(step.path, None)
+        memory.moments.clear()
+        before = [*self._paints]
+        done = self._replay_recorded(self._paints, most=1)
+        if self._paints != before:
+            self._recorded.clear()  # those edits read what norms measured elsewhere
+        return done
+
+    def _replay_recorded(self, recorded: list[RecordedEdit], most: int) -> bool:
+        """Do the edit by one of the recordings that fits it, made now if there is none; False: it cannot be recorded.
+
+        At most `most` are kept.
+        """
         run = self.run
         if not recordable(run, self.steps):
             return False
         found: dict[tuple[TilesKey, ...], Mapping[TilesKey, TileSet] | None] = {}
-        for edit in self._recorded:
+        for edit in recorded:
             if edit.keys not in found:  # recordings for other numbers of tiles have the same keys
                 found[edit.keys] = sets_of(run, edit.keys)
             sets = found[edit.keys]
@@ -76,7 +106,7 @@ class Program:
             edit = RecordedEdit(run, self.steps, self.inputs)
         except NotRecordable:
             return False
-        self._recorded[:] = [edit, *self._recorded[: MOST_RECORDED - 1]]
+        recorded[:] = [edit, *recorded[: most - 1]]
         sets = sets_of(run, edit.keys)
         assert sets is not None and edit.fits(run, sets)  # it was made for this edit
         edit.replay(run, sets)

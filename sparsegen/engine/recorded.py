@@ -1,5 +1,7 @@
 """Recorded edits: a program's steps under a plan come in once, and later edits with other masks queue them as a whole.
 
+A dense run is recorded the same way: it is the edit in which every tile is active, without a journal.
+
 Under a *keyed* plan (`Plan.keyed`) the mask alone decides which tiles are active, and the layers share a few keys. So
 an edit of a program that was recorded runs no step of it: it makes one set of tiles for each key, one copy of what they
 are about to overwrite, and one `Recording.replay` (on an NVIDIA card, one CUDA graph).
@@ -18,7 +20,7 @@ from ..tiling.canvas import Canvas
 from ..tiling.tiles import TileSet
 from .finite import FiniteChecks
 from .journal import Journal
-from .moments import MomentBank
+from .moments import MomentBank, Moments
 from .run import LayerStep, NormStep, Run
 
 
@@ -80,7 +82,7 @@ class RecordedEdit:
         self._kept = {
             layer.step.canvas.path: layer.computed
             for layer in self._layers
-            if layer.kept and layer.computed is not None
+            if run.journal is not None and layer.kept and layer.computed is not None
         }
 
         stand_in = Journal()
@@ -103,15 +105,21 @@ class RecordedEdit:
                         run.follow_moments(layer.step.canvas, active, stand_in)
             self._bank.take(memory.moments)
 
-        known = memory.moments
+        known, measured_before = memory.moments, set(memory.statistics)
         try:
-            if self._statistics:
-                memory.moments = dict(self._bank.moments)
+            memory.moments = dict(self._bank.moments)
             lists = [each.tiles for each in sets.values()]
             saves = [(memory.canvases[path], *saved) for path, saved in stand_in.tiles.items()]
             self._recording: Recording = backend.record(work, lists, saves=saves)
+            # what a dense run measures: arrays of the recording, which every replay fills anew
+            self._measured = {
+                path: each.used for path, each in memory.moments.items() if path not in self._bank.moments
+            }
         finally:
             memory.moments = known
+        self._norms = {
+            path: memory.statistics.pop(path) for path in [*memory.statistics] if path not in measured_before
+        }
         self._finite = run.finite
 
     def fits(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
@@ -138,15 +146,15 @@ class RecordedEdit:
     def replay(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> None:
         """Do the edit whose tiles are `sets`, and leave what the steps would have left: changes, records, a journal."""
         journal, memory = run.journal, run.memory
-        assert journal is not None  # an edit has one
         lists = [each.tiles for each in sets.values()]
         if self._statistics:
             self._bank.follow(memory.moments)
-        saved = self._recording.save(lists)
-        # from here on the journal takes everything back, whether the graph was launched or not
-        journal.add_all({path: sets[key].tiles for path, key in self._kept.items()}, saved)
-        for path in memory.moments if self._statistics else self._followed:
-            journal.save_moments(path, memory.moments[path])
+        if journal is not None:
+            saved = self._recording.save(lists)
+            # from here on the journal takes everything back, whether the graph was launched or not
+            journal.add_all({path: sets[key].tiles for path, key in self._kept.items()}, saved)
+            for path in memory.moments if self._statistics else self._followed:
+                journal.save_moments(path, memory.moments[path])
         watch = self._recording.replay(lists, self._finite.watch)
         assert watch is not None  # `work` made one
         run.finite = self._finite.replayed(watch)
@@ -159,6 +167,9 @@ class RecordedEdit:
             }
             for path, key in self._followed.items():
                 memory.moments[path] = memory.moments[path].not_followed(edited[key])
+        memory.statistics.update(self._norms)
+        for path, used in self._measured.items():
+            memory.moments[path] = Moments.measured(run.backend, *used)
         for layer in self._layers:
             step = layer.step
             nothing = TileSet.empty(*step.shape[:3])

@@ -67,6 +67,7 @@ class LayerStep:
 class NormStep:
     """A norm's step: the scale and shift of the present run."""
 
+    path: str
     set_affine: Callable[[], None]
     parts: tuple[Canvas, ...]
     """The canvases that it normalises."""
@@ -349,7 +350,7 @@ class Run:
                 known = affine(*self._moments(parts))
             norm.scale, norm.shift = known
 
-        self.do(NormStep(set_affine, parts))
+        self.do(NormStep(path, set_affine, parts))
         return norm
 
     def wants_moments(self, path: str) -> bool:

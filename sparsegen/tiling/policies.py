@@ -61,6 +61,8 @@ class Plan(ABC):
 class Everything(Plan):
     """The dense run: every tile of every layer."""
 
+    keyed = True
+
     def __init__(self) -> None:
         self._full: dict[tuple[int, int, int], TileSet] = {}
 
@@ -68,6 +70,12 @@ class Everything(Plan):
         if shape not in self._full:
             self._full[shape] = TileSet.full(*shape)
         return self._full[shape]
+
+    def key(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> Hashable:
+        return shape
+
+    def tiles(self, key: Any) -> TileSet:
+        return self.active((), key)
 
 
 class _Nothing(Plan):

@@ -12,7 +12,7 @@ from sparsegen import Session
 from sparsegen.backends import BackendError
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.interface import Host, Source, Tiles
-from sparsegen.errors import NonFiniteError
+from sparsegen.errors import NonFiniteError, SessionError
 from sparsegen.tiling.policies import Exact, Policy
 from tests.backends.contract_cases import all_tiles, normal
 from tests.cuda import emulator
@@ -79,6 +79,72 @@ def test_a_recorded_edit_has_the_bits_of_one_layer_by_layer(
     for _ in inputs:
         assert np.array_equal(recorded.redo().output, eager.redo().output)
     assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+
+
+@pytest.mark.parametrize("policy", [SPARSE, FAST], ids=["paper", "fast"])
+@pytest.mark.parametrize("kind", [*LABELS, "ddpm", "pd"])
+def test_a_dense_run_of_other_inputs_has_the_bits_of_a_first_one(
+    backends: tuple[CudaBackend, CudaBackend], kind: str, policy: Policy
+) -> None:
+    """By one launch of a graph and one wait; and edits of it are those of a session that never ran before."""
+    (recorded, eager), inputs = sessions(kind, backends, policy)
+    counts = recorded.memory.backend.device.counts
+    conditions = {} if kind in LABELS else at(recorded.model, 1)
+    recorded.edit(inputs[0])
+    for original, edited in zip(inputs, inputs[1:] + inputs[:1], strict=True):
+        counts.clear()
+        result, expected = (each.run(original, **conditions) for each in (recorded, eager))
+        assert counts["graph"] == 1 and counts["wait"] == 1
+        assert np.array_equal(result.output, expected.output)
+        assert [*map(str, result.stats.layers)] == [*map(str, expected.stats.layers)]
+        assert_same(values(recorded), values(eager))
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+        for each in (edited, original):
+            assert np.array_equal(recorded.edit(each).output, eager.edit(each).output)
+            assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+        for _ in range(2):
+            assert np.array_equal(recorded.undo().output, eager.undo().output)
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+
+
+def test_a_dense_run_under_other_conditions_or_of_another_size_is_computed_anew(
+    backends: tuple[CudaBackend, CudaBackend],
+) -> None:
+    (recorded, eager), inputs = sessions("ddpm", backends, FAST)
+    counts, rng = recorded.memory.backend.device.counts, np.random.default_rng(4)
+    for original, time, graphs in (
+        (inputs[0], 500.0, 1),
+        (inputs[1], 3.0, 0),
+        (inputs[0], 3.0, 1),
+        (noisy(rng, (16, 16)), 3.0, 0),
+        (noisy(rng, (16, 16)), 3.0, 1),
+    ):
+        counts.clear()
+        a, b = (each.run(original, timestep=time).output for each in (recorded, eager))
+        assert counts["graph"] == graphs and np.array_equal(a, b)
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
+        edited = painted(rng, original)
+        assert np.array_equal(recorded.edit(edited).output, eager.edit(edited).output)
+
+
+def test_after_a_dense_run_of_damaged_values_the_next_is_right(
+    backends: tuple[CudaBackend, CudaBackend],
+) -> None:
+    (recorded, eager), inputs = sessions("ddpm", backends, FAST)
+    broken = inputs[0].copy()
+    broken[0, 3, 5] = 3e38
+    conditions, messages = at(recorded.model, 1), []
+    for session in (recorded, eager):
+        session.run(inputs[1], **conditions)
+        with pytest.raises(NonFiniteError) as caught:
+            session.run(broken, **conditions)
+        messages.append(str(caught.value))
+        with pytest.raises(SessionError):
+            session.edit(inputs[0])
+    assert messages[0] == messages[1]
+    for each in inputs[:2]:
+        assert np.array_equal(recorded.run(each, **conditions).output, eager.run(each, **conditions).output)
+    assert np.array_equal(recorded.edit(inputs[2]).output, eager.edit(inputs[2]).output)
 
 
 def test_an_edit_that_fits_no_recording_is_recorded_anew(backends: tuple[CudaBackend, CudaBackend]) -> None:
