@@ -95,7 +95,7 @@ def measured(path: str, x: Coded, affine: Callable[[Array, Array], tuple[Array, 
             path, lambda: affine(*run.backend.coded_moments(codes.array, x.rows))
         )
 
-    run.do(NormStep(set_affine, (codes,)))
+    run.do(NormStep(path, set_affine, (codes,)))
     return replace(x, affine=norm)
 
 

@@ -9,7 +9,6 @@ either (`tiling.policies.Fast`).
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Set
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -90,8 +89,8 @@ class Moments:
         """The moments after an edit of some samples that does not follow them."""
         if samples <= self.unknown:
             return self
-        other = copy(self)  # what was not made yet is made when somebody asks
-        object.__setattr__(other, "unknown", self.unknown | samples)
+        other = object.__new__(type(self))  # what was not made yet is made when somebody asks
+        other.__dict__.update(self.__dict__, unknown=self.unknown | samples)
         return other
 
 

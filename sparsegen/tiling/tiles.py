@@ -47,7 +47,7 @@ class TileSet:
         """Every tile and pixel of all samples, or of the samples where `only` (bool `[N]`) is True."""
         held = np.ones((samples, -(-height // TILE), -(-width // TILE)), bool)
         full = cls(samples, height, width, (0, 0, 0), held, held).whole()
-        if only is None:
+        if only is None or only.all():
             return full
         full.box[~only] = False
         return cls.of_tile_box(full.shape, full.box, full.first)
@@ -102,14 +102,12 @@ class TileSet:
     def of_tile_box(cls, shape: tuple[int, ...], box: Host, first: tuple[int, int, int]) -> TileSet:
         """The set of a box of whole tiles from tile `first` on, cut down to the tiles that hold a True pixel."""
         samples, height, width = shape
-        held = np.bitwise_or.reduce(_words(box), axis=2) != 0 if box.size else box
-        spans = []
-        for axis in range(3):
-            lines = np.flatnonzero(held.any((axis - 2, axis - 1)))
-            if not len(lines):
-                return cls.empty(samples, height, width)
-            spans.append((int(lines[0]), int(lines[-1]) + 1))
-        (n, n_end), (row, row_end), (column, column_end) = spans
+        held: Host = np.bitwise_or.reduce(_words(box), axis=2) != 0 if box.size else box
+        if not held.any():
+            return cls.empty(samples, height, width)
+        plane: Host = held[0] if len(held) == 1 else held.any(0)
+        n, n_end = (0, 1) if len(held) == 1 else _span(held.any((1, 2)))
+        (row, row_end), (column, column_end) = _span(plane.any(1)), _span(plane.any(0))
         if (n_end - n, row_end - row, column_end - column) != held.shape:
             held = held[n:n_end, row:row_end, column:column_end].copy()
             box = box[n:n_end, row * TILE : row_end * TILE, column * TILE : column_end * TILE].copy()
@@ -254,6 +252,11 @@ def union(sets: Iterable[TileSet]) -> TileSet:
 def whole_tiles(pixels: int) -> int:
     """A number of pixels rounded up to whole tiles."""
     return -(-pixels // TILE) * TILE
+
+
+def _span(lines: Host) -> tuple[int, int]:
+    """The first True line, and the one after the last; some are True."""
+    return int(lines.argmax()), len(lines) - int(lines[::-1].argmax())
 
 
 def _words(box: Host) -> Host:
