@@ -29,7 +29,7 @@ class Reading(Launching):
         taps, labels, outputs = table.shape
         self._launch(
             "lookup",
-            (self._most(tiles), -(-outputs // 128), 4),
+            (self._most(tiles), -(-outputs // 128)),
             indices=indices,
             table=table,
             bias=bias,

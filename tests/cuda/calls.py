@@ -25,6 +25,7 @@ from tests.backends.contract_cases import (
     attention_case,
     combined_case,
     conv_case,
+    lookup_case,
     make_source,
     normal,
 )
@@ -65,6 +66,7 @@ NAMES = (
 ONE: dict[str, Any] = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
 
 SIZES: dict[str, Callable[[], Case]] = {
+    "lookup, four outputs a thread, many turns": partial(lookup_case, kernel=5, planes=4, outputs=8),
     "winograd, few outputs": partial(conv_case, size=(8, 9), channels=(20,), outputs=9),
     "attention, heads of 70": partial(attention_case, channels=70),
     "attention, heads of 101": partial(attention_case, channels=202, heads=2),
