@@ -163,19 +163,22 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
     def _convolve_directly(
         self, out: Array, tiles: Tiles, source: Source, weights: ConvWeights, epilogue: bytes
     ) -> None:
-        g, rows = weights.geometry, self._most(tiles) * PIXELS
-        _, _, inputs, outputs = weights.packed.shape
+        g, most, on_device = weights.geometry, self._most(tiles), self._list(tiles)
+        _, taps, inputs, outputs = weights.packed.shape
         _, height, width, _ = out.shape
-        block = product_block(rows, outputs, g.groups, self.device.multiprocessors, widest=64)
+        rows, chains, sum_outputs = most * PIXELS, -(-taps * inputs // CHAIN), padded(g.outputs)
+        block, apart = direct_block(rows, outputs, g.groups, chains, self.device.multiprocessors)
+        sums = self._scratch("chains", (chains, rows, sum_outputs)) if apart else None
         in_rows = source.combines_channels
         packed_source = self._rows_source(source, tiles) if in_rows else self._source(source)
         self._launch(
             f"direct_{block[0]}x{block[1]}",
-            (-(-rows // block[0]), -(-outputs // block[1]), g.groups),
+            (-(-rows // block[0]), -(-outputs // block[1]), g.groups * (chains if apart else 1)),
             source=packed_source,
             weight=weights.packed,
+            sums=sums,
             out=out,
-            tiles=self._list(tiles),
+            tiles=on_device,
             epilogue=epilogue,
             height=height,
             width=width,
@@ -190,11 +193,20 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
             left=g.padding[2],
             groups=g.groups,
             in_rows=int(in_rows),
+            tile_room=most,
+            sum_outputs=sum_outputs,
         )
+        if sums is not None:
+            batch = {"tiles": on_device, "first_tile": 0, "tile_room": most}
+            self._add_chains(out, sums, epilogue, most, chains=chains, padded_outputs=sum_outputs, **batch)
 
 
+CHAIN = 128
+"""As `kernels/direct.cu` defines it: values of a chain of the depth."""
 BLOCKS = {(128, 128): 1.0, (128, 64): 0.9, (64, 64): 0.75, (32, 64): 0.65, (16, 64): 0.5}
 """Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the first (estimated)."""
+THIN = (64, 16)
+"""The block of few columns."""
 
 
 def product_block(
@@ -205,11 +217,28 @@ def product_block(
     Any choice gives the same bits: larger blocks read less, smaller ones fill the card.
     """
     if outputs <= 16:
-        return 64, 16
+        return THIN
+    blocks = (block for block in BLOCKS if block[1] <= widest)
+    return min(blocks, key=lambda block: _time(block, rows, outputs, products, multiprocessors))
 
-    def time(block: tuple[int, int]) -> float:
-        blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
-        at_once = -(-blocks // multiprocessors)  # a block alone on a multiprocessor is as slow as two
-        return max(2, at_once) * block[0] * block[1] / BLOCKS[block]
 
-    return min((block for block in BLOCKS if block[1] <= widest), key=time)
+def direct_block(
+    rows: int, outputs: int, groups: int, chains: int, multiprocessors: int
+) -> tuple[tuple[int, int], bool]:
+    """Rows and columns of a block of a direct convolution, and whether each chain of the depth is a block of its own.
+
+    Any choice gives the same bits. Chains are added by a second launch, which must be worth it: half of the time.
+    """
+    blocks, times = [], []
+    for products in (groups, groups * chains):
+        blocks.append(product_block(rows, outputs, products, multiprocessors, widest=64))
+        times.append(_time(blocks[-1], rows, outputs, products, multiprocessors))
+    apart = 2 * times[1] / chains <= times[0]
+    return blocks[apart], apart
+
+
+def _time(block: tuple[int, int], rows: int, outputs: int, products: int, multiprocessors: int) -> float:
+    """Of products of one depth, in blocks of that shape, relative to others."""
+    blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
+    at_once = -(-blocks // multiprocessors)  # a block alone on a multiprocessor is as slow as two
+    return max(2, at_once) * block[0] * block[1] / BLOCKS.get(block, 1)

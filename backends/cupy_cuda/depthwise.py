@@ -33,6 +33,7 @@ class DepthwiseConvolutions(Launching):
             shared=4 * height * width * CHANNELS,
             source=self._source(source),
             weight=weights.packed,
+            sums=None,
             out=out,
             tiles=self._list(tiles),
             epilogue=epilogue,
@@ -49,4 +50,6 @@ class DepthwiseConvolutions(Launching):
             left=g.padding[2],
             groups=g.groups,
             in_rows=0,
+            tile_room=0,
+            sum_outputs=0,
         )

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from ..interface import TILE, Array, BackendError, ConvGeometry, ConvWeights, Host, Source, Tiles
+from .chains import AddingChains
 from .combined import Combining
 from .device import Device
 from .launching import PIXELS
@@ -68,7 +69,7 @@ def _bytes(precision: Precision) -> int:
     return 2 if precision == "float16" else 4
 
 
-class TensorConvolutions(Combining):
+class TensorConvolutions(Combining, AddingChains):
     """Convolutions of one group by tensor cores.
 
     Parameters
@@ -114,7 +115,6 @@ class TensorConvolutions(Combining):
         chains = -(-steps // chain_steps)
         block = _block(min(most, room) * PIXELS, g.outputs, self.device.multiprocessors)
         padded_outputs = padded(g.outputs)
-        place = {"height": height, "width": width, "outputs": g.outputs, "padded_outputs": padded_outputs}
         for first in range(0, most, room):
             count = min(room, most - first)
             batch = {"tiles": on_device, "first_tile": first, "tile_room": room}
@@ -138,7 +138,7 @@ class TensorConvolutions(Combining):
                 )
             blocks = (-(-count * PIXELS // block[0]), -(-g.outputs // block[1]))
             apart = chains > 1 and 2 * prod(blocks) <= self.device.multiprocessors
-            sums = self._scratch("tensor sums", (chains, room * PIXELS, padded_outputs)) if apart else None
+            sums = self._scratch("chains", (chains, room * PIXELS, padded_outputs)) if apart else None
             self._launch(
                 f"tensor_{precision}_{block[0]}x{block[1]}",
                 (*blocks, chains if apart else 1),
@@ -157,19 +157,15 @@ class TensorConvolutions(Combining):
                 column_step=column_step,
                 steps=steps,
                 chain_steps=chain_steps,
-                **place,
+                height=height,
+                width=width,
+                outputs=g.outputs,
+                padded_outputs=padded_outputs,
                 **batch,
             )
-            if apart:
-                self._launch(
-                    "tensor_sums",
-                    (count, -(-PIXELS * g.outputs // 256)),
-                    sums=sums,
-                    out=out,
-                    epilogue=epilogue,
-                    chains=chains,
-                    **place,
-                    **batch,
+            if sums is not None:
+                self._add_chains(
+                    out, sums, epilogue, count, chains=chains, padded_outputs=padded_outputs, **batch
                 )
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sparsegen.backends.cupy_cuda import convolutions
-from sparsegen.backends.cupy_cuda.convolutions import BLOCKS, product_block
+from sparsegen.backends.cupy_cuda.backend import CudaBackend
+from sparsegen.backends.cupy_cuda.convolutions import BLOCKS, THIN, direct_block, product_block
 from sparsegen.backends.interface import Array, Host
 from tests.backends.contract_cases import Case, assert_contract, assert_same_bits, conv_case
 from tests.cuda import emulator
@@ -56,6 +57,17 @@ CASES: dict[str, dict[str, Any]] = {
         "shift": "shared",
     },
     "direct, groups of odd outputs": {"channels": (8,), "outputs": 36, "groups": 2},
+    # of 128, 128, …, 104 values of the depth
+    "direct, several chains": {
+        "channels": (50, 22),
+        "outputs": 68,
+        "stride": 2,
+        "samples": 2,
+        "residual": "plain",
+        "shift": "per sample",
+        "activation": "silu",
+    },
+    "direct, several chains, groups of odd outputs": {"channels": (80,), "outputs": 42, "groups": 2},
 }
 
 
@@ -67,7 +79,7 @@ def case_of(name: str) -> Case:
 @pytest.mark.parametrize("name", CASES)
 def test_every_block_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, first = case_of(name), None
-    for block in [*BLOCKS, (64, 16)]:
+    for block in [*BLOCKS, THIN]:
 
         def chosen(*_: int, widest: int, block: tuple[int, int] = block) -> tuple[int, int]:
             return block[0], min(block[1], widest)
@@ -77,6 +89,22 @@ def test_every_block_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPa
         assert_contract(case, emulated(), np.random.default_rng(0))
         first = result if first is None else first
         assert_same_bits(result, first)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [name for name in CASES if "chains" in name])
+def test_chains_give_the_same_bits_apart_and_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, results = case_of(name), list[Host]()
+    for block in [*(block for block in BLOCKS if block[1] == 64), THIN]:
+        for apart in (False, True):
+            monkeypatch.setattr(
+                convolutions, "direct_block", lambda *_, block=block, apart=apart: (block, apart)
+            )
+            backend = CudaBackend(emulator.EmulatedDevice())
+            results.append(case.run(backend, case.tiles))
+            assert backend.device.counts["launch"] == 1 + apart
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
 
 
 @needs_compiler
@@ -122,3 +150,18 @@ def test_the_order_of_threads_changes_no_bit(name: str, file: str) -> None:
 def test_product_block(rows: int, outputs: int, products: int, expected: tuple[int, int]) -> None:
     widest = 128 if products == 36 else 64
     assert product_block(rows, outputs, products, 132, widest=widest) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "depth", "expected"),
+    [
+        (256, 512, 512, ((32, 64), True)),  # 1×1 at 16² pixels
+        (256, 512, 1024, ((64, 64), True)),
+        (64, 512, 9 * 512, ((32, 64), True)),  # 3×3, stride 2, at 8²
+        (1024, 512, 512, ((32, 64), False)),  # 1×1 at 32²
+        (65536, 128, 256, ((128, 64), False)),  # at 256²
+        (16, 64, 128, ((16, 64), False)),  # one chain
+    ],
+)
+def test_direct_block(rows: int, outputs: int, depth: int, expected: tuple[tuple[int, int], bool]) -> None:
+    assert direct_block(rows, outputs, 1, -(-depth // convolutions.CHAIN), 132) == expected

@@ -310,6 +310,7 @@ struct WinogradOutput {     // M -> 4×4 pixels, and the epilogue
 struct Conv {               // a convolution as a product: a row for each output pixel, a column for each output channel
   Source source;
   const void* weight;       // [groups, taps, padded inputs of a group, padded outputs of a group]; depthwise [taps, C]
+  float* sums;              // [chains, tile_room * 16, sum_outputs]: a chain's sums each; null: add and finish them
   float* out;               // [N, H, W, O]
   const int* tiles;
   Epilogue epilogue;
@@ -318,6 +319,7 @@ struct Conv {               // a convolution as a product: a row for each output
   int padded_inputs, padded_outputs;
   int kernel_height, kernel_width, stride, top, left, groups;
   int in_rows;              // 1: source is [tiles, 4, 4, I], the tiles' own pixels in the order of the list
+  int tile_room, sum_outputs;
 };
 
 // -- tensor.cu: a chunk is 16 bytes, four values in TF32 or eight in float16; a step is 8 chunks of the depth ----------
@@ -347,7 +349,9 @@ struct TensorProduct {      // windows times weights: a row for each output pixe
   int steps, chain_steps;
 };
 
-struct TensorSums {         // out = epilogue(the chains' sums, added in their order)
+// -- chains.cu -------------------------------------------------------------------------------------------------------
+
+struct ChainSums {          // out = epilogue(the chains' sums, added in their order)
   const float* sums;        // [chains, tile_room * 16, padded_outputs]
   float* out;               // [N, H, W, O]
   const int* tiles;

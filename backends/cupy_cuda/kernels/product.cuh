@@ -3,7 +3,8 @@
 //   sums[i][j] += sum over depth c of left(row i, c) * right(c, column j)
 //
 // A block makes BM rows × BN columns, a thread TM × TN of these. Each output is one chain of fmaf over the depth in its
-// order, so a value's bits depend neither on the shape of the block nor on the rows beside it.
+// order, so a value's bits depend neither on the shape of the block nor on the rows beside it. (`direct.cu` cuts the
+// depth, and so the chain, at places that do not depend on these either.)
 #pragma once
 #include "kernel.cuh"
 
@@ -45,11 +46,16 @@ struct Product {
   // the row that load e of this thread reads, the same at every depth
   static __device__ __forceinline__ int left_row(int e) { return (threadIdx.x + e * THREADS) / (DEPTH / 4); }
 
+  struct Nothing {
+    __device__ __forceinline__ void operator()(int) const {}
+  };
+
   // Add the products of `depth` values to `sums`. `load_left(e, c)` gives four values of row `left_row(e)` from depth c
-  // on, `load_right(c, column)` four neighbours at depth c; beyond the edges both give zeros.
-  template <class Left, class Right>
+  // on, `load_right(c, column)` four neighbours at depth c; beyond the edges both give zeros. After each step
+  // `added(c)` is called: the products of the values before c, a multiple of DEPTH, are in the sums.
+  template <class Left, class Right, class Added = Nothing>
   static __device__ __forceinline__ void run(float (&sums)[TM][TN], Shared& shared, int depth, Left load_left,
-                                             Right load_right) {
+                                             Right load_right, Added added = {}) {
     float4 lefts[LEFTS], rights[RIGHTS];
     int t = threadIdx.x;
     // One step fetches from the arrays while the one before it is computed. The halves of shared memory alternate: who
@@ -79,6 +85,7 @@ struct Product {
 #pragma unroll
             for (int j = 0; j < TN; j++) sums[i][j] = fmaf(x[i], w[j], sums[i][j]);
         }
+        added(c0);
       }
       if (more) {
 #pragma unroll

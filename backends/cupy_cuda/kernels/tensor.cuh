@@ -1,5 +1,5 @@
 // Convolutions by tensor cores, in TF32 or float16 with float32 sums: any kernel, stride and padding, one group. The
-// kernels stand in `tensor_tf32.cu`, `tensor_float16.cu` and `tensor_sums.cu`.
+// kernels stand in `tensor_tf32.cu` and `tensor_float16.cu`.
 //
 //   out[pixel][o] = epilogue(sum over taps t, channels c of round(read(pixel * stride + t - padding, c)) * weight[o][t][c])
 //
@@ -13,7 +13,7 @@
 // The depth is cut into chains of a length that follows from the layer alone. An output is the sum of its chains in
 // their order, each one chain of matrix products in the order of the depth. Where there are blocks enough, one block
 // makes all chains of its outputs; where there are few (a small edit of a deep layer), a block makes one chain, and
-// `tensor_sums.cu` adds them. The bits are the same, whatever the shape of a block and whatever is edited beside a tile.
+// `chains.cu` adds them. The bits are the same, whatever the shape of a block and whatever is edited beside a tile.
 //
 // Words of both precisions lie alike in the fragments (see ptx.cuh), so one code serves both: depths are counted in
 // chunks of 16 bytes, four values in TF32 or eight in float16.
