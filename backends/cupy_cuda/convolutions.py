@@ -125,7 +125,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         _, height, width, _ = out.shape
         for first in range(0, most, stride):
             rows = min(stride, most - first)
-            block = product_block(rows, outputs, 36, self.device.multiprocessors, widest=128)
+            block = product_block(rows, outputs, 36, self.device.multiprocessors, direct=False)
             batch = {"tiles": on_device, "first_tile": first, "stride": stride}
             self._launch(
                 "winograd_input",
@@ -203,22 +203,23 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
 
 CHAIN = 128
 """As `kernels/direct.cu` defines it: values of a chain of the depth."""
-BLOCKS = {(128, 128): 1.0, (128, 64): 0.9, (64, 64): 0.75, (32, 64): 0.65, (16, 64): 0.5}
-"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the first (estimated)."""
+BLOCKS = {(128, 128): 0.95, (128, 64): 1.0, (64, 64): 0.97, (32, 64): 0.93, (16, 64): 0.7, (8, 64): 0.45}
+"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the second (measured on an
+H200, with Winograd's products; the last estimated). Direct products have blocks of 64 columns, and of 16 rows or more."""
 THIN = (64, 16)
 """The block of few columns."""
 
 
 def product_block(
-    rows: int, outputs: int, products: int, multiprocessors: int, *, widest: int
+    rows: int, outputs: int, products: int, multiprocessors: int, *, direct: bool
 ) -> tuple[int, int]:
-    """Rows and columns, at most `widest`, of a block of a product.
+    """Rows and columns of a block of a product.
 
     Any choice gives the same bits: larger blocks read less, smaller ones fill the card.
     """
     if outputs <= 16:
         return THIN
-    blocks = (block for block in BLOCKS if block[1] <= widest)
+    blocks = (block for block in BLOCKS if not direct or (block[0] >= 16 and block[1] == 64))
     return min(blocks, key=lambda block: _time(block, rows, outputs, products, multiprocessors))
 
 
@@ -231,7 +232,7 @@ def direct_block(
     """
     blocks, times = [], []
     for products in (groups, groups * chains):
-        blocks.append(product_block(rows, outputs, products, multiprocessors, widest=64))
+        blocks.append(product_block(rows, outputs, products, multiprocessors, direct=True))
         times.append(_time(blocks[-1], rows, outputs, products, multiprocessors))
     apart = 2 * times[1] / chains <= times[0]
     return blocks[apart], apart

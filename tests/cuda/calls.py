@@ -212,8 +212,8 @@ def in_blocks(block: tuple[int, int]) -> Call:
     ]
 
     def call(backend: CudaBackend) -> list[Host]:
-        def chosen(*_: int, widest: int) -> tuple[int, int]:
-            return block[0], min(block[1], widest)
+        def chosen(*_: int, direct: bool) -> tuple[int, int]:
+            return (max(block[0], 16), min(block[1], 64)) if direct else block
 
         with patch.object(convolutions, "product_block", chosen):
             return [of_case(case)(backend)[0] for case in cases if block != (128, 128) or case is cases[0]]

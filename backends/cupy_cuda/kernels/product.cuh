@@ -23,6 +23,7 @@ template <int BM_, int BN_, int TM_, int TN_, int DEPTH_ = 16>
 struct Product {
   static constexpr int BM = BM_, BN = BN_, TM = TM_, TN = TN_, DEPTH = DEPTH_;
   static constexpr int THREADS = BM / TM * (BN / TN);
+  static constexpr bool STREAMS = false;
   static_assert(BM / TM % 4 == 0 && BN / TN % 8 == 0 && DEPTH % 4 == 0 && BN % 4 == 0, "whole warps, and float4");
   // a thread's rows (columns) lie in groups of at most four neighbours, which one instruction reads
   static constexpr int VM = TM < 4 ? TM : 4, VN = TN < 4 ? TN : 4;
@@ -126,5 +127,82 @@ struct Product {
 #pragma unroll 1
       for (int e = threadIdx.x * 4; e < ROWS * BN; e += THREADS * 4) write(g * ROWS + e / BN, e % BN, staged + e);
     }
+  }
+};
+
+// The same product of few rows, of two arrays that lie ready: what takes the time is to read the right one, so STAGES - 1
+// steps of it are under way while one is computed, without a register for them.
+template <int BM_, int BN_, int TM_, int TN_, int DEPTH_, int STAGES_>
+struct Streamed : Product<BM_, BN_, TM_, TN_, DEPTH_> {
+  using P = Product<BM_, BN_, TM_, TN_, DEPTH_>;
+  static constexpr int BM = BM_, BN = BN_, TM = TM_, TN = TN_, DEPTH = DEPTH_, STAGES = STAGES_, THREADS = P::THREADS;
+  static constexpr bool STREAMS = true;
+  struct __align__(16) Stage {
+    float left[BM][DEPTH + 4];  // + 4: the rows that a warp reads at once lie in different banks
+    float right[DEPTH][BN];
+  };
+  struct Shared {
+    Stage stages[STAGES];
+  };
+  static_assert(sizeof(Shared) <= 48 << 10, "more must be asked for");
+
+  // Add the products of `left` [rows][depth] and `right` [depth][columns], whose block begins there, to `sums`: of row
+  // and column of the block as in Product. `pitch` is what lies between rows of the right one.
+  static __device__ __forceinline__ void run(float (&sums)[TM][TN], Shared& shared, int depth, const float* left, int rows,
+                                             const float* right, int columns, int pitch) {
+    int t = threadIdx.x;
+    auto fetch = [&](int c0) {  // beyond the edges: zeros
+      if (c0 < depth) {
+        Stage& stage = shared.stages[c0 / DEPTH % STAGES];
+#pragma unroll
+        for (int e = 0; e < (BM * DEPTH / 4 + THREADS - 1) / THREADS; e++) {
+          int at = t + e * THREADS, row = at / (DEPTH / 4), c = at % (DEPTH / 4) * 4;
+          if (row < BM)
+            ptx::copy_16(&stage.left[row][c], left + (long long)row * depth + c0 + c, row < rows && c0 + c < depth);
+        }
+#pragma unroll
+        for (int e = 0; e < (DEPTH * BN / 4 + THREADS - 1) / THREADS; e++) {
+          int at = t + e * THREADS, c = at / (BN / 4), column = at % (BN / 4) * 4;
+          if (c < DEPTH)
+            ptx::copy_16(&stage.right[c][column], right + (long long)(c0 + c) * pitch + column,
+                         c0 + c < depth && column < columns);
+        }
+      }
+      ptx::copy_commit();
+    };
+#pragma unroll 1
+    for (int step = 0; step < STAGES - 1; step++) fetch(step * DEPTH);
+#pragma unroll 1
+    for (int c0 = 0; c0 < depth; c0 += DEPTH) {
+      ptx::copy_wait<STAGES - 2>();
+      __syncthreads();  // the step has landed, and nobody reads the stage any more that is fetched next
+      fetch(c0 + (STAGES - 1) * DEPTH);
+      const Stage& stage = shared.stages[c0 / DEPTH % STAGES];
+#pragma unroll
+      for (int c = 0; c < DEPTH; c += 4) {
+        float x[TM][4], w[TN];
+#pragma unroll
+        for (int i = 0; i < TM; i++) {
+          float4 four = *reinterpret_cast<const float4*>(&stage.left[P::row(i)][c]);
+          x[i][0] = four.x, x[i][1] = four.y, x[i][2] = four.z, x[i][3] = four.w;
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+#pragma unroll
+          for (int j = 0; j < TN; j++) w[j] = stage.right[c + k][P::column(j)];
+#pragma unroll
+          for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++) sums[i][j] = fmaf(x[i][k], w[j], sums[i][j]);
+        }
+      }
+    }
+    ptx::copy_wait<0>();
+  }
+
+  template <class Write>
+  static __device__ __forceinline__ void each_four(const float (&sums)[TM][TN], Shared& shared, Write write) {
+    static_assert(sizeof(Shared) >= sizeof(typename P::Shared), "room for the sums");
+    P::each_four(sums, reinterpret_cast<typename P::Shared&>(shared), write);
   }
 };

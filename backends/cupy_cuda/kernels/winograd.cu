@@ -101,6 +101,26 @@ KERNEL(winograd_input, WinogradInput, INPUT_THREADS) {
   }
 }
 
+// The products of a block, `left` and `right` from its first row and column on.
+template <class P>
+__device__ __forceinline__ void multiply(float (&sums)[P::TM][P::TN], typename P::Shared& shared, int depth,
+                                         const float* left, int rows, const float* right, int columns, int pitch) {
+  if constexpr (P::STREAMS) {
+    P::run(sums, shared, depth, left, rows, right, columns, pitch);
+  } else {
+    const float4 zeros = make_float4(0.f, 0.f, 0.f, 0.f);
+    P::run(
+        sums, shared, depth,
+        [&](int e, int c) {
+          int row = P::left_row(e);
+          return row < rows && c < depth ? load_4(left + (long long)row * depth + c) : zeros;
+        },
+        [&](int c, int column) {
+          return c < depth && column < columns ? load_4(right + (long long)c * pitch + column) : zeros;
+        });
+  }
+}
+
 // M[p][row][o] = sum over c of V[p][row][c] U[p][c][o]: grid (rows, outputs, 36)
 template <class P>
 __device__ __forceinline__ void winograd_product(const Products& a, typename P::Shared& shared) {
@@ -110,16 +130,7 @@ __device__ __forceinline__ void winograd_product(const Products& a, typename P::
   const float* right = a.right + (long long)blockIdx.z * a.depth * a.outputs;
   float* out = a.out + (long long)blockIdx.z * a.stride * a.outputs;
   float sums[P::TM][P::TN] = {};
-  const float4 zeros = make_float4(0.f, 0.f, 0.f, 0.f);
-  P::run(
-      sums, shared, a.depth,
-      [&](int e, int c) {
-        int row = row0 + P::left_row(e);
-        return row < rows && c < a.depth ? load_4(left + (long long)row * a.depth + c) : zeros;
-      },
-      [&](int c, int column) {
-        return c < a.depth && o0 + column < a.outputs ? load_4(right + (long long)c * a.outputs + o0 + column) : zeros;
-      });
+  multiply<P>(sums, shared, a.depth, left + (long long)row0 * a.depth, rows - row0, right + o0, a.outputs - o0, a.outputs);
   P::each_four(sums, shared, [&](int row, int column, const float* four) {
     if (row0 + row < rows && o0 + column < a.outputs)  // a multiple of four
       *reinterpret_cast<float4*>(out + (long long)(row0 + row) * a.outputs + o0 + column) =
@@ -128,14 +139,15 @@ __device__ __forceinline__ void winograd_product(const Products& a, typename P::
 }
 
 #define PRODUCT(...) \
-  __shared__ Product<__VA_ARGS__>::Shared shared; \
-  winograd_product<Product<__VA_ARGS__>>(a, shared)
-KERNEL(winograd_product_128x128, Products, 256) { PRODUCT(128, 128, 8, 8); }
-KERNEL(winograd_product_128x64, Products, 256) { PRODUCT(128, 64, 8, 4); }
-KERNEL(winograd_product_64x64, Products, 256) { PRODUCT(64, 64, 4, 4); }
-KERNEL(winograd_product_32x64, Products, 128) { PRODUCT(32, 64, 4, 4, 32); }
-KERNEL(winograd_product_16x64, Products, 128) { PRODUCT(16, 64, 2, 4, 64); }
-KERNEL(winograd_product_64x16, Products, 256) { PRODUCT(64, 16, 4, 1, 32); }
+  __shared__ __VA_ARGS__::Shared shared; \
+  winograd_product<__VA_ARGS__>(a, shared)
+KERNEL(winograd_product_128x128, Products, 256) { PRODUCT(Product<128, 128, 8, 8>); }
+KERNEL(winograd_product_128x64, Products, 256) { PRODUCT(Product<128, 64, 8, 4>); }
+KERNEL(winograd_product_64x64, Products, 256) { PRODUCT(Product<64, 64, 4, 4>); }
+KERNEL(winograd_product_32x64, Products, 128) { PRODUCT(Streamed<32, 64, 4, 4, 32, 3>); }
+KERNEL(winograd_product_16x64, Products, 128) { PRODUCT(Streamed<16, 64, 2, 4, 32, 4>); }
+KERNEL(winograd_product_8x64, Products, 64) { PRODUCT(Streamed<8, 64, 2, 4, 32, 4>); }
+KERNEL(winograd_product_64x16, Products, 256) { PRODUCT(Product<64, 16, 4, 1, 32>); }
 
 // out[tiles] = epilogue(At M A)
 KERNEL(winograd_output, WinogradOutput, CHANNELS) {
