@@ -25,7 +25,9 @@ from .transforms import depthwise_weights, direct_weights, padded, winograd_weig
 WINOGRAD_BYTES = 32 << 20
 """Transformed windows and products of one batch of tiles: in the second-level cache, which H100's has 50 MB of."""
 WINOGRAD_CHANNELS = 8
-"""Fewer input or output channels are convolved directly."""
+"""Fewer input channels are convolved directly."""
+OUTPUT_THREADS = 64
+"""Of a block of `winograd_output`: a channel of a tile each."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,11 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
 
     def conv_layout(self, geometry: ConvGeometry, size: tuple[int, int] | None) -> str:
         plain = geometry.kernel == (3, 3) and geometry.stride == geometry.groups == 1
-        wide = min(geometry.inputs, geometry.outputs) >= WINOGRAD_CHANNELS
         if size == (1, 1):  # for `convolve_windows`
             return "direct"
         if self._by_tensor_cores(geometry):
             return self.precision
-        if plain and wide:
+        if plain and geometry.inputs >= WINOGRAD_CHANNELS:
             return "winograd"
         return "depthwise" if is_depthwise(geometry) else "direct"
 
@@ -121,6 +122,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         stride = min(padded(most, 16), max(128, WINOGRAD_BYTES // (36 * 4 * (inputs + outputs)) // 128 * 128))
         transformed = self._scratch("windows", (36, stride, inputs))
         products = self._scratch("products", (36, stride, outputs))
+        tiles_of_block = OUTPUT_THREADS // min(outputs, OUTPUT_THREADS)
         packed_source = self._source(source)
         _, height, width, _ = out.shape
         for first in range(0, most, stride):
@@ -149,7 +151,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
             )
             self._launch(
                 "winograd_output",
-                (rows, -(-g.outputs // 64)),
+                (-(-rows // tiles_of_block), -(-g.outputs // OUTPUT_THREADS)),
                 products=products,
                 out=out,
                 epilogue=epilogue,
@@ -203,11 +205,19 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
 
 CHAIN = 128
 """As `kernels/direct.cu` defines it: values of a chain of the depth."""
-BLOCKS = {(128, 128): 0.95, (128, 64): 1.0, (64, 64): 0.97, (32, 64): 0.93, (16, 64): 0.7, (8, 64): 0.45}
-"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the second (measured on an
-H200, with Winograd's products; the last estimated). Direct products have blocks of 64 columns, and of 16 rows or more."""
-THIN = (64, 16)
-"""The block of few columns."""
+BLOCKS = {
+    (128, 128): 0.95,
+    (128, 64): 1.0,
+    (64, 64): 0.97,
+    (32, 64): 0.93,
+    (16, 64): 0.7,
+    (8, 64): 0.45,
+    (64, 16): 0.35,
+}
+"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the second. Measured on an
+H200, with Winograd's products; the last two are estimated."""
+DIRECT = tuple((rows, columns) for rows, columns in BLOCKS if rows >= 16 and columns <= 64)
+"""The blocks that direct convolutions have."""
 
 
 def product_block(
@@ -217,9 +227,7 @@ def product_block(
 
     Any choice gives the same bits: larger blocks read less, smaller ones fill the card.
     """
-    if outputs <= 16:
-        return THIN
-    blocks = (block for block in BLOCKS if not direct or (block[0] >= 16 and block[1] == 64))
+    blocks = DIRECT if direct else BLOCKS
     return min(blocks, key=lambda block: _time(block, rows, outputs, products, multiprocessors))
 
 
@@ -242,4 +250,4 @@ def _time(block: tuple[int, int], rows: int, outputs: int, products: int, multip
     """Of products of one depth, in blocks of that shape, relative to others."""
     blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
     at_once = -(-blocks // multiprocessors)  # a block alone on a multiprocessor is as slow as two
-    return max(2, at_once) * block[0] * block[1] / BLOCKS.get(block, 1)
+    return max(2, at_once) * block[0] * block[1] / BLOCKS[block]

@@ -68,6 +68,7 @@ ONE: dict[str, Any] = {"kernel": (1, 1), "padding": (0, 0, 0, 0)}
 SIZES: dict[str, Callable[[], Case]] = {
     "lookup, four outputs a thread, many turns": partial(lookup_case, kernel=5, planes=4, outputs=8),
     "winograd, few outputs": partial(conv_case, size=(8, 9), channels=(20,), outputs=9),
+    "winograd, three outputs, many tiles": partial(conv_case, size=(22, 33), channels=(12,), outputs=3),
     "direct, chains of their own": partial(conv_case, size=(9, 8), channels=(72,), outputs=21, stride=2),
     "attention, heads of 70": partial(attention_case, channels=70),
     "attention, heads of 101": partial(attention_case, channels=202, heads=2),

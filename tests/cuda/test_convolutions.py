@@ -9,7 +9,7 @@ import pytest
 
 from sparsegen.backends.cupy_cuda import convolutions
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
-from sparsegen.backends.cupy_cuda.convolutions import BLOCKS, THIN, direct_block, product_block
+from sparsegen.backends.cupy_cuda.convolutions import BLOCKS, DIRECT, direct_block, product_block
 from sparsegen.backends.interface import Array, Host
 from tests.backends.contract_cases import Case, assert_contract, assert_same_bits, conv_case
 from tests.cuda import emulator
@@ -28,6 +28,13 @@ CASES: dict[str, dict[str, Any]] = {
         "residual": "plain",
         "shift": "per sample",
         "activation": "leaky_relu",
+    },
+    "winograd, three outputs": {
+        "channels": (40,),
+        "outputs": 3,
+        "size": (17, 22),
+        "prologue": "leaky_relu",
+        "activation": "tanh",
     },
     "direct": {
         "channels": (8, 68),
@@ -79,7 +86,7 @@ def case_of(name: str) -> Case:
 @pytest.mark.parametrize("name", CASES)
 def test_every_block_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, first = case_of(name), None
-    for block in [*BLOCKS, THIN]:
+    for block in BLOCKS:
 
         def chosen(*_: int, direct: bool, block: tuple[int, int] = block) -> tuple[int, int]:
             return (max(block[0], 16), min(block[1], 64)) if direct else block
@@ -95,7 +102,7 @@ def test_every_block_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", [name for name in CASES if "chains" in name])
 def test_chains_give_the_same_bits_apart_and_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, results = case_of(name), list[Host]()
-    for block in [*(block for block in BLOCKS if block[1] == 64 and block[0] >= 16), THIN]:
+    for block in DIRECT:
         for apart in (False, True):
             monkeypatch.setattr(
                 convolutions, "direct_block", lambda *_, block=block, apart=apart: (block, apart)
@@ -144,7 +151,9 @@ def test_the_order_of_threads_changes_no_bit(name: str, file: str) -> None:
         (896, 128, 36, (128, 64)),  # a batch of 256² pixels
         (128, 128, 36, (32, 64)),  # what is left of 128²
         (65536, 256, 1, (128, 64)),  # 1×1, whole
-        (65536, 3, 1, (64, 16)),
+        (65536, 4, 1, (64, 16)),
+        (1664, 4, 36, (64, 16)),  # a batch of the last layer's tiles
+        (50, 4, 36, (8, 64)),  # its tiles in an edit
     ],
 )
 def test_product_block(rows: int, outputs: int, products: int, expected: tuple[int, int]) -> None:

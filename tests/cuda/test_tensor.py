@@ -245,6 +245,8 @@ def test_thin_and_grouped_layers_stay_float32(backend: CudaBackend) -> None:
     wide = ConvGeometry(8, 8, (3, 3))
     assert backend.conv_layout(wide, (64, 64)) == backend.precision
     assert plain.conv_layout(wide, (64, 64)) == "winograd"
+    assert plain.conv_layout(ConvGeometry(64, 3, (3, 3)), None) == "winograd"
+    assert plain.conv_layout(ConvGeometry(3, 64, (3, 3)), None) == "direct"
     assert backend.conv_layout(wide, (1, 1)) == "direct"  # rows of a codebook
 
 

@@ -149,11 +149,14 @@ KERNEL(winograd_product_16x64, Products, 128) { PRODUCT(Streamed<16, 64, 2, 4, 3
 KERNEL(winograd_product_8x64, Products, 64) { PRODUCT(Streamed<8, 64, 2, 4, 32, 4>); }
 KERNEL(winograd_product_64x16, Products, 256) { PRODUCT(Product<64, 16, 4, 1, 32>); }
 
-// out[tiles] = epilogue(At M A)
+// out[tiles] = epilogue(At M A): a thread makes a channel of a tile. grid (tiles, outputs / CHANNELS); where the outputs
+// are few, a block has as many tiles as fit.
 KERNEL(winograd_output, WinogradOutput, CHANNELS) {
-  int rows = rows_here(a.tiles, a.first_tile, a.stride), o = blockIdx.y * CHANNELS + threadIdx.x;
-  if (o >= a.outputs) return;
-  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+  int rows = rows_here(a.tiles, a.first_tile, a.stride), t = threadIdx.x;
+  int across = a.padded < CHANNELS ? a.padded : CHANNELS, tiles = CHANNELS / across;
+  int o = blockIdx.y * CHANNELS + t % across;
+  if (o >= a.outputs || t / across >= tiles) return;
+  for (int row = blockIdx.x * tiles + t / across; row < rows; row += gridDim.x * tiles) {
     float m[36], h[24];
 #pragma unroll
     for (int i = 0; i < 36; i++) m[i] = a.products[((long long)i * a.stride + row) * a.padded + o];
