@@ -214,8 +214,8 @@ BLOCKS = {
     (8, 64): 0.45,
     (64, 16): 0.35,
 }
-"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the second. Measured on an
-H200, with Winograd's products; the last two are estimated."""
+"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the second. Measured on
+an H200, with Winograd's products; the last two are estimated."""
 DIRECT = tuple((rows, columns) for rows, columns in BLOCKS if rows >= 16 and columns <= 64)
 """The blocks that direct convolutions have."""
 
