@@ -23,6 +23,8 @@ Precision: TypeAlias = Literal["float32", "tf32", "float16"]
 
 CHANNELS = 8
 """Fewer input or output channels are convolved in float32: a fragment has eight columns."""
+MOST_ACROSS = 32
+"""A block of 128 threads writes at most so many fours of a pixel's channels, a thread then every fourth pixel."""
 WINDOW_BYTES = 32 << 20
 """Windows of one batch of tiles: in the second-level cache, which H100's has 50 MB of."""
 STEP_CHUNKS, CHUNK, STAGES = 8, 16, 3
@@ -107,6 +109,8 @@ class TensorConvolutions(Combining, AddingChains):
         of_tile = prod(window) * chunks
         room = min(padded(most, 8), max(128, WINDOW_BYTES // (of_tile * CHUNK) // 128 * 128))
         windows = self._scratch("tensor windows", (room, of_tile * CHUNK // 4))
+        fours = chunks * each // 4
+        across = -(-fours // -(-fours // MOST_ACROSS))  # blocks write nearly as many as each other
 
         steps = weights.packed.shape[1]
         chain_steps = -(
@@ -123,12 +127,13 @@ class TensorConvolutions(Combining, AddingChains):
             else:
                 self._launch(
                     f"tensor_windows_{precision}",
-                    (count, -(-of_tile // 256)),
+                    (count, -(-fours // across)),
                     source=self._source(source),
                     windows=windows,
                     window_height=window[0],
                     window_width=window[1],
                     chunks=chunks,
+                    across=across,
                     kernel_height=g.kernel[0],
                     kernel_width=g.kernel[1],
                     stride=g.stride,

@@ -228,6 +228,7 @@ TENSORS = (
     partial(conv_case, size=(8, 8), channels=(72,), outputs=24),  # several chains, a block each
     partial(conv_case, size=(8, 12), channels=(72,), outputs=66),  # several chains, all in a block
     partial(conv_case, size=(16, 32), channels=(8,), outputs=65),
+    partial(conv_case, size=(4, 5), channels=(140,), outputs=9),  # windows in several blocks of channels
     partial(combined_case, "layer norm", channels=37, outputs=19, samples=2),
     partial(combined_case, "geglu", channels=12, outputs=17),
 )

@@ -89,6 +89,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "3×3, modulated by pixel, parts of odd channels": partial(
         tensor_case, size=(5, 6), channels=(7, 6), outputs=10, modulation="by pixel", prologue="relu"
     ),
+    "3×3, windows in several blocks of channels": partial(
+        tensor_case, size=(5, 6), channels=(100, 40), outputs=8, scale="shared", prologue="silu"
+    ),
+    "3×3, stride 4, windows in several blocks of channels": partial(
+        tensor_case, padding=(2, 1, 0, 2), stride=4, size=(13, 22), channels=(140,), outputs=8
+    ),
     "1×1, two parts, samples": partial(
         tensor_case, kernel=(1, 1), padding=NONE, channels=(33, 20), outputs=24, samples=2
     ),

@@ -330,6 +330,7 @@ struct TensorWindows {      // the input pixels of each tile's window, after pen
   void* windows;            // [tile_room, window pixels, chunks]
   int first_tile, tile_room;  // of the tiles from first_tile on, at most tile_room
   int window_height, window_width, chunks;
+  int across;               // of a pixel's channels, how many fours a block writes
   int kernel_height, kernel_width, stride, top, left;
 };
 

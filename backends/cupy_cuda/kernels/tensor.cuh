@@ -34,46 +34,74 @@ __device__ __forceinline__ uint4 to_tf32(float4 v) {
   return make_uint4(ptx::to_tf32(v.x), ptx::to_tf32(v.y), ptx::to_tf32(v.z), ptx::to_tf32(v.w));
 }
 
+// Four channels of a pixel as tensor cores take them, at place `four` of an array of such.
+template <bool HALF>
+__device__ __forceinline__ void store_rounded(void* array, long long four, float4 v) {
+  if (HALF) ((uint2*)array)[four] = to_halves(v);
+  else ((uint4*)array)[four] = to_tf32(v);
+}
+
 // The windows of a 1×1 kernel over a combined source: grid as `combine`.
 template <bool HALF>
 __device__ __forceinline__ void write_combined(const CombinedRows& a, Kept& kept) {
   int count = tiles_here(a.tiles, a.first_tile, a.tile_room);
   combine(a.source, a.tiles, a.first_tile, count, a.padded, kept, [&](int k, int pixel, Place, int c, float4 v) {
-    long long four = (((long long)k * PIXELS + pixel) * a.padded + c) / 4;
-    if (HALF) ((uint2*)a.rows)[four] = to_halves(v);
-    else ((uint4*)a.rows)[four] = to_tf32(v);
+    store_rounded<HALF>(a.rows, (((long long)k * PIXELS + pixel) * a.padded + c) / 4, v);
   });
 }
 
-// windows[tile][pixel][chunk]: grid (tiles, pixels * chunks / threads). Output pixel i of a row reads the window's columns
-// i * step … i * step + kernel - 1, step = min(stride, kernel): columns that no output reads are left out.
-template <bool HALF>
-__device__ __forceinline__ void write_windows(const TensorWindows& a) {
-  int count = tiles_here(a.tiles, a.first_tile, a.tile_room), C = channels(a.source);
-  int pixels = a.window_height * a.window_width, e = blockIdx.y * blockDim.x + threadIdx.x;
-  int pixel = e / a.chunks, chunk = e % a.chunks;
-  if (pixel >= pixels) return;
-  int row = pixel / a.window_width, column = pixel % a.window_width;
-  int y = a.stride > a.kernel_height ? row / a.kernel_height * a.stride + row % a.kernel_height : row;
-  int x = a.stride > a.kernel_width ? column / a.kernel_width * a.stride + column % a.kernel_width : column;
+// The place in the source, from the window's first, of row (column) i of a window. Output pixel i of a row reads the
+// window's columns i * step … i * step + kernel - 1, step = min(stride, kernel): those that no output reads are left out.
+__device__ __forceinline__ int in_source(int i, int kernel, int stride) {
+  return stride > kernel ? i / kernel * stride + i % kernel : i;
+}
+
+// windows[tile][pixel][channel]. A thread writes four channels of every few pixels of a window, of B pixels at a time:
+// their loads are under way together. B = 1 of a source without `fours`.
+template <bool HALF, int B>
+__device__ __forceinline__ void write_pixels(const TensorWindows& a) {
+  const Source& s = a.source;
+  int count = tiles_here(a.tiles, a.first_tile, a.tile_room), C = channels(s), fours = a.chunks * (HALF ? 2 : 1);
+  int pixels = a.window_height * a.window_width, apart = blockDim.x / a.across, first = threadIdx.x / a.across;
+  int four = blockIdx.y * a.across + threadIdx.x % a.across, c = four * 4;
+  if (first >= apart || four >= fours) return;
+  int row0 = first / a.window_width, column0 = first % a.window_width;
+  int rows_apart = apart / a.window_width, columns_apart = apart % a.window_width;
   for (int k = blockIdx.x; k < count; k += gridDim.x) {
     Place p = tile_place(a.tiles, a.first_tile + k);
-    uint4 words;
-    int from_y = p.y * a.stride + y - a.top, from_x = p.x * a.stride + x - a.left;
-    if (HALF) {
+    int top = p.y * a.stride - a.top, left = p.x * a.stride - a.left, row = row0, column = column0;
+    long long to = ((long long)k * pixels + first) * fours + four;
 #pragma unroll 1
-      for (int i = 0; i < 2; i++) {
-        int c = chunk * 8 + i * 4;
-        float4 v = read_4(a.source, p.n, from_y, from_x, c, C - c);
-        uint2 halves = to_halves(v);
-        words = make_uint4(words.z, words.w, halves.x, halves.y);
+    for (int pixel = first; pixel < pixels; pixel += B * apart) {
+      int y[B], x[B];
+      bool inside[B];
+#pragma unroll
+      for (int b = 0; b < B; b++) {
+        y[b] = top + in_source(row, a.kernel_height, a.stride), x[b] = left + in_source(column, a.kernel_width, a.stride);
+        inside[b] = pixel + b * apart < pixels && is_inside(s, y[b], x[b]);
+        row += rows_apart, column += columns_apart;
+        if (column >= a.window_width) column -= a.window_width, row++;
       }
-    } else {
-      float4 v = read_4(a.source, p.n, from_y, from_x, chunk * 4, C - chunk * 4);
-      words = to_tf32(v);
+      float v[B * 4] = {};
+      if (B == 1) {
+        float4 read = read_4(s, p.n, y[0], x[0], c, C - c);
+        v[0] = read.x, v[1] = read.y, v[2] = read.z, v[3] = read.w;
+      } else if (c < C) {
+        read_pixels<4, B>(s, p.n, y, x, inside, c, v);
+      }
+#pragma unroll
+      for (int b = 0; b < B; b++, to += apart * fours)
+        if (pixel + b * apart < pixels)
+          store_rounded<HALF>(a.windows, to, make_float4(v[b * 4], v[b * 4 + 1], v[b * 4 + 2], v[b * 4 + 3]));
     }
-    ((uint4*)a.windows)[((long long)k * pixels + pixel) * a.chunks + chunk] = words;
   }
+}
+
+// grid (tiles, channels / 4 / a.across)
+template <bool HALF>
+__device__ __forceinline__ void write_windows(const TensorWindows& a) {
+  if (a.source.fours) write_pixels<HALF, 4>(a);
+  else write_pixels<HALF, 1>(a);
 }
 
 // Four neighbouring output channels of a pixel from their sums, as `finish`, and stored where they exist.

@@ -1,7 +1,7 @@
 // Convolutions by tensor cores in float16: 10 bits of mantissa, finite up to 65504 (`tensor.cuh`).
 #include "tensor.cuh"
 
-KERNEL(tensor_windows_float16, TensorWindows, 256) { write_windows<true>(a); }
+KERNEL(tensor_windows_float16, TensorWindows, 128) { write_windows<true>(a); }
 KERNEL(combined_rows_float16, CombinedRows, 128) {
   __shared__ Kept kept;
   write_combined<true>(a, kept);

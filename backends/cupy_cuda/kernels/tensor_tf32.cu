@@ -1,7 +1,7 @@
 // Convolutions by tensor cores in TF32: 10 bits of mantissa, the range of float32 (`tensor.cuh`).
 #include "tensor.cuh"
 
-KERNEL(tensor_windows_tf32, TensorWindows, 256) { write_windows<false>(a); }
+KERNEL(tensor_windows_tf32, TensorWindows, 128) { write_windows<false>(a); }
 KERNEL(combined_rows_tf32, CombinedRows, 128) {
   __shared__ Kept kept;
   write_combined<false>(a, kept);
