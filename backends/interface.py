@@ -416,8 +416,11 @@ class Backend(ABC):
         lists: Sequence[Tiles],
         *,
         saves: Sequence[tuple[Array, Tiles, Array]] = (),
+        rooms: Sequence[int] = (),
     ) -> Recording:
         """Call `work`, and note the primitives that it queues instead of queueing them.
+
+        `rooms` are how many tiles each of `lists` must be able to have in a replay; none given: as many as it has.
 
         `saves` are canvases, of each the one of `lists` whose tiles `Recording.save` copies, and an array
         `[0, TILE, TILE, C]` that stands for the values saved: `work` may use it as an argument `old`, and no other way.

@@ -89,10 +89,11 @@ class Launching(PortableBackend):
         lists: Sequence[Tiles],
         *,
         saves: Sequence[tuple[Array, Tiles, Array]] = (),
+        rooms: Sequence[int] = (),
     ) -> Recording:
         if self._thread.slots is not None:
             raise BackendError("a recording inside a recording")
-        slots = self._thread.slots = Slots(self.device, lists, saves)
+        slots = self._thread.slots = Slots(self.device, lists, saves, rooms)
         try:
             graph = self.device.record(lambda: self._do_recorded(work, slots))
             save = self._save_launch(slots)

@@ -37,16 +37,22 @@ class Slots:
     ----------
     lists
         The lists of tiles that the recorded work uses, all different handles; a replay replaces each.
+    rooms
+        How many tiles each list must be able to have; none given: as many as it has.
     saves
         The canvases to save, of each its list, and what stands for the values saved. Their addresses are in the block.
     """
 
     def __init__(
-        self, device: Device, lists: Sequence[Tiles], saves: Sequence[tuple[Array, Tiles, Array]] = ()
+        self,
+        device: Device,
+        lists: Sequence[Tiles],
+        saves: Sequence[tuple[Array, Tiles, Array]] = (),
+        rooms: Sequence[int] = (),
     ) -> None:
         self.lists = list(lists)
         self.saves = [(canvas, tiles) for canvas, tiles, _ in saves]
-        self.rooms = [room(len(tiles)) for tiles in self.lists]
+        self.rooms = [room(count) for count in rooms or map(len, self.lists)]
         places = 2 + 2 * len(self.saves)  # in words; addresses of 8 bytes come first
         begins = np.cumsum([places] + [4 + 3 * each for each in self.rooms]).tolist()
         self.block = device.empty((begins[-1],), np.int32)

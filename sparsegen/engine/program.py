@@ -95,18 +95,24 @@ class Program:
         if not recordable(run, self.steps):
             return False
         found: dict[tuple[TilesKey, ...], Mapping[TilesKey, TileSet] | None] = {}
+        fitting: list[RecordedEdit] = []
         for edit in recorded:
             if edit.keys not in found:  # recordings for other numbers of tiles have the same keys
                 found[edit.keys] = sets_of(run, edit.keys)
             sets = found[edit.keys]
             if sets is not None and edit.fits(run, sets):
-                edit.replay(run, sets)
-                return True
+                fitting.append(edit)
+        if fitting:
+            edit = min(fitting, key=lambda each: sum(each.rooms))
+            sets = found[edit.keys]
+            assert sets is not None
+            edit.replay(run, sets)
+            return True
         try:
-            edit = RecordedEdit(run, self.steps, self.inputs)
+            edit = RecordedEdit(run, self.steps, self.inputs, recorded)
         except NotRecordable:
             return False
-        recorded[:] = [edit, *recorded[: most - 1]]
+        recorded[:] = [edit, *(each for each in recorded if not edit.replaces(each))][:most]
         sets = sets_of(run, edit.keys)
         assert sets is not None and edit.fits(run, sets)  # it was made for this edit
         edit.replay(run, sets)

@@ -23,6 +23,11 @@ from .journal import Journal
 from .moments import MomentBank, Moments
 from .run import LayerStep, NormStep, Run
 
+MOST_ROOM = 3
+"""Times the tiles of an edit: a recording with more room in all takes longer than another one."""
+LEAST_ROOM = 8
+"""Tiles of each list that count as nothing."""
+
 
 class TilesKey(NamedTuple):
     """The key of a layer's tiles."""
@@ -48,11 +53,21 @@ class _Layer:
 class RecordedEdit:
     """One way of editing a program's canvases: which layers are computed, with tiles of which keys.
 
-    It fits an edit if the layers that have active tiles are the same, and the lists of tiles have room.
+    It fits an edit if the layers that have active tiles are the same, and the lists of tiles have room, not far too
+    much: what is queued is chosen for as many tiles as there is room for.
     """
 
-    def __init__(self, run: Run, steps: Sequence[Callable[[], None]], inputs: Sequence[Canvas]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        steps: Sequence[Callable[[], None]],
+        inputs: Sequence[Canvas],
+        others: Iterable[RecordedEdit] = (),
+    ) -> None:
         """Record the edit of the present plan of a run; `inputs` have their changes. Nothing is computed.
+
+        Lists have room for a quarter more tiles, and for those of `others` that nearly fit: after a few edits of about
+        a size, one recording fits all of them.
 
         Raises
         ------
@@ -109,8 +124,13 @@ class RecordedEdit:
         try:
             memory.moments = dict(self._bank.moments)
             lists = [each.tiles for each in sets.values()]
+            counts = [each.count for each in sets.values()]
+            rooms = [min(each.total, each.count + each.count // 4) for each in sets.values()]
+            for other in others:
+                if other.keys == self.keys and _is_near(other.rooms, counts):
+                    rooms = [*map(max, rooms, other.rooms)]
             saves = [(memory.canvases[path], *saved) for path, saved in stand_in.tiles.items()]
-            self._recording: Recording = backend.record(work, lists, saves=saves)
+            self._recording: Recording = backend.record(work, lists, saves=saves, rooms=rooms)
             # what a dense run measures: arrays of the recording, which every replay fills anew
             self._measured = {
                 path: each.used for path, each in memory.moments.items() if path not in self._bank.moments
@@ -122,12 +142,24 @@ class RecordedEdit:
         }
         self._finite = run.finite
 
+    @property
+    def rooms(self) -> Sequence[int]:
+        """The most tiles of each list."""
+        return self._recording.room
+
+    def replaces(self, other: RecordedEdit) -> bool:
+        """Whether it fits every edit that another recording fits, as well."""
+        if self.keys != other.keys or any(map(int.__lt__, self.rooms, other.rooms)):
+            return False
+        return _is_near(self.rooms, other.rooms)
+
     def fits(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
         """Whether it can do the edit of a run whose tiles by its keys are `sets`."""
         # a recording is its thread's
         if self._thread != threading.get_ident() or self._statistics != run.plan.statistics:
             return False
-        if any(each.count > room for each, room in zip(sets.values(), self._recording.room, strict=True)):
+        counts = [each.count for each in sets.values()]
+        if any(map(int.__gt__, counts, self.rooms)) or not _is_near(self.rooms, counts):
             return False
         if any(table.get(path) is not array for table, path, array in self._arrays):
             return False
@@ -186,6 +218,11 @@ def sets_of(run: Run, keys: Iterable[TilesKey]) -> Mapping[TilesKey, TileSet] | 
             return None
         sets[key] = active if key.which == "active" else run.everything(active)
     return sets
+
+
+def _is_near(rooms: Sequence[int], counts: Sequence[int]) -> bool:
+    """Whether lists with so much room are not far too long for so many tiles."""
+    return sum(rooms) <= MOST_ROOM * sum(counts) + LEAST_ROOM * len(counts)
 
 
 class NotRecordable(Exception):

@@ -142,14 +142,14 @@ def difference_mask(original: Mapping[str, Host], edited: Mapping[str, Host], *,
         for channel in range(before.shape[3]):  # one by one: reductions over a short last axis are slow
             a, b = before[..., channel], after[..., channel]
             differs: Host = a != b
-            rows = np.flatnonzero(differs.any((0, 2))) if eps else ()
-            if len(rows):
-                part = np.s_[:, rows[0] : rows[-1] + 1]
-                a, b = a[part], b[part]
+            if eps and differs.any():
+                rows = np.flatnonzero(differs.any((0, 2)))
+                part = slice(rows[0], rows[-1] + 1)
+                a, b = a[:, part], b[:, part]
                 if np.issubdtype(a.dtype, np.integer):  # the difference of two int32 may need 33 bits
                     a = a.astype(np.int64)
                 with np.errstate(invalid="ignore"):  # the difference of equal infinities
-                    differs[part] &= ~(np.abs(a - b) <= eps)
+                    differs[:, part] &= ~(np.abs(a - b) <= eps)
             mask = differs if mask is None else mask | differs
     assert mask is not None  # an input has a canvas, and a canvas a channel
     return np.asarray(mask)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -102,10 +103,10 @@ class TileSet:
     def of_tile_box(cls, shape: tuple[int, ...], box: Host, first: tuple[int, int, int]) -> TileSet:
         """The set of a box of whole tiles from tile `first` on, cut down to the tiles that hold a True pixel."""
         samples, height, width = shape
-        held: Host = np.bitwise_or.reduce(_words(box), axis=2) != 0 if box.size else box
+        held: Any = np.bitwise_or.reduce(_words(box), axis=2) != 0 if box.size else box
         if not held.any():
             return cls.empty(samples, height, width)
-        plane: Host = held[0] if len(held) == 1 else held.any(0)
+        plane = held[0] if len(held) == 1 else held.any(0)
         n, n_end = (0, 1) if len(held) == 1 else _span(held.any((1, 2)))
         (row, row_end), (column, column_end) = _span(plane.any(1)), _span(plane.any(0))
         if (n_end - n, row_end - row, column_end - column) != held.shape:

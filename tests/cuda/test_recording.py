@@ -12,6 +12,7 @@ from sparsegen import Session
 from sparsegen.backends import BackendError
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.interface import Host, Source, Tiles
+from sparsegen.engine import recorded as engine_recorded
 from sparsegen.errors import NonFiniteError, SessionError
 from sparsegen.tiling.policies import Exact, Policy
 from tests.backends.contract_cases import all_tiles, normal
@@ -147,15 +148,27 @@ def test_after_a_dense_run_of_damaged_values_the_next_is_right(
     assert np.array_equal(recorded.edit(inputs[2]).output, eager.edit(inputs[2]).output)
 
 
-def test_an_edit_that_fits_no_recording_is_recorded_anew(backends: tuple[CudaBackend, CudaBackend]) -> None:
+def test_an_edit_that_fits_no_recording_is_recorded_anew(
+    backends: tuple[CudaBackend, CudaBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But edits of sizes that came before are not."""
+    monkeypatch.setattr(engine_recorded, "LEAST_ROOM", 0)
+    monkeypatch.setattr(engine_recorded, "MOST_ROOM", 1.5)
+    made: list[list[int]] = []
+    record = CudaBackend.record
+    monkeypatch.setattr(
+        CudaBackend,
+        "record",
+        lambda self, *given, **options: made.append(options["rooms"]) or record(self, *given, **options),
+    )
     (recorded, eager), _ = sessions("ddpm", backends, FAST)
     original = recorded._base.history.shown.inputs["x"]
-    for rows in (1, 9, 2, 16, 9):
+    for rows in (9, 1, 16, 2, 9, 16, 1):
         edited = original.copy()
         edited[:, :rows, : 2 * rows] += 0.5
         assert np.array_equal(recorded.edit(edited).output, eager.edit(edited).output)
         assert_same(kept_by(recorded.memory), kept_by(eager.memory))
-    assert 1 < len(recorded._state._program._recorded) <= 4
+    assert 2 <= len(made) <= 4 and len(recorded._state._program._recorded) <= len(made)
 
 
 def test_edits_of_all_policies_in_turn(backends: tuple[CudaBackend, CudaBackend]) -> None:
