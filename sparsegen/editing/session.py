@@ -221,31 +221,43 @@ class Session(Door):
             spread = union([changed, stale]) if chosen.exact else changed
             active = TileSet.empty(*self._state.output_shape[:3])
             left = TileSet.empty(*changed.shape) if chosen.exact else stale
-            output = np.array(shown.output)
+            copied: list[_Shown] = []
+
+            def copy() -> None:
+                inputs_after = self._inputs_after(before_inputs, inputs, changed)
+                copied.append(_Shown(inputs_after, np.array(shown.output), np.array(shown.images)))
+
             with base.edit() as journals:
                 if spread.count:
                     plan = chosen.plan(spread.mask(), settled=not stale.count)
                     values = {name: gather_tiles(array, changed.tiles) for name, array in inputs.items()}
                     run, active, painted = self._state.repaint(
-                        values, changed, plan, journal=journals[0], spread=spread, on_layer=progress
+                        values,
+                        changed,
+                        plan,
+                        journal=journals[0],
+                        spread=spread,
+                        on_layer=progress,
+                        meanwhile=copy,
                     )
                     records: Iterable[LayerRecord] = run.records
-                    scatter_tiles(output, active.tiles, painted)
+                    (after_edit,) = copied
+                    scatter_tiles(after_edit.output, active.tiles, painted)
                     if not chosen.exact:
                         left = union([stale, self._state.unspread(changed, plan)])
                 else:
-                    records = self._state.idle
-                images = self._images_after(shown, output, active)
+                    records, after_edit = self._state.idle, shown
+                self._show_images(after_edit, active)
                 after = base.history.after(
                     Edit(journals, stale),
                     stale=left,
-                    shown=_Shown(self._inputs_after(before_inputs, inputs, changed), output, images),
+                    shown=after_edit,
                     limit=undo_limit(self._undo, base.nbytes),
                 )
                 area = np.count_nonzero(difference) / difference.size
                 size = journals[0].nbytes
                 result = self._result(
-                    base, after, np.array(output), start, active, records, area, ignored, size
+                    base, after, np.array(after_edit.output), start, active, records, area, ignored, size
                 )
                 base.commit(after)
             return result
@@ -256,7 +268,9 @@ class Session(Door):
         if path in journal.paths:
             active = TileSet.of_tiles(active.shape, journal.saved_tiles(path).host)
             scatter_tiles(output, active.tiles, self._state.output_tiles(active.tiles))
-        base.show(_Shown(None, output, self._images_after(before, output, active)))
+        exchanged = _Shown(None, output, np.array(before.images))
+        self._show_images(exchanged, active)
+        base.show(exchanged)
         return self._result(base, base.history, np.array(output), start, active)
 
     @property
@@ -372,13 +386,10 @@ class Session(Door):
             scatter_tiles(array, changed.tiles, np.where(changed.pixels[..., None], new, old))
         return after
 
-    def _images_after(self, shown: _Shown, output: Host, active: TileSet) -> Host:
-        """The images after some tiles of the output, which is now `output`, have changed."""
-        if not active.count:
-            return shown.images
-        images = np.array(shown.images)
-        images[active.place] = self.model.images(output[active.place])
-        return images
+    def _show_images(self, shown: _Shown, active: TileSet) -> None:
+        """Update the images where some tiles of the output have changed."""
+        if active.count:
+            shown.images[active.place] = self.model.images(shown.output[active.place])
 
     def _result(
         self,

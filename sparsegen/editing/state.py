@@ -188,6 +188,7 @@ class State:
         carried: Deltas | None = None,
         on_layer: OnLayer | None = None,
         wanted: Tiles | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Repainted:
         """Write changed pixels into the inputs and recompute the active tiles, in place.
 
@@ -209,6 +210,8 @@ class State:
             Deltas of an earlier denoising step, to be carried on instead of computed; None: every layer is computed.
         wanted
             The tiles of the output to return; None: those that are repainted.
+        meanwhile
+            Called once everything is queued: what the host has to do while a device computes.
 
         Raises
         ------
@@ -229,6 +232,7 @@ class State:
             run.begin(plan, journal=journal, edited=spread.edited, on_layer=on_layer, carried=carried)
             program.replay(spread, carried)
             active = program.output.changed
+            meanwhile()
             run.finite.watch.ask()  # before the output is copied: one wait then serves both
             values = self.output_tiles(active.tiles if wanted is None else wanted)
             run.end()
