@@ -206,18 +206,18 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
 CHAIN = 128
 """As `kernels/direct.cu` defines it: values of a chain of the depth."""
 BLOCKS = {
-    (128, 128): 0.95,
+    (128, 128): 1.08,
     (128, 64): 1.0,
-    (64, 64): 0.97,
-    (32, 64): 0.93,
+    (64, 64): 1.02,
+    (32, 64): 0.98,
     (16, 64): 0.7,
-    (8, 64): 0.45,
+    (8, 64): 0.64,
     (64, 16): 0.35,
 }
-"""Rows and columns of a block of a product -> its speed on a full multiprocessor, relative to the second. Measured on
-an H200, with Winograd's products; the last two are estimated."""
-DIRECT = tuple((rows, columns) for rows, columns in BLOCKS if rows >= 16 and columns <= 64)
-"""The blocks that direct convolutions have."""
+"""Rows and columns of a block of Winograd's products -> its speed on a full multiprocessor, relative to the second.
+Measured on an H200; the last is estimated."""
+DIRECT_BLOCKS = {(128, 64): 1.0, (64, 64): 0.88, (32, 64): 0.96, (16, 64): 0.8, (64, 16): 0.37}
+"""The same of direct convolutions."""
 
 
 def product_block(
@@ -227,8 +227,11 @@ def product_block(
 
     Any choice gives the same bits: larger blocks read less, smaller ones fill the card.
     """
-    blocks = DIRECT if direct else BLOCKS
-    return min(blocks, key=lambda block: _time(block, rows, outputs, products, multiprocessors))
+
+    def time(block: tuple[int, int]) -> float:
+        return _time(block, rows, outputs, products, multiprocessors, direct=direct)
+
+    return min(DIRECT_BLOCKS if direct else BLOCKS, key=time)
 
 
 def direct_block(
@@ -241,13 +244,15 @@ def direct_block(
     blocks, times = [], []
     for products in (groups, groups * chains):
         blocks.append(product_block(rows, outputs, products, multiprocessors, direct=True))
-        times.append(_time(blocks[-1], rows, outputs, products, multiprocessors))
+        times.append(_time(blocks[-1], rows, outputs, products, multiprocessors, direct=True))
     apart = 2 * times[1] / chains <= times[0]
     return blocks[apart], apart
 
 
-def _time(block: tuple[int, int], rows: int, outputs: int, products: int, multiprocessors: int) -> float:
+def _time(
+    block: tuple[int, int], rows: int, outputs: int, products: int, multiprocessors: int, *, direct: bool
+) -> float:
     """Of products of one depth, in blocks of that shape, relative to others."""
     blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
     at_once = -(-blocks // multiprocessors)  # a block alone on a multiprocessor is as slow as two
-    return max(2, at_once) * block[0] * block[1] / BLOCKS[block]
+    return max(2, at_once) * block[0] * block[1] / (DIRECT_BLOCKS if direct else BLOCKS)[block]

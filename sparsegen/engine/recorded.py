@@ -86,7 +86,7 @@ class RecordedEdit:
             raise NotRecordable
         # a slot for each key: those that have the same tiles now need not have them in another edit
         sets = {key: replace(each) for key, each in sets.items()}
-        self._full = _have_every_tile(sets.values())
+        self._whole = self._repainted_whole(sets)
         if not self._follows(run, sets):
             raise NotRecordable
         self._thread = threading.get_ident()
@@ -149,7 +149,9 @@ class RecordedEdit:
 
     def replaces(self, other: RecordedEdit) -> bool:
         """Whether it fits every edit that another recording fits, as well."""
-        if self.keys != other.keys or any(map(int.__lt__, self.rooms, other.rooms)):
+        if (self.keys, self._whole) != (other.keys, other._whole):
+            return False
+        if any(map(int.__lt__, self.rooms, other.rooms)):
             return False
         return _is_near(self.rooms, other.rooms)
 
@@ -163,7 +165,12 @@ class RecordedEdit:
             return False
         if any(table.get(path) is not array for table, path, array in self._arrays):
             return False
-        return _have_every_tile(sets.values()) == self._full and self._follows(run, sets)
+        return self._repainted_whole(sets) == self._whole and self._follows(run, sets)
+
+    def _repainted_whole(self, sets: Mapping[TilesKey, TileSet]) -> list[bool]:
+        """Of the lists of canvases whose moments an edit follows: which have every tile, so that they are measured."""
+        keys = dict.fromkeys(self._followed.values() if self._statistics else ())
+        return [sets[key].count == sets[key].total for key in keys]
 
     def _follows(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
         """Whether the moments that an edit follows are known, and measured of all samples of a canvas or of none."""
@@ -263,11 +270,6 @@ def _followed(run: Run, layers: Sequence[_Layer]) -> dict[str, TilesKey]:
         for layer in layers
         if layer.computed is not None and layer.step.canvas.path in run.memory.moments
     }
-
-
-def _have_every_tile(sets: Iterable[TileSet]) -> list[bool]:
-    """Which sets have every tile."""
-    return [each.count == each.total for each in sets]
 
 
 def _arrays(

@@ -101,7 +101,7 @@ def test_each_barrier_of_our_products_is_missing() -> None:
     parts = header.split(barrier)
     assert len(parts) > 1
     for order in ORDERS.values():
-        blocks = ("16x64", "64x64")  # one whose steps stream, one whose steps pass through registers
+        blocks = ("16x64", "128x64")  # one whose steps stream, one whose steps pass through registers
         whole = windows_times_weights(text, left, right, order)
         assert np.allclose(whole, left @ right, atol=1e-4)
         for i in range(1, len(parts)):

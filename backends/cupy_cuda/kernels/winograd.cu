@@ -143,7 +143,7 @@ __device__ __forceinline__ void winograd_product(const Products& a, typename P::
   winograd_product<__VA_ARGS__>(a, shared)
 KERNEL(winograd_product_128x128, Products, 256) { PRODUCT(Product<128, 128, 8, 8>); }
 KERNEL(winograd_product_128x64, Products, 256) { PRODUCT(Product<128, 64, 8, 4>); }
-KERNEL(winograd_product_64x64, Products, 256) { PRODUCT(Product<64, 64, 4, 4>); }
+KERNEL(winograd_product_64x64, Products, 128) { PRODUCT(Streamed<64, 64, 8, 4, 16, 4>); }
 KERNEL(winograd_product_32x64, Products, 128) { PRODUCT(Streamed<32, 64, 4, 4, 32, 3>); }
 KERNEL(winograd_product_16x64, Products, 128) { PRODUCT(Streamed<16, 64, 2, 4, 32, 4>); }
 KERNEL(winograd_product_8x64, Products, 64) { PRODUCT(Streamed<8, 64, 2, 4, 32, 4>); }
