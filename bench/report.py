@@ -499,27 +499,37 @@ def _limits(model: str, of: Mapping[str, Row]) -> Iterator[str]:
 def _on_a_card(folder: Path) -> Iterator[str]:
     """The figures of `bench.gpu` that have an aim; without any, the command that measures them."""
     rows = newest(folder, "gpu", "card", "case", "precision", "what", "engine")
-    judged = [row for row in rows if "aim" in row]
+    found = {(row["case"], row["precision"], row.get("engine"), row["what"]): row for row in rows}
+    ours = [row for row in rows if row.get("engine") == "sparsegen" and "ms" in row]
     yield "## On an NVIDIA card"
-    if not judged:
+    if not ours:
         yield texts.OWED
         return
-    yield _origin([{**row, "machine": row["card"]} for row in judged])
+    yield _origin([{**row, "machine": row["card"]} for row in ours])
     yield texts.CARD
-    yield _table(
-        ["", "precision", "× PyTorch", "on the card", "aimed at", "reached"],
-        [
-            [
-                f"{row['case']}, {row['what']}",
-                row["precision"],
-                _ratio(row["ratio"]),
-                _ratio(row["device_ratio"]),
-                row["aim"],
-                _verdict(row["reached"]),
-            ]
-            for row in judged
-        ],
-    )
+    head = ["", "PyTorch", "sparsegen", "× PyTorch", "on the card", "aimed at", "reached"]
+    for (case, precision), some in grouped(ours, lambda row: (row["case"], row["precision"])).items():
+        cells = []
+        for row in some:
+            dense = "SDEdit" if row["what"].startswith("SDEdit") else "dense"
+            torch = found.get((case, precision, "torch", dense), {})
+            judged = found.get((case, precision, None, row["what"]), {})
+            cells.append(
+                [
+                    row["what"],
+                    f"{torch['ms']:.1f} ms" if torch else "",
+                    f"{row['ms']:.1f} ms",
+                    *(
+                        _ratio(torch[time] / row[time]) if torch.get(time) and row.get(time) else ""
+                        for time in ("ms", "device_ms")
+                    ),
+                    judged.get("aim", ""),
+                    _verdict(judged["reached"]) if judged else "",
+                ]
+            )
+        yield f"### {texts.CARD_CASES[case]}, {precision}"
+        yield _table(head, cells)
+    yield texts.CARD_LIMITS
 
 
 def _quality(folder: Path) -> Iterator[str]:

@@ -132,6 +132,22 @@ texts encoded before. MACs in G are those of one half; SIGE's rule gives 71.8 G 
 CARD = """PyTorch with cuDNN, channels last; CUDA graphs on both sides, equal settings of TF32. "× PyTorch" is of the
 time from the call to the result in main memory, "on the card" of the graphs alone ([CUDA](cuda.md#the-bench))."""
 
+CARD_CASES = {"gaugan": "GauGAN, 512×256", "ddpm": "DDPM, 256×256", "pd": "Progressive distillation, 256×256"}
+"""Case of `bench.gpu` -> its title."""
+
+CARD_LIMITS = """What limits them:
+
+- *Edits*: the card needs 1.2 ms of GauGAN's 4.8 (16 times as fast as PyTorch's dense run) and 2.8 of DDPM's 6.3 (10
+  times). The rest is Python: about two thirds of it finds the tiles of each resolution and prepares the launch, while
+  the card waits; the other third copies images and inputs, and writes down what was done. PyTorch's dense run is one
+  graph, and waits for Python nowhere.
+- *GauGAN in TF32 and float16*: cuDNN takes two thirds of the time of our kernels. These write each window to memory
+  before they multiply it: 3×3 layers of 128 channels at 256² take as long with every shape of block.
+- *SDEdit* is 25 denoising steps: all of them sparse under `paper`; under `fast` 10 compute, and the others carry
+  deltas on.
+- Single steps under `fast` are owed: they were timed before recordings for different whole canvases stood beside each
+  other, and included new recordings."""
+
 OWED = """No speed is measured yet: the backend's kernels are checked on a card ([CUDA](cuda.md)), and
 `python bench/gpu.py` measures them on one that does nothing else. Aimed at on an H100, against PyTorch's dense run:
 dense runs in at most 1.3 times its time, edits of 1.2 % at least 6 times (DDPM 256) and 10 times (GauGAN 512×256) as

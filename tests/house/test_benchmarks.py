@@ -190,11 +190,13 @@ def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None
         "case": "ddpm",
     }
     lines = [
-        {"what": "dense", "precision": "tf32", "engine": "sparsegen", "ms": 5.0},
+        {"what": "dense", "precision": "tf32", "engine": "sparsegen", "ms": 5.0, "device_ms": None},
+        {"what": "dense", "precision": "tf32", "engine": "torch", "ms": 4.5, "device_ms": 4.4},
         {"what": "dense", "precision": "tf32", "ratio": 0.9, "device_ratio": None, "aim": "≤ 1.3 × its time"},
     ]
-    lines[1]["reached"] = True
+    lines[-1]["reached"] = True
     (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(common | line) + "\n" for line in lines), "utf-8")
     shown = "\n".join(report._on_a_card(tmp_path))
     assert "Measured on NVIDIA H100, commit `one`" in shown
-    assert "ddpm, dense" in shown and "≤ 1.3 × its time" in shown and "yes" in shown
+    assert "### DDPM, 256×256, tf32" in shown
+    assert "| dense | 4.5 ms | 5.0 ms | 0.90 |  | ≤ 1.3 × its time | yes |" in shown
