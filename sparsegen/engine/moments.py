@@ -161,7 +161,7 @@ class MomentBank:
         self.moments = self._placed(self._block)
         """Those in the block."""
         self._last: Array | None = None
-        """The block outside whose values are in the block."""
+        """The block outside whose values are in the block; None: nobody knows."""
 
     def _placed(self, block: Array) -> dict[str, Moments]:
         """The moments that lie in a block of this layout."""
@@ -193,7 +193,7 @@ class MomentBank:
             moments.update(self.after(moments))
         elif block is not self._last:
             self._backend.copy_arrays([(self._block, block)])
-            self._last = block
+        self._last = None  # from here on the replay may move them, whether it is completed or not
 
     def take(self, moments: Mapping[str, Moments]) -> None:
         """Copy into the block the moments that recorded work left."""

@@ -13,6 +13,7 @@ from sparsegen.backends import BackendError
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
 from sparsegen.backends.interface import Host, Source, Tiles
 from sparsegen.engine import recorded as engine_recorded
+from sparsegen.engine.moments import MomentBank
 from sparsegen.errors import NonFiniteError, SessionError
 from sparsegen.tiling.policies import Exact, Policy
 from tests.backends.contract_cases import all_tiles, normal
@@ -197,6 +198,27 @@ def test_a_value_that_is_not_finite_is_found_and_taken_back(
     assert messages[0] == messages[1]
     assert_same(before, kept_by(recorded.memory))
     assert np.array_equal(recorded.edit(inputs[1]).output, eager.edit(inputs[1]).output)
+
+
+def test_an_edit_that_is_interrupted_after_its_graph_leaves_no_trace(
+    backends: tuple[CudaBackend, CudaBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recorded, eager), inputs = sessions("ddpm", backends, FAST)
+    for session in (recorded, eager):
+        session.edit(inputs[0])
+    before = kept_by(recorded.memory)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MomentBank, "after", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recorded.edit(inputs[1])
+    assert_same(before, kept_by(recorded.memory))
+    for each in inputs[1:]:
+        assert np.array_equal(recorded.edit(each).output, eager.edit(each).output)
+        assert_same(kept_by(recorded.memory), kept_by(eager.memory))
 
 
 class Full(EmulatedDevice):
