@@ -124,11 +124,8 @@ class RecordedEdit:
         try:
             memory.moments = dict(self._bank.moments)
             lists = [each.tiles for each in sets.values()]
-            counts = [each.count for each in sets.values()]
-            rooms = [min(each.total, each.count + each.count // 4) for each in sets.values()]
-            for other in others:
-                if other.keys == self.keys and _is_near(other.rooms, counts):
-                    rooms = [*map(max, rooms, other.rooms)]
+            alike = [other.rooms for other in others if other.keys == self.keys]
+            rooms = rooms_for(list(sets.values()), alike)
             saves = [(memory.canvases[path], *saved) for path, saved in stand_in.tiles.items()]
             self._recording: Recording = backend.record(work, lists, saves=saves, rooms=rooms)
             # what a dense run measures: arrays of the recording, which every replay fills anew
@@ -153,7 +150,7 @@ class RecordedEdit:
             return False
         if any(map(int.__lt__, self.rooms, other.rooms)):
             return False
-        return _is_near(self.rooms, other.rooms)
+        return is_near(self.rooms, other.rooms)
 
     def fits(self, run: Run, sets: Mapping[TilesKey, TileSet]) -> bool:
         """Whether it can do the edit of a run whose tiles by its keys are `sets`."""
@@ -161,7 +158,7 @@ class RecordedEdit:
         if self._thread != threading.get_ident() or self._statistics != run.plan.statistics:
             return False
         counts = [each.count for each in sets.values()]
-        if any(map(int.__gt__, counts, self.rooms)) or not _is_near(self.rooms, counts):
+        if any(map(int.__gt__, counts, self.rooms)) or not is_near(self.rooms, counts):
             return False
         if any(table.get(path) is not array for table, path, array in self._arrays):
             return False
@@ -227,7 +224,18 @@ def sets_of(run: Run, keys: Iterable[TilesKey]) -> Mapping[TilesKey, TileSet] | 
     return sets
 
 
-def _is_near(rooms: Sequence[int], counts: Sequence[int]) -> bool:
+def rooms_for(sets: Sequence[TileSet], alike: Iterable[Sequence[int]]) -> list[int]:
+    """The room that lists of these tiles get in a recording, beside others with room for lists of the same keys."""
+    counts = [each.count for each in sets]
+    rooms = [min(each.total, each.count + each.count // 4) for each in sets]
+    for other in alike:
+        # a backend may round rooms up, by half
+        if is_near([max(3 * most // 2, more) for most, more in zip(rooms, other, strict=True)], counts):
+            rooms = [*map(max, rooms, other)]
+    return rooms
+
+
+def is_near(rooms: Sequence[int], counts: Sequence[int]) -> bool:
     """Whether lists with so much room are not far too long for so many tiles."""
     return sum(rooms) <= MOST_ROOM * sum(counts) + LEAST_ROOM * len(counts)
 

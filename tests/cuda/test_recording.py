@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsegen import Session
 from sparsegen.backends import BackendError
 from sparsegen.backends.cupy_cuda.backend import CudaBackend
+from sparsegen.backends.cupy_cuda.recording import room
 from sparsegen.backends.interface import Host, Source, Tiles
 from sparsegen.engine import recorded as engine_recorded
 from sparsegen.engine.moments import MomentBank
+from sparsegen.engine.recorded import is_near, rooms_for
 from sparsegen.errors import NonFiniteError, SessionError
 from sparsegen.tiling.policies import Exact, Policy
+from sparsegen.tiling.tiles import TileSet
 from tests.backends.contract_cases import all_tiles, normal
 from tests.cuda import emulator
 from tests.cuda.emulator import EmulatedDevice
@@ -259,6 +264,21 @@ def test_an_edit_without_memory_leaves_the_session_as_it_was(policy: Policy) -> 
     assert np.array_equal(result.output, other.edit(inputs[1]).output)
     assert np.array_equal(session.edit(inputs[2]).output, other.edit(inputs[2]).output)
     assert_same(kept_by(session.memory), kept_by(other.memory))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=12
+    )
+)
+def test_an_edit_fits_the_recording_that_is_made_for_it(edits: list[tuple[int, int, int]]) -> None:
+    """Whatever was recorded before: else it would be recorded again each time."""
+    recorded: list[list[int]] = []
+    for counts in edits:
+        sets = [TileSet.of_tiles((1, 80, 80), all_tiles(1, 80, 80).host[:count]) for count in counts]
+        rooms = [room(most) for most in rooms_for(sets, recorded)]
+        assert all(map(int.__ge__, rooms, counts)) and is_near(rooms, counts)
+        recorded.append(rooms)
 
 
 def test_recorded_work_uses_what_the_recording_was_given(backends: tuple[CudaBackend, CudaBackend]) -> None:
