@@ -37,15 +37,19 @@ LABELS = {
 POLICIES: list[Policy] = [SPARSE, FAST, Exact(), Adaptive(0), Adaptive(0.05)]
 
 
-def walk(state, canvases, changed, plan, *, journal, spread=None, carried=None, on_layer=None, wanted=None):
+def walk(
+    state, canvases, changed, plan, *, journal, spread=None, carried=None, meanwhile=lambda: None, **options
+):
     """`State.repaint` by the model's code instead of its program."""
     assert carried is None
+    meanwhile()
     spread = changed if spread is None else spread
     for name, array in canvases.items():
         state._write_input(name, array, changed, journal)
-    run = Run(state.memory, plan, journal=journal, edited=spread.edited, on_layer=on_layer)
+    run = Run(state.memory, plan, journal=journal, edited=spread.edited, on_layer=options.get("on_layer"))
     active = state._walk(run, spread).changed
-    return Repainted(run, active, state.output_tiles(active.tiles if wanted is None else wanted))
+    wanted = options.get("wanted") or active.tiles
+    return Repainted(run, active, state.output_tiles(wanted))
 
 
 def records(session: Session | SDEdit, edited: Host, policy: Policy, mask: Host | None) -> list[tuple]:
