@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +128,7 @@ class Convolutions(DepthwiseConvolutions, TensorConvolutions):
         _, height, width, _ = out.shape
         for first in range(0, most, stride):
             rows = min(stride, most - first)
-            block = product_block(rows, outputs, 36, self.device.multiprocessors, direct=False)
+            block = product_block(rows, outputs, 36, self.device.multiprocessors, BLOCKS)
             batch = {"tiles": on_device, "first_tile": first, "stride": stride}
             self._launch(
                 "winograd_input",
@@ -221,17 +222,13 @@ DIRECT_BLOCKS = {(128, 64): 1.0, (64, 64): 0.88, (32, 64): 0.96, (16, 64): 0.8, 
 
 
 def product_block(
-    rows: int, outputs: int, products: int, multiprocessors: int, *, direct: bool
+    rows: int, outputs: int, products: int, multiprocessors: int, blocks: Mapping[tuple[int, int], float]
 ) -> tuple[int, int]:
-    """Rows and columns of a block of a product.
+    """Rows and columns of a block of a product, one of `blocks`.
 
     Any choice gives the same bits: larger blocks read less, smaller ones fill the card.
     """
-
-    def time(block: tuple[int, int]) -> float:
-        return _time(block, rows, outputs, products, multiprocessors, direct=direct)
-
-    return min(DIRECT_BLOCKS if direct else BLOCKS, key=time)
+    return min(blocks, key=lambda block: _time(block, rows, outputs, products, multiprocessors, blocks))
 
 
 def direct_block(
@@ -243,16 +240,22 @@ def direct_block(
     """
     blocks, times = [], []
     for products in (groups, groups * chains):
-        blocks.append(product_block(rows, outputs, products, multiprocessors, direct=True))
-        times.append(_time(blocks[-1], rows, outputs, products, multiprocessors, direct=True))
+        work = (rows, outputs, products, multiprocessors, DIRECT_BLOCKS)
+        blocks.append(product_block(*work))
+        times.append(_time(blocks[-1], *work))
     apart = 2 * times[1] / chains <= times[0]
     return blocks[apart], apart
 
 
 def _time(
-    block: tuple[int, int], rows: int, outputs: int, products: int, multiprocessors: int, *, direct: bool
+    block: tuple[int, int],
+    rows: int,
+    outputs: int,
+    products: int,
+    multiprocessors: int,
+    blocks: Mapping[tuple[int, int], float],
 ) -> float:
     """Of products of one depth, in blocks of that shape, relative to others."""
-    blocks = -(-rows // block[0]) * -(-outputs // block[1]) * products
-    at_once = -(-blocks // multiprocessors)  # a block alone on a multiprocessor is as slow as two
-    return max(2, at_once) * block[0] * block[1] / (DIRECT_BLOCKS if direct else BLOCKS)[block]
+    count = -(-rows // block[0]) * -(-outputs // block[1]) * products
+    at_once = -(-count // multiprocessors)  # a block alone on a multiprocessor is as slow as two
+    return max(2, at_once) * block[0] * block[1] / blocks[block]

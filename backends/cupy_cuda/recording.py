@@ -109,9 +109,7 @@ class Slots:
         host[:2] = np.full(1, NONE).view(np.int32)
         host[2 : self._begins[0]] = addresses.view(np.int32)
         for begin, tiles in zip(self._begins[:-1], lists, strict=True):
-            count = len(tiles)
-            host[begin] = count
-            host[begin + 4 : begin + 4 + 3 * count] = tiles.host.reshape(-1)
+            host[begin : begin + 4 + 3 * len(tiles)] = listed(tiles.host)
         return host
 
 

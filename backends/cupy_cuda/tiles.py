@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,18 +44,22 @@ class TileCopies(Launching):
         self._copy_tiles("write_tiles", canvas, tiles, values)
 
     def _copy_tiles(self, kernel: str, canvas: Array, tiles: Tiles, values: Array) -> None:
-        words = _words(canvas)
-        self._launch(
-            kernel,
-            self._grid_of_words(tiles, words),
-            values_place=None,
-            canvas=canvas,
-            values=values,
-            tiles=self._list(tiles),
-            height=canvas.shape[1],
-            width=canvas.shape[2],
-            channels=words,
-        )
+        grid = self._grid_of_words(tiles, _words(canvas))
+        self._launch(kernel, grid, **self._copy_of(canvas, tiles, values))
+
+    def _copy_of(
+        self, canvas: Array, tiles: Tiles, values: Array | None, place: Array | None = None
+    ) -> dict[str, Any]:
+        """The fields of a `CopyTiles`; of a recording's copies, the values' address stands at `place`."""
+        return {
+            "values_place": place,
+            "canvas": canvas,
+            "values": values,
+            "tiles": self._list(tiles),
+            "height": canvas.shape[1],
+            "width": canvas.shape[2],
+            "channels": _words(canvas),
+        }
 
     def read_many_tiles(self, places: Sequence[tuple[Array, Tiles]]) -> list[Array]:
         places = [(canvas, tiles) for canvas, tiles in places]
@@ -77,17 +82,7 @@ class TileCopies(Launching):
             return
         self._upload_lists(tiles for _, tiles, _ in some)
         table = self._table(
-            self._pack(
-                "CopyTiles",
-                values_place=None,
-                canvas=canvas,
-                values=values,
-                tiles=self._list(tiles),
-                height=canvas.shape[1],
-                width=canvas.shape[2],
-                channels=_words(canvas),
-            )
-            for canvas, tiles, values in some
+            self._pack("CopyTiles", **self._copy_of(canvas, tiles, values)) for canvas, tiles, values in some
         )
         most = max(len(tiles) for _, tiles, _ in some)
         words = max(_words(canvas) for canvas, _, _ in some)
@@ -102,16 +97,7 @@ class TileCopies(Launching):
         if not slots.saves:
             return lambda: None
         table = self._table(
-            self._pack(
-                "CopyTiles",
-                values_place=place,
-                canvas=canvas,
-                values=None,
-                tiles=self._list(tiles),
-                height=canvas.shape[1],
-                width=canvas.shape[2],
-                channels=_words(canvas),
-            )
+            self._pack("CopyTiles", **self._copy_of(canvas, tiles, None, place))
             for (canvas, tiles), place in zip(slots.saves, slots.places, strict=True)
         )
         slots.kept[id(table)] = table

@@ -113,13 +113,8 @@ class State:
         inputs = Inputs(dict(canvases), dict(conditions))
         before, backend = self.memory, self.memory.backend
         least_size = min(least_size, *inputs.shape[1:])
-        kept_as = (keep_canvases, least_size, carried_rows, keep_scratch)
-        if on_layer is None and kept_as == (
-            True,
-            before.least_size,
-            before.carried_rows,
-            before.keeps_scratch,
-        ):
+        kept = (before.least_size, before.carried_rows, before.keeps_scratch)
+        if keep_canvases and on_layer is None and kept == (least_size, carried_rows, keep_scratch):
             painted = self._paint_again(inputs)
             if painted is not None:
                 return painted

@@ -213,7 +213,8 @@ def in_blocks(block: tuple[int, int]) -> Call:
     ]
 
     def call(backend: CudaBackend) -> list[Host]:
-        def chosen(*_: int, direct: bool) -> tuple[int, int]:
+        def chosen(*given: Any) -> tuple[int, int]:
+            direct = given[-1] is convolutions.DIRECT_BLOCKS
             return (max(block[0], 16), min(block[1], 64)) if direct else block
 
         with patch.object(convolutions, "product_block", chosen):

@@ -88,7 +88,8 @@ def test_every_block_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPa
     case, first = case_of(name), None
     for block in BLOCKS:
 
-        def chosen(*_: int, direct: bool, block: tuple[int, int] = block) -> tuple[int, int]:
+        def chosen(*given: Any, block: tuple[int, int] = block) -> tuple[int, int]:
+            direct = given[-1] is convolutions.DIRECT_BLOCKS
             return (max(block[0], 16), min(block[1], 64)) if direct else block
 
         monkeypatch.setattr(convolutions, "product_block", chosen)
@@ -157,7 +158,9 @@ def test_the_order_of_threads_changes_no_bit(name: str, file: str) -> None:
     ],
 )
 def test_product_block(rows: int, outputs: int, products: int, expected: tuple[int, int]) -> None:
-    assert product_block(rows, outputs, products, 132, direct=products != 36) == expected
+    assert (
+        product_block(rows, outputs, products, 132, BLOCKS if products == 36 else DIRECT_BLOCKS) == expected
+    )
 
 
 @pytest.mark.parametrize(
