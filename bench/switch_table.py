@@ -27,6 +27,7 @@ from bench.switch_cases import (
     MIDDLE,
     NUMBERING,
     PENDING,
+    PENDING_16,
     POINTS,
     STRIDED,
     TWELVE,
@@ -306,17 +307,30 @@ SWITCHES = (
     ),
     # -- launches (launch.py, waiting.py, regions.py) --------------------------------------------------------
     Switch(
+        "own-tiles",
+        "threads take tiles of their own, if each can have a few",
+        "they share the output panels, and each prepares the windows of all tiles",
+        (
+            Change(
+                "launch.py",
+                "batches = max(own) if own else min(fair, default=unfair)",
+                "batches = min(fair, default=unfair)",
+            ),
+        ),
+        (DEEP_16, PENDING_16, TWELVE, COLD_TWELVE, DEEP_POINTS),
+    ),
+    Switch(
         "split-panels",
-        "with few batches the threads share the output panels, so each reads a part of the weights",
+        "of fewer tiles the threads share the output panels, so each reads a part of the weights",
         "they share the tiles, and each reads all weights",
         (
             Change(
                 "launch.py",
-                "return ceil_div(tiles, batches), max(1, min(panels, self.threads))",
-                "return ceil_div(tiles, max(batches, self.threads)), 1",
+                "batches = max(own) if own else min(fair, default=unfair)",
+                "batches = max(fair, default=unfair)",
             ),
         ),
-        (*_DEEP, *_COLD, DEEP_POINTS),
+        (DEEP_8, FOUR, COLD_8, COLD_FOUR),
     ),
     Switch(
         "even-batches",

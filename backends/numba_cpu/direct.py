@@ -43,6 +43,8 @@ BATCH = 32
 """Tiles in a batch, at most."""
 BATCH_IN_PLACE = 16
 """The same where inputs are read in place: their rows, and the sums of a few panels, fit a second-level cache."""
+LEAST = 4
+"""Tiles for which a thread reads all weights rather than the inputs of other threads' tiles."""
 
 IN_WINDOWS, IN_ROWS, IN_PLACE = range(3)
 """Where the product finds its inputs: in gathered windows; in rows of copied taps; in the source's canvases."""
@@ -379,7 +381,7 @@ def launch(
     whole = g.groups > 1 or out.has_residual == GATHERED
     sums = PIXELS * (g.outputs if whole else min(g.outputs, PANEL))
     limit = max(1, min(BATCH_IN_PLACE if in_place else BATCH, CACHE // (window + sums)))
-    batch, splits = launcher.items(len(tiles), limit, own_panels if g.groups == 1 else 1, work)
+    batch, splits = launcher.items(len(tiles), limit, own_panels if g.groups == 1 else 1, work, least=LEAST)
     share = ceil_div(own_panels, splits)
     together = share if whole else max(1, min(share, SUMS // (batch * PIXELS * PANEL)))
     at = layout(batch, g, together, residual=residual_floats(out), inputs_in=inputs_in)

@@ -27,20 +27,31 @@ class Launcher:
         self.threads = threads
         self._pool = Pool(threads, watchful=threads <= available_cores())
 
-    def items(self, tiles: int, limit: int, panels: int, work: float) -> tuple[int, int]:
+    def items(self, tiles: int, limit: int, panels: int, work: float, *, least: int = 1) -> tuple[int, int]:
         """Cut `tiles` tiles, each of `work` operations: tiles in a batch (≤ `limit`), and shares of the output panels.
 
-        With enough batches there is one share, and threads take whole batches. With few, threads share the panels, so
-        that each reads a part of the weights once.
+        Threads take whole batches if each can have `least` tiles: from then on it costs a thread less to do for itself
+        what is done once for a batch, such as to transform weights, than to prepare the tiles of other threads, too.
+        With fewer tiles, threads share the panels of a batch, so that each reads a part of the weights.
         """
         if tiles * work < ALONE:
             return min(tiles, limit), 1
         batches = ceil_div(tiles, limit)
-        if batches < 2 * self.threads:
-            return ceil_div(tiles, batches), max(1, min(panels, self.threads))
+        if batches < self.threads:
+            counts = range(batches, self.threads + 1)
+            fair = [count for count in counts if self._is_fair(count, tiles, panels)]
+            own = [count for count in fair if count * least <= tiles]
+            unfair = max(batches, min(tiles, ceil_div(self.threads, panels)))  # no thread without an item
+            batches = max(own) if own else min(fair, default=unfair)
+            return ceil_div(tiles, batches), min(panels, ceil_div(self.threads, batches))
         if batches < 16 * self.threads:  # the same number for each thread
             batches = round_up(batches, self.threads)
         return ceil_div(tiles, batches), 1
+
+    def _is_fair(self, batches: int, tiles: int, panels: int) -> bool:
+        """Whether so many batches, each in as many shares as it takes, give every thread one item."""
+        shares, rest = divmod(self.threads, batches)
+        return rest == 0 and shares <= panels and ceil_div(tiles, ceil_div(tiles, batches)) == batches
 
     def over_tiles(
         self,

@@ -57,6 +57,8 @@ PIECE = 64
 A position's inputs, kernels and sums of a panel, 22 KB, fit a first-level cache."""
 FEW = TARGET.few
 """Tiles of a batch for which transformed kernels are not worth storing: 0.5 to 0.9 times the time (AVX-512)."""
+LEAST = (FEW or BATCH) // 2 + 1
+"""Tiles for which a thread transforms the kernels of all panels rather than the windows of other threads' tiles."""
 GROUP = 2
 """Panels transformed and multiplied at a time: inputs are read once for them."""
 KEPT = 5 << 17
@@ -377,7 +379,7 @@ def launch(
     inputs, outputs = g.inputs, g.outputs
     panels = ceil_div(outputs, PANEL)
     work = 2.0 * PRODUCTS * inputs * outputs
-    batch, splits = launcher.items(len(tiles), BATCH, panels, work)
+    batch, splits = launcher.items(len(tiles), BATCH, panels, work, least=LEAST)
     items = ceil_div(len(tiles), batch) * splits
     kept = splits == 1 and items > launcher.threads and kernel_blocks(inputs, outputs) * _BLOCK <= KEPT
     share = ceil_div(panels, splits)

@@ -30,6 +30,26 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "ALONE", 0.0)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 6, 8, 12])
+def test_no_thread_is_without_an_item_and_no_batch_too_large(threads: int, eager: None) -> None:
+    launcher = launch.Launcher(threads)
+    for tiles in (*range(1, 60), 64, 100, 128, 300, 3000):
+        for panels in (1, 2, 3, 16, 64):
+            batch, shares = launcher.items(tiles, 48, panels, 1e9, least=5)
+            assert 1 <= batch <= 48
+            assert 1 <= shares <= panels
+            if panels >= threads or tiles >= threads**2:
+                assert -(-tiles // batch) * shares >= threads
+
+
+def test_threads_take_tiles_of_their_own_where_each_gets_a_few() -> None:
+    launcher = launch.Launcher(2)
+    assert launcher.items(10, 48, 16, 1e9, least=5) == (5, 1)
+    assert launcher.items(9, 48, 16, 1e9, least=5) == (9, 2)
+    assert launcher.items(9, 48, 1, 1e9, least=5) == (5, 1)  # nothing but tiles to share
+    assert launcher.items(64, 48, 16, 1e9, least=24) == (32, 1)
+
+
 def helpers() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("sparsegen-")}
 
