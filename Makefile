@@ -47,6 +47,7 @@ bench: .venv/bench.stamp ## layers, dense runs and edits against PyTorch, ncnn a
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m bench.switches
 	$(BIN)/python -m bench.threads
+	$(BIN)/python -m bench.stored_weights
 	$(BIN)/python -m bench.report
 
 bench-primitives: .venv/bench.stamp ## each primitive of each backend: checked, timed, saved, beside the last run here

@@ -72,7 +72,7 @@ class Reply:
 def environment(engine: str = OURS, *, plain_memory: bool = False, threads: int = THREADS) -> dict[str, str]:
     """A worker's environment: its number of threads; freed memory kept for every rival, unless `plain_memory`."""
     pools = {f"{pool}_NUM_THREADS": str(threads) for pool in POOLS}
-    memory = {} if engine in (OURS, OURS_BFLOAT16) or plain_memory else KEPT_MEMORY
+    memory = {} if engine.partition("-")[0] == OURS or plain_memory else KEPT_MEMORY
     own = {"SPARSEGEN_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[1])}
     return {**os.environ, **pools, **memory, **own}
 
@@ -121,7 +121,7 @@ def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **op
             say(f"checking {task}: {engine}")
             ask(engine, task, check=True, outputs=found, **options)
             with np.load(expected) as right, np.load(found) as ours:
-                errors[engine] = {name: _error(ours[name], right[name]) for name in right.files}
+                errors[engine] = {name: error_of(ours[name], right[name]) for name in right.files}
                 for name in ours.files:
                     base, edit, _ = name.partition(", as an edit")
                     if edit and not np.array_equal(ours[name], ours[base]):
@@ -159,7 +159,8 @@ def say_errors(errors: Errors) -> None:
         )
 
 
-def _error(found: np.ndarray, expected: np.ndarray) -> Error:
+def error_of(found: np.ndarray, expected: np.ndarray) -> Error:
+    """The errors of an output. Raises WrongResult: the shape is another."""
     if found.shape != expected.shape:
         raise WrongResult(f"the shape is {found.shape}, expected {expected.shape}")
     off, right = np.abs(found - expected), np.abs(expected)

@@ -22,6 +22,9 @@ TORCH_BFLOAT16, OURS_BFLOAT16 = BFLOAT16 = ("torch-bfloat16", "sparsegen-bfloat1
 """PyTorch with weights and values in bfloat16, channels last; sparsegen with products of bfloat16. They are timed
 beside the others, and count in no factor that has a target."""
 
+STORED = {f"{OURS}-weights-{stored}": stored for stored in ("float16", "bfloat16")}
+"""sparsegen with weights stored in 16 bits, by the name of the engine."""
+
 
 def usual(engines: Iterable[str]) -> list[str]:
     """The engines of these that are timed where none is named: bfloat16 where the processor multiplies it."""

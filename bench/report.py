@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import latents, study, threads
+from bench import latents, stored_weights, study, threads
 from bench import report_texts as texts
 from bench.cases import (
     CHECKED_AREA,
@@ -30,7 +30,7 @@ from bench.cases import (
     sdedit_name,
     step_name,
 )
-from bench.engines import BFLOAT16, OURS, OURS_BFLOAT16, TORCH, TORCH_BFLOAT16
+from bench.engines import BFLOAT16, OURS, OURS_BFLOAT16, STORED, TORCH, TORCH_BFLOAT16
 from bench.gaugan import AIMS, Aims, curve
 from bench.harness import RESULTS
 from bench.latent_cases import LATENT
@@ -70,6 +70,7 @@ def page(folder: Path = RESULTS) -> str:
         *_layers(folder),
         *_switches(folder),
         *_threads(folder),
+        *_stored_weights(folder),
         *_landscape(folder),
         *_diffusion(folder),
         *_stable_diffusion(folder),
@@ -382,6 +383,38 @@ def _threads_of_a_run(of: Mapping[threads.Setting, Row], counts: Sequence[int]) 
             taken, note = threads.on_paper(one, share, count), ", on paper"
         cells.append("" if taken is None else f"{_fine_time(taken)} ({_ratio(one / taken)} ×){note}")
     return [*cells, _share(share), "" if limited is None else f"{limited / one:.2f}"]
+
+
+def _stored_weights(folder: Path) -> Iterator[str]:
+    """What weights of 16 bits cost; nothing before it is measured."""
+    kinds = by_kind(newest(folder, stored_weights.FILE, "machine", "model", "what", "weights"))
+    if not kinds:
+        return
+    yield "## Weights of 16 bits"
+    yield texts.STORED_WEIGHTS
+    for rows in kinds.values():
+        runs: dict[tuple[str, str], dict[str, Row]] = {}
+        for row in rows:
+            runs.setdefault((row["model"], row["what"]), {})[row["weights"]] = row
+        types = ["float32", *STORED.values()]
+        yield _origin(rows)
+        yield _table(
+            ["", *(f"weights in {stored}" for stored in types), "largest errors"],
+            [
+                [f"{model}, {_shown_case(of['float32'])}", *_times_by_type(of, types)]
+                for (model, _), of in runs.items()
+            ],
+        )
+        spreads = [row["spread"] for row in rows]
+        yield f"Spread: {_share(statistics.median(spreads))} at the median, at most {_share(max(spreads))}."
+
+
+def _times_by_type(of: Mapping[str, Row], types: Sequence[str]) -> list[str]:
+    """The cells of a run: its time with weights of each type, and the errors against the first."""
+    first = of[types[0]]["ms"]
+    others = [of[stored] for stored in types[1:]]
+    times = [f"{_fine_time(row['ms'])} ({row['ms'] / first:.2f})" for row in others]
+    return [_fine_time(first), *times, ", ".join(f"{row['error']:.0e}" for row in others)]
 
 
 def _landscape(folder: Path) -> Iterator[str]:

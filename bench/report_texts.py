@@ -96,6 +96,10 @@ what more cores bring at best, for they leave out:
 The last column is the time of two threads in a process limited to one core, over that of one thread: 1 means that
 nothing is wasted. Without a number given, such a process takes one thread; that is checked first."""
 
+STORED_WEIGHTS = """`weights="float16"` and `weights="bfloat16"` of the `numba` backend take half the memory of
+weights, by `python -m bench.stored_weights`: processes of each type in turn. (…) is the time as a share of float32's.
+Errors are against float32, of the largest value."""
+
 LANDSCAPE = """The built-in model, 256×512, 18.6 G MACs. The edits are rectangles that turn land into water
 and water into land, which is harder for `paper` than the demo's house (41 dB): their influence reaches far
 through the lowest resolutions. PSNR is against the dense run of the edited labels."""

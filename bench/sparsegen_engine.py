@@ -127,7 +127,9 @@ def _edit(
 
 
 def open_engine(variant: str | None) -> SparsegenEngine:
-    """`variant`: a backend, or "bfloat16", the `numba` backend with products of that precision."""
+    """`variant`: a backend, or the `numba` backend: "bfloat16", with products of it; "weights-…", with such weights."""
     if variant == "bfloat16":
         return SparsegenEngine("numba", precision=variant)
+    if variant is not None and variant.startswith("weights-"):
+        return SparsegenEngine("numba", weights=variant.removeprefix("weights-"))
     return SparsegenEngine(variant)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import big, layers, unets
-from bench.engines import BFLOAT16, OURS, RIVALS, Answer, Engine, Job, open_engine
+from bench.engines import BFLOAT16, OURS, RIVALS, STORED, Answer, Engine, Job, open_engine
 from bench.harness import measure, peak_bytes
 from bench.latent_cases import latent
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engine", choices=(*RIVALS, OURS, *BFLOAT16), required=True)
+    parser.add_argument("--engine", choices=(*RIVALS, OURS, *BFLOAT16, *STORED), required=True)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--net", default="", help="the UNet of a UNet task, or the big network (gaugan)")
     parser.add_argument("--check", action="store_true", help="reply with outputs instead of timings")
