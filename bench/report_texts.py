@@ -32,10 +32,11 @@ GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../benc
 edit is new to the session. SIGE keeps 1,098 MB of activations for the same model.
 
 The limit with AVX-512: with one row for each distinct window of labels a dense run takes 64 G multiply-adds (by
-`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes 567 ms, and would be faster than that by
+`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes 564 ms, and would be faster than that by
 fewer products alone, as windows share them already. Of its time Winograd's convolutions have 48 %, the windows of
 labels 36 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows, 6 %; of an edit of
-1.2 %: 53, 20, 5 and 20 %."""
+1.2 %: 53, 20, 5 and 20 %. With AVX2 the same multiply-adds take 711 of the 782 ms, at that machine's 180 GFLOP/s
+(*Layers*)."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
@@ -120,11 +121,15 @@ process has the weights, and the arrays that kernels compute in, beside them.
 The targets are for machines with AVX2 and with AVX-512.
 
 The limit with AVX-512: at the products' peak of 236 GFLOP/s the multiply-adds of a dense step (by `sparsegen profile`)
-take 633 ms of DDPM's 983, 205 of PD 128's 380, 329 of PD 256's 648. Of DDPM's time Winograd's convolutions have 77 %,
+take 633 ms of DDPM's 983, 205 of PD 128's 361, 329 of PD 256's 613. Of DDPM's time Winograd's convolutions have 77 %,
 other convolutions 18 %, moments 1 %, everything outside kernels 4 %; of PD 256's 67, 16, 1 and 7 %, attention 7 %; of
 PD 128's 57, 17, 1, 9 and 12 %. What convolutions take beyond their products are windows, with the norm and the SiLU of
 each pixel, transforms and outputs (*Layers*); layers of 64 channels, of which PD 128 has ten at 128×128, have half the
-products for each window."""
+products for each window.
+
+The limit with AVX2: at that machine's 180 GFLOP/s they take 830 ms of DDPM's 1432, 269 of PD 128's 676, 431 of PD
+256's 1141. Its rows are of commits before finite checks and moments moved into the kernels that write: with AVX-512
+that took 6 % off a step of DDPM."""
 
 STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
 sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with
