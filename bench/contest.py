@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from bench.engines import OURS, OURS_BFLOAT16, TORCH_BFLOAT16
+from bench.engines import OURS, OURS_BFLOAT16, STORED, TORCH_BFLOAT16
 from bench.harness import THREADS, Timing, say
 
 WORKER = (sys.executable, "-m", "bench.worker")
@@ -33,8 +33,8 @@ wide 1×1 convolution they cost more than the arithmetic. sparsegen writes into 
 
 TOLERANCE = 1e-4
 """Largest error against PyTorch, relative to its largest value, at which an engine is still timed."""
-TOLERANCES_BFLOAT16 = {TORCH_BFLOAT16: 1e-1, OURS_BFLOAT16: 1e-2}
-"""Largest root mean square of the errors of an engine in bfloat16, relative to that of PyTorch's values.
+TOLERANCES_16_BITS = {TORCH_BFLOAT16: 1e-1, OURS_BFLOAT16: 1e-2, **dict.fromkeys(STORED, 1e-1)}
+"""Largest root mean square of the errors of an engine in 16 bits, relative to that of the oracle's values.
 
 A value of bfloat16 has 8 bits, and networks with random weights enlarge its rounding: to 1 % of the result (DDPM),
 to 5 % (GAN Compression), single pixels to 15 % of the largest value. sparsegen rounds some products alone, and was off
@@ -108,7 +108,7 @@ def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **op
     Raises
     ------
     WrongResult
-        An error is above `TOLERANCE` or that of `TOLERANCES_BFLOAT16`, or bits differ.
+        An error is above `TOLERANCE` or that of `TOLERANCES_16_BITS`, or bits differ.
     """
     errors: dict[str, dict[str, Error]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **op
             say(f"checking {task}: {engine}")
             ask(engine, task, check=True, outputs=found, **options)
             with np.load(expected) as right, np.load(found) as ours:
-                errors[engine] = {name: error_of(ours[name], right[name]) for name in right.files}
+                errors[engine] = {name: _error(ours[name], right[name]) for name in right.files}
                 for name in ours.files:
                     base, edit, _ = name.partition(", as an edit")
                     if edit and not np.array_equal(ours[name], ours[base]):
@@ -133,8 +133,8 @@ def check(engines: Sequence[str], task: str, *, oracle: str = "torch-nchw", **op
 
 def judge(engine: str, name: str, error: Error) -> None:
     """Raise WrongResult if an engine with such errors is not to be timed."""
-    if engine in TOLERANCES_BFLOAT16:
-        found, allowed, of = error.rms, TOLERANCES_BFLOAT16[engine], "the values, in root mean squares"
+    if engine in TOLERANCES_16_BITS:
+        found, allowed, of = error.rms, TOLERANCES_16_BITS[engine], "the values, in root mean squares"
     else:
         found, allowed, of = error.largest, TOLERANCE, "the largest value"
     if not found <= allowed:
@@ -159,8 +159,7 @@ def say_errors(errors: Errors) -> None:
         )
 
 
-def error_of(found: np.ndarray, expected: np.ndarray) -> Error:
-    """The errors of an output. Raises WrongResult: the shape is another."""
+def _error(found: np.ndarray, expected: np.ndarray) -> Error:
     if found.shape != expected.shape:
         raise WrongResult(f"the shape is {found.shape}, expected {expected.shape}")
     off, right = np.abs(found - expected), np.abs(expected)

@@ -366,8 +366,13 @@ def _threads(folder: Path) -> Iterator[str]:
             runs.setdefault((row["model"], row["what"]), {})[setting] = row
         yield _origin(rows)
         yield _table(head, [_threads_of_a_run(of, counts) for of in runs.values() if threads.ONE in of])
-        spreads = [row["spread"] for row in rows]
-        yield f"Spread: {_share(statistics.median(spreads))} at the median, at most {_share(max(spreads))}."
+        yield _spread(rows)
+
+
+def _spread(rows: Iterable[Row]) -> str:
+    """The spreads of all rows, in a sentence."""
+    spreads = [row["spread"] for row in rows]
+    return f"Spread: {_share(statistics.median(spreads))} at the median, at most {_share(max(spreads))}."
 
 
 def _threads_of_a_run(of: Mapping[threads.Setting, Row], counts: Sequence[int]) -> list[str]:
@@ -405,8 +410,7 @@ def _stored_weights(folder: Path) -> Iterator[str]:
                 for (model, _), of in runs.items()
             ],
         )
-        spreads = [row["spread"] for row in rows]
-        yield f"Spread: {_share(statistics.median(spreads))} at the median, at most {_share(max(spreads))}."
+        yield _spread(rows)
 
 
 def _times_by_type(of: Mapping[str, Row], types: Sequence[str]) -> list[str]:

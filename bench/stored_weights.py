@@ -8,34 +8,16 @@ The `numba` backend; each type in separate processes. Errors are against weights
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.contest import Error, ask, error_of, take_turns, together
+from bench.contest import ask, check, in_turn, together, worst
 from bench.engines import OURS, STORED
-from bench.harness import machine, parse, record, say, table
-from bench.threads import Timed, timed
+from bench.harness import machine, parse, record, table
+from bench.threads import timed
 from bench.trajectory import KINDS
 
 FILE = "stored-weights"
-
-
-def errors(case: Timed, files: dict[str, Any]) -> dict[str, Error]:
-    """Engine -> the largest errors of its outputs against those of float32."""
-    found: dict[str, Error] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        first, other = Path(folder) / "first.npz", Path(folder) / "other.npz"
-        ask(OURS, case.task, check=True, outputs=first, **files)
-        for engine in STORED:
-            say(f"comparing {case.task}: {engine}")
-            ask(engine, case.task, check=True, outputs=other, **files)
-            with np.load(first) as expected, np.load(other) as outputs:
-                each = [error_of(outputs[name], expected[name]) for name in expected.files]
-            found[engine] = Error(max(one.largest for one in each), max(one.rms for one in each))
-    return found
 
 
 def main() -> None:
@@ -49,10 +31,9 @@ def main() -> None:
             if case.checkpoint:
                 files["checkpoint"] = Path(folder) / "net.pth"
                 ask("torch-nchw", case.checkpoint, **files)
-            off = errors(case, files)
+            errors = check(STORED, case.task, oracle=OURS, **files)
             settings = {"area": case.area, "repeats": options.repeats, **files}
-            workers = {engine: partial(ask, engine, case.task, **settings) for engine in (OURS, *STORED)}
-            replies = take_turns(case.task, workers, options.rounds)
+            replies = in_turn((OURS, *STORED), case.task, rounds=options.rounds, **settings)
         timings = {engine: together(got) for engine, got in replies.items()}
         for what, first in timings[OURS].items():
             if what.endswith(KINDS):  # their mean counts
@@ -61,11 +42,10 @@ def main() -> None:
                 timing = timings[engine][what]
                 row = {"model": case.model, "what": what, "weights": STORED.get(engine, "float32")}
                 row |= {"ms": timing.median, "spread": timing.spread, "ratio": timing.median / first.median}
-                if engine in off:
-                    row |= {"error": off[engine].largest, "error_rms": off[engine].rms}
+                row |= worst(errors, engine)
                 record(FILE, {**row, **common, "version": replies[engine][0].version}, folder=options.results)
                 name = f"{row['model']}, {what}, {row['weights']}"
-                largest = f"{row['error']:.1e}" if engine in off else ""
+                largest = f"{row['error']:.1e}" if "error" in row else ""
                 shown.append(
                     (name, f"{timing.median:.1f}", f"{timing.spread:.0%}", f"{row['ratio']:.2f}", largest)
                 )
