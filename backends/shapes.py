@@ -35,7 +35,7 @@ class ShapesBackend(Backend):
     name = "shapes"
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+        return np.ndarray(tuple(shape), dtype, np.zeros(1, dtype), strides=(0,) * len(shape))
 
     def upload(self, host: Host) -> Array:
         return host

@@ -260,7 +260,7 @@ def _planned(run: Run, steps: Sequence[LayerStep]) -> list[_Layer]:
     layers = []
     for step in steps:
         transient = run.memory.ready(step.canvas, step.shape)
-        key = run.plan.key([read.now() for read in step.reads], step.shape[:3])
+        key = step.key(run.plan)
         whole = run.plan.computes_whole(step.canvas.path)
         changed = None if key is None else TilesKey(key, "everything" if whole else "active")
         computed = TilesKey(key, "everything") if transient and key is not None else changed

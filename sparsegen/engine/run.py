@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -53,6 +54,8 @@ class LayerStep:
     """The scratch layers that it reads."""
     inners: list[Inner]
     """The layers that it last computed on its way, in order."""
+    keys: dict[Hashable, Hashable] = field(default_factory=dict)
+    """The kind of a plan, and which of `reads` changed -> the key of its active tiles."""
 
     def __call__(self) -> None:
         self.run.recompute(self)
@@ -61,6 +64,26 @@ class LayerStep:
     def rows(self) -> int:
         """Rows of its canvas."""
         return self.shape[1]
+
+    @cached_property
+    def nothing(self) -> TileSet:
+        """No tile of its canvas."""
+        return TileSet.empty(*self.shape[:3])
+
+    def key(self, plan: Plan) -> Hashable:
+        """The key of its active tiles under a plan that is keyed; None: no input changed."""
+        changed = (read.canvas.changed.count > 0 for read in self.reads if read.canvas is not None)
+        kind = (type(plan), *changed)
+        if kind not in self.keys:
+            self.keys[kind] = plan.key([read.now() for read in self.reads], self.shape[:3])
+        return self.keys[kind]
+
+    def active(self, plan: Plan) -> TileSet:
+        """Its active tiles under a plan."""
+        if not plan.keyed:
+            return plan.active([read.now() for read in self.reads], self.shape[:3])
+        key = self.key(plan)
+        return self.nothing if key is None else plan.tiles(key)
 
 
 @dataclass(eq=False)
@@ -235,14 +258,14 @@ class Run:
         """Compute the active tiles of a layer."""
         canvas, kernel = layer.canvas, layer.kernel
         transient = self.memory.ready(canvas, layer.shape)
-        reads = [read.now() for read in layer.reads]
         delta = None if self.carried is None else self.carried.kernel(self.backend, canvas)
+        reads: Sequence[Read] = layer.reads
         if delta is not None:
             active, kernel = delta
             changed = active
             reads = [Read(active, Window(), canvas=canvas)]  # it is added to the canvas's own values
         else:
-            active = self.plan.active(reads, layer.shape[:3])
+            active = layer.active(self.plan)
             if layer.whole_tiles and self.plan.whole_tiles:
                 active = active.whole()
             if self.plan.computes_whole(canvas.path):

@@ -43,14 +43,17 @@ class Plan(ABC):
 
     def computes_whole(self, path: str) -> bool:
         """Whether the layer at `path` is one of `whole`."""
-        return any(f".{name}." in f".{path}." for name in self.whole)
+        return bool(self.whole) and any(f".{name}." in f".{path}." for name in self.whole)
 
     @abstractmethod
     def active(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> TileSet:
         """The active tiles of an output of `shape` (N, H, W). In an edit, a layer without changed inputs has none."""
 
     def key(self, reads: Sequence[Read], shape: tuple[int, int, int]) -> Hashable:
-        """The key of the active tiles of an output, in every plan of this policy; None: no input changed."""
+        """The key of the active tiles of an output, in every plan of this class; None: no input changed.
+
+        It depends on `shape`, on the sizes and windows of `reads`, and on which of them have changed, alone.
+        """
         raise NotImplementedError(f"{type(self).__name__} is not keyed")
 
     def tiles(self, key: Hashable) -> TileSet:
@@ -318,12 +321,13 @@ class _PaperPlan(Plan):
         return (shape, through) if through else None
 
     def tiles(self, key: Any) -> TileSet:
-        if key not in self._active:
+        active = self._active.get(key)
+        if active is None:
             shape, through = key
-            self._active[key] = union(
+            active = self._active[key] = union(
                 self._through(height, width, window, shape) for height, width, window in through
             )
-        return self._active[key]
+        return active
 
     def _mask(self, size: tuple[int, int]) -> TileSet:
         """The mask of a resolution; of one larger than the input's, that of half the size with each pixel doubled."""

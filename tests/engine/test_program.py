@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,13 @@ from sparsegen import Adaptive, SDEdit, Session
 from sparsegen.backends import Backend
 from sparsegen.backends.interface import Host
 from sparsegen.editing.state import Repainted, State
-from sparsegen.engine.run import Run
+from sparsegen.engine.run import LayerStep, Run
 from sparsegen.models.spade import SPADEGenerator
 from sparsegen.models.unet import UNet
+from sparsegen.tiling.canvas import Canvas
 from sparsegen.tiling.policies import Exact, Policy
+from sparsegen.tiling.tiles import TileSet
+from sparsegen.tiling.windows import Read, Window
 from tests.networks import assert_same, random_gaugan, random_labels, random_mobile, repaint, values
 from tests.unets import (
     FAMILIES,
@@ -101,6 +106,24 @@ def test_a_replayed_edit_is_a_walked_one(backend, monkeypatch, kind, storage):
     for _ in POLICIES:
         assert np.array_equal(replayed.undo().output, walked.undo().output)
     assert_same(kept_by(walked.memory), kept_by(replayed.memory))
+
+
+@pytest.mark.parametrize("policy", [SPARSE, FAST, Exact()])
+def test_a_layer_computes_what_its_plan_says_whatever_it_remembers(policy):
+    size, stroke = (1, 32, 64), np.zeros((1, 32, 64), bool)
+    stroke[0, 5:9, 30:41] = True
+    nothing, changed = TileSet.empty(*size), TileSet.of_mask(stroke)
+    canvases = [Canvas(name, {}, nothing) for name in "abc"]
+    windows = Window(), Window(3, top=1, left=1), Window(4, 2, 1, 1)
+    reads = [Read(nothing, window, canvas=canvas) for window, canvas in zip(windows, canvases, strict=True)]
+    step = LayerStep(None, canvases[0], (*size, 8), tuple(reads), None, 0, False, (), [])
+    for which in [*itertools.product([False, True], repeat=3)] * 2:
+        for canvas, moves in zip(canvases, which, strict=True):
+            canvas.changed = changed if moves else nothing
+        plan = policy.plan(stroke)
+        found, expected = step.active(plan), policy.plan(stroke).active([read.now() for read in reads], size)
+        assert np.array_equal(found.mask(), expected.mask()) and found.shape == expected.shape
+        assert bool(found.count) == any(which)
 
 
 @pytest.mark.parametrize("policy", [SPARSE, FAST, Exact()])
