@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -171,6 +171,7 @@ class Run:
         self._edited = edited
         self._on_layer = on_layer
         self._full_sets: dict[tuple[int, int, int], TileSet] = {}
+        self._made: dict[Hashable, Any] = {}
         self._scratch.clear()
         self.memory.begin()
 
@@ -188,6 +189,13 @@ class Run:
     def prepared(self, path: str, prepare: Callable[..., T], *purpose: Hashable) -> T:
         """A layer's weights in the backend's layout: `prepare(backend, *purpose)`, once for each purpose."""
         return self.memory.prepared.get(path, purpose, lambda: prepare(self.backend, *purpose))
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` returned at the first call with this key in this run: layers share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     def once_per_base(self, path: str, compute: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
         """Arrays that the dense run computes and every edit of its base reuses: statistics, embeddings."""
@@ -332,6 +340,7 @@ class Run:
         self.codes.clear()
         self.measured.clear()
         self._full_sets.clear()
+        self._made.clear()
         self._scratch.clear()
 
     # -- norms -------------------------------------------------------------------------------------------

@@ -84,20 +84,24 @@ class LabelConv(Layer):
         run = labels.run
         outputs, classes, kernel, _ = self.weight.shape
         table, bias = run.prepared(self.path, self._prepare)
+        codes = encode(labels, kernel=kernel, step=step, size=size)
+        codebook = run.memory.codebooks[codes.parts[0].path]
 
         def fill(rows: Array, windows: Host) -> bool:
             # a strip of pixels, one for each window, whose planes are the window's taps: a 1×1 look-up
-            taps = windows.reshape(len(windows), kernel * kernel, -1)
-            first = np.arange(0, kernel * kernel * classes, classes, dtype=np.int32)
-            places = np.where(taps >= 0, taps + first[:, None], np.int32(-1))
-            indices = run.backend.upload(places.reshape(1, len(windows), 1, -1))
-            pixels = rows.reshape(1, len(windows), 1, outputs)
-            by_place = table.reshape(1, kernel * kernel * classes, outputs)
-            return run.backend.lookup(
-                pixels, strip(len(rows)), indices, by_place, bias, activation=activation
-            )
+            def places() -> tuple[Array, Tiles]:
+                taps = windows.reshape(len(windows), kernel * kernel, -1)
+                first = np.arange(0, kernel * kernel * classes, classes, dtype=np.int32)
+                places = np.where(taps >= 0, taps + first[:, None], np.int32(-1))
+                return run.backend.upload(places.reshape(1, len(windows), 1, -1)), strip(len(windows))
 
-        codes = encode(labels, kernel=kernel, step=step, size=size)
+            # many layers of a generator read the same windows
+            new = range(len(codebook.window_set) - len(windows), len(codebook.window_set))
+            indices, pixels = run.once(("places", codebook.path, classes, new), places)
+            out = rows.reshape(1, len(windows), 1, outputs)
+            by_place = table.reshape(1, kernel * kernel * classes, outputs)
+            return run.backend.lookup(out, pixels, indices, by_place, bias, activation=activation)
+
         return tabulate(self.path, codes, outputs, fill, macs_per_pixel=self.macs_per_pixel)
 
     def _prepare(self, backend: Backend) -> tuple[Array, Array]:
