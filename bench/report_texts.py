@@ -32,11 +32,11 @@ GAUGAN = """93 M random weights, a street painted by [`bench/street.py`](../benc
 edit is new to the session. SIGE keeps 1,098 MB of activations for the same model.
 
 The limit with AVX-512: with one row for each distinct window of labels a dense run takes 64 G multiply-adds (by
-`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes 564 ms, and would be faster than that by
-fewer products alone, as windows share them already. Of its time Winograd's convolutions have 48 %, the windows of
-labels 36 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows, 6 %; of an edit of
-1.2 %: 53, 20, 5 and 20 %. With AVX2 the same multiply-adds take 711 of the 782 ms, at that machine's 180 GFLOP/s
-(*Layers*)."""
+`sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes {GauGAN 512×256, ngf 64 AVX-512}, and would
+be faster than that by fewer products alone, as windows share them already. Of its time Winograd's convolutions have
+46 %, the windows of labels 37 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows,
+7 %; of an edit of 1.2 %: 54, 21, 4 and 19 %. With AVX2 the same multiply-adds take 711 of the
+{GauGAN 512×256, ngf 64 AVX2}, at that machine's 180 GFLOP/s (*Layers*)."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
@@ -67,9 +67,13 @@ time at one operation a cycle (`winograd-few` of the switches; written to a cach
 took 45 % of a layer). The layer of 64 outputs has half as many products for each window that it transforms. 1×1
 layers reach 66 to 92 % of the products' peak, layers of stride 2 87 to 89 %.
 
+Queries, keys and values as one product of three times the outputs would take 5 to 11 % less time than as three, which
+apply the pending norm three times: 0.6 % of a dense step of PD 256. They stay three layers, whose canvases `sparsegen
+parity` compares with PyTorch's one by one.
+
 Products of bfloat16 reach 234 GFLOP/s a core there, twice as many. PyTorch's values lie in memory as bfloat16,
-sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay
-float32."""
+sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay float32:
+with transformed windows and kernels in bfloat16 their results would move ten times as far as a direct convolution's."""
 
 SWITCHES = """Each trick of the CPU kernels is turned off by itself, by `python -m bench.switches`: the sources with
 the replacement that [`bench/switch_table.py`](../bench/switch_table.py) has for it, in a separate process, against the
@@ -121,15 +125,19 @@ process has the weights, and the arrays that kernels compute in, beside them.
 The targets are for machines with AVX2 and with AVX-512.
 
 The limit with AVX-512: at the products' peak of 236 GFLOP/s the multiply-adds of a dense step (by `sparsegen profile`)
-take 633 ms of DDPM's 983, 205 of PD 128's 361, 329 of PD 256's 613. Of DDPM's time Winograd's convolutions have 77 %,
-other convolutions 18 %, moments 1 %, everything outside kernels 4 %; of PD 256's 67, 16, 1 and 7 %, attention 7 %; of
-PD 128's 57, 17, 1, 9 and 12 %. What convolutions take beyond their products are windows, with the norm and the SiLU of
-each pixel, transforms and outputs (*Layers*); layers of 64 channels, of which PD 128 has ten at 128×128, have half the
-products for each window.
+take 633 ms of DDPM's {{DDPM 256 AVX-512}}, 205 of PD 128's {{PD 128 AVX-512}}, 329 of PD 256's {{PD 256 AVX-512}}. Of
+DDPM's time Winograd's convolutions have 77 %, other convolutions 18 %, moments 1 %, everything outside kernels 4 %; of
+PD 256's 67, 16, 1 and 8 %, attention 7 %; of PD 128's 56, 18, 1, 12 and 12 %. What convolutions take beyond their
+products are windows, with the norm and the SiLU of each pixel, transforms and outputs (*Layers*); layers of 64
+channels, of which PD 128 has ten at 128×128, have half the products for each window.
 
-The limit with AVX2: at that machine's 180 GFLOP/s they take 830 ms of DDPM's 1432, 269 of PD 128's 676, 431 of PD
-256's 1141. Its rows are of commits before finite checks and moments moved into the kernels that write: with AVX-512
-that took 6 % off a step of DDPM.
+The limit with AVX2: at that machine's 180 GFLOP/s they take 830 ms of DDPM's {{DDPM 256 AVX2}}, 269 of PD 128's
+{{PD 128 AVX2}}, 431 of PD 256's {{PD 256 AVX2}}. Its rows are of commits before finite checks and moments moved into
+the kernels that write: with AVX-512 that took 6 % off a step of DDPM.
+
+Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512).
+With warm caches a launch takes 5 µs of Python, and 9 µs to wake a second thread and wait for it; in an edit the kernel
+before has emptied the caches.
 
 An edit of 100 % sets all canvases aside and paints new ones. The first two of a session take half as long again as a
 dense run of DDPM, 1.0 of their 1.5 s in the system, which has to find the memory; then 1.0 to 1.1 times as long, for
@@ -212,8 +220,9 @@ LATENT_LIMITS = """The targets that are missed with AVX2:
   less.
 
 With AVX-512 the 508 G multiply-adds of a dense step (by `sparsegen profile sd-1.5`) take 4.3 s at the products' peak of
-236 GFLOP/s, of the 6.0 s that are measured. That would be 2.1 times as fast as PyTorch: 2.5 times takes fewer products,
-or other ones. Of an edit of 1.2 % the low resolutions are the limit there, too.
+236 GFLOP/s, of the {Stable Diffusion 1.x, 512×512 AVX-512} that are measured. That would be 2.1 times as fast as
+PyTorch: 2.5 times takes fewer products, or other ones. Of an edit of 1.2 % the low resolutions are the limit there,
+too.
 
 With AVX2 there is one round of one run each, without a spread."""
 

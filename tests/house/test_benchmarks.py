@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import processor, report, report_texts, threads
+from bench import processor, report, report_cells, report_rows, report_short, report_texts, threads
 from bench.contest import Error, WrongResult, judge
 from bench.engines import OURS, TORCH_BFLOAT16
 from bench.harness import Report, machine
@@ -21,10 +21,10 @@ def test_the_page_is_the_output_of_the_command() -> None:
 
 
 def test_the_readmes_table_of_speed_is_the_pages() -> None:
-    table = report.short_table()
+    table = report_short.short_table()
     assert table in pages.read("README.md")
     assert table in pages.read("docs/benchmarks.md")
-    origin = report.short_origin()
+    origin = report_short.short_origin()
     assert origin in " ".join(pages.read("README.md").split())
     assert origin in pages.read("docs/benchmarks.md")
 
@@ -44,7 +44,7 @@ def test_the_newest_line_of_each_case_counts(tmp_path: Path) -> None:
         {"what": "dense", "ms": 5.0, "quick": False, "plain_memory": True},
     ]
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    assert [row["ms"] for row in report.newest(tmp_path, "some", "what")] == [2.0, 3.0]
+    assert [row["ms"] for row in report_rows.newest(tmp_path, "some", "what")] == [2.0, 3.0]
 
 
 def test_kinds_of_vectors_are_told_apart_and_the_last_machine_of_each_counts() -> None:
@@ -52,7 +52,7 @@ def test_kinds_of_vectors_are_told_apart_and_the_last_machine_of_each_counts() -
     newer, unknown = "another CPU, AVX-512, 2 cores, Python 3.11", "a third CPU, 2 cores, Python 3.11"
     rows = [{"machine": machine, "what": what} for machine in machines for what in ("dense", "edit")]
     rows += [{"machine": machine, "what": "dense"} for machine in (newer, unknown)]
-    shown = {kind: [row["machine"] for row in some] for kind, some in report.by_kind(rows).items()}
+    shown = {kind: [row["machine"] for row in some] for kind, some in report_rows.by_kind(rows).items()}
     assert shown == {"AVX-512": [newer], "AVX2": [machines[0]] * 2, "": [unknown]}
     assert list(shown) == ["AVX-512", "AVX2", ""]
 
@@ -68,7 +68,7 @@ def test_a_machine_is_named_by_its_widest_vectors() -> None:
 
 
 def test_pytorch_in_bfloat16_stands_beside_the_better_layout_and_does_not_replace_it(tmp_path: Path) -> None:
-    shown = report.SHORT[0]
+    shown = report_short.SHORT[0]
     common = {"model": shown.model, "commit": "one", "date": "2026-01-01", "backend": None}
     rows = [
         {"machine": f"a CPU, {kind}", "engine": engine, "what": what, "ms": ms, "ratio": 900 / ms}
@@ -83,12 +83,12 @@ def test_pytorch_in_bfloat16_stands_beside_the_better_layout_and_does_not_replac
     path = tmp_path / f"{shown.file}.jsonl"
     path.write_text("".join(json.dumps(common | line) + "\n" for line in lines), "utf-8")
     ours = " | ".join(["300 ms (3.0 ×)"] * 3)
-    assert report.short_table(tmp_path).splitlines()[2:] == [
+    assert report_short.short_table(tmp_path).splitlines()[2:] == [
         f"| {shown.name} | AVX-512 | 900 ms | 450 ms (2.0 ×) | {ours} |",
         f"|  | AVX2 | 900 ms |  | {ours} |",
     ]
     path.write_text("".join(json.dumps(common | row) + "\n" for row in rows), "utf-8")
-    assert "bfloat16" not in report.short_table(tmp_path)
+    assert "bfloat16" not in report_short.short_table(tmp_path)
 
 
 def test_an_engine_in_bfloat16_is_timed_with_the_errors_of_its_rounding_alone() -> None:
@@ -101,7 +101,7 @@ def test_an_engine_in_bfloat16_is_timed_with_the_errors_of_its_rounding_alone() 
 
 def test_figures_of_several_commits_are_told_apart() -> None:
     rows = [{"machine": "A", "commit": commit, "date": "2026-01-01"} for commit in ("one", "one", "two")]
-    assert report._origin(rows).splitlines() == [
+    assert report_cells.origin(rows).splitlines() == [
         "Measured on A, commit `one`, 2026-01-01 (2 figures).",
         "Measured on A, commit `two`, 2026-01-01 (1 figure).",
     ]
@@ -200,3 +200,10 @@ def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None
     assert "Measured on NVIDIA H100, commit `one`" in shown
     assert "### DDPM, 256×256, tf32" in shown
     assert "| dense | 4.5 ms | 5.0 ms | 0.90 |  | ≤ 1.3 × its time | yes |" in shown
+
+
+def test_a_text_has_the_times_of_the_tables() -> None:
+    row = {"model": "Net 1.x, 64×64", "engine": OURS, "what": f"{OURS}, dense", "ms": 12.34}
+    other = {**row, "model": "Net", "what": f"{OURS}, step, dense", "ms": 5600.0}
+    text = "{Net 1.x, 64×64 AVX-512} of {Net AVX-512}; {Net AVX2}"
+    assert report._with_times(text, {"AVX-512": [row, other]}) == "12.3 ms of 5.6 s; –"
