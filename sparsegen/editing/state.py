@@ -73,7 +73,7 @@ class State:
         self.on_repaint: OnRepaint | None = None
         """An instrument that looks at every repaint; None: there is none."""
         self._program: Program | None = None
-        """The steps that edits replay; None: the model's code has not run on these canvases yet."""
+        """The steps that later runs replay; None: the model's code has not run on these canvases yet."""
 
     def paint(
         self,
@@ -87,6 +87,8 @@ class State:
         on_layer: OnLayer | None = None,
     ) -> tuple[Run, Host]:
         """The dense run: paint every canvas. The previous canvases are overwritten where the size is the same.
+
+        Where they are painted under the same conditions, it replays the steps that the model's code came to before.
 
         Parameters
         ----------
@@ -146,9 +148,11 @@ class State:
         return run, memory.whole(output)
 
     def _paint_again(self, inputs: Inputs) -> tuple[Run, Host] | None:
-        """The dense run by a recording: of inputs of the same shapes under the same conditions. None: it cannot be."""
+        """The dense run by the program: of inputs of the same shapes under the same conditions. None: it cannot be."""
         memory, program, path = self.memory, self._program, self.output_path
-        if program is None or not memory.backend.records or not _same(inputs.conditions, self.conditions):
+        if program is None or not _same(inputs.conditions, self.conditions):
+            return None
+        if memory.prepared is not self.model.prepared_for(memory.backend):  # the model has other weights now
             return None
         arrays = {name: memory.canvases[path] for name, path in memory.inputs.items()}
         kinds = [
@@ -162,8 +166,7 @@ class State:
         backend.copy_arrays([(arrays[name], backend.upload(host)) for name, host in inputs.canvases.items()])
         try:
             run.begin(Everything())
-            if not program.paint():
-                return None
+            program.paint()
             run.finite.watch.ask()
             output = memory.whole(program.output)
             run.end()

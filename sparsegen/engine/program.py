@@ -1,4 +1,4 @@
-"""A program: the steps that a model's code gave to a run come in, and edits run them again, without that code.
+"""A program: the steps that a model's code gave to a run come in, and later runs replay them, without that code.
 
 The steps are in the order of the model. Each looks up its canvases, its plan and its journal in the run, so the same
 program serves every edit of one base, whatever its policy: a replayed edit computes the same bits as a walked one.
@@ -61,30 +61,34 @@ class Program:
             return
         steps, records = (self.steps, []) if carried is None else self._beyond(carried.rows)
         self.run.records += records
+        self._step_by_step(steps)
+        self.ran |= carried is None and changed.count > 0
+
+    def _step_by_step(self, steps: Sequence[Callable[[], None]]) -> None:
         with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
             for step in steps:
                 step()
-        self.ran |= carried is None and changed.count > 0
 
-    def paint(self) -> bool:
-        """The dense run of other inputs, by a recording; False: it cannot be recorded, and nothing has changed.
+    def paint(self) -> None:
+        """The dense run of other inputs: the edit in which every tile is active, without a journal.
 
-        What norms measured of the inputs before is forgotten: the recording measures into arrays of its own.
+        What layers measured of the inputs before is forgotten. A recording measures into arrays of its own.
         """
-        run, memory = self.run, self.run.memory
-        if not (self.ran and recordable(run, self.steps)):
-            return False
+        memory = self.run.memory
         for canvas in self.inputs:
             canvas.changed = TileSet.full(*canvas.shape[:3])
         for step in self.steps:
             if isinstance(step, NormStep):
                 memory.statistics.pop(step.path, None)
         memory.moments.clear()
+        for codebook in memory.codebooks.values():
+            codebook.clear()
         before = [*self._paints]
-        done = self._replay_recorded(self._paints, most=1)
+        if not (self.ran and self._replay_recorded(self._paints, most=1)):
+            self._step_by_step(self.steps)
+        self.ran = True
         if self._paints != before:
             self._recorded.clear()  # those edits read what norms measured elsewhere
-        return done
 
     def _replay_recorded(self, recorded: list[RecordedEdit], most: int) -> bool:
         """Do the edit by one of the recordings that fits it, made now if there is none; False: it cannot be recorded.

@@ -108,6 +108,46 @@ def test_a_replayed_edit_is_a_walked_one(backend, monkeypatch, kind, storage):
     assert_same(kept_by(walked.memory), kept_by(replayed.memory))
 
 
+@pytest.mark.filterwarnings("ignore:the session keeps no resolution below")
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_a_dense_run_of_other_inputs_replays_the_program(backend, monkeypatch, kind, storage):
+    if kind == "gaugan, no codebooks":
+        monkeypatch.setattr(type(backend), "codebooks", False)
+    (again, new), (first, second, third, *_) = pair(kind, backend, storage)
+    times = {} if kind in LABELS else at(new.model, 2)
+    again.edit(first, policy=FAST)  # moments move, windows are added
+
+    def called(*_):
+        raise AssertionError("the model's code is called")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(again.model), "forward", called)
+        result = again.run(second, **times)
+    expected = Session(new.model, backend, policy=SPARSE, storage=storage)
+    other = expected.run(second, **times)
+    assert np.array_equal(result.output, other.output)
+    shown = [
+        [(layer.path, layer.active, layer.macs) for layer in each.stats.layers] for each in (result, other)
+    ]
+    assert shown[0] == shown[1]
+    assert_same(kept_by(again.memory), kept_by(expected.memory))
+    for policy in (SPARSE, FAST, Exact()):
+        assert np.array_equal(
+            again.edit(third, policy=policy).output, expected.edit(third, policy=policy).output
+        )
+        assert np.array_equal(again.undo().output, expected.undo().output)
+
+
+def test_a_dense_run_after_other_weights_calls_the_models_code(backend):
+    rng = np.random.default_rng(5)
+    model, x = FAMILIES["ddpm"](), noisy(rng)
+    session = Session(model, backend, policy=SPARSE)
+    session.run(x, **at(model))
+    model.load_parameters({path: 0.5 * each.value for path, each in model.parameters().items()})
+    expected = Session(model, backend, policy=SPARSE).run(x, **at(model)).output
+    assert np.array_equal(session.run(x, **at(model)).output, expected)
+
+
 @pytest.mark.parametrize("policy", [SPARSE, FAST, Exact()])
 def test_a_layer_computes_what_its_plan_says_whatever_it_remembers(policy):
     size, stroke = (1, 32, 64), np.zeros((1, 32, 64), bool)
