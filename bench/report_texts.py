@@ -65,7 +65,7 @@ one stage, a layer at 256×256 takes 17 % less (windows gathered and transformed
 are transformed where they are multiplied, by 60 operations for the 144 of four tiles' products: together 82 % of the
 time at one operation a cycle (`winograd-few` of the switches; written to a cache and read back, transformed kernels
 took 45 % of a layer). The layer of 64 outputs has half as many products for each window that it transforms. 1×1
-layers reach 66 to 92 % of the products' peak, layers of stride 2 87 to 89 %.
+layers reach 60 to 91 % of the products' peak, layers of stride 2 85 to 89 %.
 
 Queries, keys and values as one product of three times the outputs would take 5 to 11 % less time than as three, which
 apply the pending norm three times: 0.6 % of a dense step of PD 256. They stay three layers, whose canvases `sparsegen
@@ -121,6 +121,9 @@ of the family's edits (DDPM {SDEDIT_STEPS}, PD 5). The Python of a step is its t
 nothing. The run of an original is timed with the weights laid out, and compared with as many of the table's dense
 steps, whose canvases are there already. Caches and journals count together, and files grow by 0.27 GB at a time; the
 process has the weights, and the arrays that kernels compute in, beside them.
+
+A dense step is timed at one time of the model again and again, and replays the first one's program. At another time, as
+in a sampler, the model's code runs, which takes 1 % longer for DDPM, 3 % for PD 256 and 7 % for PD 128.
 
 The targets are for machines with AVX2 and with AVX-512.
 
