@@ -111,6 +111,7 @@ def short_origin(folder: Path = RESULTS) -> str:
 
 
 def short_section(folder: Path) -> Iterator[str]:
+    """The page's first section."""
     yield "## In short"
     yield short_origin(folder)
     yield short_table(folder)

@@ -170,7 +170,6 @@ class Run:
         """Path -> the moments of a canvas that its layer measured while it wrote all tiles."""
         self._edited = edited
         self._on_layer = on_layer
-        self._full_sets: dict[tuple[int, int, int], TileSet] = {}
         self._made: dict[Hashable, Any] = {}
         self._scratch.clear()
         self.memory.begin()
@@ -339,7 +338,6 @@ class Run:
         self.plan, self.finite, self._edited = NOTHING, FiniteChecks(self.backend), None
         self.codes.clear()
         self.measured.clear()
-        self._full_sets.clear()
         self._made.clear()
         self._scratch.clear()
 
@@ -440,9 +438,8 @@ class Run:
 
     def everything(self, active: TileSet) -> TileSet:
         """All tiles of the edited samples; `active` itself where it has them."""
-        if active.shape not in self._full_sets:
-            self._full_sets[active.shape] = TileSet.full(*active.shape, only=self._edited)
-        whole = self._full_sets[active.shape]
+        shape = active.shape
+        whole = self.once(("everything", shape), lambda: TileSet.full(*shape, only=self._edited))
         return active if active.count == whole.count else whole
 
     def _hold_back(self, canvas: Canvas, active: TileSet, journal: Journal, tau: float) -> TileSet:

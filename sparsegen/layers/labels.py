@@ -92,8 +92,8 @@ class LabelConv(Layer):
             def places() -> tuple[Array, Tiles]:
                 taps = windows.reshape(len(windows), kernel * kernel, -1)
                 first = np.arange(0, kernel * kernel * classes, classes, dtype=np.int32)
-                places = np.where(taps >= 0, taps + first[:, None], np.int32(-1))
-                return run.backend.upload(places.reshape(1, len(windows), 1, -1)), strip(len(windows))
+                rows_of_taps = np.where(taps >= 0, taps + first[:, None], np.int32(-1))
+                return run.backend.upload(rows_of_taps.reshape(1, len(windows), 1, -1)), strip(len(windows))
 
             # many layers of a generator read the same windows
             new = range(len(codebook.window_set) - len(windows), len(codebook.window_set))
