@@ -25,7 +25,6 @@ import numba
 import numba.extending
 from numba.core import event
 from numba.core.compiler import CompileResult
-from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from ..caches import KernelFiles, choose, report
@@ -89,8 +88,6 @@ class _Cache:
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The kernel, ready to be called; None: no valid file holds it."""
-        # Numba would load all that it knows of types and functions, 0.3 s: machine code needs its C functions alone
-        rtsys.initialize(target)
         content = kernel_files().load(self._name, self._key(signature, target.codegen()))
         if content is None:
             return None

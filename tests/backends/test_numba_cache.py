@@ -127,6 +127,27 @@ def test_a_user_without_a_name_or_a_home_finds_its_kernels_again() -> None:
         shutil.rmtree(folder)
 
 
+ALONE = """
+from numba.core.runtime import rtsys
+
+def initialize(target):
+    raise AssertionError("loading a kernel compiles Numba's reference counting")
+
+rtsys.initialize = initialize
+from sparsegen.backends.numba_cpu import backend, jit
+print(jit.compile_all().compiled)
+"""
+
+
+def test_kernels_are_loaded_without_numbas_runtime() -> None:
+    """They count no references. Numba would compile its functions for that in each process, which takes 20 ms."""
+    jit.compile_all()
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
 # -- what is said, and what a word may be relied on ------------------------------------------------------
 
 TINY = """
