@@ -172,6 +172,7 @@ PENDING = Layer(Case((128, 128), 128, 128), pending=True)
 PENDING_16 = Layer(Case((16, 16), 384, 384), pending=True, cold=True)
 FIRST = Layer(Case((256, 256), 3, 128))
 POINTS = Layer(Case((256, 256), 256, 128, kernel=1))
+BIG_POINTS = Layer(Case((256, 512), 128, 64, kernel=1))
 DEEP_POINTS = Layer(Case((16, 16), 512, 512, kernel=1))
 WIDE_POINTS = Layer(Case((64, 64), 512, 256, kernel=1))
 FEW_POINTS = Layer(Case((16, 16), 128, 128, kernel=1), tiles=4)
@@ -184,7 +185,7 @@ CASES: dict[str, Timed] = {
     case.name: case
     for case in (
         *(BIG, WIDE, MIDDLE, DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR, COLD_8, COLD_TWELVE, COLD_FOUR),
-        *(PENDING, PENDING_16, FIRST, POINTS, WIDE_POINTS, DEEP_POINTS, FEW_POINTS, STRIDED),
+        *(PENDING, PENDING_16, FIRST, POINTS, BIG_POINTS, WIDE_POINTS, DEEP_POINTS, FEW_POINTS, STRIDED),
         *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING),
     )
 }

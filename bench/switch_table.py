@@ -14,6 +14,7 @@ from bench.switch_cases import (
     ATTENTION_16,
     ATTENTION_32,
     BIG,
+    BIG_POINTS,
     COLD_8,
     COLD_FOUR,
     COLD_TWELVE,
@@ -232,6 +233,13 @@ SWITCHES = (
             ),
         ),
         (POINTS, DEEP_POINTS, FEW_POINTS),
+    ),
+    Switch(
+        "fetch-rows",
+        "rows that are read in place for the first time are prefetched while other rows are multiplied",
+        "the processor's own prefetcher is left alone",
+        (Change("direct.py", "fresh = inputs_in == IN_PLACE and each == begin", "fresh = False"),),
+        (POINTS, BIG_POINTS, WIDE_POINTS, DEEP_POINTS),
     ),
     Switch(
         "copied-taps",

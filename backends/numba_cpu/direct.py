@@ -21,15 +21,15 @@ import numpy as np
 from numba.types import int64, void
 
 from ..interface import TILE, Host, Tiles
-from .gemm import DEPTH, PANEL
+from .gemm import DEPTH, LINE, PANEL, ROWS
 from .geometry import GEOMETRY, Geometry
 from .items import COUNTER, TILES, take_items
 from .jit import both, inline, kernel
 from .launch import Launcher
-from .packing import PACKED, PAIRS, WIDENED, Packed, multiply_piece, pack, store_as, store_as_pairs
+from .packing import FLOAT32, PACKED, PAIRS, WIDENED, Packed, multiply_piece, pack, store_as, store_as_pairs
 from .reading import READING, Reading, is_plain, read_combined_window, read_window, run_of
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, load, store, store_pairs
+from .simd import WIDTH, fetch, load, store, store_pairs
 from .sizes import ceil_div, share_of
 from .writing import GATHERED, PIXELS, WRITING, Writing, residual_floats, write_tile
 
@@ -43,6 +43,10 @@ BATCH = 32
 """Tiles in a batch, at most."""
 BATCH_IN_PLACE = 16
 """The same where inputs are read in place: their rows, and the sums of a few panels, fit a second-level cache."""
+DEEP = 128
+"""Steps of k from which ROWS rows are a block for which others are prefetched; with fewer steps it has more rows."""
+AHEAD = 2
+"""Blocks of rows from those that are multiplied to those that are prefetched."""
 LEAST = 4
 """Tiles for which a thread reads all weights rather than the inputs of other threads' tiles."""
 
@@ -242,8 +246,17 @@ def _copy_taps(
 
 
 @inline
+def _fetch_rows(values: Any, start: int, where: Any, first: int, end: int, count: int) -> None:
+    """Prefetch `count` floats of the rows `first` … `end` - 1: row m begins at `start` plus `where[m]`."""
+    for row in range(first, end):
+        for i in range(0, count, LINE):
+            fetch(values, start + where[row] + i)
+
+
+@inline
 def _multiply(
     inputs_in: int,
+    fresh: bool,
     source: Any,
     group: int,
     g: Any,
@@ -259,6 +272,7 @@ def _multiply(
     """`sums[row, o] = Σ_k in[row, k] · weights[k, o]` of one panel, its weights `[depth, PANEL]` from `weight` on.
 
     In windows the depth lies in pieces; copied taps are one piece; in place each canvas is one. A pair is one k.
+    `fresh`: no panel has read these rows, which come from memory: a block's are prefetched while others are multiplied.
     """
     inputs = (source.first_channels + source.second_channels) // (2 if weights.stored == PAIRS else 1)
     piece = _piece(g.kernel_columns, inputs, g.groups)
@@ -280,9 +294,16 @@ def _multiply(
             values, where, deep = scratch, places, piece
         for first in range(0, deep, DEPTH):
             steps, a, w = min(DEPTH, deep - first), start + first, weight + done * PANEL
-            multiply_piece(
-                values, a, where, weights, w, scratch, sums, at.pixel, rows, steps, done, at.widened
-            )
+            block = rows
+            if fresh and weights.stored == FLOAT32:  # others would be widened for each block
+                block = ROWS * ceil_div(DEEP, steps)
+            for row in range(0, rows, block):
+                count, ahead, c = min(block, rows - row), row + AHEAD * block, sums + row * at.pixel
+                if fresh:
+                    _fetch_rows(values, a, where, ahead, min(ahead + block, rows), steps)
+                multiply_piece(
+                    values, a, where[row:], weights, w, scratch, c, at.pixel, count, steps, done, at.widened
+                )
             done += steps
 
 
@@ -344,8 +365,21 @@ def convolve(
                 for each in range(panel, after):
                     weight = (group * panels + each) * depth * PANEL
                     sums = at.sums + (each - panel) * PANEL
+                    fresh = inputs_in == IN_PLACE and each == begin
                     _multiply(
-                        inputs_in, source, group, g, weights, weight, rows, at, scratch, places, others, sums
+                        inputs_in,
+                        fresh,
+                        source,
+                        group,
+                        g,
+                        weights,
+                        weight,
+                        rows,
+                        at,
+                        scratch,
+                        places,
+                        others,
+                        sums,
                     )
                 if g.groups > 1:
                     _join(rows, own_outputs, out.channels, group, at, scratch)
