@@ -170,6 +170,7 @@ TWELVE = Layer(Case((32, 32), 512, 512), tiles=12)
 COLD_8, COLD_FOUR, COLD_TWELVE = (replace(layer, cold=True) for layer in (DEEP_8, FOUR, TWELVE))
 PENDING = Layer(Case((128, 128), 128, 128), pending=True)
 PENDING_16 = Layer(Case((16, 16), 384, 384), pending=True, cold=True)
+NARROW = Layer(Case((256, 256), 64, 64), pending=True)
 FIRST = Layer(Case((256, 256), 3, 128))
 POINTS = Layer(Case((256, 256), 256, 128, kernel=1))
 BIG_POINTS = Layer(Case((256, 512), 128, 64, kernel=1))
@@ -185,7 +186,18 @@ CASES: dict[str, Timed] = {
     case.name: case
     for case in (
         *(BIG, WIDE, MIDDLE, DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR, COLD_8, COLD_TWELVE, COLD_FOUR),
-        *(PENDING, PENDING_16, FIRST, POINTS, BIG_POINTS, WIDE_POINTS, DEEP_POINTS, FEW_POINTS, STRIDED),
+        *(
+            PENDING,
+            PENDING_16,
+            NARROW,
+            FIRST,
+            POINTS,
+            BIG_POINTS,
+            WIDE_POINTS,
+            DEEP_POINTS,
+            FEW_POINTS,
+            STRIDED,
+        ),
         *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING),
     )
 }

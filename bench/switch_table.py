@@ -26,6 +26,7 @@ from bench.switch_cases import (
     FIRST,
     FOUR,
     MIDDLE,
+    NARROW,
     NUMBERING,
     PENDING,
     PENDING_16,
@@ -207,6 +208,20 @@ SWITCHES = (
         "each tile gathers its whole window",
         (Change("reading.py", "at + run < end", "at + run < at"), *_ROWS_APART),
         (BIG, PENDING, MIDDLE, TWELVE, FIRST, STRIDED),
+    ),
+    Switch(
+        "joined-pixels",
+        "what is done to every value of a window's line alike is one loop over all its pixels",
+        "a loop for each pixel",
+        (
+            Change(
+                "reading.py",
+                "_read_pixels(r, sample, top + y, left + begin, end - begin, buffer, to + begin * pixel, pixel)",
+                "for x in range(begin, end):\n"
+                "            _read_pixels(r, sample, top + y, left + x, 1, buffer, to + x * pixel, pixel)",
+            ),
+        ),
+        (NARROW, PENDING, BIG, STRIDED),
     ),
     Switch(
         "shared-rows",

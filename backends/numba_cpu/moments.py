@@ -14,7 +14,7 @@ from .copies import FLOATS, HALVES, SHAPE, extent, load_old, row_at
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
 from .launch import Launcher
-from .reading import NO_FLOATS, READING, Reading, is_plain, read_pixel
+from .reading import NO_FLOATS, READING, Reading, is_plain, read_window
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, extend, load, load_doubles, load_some, splat, store_doubles
 from .sizes import ceil_div, whole_vectors
@@ -114,10 +114,7 @@ def moments(
                         source.second, p * two, width * two, two, rows, columns, two, scratch, to, pixel
                     )
             else:
-                for y in range(rows):
-                    for x in range(columns):
-                        to = at.values + (y * TILE + x) * pixel
-                        read_pixel(source, n, top + y, left + x, scratch, to)
+                read_window(source, n, top, left, rows, columns, scratch, at.values, pixel, TILE * pixel)
                 measure_tile(
                     scratch,
                     at.values,

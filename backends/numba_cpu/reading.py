@@ -248,28 +248,39 @@ def _activate(activation: int, channels: int, buffer: Any, at: int) -> None:
 
 
 @inline
-def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> None:
-    """All channels of pixel (y, x) into `buffer[at:]`, and up to WIDTH - 1 more floats of no meaning."""
+def _clear(count: int, buffer: Any, at: int) -> None:
+    """`count` zeros, and up to WIDTH - 1 more, into `buffer[at:]`."""
+    for c in range(0, count, WIDTH):
+        store(buffer, at + c, splat(0.0))
+
+
+@inline
+def _read_pixels(r: Any, sample: int, y: int, x: int, count: int, buffer: Any, at: int, pixel: int) -> None:
+    """`count` pixels of the image, from (y, x) to the right, every `pixel` floats of `buffer[at:]`.
+
+    What is done to every value alike is one loop over all pixels, and over what is between them where `pixel` is more
+    than the channels: a loop for each pixel takes longer than its few vectors.
+    """
     channels = r.first_channels + r.second_channels
-    if y < 0 or y >= r.height or x < 0 or x >= r.width:
-        for c in range(0, channels, WIDTH):
-            store(buffer, at + c, splat(0.0))
-        return
-    height, width = r.height >> r.halved, r.width >> r.halved
-    pixel = (sample * height + (y >> r.halved)) * width + (x >> r.halved)
+    line = (sample * (r.height >> r.halved) + (y >> r.halved)) * (r.width >> r.halved)
     norm = -1 if r.norm_stride < 0 else sample * r.norm_stride
-    _normalise(r.first, pixel * r.first_channels, r.first_channels, r, norm, buffer, at)
-    if r.second_channels > 0:
-        after = -1 if norm < 0 else norm + r.first_channels
-        start = pixel * r.second_channels
-        _normalise(r.second, start, r.second_channels, r, after, buffer, at + r.first_channels)
-    if r.modulation != PLAIN:
-        row = (sample * r.height + y) * r.width + x
-        if r.modulation == BY_CODE:
-            row = np.int64(r.codes[row])
-        _modulate(r, row * 2 * channels, channels, buffer, at)
+    after = -1 if norm < 0 else norm + r.first_channels
+    joined = norm < 0 and r.modulation == PLAIN and not r.halved and pixel == r.first_channels
+    if joined:
+        _normalise(r.first, (line + x) * pixel, count * pixel, r, norm, buffer, at)
+    for i in range(0 if joined else count):
+        place, to = line + ((x + i) >> r.halved), at + i * pixel
+        _normalise(r.first, place * r.first_channels, r.first_channels, r, norm, buffer, to)
+        if r.second_channels > 0:
+            start = place * r.second_channels
+            _normalise(r.second, start, r.second_channels, r, after, buffer, to + r.first_channels)
+        if r.modulation != PLAIN:
+            row = (sample * r.height + y) * r.width + x + i
+            if r.modulation == BY_CODE:
+                row = np.int64(r.codes[row])
+            _modulate(r, row * 2 * channels, channels, buffer, to)
     if r.activation != IDENTITY:
-        _activate(r.activation, channels, buffer, at)
+        _activate(r.activation, count * pixel, buffer, at)
 
 
 @inline
@@ -291,8 +302,19 @@ def read_window(
     the OVERRUN of the buffer's region.
     """
     for y in range(rows):
-        for x in range(columns):
-            read_pixel(r, sample, top + y, left + x, buffer, at + y * line + x * pixel)
+        to, begin, end = at + y * line, 0, 0
+        if 0 <= top + y < r.height:
+            begin = min(max(0, -left), columns)
+            end = max(begin, min(r.width - left, columns))
+        _clear(begin * pixel, buffer, to)
+        _read_pixels(r, sample, top + y, left + begin, end - begin, buffer, to + begin * pixel, pixel)
+        _clear((columns - end) * pixel, buffer, to + end * pixel)
+
+
+@inline
+def read_pixel(r: Any, sample: int, y: int, x: int, buffer: Any, at: int) -> None:
+    """All channels of pixel (y, x) into `buffer[at:]`, and up to WIDTH - 1 more floats of no meaning."""
+    read_window(r, sample, y, x, 1, 1, buffer, at, r.first_channels + r.second_channels, 0)
 
 
 @inline
