@@ -13,6 +13,11 @@ VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2", "NEON": "asimd"}
 """Kind -> the feature by which Linux lists it; the widest first."""
 BFLOAT16 = ("avx512_bf16", "amx_bf16")
 """Features with which a product of bfloat16 is an instruction."""
+AS_AVX2 = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe",
+}
+"""Environment variables with which Numba compiles for a processor whose widest vectors are AVX2."""
 CPUINFO = Path("/proc/cpuinfo")
 
 

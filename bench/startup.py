@@ -25,6 +25,8 @@ from bench.cases import CHECKED_AREA, Big, big
 from bench.contest import WORKER, ask, environment
 from bench.engines import TORCH
 from bench.harness import Timing, machine, parse, record, say, table, verdict
+from bench.processor import AS_AVX2, features, vectors
+from sparsegen.backends.caches import CACHE_VARIABLE
 from sparsegen.weights import builtin
 
 DEMO_SECONDS = 4.0
@@ -151,6 +153,14 @@ def of_a_saved_session(folder: Path, backend: str | None) -> Command:
     )
 
 
+def first_demos(demo: Command, folder: Path) -> Iterator[Command]:
+    """The demo on a machine whose kernels are not compiled yet, and with AVX-512 also on one that has AVX2."""
+    name, kernels = f"{demo.name}, kernels not compiled yet", {CACHE_VARIABLE: str(folder / "kernels")}
+    yield Command(name, demo.words, FIRST_SECONDS, settings=kernels)
+    if vectors(features()) == "AVX-512":
+        yield Command(f"{name}, those for AVX2", demo.words, FIRST_SECONDS, settings={**kernels, **AS_AVX2})
+
+
 def main() -> None:
     options = parse(__doc__, repeats=3)
     net = big(options.quick)
@@ -165,18 +175,16 @@ def main() -> None:
             for command in timed:
                 say(f"timing {command.name}, {f'turn {turn} of {options.repeats}' if turn else 'warm-up'}")
                 taken[command.name].append(command.seconds(folder) * 1e3)
-        kernels = {"SPARSEGEN_CACHE_DIR": str(folder / "kernels")}
         demo = next(command for command in timed if command.name == "sparsegen demo")
-        first = Command(
-            "sparsegen demo, kernels not compiled yet", demo.words, FIRST_SECONDS, settings=kernels
-        )
-        say(f"timing {first.name}")
+        firsts = list(first_demos(demo, folder))
         timings = {name: Timing(tuple(samples[-options.repeats :])) for name, samples in taken.items()}
-        timings[first.name] = Timing((first.seconds(folder) * 1e3,))
+        for command in firsts:
+            say(f"timing {command.name}")
+            timings[command.name] = Timing((command.seconds(folder) * 1e3,))
 
     print(machine())
     rows = []
-    for command in [*timed, first]:
+    for command in [*timed, *firsts]:
         timing = timings[command.name]
         row = {"what": command.name, "ms": timing.median, "spread": timing.spread}
         judged = ["", ""]
