@@ -20,8 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -51,6 +52,8 @@ DIGEST = "sparsegen.digest"
 _PREFIX = "sparsegen."
 KIND = "session"
 """The kind of a `Session`, in its file."""
+AHEAD = 16 << 20
+"""Bytes of arrays that are read before they are hashed, at most, or one array."""
 _KEPT = (np.float32, np.int32, np.float16)
 _SMALL = ("parameter/", "history/", "beside/", "notes/")
 """Prefixes of arrays that are no state's."""
@@ -262,13 +265,17 @@ def load(
     for each in dict.fromkeys(places.values()):
         named = [name for name, place in places.items() if place is each]
         each.check_room([block_bytes(checkpoint.tensors[name].nbytes) for name in named])
-    with ThreadPoolExecutor(1) as beside:
-        hashed = None
+    with ThreadPoolExecutor(1) as beside:  # hashing takes longer than reading
+        hashing: deque[tuple[Future[None], int]] = deque()
+        ahead = 0
         for name, tensor in sorted(checkpoint.tensors.items()):
             value = np.array(tensor.numpy())  # a copy: the file may be overwritten while the session lives
-            if hashed is not None:
-                hashed.result()  # so no more than one array waits for it
-            hashed = beside.submit(digest.add, name, value)  # hashing takes as long as reading the next array
+            hashing.append((beside.submit(digest.add, name, value), value.nbytes))
+            ahead += value.nbytes
+            while ahead > AHEAD and len(hashing) > 1:
+                hashed, size = hashing.popleft()
+                hashed.result()
+                ahead -= size
             if name in places and value.dtype in _KEPT:
                 # edits compute in a float32 canvas of this shape: allocate it before the RAM is full
                 if value.dtype == np.float16 and value.ndim == 4:
@@ -277,6 +284,8 @@ def load(
             else:
                 tensors[name] = value
             checkpoint.release()
+        for hashed, _ in hashing:
+            hashed.result()
     if digest_in_file != digest.text():
         raise damaged(path, "its digest does not match")
     try:
