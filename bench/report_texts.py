@@ -34,8 +34,8 @@ edit is new to the session. SIGE keeps 1,098 MB of activations for the same mode
 The limit with AVX-512: with one row for each distinct window of labels a dense run takes 64 G multiply-adds (by
 `sparsegen profile`), 542 ms at the products' peak of 236 GFLOP/s. It takes {GauGAN 512×256, ngf 64 AVX-512}, and would
 be faster than that by fewer products alone, as windows share them already. Of its time Winograd's convolutions have
-46 %, the windows of labels 37 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows,
-7 %; of an edit of 1.2 %: 54, 21, 4 and 19 %. With AVX2 the same multiply-adds take 711 of the
+46 %, the windows of labels 38 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows,
+6 %; of an edit of 1.2 %: 52, 22, 4 and 19 %. With AVX2 the same multiply-adds take 711 of the
 {GauGAN 512×256, ngf 64 AVX2}, at that machine's 180 GFLOP/s (*Layers*)."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
@@ -60,12 +60,12 @@ The limits, on the AVX2 machine, whose products reach 90 GFLOP/s a core with all
 first-level cache at the rate at which it can be written back. (Stages were timed by the cycle counter.)
 
 The limits on the AVX-512 machine, a Zen 4, whose products reach 118 GFLOP/s a core from a first-level cache, with 3
-rows as with 8: a 3×3 layer at 256×256 takes 73 % of its time for its products at that rate, one at 8×8 58 %. Without
-one stage, a layer at 256×256 takes 17 % less (windows gathered and transformed) or 5 % less (written). At 8×8 kernels
+rows as with 8: a 3×3 layer at 256×256 takes 77 % of its time for its products at that rate, one at 8×8 58 %. Without
+one stage, a layer at 256×256 takes 11 % less (windows gathered and transformed) or 5 % less (written). At 8×8 kernels
 are transformed where they are multiplied, by 60 operations for the 144 of four tiles' products: together 82 % of the
 time at one operation a cycle (`winograd-few` of the switches; written to a cache and read back, transformed kernels
 took 45 % of a layer). The layer of 64 outputs has half as many products for each window that it transforms. 1×1
-layers reach 60 to 91 % of the products' peak, layers of stride 2 85 to 89 %.
+layers reach 72 to 93 % of the products' peak, layers of stride 2 89 to 93 %.
 
 Queries, keys and values as one product of three times the outputs would take 5 to 11 % less time than as three, which
 apply the pending norm three times: 0.6 % of a dense step of PD 256. They stay three layers, whose canvases `sparsegen
@@ -129,8 +129,8 @@ The targets are for machines with AVX2 and with AVX-512.
 
 The limit with AVX-512: at the products' peak of 236 GFLOP/s the multiply-adds of a dense step (by `sparsegen profile`)
 take 633 ms of DDPM's {{DDPM 256 AVX-512}}, 205 of PD 128's {{PD 128 AVX-512}}, 329 of PD 256's {{PD 256 AVX-512}}. Of
-DDPM's time Winograd's convolutions have 77 %, other convolutions 18 %, moments 1 %, everything outside kernels 4 %; of
-PD 256's 67, 16, 1 and 8 %, attention 7 %; of PD 128's 56, 18, 1, 12 and 12 %. What convolutions take beyond their
+DDPM's time Winograd's convolutions have 78 %, other convolutions 18 %, moments 1 %, everything outside kernels 2 %; of
+PD 256's 68, 17, 1 and 6 %, attention 8 %; of PD 128's 59, 20, 1, 7 and 13 %. What convolutions take beyond their
 products are windows, with the norm and the SiLU of each pixel, transforms and outputs (*Layers*); layers of 64
 channels, of which PD 128 has ten at 128×128, have half the products for each window.
 
