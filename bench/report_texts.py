@@ -46,7 +46,11 @@ gan-compression --area 1.2 --policy paper --run`."""
 STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
 `sparsegen edit` computes the original and the edit, the PyTorch process one image. Of a saved session it computes
 the edit alone: from its time the edit's in a process that has loaded everything is taken off. `bench.startup` times
-the first demo on a machine once; where there is AVX-512, also with the kernels that it would compile for AVX2."""
+the first demo on a machine once; where there is AVX-512, also with the kernels that it would compile for AVX2.
+
+The limit of an edit of a saved session is Python: its start and the import of modules take 0.40 s (Numba 0.15, typer
+and pydantic 0.06), typer's checks of the options 0.07. The session's file takes 0.07 to 0.09, images 0.05, and a first
+edit 0.08 more than later ones, for its kernels are loaded and its weights laid out."""
 
 LAYERS = """Most of the time of a 3×3 layer of stride 1 is the products of Winograd's algorithm; then come
 the transforms of kernels and windows, which write four times as much as they read. ncnn keeps its kernels
