@@ -71,9 +71,9 @@ time at one operation a cycle (`winograd-few` of the switches; written to a cach
 took 45 % of a layer). The layer of 64 outputs has half as many products for each window that it transforms. 1×1
 layers reach 72 to 93 % of the products' peak, layers of stride 2 89 to 93 %.
 
-Queries, keys and values as one product of three times the outputs would take 5 to 11 % less time than as three, which
-apply the pending norm three times: 0.6 % of a dense step of PD 256. They stay three layers, whose canvases `sparsegen
-parity` compares with PyTorch's one by one.
+Queries, keys and values as one product of three times the outputs took 5 to 11 % less time than as three, which apply
+the pending norm three times: 0.6 % of a dense step of PD 256 (at `8de909fde`; reading windows takes half as long
+since). They stay three layers, whose canvases `sparsegen parity` compares with PyTorch's one by one.
 
 Products of bfloat16 reach 234 GFLOP/s a core there, twice as many. PyTorch's values lie in memory as bfloat16,
 sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay float32:
