@@ -177,6 +177,7 @@ BIG_POINTS = Layer(Case((256, 512), 128, 64, kernel=1))
 DEEP_POINTS = Layer(Case((16, 16), 512, 512, kernel=1))
 WIDE_POINTS = Layer(Case((64, 64), 512, 256, kernel=1))
 FEW_POINTS = Layer(Case((16, 16), 128, 128, kernel=1), tiles=4)
+ONE_TILE = Layer(Case((16, 16), 128, 128, kernel=1), tiles=1)
 STRIDED = Layer(Case((128, 128), 128, 128, stride=2))
 ATTENTION_16, ATTENTION_32 = Attention(16, 512, 1), Attention(32, 256, 4)
 WINDOWS = Windows((256, 512), 128, 128)
@@ -196,6 +197,7 @@ CASES: dict[str, Timed] = {
             WIDE_POINTS,
             DEEP_POINTS,
             FEW_POINTS,
+            ONE_TILE,
             STRIDED,
         ),
         *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING),

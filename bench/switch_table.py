@@ -28,6 +28,7 @@ from bench.switch_cases import (
     MIDDLE,
     NARROW,
     NUMBERING,
+    ONE_TILE,
     PENDING,
     PENDING_16,
     POINTS,
@@ -364,9 +365,16 @@ SWITCHES = (
     ),
     Switch(
         "alone",
-        "a kernel of less than 10 million operations runs in one thread",
-        "every kernel wakes the helpers",
-        (Change("launch.py", "ALONE = 1e7", "ALONE = 0.0"),),
+        "a kernel of less than a million operations runs in one thread",
+        "every kernel calls the helpers",
+        (Change("launch.py", "ALONE = 1e6", "ALONE = 0.0"),),
+        (ONE_TILE,),
+    ),
+    Switch(
+        "together",
+        "a kernel of a million operations or more runs in several threads",
+        "of ten million or more",
+        (Change("launch.py", "ALONE = 1e6", "ALONE = 1e7"),),
         (FEW_POINTS,),
     ),
     Switch(

@@ -3,8 +3,9 @@
 Read `gemm.py` first, the product that everything rests on, then `winograd.py`. Kernels are written in the vectors of
 `simd.py`; `reading.py` gathers and `writing.py` scatters. Each algorithm has one file, with its kernel, its scratch's
 layout (`regions.py`) and its launch: `winograd`, `direct`, `depthwise`, `linear`, `norms`, `lookup`, `attention`,
-`codebooks`, `copies`. `backend.py` chooses among them, `launch.py` and `items.py` cut work into items, `threads.py` and
-`waiting.py` run them, `jit.py` compiles kernels once for a machine, and `pieces.py` the functions that they call.
+`codebooks`, `copies`. `backend.py` chooses among them, `launch.py` and `items.py` cut work into items, `threads.py`,
+`handover.py` and `waiting.py` run them, `jit.py` compiles kernels once for a machine, and `pieces.py` the functions
+that they call.
 """
 
 import sys

@@ -1,7 +1,9 @@
 """Words of memory that threads share: an int64 array and an index come in, one atomic read or write is done.
 
 A kernel's threads draw the numbers of its items from one counter (`next_item`). Threads that wait for one another poll
-words (`waiting.py`) with `watched`, which one of them sets with `word_set`.
+words (`waiting.py`) with `watched`, which one of them sets with `word_set`. Of `watched`, `swap` and `add_to` all
+threads see the same order: where two threads each `swap` a word and then watch the other's, one of them sees the new
+value.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def watched(typing: Any, words: Any, index: Any) -> Any:
     """`watched(words, index)`: read an int64 that another thread may set at any time."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return builder.load_atomic(ir_pointer(context, builder, sig.args[0], *args), "acquire", 8)
+        return builder.load_atomic(ir_pointer(context, builder, sig.args[0], *args), "seq_cst", 8)
 
     return types.int64(words, types.intp), emit
 
@@ -48,6 +50,23 @@ def word_set(typing: Any, words: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(words, types.intp, types.int64), emit
+
+
+def _changed(operation: str) -> Any:
+    def typed(typing: Any, words: Any, index: Any, value: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+            pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
+            return builder.atomic_rmw(operation, pointer, args[2], "seq_cst")
+
+        return types.int64(words, types.intp, types.int64), emit
+
+    return typed
+
+
+swap = intrinsic(_changed("xchg"))
+"""`swap(words, index, value)`: set an int64 that other threads watch; returns the value from before."""
+add_to = intrinsic(_changed("add"))
+"""`add_to(words, index, value)`: add to an int64 that other threads watch; returns the value from before."""
 
 
 def emit_pause(builder: ir.IRBuilder, target: Target) -> None:

@@ -23,8 +23,9 @@ from numba.types import float32, int32, int64, void
 
 from ..interface import TILE, Array, Host
 from .gemm import DEPTH, LINE, PANEL, ROWS, multiply_across, multiply_rows
+from .handover import shared
 from .items import COUNTER, TILES, take_items
-from .jit import inline, kernel
+from .jit import inline
 from .launch import Launcher
 from .reading import READING, Reading, is_canvas, read_pixel, read_tile
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
@@ -65,7 +66,7 @@ def tokens_layout(channels: int) -> TokensLayout:
     return TokensLayout(pixel=regions.add(channels + OVERRUN), size=regions.size)
 
 
-@kernel(void(COUNTER, int64, int32[::1], READING, float32[::1], TOKENS_LAYOUT, SCRATCH))
+@shared(void(COUNTER, int64, int32[::1], READING, float32[::1], TOKENS_LAYOUT, SCRATCH))
 def write_tokens(
     counter: Any, items: int, samples: Any, source: Any, out: Any, at: Any, scratch: Any
 ) -> None:
@@ -281,7 +282,7 @@ def _divide(rows: int, head: int, channels: int, at: Any, scratch: Any) -> None:
             store_some(scratch, result + whole, v, at.channels - whole)
 
 
-@kernel(
+@shared(
     void(
         COUNTER,
         int64,

@@ -14,6 +14,7 @@ from numba.types import float32, int32, int64, uint8, void
 from ..interface import TILE, Array, Host
 from .arrays import aligned, flat, writable
 from .gemm import DEPTH, PANEL
+from .handover import shared
 from .items import COUNTER, take_items
 from .jit import inline, kernel
 from .launch import Launcher
@@ -222,7 +223,7 @@ def _add_products(
         odd[0] = 1
 
 
-@kernel(
+@shared(
     void(
         COUNTER,
         int64,
@@ -288,7 +289,7 @@ _ITEM = 1 << 15
 
 if PAIRED:
 
-    @kernel(void(COUNTER, int64, float32[::1], float32[::1]))
+    @shared(void(COUNTER, int64, float32[::1], float32[::1]))
     def round_to_pairs(counter: Any, items: int, values: Any, pairs: Any) -> None:
         """`values` rounded to bfloat16, two in each float of `pairs`, which has room for a vector more."""
         for item in take_items(counter, items):

@@ -10,8 +10,9 @@ from typing import Any
 from numba.types import UniTuple, float32, int64, uint8, uint16, void
 
 from ..interface import TILE
+from .handover import shared
 from .items import COUNTER, TILES, take_tiles
-from .jit import inline, kernel
+from .jit import inline
 from .simd import (
     WIDTH,
     largest,
@@ -57,7 +58,7 @@ def _copy(source: Any, at: int, target: Any, to: int, count: int) -> None:
         store_first(target, to + whole, load_some(source, at + whole, count - whole), count - whole)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS, int64))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS, int64))
 def copy(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, into: int
 ) -> None:
@@ -73,7 +74,7 @@ def copy(
                 _copy(canvas, at, values, kept, count)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, HALVES, uint8[::1]))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, HALVES, uint8[::1]))
 def narrow(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any, lost: Any
 ) -> None:
@@ -94,7 +95,7 @@ def narrow(
         lost[t] = total(zero) != 0.0
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, HALVES))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, HALVES))
 def widen(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, halves: Any) -> None:
     """Tiles of `canvas` from `halves`, the bits of float16; pixels are whole vectors."""
     for t in take_tiles(counter, items, batch, len(tiles)):
@@ -113,7 +114,7 @@ def load_old(old: Any, halves: Any, at: int, count: int) -> Any:
     return load_some(old, at, count)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS, HALVES, FLOATS))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS, HALVES, FLOATS))
 def subtract(
     counter: Any,
     items: int,
@@ -140,7 +141,7 @@ def subtract(
                 store_some(values, kept + whole, off, rest)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS))
 def add(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any) -> None:
     """Tiles of `canvas` += `values` `[K, TILE, TILE, C]`."""
     for t in take_tiles(counter, items, batch, len(tiles)):
@@ -157,7 +158,7 @@ def add(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: An
                 store_some(canvas, at + whole, sums, rest)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS, FLOATS))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, FLOATS, FLOATS))
 def change(
     counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, values: Any, changes: Any
 ) -> None:
@@ -178,7 +179,7 @@ def change(
         changes[t] = peak(most)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, uint8[::1]))
+@shared(void(COUNTER, int64, int64, TILES, SHAPE, FLOATS, uint8[::1]))
 def not_finite(counter: Any, items: int, batch: int, tiles: Any, shape: Any, canvas: Any, found: Any) -> None:
     """Tiles with a NaN or an infinity, `found` `[K]`: v - v is NaN for these, and 0 for every other value."""
     for t in take_tiles(counter, items, batch, len(tiles)):

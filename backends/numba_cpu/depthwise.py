@@ -16,8 +16,9 @@ from ..interface import TILE, Array, Host, Tiles
 from .arrays import flat, writable
 from .copies import FLOATS
 from .geometry import GEOMETRY, Geometry
+from .handover import shared
 from .items import COUNTER, TILES, take_tiles
-from .jit import inline, kernel
+from .jit import inline
 from .launch import Launcher
 from .packing import Packed
 from .reading import READING, Reading, is_canvas, read_window
@@ -92,7 +93,7 @@ def _multiply(
             store(scratch, sums + i * pixel + c, v)
 
 
-@kernel(void(COUNTER, int64, int64, int64, TILES, READING, GEOMETRY, float32[::1], WRITING, LAYOUT, SCRATCH))
+@shared(void(COUNTER, int64, int64, int64, TILES, READING, GEOMETRY, float32[::1], WRITING, LAYOUT, SCRATCH))
 def convolve(
     counter: Any,
     items: int,
@@ -127,7 +128,7 @@ def convolve(
         write_tile(out, tiles, t, 0, out.channels, scratch, at.sums, pixel, at.residual)
 
 
-@kernel(void(COUNTER, int64, int64, TILES, FLOATS, FLOATS, FLOATS, FLOATS, uint8[::1]))
+@shared(void(COUNTER, int64, int64, TILES, FLOATS, FLOATS, FLOATS, FLOATS, uint8[::1]))
 def convolve_windows(
     counter: Any,
     items: int,

@@ -23,8 +23,9 @@ from numba.types import int64, void
 from ..interface import TILE, Host, Tiles
 from .gemm import DEPTH, LINE, PANEL, ROWS
 from .geometry import GEOMETRY, Geometry
+from .handover import shared
 from .items import COUNTER, TILES, take_items
-from .jit import both, inline, kernel
+from .jit import both, inline
 from .launch import Launcher
 from .packing import FLOAT32, PACKED, PAIRS, WIDENED, Packed, multiply_piece, pack, store_as, store_as_pairs
 from .reading import READING, Reading, is_plain, read_combined_window, read_window, run_of
@@ -316,7 +317,7 @@ def _join(rows: int, outputs: int, channels: int, group: int, at: Any, scratch: 
             scratch[joined + c] = scratch[at.sums + i * at.pixel + c]
 
 
-@kernel(
+@shared(
     void(
         COUNTER, int64, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH
     )

@@ -28,7 +28,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from ..caches import KernelFiles, choose, report
-from .pieces import Piece
+from .pieces import Body, Piece
 from .room import COMPILING, LOADING, check_room
 
 if numba.config.DISABLE_JIT:
@@ -128,10 +128,14 @@ class Kernel:
     (`arrays.py`). Numba's own call looks for the signature of the arguments, which takes longer than a small kernel.
     """
 
-    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
-        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+    def __init__(
+        self, function: Callable[..., Any], signature: Any, named: Callable[..., Any] | None = None
+    ) -> None:
+        """`named`: the function after which the kernel and its file are named, where `function` is made of it."""
+        named = named or function
+        self.name = f"{named.__module__.rpartition('.')[2]}.{named.__name__}"
         self.dispatcher: Any = numba.njit(nogil=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
-        self.dispatcher._cache = _Cache(function)
+        self.dispatcher._cache = _Cache(named)
         self.signature = signature
         self._code: Callable[..., Any] | None = None
 
@@ -185,17 +189,26 @@ def inline(function: F) -> F:
     return compiled
 
 
+def body(function: F) -> F:
+    """A function of which one kernel is made, compiled into that kernel alone."""
+    compiled: F = numba.njit(**{**_PIECES, "pipeline_class": Body})(function)
+    return compiled
+
+
 def both(function: F) -> F:
     """A function that Python calls as it is, and that is compiled into the kernels that call it."""
     plain: F = numba.extending.register_jitable(**_PIECES)(function)
     return plain
 
 
-def kernel(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
-    """Declare a kernel of that signature: it runs with the GIL released, and is kept in `kernel_files`."""
+def kernel(signature: Any, named: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Kernel]:
+    """Declare a kernel of that signature: it runs with the GIL released, and is kept in `kernel_files`.
+
+    It is named after the function, or after `named`, of which the function is made.
+    """
 
     def declare(function: Callable[..., Any]) -> Kernel:
-        declared = Kernel(function, signature)
+        declared = Kernel(function, signature, named)
         _declared.append(declared)
         return declared
 

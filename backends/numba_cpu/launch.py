@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..interface import TILE, Array, Tiles
-from . import threads, waiting
 from .cores import available_cores
 from .jit import Kernel
 from .sizes import ceil_div, round_up
-from .threads import Pool, Scratch, Words
+from .threads import Pool
 
-ALONE = 1e7
-"""Floating-point operations below which a second thread takes longer to wake than it saves."""
+ALONE = 1e6
+"""Floating-point operations below which a second thread takes longer to come than it saves."""
+ASLEEP = 10
+"""How many times as many they are where helpers sleep between any two kernels."""
 
 
 class Launcher:
@@ -25,7 +24,8 @@ class Launcher:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = Pool(threads, watchful=threads <= available_cores())
+        self._watchful = threads <= available_cores()
+        self._pool = Pool(threads, watchful=self._watchful)
 
     def items(self, tiles: int, limit: int, panels: int, work: float, *, least: int = 1) -> tuple[int, int]:
         """Cut `tiles` tiles, each of `work` operations: tiles in a batch (≤ `limit`), and shares of the output panels.
@@ -34,7 +34,7 @@ class Launcher:
         what is done once for a batch, such as to transform weights, than to prepare the tiles of other threads, too.
         With fewer tiles, threads share the panels of a batch, so that each reads a part of the weights.
         """
-        if tiles * work < ALONE:
+        if self._is_alone(tiles * work):
             return min(tiles, limit), 1
         batches = ceil_div(tiles, limit)
         if batches < self.threads:
@@ -47,6 +47,10 @@ class Launcher:
         if batches < 16 * self.threads:  # the same number for each thread
             batches = round_up(batches, self.threads)
         return ceil_div(tiles, batches), 1
+
+    def _is_alone(self, work: float) -> bool:
+        """Whether one thread makes so many operations faster than several."""
+        return work < ALONE * (1 if self._watchful else ASLEEP)
 
     def _is_fair(self, batches: int, tiles: int, panels: int) -> bool:
         """Whether so many batches, each in as many shares as it takes, give every thread one item."""
@@ -71,23 +75,9 @@ class Launcher:
             )
 
     def run(self, kernel: Kernel, items: int, args: tuple[Any, ...], floats: int, work: float) -> None:
-        """Run `kernel(counter, items, *args, scratch)` in as many threads as `work` operations are worth.
+        """Run a `shared` kernel, of these arguments after its items, in as many threads as `work` operations are worth.
 
         Each thread gets `floats` floats of scratch; 0: the kernel takes none.
         """
-        run, together = kernel.ready(), 1 if work < ALONE else min(items, self.threads)
-        if together > 1:
-            for wait in (waiting.await_kernel, waiting.await_helpers):
-                wait.ready()  # here: no helper compiles while its caller waits for it
-
-            def call(counter: Words, own: Scratch) -> None:
-                if floats:
-                    run(counter, items, *args, own)
-                else:
-                    run(counter, items, *args)
-
-            self._pool.count(call, floats, together)
-        elif floats:
-            run(np.zeros(1, np.int64), items, *args, threads.scratch(floats))
-        else:
-            run(np.zeros(1, np.int64), items, *args)
+        threads = 1 if self._is_alone(work) else min(items, self.threads)
+        self._pool.run(kernel.ready(), items, args, floats, threads)

@@ -12,8 +12,9 @@ from numba.types import float32, int64, void
 
 from ..interface import Array, Host
 from .arrays import flat
+from .handover import shared
 from .items import COUNTER, take_items
-from .jit import inline, kernel
+from .jit import inline
 from .launch import Launcher
 from .packing import BFLOAT16, FLOAT16, FLOAT32, PACKED, Packed, store_as
 from .reading import NO_FLOATS
@@ -89,7 +90,7 @@ def _eight(x: Any, m: int, depth: int, weights: Any, w: int, out: Any, o: int) -
     out[m + 4, o], out[m + 5, o], out[m + 6, o], out[m + 7, o] = total(s4), total(s5), total(s6), total(s7)
 
 
-@kernel(void(COUNTER, int64, float32[::1], int64, PACKED, int64, _matrix))
+@shared(void(COUNTER, int64, float32[::1], int64, PACKED, int64, _matrix))
 def multiply(counter: Any, items: int, x: Any, depth: int, weights: Any, step: int, out: Any) -> None:
     """`out = x @ weight.T`: `[M, I]`, `[O, I]` → `[M, O]`; items are OUTPUTS outputs.
 

@@ -9,8 +9,9 @@ from numba.types import float32, int32, int64, void
 
 from ..interface import TILE, Array, Tiles
 from .arrays import flat
+from .handover import shared
 from .items import COUNTER, TILES, take_tiles
-from .jit import inline, kernel
+from .jit import inline
 from .launch import Launcher
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, splat, store
@@ -81,7 +82,7 @@ def _add_rows(
                     scratch[at + c] += table[row + c]
 
 
-@kernel(
+@shared(
     void(
         COUNTER,
         int64,

@@ -11,6 +11,7 @@ from numba.types import float32, float64, int64, void
 from ..interface import TILE, Array, MomentPair, Tiles
 from .arrays import flat
 from .copies import FLOATS, HALVES, SHAPE, extent, load_old, row_at
+from .handover import shared
 from .items import COUNTER, TILES, take_items
 from .jit import inline, kernel
 from .launch import Launcher
@@ -76,7 +77,7 @@ def _add_tile(measured: Any, at: int, row: int, pixels: int, channels: int, sums
         sums[to + channels + c] += np.float64(measured[at + row + c]) + one_added * one_mean
 
 
-@kernel(void(COUNTER, int64, int64, READING, FLOATS, float64[::1], LAYOUT, SCRATCH))
+@shared(void(COUNTER, int64, int64, READING, FLOATS, float64[::1], LAYOUT, SCRATCH))
 def moments(
     counter: Any, items: int, in_place: int, source: Any, known: Any, sums: Any, at: Any, scratch: Any
 ) -> None:
@@ -172,7 +173,7 @@ def launch_moments(
 # -- of a table's rows -----------------------------------------------------------------------
 
 
-@kernel(void(COUNTER, int64, FLOATS, FLOATS, int64, float64[::1]))
+@shared(void(COUNTER, int64, FLOATS, FLOATS, int64, float64[::1]))
 def of_rows(counter: Any, items: int, rows: Any, counts: Any, channels: int, sums: Any) -> None:
     """The mean of rows `[R, C]` of which there are so many, `counts` `[N, R]`, and of (rows - mean)²: `[N, 2, V]`.
 
@@ -246,7 +247,7 @@ def _add_change(
     store_doubles(sums, at + row, squared)
 
 
-@kernel(void(COUNTER, int64, TILES, SHAPE, FLOATS, FLOATS, HALVES, float64[::1]))
+@shared(void(COUNTER, int64, TILES, SHAPE, FLOATS, FLOATS, HALVES, float64[::1]))
 def sum_change(
     counter: Any, items: int, tiles: Any, shape: Any, canvas: Any, old: Any, halves: Any, sums: Any
 ) -> None:

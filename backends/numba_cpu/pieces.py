@@ -25,14 +25,22 @@ class _Code(JITCodeLibrary):
         self._finalized = True
 
 
+class _Body(_Code):
+    """A kernel's IR, linked with that of the pieces that it calls; what calls it is optimised with it."""
+
+    def _optimize_final_module(self) -> None:
+        """Once, in the call (`handover.py`)."""
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Lowering(NativeLowering):
     """Numba's lowering, into a `_Code`."""
 
     _name = "sparsegen_lower_piece"
+    _library: type[_Code] = _Code
 
     def run_pass(self, state: Any) -> bool:
-        state.library = _Code(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library = self._library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
         lowered = state.cr
@@ -45,13 +53,29 @@ class _Lowering(NativeLowering):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _LoweringOfBody(_Lowering):
+    """Numba's lowering, into a `_Body`."""
+
+    _name = "sparsegen_lower_body"
+    _library = _Body
+
+
 class Piece(CompilerBase):
     """The compiler of pieces, for `numba.njit(pipeline_class=Piece)`."""
+
+    lowering: type[NativeLowering] = _Lowering
 
     def define_pipelines(self) -> list[Any]:
         manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
         manager.passes = [
-            (_Lowering if each is NativeLowering else each, purpose) for each, purpose in manager.passes
+            (self.lowering if each is NativeLowering else each, purpose) for each, purpose in manager.passes
         ]
         manager.finalize()
         return [manager]
+
+
+class Body(Piece):
+    """The compiler of kernels that one call is made of, and that no other kernel calls."""
+
+    lowering = _LoweringOfBody

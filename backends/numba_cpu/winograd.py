@@ -32,8 +32,9 @@ from .arrays import aligned
 from .few_tiles import PACE, products_of_few
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
 from .geometry import GEOMETRY, Geometry
+from .handover import shared
 from .items import COUNTER, TILES, take_items
-from .jit import inline, kernel
+from .jit import inline
 from .launch import Launcher
 from .packing import FLOAT32, PACKED, Packed, fetch_packed, widen_piece
 from .reading import READING, Reading, read_window, rows_of, run_of
@@ -74,7 +75,7 @@ _BLOCK = PRODUCTS * _POSITION
 # -- weights ---------------------------------------------------------------------------------------------
 
 
-@kernel(void(COUNTER, int64, float32[:, ::1], float32[::1]))
+@shared(void(COUNTER, int64, float32[:, ::1], float32[::1]))
 def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
     """`weight` `[O, I * TAPS]` → `packed` `[panels, I * TAPS, PANEL]`; items are panels, the last filled with zeros."""
     outputs, depth = weight.shape
@@ -316,7 +317,7 @@ def _transform_sums(panel: int, group: int, batch: int, count: int, at: Any, scr
                 transform_output_4(scratch, sums + c, at.sums_step, to + c, at.results_step)
 
 
-@kernel(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
+@shared(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
 def convolve(
     counter: Any,
     items: int,

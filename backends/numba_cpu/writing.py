@@ -14,8 +14,9 @@ from numba.types import float32, int64, uint8, void
 from ..interface import TILE, Activation, Array, Source, Tiles, check_own_pixels
 from .arrays import flat, writable
 from .gemm import PANEL
+from .handover import shared
 from .items import COUNTER, TILES, take_tiles
-from .jit import inline, kernel
+from .jit import inline
 from .launch import Launcher
 from .reading import (
     ACTIVATIONS,
@@ -226,7 +227,7 @@ def layout(channels: int, residual: int) -> Layout:
     )
 
 
-@kernel(void(COUNTER, int64, int64, TILES, READING, WRITING, LAYOUT, SCRATCH))
+@shared(void(COUNTER, int64, int64, TILES, READING, WRITING, LAYOUT, SCRATCH))
 def write_out(
     counter: Any, items: int, batch: int, tiles: Any, source: Any, out: Any, at: Any, scratch: Any
 ) -> None:

@@ -68,11 +68,11 @@ class Apart:
         region.size += floats + GAP
         return start
 
-    def give(self, count: int) -> Host:
-        """`threads.scratch`: exactly so many floats, all of them canaries."""
+    def give(self, count: int) -> tuple[int, int]:
+        """A thread's own scratch for one kernel: exactly so many floats, all of them canaries."""
         self.check()
         self.scratch = np.full(count, CANARY, np.uint32).view(np.float32)
-        return self.scratch
+        return self.scratch.ctypes.data, count
 
     def check(self) -> None:
         """No kernel wrote between regions."""
@@ -90,7 +90,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[Apart]:
     """Every layout is made anew with gaps between its regions."""
     apart = Apart()
     monkeypatch.setattr(regions.Regions, "add", lambda region, floats: apart.add(region, floats))
-    monkeypatch.setattr(threads, "scratch", apart.give)
+    monkeypatch.setattr(threads._Local, "room", lambda _, floats: apart.give(floats))
     for layout in LAYOUTS:
         layout.cache_clear()
     yield apart

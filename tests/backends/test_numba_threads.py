@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 import weakref
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,16 @@ from sparsegen.backends.interface import Host
 
 numba = pytest.importorskip("numba")
 
-from sparsegen.backends.numba_cpu import NumbaBackend, cores, launch  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.jit import compile_all  # noqa: E402  (needs numba)
+from numba import types  # noqa: E402  (may be missing)
+from numba.types import int64, void  # noqa: E402  (may be missing)
+
+from sparsegen.backends.numba_cpu import NumbaBackend, cores, jit, launch, threads  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.atomics import add_to, pause, watched, word_set  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.handover import shared  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.items import COUNTER, take_items  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.regions import SCRATCH  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.waiting import ROOM  # noqa: E402  (needs numba)
 from tests.backends.numba_work import worked  # noqa: E402  (needs numba)
 
 
@@ -79,6 +85,55 @@ def test_threads_start_with_the_first_work_for_them_and_end_with_their_backend(e
         assert not thread.is_alive()
 
 
+@shared(void(COUNTER, int64, int64[::1], SCRATCH))
+def meet(counter: Any, items: int, met: Any, scratch: Any) -> None:
+    """Item i waits for a thread at each other item; `met[i]` is 2 where all came and its scratch is its own."""
+    for item in take_items(counter, items):
+        scratch[len(scratch) - 1] = item
+        for value in (1, 2):
+            if value == 1 or scratch[len(scratch) - 1] == item:
+                word_set(met, item, value)
+            for other in range(items):
+                polls = 0
+                while watched(met, other) < value and polls < MANY:
+                    polls += 1
+                    pause()
+
+
+@shared(void(COUNTER, int64, int64[::1], int64[::1], SCRATCH))
+def hold(counter: Any, items: int, release: Any, written: Any, scratch: Any) -> None:
+    """Every thread takes an item and all but the caller, whose scratch begins with `MARK`, hold it until released."""
+    for item in take_items(counter, items):
+        while watched(counter, 0) < items:
+            pause()
+        if scratch[0] != MARK:
+            while watched(release, 0) == 0:
+                pause()
+            for _ in range(100000):
+                pause()
+            word_set(written, item, 1)
+
+
+@shared(void(COUNTER, int64, int64[::1]))
+def count(counter: Any, items: int, times: Any) -> None:
+    """How many times each item is taken."""
+    for item in take_items(counter, items):
+        add_to(times, item, 1)
+
+
+MANY = 10**9
+"""Polls that take some ten seconds."""
+MARK = 7.0
+del jit._declared[-3:]  # the package's own kernels are counted elsewhere
+
+
+def met(pool: Pool, threads: int, floats: int = 1000) -> bool:
+    """Whether that many threads of a pool come to a kernel, each with so many floats of scratch of its own."""
+    found = np.zeros(threads, np.int64)
+    pool.run(meet.ready(), threads, (found,), floats, threads)
+    return bool((found == 2).all())
+
+
 @pytest.mark.parametrize("room", [0, 1, 2])
 def test_where_no_more_threads_can_start_those_that_run_do_the_work(
     monkeypatch: pytest.MonkeyPatch, room: int
@@ -95,229 +150,142 @@ def test_where_no_more_threads_can_start_those_that_run_do_the_work(
     monkeypatch.setattr(threading.Thread, "start", limited)
     pool = Pool(4, watchful=True)
     for _ in range(3):
-        meet, seen = threading.Barrier(room + 1), []
-
-        def call(counter: Host, scratch: Host, meet: Any = meet, seen: Any = seen) -> None:
-            meet.wait(10)
-            seen.append(threading.get_ident())
-
-        pool.count(call, 0, 4)
-        assert len(set(seen)) == room + 1
-    assert len(started) == room and pool._jobs.empty(), "a job waits for a thread that does not exist"
+        times = np.zeros(40, np.int64)
+        pool.run(count.ready(), 40, (times,), 0, 4)
+        assert (times == 1).all()
+        assert met(pool, room + 1)
+    assert len(started) == room
 
 
-def test_every_thread_takes_part_and_has_scratch_of_its_own() -> None:
-    pool, meet = Pool(3), threading.Barrier(3)
-    seen = []
-
-    def call(scratch: Host) -> None:
-        meet.wait(10)
-        assert len(scratch) >= 1000 and scratch.ctypes.data % 64 == 0
-        seen.append((threading.get_ident(), scratch.ctypes.data))
-
-    for _ in range(3):
-        pool.run(call, 1000, 99)
-    assert len(seen) == 9 and len(set(seen)) == 3 and len({data for _, data in seen}) == 3
+@pytest.mark.parametrize("watchful", [True, False])
+def test_every_thread_takes_part_and_has_scratch_of_its_own(watchful: bool) -> None:
+    pool = Pool(3, watchful=watchful)
+    for floats in (1000, 16, 50000):
+        assert met(pool, 3, floats)
 
 
-@pytest.fixture
-def watchful() -> Pool:
-    """A pool whose helpers have looked out for a kernel before: they are awake."""
-    compile_all()
-    pool = Pool(3, watchful=True)
-    pool.count(lambda counter, scratch: None, 0, 3)
-    return pool
-
-
-def test_helpers_come_to_kernels_that_are_watched_and_to_others(watchful: Pool) -> None:
+@pytest.mark.parametrize("watchful", [True, False])
+def test_helpers_come_whether_they_are_awake_or_asleep(watchful: bool) -> None:
+    pool = Pool(3, watchful=watchful)
     for i in range(300):
-        meet, taken = threading.Barrier(3), []
-
-        def call(counter: Host, scratch: Host, meet: Any = meet, taken: Any = taken) -> None:
-            assert counter.dtype == np.int64 and counter.shape == (1,)
-            counter[0] += 1  # as a kernel does with its first item
-            taken.append(threading.get_ident())
-            meet.wait(10)
-
         if i % 5 == 4:
             time.sleep(0.003)  # they sleep
-        if i % 7 == 6:
-            counter = np.zeros(1, np.int64)
-            watchful.run(lambda scratch, call=call, counter=counter: call(counter, scratch), 0, 3)
-        else:
-            watchful.count(call, 0, 3)
-        assert len(set(taken)) == 3
+        assert met(pool, 2 + i % 2)
 
 
-def test_kernels_at_once_have_counters_of_their_own(watchful: Pool) -> None:
-    meet, seen = threading.Barrier(2), {}
-
-    def give(name: str) -> None:
-        def call(counter: Host, scratch: Host) -> None:
-            if threading.current_thread().name == name:
-                seen[name] = counter
-                meet.wait(10)  # both are under way
-
-        watchful.count(call, 0, 2)
-
-    threads = [threading.Thread(target=give, args=(name,), name=name) for name in ("one", "other")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-    assert not np.shares_memory(seen["one"], seen["other"])
+def test_no_helper_comes_that_is_not_wanted() -> None:
+    pool = Pool(4, watchful=True)
+    assert met(pool, 4)
+    for _ in range(100):
+        release, written = np.zeros(1, np.int64), np.zeros(2, np.int64)
+        mark()
+        release[0] = 1
+        pool.run(hold.ready(), 2, (release, written), 16, 2)
+        assert written.sum() == 1, "the caller and one helper took the two items"
 
 
-def test_idle_helpers_sleep(watchful: Pool) -> None:
-    watchful.count(lambda counter, scratch: None, 0, 3)
+def mark() -> None:
+    """Let the scratch of this thread begin with `MARK`."""
+    threads._local.room(16)
+    threads._local.scratch[0] = MARK
+
+
+def test_kernels_at_once_take_turns_and_compute_every_item_once() -> None:
+    pool, wrong = Pool(3, watchful=True), []
+
+    def work() -> None:
+        for _ in range(300):
+            times = np.zeros(30, np.int64)
+            pool.run(count.ready(), 30, (times,), 0, 3)
+            if not (times == 1).all():
+                wrong.append(times)
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive()
+    assert not wrong
+
+
+@pytest.mark.parametrize("watchful", [True, False])
+def test_idle_helpers_sleep(watchful: bool) -> None:
+    pool = Pool(3, watchful=watchful)
+    assert met(pool, 3)
     time.sleep(0.05)  # they have looked long enough
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.1
 
 
-def test_a_failure_leaves_nothing_to_look_out_for(watchful: Pool) -> None:
-    def fail(counter: Host, scratch: Host) -> None:
-        counter[0] += 1
-        raise MemoryError("no room")
+def test_where_there_is_no_room_for_scratch_the_pool_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(3, watchful=True)
+    assert met(pool, 3, 16)
+    given = threads.scratch
 
-    for _ in range(3):
-        with pytest.raises(MemoryError):
-            watchful.count(fail, 0, 1 + 2)
-        seen: list[Host] = []
-        watchful.count(lambda counter, scratch, seen=seen: seen.append(counter.copy()), 0, 3)
-        assert all(counter[0] == 0 for counter in seen) and seen
+    def full(floats: int) -> Host:
+        if threading.current_thread() is threading.main_thread() and floats == 123456:
+            raise MemoryError("no room")
+        return given(floats)
 
-
-def test_a_failure_in_any_thread_is_raised_where_the_work_was_given_and_leaves_the_pool_whole() -> None:
-    pool, main = Pool(3), threading.get_ident()
-    for failing in (True, False):
-        meet = threading.Barrier(3)
-
-        def call(_: Host, failing: bool = failing, meet: threading.Barrier = meet) -> None:
-            meet.wait(10)
-            if (threading.get_ident() == main) == failing:
-                raise MemoryError("no room")
-
-        with pytest.raises(MemoryError, match="no room"):
-            pool.run(call, 0, 3)
-    meet, count = threading.Barrier(3), []
-    pool.run(lambda _: count.append(meet.wait(10)), 0, 3)
-    assert len(count) == 3
+    threads._local.room(123456)  # the caller has its own
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "scratch", full)
+        for _ in range(2):
+            with pytest.raises(MemoryError, match="no room"):
+                met(pool, 3, 123456)
+            assert met(pool, 3, 16)
+    assert met(pool, 3, 123456)
 
 
-def test_work_does_not_wait_for_threads_that_are_busy_with_other_work() -> None:
-    """A helper that comes when no item is left finds nothing to do, and nobody waiting for it."""
-    pool, busy, release = Pool(2), threading.Barrier(3), threading.Event()
-
-    def long(_: Host) -> None:
-        busy.wait(10)
-        release.wait(20)
-
-    other = threading.Thread(target=pool.run, args=(long, 0, 2))
-    other.start()
-    busy.wait(10)  # the pool's only helper, and the other session's own thread
-    late = []
-    try:
-        for _ in range(50):
-            pool.run(lambda _: late.append(threading.get_ident()), 0, 2)
-        assert not release.is_set()
-    finally:
-        release.set()
-        other.join(20)
-    meet = threading.Barrier(2)
-    pool.run(
-        lambda _: meet.wait(10) and None, 0, 2
-    )  # the helper is there again, and has been through its queue
-    assert late == [threading.get_ident()] * 50, "a helper worked on what was over"
-
-
-def test_a_canvas_does_not_stay_for_a_helper_that_comes_too_late() -> None:
-    pool, busy, release = Pool(2), threading.Barrier(3), threading.Event()
-
-    def long(_: Host) -> None:
-        busy.wait(10)
-        release.wait(20)
-
-    other = threading.Thread(target=pool.run, args=(long, 0, 2))
-    other.start()
-    busy.wait(10)
-    try:
-        canvas = np.zeros(3)
-        kept = weakref.ref(canvas)
-        pool.run(lambda _, canvas=canvas: None, 0, 2)
-        del canvas
-        gc.collect()
-        assert kept() is None
-    finally:
-        release.set()
-        other.join(20)
+def test_no_array_stays_behind() -> None:
+    pool = Pool(2, watchful=True)
+    canvas = np.zeros(2, np.int64)
+    kept = weakref.ref(canvas)
+    pool.run(count.ready(), 2, (canvas,), 0, 2)
+    del canvas
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
 def test_an_interrupt_waits_for_every_thread_that_writes() -> None:
-    pool, main, release = Pool(3), threading.get_ident(), threading.Event()
-    written, meet, met = [], threading.Barrier(3), threading.Event()
-
-    def call(_: Host) -> None:
-        meet.wait(10)
-        met.set()  # an interrupt before that would find no thread that has begun
-        if threading.get_ident() != main:
-            release.wait(20)
-            time.sleep(0.05)
-            written.append(1)
+    pool, main = Pool(3), threading.get_ident()
+    assert met(pool, 3)
+    release, written = np.zeros(1, np.int64), np.zeros(3, np.int64)
 
     def interrupt() -> None:
-        met.wait(10)
         for _ in range(3):
             time.sleep(0.1)
             signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.1)
-        release.set()
+        release[0] = 1
 
     sender = threading.Thread(target=interrupt)
     # a process that a shell starts in the background ignores Ctrl-C
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    mark()
     sender.start()
-    with pytest.raises(KeyboardInterrupt):
-        pool.run(call, 0, 3)
-    assert len(written) == 2, "a thread still writes although the caller goes on"
-    sender.join()
-    signal.signal(signal.SIGINT, handler)
-
-
-def test_an_interrupt_while_work_is_handed_out_waits_for_who_began() -> None:
-    pool, began = Pool(3), threading.Event()
-    pool.run(lambda _: None, 0, 3)  # its threads run
-    written = []
-
-    class Interrupting:
-        """The pool's queue; after the first job is handed out and begun, Ctrl-C is pressed."""
-
-        def __init__(self, jobs: SimpleQueue[Any]) -> None:
-            self.jobs = jobs
-
-        def put(self, job: Any) -> None:
-            self.jobs.put(job)
-            assert began.wait(10)
-            raise KeyboardInterrupt
-
-    def call(_: Host) -> None:
-        began.set()
-        time.sleep(0.1)
-        written.append(1)
-
-    jobs = pool._jobs
-    pool._jobs = Interrupting(jobs)  # type: ignore[assignment]  # it quacks
     try:
         with pytest.raises(KeyboardInterrupt):
-            pool.run(call, 0, 3)
-        assert written == [1], "a helper still writes although the caller goes on"
+            pool.run(hold.ready(), 3, (release, written), 16, 3)
+        assert written.sum() == 2, "a thread still writes although the caller goes on"
     finally:
-        pool._jobs = jobs
-    meet = threading.Barrier(3)
-    pool.run(lambda _: meet.wait(10) and None, 0, 3)
+        sender.join()
+        signal.signal(signal.SIGINT, handler)
+    assert met(pool, 3), "the helpers are there for the next kernel"
+
+
+def test_arguments_without_room_are_refused_when_the_kernel_is_compiled() -> None:
+    many = [int64[::1]] * (ROOM // 56 + 1)
+
+    def takes(counter: Any, items: int, arrays: Any) -> None: ...
+
+    large = shared(void(COUNTER, int64, types.UniTuple(int64[::1], len(many))))(takes)
+    jit._declared.pop()
+    with pytest.raises(TypeError, match=f"take more than {ROOM} bytes"):
+        large.ready()
 
 
 @pytest.mark.parametrize("threads", [0, -2])
