@@ -30,7 +30,7 @@ from bench.engines import OURS, STORED, TORCH
 from bench.gaugan import AIMS, Aims, curve
 from bench.harness import RESULTS
 from bench.quality_tables import Row, beside_paper, chain_head, chain_lines, head, lines, verdicts
-from bench.report_rows import by_kind, newest, of_file, of_the_default
+from bench.report_rows import by_kind, by_kind_and_cores, newest, of_file, of_the_default
 from bench.report_short import short_section
 from bench.stable_diffusion import FILE as STABLE_DIFFUSION
 from bench.strokes import EXAMPLES, FIRST, group_of
@@ -221,14 +221,14 @@ def _trick(switch: Switch) -> str:
 def _threads(folder: Path) -> Iterator[str]:
     """What more threads bring; nothing before it is measured."""
     case = ("machine", "model", "what", "threads", "cores", "backend")
-    kinds = by_kind(of_the_default(newest(folder, threads.FILE, *case)))
-    if not kinds:
+    machines = by_kind_and_cores(of_the_default(newest(folder, threads.FILE, *case)))
+    if not machines:
         return
     yield "## Threads"
     yield texts.THREADS
     counts = [count for count in threads.COUNTS if count > 1]
     head = ["", "1 thread", *map(str, counts), "undivided", f"{threads.LIMITED}, × one thread"]
-    for rows in kinds.values():
+    for rows in machines:
         runs: dict[tuple[str, str], dict[threads.Setting, Row]] = {}
         for row in rows:
             setting = threads.Setting(row["threads"], row["cores"])

@@ -114,7 +114,7 @@ def time_and_ratio(row: Row) -> str:
 
 
 def share(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}".replace("%", " %")
+    return "" if share is None else f"{round(share, 2) + 0.0:.0%}".replace("%", " %")
 
 
 def megabytes(count: int | None) -> str:

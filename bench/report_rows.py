@@ -7,6 +7,7 @@ machine counts that was measured last.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ def by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {
         kind: [row for row in rows if row["machine"] == last[kind]] for kind in (*VECTORS, "") if kind in last
     }
+
+
+def by_kind_and_cores(rows: Sequence[Row]) -> list[list[Row]]:
+    """As `by_kind` has them, for each number of cores: the fewest first."""
+    cores: dict[int, list[Row]] = {}
+    for row in rows:
+        named = re.search(r"(\d+) cores", row["machine"])
+        cores.setdefault(int(named[1]) if named else 0, []).append(row)
+    return [of for number in sorted(cores) for of in by_kind(cores[number]).values()]
 
 
 def of_the_default(rows: Iterable[Row]) -> list[Row]:

@@ -178,6 +178,13 @@ def test_what_more_threads_bring_is_measured_or_said_to_be_on_paper(tmp_path: Pa
         "| 25.0 ms (4.0 ×), on paper | 20 % | 1.03 |",
         "| some, edit of 1.2 %, `paper` | 8.00 ms |  |  |  |  |  |  |",
     ]
+    more = [{**common, "machine": f"{name}, 16 cores", "commit": name} for name in ("A", "B")]
+    more += [{**common, "machine": "C, 2 cores", "commit": "C"}]
+    rest = {"what": "dense", "threads": 1, "cores": None, "ms": 9.0}
+    (tmp_path / "threads.jsonl").write_text("".join(json.dumps(each | rest) + "\n" for each in more), "utf-8")
+    shown = "\n".join(report._threads(tmp_path))
+    assert "Measured on A" not in shown, "of each number of cores the machine counts that was measured last"
+    assert 0 < shown.index("Measured on C, 2 cores") < shown.index("Measured on B, 16 cores")
 
 
 def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None:
