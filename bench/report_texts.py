@@ -77,7 +77,10 @@ since). They stay three layers, whose canvases `sparsegen parity` compares with 
 
 Products of bfloat16 reach 234 GFLOP/s a core there, twice as many. PyTorch's values lie in memory as bfloat16,
 sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay float32:
-with transformed windows and kernels in bfloat16 their results would move ten times as far as a direct convolution's."""
+with transformed windows and kernels in bfloat16 their results would move ten times as far as a direct convolution's.
+On a Xeon with AMX, which sparsegen does not use, PyTorch's bfloat16 is the faster of the two where its values fit the
+caches: of a 3×3 layer 256→256 at 64×64 it took 2.0 ms with two threads, sparsegen's float32 9.4, PyTorch's 20.5; at
+256×256, 128→128, 32, 29 and 112 ms (one run each, without a command of the bench)."""
 
 SWITCHES = """Each trick of the CPU kernels is turned off by itself, by `python -m bench.switches`: the sources with
 the replacement that [`bench/switch_table.py`](../bench/switch_table.py) has for it, in a separate process, against the
@@ -150,8 +153,8 @@ The limit with AVX2: at that machine's 180 GFLOP/s they take 830 ms of DDPM's {{
 the kernels that write: with AVX-512 that took 6 % off a step of DDPM.
 
 Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512).
-With warm caches a launch takes 5 µs of Python, and 9 µs to wake a second thread and wait for it; in an edit the kernel
-before has emptied the caches.
+With warm caches a launch takes 9 µs, 5 of them Python, with one thread and with two; in an edit the kernel before has
+emptied the caches.
 
 An edit of 100 % sets all canvases aside and paints new ones. The first two of a session take half as long again as a
 dense run of DDPM, 1.0 of their 1.5 s in the system, which has to find the memory; then 1.0 to 1.1 times as long, for

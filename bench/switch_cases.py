@@ -35,7 +35,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        edit = "" if self.tiles is None else f", {self.tiles} tiles"
+        edit = "" if self.tiles is None else f", {self.tiles} tile{'s' * (self.tiles > 1)}"
         return f"{self.case.name}{edit}{', SiLU pending' * self.pending}{', cold weights' * self.cold}"
 
     def small(self) -> Layer:
