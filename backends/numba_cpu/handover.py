@@ -52,10 +52,11 @@ _CALL = ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64])
 def shared(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a kernel `f(counter, items, …)` or `f(counter, items, …, scratch)` that threads may share.
 
-    Python calls it as `f(words, helpers, polls, items, (…,), address, floats)`: with words of `waiting.words`, the
-    number of helpers that may join, polls for those that are still busy in the end, and the caller's own scratch. It
-    returns how many helpers are busy even then: they are to be waited for by `waiting.await_helpers`. Or it returns
-    `WAKE` at once, while helpers may begin: some of them sleep, and are to be woken before `go_on` does the rest.
+    It raises nothing. Python calls it as `f(words, helpers, polls, items, (…,), address, floats)`: with words of
+    `waiting.words`, the number of helpers that may join, polls for those that are still busy in the end, and the
+    caller's own scratch. It returns how many helpers are busy even then: they are to be waited for by
+    `waiting.await_helpers`. Or it returns `WAKE` at once, while helpers may begin: some of them sleep, and are to be
+    woken before `go_on` does the rest.
     """
 
     def declare(function: Callable[..., Any]) -> Kernel:
@@ -117,9 +118,7 @@ def _code(context: Any, module: ir.Module, piece: Any, called: Any, kept: ir.Typ
     compiled = piece.dispatcher.overloads[tuple(called.args)]
     function = ir.Function(module, _CALL, module.get_unique_name("kept_call"))
     function.linkage = "internal"
-    function.attributes.add(
-        "noinline"
-    )  # its address is taken, and the caller calls it once: one copy is enough
+    function.attributes.add("noinline")  # helpers need it anyway: one copy is enough
     builder = ir.IRBuilder(function.append_basic_block())
     context.add_linking_libs([compiled.library])
     words, thread = function.args
