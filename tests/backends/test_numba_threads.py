@@ -17,9 +17,6 @@ from sparsegen.backends.interface import Host
 
 numba = pytest.importorskip("numba")
 
-from numba import types  # noqa: E402  (may be missing)
-from numba.types import int64, void  # noqa: E402  (may be missing)
-
 from sparsegen.backends.numba_cpu import NumbaBackend, cores, jit, launch, threads  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.atomics import add_to, pause, watched, word_set  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.handover import shared  # noqa: E402  (needs numba)
@@ -27,6 +24,8 @@ from sparsegen.backends.numba_cpu.items import COUNTER, take_items  # noqa: E402
 from sparsegen.backends.numba_cpu.regions import SCRATCH  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.waiting import ROOM  # noqa: E402  (needs numba)
+
+int64, void = numba.types.int64, numba.types.void
 from tests.backends.numba_work import worked  # noqa: E402  (needs numba)
 
 
@@ -282,7 +281,7 @@ def test_arguments_without_room_are_refused_when_the_kernel_is_compiled() -> Non
 
     def takes(counter: Any, items: int, arrays: Any) -> None: ...
 
-    large = shared(void(COUNTER, int64, types.UniTuple(int64[::1], len(many))))(takes)
+    large = shared(void(COUNTER, int64, numba.types.UniTuple(int64[::1], len(many))))(takes)
     jit._declared.pop()
     with pytest.raises(TypeError, match=f"take more than {ROOM} bytes"):
         large.ready()
