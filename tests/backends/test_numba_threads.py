@@ -24,9 +24,9 @@ from sparsegen.backends.numba_cpu.items import COUNTER, take_items  # noqa: E402
 from sparsegen.backends.numba_cpu.regions import SCRATCH  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.threads import Pool  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.waiting import ROOM  # noqa: E402  (needs numba)
+from tests.backends.numba_work import worked  # noqa: E402  (needs numba)
 
 int64, void = numba.types.int64, numba.types.void
-from tests.backends.numba_work import worked  # noqa: E402  (needs numba)
 
 
 @pytest.fixture
