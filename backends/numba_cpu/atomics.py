@@ -1,9 +1,8 @@
 """Words of memory that threads share: an int64 array and an index come in, one atomic read or write is done.
 
 A kernel's threads draw the numbers of its items from one counter (`next_item`). Threads that wait for one another poll
-words (`waiting.py`) with `watched`, which one of them sets with `word_set`. Of `watched`, `swap` and `add_to` all
-threads see the same order: where two threads each `swap` a word and then watch the other's, one of them sees the new
-value.
+words (`waiting.py`) with `watched`, which one of them sets with `word_set`. Of `watched` and `swap` all threads
+see the same order: where two threads each `swap` a word and then watch the other's, one of them sees the new value.
 """
 
 from __future__ import annotations
@@ -52,21 +51,15 @@ def word_set(typing: Any, words: Any, index: Any, value: Any) -> Any:
     return types.void(words, types.intp, types.int64), emit
 
 
-def _changed(operation: str) -> Any:
-    def typed(typing: Any, words: Any, index: Any, value: Any) -> Any:
-        def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-            pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
-            return builder.atomic_rmw(operation, pointer, args[2], "seq_cst")
+@intrinsic
+def swap(typing: Any, words: Any, index: Any, value: Any) -> Any:
+    """`swap(words, index, value)`: set an int64 that other threads watch; returns the value from before."""
 
-        return types.int64(words, types.intp, types.int64), emit
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
+        return builder.atomic_rmw("xchg", pointer, args[2], "seq_cst")
 
-    return typed
-
-
-swap = intrinsic(_changed("xchg"))
-"""`swap(words, index, value)`: set an int64 that other threads watch; returns the value from before."""
-add_to = intrinsic(_changed("add"))
-"""`add_to(words, index, value)`: add to an int64 that other threads watch; returns the value from before."""
+    return types.int64(words, types.intp, types.int64), emit
 
 
 def emit_pause(builder: ir.IRBuilder, target: Target) -> None:

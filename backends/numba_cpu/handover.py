@@ -16,23 +16,24 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
-from numba.types import int64
+from numba.types import int64, void
 
 from .atomics import pause, swap, watched, word_set
 from .jit import Kernel, body, kernel
+from .regions import SCRATCH
 from .simd import F32, I64, ir_pointer
 from .waiting import (
+    ADDRESS,
     ARGUMENTS,
     ASLEEP,
     BUSY,
     CODE,
     COUNTER,
-    FLOATS,
     LINE,
     OPEN,
     ROOM,
-    SCRATCH,
     SEEN,
+    SIZE,
     WANTED,
     WORDS,
     begin,
@@ -44,7 +45,6 @@ from .waiting import (
 WAKE = -1
 """What a shared kernel returns where helpers sleep."""
 _CALLER = line_of(0)
-_SCRATCH = types.float32[::1]
 _CALL = ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64])
 """The type of the code of a kept call: it takes the words and the number of the thread."""
 
@@ -67,8 +67,8 @@ def shared(signature: Any) -> Callable[[Callable[..., Any]], Kernel]:
             words: Any, helpers: int, polls: int, items: int, args: Any, scratch: int, floats: int
         ) -> int:
             words[COUNTER] = 0
-            words[_CALLER + SCRATCH] = scratch
-            words[_CALLER + FLOATS] = floats
+            words[_CALLER + ADDRESS] = scratch
+            words[_CALLER + SIZE] = floats
             code = kept_call(piece, words, items, args)
             if helpers == 0:
                 make_call(code, words, 0)
@@ -98,7 +98,7 @@ def kept_call(typing: Any, piece: Any, words: Any, items: Any, args: Any) -> Any
     Returns the address of the code that reads them there and calls the kernel. Raises TypeError, when the kernel is
     compiled, where they take more than `ROOM` bytes.
     """
-    scratch = [_SCRATCH] * _takes_scratch(piece.dispatcher.py_func)
+    scratch = [SCRATCH] * _takes_scratch(piece.dispatcher.py_func)
     called = piece.get_call_type(typing, (WORDS, types.int64, *args.types, *scratch), {})
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, given: Sequence[ir.Value]) -> ir.Value:
@@ -134,9 +134,9 @@ def _code(context: Any, module: ir.Module, piece: Any, called: Any, kept: ir.Typ
     if len(values) < len(called.args):
         line = builder.add(I64(_CALLER), builder.mul(thread, I64(LINE)))
         address, floats = (
-            builder.load(builder.gep(words, [builder.add(line, I64(place))])) for place in (SCRATCH, FLOATS)
+            builder.load(builder.gep(words, [builder.add(line, I64(place))])) for place in (ADDRESS, SIZE)
         )
-        values.append(array(_SCRATCH, builder.inttoptr(address, F32.as_pointer()), floats))
+        values.append(array(SCRATCH, builder.inttoptr(address, F32.as_pointer()), floats))
     context.call_internal_no_propagate(builder, compiled.fndesc, called, values)
     builder.ret_void()
     return function
@@ -162,13 +162,13 @@ def go_on(words: Any, helpers: int, polls: int) -> int:
     return end(words, helpers, polls)
 
 
-@kernel(int64(WORDS, int64, int64))
-def help_out(words: Any, thread: int, polls: int) -> int:
-    """Make the calls of kernels that open, as a helper; return how many once `polls` polls in a row found none.
+@kernel(void(WORDS, int64, int64))
+def help_out(words: Any, thread: int, polls: int) -> None:
+    """Make the calls of kernels that open, as a helper; return once `polls` polls in a row found none.
 
     The helper then counts as asleep until it is called again.
     """
-    line, joined, left = _CALLER + thread * LINE, 0, polls
+    line, left = _CALLER + thread * LINE, polls
     word_set(words, line + ASLEEP, 0)
     while True:
         number = watched(words, OPEN)
@@ -177,7 +177,6 @@ def help_out(words: Any, thread: int, polls: int) -> int:
             swap(words, line + BUSY, 1)
             if watched(words, OPEN) == number:  # it waits for this helper
                 make_call(words[CODE], words, thread)
-                joined += 1
             word_set(words, line + BUSY, 0)
             words[line + SEEN] = number
             left = polls
@@ -185,6 +184,6 @@ def help_out(words: Any, thread: int, polls: int) -> int:
             left -= 1
             pause()
         elif words[line + ASLEEP]:
-            return joined  # and none has opened since
+            return  # and none has opened since
         else:
             swap(words, line + ASLEEP, 1)

@@ -19,7 +19,7 @@ import numpy as np
 from . import waiting
 from .arrays import aligned
 from .handover import WAKE, go_on, help_out
-from .waiting import ASLEEP, FLOATS, SCRATCH, STOP, line_of
+from .waiting import ADDRESS, ASLEEP, SIZE, STOP, line_of
 
 Scratch = np.ndarray[Any, np.dtype[np.float32]]
 Words = np.ndarray[Any, np.dtype[np.int64]]
@@ -138,8 +138,8 @@ class Pool:
         if floats and (not self._scratch or len(self._scratch[0]) < floats):
             self._scratch = [scratch(floats) for _ in range(helpers)]
             for number, own in enumerate(self._scratch, 1):
-                self._words[line_of(number) + SCRATCH] = own.ctypes.data
-                self._words[line_of(number) + FLOATS] = floats
+                self._words[line_of(number) + ADDRESS] = own.ctypes.data
+                self._words[line_of(number) + SIZE] = floats
 
     def _wake(self, helpers: int) -> None:
         """Wake the first that many helpers, if they sleep."""

@@ -37,9 +37,9 @@ ARGUMENTS, ROOM = 3 * LINE, 4096
 """Place of the open kernel's arguments, and the bytes that they may take."""
 THREADS = ARGUMENTS + ROOM // 8
 """Place of the lines of the threads, the caller's first."""
-BUSY, ASLEEP, SEEN, SCRATCH, FLOATS = range(5)
+BUSY, ASLEEP, SEEN, ADDRESS, SIZE = range(5)
 """Places in a thread's line of: 1 while a helper may compute; 1 while it sleeps; the number of the kernel that it
-joined last; the address of its scratch; how many floats that has."""
+joined last; the address of its scratch; the size of that in floats."""
 POLLS = 20000
 """Polls of a word before a thread sleeps: half a millisecond to one."""
 WORDS = int64[::1]

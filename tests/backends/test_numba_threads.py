@@ -18,7 +18,7 @@ from sparsegen.backends.interface import Host
 numba = pytest.importorskip("numba")
 
 from sparsegen.backends.numba_cpu import NumbaBackend, cores, jit, launch, threads  # noqa: E402  (needs numba)
-from sparsegen.backends.numba_cpu.atomics import add_to, pause, watched, word_set  # noqa: E402  (needs numba)
+from sparsegen.backends.numba_cpu.atomics import next_item, pause, watched, word_set  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.handover import shared  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.items import COUNTER, take_items  # noqa: E402  (needs numba)
 from sparsegen.backends.numba_cpu.regions import SCRATCH  # noqa: E402  (needs numba)
@@ -117,7 +117,7 @@ def hold(counter: Any, items: int, release: Any, written: Any, scratch: Any) -> 
 def count(counter: Any, items: int, times: Any) -> None:
     """How many times each item is taken."""
     for item in take_items(counter, items):
-        add_to(times, item, 1)
+        next_item(times[item : item + 1])
 
 
 MANY = 10**9
