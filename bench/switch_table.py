@@ -109,6 +109,58 @@ def named(names: Iterable[str]) -> tuple[Switch, ...]:
 
 _DEEP = (DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR)
 _COLD = (COLD_8, COLD_TWELVE, COLD_FOUR)
+
+
+def _first(text: str, lines: Iterable[str]) -> Change:
+    """A transform of `transforms.py` that begins with `text` does `lines` instead, and returns."""
+    instead = "".join(f"    {line}\n" for line in (*lines, "return"))
+    return Change("transforms.py", f"    {text}", f"{instead}    {text}")
+
+
+def _of_columns(row: int, count: int) -> str:
+    return ", ".join(f"c{column}[{row}]" for column in range(count))
+
+
+_WHOLE = (
+    _first(
+        "_store_input_end(scratch, window, column, row, at, step)",
+        [
+            *(
+                f"c{x} = _input_4(*(_load_3(scratch, window + {x} * column, row)"
+                f" + _load_3(scratch, window + {x} * column + 3 * row, row)))"
+                for x in range(6)
+            ),
+            *(
+                f"_store_6(scratch, at + {6 * y} * step, step, _input_4({_of_columns(y, 6)}))"
+                for y in range(6)
+            ),
+        ],
+    ),
+    _first(
+        "c0 = _output_even(*_load_5(scratch, sums, 6 * step))",
+        [
+            *(
+                f"c{x} = _output_4(*(_load_3(scratch, sums + {x} * step, 6 * step)"
+                f" + _load_3(scratch, sums + {x + 18} * step, 6 * step)))"
+                for x in range(6)
+            ),
+            *(
+                f"_store_4(scratch, at + {4 * y} * pixel, pixel, _output_4({_of_columns(y, 6)}))"
+                for y in range(4)
+            ),
+        ],
+    ),
+    _first(
+        "_store_6(scratch, at, step, _kernel_4(*_load_3(weights, kernel, tap)))",
+        [
+            *(f"c{x} = _kernel_4(*_load_3(weights, kernel + {x} * tap, 3 * tap))" for x in range(3)),
+            *(
+                f"_store_6(scratch, at + {6 * y} * step, step, _kernel_4({_of_columns(y, 3)}))"
+                for y in range(6)
+            ),
+        ],
+    ),
+)
 _ROWS_APART = (Change("reading.py", "at + (rows + 1) * run <= end", "at + (rows + 1) * run <= at"),)
 
 SWITCHES = (
@@ -175,6 +227,13 @@ SWITCHES = (
         "it transforms them anew for each batch",
         (Change("winograd.py", "kept = splits == 1 and", "kept = splits < 1 and"),),
         (BIG, PENDING),
+    ),
+    Switch(
+        "winograd-rows",
+        "a transform computes one or two rows between its two products at a time, from columns loaded again for each",
+        "all rows, more than the registers hold",
+        _WHOLE,
+        (BIG, NARROW, MIDDLE, *_DEEP),
     ),
     Switch(
         "winograd-few",
