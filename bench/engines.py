@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.cases import Big, Case
 from bench.processor import BFLOAT16 as FEATURES
-from bench.processor import features
+from bench.processor import LIMITED, features, kind
 
 TORCH = ("torch-nchw", "torch-nhwc")
 """PyTorch's two memory formats; the better one counts."""
@@ -22,26 +22,38 @@ TORCH_BFLOAT16, OURS_BFLOAT16 = BFLOAT16 = ("torch-bfloat16", "sparsegen-bfloat1
 """PyTorch with weights and values in bfloat16, channels last; sparsegen with products of bfloat16. They are timed
 beside the others, and count in no factor that has a target."""
 
+UNLIMITED = ("ncnn", "onnxruntime")
+"""Engines that choose their instructions by themselves: no variable limits them to AVX2."""
+
 STORED = {f"{OURS}-weights-{stored}": stored for stored in ("float16", "bfloat16")}
 """sparsegen with weights stored in 16 bits, by the name of the engine."""
 
 
 def usual(engines: Iterable[str]) -> list[str]:
-    """The engines of these that are timed where none is named: bfloat16 where the processor multiplies it."""
-    multiplies = not features().isdisjoint(FEATURES)
-    return [engine for engine in engines if engine not in BFLOAT16 or (multiplies and _has_bfloat16(engine))]
+    """The engines of these that are timed where none is named.
+
+    Those in bfloat16 where the processor multiplies it, and where it is limited to AVX2, those that it limits.
+    """
+    without: tuple[str, ...] = ()
+    if kind(features()) == LIMITED:
+        without = (*BFLOAT16, *UNLIMITED)
+    elif features().isdisjoint(FEATURES):
+        without = BFLOAT16
+    elif not _multiplies_bfloat16():
+        without = (OURS_BFLOAT16,)
+    return [engine for engine in engines if engine not in without]
 
 
-def _has_bfloat16(engine: str) -> bool:
-    if engine == OURS_BFLOAT16:
-        # only here: bench.commits imports this file beside packages of old commits
-        from sparsegen.backends.interface import BackendError
-        from sparsegen.backends.registry import get_backend
+def _multiplies_bfloat16() -> bool:
+    """Whether sparsegen does on this processor."""
+    # only here: bench.commits imports this file beside packages of old commits
+    from sparsegen.backends.interface import BackendError
+    from sparsegen.backends.registry import get_backend
 
-        try:
-            get_backend("numba", precision="bfloat16")
-        except BackendError:
-            return False
+    try:
+        get_backend("numba", precision="bfloat16")
+    except BackendError:
+        return False
     return True
 
 

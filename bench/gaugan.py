@@ -88,7 +88,10 @@ def verdicts(
 
 def curve(case: str, kind: str) -> str:
     """The name of the picture of a case's times with a kind of vectors."""
-    return "-".join([case, "curve", *([kind.lower().replace("-", "")] if kind else [])]) + ".png"
+    return (
+        "-".join([case, "curve", *([kind.lower().replace("-", "").replace(" ", "-")] if kind else [])])
+        + ".png"
+    )
 
 
 def plot(path: Path, title: str, net: Big, timings: dict[str, Timing], rivals: Mapping[str, float]) -> None:

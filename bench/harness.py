@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import processor
-from bench.engines import usual
+from bench.engines import UNLIMITED, usual
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
@@ -96,7 +96,7 @@ def anonymous_bytes() -> int:
 
 def machine() -> str:
     """Processor, kind of vectors, cores and Python, as far as the system reports them."""
-    kind = processor.vectors(processor.features())
+    kind = processor.kind(processor.features())
     named = [processor.model(), *([kind] if kind else [])]
     return ", ".join([*named, f"{os.cpu_count()} cores", f"Python {platform.python_version()}"])
 
@@ -140,11 +140,12 @@ def parse(
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats, help=f"timed runs at a time ({repeats})")
+        offer_limit(parser)
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each engine ({rounds})")
         parser.add_argument("--plain-memory", action="store_true", help="do not keep freed memory for rivals")
     if engines:
-        parser.add_argument("--engines", nargs="+", choices=engines, default=usual(engines))
+        parser.add_argument("--engines", nargs="+", choices=engines)
     if model is not None:
         parser.add_argument("--model", default=model, help=f"a DDPM of 128×128 images ({model})")
     parser.add_argument(
@@ -152,11 +153,33 @@ def parse(
     )
     more(parser)
     options = parser.parse_args()
+    if repeats is not None:
+        apply_limit(options)
+    if engines:
+        options.engines = options.engines or usual(engines)
+        limited = processor.kind(processor.features()) == processor.LIMITED
+        if limited and (free := set(UNLIMITED).intersection(options.engines)):
+            parser.error(
+                f"{', '.join(sorted(free))}: nothing limits these to AVX2; leave them out with --as-avx2"
+            )
     if options.quick:
         options.repeats, options.rounds = 1, 1
     elif options.results is None:
         options.results = RESULTS
     return options
+
+
+def offer_limit(parser: argparse.ArgumentParser) -> None:
+    """The option that limits all that is timed to AVX2."""
+    parser.add_argument(
+        "--as-avx2", action="store_true", help="limit sparsegen and PyTorch to AVX2 where there is AVX-512"
+    )
+
+
+def apply_limit(options: argparse.Namespace) -> None:
+    """Limit the processes that this one starts from now on, if the options say so."""
+    if options.as_avx2:
+        os.environ.update(processor.AS_AVX2)
 
 
 def record(file: str, row: dict[str, Any], *, folder: Path | None = RESULTS) -> None:

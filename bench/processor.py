@@ -1,12 +1,14 @@
 """This machine's processor: the features that the system lists come in, the kind of its vectors comes out.
 
-Figures of different kinds of vectors are never compared: kernels differ, ours and everybody's.
+Figures of different kinds of vectors are never compared: kernels differ, ours and everybody's. A processor with AVX-512
+can be limited to AVX2, which is a kind of its own (`AS_AVX2`).
 """
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 VECTORS = {"AVX-512": "avx512f", "AVX2": "avx2", "NEON": "asimd"}
@@ -16,8 +18,15 @@ BFLOAT16 = ("avx512_bf16", "amx_bf16")
 AS_AVX2 = {
     "NUMBA_CPU_NAME": "haswell",
     "NUMBA_CPU_FEATURES": "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-"""Environment variables with which Numba compiles for a processor whose widest vectors are AVX2."""
+"""Environment variables with which Numba and PyTorch (itself, oneDNN and MKL) use no vectors wider than AVX2's."""
+LIMITED = "AVX2 alone"
+"""The kind of a processor with AVX-512 where these variables are set."""
+KINDS = ("AVX-512", "AVX2", LIMITED, "NEON")
+"""All kinds, in the order in which they are shown."""
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -39,9 +48,16 @@ def vectors(features: Collection[str]) -> str:
     return next((kind for kind, feature in VECTORS.items() if feature in features), "")
 
 
+def kind(features: Collection[str], settings: Mapping[str, str] = os.environ) -> str:
+    """The kind of the widest vectors that a processor of these features uses; "" if there is none of `VECTORS`."""
+    limited = all(settings.get(name) == value for name, value in AS_AVX2.items())
+    widest = vectors(features)
+    return LIMITED if widest == "AVX-512" and limited else widest
+
+
 def kind_of(machine: str) -> str:
     """The kind of vectors that a machine's name has (`harness.machine`), or ""."""
-    return next((kind for kind in VECTORS if kind in machine.split(", ")), "")
+    return next((kind for kind in KINDS if kind in machine.split(", ")), "")
 
 
 def _listed(name: str) -> str:

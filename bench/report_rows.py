@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.processor import VECTORS, kind_of
+from bench.processor import KINDS, kind_of
 from bench.quality_tables import Row
 
 
@@ -38,7 +38,7 @@ def by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Kind of vectors -> the rows of the machine of that kind which the last of `rows` comes from."""
     last = {kind_of(row["machine"]): row["machine"] for row in rows}
     return {
-        kind: [row for row in rows if row["machine"] == last[kind]] for kind in (*VECTORS, "") if kind in last
+        kind: [row for row in rows if row["machine"] == last[kind]] for kind in (*KINDS, "") if kind in last
     }
 
 

@@ -11,7 +11,7 @@ from bench.cases import MEAN, SDEDIT_STEPS, edit_name, step_name
 from bench.engines import OURS, TORCH, TORCH_BFLOAT16
 from bench.harness import RESULTS
 from bench.latent_cases import LATENT
-from bench.processor import VECTORS
+from bench.processor import KINDS, LIMITED
 from bench.quality_tables import Row
 from bench.report_rows import by_kind, of_file
 from bench.stable_diffusion import FILE as STABLE_DIFFUSION
@@ -50,13 +50,15 @@ SHORT = (
         "step, dense", ("step, dense", f"step, {step_name(0.012, MEAN)}", f"step, {step_name(0.15, MEAN)}"),
     ),
 )  # fmt: skip
-"""The lines of the short table, each for every kind of vectors with which all its cases are measured."""
+"""The lines of the short table, each for every kind of processor with which all its cases are measured."""
 
 
 def _short_rows(folder: Path) -> Iterator[tuple[_Shown, str, dict[tuple[str, str], Row]]]:
     """The lines of the short table: with the kind of vectors, and (engine, case) -> row."""
     for shown in SHORT:
         for kind, rows in by_kind(of_file(folder, shown.file)).items():
+            if kind == LIMITED:
+                continue
             found = {
                 (cells.engine(row), cells.case(row)): row
                 for row in rows
@@ -101,7 +103,7 @@ def short_origin(folder: Path = RESULTS) -> str:
                 name, some.get(name.rstrip("+"), "")
             )  # one with files that differ says so
     texts = []
-    for kind in (*VECTORS, ""):
+    for kind in (*KINDS, ""):
         for (of, machine), some in commits.items():
             if of == kind:
                 name = machine.partition(", Python")[0].replace(f", {kind},", ",") if kind else machine

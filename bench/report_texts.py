@@ -21,7 +21,9 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 - "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
   convolutions and of windows of labels: where the processor multiplies bfloat16, beside the others. No target counts
   them.
-- Kinds of vectors are never mixed in a line: AVX-512, AVX2. Of each kind the machine counts that was measured last.
+- Kinds of vectors are never mixed in a line: AVX-512, AVX2, and "AVX2 alone", an AVX-512 machine on which sparsegen and
+  PyTorch are limited to AVX2 (the option `--as-avx2`; nothing limits ncnn and ONNX Runtime, which are left out there).
+  Of each kind the machine counts that was measured last.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
 - "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.

@@ -112,7 +112,7 @@ _COLD = (COLD_8, COLD_TWELVE, COLD_FOUR)
 
 
 def _first(text: str, lines: Iterable[str]) -> Change:
-    """A transform of `transforms.py` that begins with `text` does `lines` instead, and returns."""
+    """The transform that begins with `text` does `lines` instead, and returns."""
     instead = "".join(f"    {line}\n" for line in (*lines, "return"))
     return Change("transforms.py", f"    {text}", f"{instead}    {text}")
 

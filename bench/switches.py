@@ -1,6 +1,6 @@
 """What each trick of the CPU kernels gains: kernels as they are and with one trick turned off, in alternating bursts.
 
-    python -m bench.switches [--switches NAME ...] [--rounds 2] [--repeats 7]
+    python -m bench.switches [--switches NAME ...] [--rounds 2] [--repeats 7] [--as-avx2]
 
 `switch_table.py` names the tricks and the text replacements that turn them off, `switch_cases.py` what is timed. The
 package is copied into a folder as it is, and once more for each switch, with its replacements. In each round a process
@@ -29,7 +29,17 @@ import numpy as np
 import sparsegen
 from bench.commits import FOLDERS, ROOT
 from bench.contest import TOLERANCE, WrongResult, environment
-from bench.harness import RESULTS, THREADS, machine, measure, record, say, table
+from bench.harness import (
+    RESULTS,
+    THREADS,
+    apply_limit,
+    machine,
+    measure,
+    offer_limit,
+    record,
+    say,
+    table,
+)
 from bench.switch_cases import CASES, Timed
 from bench.switch_table import KERNELS, SWITCHES, Switch, SwitchError, named
 from sparsegen.backends import get_backend
@@ -200,7 +210,9 @@ def main() -> None:
         "--folder", type=Path, help="where packages and kernels are kept (a temporary folder)"
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    offer_limit(parser)
     options = parser.parse_args()
+    apply_limit(options)
     if options.worker:
         return work(quick=options.quick)
     if options.quick:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from bench import processor, report, report_cells, report_rows, report_short, report_texts, threads
+from bench import engines, processor, report, report_cells, report_rows, report_short, report_texts, threads
 from bench.contest import Error, WrongResult, judge
 from bench.engines import OURS, TORCH_BFLOAT16
-from bench.harness import Report, machine
+from bench.harness import Report, machine, parse
 from bench.latent_cases import LATENT
 from bench.stable_diffusion import FILE
 from tests.house import pages
@@ -48,13 +49,18 @@ def test_the_newest_line_of_each_case_counts(tmp_path: Path) -> None:
 
 
 def test_kinds_of_vectors_are_told_apart_and_the_last_machine_of_each_counts() -> None:
-    machines = [f"a CPU, {kind}, 2 cores, Python 3.11" for kind in ("AVX2", "AVX-512")]
+    machines = [f"a CPU, {kind}, 2 cores, Python 3.11" for kind in ("AVX2", "AVX2 alone", "AVX-512")]
     newer, unknown = "another CPU, AVX-512, 2 cores, Python 3.11", "a third CPU, 2 cores, Python 3.11"
     rows = [{"machine": machine, "what": what} for machine in machines for what in ("dense", "edit")]
     rows += [{"machine": machine, "what": "dense"} for machine in (newer, unknown)]
     shown = {kind: [row["machine"] for row in some] for kind, some in report_rows.by_kind(rows).items()}
-    assert shown == {"AVX-512": [newer], "AVX2": [machines[0]] * 2, "": [unknown]}
-    assert list(shown) == ["AVX-512", "AVX2", ""]
+    assert shown == {
+        "AVX-512": [newer],
+        "AVX2": [machines[0]] * 2,
+        "AVX2 alone": [machines[1]] * 2,
+        "": [unknown],
+    }
+    assert list(shown) == ["AVX-512", "AVX2", "AVX2 alone", ""]
 
 
 def test_a_machine_is_named_by_its_widest_vectors() -> None:
@@ -64,7 +70,38 @@ def test_a_machine_is_named_by_its_widest_vectors() -> None:
         "NEON",
         "",
     ]
-    assert processor.kind_of(machine()) == processor.vectors(processor.features())
+    assert processor.kind_of(machine()) == processor.kind(processor.features())
+
+
+def test_a_processor_that_is_limited_to_avx2_is_a_kind_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = ("avx2", "avx512f"), ("avx2",)
+    some = dict(list(processor.AS_AVX2.items())[1:])
+    kinds = [
+        processor.kind(features, settings)
+        for features in (wide, narrow)
+        for settings in ({}, some, processor.AS_AVX2)
+    ]
+    assert kinds == ["AVX-512", "AVX-512", processor.LIMITED, "AVX2", "AVX2", "AVX2"]
+
+    monkeypatch.setattr(processor, "features", lambda: frozenset({*wide, *processor.BFLOAT16}))
+    monkeypatch.setattr(engines, "features", processor.features)
+    everything = (*engines.RIVALS, engines.OURS, *engines.BFLOAT16)
+    for name, value in processor.AS_AVX2.items():
+        monkeypatch.setenv(name, value)
+    assert processor.kind_of(machine()) == processor.LIMITED
+    assert engines.usual(everything) == [*engines.TORCH, engines.OURS]
+
+
+def test_engines_that_nothing_limits_are_refused_where_others_are_limited(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx2", "avx512f"}))
+    for name, value in processor.AS_AVX2.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["bench.layers", "--as-avx2", "--engines", "ncnn", "sparsegen"])
+    with pytest.raises(SystemExit):
+        parse("", repeats=1, engines=("ncnn", "sparsegen"))
+    assert "ncnn: nothing limits these to AVX2" in capsys.readouterr().err
 
 
 def test_pytorch_in_bfloat16_stands_beside_the_better_layout_and_does_not_replace_it(tmp_path: Path) -> None:
@@ -72,7 +109,7 @@ def test_pytorch_in_bfloat16_stands_beside_the_better_layout_and_does_not_replac
     common = {"model": shown.model, "commit": "one", "date": "2026-01-01", "backend": None}
     rows = [
         {"machine": f"a CPU, {kind}", "engine": engine, "what": what, "ms": ms, "ratio": 900 / ms}
-        for kind in ("AVX2", "AVX-512")
+        for kind in ("AVX2", "AVX2 alone", "AVX-512")
         for engine, what, ms in (
             ("torch-nchw", "dense", 990.0),
             ("torch-nhwc", "dense", 900.0),
