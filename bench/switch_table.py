@@ -382,6 +382,13 @@ SWITCHES = (
         (WINDOWS,),
     ),
     Switch(
+        "one-window",
+        "the windows of a tile, or of a row of it, that one pixel fills are one window",
+        "each is compared with its left neighbour's",
+        (Change("codebooks.py", "within = first_y >= 0 and", "within = first_y > last_y and"),),
+        (NUMBERING,),
+    ),
+    Switch(
         "last-window",
         "a window is first compared with its left neighbour's",
         "each is looked up in the hash table",

@@ -69,6 +69,42 @@ def forget(keys: Any, count: Any, slots: Any, until: int) -> None:
         slots[_find(keys[count[0]], keys, slots)] = -1
 
 
+@inline
+def _read_key(indices: Any, flat: Any, n: int, y: int, x: int, half: int, step: int, key: Any) -> None:
+    """The window of pixel (y, x), row by row, into `key`; -1 outside. `flat` has the values of `indices`."""
+    height, width, planes = indices.shape[1:]
+    y0, x0 = (y - half) * step, (x - half) * step
+    y1, x1 = (y + half) * step, (x + half) * step
+    inside = y0 >= 0 and x0 >= 0 and y1 < height and x1 < width
+    if inside and step == 1:  # a row of the window lies in one piece
+        piece = (2 * half + 1) * planes
+        for dy in range(2 * half + 1):
+            at = ((n * height + y0 + dy) * width + x0) * planes
+            for i in range(piece):
+                key[dy * piece + i] = flat[at + i]
+        return
+    i = 0
+    for yy in range(y0, y1 + 1, step):
+        for xx in range(x0, x1 + 1, step):
+            known = inside or (0 <= yy < height and 0 <= xx < width)
+            for p in range(planes):
+                key[i] = indices[n, yy, xx, p] if known else -1
+                i += 1
+
+
+@inline
+def _is_uniform(flat: Any, at: int, line: int, column: int, rows: int, columns: int, planes: int) -> Any:
+    """Whether all pixels of a rectangle, `line` and `column` apart, have the indices of its first, at `flat[at]`."""
+    same = True
+    for y in range(rows):
+        for x in range(columns):
+            for p in range(planes):
+                same &= flat[at + y * line + x * column + p] == flat[at + p]
+        if not same:
+            break
+    return same
+
+
 @kernel(
     int64(
         int32[:, ::1],
@@ -89,6 +125,9 @@ def number(
 
     A window is `side`² pixels of `indices` `[N, h, w, P]`, `step` apart, -1 outside; `codes` is `[N, H, W, 1]`. A
     window set with room for a tile's windows takes the whole tile. The row after the last key serves as scratch.
+
+    Most labels lie in areas of one label. Where one pixel fills all windows of a tile, or of a row of it, they are one
+    window, which is looked up once; others are compared with their left neighbour's first.
     """
     height, width, planes = indices.shape[1:]
     flat = indices.reshape(-1)
@@ -99,25 +138,23 @@ def number(
         if count[0] + TILE * TILE + 1 > min(len(keys), len(slots) // 2):
             return t
         n, top, left = tiles[t, 0], tiles[t, 1] * TILE, tiles[t, 2] * TILE
-        for y in range(top, min(top + TILE, rows)):
-            for x in range(left, min(left + TILE, columns)):
+        bottom, right = min(top + TILE, rows), min(left + TILE, columns)
+        first_y, first_x = (top - half) * step, (left - half) * step
+        last_y, last_x = (bottom - 1 + half) * step, (right - 1 + half) * step
+        within = first_y >= 0 and first_x >= 0 and last_y < height and last_x < width
+        line, column = step * width * planes, step * planes
+        down, across = bottom - top + 2 * half, right - left + 2 * half
+        corner = ((n * height + first_y) * width + first_x) * planes
+        one_tile = within and _is_uniform(flat, corner, line, column, down, across, planes)
+        for y in range(top, bottom):
+            beside = corner + (y - top) * line
+            one_row = one_tile or (within and _is_uniform(flat, beside, line, column, side, across, planes))
+            for x in range(left, right):
+                if (one_row and x > left) or (one_tile and y > top):
+                    codes[n, y, x, 0] = last
+                    continue
                 key = keys[count[0]]
-                y0, x0 = (y - half) * step, (x - half) * step
-                y1, x1 = (y + half) * step, (x + half) * step
-                inside = y0 >= 0 and x0 >= 0 and y1 < height and x1 < width
-                if inside and step == 1:  # a row of the window lies in one piece
-                    for dy in range(side):
-                        at = ((n * height + y0 + dy) * width + x0) * planes
-                        for i in range(side * planes):
-                            key[dy * side * planes + i] = flat[at + i]
-                else:
-                    i = 0
-                    for yy in range(y0, y1 + 1, step):
-                        for xx in range(x0, x1 + 1, step):
-                            known = inside or (0 <= yy < height and 0 <= xx < width)
-                            for p in range(planes):
-                                key[i] = indices[n, yy, xx, p] if known else -1
-                                i += 1
+                _read_key(indices, flat, n, y, x, half, step, key)
                 if last >= 0:  # most windows are their neighbour's
                     same = True
                     for i in range(len(key)):

@@ -43,30 +43,39 @@ def encode(
     return backend.download(canvas)
 
 
-def draw(seed: int, *shape: int, labels: int = 3) -> Host:
-    """Indices from -1 on, in blocks, so that many windows are alike."""
+def draw(seed: int, *shape: int, labels: int = 3, block: int = 3) -> Host:
+    """Indices from -1 on, in blocks of `block`² pixels, so that many windows are alike."""
     rng = np.random.default_rng(seed)
     n, h, w, planes = shape
-    coarse = rng.integers(-1, labels, (n, -(-h // 3), -(-w // 3), planes), dtype=np.int32)
-    return np.ascontiguousarray(coarse.repeat(3, 1).repeat(3, 2)[:, :h, :w])
+    coarse = rng.integers(-1, labels, (n, -(-h // block), -(-w // block), planes), dtype=np.int32)
+    return np.ascontiguousarray(coarse.repeat(block, 1).repeat(block, 2)[:, :h, :w])
 
 
 # -- encoding --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(
     kernel=st.sampled_from([1, 3, 5]),
     step=st.sampled_from([1, 2, 4]),
     planes=st.integers(1, 3),
     samples=st.integers(1, 3),
-    size=st.tuples(st.integers(1, 10), st.integers(1, 10)),
+    size=st.tuples(st.integers(1, 18), st.integers(1, 18)),
+    block=st.sampled_from([3, 7]),
     seed=st.integers(0, 1000),
 )
 def test_a_code_names_the_window_that_lookup_reads(
-    backend: Backend, kernel: int, step: int, planes: int, samples: int, size: tuple[int, int], seed: int
+    backend: Backend,
+    kernel: int,
+    step: int,
+    planes: int,
+    samples: int,
+    size: tuple[int, int],
+    block: int,
+    seed: int,
 ) -> None:
-    indices = draw(seed, samples, size[0] * step, size[1] * step, planes)
+    """Whatever the areas of one label: parts of a window (blocks of 3), or all windows of a tile (of 7 · step)."""
+    indices = draw(seed, samples, size[0] * step, size[1] * step, planes, block=block * step)
     window_set = WindowSet(kernel * kernel * planes)
     codes = encode(backend, indices, window_set, kernel=kernel, step=step)
     windows = naive.windows(indices, kernel, step)
