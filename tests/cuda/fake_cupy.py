@@ -20,6 +20,10 @@ from sparsegen.backends.cupy_cuda import sources
 from sparsegen.backends.cupy_cuda.presence import Cuda
 from sparsegen.backends.interface import Host
 
+H100 = ("NVIDIA H100 80GB HBM3", 9, 0)
+T4 = ("Tesla T4", 7, 5)
+"""Cards: a name and the two numbers of the architecture."""
+
 
 class OutOfMemoryError(MemoryError):
     """CuPy's."""
@@ -313,3 +317,19 @@ class FakeCuda:
             launchKernel=launch_kernel,
             funcSetAttribute=set_attribute,
         )
+
+
+class FakeCompiler:
+    """NVRTC's bindings, as far as an architecture is chosen."""
+
+    @staticmethod
+    def getVersion() -> tuple[int, int]:
+        return 13, 5
+
+    @staticmethod
+    def getSupportedArchs() -> tuple[int, ...]:
+        return 75, 80, 86, 89, 90, 100, 120
+
+
+Install = Callable[..., FakeCuda]
+"""The fixture `install`: cards in, the stand-in out."""

@@ -46,8 +46,8 @@ def sanitizer() -> str | None:
 
 
 def pytest_command(*arguments: str) -> list[str]:
-    """A command that runs tests."""
-    return [sys.executable, "-m", "pytest", "-q", *arguments]
+    """A command that runs tests, and names each that fails at once."""
+    return [sys.executable, "-m", "pytest", "-q", "-p", "tests.cuda.failures_at_once", *arguments]
 
 
 def parts(tool: str | None) -> dict[str, list[str]]:

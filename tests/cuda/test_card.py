@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,43 +18,8 @@ from sparsegen.backends.cupy_cuda import presence, sources, staging
 from sparsegen.backends.cupy_cuda.card import Card, CardMemoryError, CupyBackend, parse_memory
 from sparsegen.backends.interface import Tiles
 from sparsegen.cli import messages
-from tests.cuda import emulator, on_card
-from tests.cuda.fake_cupy import CudaError, FakeCuda
-
-H100 = ("NVIDIA H100 80GB HBM3", 9, 0)
-T4 = ("Tesla T4", 7, 5)
-
-
-class Compiler:
-    """NVRTC's bindings, as far as an architecture is chosen."""
-
-    @staticmethod
-    def getVersion() -> tuple[int, int]:
-        return 13, 5
-
-    @staticmethod
-    def getSupportedArchs() -> tuple[int, ...]:
-        return 75, 80, 86, 89, 90, 100, 120
-
-
-Install = Callable[..., FakeCuda]
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install CuPy, a driver and cards for a test."""
-
-    def with_cards(*cards: tuple[str, int, int], **versions: int) -> FakeCuda:
-        fake = FakeCuda(*cards, **versions)
-        modules = fake.modules()
-        monkeypatch.setattr(presence, "cuda", lambda: modules)
-        monkeypatch.setattr(compiler, "nvrtc", lambda: Compiler)
-        monkeypatch.setattr(compiler, "cubins", lambda architecture: dict.fromkeys(sources.files(), b"cubin"))
-        monkeypatch.setattr(registry, "_OPEN", {})
-        return fake
-
-    return with_cards
-
+from tests.cuda import emulator
+from tests.cuda.fake_cupy import H100, T4, CudaError, FakeCuda, Install
 
 # -- what is missing -------------------------------------------------------------------------------------
 
@@ -564,54 +525,3 @@ def test_the_backend_computes_through_a_card(install: Install) -> None:
     recording.replay([Tiles(np.array([[0, 0, 0]]))])
     expected[0, :4, :4] = canvas[0, :4, :4]
     assert np.array_equal(backend.download(out), expected)
-
-
-# -- make test-gpu ---------------------------------------------------------------------------------------
-
-
-def test_the_suites_on_a_card_are_commands_that_collect_tests(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], install: Install
-) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    commands = on_card.parts("/opt/compute-sanitizer")
-    assert list(commands) == ["instructions", "suites", "memcheck", "racecheck", "initcheck"]
-    for name, command in commands.items():
-        tests = [word for word in command if word.startswith("tests/")]
-        assert tests and all(Path(each).exists() for each in tests), name
-    assert commands["memcheck"][:5] == [
-        "/opt/compute-sanitizer",
-        "--tool",
-        "memcheck",
-        "--error-exitcode",
-        "1",
-    ]
-    assert list(on_card.parts(None)) == ["instructions", "suites"]
-    run: list[str] = []
-
-    def pretend(command: list[str]) -> Any:
-        run.append(command[0])
-        return SimpleNamespace(returncode=len(run) == 1)
-
-    monkeypatch.setattr(subprocess, "run", pretend)
-    monkeypatch.setattr(on_card, "sanitizer", lambda: None)
-    install()
-    assert on_card.main([]) == 2 and not run
-    assert capsys.readouterr().out.startswith("nothing to test on: the NVIDIA driver finds no card")
-    install(H100)
-    assert on_card.main([]) == 1 and len(run) == 2
-    said = capsys.readouterr().out
-    assert on_card.PACKAGE in said and said.endswith("failed: instructions, memcheck, racecheck, initcheck\n")
-    monkeypatch.setattr(on_card, "sanitizer", lambda: "/opt/compute-sanitizer")
-    assert on_card.main([]) == 0 and run[-3:] == ["/opt/compute-sanitizer"] * 3
-    assert on_card.main(["suites"]) == 0 and len(run) == 8
-
-
-def test_the_sanitizer_is_found_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert on_card.sanitizer() is None
-    folder = tmp_path / "nvidia" / "cu13" / "compute-sanitizer"
-    folder.mkdir(parents=True)
-    (folder / "compute-sanitizer").touch()
-    assert on_card.sanitizer() == str(folder / "compute-sanitizer")
