@@ -69,11 +69,11 @@ The limits, on the AVX2 machine, whose products reach 90 GFLOP/s a core with all
 11 %, writing 3 %. At 8×8 the transform of the kernels takes 37 %: its results, 36 floats for 9 read, leave the
 first-level cache at the rate at which it can be written back. (Stages were timed by the cycle counter.)
 
-The limit of AVX2 alone at 8×8 is the same: without the transform of the kernels the layer takes 34 % less time. Its
-16 registers cannot hold what AVX-512 multiplies without storing transformed kernels: in halves of a row of positions
-that took 1.6 times as long for four tiles, with the kernels transformed by rows stored 1.5 times. Pieces of 8 or 16
-inputs, whose transformed kernels stay in a first-level cache, took 1.4 and 1.25 times as long: each of the 36 positions
-begins its product anew.
+The limit of AVX2 alone at 8×8 is the same: without reading and transforming the kernels the layer takes 34 % less time.
+AVX-512 transforms the kernels of few tiles in registers. AVX2's 16 registers hold half a row of positions at a time: so
+four tiles took 1.6 times as long as with stored kernels, and 1.5 times with the first of the transform's two products
+stored. Stored kernels of 8 or 16 inputs at a time, which stay in a first-level cache, took 1.4 and 1.25 times as long,
+for each of the 36 positions begins its product anew.
 
 The limits on the AVX-512 machine, a Zen 4, whose products reach 118 GFLOP/s a core from a first-level cache, with 3
 rows as with 8: a 3×3 layer at 256×256 takes 77 % of its time for its products at that rate, one at 8×8 58 %. Without
@@ -163,8 +163,8 @@ channels, of which PD 128 has ten at 128×128, have half the products for each w
 The limit with AVX2: at that machine's 180 GFLOP/s they take 830 ms of DDPM's {{DDPM 256 AVX2}}, 269 of PD 128's
 {{PD 128 AVX2}}, 431 of PD 256's {{PD 256 AVX2}}. Its rows are of commits before finite checks and moments moved into
 the kernels that write: with AVX-512 that took 6 % off a step of DDPM. AVX2 alone, with the kernels of now, takes
-{{DDPM 256 AVX2 alone}}, {{PD 128 AVX2 alone}} and {{PD 256 AVX2 alone}}; in turn with AVX-512 on the same machine, it
-took 5 to 8 % longer.
+{{DDPM 256 AVX2 alone}} (the machine was disturbed), {{PD 128 AVX2 alone}} and {{PD 256 AVX2 alone}}; in turn with
+AVX-512 on the same machine 4 to 9 % more.
 
 Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512).
 With warm caches a launch takes 9 µs, 5 of them Python, with one thread and with two; in an edit the kernel before has
