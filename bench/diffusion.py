@@ -1,6 +1,6 @@
 """Diffusion against PyTorch: steps dense and edited, their memory, and SDEdit end to end; checked, then timed in turn.
 
-    python -m bench.diffusion [--backend NAME] [--rounds 3] [--repeats 3] [--engines sparsegen torch-nchw torch-nhwc]
+    python -m bench.diffusion [--backend NAME] [--rounds 3] [--repeats 5] [--engines sparsegen torch-nchw torch-nhwc]
 
 Random weights in one checkpoint that both load. Every timed edit is a rectangle elsewhere, new to the session. Under
 `fast`, a step is one of three kinds (`bench.trajectory`); the mean is over all steps of the family's edits.
@@ -58,7 +58,7 @@ def steps(report: Report, net: Unet, replies: dict[str, list[Reply]], errors: Er
             row: dict[str, Any] = {
                 "engine": engine,
                 "version": replies[engine][0].version,
-                "spread": timing.spread,
+                **timing.row,
                 **worst(errors, engine),
                 **replies[engine][0].figures.get(name, {}),
             }
@@ -93,7 +93,7 @@ def end_to_end(
     timings = {engine: together(got)["second edit"] for engine, got in rivals.items()}
     torch_ms = min((timing.median for timing in timings.values()), default=float("nan"))
     for engine, timing in timings.items():
-        row = {"engine": engine, "version": rivals[engine][0].version, "spread": timing.spread}
+        row = {"engine": engine, "version": rivals[engine][0].version, **timing.row}
         name = f"{engine}, SDEdit, second edit"
         report.add(name, timing.median, "ms", ratio=torch_ms / timing.median, **row)
     for (policy, storage), reply in ours.items():
@@ -105,7 +105,7 @@ def _session(report: Report, policy: str, kind: str, torch_ms: float, dense_ms: 
     figures, times = reply.figures, {name: Timing(tuple(samples)) for name, samples in reply.timings.items()}
     for name in ("dense run of the original", "first edit", "second edit"):
         ratio, timing = torch_ms / times[name].median, times[name]
-        row: dict[str, Any] = {"engine": OURS, "version": reply.version, "spread": timing.spread}
+        row: dict[str, Any] = {"engine": OURS, "version": reply.version, **timing.row}
         if name == "second edit":
             aim = END_TO_END[policy]
             row |= {**figures[name], "aim": f"≥ {aim:g} ×", "reached": ratio >= aim}
@@ -142,7 +142,7 @@ def main() -> None:
         known = [net.name for net in unets(False).values()]
         parser.add_argument("--models", nargs="+", default=known, choices=known, help="models to time (all)")
 
-    options = parse(__doc__, repeats=3, rounds=2, engines=(OURS, *TORCH, *BFLOAT16), more=more)
+    options = parse(__doc__, repeats=5, rounds=3, engines=(OURS, *TORCH, *BFLOAT16), more=more)
     engines = options.engines
     common = {"quick": options.quick, "backend": options.backend, "plain_memory": options.plain_memory}
     print(machine())

@@ -1,6 +1,6 @@
 """The big GauGAN against PyTorch: dense, and edits of 0 to 100 % of the labels; checked, then timed in turn.
 
-    python -m bench.gaugan [--backend NAME] [--rounds 3] [--repeats 3]
+    python -m bench.gaugan [--backend NAME] [--rounds 3] [--repeats 5]
 
 93 M random weights in one checkpoint that both load; the street is `street.py`'s. Every timed edit is new to the
 session. The curve goes to `bench/results/`, one for each kind of vectors.
@@ -151,7 +151,7 @@ def compete(case: str, options: argparse.Namespace) -> None:
         for name, timing in times.items():
             figure = replies[engine][0].figures.get(name, {})
             row = {"engine": engine, "version": replies[engine][0].version, "what": name}
-            row |= {"ms": timing.median, "spread": timing.spread, "ratio": torch_ms / timing.median}
+            row |= {"ms": timing.median, **timing.row, "ratio": torch_ms / timing.median}
             keep(**row, **worst(errors, engine), **figure)
             macs = f"{figure['macs']:.1%}" if "macs" in figure else ""
             rows.append(
@@ -180,7 +180,7 @@ def compete(case: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    compete("gaugan", parse(__doc__, repeats=3, rounds=3))
+    compete("gaugan", parse(__doc__, repeats=5, rounds=3))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ class Timing:
         low, _, high = statistics.quantiles(self.samples, n=4)
         return (high - low) / self.median
 
+    @property
+    def row(self) -> dict[str, float]:
+        """What a recorded row says of the samples beside their median."""
+        return {"spread": self.spread, "samples": len(self.samples)}
+
 
 def measure(
     call: Callable[[], Any],

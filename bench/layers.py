@@ -67,7 +67,7 @@ def main() -> None:
                 "engine": engine,
                 "version": replies[engine][0].version,
                 "ms": timing.median,
-                "spread": timing.spread,
+                **timing.row,
                 "gflops": 2e-6 * case.macs / timing.median,
             }
             if engine in errors:

@@ -23,7 +23,7 @@ def named(row: Row) -> str:
     return f"commit `{row['commit']}`, {row['date']}"
 
 
-def origin(rows: Iterable[Row]) -> str:
+def origin(rows: Sequence[Row]) -> str:
     """The machines, commits and dates of the rows; how many rows each has, where there are several."""
     found: dict[tuple[str, str, str], int] = {}
     for row in rows:
@@ -37,7 +37,15 @@ def origin(rows: Iterable[Row]) -> str:
     versions = sorted(
         {row["version"].split("+")[0] for row in rows if engine(row) in TORCH and "version" in row}
     )
-    return "\n".join([*lines, *(f"PyTorch {version}." for version in versions)])
+    return "\n".join([*lines, *_samples(rows), *(f"PyTorch {version}." for version in versions)])
+
+
+def _samples(rows: Iterable[Row]) -> list[str]:
+    """A sentence that says of how many runs the medians of the rows are; none if no row tells."""
+    counts = [row["samples"] for row in rows if row.get("samples", 1) > 1]
+    if not counts:
+        return []
+    return [f"Medians of {min(counts)} runs{' or more' * (max(counts) > min(counts))}."]
 
 
 def engine(row: Row) -> str:

@@ -11,7 +11,7 @@ import pytest
 from bench import engines, processor, report, report_cells, report_rows, report_short, report_texts, threads
 from bench.contest import Error, WrongResult, judge
 from bench.engines import OURS, TORCH_BFLOAT16
-from bench.harness import Report, machine, parse
+from bench.harness import Report, Timing, machine, parse
 from bench.latent_cases import LATENT
 from bench.stable_diffusion import FILE
 from tests.house import pages
@@ -251,3 +251,12 @@ def test_a_text_has_the_times_of_the_tables() -> None:
     other = {**row, "model": "Net", "what": f"{OURS}, step, dense", "ms": 5600.0}
     text = "{Net 1.x, 64×64 AVX-512} of {Net AVX-512}; {Net AVX2}"
     assert report._with_times(text, {"AVX-512": [row, other]}) == "12.3 ms of 5.6 s; –"
+
+
+def test_the_page_says_of_how_many_runs_medians_are() -> None:
+    common = {"machine": "a CPU", "commit": "one", "date": "2026-01-01"}
+    rows = [{**common, **Timing((1.0,) * count).row} for count in (15, 15, 1)]
+    assert report_cells.origin(rows).splitlines()[1:] == ["Medians of 15 runs."]
+    rows.append({**common, **Timing((1.0,) * 40).row})
+    assert report_cells.origin(rows).splitlines()[1:] == ["Medians of 15 runs or more."]
+    assert "Medians" not in report_cells.origin([common, rows[2]])
