@@ -25,7 +25,7 @@ AS_AVX2 = {
 """Environment variables with which Numba and PyTorch (itself, oneDNN and MKL) use no vectors wider than AVX2's."""
 LIMITED = "AVX2 alone"
 """The kind of a processor with AVX-512 where these variables are set."""
-KINDS = ("AVX-512", "AVX2", LIMITED, "NEON")
+KINDS = (*VECTORS, LIMITED)
 """All kinds, in the order in which they are shown."""
 CPUINFO = Path("/proc/cpuinfo")
 

@@ -50,11 +50,11 @@ SHORT = (
         "step, dense", ("step, dense", f"step, {step_name(0.012, MEAN)}", f"step, {step_name(0.15, MEAN)}"),
     ),
 )  # fmt: skip
-"""The lines of the short table, each for every kind of processor with which all its cases are measured."""
+"""The lines of the short table, each for every kind of vectors with which all its cases are measured."""
 
 
 def _short_rows(folder: Path) -> Iterator[tuple[_Shown, str, dict[tuple[str, str], Row]]]:
-    """The lines of the short table: with the kind of vectors, and (engine, case) -> row."""
+    """The lines of the short table: with the kind of vectors, and (engine, case) -> row. No limited processors."""
     for shown in SHORT:
         for kind, rows in by_kind(of_file(folder, shown.file)).items():
             if kind == LIMITED:

@@ -111,18 +111,19 @@ _DEEP = (DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR)
 _COLD = (COLD_8, COLD_TWELVE, COLD_FOUR)
 
 
-def _first(text: str, lines: Iterable[str]) -> Change:
+def _beginning_with(text: str, lines: Iterable[str]) -> Change:
     """The transform that begins with `text` does `lines` instead, and returns."""
     instead = "".join(f"    {line}\n" for line in (*lines, "return"))
     return Change("transforms.py", f"    {text}", f"{instead}    {text}")
 
 
 def _of_columns(row: int, count: int) -> str:
+    """A row's value of each of the transformed columns."""
     return ", ".join(f"c{column}[{row}]" for column in range(count))
 
 
-_WHOLE = (
-    _first(
+_ALL_ROWS_AT_ONCE = (
+    _beginning_with(
         "_store_input_end(scratch, window, column, row, at, step)",
         [
             *(
@@ -136,7 +137,7 @@ _WHOLE = (
             ),
         ],
     ),
-    _first(
+    _beginning_with(
         "c0 = _output_even(*_load_5(scratch, sums, 6 * step))",
         [
             *(
@@ -150,7 +151,7 @@ _WHOLE = (
             ),
         ],
     ),
-    _first(
+    _beginning_with(
         "_store_6(scratch, at, step, _kernel_4(*_load_3(weights, kernel, tap)))",
         [
             *(f"c{x} = _kernel_4(*_load_3(weights, kernel + {x} * tap, 3 * tap))" for x in range(3)),
@@ -232,7 +233,7 @@ SWITCHES = (
         "winograd-rows",
         "a transform computes one or two rows between its two products at a time, from columns loaded again for each",
         "all rows, more than the registers hold",
-        _WHOLE,
+        _ALL_ROWS_AT_ONCE,
         (BIG, NARROW, MIDDLE, *_DEEP),
     ),
     Switch(

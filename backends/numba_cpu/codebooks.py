@@ -147,8 +147,8 @@ def number(
         corner = ((n * height + first_y) * width + first_x) * planes
         one_tile = within and _is_uniform(flat, corner, line, column, down, across, planes)
         for y in range(top, bottom):
-            beside = corner + (y - top) * line
-            one_row = one_tile or (within and _is_uniform(flat, beside, line, column, side, across, planes))
+            at = corner + (y - top) * line
+            one_row = one_tile or (within and _is_uniform(flat, at, line, column, side, across, planes))
             for x in range(left, right):
                 if (one_row and x > left) or (one_tile and y > top):
                     codes[n, y, x, 0] = last
