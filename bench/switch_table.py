@@ -311,11 +311,36 @@ SWITCHES = (
         (POINTS, DEEP_POINTS, FEW_POINTS),
     ),
     Switch(
-        "fetch-rows",
-        "rows that are read in place for the first time are prefetched while other rows are multiplied",
-        "the processor's own prefetcher is left alone",
-        (Change("direct.py", "fresh = inputs_in == IN_PLACE and each == begin", "fresh = False"),),
-        (POINTS, BIG_POINTS, WIDE_POINTS, DEEP_POINTS),
+        "by-lines",
+        "outputs of tiles that lie side by side are computed and written line by line",
+        "tile by tile",
+        (
+            Change(
+                "direct.py",
+                "        run = run_of(tiles, first + t, first + count)\n        row = t * PIXELS\n",
+                "        run = 1\n        row = t * PIXELS\n",
+            ),
+            Change(
+                "direct.py",
+                """
+            for j in range(TILE * run):
+                places[row] = window + (i * at.line + j * (inputs // pair)) * g.stride
+                row += 1
+""",
+                """
+            for j in range(TILE * run):
+                tile = (j // TILE * TILE + i) * TILE + j % TILE
+                places[row + tile] = window + (i * at.line + j * (inputs // pair)) * g.stride
+""",
+            ),
+            Change(
+                "winograd.py",
+                "run_of(tiles, first + t, first + count)\n        line = TILE",
+                "1\n        line = TILE",
+            ),
+            Change("writing.py", "run = run_of(tiles, first + t, first + count)", "run = 1"),
+        ),
+        (POINTS, BIG_POINTS, WIDE_POINTS, STRIDED, BIG, PENDING, WIDE),
     ),
     Switch(
         "copied-taps",
@@ -326,29 +351,30 @@ SWITCHES = (
     ),
     Switch(
         "direct-batch",
-        "weights are read once for up to 32 tiles, or 16 whose inputs are read in place",
+        "weights are read once for up to 32 tiles, or 64 whose inputs are read in place",
         "for up to 4",
         (
             Change("direct.py", "BATCH = 32", "BATCH = 4"),
-            Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 4"),
+            Change("direct.py", "BATCH_IN_PLACE = 64", "BATCH_IN_PLACE = 4"),
         ),
         (POINTS, DEEP_POINTS, STRIDED, FIRST),
     ),
     Switch(
         "in-place-batch",
-        "batches of inputs that are read in place have up to 16 tiles",
-        "up to 32, as others",
-        (Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 32"),),
-        (POINTS, WIDE_POINTS, DEEP_POINTS),
+        "batches of inputs that are read in place have up to 64 tiles",
+        "up to 16",
+        (Change("direct.py", "BATCH_IN_PLACE = 64", "BATCH_IN_PLACE = 16"),),
+        (POINTS, BIG_POINTS, WIDE_POINTS, DEEP_POINTS),
     ),
     Switch(
         "direct-cache",
         "a batch's windows and sums fit a second-level cache",
         "a batch has 128 tiles, whatever they take",
         (
-            Change("direct.py", "CACHE = 1 << 18", "CACHE = 1 << 30"),
+            Change("direct.py", "\nCACHE = 1 << 18", "\nCACHE = 1 << 30"),
+            Change("direct.py", "CACHE_IN_PLACE = 1 << 17", "CACHE_IN_PLACE = 1 << 30"),
             Change("direct.py", "BATCH = 32", "BATCH = 128"),
-            Change("direct.py", "BATCH_IN_PLACE = 16", "BATCH_IN_PLACE = 128"),
+            Change("direct.py", "BATCH_IN_PLACE = 64", "BATCH_IN_PLACE = 128"),
         ),
         (POINTS, STRIDED, FIRST),
     ),

@@ -21,33 +21,31 @@ import numpy as np
 from numba.types import int64, void
 
 from ..interface import TILE, Host, Tiles
-from .gemm import DEPTH, LINE, PANEL, ROWS
+from .gemm import DEPTH, PANEL
 from .geometry import GEOMETRY, Geometry
 from .handover import shared
 from .items import COUNTER, TILES, take_items
 from .jit import both, inline
 from .launch import Launcher
-from .packing import FLOAT32, PACKED, PAIRS, WIDENED, Packed, multiply_piece, pack, store_as, store_as_pairs
+from .packing import PACKED, PAIRS, WIDENED, Packed, multiply_piece, pack, store_as, store_as_pairs
 from .reading import READING, Reading, is_plain, read_combined_window, read_window, run_of
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
-from .simd import WIDTH, fetch, load, store, store_pairs
+from .simd import WIDTH, load, store, store_pairs
 from .sizes import ceil_div, share_of
-from .writing import GATHERED, PIXELS, WRITING, Writing, residual_floats, write_tile
+from .writing import GATHERED, PIXELS, WRITING, Writing, residual_floats, write_tiles
 
 SHALLOW = 48
 """Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
 CACHE = 1 << 18
 """Floats of windows and sums that a batch may take: they fit a core's second-level cache."""
+CACHE_IN_PLACE = 1 << 17
+"""Floats of inputs that a batch may have where they are read in place: they stay in that cache for the next panels."""
 SUMS = 1 << 16
 """Floats of sums after which outputs are written, before the next panels are computed."""
 BATCH = 32
 """Tiles in a batch, at most."""
-BATCH_IN_PLACE = 16
-"""The same where inputs are read in place: their rows, and the sums of a few panels, fit a second-level cache."""
-DEEP = 128
-"""Steps of k from which ROWS rows are a block for which others are prefetched; with fewer steps it has more rows."""
-AHEAD = 2
-"""Blocks of rows from those that are multiplied to those that are prefetched."""
+BATCH_IN_PLACE = 64
+"""The same where inputs are read in place: the longer a line of the canvas, the better processors fetch it ahead."""
 LEAST = 4
 """Tiles for which a thread reads all weights rather than the inputs of other threads' tiles."""
 
@@ -84,7 +82,7 @@ class Layout(NamedTuple):
     | widened | [DEPTH, PANEL] | the product, of 16-bit weights | the product |
     | windows | [lines, line] + OVERRUN, unless IN_PLACE | `_gather` | `_multiply`, `_copy_taps` |
     | rows | [R, depth] + OVERRUN, if IN_ROWS | `_copy_taps` | `_multiply` |
-    | residual | [TILE, TILE, O] + OVERRUN, if there is one | scatter | scatter |
+    | residual | as `write_tiles` takes it | scatter | scatter |
 
     `places` says where a row's inputs begin in the windows or in the source's first canvas; `others` in `rows` or the
     second canvas. Windows of neighbours share columns, so a line of them holds at most B times a single tile's columns,
@@ -153,15 +151,21 @@ def _locate(source: Any, tiles: Any, first: int, count: int, stride: int, places
     An output outside the image reads the last pixel of its line, and is not written.
     """
     height, width = source.height >> source.halved, source.width >> source.halved
-    for t in range(count):
+    t = 0
+    while t < count:
         n: Any = np.int64(tiles[first + t, 0])
         top, left = np.int64(tiles[first + t, 1]) * TILE, np.int64(tiles[first + t, 2]) * TILE
-        for i in range(PIXELS):
-            y = min((top + i // TILE) * stride, source.height - 1) >> source.halved
-            x = min((left + i % TILE) * stride, source.width - 1) >> source.halved
-            pixel = (n * height + y) * width + x
-            places[t * PIXELS + i] = pixel * source.first_channels
-            others[t * PIXELS + i] = pixel * source.second_channels
+        run = run_of(tiles, first + t, first + count)
+        row = t * PIXELS
+        for i in range(TILE):
+            y = min((top + i) * stride, source.height - 1) >> source.halved
+            for j in range(TILE * run):
+                x = min((left + j) * stride, source.width - 1) >> source.halved
+                pixel = (n * height + y) * width + x
+                places[row] = pixel * source.first_channels
+                others[row] = pixel * source.second_channels
+                row += 1
+        t += run
 
 
 @inline
@@ -199,9 +203,11 @@ def _gather(
                 start = window + line * at.line
                 for c in range(0, columns * inputs, WIDTH):
                     store_pairs(scratch, start + c // 2, load(scratch, start + c))
-        for i in range(run * PIXELS):
-            corner = i % PIXELS // TILE * at.line + (i // PIXELS * TILE + i % TILE) * (inputs // pair)
-            places[t * PIXELS + i] = window + corner * g.stride
+        row = t * PIXELS
+        for i in range(TILE):
+            for j in range(TILE * run):
+                places[row] = window + (i * at.line + j * (inputs // pair)) * g.stride
+                row += 1
         window += columns * inputs
         t += run
 
@@ -247,17 +253,8 @@ def _copy_taps(
 
 
 @inline
-def _fetch_rows(values: Any, start: int, where: Any, first: int, end: int, count: int) -> None:
-    """Prefetch `count` floats of the rows `first` … `end` - 1: row m begins at `start` plus `where[m]`."""
-    for row in range(first, end):
-        for i in range(0, count, LINE):
-            fetch(values, start + where[row] + i)
-
-
-@inline
 def _multiply(
     inputs_in: int,
-    fresh: bool,
     source: Any,
     group: int,
     g: Any,
@@ -273,7 +270,6 @@ def _multiply(
     """`sums[row, o] = Σ_k in[row, k] · weights[k, o]` of one panel, its weights `[depth, PANEL]` from `weight` on.
 
     In windows the depth lies in pieces; copied taps are one piece; in place each canvas is one. A pair is one k.
-    `fresh`: no panel has read these rows, which come from memory: a block's are prefetched while others are multiplied.
     """
     inputs = (source.first_channels + source.second_channels) // (2 if weights.stored == PAIRS else 1)
     piece = _piece(g.kernel_columns, inputs, g.groups)
@@ -295,16 +291,9 @@ def _multiply(
             values, where, deep = scratch, places, piece
         for first in range(0, deep, DEPTH):
             steps, a, w = min(DEPTH, deep - first), start + first, weight + done * PANEL
-            block = rows
-            if fresh and weights.stored == FLOAT32:  # others would be widened for each block
-                block = ROWS * ceil_div(DEEP, steps)
-            for row in range(0, rows, block):
-                count, ahead, c = min(block, rows - row), row + AHEAD * block, sums + row * at.pixel
-                if fresh:
-                    _fetch_rows(values, a, where, ahead, min(ahead + block, rows), steps)
-                multiply_piece(
-                    values, a, where[row:], weights, w, scratch, c, at.pixel, count, steps, done, at.widened
-                )
+            multiply_piece(
+                values, a, where, weights, w, scratch, sums, at.pixel, rows, steps, done, at.widened
+            )
             done += steps
 
 
@@ -366,10 +355,8 @@ def convolve(
                 for each in range(panel, after):
                     weight = (group * panels + each) * depth * PANEL
                     sums = at.sums + (each - panel) * PANEL
-                    fresh = inputs_in == IN_PLACE and each == begin
                     _multiply(
                         inputs_in,
-                        fresh,
                         source,
                         group,
                         g,
@@ -388,9 +375,7 @@ def convolve(
             last, results, pixel = min(after * PANEL, out.channels), at.sums, at.pixel
             if g.groups > 1:
                 last, results, pixel = out.channels, at.joined, out.channels
-            for t in range(count):
-                sums = results + t * PIXELS * pixel
-                write_tile(out, tiles, first + t, panel * PANEL, last, scratch, sums, pixel, at.residual)
+            write_tiles(out, tiles, first, count, panel * PANEL, last, scratch, results, pixel, at.residual)
 
 
 def launch(
@@ -415,10 +400,11 @@ def launch(
     # a residual that is gathered is gathered anew for each of an item's writes
     whole = g.groups > 1 or out.has_residual == GATHERED
     sums = PIXELS * (g.outputs if whole else min(g.outputs, PANEL))
-    limit = max(1, min(BATCH_IN_PLACE if in_place else BATCH, CACHE // (window + sums)))
+    limit = min(BATCH_IN_PLACE, CACHE_IN_PLACE // window) if in_place else BATCH
+    limit = max(1, min(limit, CACHE // (window + sums)))
     batch, splits = launcher.items(len(tiles), limit, own_panels if g.groups == 1 else 1, work, least=LEAST)
     share = ceil_div(own_panels, splits)
     together = share if whole else max(1, min(share, SUMS // (batch * PIXELS * PANEL)))
-    at = layout(batch, g, together, residual=residual_floats(out), inputs_in=inputs_in)
+    at = layout(batch, g, together, residual=residual_floats(out, batch), inputs_in=inputs_in)
     args = (batch, splits, together, inputs_in, tiles.host, source, g, weights, out, at)
     launcher.run(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

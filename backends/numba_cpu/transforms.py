@@ -194,8 +194,8 @@ def transform_input_4(scratch: Any, window: int, column: int, row: int, at: int,
 
 
 @inline
-def transform_output_4(scratch: Any, sums: int, step: int, at: int, pixel: int) -> None:
-    """Aᵀ m A, 4×4 pixels of WIDTH outputs: sums every `step` floats, a pixel's result every `pixel` floats."""
+def transform_output_4(scratch: Any, sums: int, step: int, at: int, pixel: int, line: int) -> None:
+    """Aᵀ m A, 4×4 pixels of WIDTH outputs: sums every `step` floats, results every `pixel` and `line` floats."""
     c0 = _output_even(*_load_5(scratch, sums, 6 * step))
     c1 = _output_even(*_load_5(scratch, sums + step, 6 * step))
     c2 = _output_even(*_load_5(scratch, sums + 2 * step, 6 * step))
@@ -203,15 +203,15 @@ def transform_output_4(scratch: Any, sums: int, step: int, at: int, pixel: int) 
     c4 = _output_even(*_load_5(scratch, sums + 4 * step, 6 * step))
     c5 = _output_even(*_load_5(scratch, sums + 5 * step, 6 * step))
     _store_4(scratch, at, pixel, _output_4(c0[0], c1[0], c2[0], c3[0], c4[0], c5[0]))
-    _store_4(scratch, at + 8 * pixel, pixel, _output_4(c0[1], c1[1], c2[1], c3[1], c4[1], c5[1]))
+    _store_4(scratch, at + 2 * line, pixel, _output_4(c0[1], c1[1], c2[1], c3[1], c4[1], c5[1]))
     c0 = _output_odd(*_load_5(scratch, sums + 6 * step, 6 * step))
     c1 = _output_odd(*_load_5(scratch, sums + 7 * step, 6 * step))
     c2 = _output_odd(*_load_5(scratch, sums + 8 * step, 6 * step))
     c3 = _output_odd(*_load_5(scratch, sums + 9 * step, 6 * step))
     c4 = _output_odd(*_load_5(scratch, sums + 10 * step, 6 * step))
     c5 = _output_odd(*_load_5(scratch, sums + 11 * step, 6 * step))
-    _store_4(scratch, at + 4 * pixel, pixel, _output_4(c0[0], c1[0], c2[0], c3[0], c4[0], c5[0]))
-    _store_4(scratch, at + 12 * pixel, pixel, _output_4(c0[1], c1[1], c2[1], c3[1], c4[1], c5[1]))
+    _store_4(scratch, at + line, pixel, _output_4(c0[0], c1[0], c2[0], c3[0], c4[0], c5[0]))
+    _store_4(scratch, at + 3 * line, pixel, _output_4(c0[1], c1[1], c2[1], c3[1], c4[1], c5[1]))
 
 
 # -- kernels ---------------------------------------------------------------------------------------------

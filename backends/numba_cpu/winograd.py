@@ -43,7 +43,7 @@ from .simd import WIDTH
 from .sizes import ceil_div, round_up, share_of, whole_vectors
 from .target import TARGET
 from .transforms import transform_input_4, transform_kernel_4, transform_output_4
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tile
+from .writing import PIXELS, WRITING, Writing, residual_floats, write_tiles
 
 WINDOW = TILE + 2
 """Pixels along one side of a tile's window."""
@@ -110,8 +110,8 @@ class Layout(NamedTuple):
     | widened | [PIECE, TAPS, PANEL] | `_transform_kernels` (16-bit weights) | `_transform_kernels` |
     | inputs | [PRODUCTS, pieces, B, PIECE] | `_transform_windows` | `_multiply` |
     | sums | [PRODUCTS, GROUP, B, PANEL] | `_multiply` | `_transform_sums` |
-    | results | [B, TILE, TILE, P, PANEL] | `_transform_sums` | scatter |
-    | residual | [TILE, TILE, O] + OVERRUN, if there is one | scatter | scatter |
+    | results | [B, TILE, TILE, P, PANEL], runs line by line | `_transform_sums` | scatter |
+    | residual | as `write_tiles` takes it | scatter | scatter |
     | windows | [WINDOW, B * TILE + 2, I in whole vectors] + OVERRUN | `_transform_windows` | `_transform_windows` |
 
     `kernels` lies first, where no item moves it: with `kept` it has a block for each group of panels and piece of the
@@ -307,14 +307,21 @@ def _multiply_untransformed(
 
 
 @inline
-def _transform_sums(panel: int, group: int, batch: int, count: int, at: Any, scratch: Any) -> None:
+def _transform_sums(
+    tiles: Any, first: int, panel: int, group: int, batch: int, count: int, at: Any, scratch: Any
+) -> None:
     """`results = Aᵀ sums A` of `count` tiles; `panel` counts within the share, from it on there are `group`."""
-    for g in range(group):
-        for t in range(count):
-            sums = at.sums + (g * batch + t) * PANEL
-            to = at.results + t * PIXELS * at.results_step + (panel + g) * PANEL
-            for c in range(0, PANEL, WIDTH):
-                transform_output_4(scratch, sums + c, at.sums_step, to + c, at.results_step)
+    t = 0
+    while t < count:
+        run = run_of(tiles, first + t, first + count)
+        line = TILE * run * at.results_step
+        for g in range(group):
+            for i in range(run):
+                sums = at.sums + (g * batch + t + i) * PANEL
+                to = at.results + (t * PIXELS + i * TILE) * at.results_step + (panel + g) * PANEL
+                for c in range(0, PANEL, WIDTH):
+                    transform_output_4(scratch, sums + c, at.sums_step, to + c, at.results_step, line)
+        t += run
 
 
 @shared(void(COUNTER, int64, int64, int64, int64, TILES, READING, GEOMETRY, PACKED, WRITING, LAYOUT, SCRATCH))
@@ -365,13 +372,11 @@ def convolve(
                     following = -1
                 # Σ_inputs … ⊙ …
                 _multiply(weights, following, depth, group, batch, count, k, steps, at, scratch, kernels)
-            _transform_sums(panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A
+            _transform_sums(tiles, first, panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A
         last = min(end * PANEL, out.channels)
-        for t in range(count):
-            results = at.results + t * PIXELS * at.results_step
-            write_tile(
-                out, tiles, first + t, begin * PANEL, last, scratch, results, at.results_step, at.residual
-            )
+        write_tiles(
+            out, tiles, first, count, begin * PANEL, last, scratch, at.results, at.results_step, at.residual
+        )
         transforms = not kept
 
 
@@ -386,6 +391,6 @@ def launch(
     items = ceil_div(len(tiles), batch) * splits
     kept = splits == 1 and items > launcher.threads and kernel_blocks(inputs, outputs) * _BLOCK <= KEPT
     share = ceil_div(panels, splits)
-    at = layout(batch, inputs, outputs, share, residual=residual_floats(out), kept=kept)
+    at = layout(batch, inputs, outputs, share, residual=residual_floats(out, batch), kept=kept)
     args = (batch, splits, int(kept), tiles.on(in_blocks, in_blocks), source, g, weights, out, at)
     launcher.run(convolve, items, args, at.size, work * len(tiles))

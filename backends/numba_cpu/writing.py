@@ -30,6 +30,7 @@ from .reading import (
     read_tile,
     read_window,
     reading,
+    run_of,
 )
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, load_first, load_some, mark_odd, splat, store_some, total
@@ -122,9 +123,9 @@ def writing(
     )
 
 
-def residual_floats(out: Writing) -> int:
-    """Floats of the scratch region for a tile's residual, `[TILE, TILE, C]`: 0 where none is gathered."""
-    return PIXELS * out.channels + OVERRUN if out.has_residual == GATHERED else 0
+def residual_floats(out: Writing, tiles: int = 1) -> int:
+    """Floats of the scratch region in which `write_tiles` gathers a line of so many tiles' residual, if it does."""
+    return tiles * TILE * out.channels + OVERRUN if out.has_residual == GATHERED else 0
 
 
 @inline
@@ -148,28 +149,32 @@ def _finish(
 
 
 @inline
-def write_tile(
-    out: Any, tiles: Any, t: int, begin: int, end: int, scratch: Any, sums: int, pixel: int, spare: int
+def _write_run(
+    out: Any,
+    tiles: Any,
+    first: int,
+    run: int,
+    begin: int,
+    end: int,
+    scratch: Any,
+    sums: int,
+    pixel: int,
+    spare: int,
 ) -> None:
-    """`out[tile t] = activation(sums + bias + shift + residual)`, in the channels `begin` … `end` and in the image.
-
-    Sets `out.odd` if a value is not finite; notes the tile's moments in `out.measures`, if that is not empty.
-
-    A pixel's sums for these channels lie every `pixel` floats of `scratch[sums:]`, and have OVERRUN floats behind them;
-    `begin` is a multiple of WIDTH. `scratch[spare:]` takes the residual, `residual_floats`.
-    """
-    n, top, left = tiles[t, 0], tiles[t, 1] * TILE, tiles[t, 2] * TILE
+    """`write_tiles` of a run."""
+    n, top, left = tiles[first, 0], tiles[first, 1] * TILE, tiles[first, 2] * TILE
     channels = out.channels
     shift = -1 if out.shift_stride < 0 else n * out.shift_stride
-    rows, columns = min(TILE, out.height - top), min(TILE, out.width - left)
-    if out.has_residual == GATHERED:
-        read_window(out.residual, n, top, left, rows, columns, scratch, spare, channels, columns * channels)
+    rows, columns = min(TILE, out.height - top), min(TILE * run, out.width - left)
     whole, marks = end - (end - begin) % WIDTH, splat(0.0)
     for y in range(rows):
+        if out.has_residual == GATHERED:
+            read_window(out.residual, n, top + y, left, 1, columns, scratch, spare, channels, 0)
+        line = sums + y * TILE * run * pixel - begin
         for x in range(columns):
             at = ((n * out.height + top + y) * out.width + left + x) * channels
-            residual = spare + (y * columns + x) * channels if out.has_residual == GATHERED else -1
-            value = sums + (y * TILE + x) * pixel - begin
+            residual = spare + x * channels if out.has_residual == GATHERED else -1
+            value = line + x * pixel
             for c in range(begin, whole, WIDTH):
                 v = load(scratch, value + c)
                 marks = _finish(v, out, c, WIDTH, shift, scratch, residual, at, marks)
@@ -180,20 +185,51 @@ def write_tile(
         out.odd[0] = 1
     if len(out.measures):
         across, down = ceil_div(out.width, TILE), ceil_div(out.height, TILE)
-        pixel = (n * out.height + top) * out.width + left
-        to = ((n * down + tiles[t, 1]) * across + tiles[t, 2]) * 2 * channels + begin
-        measure_tile(
-            out.canvas,
-            pixel * channels + begin,
-            out.width * channels,
-            channels,
-            rows,
-            columns,
-            end - begin,
-            out.measures,
-            to,
-            channels,
-        )
+        for i in range(run):
+            corner = (n * out.height + top) * out.width + left + i * TILE
+            tile = (n * down + tiles[first, 1]) * across + tiles[first, 2] + i
+            measure_tile(
+                out.canvas,
+                corner * channels + begin,
+                out.width * channels,
+                channels,
+                rows,
+                min(TILE, columns - i * TILE),
+                end - begin,
+                out.measures,
+                tile * 2 * channels + begin,
+                channels,
+            )
+
+
+@inline
+def write_tiles(
+    out: Any,
+    tiles: Any,
+    first: int,
+    count: int,
+    begin: int,
+    end: int,
+    scratch: Any,
+    sums: int,
+    pixel: int,
+    spare: int,
+) -> None:
+    """`out[tiles] = activation(sums + bias + shift + residual)` of `count` tiles from `first` on.
+
+    It writes the channels `begin` … `end` and what is in the image. Sets `out.odd` if a value is not finite; notes the
+    tiles' moments in `out.measures`, if that is not empty.
+
+    Tiles that lie side by side (`run_of`) are written line by line, and so lie their sums: run after run, and in each
+    the pixels of its first line, the second, … A processor fetches ahead what is written in long stretches. A pixel's
+    sums for these channels lie every `pixel` floats of `scratch[sums:]`, and have OVERRUN floats behind them; `begin`
+    is a multiple of WIDTH. `scratch[spare:]` takes a line of the residual, `residual_floats`.
+    """
+    t = 0
+    while t < count:
+        run = run_of(tiles, first + t, first + count)
+        _write_run(out, tiles, first + t, run, begin, end, scratch, sums + t * PIXELS * pixel, pixel, spare)
+        t += run
 
 
 # -- the primitive `pointwise` ---------------------------------------------------------------------------
@@ -205,7 +241,7 @@ class Layout(NamedTuple):
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
     | values | [TILE, TILE, C] + OVERRUN | gather | scatter |
-    | residual | [TILE, TILE, C] + OVERRUN, if there is one | scatter | scatter |
+    | residual | as `write_tiles` takes it | scatter | scatter |
     """
 
     values: int
@@ -240,7 +276,7 @@ def write_out(
             read_combined_window(source, n, top, left, TILE, TILE, scratch, at.values, channels, line)
         else:
             read_tile(source, tiles, t, scratch, at.values)
-        write_tile(out, tiles, t, 0, channels, scratch, at.values, channels, at.residual)
+        write_tiles(out, tiles, t, 1, 0, channels, scratch, at.values, channels, at.residual)
 
 
 def launch_pointwise(launcher: Launcher, canvas: Array, tiles: Tiles, source: Reading, out: Writing) -> None:
