@@ -64,13 +64,33 @@ def test_kinds_of_vectors_are_told_apart_and_the_last_machine_of_each_counts() -
 
 
 def test_a_machine_is_named_by_its_widest_vectors() -> None:
-    assert [processor.vectors(some) for some in (("avx2", "avx512f"), ("avx", "avx2"), ("asimd",), ())] == [
+    cases = (("avx2", "avx512f", processor.WHOLE), ("avx2", "avx512f"), ("avx", "avx2"), ("asimd",), ())
+    assert [processor.vectors(some) for some in cases] == [
+        "full AVX-512",
         "AVX-512",
         "AVX2",
         "NEON",
         "",
     ]
     assert processor.kind_of(machine()) == processor.kind(processor.features())
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "name", "kind"),
+    [
+        ("AuthenticAMD", 26, "AMD EPYC (Zen 5)", "full AVX-512"),
+        ("AuthenticAMD", 25, "AMD EPYC", "AVX-512"),
+        ("GenuineIntel", 6, "AMD EPYC", "full AVX-512"),
+    ],
+)
+def test_avx512_that_is_computed_in_halves_is_a_kind_of_its_own(
+    vendor: str, family: int, name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    lines = {"vendor_id": vendor, "cpu family": family, "model name": "AMD EPYC", "flags": "avx2 avx512f"}
+    cpuinfo.write_text("".join(f"{key}\t: {value}\n" for key, value in lines.items()))
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    assert (processor.model(), processor.kind(processor.features(), {})) == (name, kind)
 
 
 def test_a_processor_that_is_limited_to_avx2_is_a_kind_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
