@@ -31,8 +31,8 @@ AS_AVX2 = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 """Environment variables with which Numba and PyTorch (itself, oneDNN and MKL) use no vectors wider than AVX2's."""
-LIMITED = "AVX2 alone"
-"""The kind of a processor with AVX-512 where these variables are set."""
+LIMITABLE, LIMITED = (FULL, HALVED), "AVX2 alone"
+"""The kinds of processors that these variables limit, and their kind where all are set."""
 KINDS = (*VECTORS, LIMITED)
 """All kinds, in the order in which they are shown."""
 CPUINFO = Path("/proc/cpuinfo")
@@ -63,7 +63,7 @@ def kind(features: Collection[str], settings: Mapping[str, str] = os.environ) ->
     """The kind of the widest vectors that a processor of these features uses; "" if there is none of `VECTORS`."""
     limited = all(settings.get(name) == value for name, value in AS_AVX2.items())
     widest = vectors(features)
-    return LIMITED if widest in (FULL, HALVED) and limited else widest
+    return LIMITED if widest in LIMITABLE and limited else widest
 
 
 def kind_of(machine: str) -> str:

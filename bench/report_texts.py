@@ -21,9 +21,10 @@ again when the code changes.** `make bench` measures, appends lines, and writes 
 - "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
   convolutions and of windows of labels: where the processor multiplies bfloat16, beside the others. No target counts
   them.
-- Kinds of vectors are never mixed in a line: AVX-512, AVX2, and "AVX2 alone", an AVX-512 machine on which sparsegen and
-  PyTorch are limited to AVX2 (the option `--as-avx2`; nothing limits ncnn and ONNX Runtime, which are left out there).
-  Of each kind the machine counts that was measured last.
+- Kinds of vectors are never mixed in a line: "full AVX-512", of a processor that makes twice as many multiply-adds a
+  cycle with it as with AVX2 (Zen 5); AVX-512, of one that computes such a vector in two halves (Zen 4); AVX2; and "AVX2
+  alone", a machine with AVX-512 on which sparsegen and PyTorch are limited to AVX2 (the option `--as-avx2`; nothing
+  limits ncnn and ONNX Runtime, which are left out there). Of each kind the machine counts that was measured last.
 - "PyTorch" is the better of its two memory layouts. It is helped to keep the memory that it frees (the option
   `--plain-memory` omits the help).
 - "× PyTorch" is how many times as fast as PyTorch's dense run. "Aimed at" is the project's target.
@@ -38,8 +39,12 @@ The limit with AVX-512: with one row for each distinct window of labels a dense 
 be faster than that by fewer products alone, as windows share them already. Of its time Winograd's convolutions have
 46 %, the windows of labels 38 %, other convolutions 9 %, everything outside kernels, such as the numbering of windows,
 6 %; of an edit of 1.2 %: 52, 22, 4 and 19 %. With AVX2 the same multiply-adds take 711 of the
-{GauGAN 512×256, ngf 64 AVX2}, at that machine's 180 GFLOP/s (*Layers*). AVX2 alone has AVX-512's peak on this
-processor, and takes {GauGAN 512×256, ngf 64 AVX2 alone}."""
+{GauGAN 512×256, ngf 64 AVX2}, at that machine's 180 GFLOP/s (*Layers*).
+
+Full AVX-512 would make them in 239 ms, at 536 GFLOP/s (*Layers*), and takes {GauGAN 512×256, ngf 64 full AVX-512}. As
+products take half the time there, all else has more of it: of a dense run Winograd's convolutions have 47 %, windows of
+labels 36, other convolutions 9, everything outside kernels 8; of an edit of 1.2 % 51, 18, 3 and 25 % (9 of 37 ms, most
+of them Python). AVX2 alone, on the same processor at half that peak, takes {GauGAN 512×256, ngf 64 AVX2 alone}."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
@@ -69,7 +74,8 @@ The limits, on the AVX2 machine, whose products reach 90 GFLOP/s a core with all
 11 %, writing 3 %. At 8×8 the transform of the kernels takes 37 %: its results, 36 floats for 9 read, leave the
 first-level cache at the rate at which it can be written back. (Stages were timed by the cycle counter.)
 
-The limit of AVX2 alone at 8×8 is the same: without reading and transforming the kernels the layer takes 34 % less time.
+The limit of AVX2 alone at 8×8 is the same: without reading and transforming the kernels the layer takes 34 % less time
+(on the Zen 4 below).
 AVX-512 transforms the kernels of few tiles in registers. AVX2's 16 registers hold half a row of positions at a time: so
 four tiles took 1.6 times as long as with stored kernels, and 1.5 times with the first of the transform's two products
 stored. Stored kernels of 8 or 16 inputs at a time, which stay in a first-level cache, took 1.4 and 1.25 times as long,
@@ -82,6 +88,17 @@ are transformed where they are multiplied, by 60 operations for the 144 of four 
 time at one operation a cycle (`winograd-few` of the switches; written to a cache and read back, transformed kernels
 took 45 % of a layer). The layer of 64 outputs has half as many products for each window that it transforms. 1×1
 layers reach 72 to 93 % of the products' peak, layers of stride 2 89 to 93 %.
+
+The limits with full AVX-512, on a Zen 5 that makes 268 GFLOP/s a core out of registers: products take half the time,
+what is beside them as long as before. At that rate products are 68 % of a 3×3 layer at 256×256, and 44 % of one at
+8×8, 62 % with the transform of its kernels. Without its products the first takes 73 % less time, without its writing
+6 %, without the transform of its sums 2 % more, without that of its windows 6 % more. A layer 64→64 at 256×256, of
+which PD has some, takes 57 % less without its products: 0.9 of its 4.2 ms are because 50 MB of canvases lie in memory,
+and not in a cache as at 64×64. To prefetch outputs, residuals or the next windows during the products gained nothing;
+64 tiles in a batch, or 128 inputs in a piece, which rounds otherwise, 1 to 2 %. (All that before tiles were written
+line by line, the switch `by-lines`.) The layer at 32×32 takes 3.3 to 4.1 ms from process to process: 9 MB of kernels
+and 5 MB of transformed windows share the large cache. The 1×1 layer at 256×512 needs 4.0 ms for its products, and 3.3
+for 134 MB at the 40 GB/s that two threads read; stores that bypass the caches were not tried.
 
 Queries, keys and values as one product of three times the outputs took 5 to 11 % less time than as three, which apply
 the pending norm three times: 0.6 % of a dense step of PD 256 (at `8de909fde`; reading windows takes half as long

@@ -25,7 +25,7 @@ from bench.cases import CHECKED_AREA, Big, big
 from bench.contest import WORKER, ask, environment
 from bench.engines import TORCH
 from bench.harness import Timing, machine, parse, record, say, table, verdict
-from bench.processor import AS_AVX2, features, kind
+from bench.processor import AS_AVX2, LIMITABLE, features, kind
 from sparsegen.backends.caches import CACHE_VARIABLE
 from sparsegen.weights import builtin
 
@@ -157,7 +157,7 @@ def first_demos(demo: Command, folder: Path) -> Iterator[Command]:
     """The demo on a machine whose kernels are not compiled yet, and with AVX-512 also on one that has AVX2."""
     name, kernels = f"{demo.name}, kernels not compiled yet", {CACHE_VARIABLE: str(folder / "kernels")}
     yield Command(name, demo.words, FIRST_SECONDS, settings=kernels)
-    if kind(features()) == "AVX-512":
+    if kind(features()) in LIMITABLE:
         yield Command(f"{name}, those for AVX2", demo.words, FIRST_SECONDS, settings={**kernels, **AS_AVX2})
 
 

@@ -95,13 +95,15 @@ def test_avx512_that_is_computed_in_halves_is_a_kind_of_its_own(
 
 def test_a_processor_that_is_limited_to_avx2_is_a_kind_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     wide, narrow = ("avx2", "avx512f"), ("avx2",)
+    whole = (*wide, processor.WHOLE)
     some = dict(list(processor.AS_AVX2.items())[1:])
     kinds = [
         processor.kind(features, settings)
-        for features in (wide, narrow)
+        for features in (whole, wide, narrow)
         for settings in ({}, some, processor.AS_AVX2)
     ]
-    assert kinds == ["AVX-512", "AVX-512", processor.LIMITED, "AVX2", "AVX2", "AVX2"]
+    limited = processor.LIMITED
+    assert kinds == [*["full AVX-512"] * 2, limited, *["AVX-512"] * 2, limited, *["AVX2"] * 3]
 
     monkeypatch.setattr(processor, "features", lambda: frozenset({*wide, *processor.BFLOAT16}))
     monkeypatch.setattr(engines, "features", processor.features)
