@@ -2,10 +2,11 @@
 
     out[y, x, o] = Σ_i,j,c weight[o, c, i, j] · in[y · stride + i - top, x · stride + j - left, c]
 
-A tile's outputs are rows of one matrix product: row = output pixel, depth = (kernel row, kernel column, input channel).
-The matrix of inputs is not built. The product takes a table of where each row's inputs begin, and takes the depth in
-pieces that lie side by side in memory: a row of the kernel's taps in a gathered window. A 1×1 kernel reads pixels out
-of the canvases themselves if no work is pending on them.
+Outputs are rows of one matrix product: row = output pixel, depth = (kernel row, kernel column, input channel). Tiles
+that lie side by side give their rows line by line: a processor fetches ahead what is read and written in long
+stretches, and nothing else has to. The matrix of inputs is not built. The product takes a table of where each row's
+inputs begin, and takes the depth in pieces that lie side by side in memory: a row of the kernel's taps in a gathered
+window. A 1×1 kernel reads pixels out of the canvases themselves if no work is pending on them.
 
 With `precision="bfloat16"` inputs and weights are rounded to bfloat16, and a step of the product adds two k at once to
 a float32: errors are 1e-3 to 2e-3 of a layer's largest value. Grouped convolutions, odd numbers of inputs and shallow
