@@ -109,7 +109,8 @@ def short_origin(folder: Path = RESULTS) -> str:
                 name = machine.partition(", Python")[0].replace(f", {kind},", ",") if kind else machine
                 named = ", ".join(f"`{commit}`" for commit in some.values())
                 texts.append(f"{kind or 'others'}: {name}, commit{'s' * (len(some) > 1)} {named}")
-    return f"{'; '.join(texts)}."
+    sentence = "; ".join(texts)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def short_section(folder: Path) -> Iterator[str]:

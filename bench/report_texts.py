@@ -104,7 +104,7 @@ Queries, keys and values as one product of three times the outputs took 5 to 11 
 the pending norm three times: 0.6 % of a dense step of PD 256 (at `8de909fde`; reading windows takes half as long
 since). They stay three layers, whose canvases `sparsegen parity` compares with PyTorch's one by one.
 
-Products of bfloat16 reach 234 GFLOP/s a core there, twice as many. PyTorch's values lie in memory as bfloat16,
+Products of bfloat16 reach 234 GFLOP/s a core on the Zen 4, twice as many. PyTorch's values lie in memory as bfloat16,
 sparsegen's canvases as float32: it reads and writes twice the bytes. sparsegen's 3×3 layers of stride 1 stay float32:
 with transformed windows and kernels in bfloat16 their results would move ten times as far as a direct convolution's.
 On a Xeon with AMX, which sparsegen does not use, PyTorch's bfloat16 is the faster of the two where its values fit the
@@ -179,9 +179,17 @@ channels, of which PD 128 has ten at 128×128, have half the products for each w
 
 The limit with AVX2: at that machine's 180 GFLOP/s they take 830 ms of DDPM's {{DDPM 256 AVX2}}, 269 of PD 128's
 {{PD 128 AVX2}}, 431 of PD 256's {{PD 256 AVX2}}. Its rows are of commits before finite checks and moments moved into
-the kernels that write: with AVX-512 that took 6 % off a step of DDPM. AVX2 alone, with the kernels of now, takes
-{{DDPM 256 AVX2 alone}} (the machine was disturbed), {{PD 128 AVX2 alone}} and {{PD 256 AVX2 alone}}; in turn with
-AVX-512 on the same machine 4 to 9 % more.
+the kernels that write: with AVX-512 that took 6 % off a step of DDPM.
+
+The limits on a Zen 5, by the same multiply-adds: at 536 GFLOP/s of full AVX-512 they take 279 ms of DDPM's {{DDPM 256
+full AVX-512}}, 90 of PD 128's {{PD 128 full AVX-512}}, 145 of PD 256's {{PD 256 full AVX-512}}; at 268 of AVX2 alone,
+with the same kernels of now, 557 of {{DDPM 256 AVX2 alone}}, 181 of {{PD 128 AVX2 alone}}, 290 of {{PD 256 AVX2
+alone}}. With full AVX-512 Winograd's convolutions have 78 % of DDPM's time, other convolutions 17 %, everything outside
+kernels 4 %; of PD 256's 69, 14 and 7 %, attention 7 %; of PD 128's 60, 17, 10 and 12 %. Those are the shares of the Zen
+4 above, but for Python's, which gained less.
+
+Two thirds of the caches of an SDEdit session of DDPM 256 under `paper`, 10 of 14 GB, lie in files: of the 4.0 s that an
+edit of 1.2 % took on the Zen 5 its 25 steps account for 2.1, of the original's 36 s for 12.
 
 Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512).
 With warm caches a launch takes 9 µs, 5 of them Python, with one thread and with two; in an edit the kernel before has
