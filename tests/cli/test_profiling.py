@@ -114,7 +114,7 @@ def _out(capsys: Any, *words: str) -> list[str]:
 
 
 def test_a_run_adds_times_and_the_roofline(files: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "_PRODUCT", (8, 8, 16))
+    monkeypatch.setattr(roofline, "_PRODUCTS", [(8, 8, 16)])
     monkeypatch.setattr(roofline, "_COPY", (16, 16, 16))
     edit = ("ddpm.safetensors", "--size", "32x32", "--area", "5", "--steps", "6")
     lines = printed(capsys, *edit, "--run")

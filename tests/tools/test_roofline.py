@@ -80,7 +80,7 @@ def test_numbers_take_seven_columns(value: float, text: str) -> None:
 
 @pytest.mark.parametrize("backend", [NumbaBackend(), ReferenceBackend()], ids=["numba", "reference"])
 def test_a_machine_is_measured(backend, monkeypatch) -> None:
-    monkeypatch.setattr(roofline, "_PRODUCT", (8, 8, 32))
+    monkeypatch.setattr(roofline, "_PRODUCTS", [(8, 8, 32)])
     monkeypatch.setattr(roofline, "_COPY", (32, 32, 16))
     machine = measured(backend)
     assert machine.multiply_adds > 1e6 and machine.bandwidth > 1e6
