@@ -13,9 +13,10 @@ INTRO = f"""# Benchmarks
 It measures nothing. **A figure belongs to the commit and the machine that are named above its table; it is not measured
 again when the code changes.** `make bench` measures, appends lines, and writes the page again.
 
-- Times of steps, layers and processes are medians of repeats; an SDEdit session is timed once. *Spread* is the distance
-  between the quartiles of the repeats as a share of the median; the machine shares its caches and its memory with
-  others, which causes most of it.
+- Times of steps, layers and processes are medians of repeats; an SDEdit session is timed once. Tables of networks that
+  do not say of how many are older: of 9 runs (GauGAN, GAN Compression) or 6 (steps of diffusion). *Spread* is the
+  distance between the quartiles of the repeats as a share of the median; the machine shares its caches and its memory
+  with others, which causes most of it.
 - Every engine computes in float32 (but those marked so) with {THREADS} threads (but where their numbers are compared),
   in a separate process. Engines take turns, and are compared with PyTorch before they are timed.
 - "PyTorch (bfloat16)" has weights and values in bfloat16, "sparsegen (bfloat16)" the products of 1×1 and strided
@@ -90,15 +91,17 @@ took 45 % of a layer). The layer of 64 outputs has half as many products for eac
 layers reach 72 to 93 % of the products' peak, layers of stride 2 89 to 93 %.
 
 The limits with full AVX-512, on a Zen 5 that makes 268 GFLOP/s a core out of registers: products take half the time,
-what is beside them as long as before. At that rate products are 68 % of a 3×3 layer at 256×256, and 44 % of one at
-8×8, 62 % with the transform of its kernels. Without its products the first takes 73 % less time, without its writing
-6 %, without the transform of its sums 2 % more, without that of its windows 6 % more. A layer 64→64 at 256×256, of
-which PD has some, takes 57 % less without its products: 0.9 of its 4.2 ms are because 50 MB of canvases lie in memory,
-and not in a cache as at 64×64. To prefetch outputs, residuals or the next windows during the products gained nothing;
-64 tiles in a batch, or 128 inputs in a piece, which rounds otherwise, 1 to 2 %. (All that before tiles were written
-line by line, the switch `by-lines`.) The layer at 32×32 takes 3.3 to 4.1 ms from process to process: 9 MB of kernels
-and 5 MB of transformed windows share the large cache. The 1×1 layer at 256×512 needs 4.0 ms for its products, and 3.3
-for 134 MB at the 40 GB/s that two threads read; stores that bypass the caches were not tried.
+what is beside them as long as before. At that rate products are 68, 65, 67, 55, 51 and 44 % of the 3×3 layers from
+256×256 to 8×8, the last two 66 and 62 % with the transform of their kernels; 60 % of the layer of 64 outputs; 66 to 90
+% of 1×1 layers, 82 to 88 % of layers of stride 2. Without its products the first takes 73 % less time, without its
+writing 6 %, without the transform of its sums 2 % more, without that of its windows 6 % more. A layer 64→64 at
+256×256, of which PD has some, takes 57 % less without its products: 0.9 of its 4.2 ms are because 50 MB of canvases
+lie in memory, and not in a cache as at 64×64. To prefetch outputs or residuals during the products gained nothing, the
+next windows 4 % with 64 channels and nothing with more; 64 tiles in a batch, or 128 inputs in a piece, which rounds
+otherwise, 1 to 2 %. (All that before tiles were written line by line, the switch `by-lines`.) The layer at 32×32 takes
+3.3 to 4.1 ms from process to process: 9 MB of kernels and 5 MB of transformed windows share the large cache. The 1×1
+layer at 256×512 needs 4.0 ms for its products, and 3.3 for 134 MB at the 40 GB/s that two threads read; stores that
+bypass the caches were not tried.
 
 Queries, keys and values as one product of three times the outputs took 5 to 11 % less time than as three, which apply
 the pending norm three times: 0.6 % of a dense step of PD 256 (at `8de909fde`; reading windows takes half as long
