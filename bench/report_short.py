@@ -50,23 +50,26 @@ SHORT = (
         "step, dense", ("step, dense", f"step, {step_name(0.012, MEAN)}", f"step, {step_name(0.15, MEAN)}"),
     ),
 )  # fmt: skip
-"""The lines of the short table, each for every kind of vectors with which all its cases are measured."""
+"""The lines of the short table, each for two kinds of vectors at most."""
 
 
 def _short_rows(folder: Path) -> Iterator[tuple[_Shown, str, dict[tuple[str, str], Row]]]:
-    """The lines of the short table: with the kind of vectors, and (engine, case) -> row. No limited processors."""
+    """The lines of the short table: with the kind of vectors, and (engine, case) -> row.
+
+    Of the kinds with which all cases of a line are measured, the widest and the narrowest; no limited processors.
+    """
     for shown in SHORT:
+        kinds = []
         for kind, rows in by_kind(of_file(folder, shown.file)).items():
-            if kind == LIMITED:
-                continue
             found = {
                 (cells.engine(row), cells.case(row)): row
                 for row in rows
                 if row["model"] == shown.model and cells.case(row) in (shown.torch, *shown.ours)
             }
             compared = any((engine, shown.torch) in found for engine in TORCH)
-            if compared and all((OURS, case) in found for case in shown.ours if case):
-                yield shown, kind, found
+            if kind != LIMITED and compared and all((OURS, case) in found for case in shown.ours if case):
+                kinds.append((shown, kind, found))
+        yield from kinds[:1] + kinds[1:][-1:]
 
 
 def short_table(folder: Path = RESULTS) -> str:
