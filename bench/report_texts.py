@@ -100,8 +100,10 @@ lie in memory, and not in a cache as at 64×64. To prefetch outputs or residuals
 next windows 4 % with 64 channels and nothing with more; 64 tiles in a batch, or 128 inputs in a piece, which rounds
 otherwise, 1 to 2 %. (All that before tiles were written line by line, the switch `by-lines`.) The layer at 32×32 takes
 3.3 to 4.1 ms from process to process: 9 MB of kernels and 5 MB of transformed windows share the large cache. The 1×1
-layer at 256×512 needs 4.0 ms for its products, and 3.3 for 134 MB at the 40 GB/s that two threads read; stores that
-bypass the caches were not tried.
+layer at 256×512 needs 4.0 ms for its products, and 3.3 for 134 MB at the 40 GB/s that two threads read. Stores that
+bypass the caches, which spare reading what is overwritten, were tried once: layers at 256×256 and 256×512 take 3 to 9
+% less time with them, with moments to measure nothing less, for these then have to be measured elsewhere. They are not
+in the kernels.
 
 Queries, keys and values as one product of three times the outputs took 5 to 11 % less time than as three, which apply
 the pending norm three times: 0.6 % of a dense step of PD 256 (at `8de909fde`; reading windows takes half as long
