@@ -126,7 +126,7 @@ def _with_times(about: str, kinds: Mapping[str, Sequence[Row]]) -> str:
         for row in rows
         if cells.engine(row) == OURS and cells.case(row) in ("dense", "step, dense")
     }
-    return re.sub(r"{(.+?)}", lambda name: times.get(name[1], "–"), about)
+    return re.sub(r"{([^}]+)}", lambda name: times.get(" ".join(name[1].split()), "–"), about)
 
 
 def _judged_now(row: Row, aims: Aims) -> Row:

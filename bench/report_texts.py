@@ -76,11 +76,10 @@ The limits, on the AVX2 machine, whose products reach 90 GFLOP/s a core with all
 first-level cache at the rate at which it can be written back. (Stages were timed by the cycle counter.)
 
 The limit of AVX2 alone at 8×8 is the same: without reading and transforming the kernels the layer takes 34 % less time
-(on the Zen 4 below).
-AVX-512 transforms the kernels of few tiles in registers. AVX2's 16 registers hold half a row of positions at a time: so
-four tiles took 1.6 times as long as with stored kernels, and 1.5 times with the first of the transform's two products
-stored. Stored kernels of 8 or 16 inputs at a time, which stay in a first-level cache, took 1.4 and 1.25 times as long,
-for each of the 36 positions begins its product anew.
+(on the Zen 4 below). AVX-512 transforms the kernels of few tiles in registers. AVX2's 16 registers hold half a row of
+positions at a time: so four tiles took 1.6 times as long as with stored kernels, and 1.5 times with the first of the
+transform's two products stored. Stored kernels of 8 or 16 inputs at a time, which stay in a first-level cache, took 1.4
+and 1.25 times as long, for each of the 36 positions begins its product anew.
 
 The limits on the AVX-512 machine, a Zen 4, whose products reach 118 GFLOP/s a core from a first-level cache, with 3
 rows as with 8: a 3×3 layer at 256×256 takes 77 % of its time for its products at that rate, one at 8×8 58 %. Without

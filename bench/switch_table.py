@@ -146,7 +146,7 @@ _ALL_ROWS_AT_ONCE = (
                 for x in range(6)
             ),
             *(
-                f"_store_4(scratch, at + {4 * y} * pixel, pixel, _output_4({_of_columns(y, 6)}))"
+                f"_store_4(scratch, at + {y} * line, pixel, _output_4({_of_columns(y, 6)}))"
                 for y in range(4)
             ),
         ],

@@ -271,7 +271,7 @@ def test_aims_on_a_card_are_shown_once_they_are_measured(tmp_path: Path) -> None
 def test_a_text_has_the_times_of_the_tables() -> None:
     row = {"model": "Net 1.x, 64×64", "engine": OURS, "what": f"{OURS}, dense", "ms": 12.34}
     other = {**row, "model": "Net", "what": f"{OURS}, step, dense", "ms": 5600.0}
-    text = "{Net 1.x, 64×64 AVX-512} of {Net AVX-512}; {Net AVX2}"
+    text = "{Net 1.x, 64×64\nAVX-512} of {Net AVX-512}; {Net AVX2}"
     assert report._with_times(text, {"AVX-512": [row, other]}) == "12.3 ms of 5.6 s; –"
 
 
