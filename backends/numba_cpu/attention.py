@@ -31,7 +31,7 @@ from .reading import READING, Reading, is_canvas, read_pixel, read_tile
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, fetch, largest, load, power_below, splat, store, store_some, transpose, where_below
 from .sizes import ceil_div, round_up, share_of, whole_vectors
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tiles
+from .writing import PIXELS, WRITING, Writing, residual_floats, scatter_tiles
 
 BLOCK = 192 // ROWS * ROWS
 """Keys taken at a time: their scores for a panel of queries fill half of a first-level cache."""
@@ -101,7 +101,7 @@ class Layout(NamedTuple):
     | weights | [R]: sums of weights | `_weigh` | `_weigh`, `_divide` |
     | shrinks | [PANEL] | `_weigh` | `_mix` |
     | places | [R]: each query's token | `_locate` | `_hide` |
-    | residual | as `write_tiles` takes it | scatter | scatter |
+    | residual | as `scatter_tiles` takes it | scatter | scatter |
     """
 
     pixels: int
@@ -354,7 +354,7 @@ def attend(
                 _divide(rows, head, channels, at, scratch)  # m / w
             for i in range(together):
                 result = at.pixels + i * PIXELS * channels + begin_head * d
-                write_tiles(
+                scatter_tiles(
                     out,
                     tiles,
                     t + i,

@@ -25,7 +25,7 @@ from .reading import READING, Reading, is_canvas, read_window
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, fma, load, load_some, mark_odd, splat, store, store_some, total
 from .sizes import ceil_div, whole_vectors
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tiles
+from .writing import PIXELS, WRITING, Writing, residual_floats, scatter_tiles
 
 BATCH = 8
 """Tiles in a batch, at most."""
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     | --- | --- | --- | --- |
     | window | [rows, columns, V] + OVERRUN | gather | `_multiply` |
     | sums | [TILE, TILE, V] | `_multiply` | scatter |
-    | residual | as `write_tiles` takes it | scatter | scatter |
+    | residual | as `scatter_tiles` takes it | scatter | scatter |
     """
 
     window: int
@@ -125,7 +125,7 @@ def convolve(
             values, line, window = scratch, columns * pixel, at.window
             read_window(source, n, y, x, rows, columns, scratch, window, pixel, line)
         _multiply(values, window, line, pixel, g, weights, scratch, at.sums)
-        write_tiles(out, tiles, t, 1, 0, out.channels, scratch, at.sums, pixel, at.residual)
+        scatter_tiles(out, tiles, t, 1, 0, out.channels, scratch, at.sums, pixel, at.residual)
 
 
 @shared(void(COUNTER, int64, int64, TILES, FLOATS, FLOATS, FLOATS, FLOATS, uint8[::1]))

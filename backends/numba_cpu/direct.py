@@ -33,7 +33,7 @@ from .reading import READING, Reading, is_plain, read_combined_window, read_wind
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, store, store_pairs
 from .sizes import ceil_div, share_of
-from .writing import GATHERED, PIXELS, WRITING, Writing, residual_floats, write_tiles
+from .writing import GATHERED, PIXELS, WRITING, Writing, residual_floats, scatter_tiles
 
 SHALLOW = 48
 """Steps of k below which sums would be loaded and stored too often: such taps are copied side by side first."""
@@ -83,7 +83,7 @@ class Layout(NamedTuple):
     | widened | [DEPTH, PANEL] | the product, of 16-bit weights | the product |
     | windows | [lines, line] + OVERRUN, unless IN_PLACE | `_gather` | `_multiply`, `_copy_taps` |
     | rows | [R, depth] + OVERRUN, if IN_ROWS | `_copy_taps` | `_multiply` |
-    | residual | as `write_tiles` takes it | scatter | scatter |
+    | residual | as `scatter_tiles` takes it | scatter | scatter |
 
     `places` says where a row's inputs begin in the windows or in the source's first canvas; `others` in `rows` or the
     second canvas. Windows of neighbours share columns, so a line of them holds at most B times a single tile's columns,
@@ -376,7 +376,7 @@ def convolve(
             last, results, pixel = min(after * PANEL, out.channels), at.sums, at.pixel
             if g.groups > 1:
                 last, results, pixel = out.channels, at.joined, out.channels
-            write_tiles(out, tiles, first, count, panel * PANEL, last, scratch, results, pixel, at.residual)
+            scatter_tiles(out, tiles, first, count, panel * PANEL, last, scratch, results, pixel, at.residual)
 
 
 def launch(

@@ -15,7 +15,7 @@ from .jit import inline
 from .launch import Launcher
 from .regions import OVERRUN, SCRATCH, Regions, layout_type, remembered
 from .simd import WIDTH, load, splat, store
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tiles
+from .writing import PIXELS, WRITING, Writing, residual_floats, scatter_tiles
 
 
 class Layout(NamedTuple):
@@ -24,7 +24,7 @@ class Layout(NamedTuple):
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
     | sums | [TILE, TILE, C] + OVERRUN | `_add_rows` | scatter |
-    | residual | as `write_tiles` takes it | scatter | scatter |
+    | residual | as `scatter_tiles` takes it | scatter | scatter |
     """
 
     sums: int
@@ -120,7 +120,7 @@ def look_up(
             for j in range(min(TILE, out.width - left)):
                 sums = at.sums + (i * TILE + j) * channels
                 _add_rows(indices, table, labels, side, step, n, top + i, left + j, channels, scratch, sums)
-        write_tiles(out, tiles, t, 1, 0, channels, scratch, at.sums, channels, at.residual)
+        scatter_tiles(out, tiles, t, 1, 0, channels, scratch, at.sums, channels, at.residual)
 
 
 def launch(

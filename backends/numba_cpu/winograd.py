@@ -43,7 +43,7 @@ from .simd import WIDTH
 from .sizes import ceil_div, round_up, share_of, whole_vectors
 from .target import TARGET
 from .transforms import transform_input_4, transform_kernel_4, transform_output_4
-from .writing import PIXELS, WRITING, Writing, residual_floats, write_tiles
+from .writing import PIXELS, WRITING, Writing, residual_floats, scatter_tiles
 
 WINDOW = TILE + 2
 """Pixels along one side of a tile's window."""
@@ -111,7 +111,7 @@ class Layout(NamedTuple):
     | inputs | [PRODUCTS, pieces, B, PIECE] | `_transform_windows` | `_multiply` |
     | sums | [PRODUCTS, GROUP, B, PANEL] | `_multiply` | `_transform_sums` |
     | results | [B, TILE, TILE, P, PANEL], runs line by line | `_transform_sums` | scatter |
-    | residual | as `write_tiles` takes it | scatter | scatter |
+    | residual | as `scatter_tiles` takes it | scatter | scatter |
     | windows | [WINDOW, B * TILE + 2, I in whole vectors] + OVERRUN | `_transform_windows` | `_transform_windows` |
 
     `kernels` lies first, where no item moves it: with `kept` it has a block for each group of panels and piece of the
@@ -374,7 +374,7 @@ def convolve(
                 _multiply(weights, following, depth, group, batch, count, k, steps, at, scratch, kernels)
             _transform_sums(tiles, first, panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A
         last = min(end * PANEL, out.channels)
-        write_tiles(
+        scatter_tiles(
             out, tiles, first, count, begin * PANEL, last, scratch, at.results, at.results_step, at.residual
         )
         transforms = not kept

@@ -124,7 +124,7 @@ def writing(
 
 
 def residual_floats(out: Writing, tiles: int = 1) -> int:
-    """Floats of the scratch region in which `write_tiles` gathers a line of so many tiles' residual, if it does."""
+    """Floats of the scratch region in which `scatter_tiles` gathers a line of so many tiles' residual, if it does."""
     return tiles * TILE * out.channels + OVERRUN if out.has_residual == GATHERED else 0
 
 
@@ -149,7 +149,7 @@ def _finish(
 
 
 @inline
-def _write_run(
+def _scatter_run(
     out: Any,
     tiles: Any,
     first: int,
@@ -161,7 +161,7 @@ def _write_run(
     pixel: int,
     spare: int,
 ) -> None:
-    """`write_tiles` of a run."""
+    """`scatter_tiles` of a run."""
     n, top, left = tiles[first, 0], tiles[first, 1] * TILE, tiles[first, 2] * TILE
     channels = out.channels
     shift = -1 if out.shift_stride < 0 else n * out.shift_stride
@@ -203,7 +203,7 @@ def _write_run(
 
 
 @inline
-def write_tiles(
+def scatter_tiles(
     out: Any,
     tiles: Any,
     first: int,
@@ -228,7 +228,7 @@ def write_tiles(
     t = 0
     while t < count:
         run = run_of(tiles, first + t, first + count)
-        _write_run(out, tiles, first + t, run, begin, end, scratch, sums + t * PIXELS * pixel, pixel, spare)
+        _scatter_run(out, tiles, first + t, run, begin, end, scratch, sums + t * PIXELS * pixel, pixel, spare)
         t += run
 
 
@@ -241,7 +241,7 @@ class Layout(NamedTuple):
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
     | values | [TILE, TILE, C] + OVERRUN | gather | scatter |
-    | residual | as `write_tiles` takes it | scatter | scatter |
+    | residual | as `scatter_tiles` takes it | scatter | scatter |
     """
 
     values: int
@@ -276,7 +276,7 @@ def write_out(
             read_combined_window(source, n, top, left, TILE, TILE, scratch, at.values, channels, line)
         else:
             read_tile(source, tiles, t, scratch, at.values)
-        write_tiles(out, tiles, t, 1, 0, channels, scratch, at.values, channels, at.residual)
+        scatter_tiles(out, tiles, t, 1, 0, channels, scratch, at.values, channels, at.residual)
 
 
 def launch_pointwise(launcher: Launcher, canvas: Array, tiles: Tiles, source: Reading, out: Writing) -> None:
