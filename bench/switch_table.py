@@ -145,10 +145,7 @@ _ALL_ROWS_AT_ONCE = (
                 f" + _load_3(scratch, sums + {x + 18} * step, 6 * step)))"
                 for x in range(6)
             ),
-            *(
-                f"_store_4(scratch, at + {y} * line, pixel, _output_4({_of_columns(y, 6)}))"
-                for y in range(4)
-            ),
+            *(f"_store_4(scratch, at + {y} * line, pixel, _output_4({_of_columns(y, 6)}))" for y in range(4)),
         ],
     ),
     _beginning_with(
