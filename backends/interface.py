@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -409,6 +410,15 @@ class Backend(ABC):
     def synchronize(self) -> None:
         """Return when all queued work is done. Called only where somebody measures time: nothing else waits."""
         return None
+
+    def queue(self) -> AbstractContextManager[None]:
+        """Within it, primitives of this thread may return before they have computed; at its end all have.
+
+        They compute in the order of their calls. So what a primitive wrote is given to other primitives alone, until
+        `download` or `synchronize`, which wait; a primitive that returns whether values are finite may not know it yet,
+        and a `Watch` tells later. Here they compute at once, or in an order that arrays follow by themselves.
+        """
+        return nullcontext()
 
     def record(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..interface import Array, BackendError
+from .queued import settle
 
 CACHE_LINE = 64
 """Bytes."""
@@ -28,7 +29,16 @@ def flat(array: Array, dtype: str = "f") -> Array:
     """
     if array.dtype.char != dtype:
         raise _wrong_type(array, dtype)
+    if not array.flags.c_contiguous:
+        settle()  # it is copied now
     return array.ravel()
+
+
+def contiguous(array: Array, dtype: str) -> Array:
+    """An array for a kernel that only reads it, in its shape: a copy where it is of another type, or not contiguous."""
+    if array.dtype.char != dtype or not array.flags.c_contiguous:
+        settle()  # it is copied now
+    return np.ascontiguousarray(array, dtype)
 
 
 def writable(array: Array, dtype: str = "f") -> Array:

@@ -1,8 +1,9 @@
 """Words of memory that threads share: an int64 array and an index come in, one atomic read or write is done.
 
 A kernel's threads draw the numbers of its items from one counter (`next_item`). Threads that wait for one another poll
-words (`waiting.py`) with `watched`, which one of them sets with `word_set`. Of `watched` and `swap` all threads
-see the same order: where two threads each `swap` a word and then watch the other's, one of them sees the new value.
+words (`waiting.py`) with `watched`, which one of them sets with `word_set`. Of `watched`, `swap` and `advance` all
+threads see the same order: where two threads each `swap` a word and then watch the other's, one of them sees the new
+value.
 """
 
 from __future__ import annotations
@@ -60,6 +61,18 @@ def swap(typing: Any, words: Any, index: Any, value: Any) -> Any:
         return builder.atomic_rmw("xchg", pointer, args[2], "seq_cst")
 
     return types.int64(words, types.intp, types.int64), emit
+
+
+@intrinsic
+def advance(typing: Any, words: Any, index: Any, value: Any) -> Any:
+    """`advance(words, index, value)`: set an int64 that is `value` to `value + 1`; another one stays as it is."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        pointer = ir_pointer(context, builder, sig.args[0], *args[:2])
+        builder.cmpxchg(pointer, args[2], builder.add(args[2], I64(1)), "seq_cst", "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, types.int64), emit
 
 
 def emit_pause(builder: ir.IRBuilder, target: Target) -> None:

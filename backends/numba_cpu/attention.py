@@ -380,7 +380,7 @@ def _written(launcher: Launcher, source: Reading, samples: Host) -> Array:
     out: Array = np.zeros(len(samples) * tokens * channels + OVERRUN, np.float32)
     at = tokens_layout(channels)
     args = (samples, source, out, at)
-    launcher.run(write_tokens, len(samples) * ceil_div(tokens, CHUNK), args, at.size, 8.0 * out.size)
+    launcher.queue(write_tokens, len(samples) * ceil_div(tokens, CHUNK), args, at.size, 8.0 * out.size)
     return out
 
 
@@ -414,4 +414,4 @@ def launch(
     batch, splits = launcher.items(len(tiles), TOGETHER, heads if width % WIDTH == 0 else 1, work)
     at = layout(batch, channels, heads, residual=residual_floats(out))
     args = (batch, splits, tiles, slots, query, keys, values, tokens, heads, int(causal), out, at)
-    launcher.run(attend, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))
+    launcher.queue(attend, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from ..base import HostBackend, weight_of
+from ..base import HostBackend, ImmediateWatch, weight_of
 from ..caches import CACHE_VARIABLE
 from ..interface import (
     TILE,
     Activation,
     Array,
+    Backend,
     BackendError,
     ConvGeometry,
     ConvWeights,
@@ -32,13 +34,26 @@ from ..interface import (
     WindowSet,
     check_own_pixels,
 )
-from . import attention, codebooks, copies, depthwise, direct, linear, lookup, moments, norms, winograd
-from .arrays import aligned, flat, writable
+from . import (
+    attention,
+    codebooks,
+    copies,
+    depthwise,
+    direct,
+    linear,
+    lookup,
+    moments,
+    norms,
+    queued,
+    winograd,
+)
+from .arrays import aligned, contiguous, flat, writable
 from .cores import available_cores
 from .geometry import Geometry, geometry_of
 from .jit import compile_all
 from .launch import Launcher
 from .packing import STORED, Packed, store_as
+from .queued import outside, settle
 from .reading import NO_FLOATS, reading
 from .simd import WIDTH
 from .sizes import ceil_div
@@ -77,8 +92,37 @@ def _old_values(old: Array) -> tuple[Array, Array]:
     if old.dtype == np.float32:
         return flat(old), _NO_HALVES
     if _vectors_of_halves(old):
-        return NO_FLOATS, old.ravel().view(np.uint16)
+        return NO_FLOATS, flat(old, "e").view(np.uint16)
+    settle()
     return old.astype(np.float32).ravel(), _NO_HALVES
+
+
+class QueueWatch(ImmediateWatch):
+    """A watch that checks what a queue computes when it is asked, and only where a kernel has marked the queue."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._noted: list[tuple[queued.Odd, Array, Tiles, int]] = []
+
+    def watch(self, canvas: Array, tiles: Tiles, layer: int) -> None:
+        if queued.is_within():
+            self._noted.append((queued.odd(), canvas, tiles, layer))
+        else:
+            super().watch(canvas, tiles, layer)
+
+    def look(self) -> None:
+        """Wait, and check what was noted so far."""
+        settle()
+        for odd, canvas, tiles, layer in self._noted:
+            if odd[0] and (self._first is None or layer < self._first[0]):
+                position = self._backend.find_non_finite(canvas, tiles)
+                if position is not None:
+                    self._first = layer, position
+        self._noted.clear()
+
+    def first_watched(self) -> tuple[int, Position] | None:
+        self.look()
+        return super().first_watched()
 
 
 class NumbaBackend(HostBackend):
@@ -151,6 +195,16 @@ class NumbaBackend(HostBackend):
 
     def alloc(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         return aligned(math.prod(shape), dtype).reshape(shape)
+
+    def download(self, array: Array) -> Host:
+        settle()
+        return super().download(array)
+
+    def queue(self) -> AbstractContextManager[None]:
+        return queued.within()
+
+    def synchronize(self) -> None:
+        settle()
 
     # -- convolution -------------------------------------------------------------------------------------
 
@@ -238,6 +292,7 @@ class NumbaBackend(HostBackend):
     def linear(
         self, x: Array, weight: Array, bias: Array | None, *, activation: Activation = "identity"
     ) -> Array:
+        settle()
         out = linear.launch(self._launcher, x, weight)
         return self._activate_rows(out if bias is None else out + bias, activation)
 
@@ -249,7 +304,17 @@ class NumbaBackend(HostBackend):
             source = replace(source, upsample=1)  # every pixel as often as every other: the same moments
         return moments.launch_moments(self._launcher, source.shape[0], reading(source))
 
+    def second_moments(self, mean: Array, variance: Array) -> MomentPair:
+        settle()
+        return super().second_moments(mean, variance)
+
+    def join_channels(self, arrays: Sequence[Array]) -> Array:
+        if len(arrays) > 1:
+            settle()
+        return super().join_channels(arrays)
+
     def coded_moments(self, codes: Array, rows: Array) -> tuple[Array, Array]:
+        settle()
         return moments.launch_of_rows(self._launcher, codes, rows)
 
     def sum_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
@@ -282,9 +347,11 @@ class NumbaBackend(HostBackend):
         bias: Array | None = None,
         film: Array | None = None,
     ) -> tuple[Array, Array]:
-        small = mean.shape[1] <= norms.LARGEST_GROUP * groups
-        compute = norms.scale_and_shift if small and mean.dtype == np.float32 else super().norm_affine
-        return compute(mean, variance, groups=groups, eps=eps, weight=weight, bias=bias, film=film)
+        given = {"groups": groups, "eps": eps, "weight": weight, "bias": bias, "film": film}
+        if mean.shape[1] <= norms.LARGEST_GROUP * groups and mean.dtype == np.float32:
+            return norms.scale_and_shift(self._launcher, mean, variance, **given)
+        with queued.outside():
+            return super().norm_affine(mean, variance, **given)
 
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:
         write = writing(out, residual=residual)
@@ -332,7 +399,7 @@ class NumbaBackend(HostBackend):
     def encode_windows(
         self, codes: Array, tiles: Tiles, indices: Array, window_set: WindowSet, *, kernel: int, step: int = 1
     ) -> None:
-        active, indices, done = tiles.host, np.ascontiguousarray(indices, np.int32), 0
+        active, indices, done = tiles.host, contiguous(indices, "i"), 0
         writable(codes, "i")
         while True:
             # room for a good part of the windows to come, in the storage and (half full at most) in the hash table
@@ -378,7 +445,15 @@ class NumbaBackend(HostBackend):
         return out
 
     def write_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
-        self._copy(canvas, tiles, np.ascontiguousarray(values, canvas.dtype), 1)
+        self._copy(canvas, tiles, contiguous(values, canvas.dtype.char), 1)
+
+    def copy_arrays(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        settle()
+        super().copy_arrays(pairs)
+
+    def merge_tiles(self, canvas: Array, tiles: Tiles, values: Array, pixels: Host) -> None:
+        with outside():
+            super().merge_tiles(canvas, tiles, values, pixels)
 
     def _copy(self, canvas: Array, tiles: Tiles, values: Array, into: int) -> None:
         kind, shape = canvas.dtype.char, canvas.shape[1:]
@@ -398,6 +473,7 @@ class NumbaBackend(HostBackend):
     def add_tiles(self, canvas: Array, tiles: Tiles, values: Array) -> None:
         args = (canvas.shape[1:], writable(canvas), flat(values))
         self._launcher.over_tiles(copies.add, canvas, tiles, args)
+        queued.odd()[0] = 1  # a sum may be infinite
 
     def tile_change(self, canvas: Array, tiles: Tiles, old: Array) -> Array:
         new = np.zeros if _overhangs(canvas) else np.empty
@@ -407,21 +483,30 @@ class NumbaBackend(HostBackend):
         return values
 
     def narrow_tiles(self, halves: Array, canvas: Array, tiles: Tiles, *, watch: Watch, layer: int) -> None:
+        if isinstance(watch, QueueWatch):
+            watch.look()  # at what it noted of the values that change here
         if not _vectors_of_halves(canvas):
-            super().narrow_tiles(halves, canvas, tiles, watch=watch, layer=layer)
+            with outside():
+                super().narrow_tiles(halves, canvas, tiles, watch=watch, layer=layer)
             return
         lost = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], writable(canvas), writable(halves, "e").view(np.uint16), lost)
         self._launcher.over_tiles(copies.narrow, canvas, tiles, args)
+        settle()
         if np.count_nonzero(lost):  # the kernel has found which tiles; the watch finds the value
-            watch.watch(canvas, tiles, layer)
+            with outside():
+                watch.watch(canvas, tiles, layer)
 
     def widen_tiles(self, canvas: Array, halves: Array, tiles: Tiles) -> None:
         if not _vectors_of_halves(canvas):
-            super().widen_tiles(canvas, halves, tiles)
+            with outside():
+                super().widen_tiles(canvas, halves, tiles)
             return
         args = (canvas.shape[1:], writable(canvas), flat(halves, "e").view(np.uint16))
         self._launcher.over_tiles(copies.widen, canvas, tiles, args)
+
+    def watch_run(self) -> Watch:
+        return QueueWatch(self)
 
     def find_non_finite(self, canvas: Array, tiles: Tiles) -> Position | None:
         if canvas.dtype != np.float32:
@@ -429,6 +514,7 @@ class NumbaBackend(HostBackend):
         found = np.zeros(len(tiles), np.uint8)
         args = (canvas.shape[1:], flat(canvas), found)
         self._launcher.over_tiles(copies.not_finite, canvas, tiles, args)
+        settle()
         if not np.count_nonzero(found):  # quicker than `any`
             return None
         first = int(found.argmax())
@@ -439,10 +525,12 @@ class NumbaBackend(HostBackend):
 
     def largest_change(self, canvas: Array, tiles: Tiles, values: Array) -> Host:
         if canvas.dtype != np.float32:  # indices: small
-            change = np.abs(self.read_tiles(canvas, tiles) - values)
+            with outside():
+                change = np.abs(self.read_tiles(canvas, tiles) - values)
             return np.asarray(change.max((1, 2, 3), initial=0), np.float32)
         changes = np.zeros(len(tiles), np.float32)
-        before = flat(np.ascontiguousarray(values, np.float32))
+        before = flat(contiguous(values, "f"))
         args = (canvas.shape[1:], flat(canvas), before, changes)
         self._launcher.over_tiles(copies.change, canvas, tiles, args)
+        settle()
         return changes

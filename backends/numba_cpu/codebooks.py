@@ -12,6 +12,7 @@ import numpy as np
 from numba.types import float32, int32, int64, uint8, void
 
 from ..interface import TILE, Array, Host
+from . import queued
 from .arrays import aligned, flat, writable
 from .gemm import DEPTH, PANEL
 from .handover import shared
@@ -335,19 +336,19 @@ if PAIRED:
 
 
 def launch(launcher: Launcher, out: Array, windows: Host, table: Array, weights: Packed, bias: Array) -> bool:
-    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`; returns whether all values are finite."""
+    """`out[r] = bias + Σ taps t of W[t] · table[windows[r, t]]`; whether all values are computed, and finite."""
     writable(out)
     windows = np.ascontiguousarray(windows, np.int32)
     (rows, taps), depth, values = windows.shape, table.shape[1], flat(table)
     if weights.stored == PAIRS:
         pairs = aligned(values.size // 2 + WIDTH, "float32")
-        launcher.run(round_to_pairs, ceil_div(values.size, _ITEM), (values, pairs), 0, 16.0 * values.size)
+        launcher.queue(round_to_pairs, ceil_div(values.size, _ITEM), (values, pairs), 0, 16.0 * values.size)
         depth, values = depth // 2, pairs
     chunks, panels = ceil_div(rows, CHUNK), ceil_div(out.shape[1], PANEL)
     starts, index = np.empty(chunks * taps + 1, np.int64), np.empty(windows.shape, np.int32)
     rows_at = np.empty(windows.size, np.int64)
-    at = layout(share(windows, depth, np.full(len(table), -1, np.int32), rows_at, starts, index))
-    odd = np.zeros(1, np.uint8)
+    at = layout(share.beside(windows, depth, np.full(len(table), -1, np.int32), rows_at, starts, index))
+    odd = queued.odd()
     args = (values, depth, rows_at, starts, index, weights, bias, out, odd, at)
-    launcher.run(convolve, chunks * panels, args, at.size, 2.0 * starts[-1] * depth * out.shape[1])
-    return not odd[0]
+    launcher.queue(convolve, chunks * panels, args, at.size, 2.0 * starts[-1] * depth * out.shape[1])
+    return queued.known_finite(odd)

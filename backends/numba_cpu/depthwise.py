@@ -13,6 +13,7 @@ import numpy as np
 from numba.types import float32, int64, uint8, void
 
 from ..interface import TILE, Array, Host, Tiles
+from . import queued
 from .arrays import flat, writable
 from .copies import FLOATS
 from .geometry import GEOMETRY, Geometry
@@ -167,14 +168,14 @@ def launch_windows(
 ) -> bool:
     """Convolve windows of codes: `out` `[R, C]`, `windows` `[R, taps]`, `table` `[V, C]`.
 
-    Returns whether all values are finite.
+    Returns whether all values are computed, and finite.
     """
-    odd = np.zeros(1, np.uint8)
+    odd = queued.odd()
     if len(windows):
         windows, to = np.ascontiguousarray(windows, np.int32), writable(out)
         args = (ROWS, windows, flat(table), weights.floats, bias, to, odd)
-        launcher.run(convolve_windows, ceil_div(len(out), ROWS), args, 0, 2.0 * windows.shape[1] * out.size)
-    return not odd[0]
+        launcher.queue(convolve_windows, ceil_div(len(out), ROWS), args, 0, 2.0 * windows.shape[1] * out.size)
+    return queued.known_finite(odd)
 
 
 def launch(
@@ -187,4 +188,4 @@ def launch(
     batch, _ = launcher.items(len(tiles), BATCH, 1, work)
     at = layout(g, residual=residual_floats(out))
     args = (batch, int(in_place), tiles.host, source, g, weights.floats, out, at)
-    launcher.run(convolve, ceil_div(len(tiles), batch), args, at.size, work * len(tiles))
+    launcher.queue(convolve, ceil_div(len(tiles), batch), args, at.size, work * len(tiles))

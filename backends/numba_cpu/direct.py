@@ -408,4 +408,4 @@ def launch(
     together = share if whole else max(1, min(share, SUMS // (batch * PIXELS * PANEL)))
     at = layout(batch, g, together, residual=residual_floats(out, batch), inputs_in=inputs_in)
     args = (batch, splits, together, inputs_in, tiles.host, source, g, weights, out, at)
-    launcher.run(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))
+    launcher.queue(convolve, ceil_div(len(tiles), batch) * splits, args, at.size, work * len(tiles))

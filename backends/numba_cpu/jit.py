@@ -29,6 +29,7 @@ from numba.core.serialize import dumps
 
 from ..caches import KernelFiles, choose, report
 from .pieces import Body, Piece
+from .queued import settle
 from .room import COMPILING, LOADING, check_room
 
 if numba.config.DISABLE_JIT:
@@ -140,6 +141,12 @@ class Kernel:
         self._code: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
+        """Run the machine code, after what this thread has queued."""
+        settle()
+        return self.ready()(*args)
+
+    def beside(self, *args: Any) -> Any:
+        """Run the machine code, beside what this thread has queued: kernels there use none of these arrays."""
         return self.ready()(*args)
 
     def ready(self) -> Callable[..., Any]:

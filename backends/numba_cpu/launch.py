@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..interface import TILE, Array, Tiles
+from . import queued
 from .cores import available_cores
 from .jit import Kernel
 from .sizes import ceil_div, round_up
@@ -65,12 +66,12 @@ class Launcher:
         args: tuple[Any, ...],
         floats: int = 0,
     ) -> None:
-        """Run a kernel that is bound by memory over batches of tiles, with `floats` floats of scratch a thread."""
+        """Queue a kernel that is bound by memory over batches of tiles, with `floats` floats of scratch a thread."""
         count = len(tiles)
         if count:
             values = TILE * TILE * canvas.shape[3]
             batch = max(1, (1 << 15) // values)
-            self.run(
+            self.queue(
                 kernel, ceil_div(count, batch), (batch, tiles.host, *args), floats, 16.0 * values * count
             )
 
@@ -79,5 +80,16 @@ class Launcher:
 
         Each thread gets `floats` floats of scratch; 0: the kernel takes none.
         """
-        threads = 1 if self._is_alone(work) else min(items, self.threads)
-        self._pool.run(kernel.ready(), items, args, floats, threads)
+        self._pool.run(kernel.ready(), items, args, floats, self._threads_for(items, work))
+
+    def queue(self, kernel: Kernel, items: int, args: tuple[Any, ...], floats: int, work: float) -> None:
+        """`run`, but that within a queue (`queued.py`) it may return before the kernel has computed.
+
+        So nobody may look at what it writes without `queued.settle`. Its arrays are kept until then.
+        """
+        threads = self._threads_for(items, work)
+        make = self._pool.queue if self._watchful and queued.is_within() else self._pool.run
+        make(kernel.ready(), items, args, floats, threads)
+
+    def _threads_for(self, items: int, work: float) -> int:
+        return 1 if self._is_alone(work) else min(items, self.threads)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba.types import float32, int32, int64, void
 
 from ..interface import TILE, Array, Tiles
-from .arrays import flat
+from .arrays import contiguous, flat
 from .handover import shared
 from .items import COUNTER, TILES, take_tiles
 from .jit import inline
@@ -129,5 +128,5 @@ def launch(
     """Look `table` `[k * k, V, O]` up for `tiles` of `canvas`, by `indices` int32 `[N, H, W, P]`."""
     taps, labels, _ = table.shape
     at = layout(out.channels, residual_floats(out))
-    args = (np.ascontiguousarray(indices, np.int32), flat(table), labels, round(taps**0.5), step, out, at)
+    args = (contiguous(indices, "i"), flat(table), labels, round(taps**0.5), step, out, at)
     launcher.over_tiles(look_up, canvas, tiles, args, at.size)

@@ -131,14 +131,14 @@ def moments(
             _add_tile(scratch, at.measured, pixel, rows * columns, channels, sums, to_sums)
 
 
-@kernel(void(float64[:, :, :, ::1], int64, float32[:, :, ::1]))
-def average(sums: Any, pixels: int, out: Any) -> None:
+@shared(void(COUNTER, int64, float64[:, :, :, ::1], int64, float32[:, :, ::1]))
+def average(counter: Any, items: int, sums: Any, pixels: int, out: Any) -> None:
     """The mean and biased variance of each channel, `out` `[2, N, C]`, from `sums` `[N, spans, 2, C]`.
 
-    Spans are added in order, into the first.
+    Spans are added in order, into the first; items are samples.
     """
-    samples, spans, _, channels = sums.shape
-    for n in range(samples):
+    _, spans, _, channels = sums.shape
+    for n in take_items(counter, items):
         for span in range(1, spans):
             for c in range(channels):
                 sums[n, 0, 0, c] += sums[n, span, 0, c]
@@ -165,8 +165,8 @@ def launch_moments(
     at = layout(channels, in_place)
     args = (int(in_place), source, known, sums.ravel(), at)
     work = 8.0 * (tiles if len(known) else pixels) * channels
-    launcher.run(moments, samples * spans, args, at.size, work)
-    average(sums, pixels, out)
+    launcher.queue(moments, samples * spans, args, at.size, work)
+    launcher.queue(average, samples, (sums, pixels, out), 0, 4.0 * sums.size)
     return out[0], out[1]
 
 

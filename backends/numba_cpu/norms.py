@@ -8,8 +8,11 @@ import numpy as np
 from numba.types import float32, float64, int64, void
 
 from ..interface import Array
-from .arrays import flat
-from .jit import inline, kernel
+from .arrays import contiguous, flat
+from .handover import shared
+from .items import COUNTER, take_items
+from .jit import inline
+from .launch import Launcher
 from .reading import NO_FLOATS
 
 LARGEST_GROUP = 128
@@ -50,14 +53,26 @@ def _mean(values: Any, n: int, first: int, count: int, about: float, power: int)
 _ROWS, _ROW = float32[:, ::1], float32[::1]
 
 
-@kernel(void(_ROWS, _ROWS, int64, float64, _ROW, _ROW, _ROWS, float32[:, :, ::1]))
+@shared(void(COUNTER, int64, _ROWS, _ROWS, int64, float64, _ROW, _ROW, _ROWS, float32[:, :, ::1]))
 def affine(
-    means: Any, variances: Any, groups: int, eps: float, weight: Any, bias: Any, film: Any, out: Any
+    counter: Any,
+    items: int,
+    means: Any,
+    variances: Any,
+    groups: int,
+    eps: float,
+    weight: Any,
+    bias: Any,
+    film: Any,
+    out: Any,
 ) -> None:
-    """Scale and shift, `out` `[2, N, C]`, by the formula of `Backend.norm_affine`; what is absent is empty."""
-    _, samples, channels = out.shape
+    """Scale and shift, `out` `[2, N, C]`, by the formula of `Backend.norm_affine`; what is absent is empty.
+
+    Items are samples.
+    """
+    channels = out.shape[2]
     each = channels // groups
-    for n in range(samples):
+    for n in take_items(counter, items):
         m, f = min(n, len(means) - 1), min(n, len(film) - 1)
         for g in range(groups):
             mean = _mean(means, m, g * each, each, 0.0, 1)
@@ -76,6 +91,7 @@ _NO_ROWS = np.zeros((0, 0), np.float32)
 
 
 def scale_and_shift(
+    launcher: Launcher,
     means: Array,
     variances: Array,
     *,
@@ -86,11 +102,11 @@ def scale_and_shift(
     film: Array | None,
 ) -> tuple[Array, Array]:
     """`Backend.norm_affine` of float32 moments in groups of at most LARGEST_GROUP channels."""
-    film = _NO_ROWS if film is None else np.ascontiguousarray(film, np.float32)
+    film = _NO_ROWS if film is None else contiguous(film, "f")
     out: Array = np.empty((2, max(len(means), len(film)), means.shape[1]), np.float32)
-    affine(
-        np.ascontiguousarray(means),
-        np.ascontiguousarray(variances),
+    args = (
+        contiguous(means, "f"),
+        contiguous(variances, "f"),
         groups,
         eps,
         NO_FLOATS if weight is None else flat(weight),
@@ -98,4 +114,5 @@ def scale_and_shift(
         film,
         out,
     )
+    launcher.queue(affine, out.shape[1], args, 0, 32.0 * out.size)
     return out[0], out[1]

@@ -1,15 +1,21 @@
-"""Short waits without sleeping: words of memory that threads share come in, and are polled for a while.
+"""The queue of kernels in words of memory that threads share, and short waits for them without sleeping.
+
+A caller *posts* kernels, and its helpers compute them in that order: the number of those posted comes in, the number of
+those done goes out. The caller computes, too, when it waits for them (`handover.py`). So helpers compute while Python
+prepares the kernels to come, and no thread waits while there is an item left.
 
 Waking a thread that sleeps takes 50 to 150 µs, as long as half the layers of an edit compute, and threads that return
 to Python come one by one, each when it gets the GIL. So a helper stays in machine code: it polls for the next kernel,
-makes its call (`handover.py`), and polls again. It sleeps after a moment without a kernel. The caller polls for the
-helpers that are still busy.
+makes its call, and polls again. It sleeps after a moment without a kernel.
 
-Two pairs of words decide who may do what, each set before the other is watched (`atomics.py`):
+Pairs of words decide who may do what. The first is set before the second is watched (`atomics.py`):
 
-- A helper sets BUSY, then sees whether the kernel is still OPEN; the caller ends OPEN, then waits for all that are
-  BUSY. So no helper begins after the caller has found all of them idle.
-- A helper sets ASLEEP, then looks for a kernel once more; the caller sets OPEN, then sees who is ASLEEP. So no helper
+- A thread sets BUSY to a kernel's number, and computes if it is still the next to be DONE. A thread that has found no
+  item left clears BUSY; if no other is BUSY with the kernel, it is DONE. So a kernel begins when all threads have left
+  the one before.
+- The caller finds everything DONE, then waits for all that are BUSY. So no helper reads the arguments of a kernel when
+  others take their place.
+- A helper sets ASLEEP, then looks for a kernel once more; the caller sets POSTED, then sees who is ASLEEP. So no helper
   sleeps through a kernel: Python wakes it (`threads.py`).
 """
 
@@ -21,25 +27,28 @@ import numpy as np
 from numba.types import int64
 
 from .arrays import CACHE_LINE, aligned
-from .atomics import pause, swap, watched
-from .jit import inline, kernel
+from .atomics import swap, watched
+from .jit import both, inline
 
 LINE = CACHE_LINE // 8
 """int64 words of a cache line. Words that different threads write lie in separate ones."""
-COUNTER = 0
-"""Place of the open kernel's counter of items."""
-OPEN, NUMBER, WANTED, CODE = range(LINE, LINE + 4)
-"""Places of: the number of the kernel that helpers may join, or 0; the number of the last one; how many helpers it
-wants; the address of the code that makes its call."""
-STOP = 2 * LINE
-"""Place of: 1 once the helpers shall end."""
-ARGUMENTS, ROOM = 3 * LINE, 4096
-"""Place of the open kernel's arguments, and the bytes that they may take."""
-THREADS = ARGUMENTS + ROOM // 8
+POSTED, DONE, STOP = range(0, 3 * LINE, LINE)
+"""Places of: the number of kernels that were posted; of those that are done; 1 once the helpers shall end."""
+SLOTS = 16
+"""Kernels that may be posted and not yet waited for."""
+COUNTER, CODE, WANTED, ARGUMENTS = 0, LINE, LINE + 1, 2 * LINE
+"""Places in a kernel's slot of: its counter of items; the address of the code that makes its call; how many helpers may
+join; its arguments."""
+ROOM = 4096
+"""The bytes that a kernel's arguments may take."""
+SLOT = ARGUMENTS + ROOM // 8
+"""Words of a slot."""
+FIRST_SLOT = 3 * LINE
+THREADS = FIRST_SLOT + SLOTS * SLOT
 """Place of the lines of the threads, the caller's first."""
 BUSY, ASLEEP, SEEN, ADDRESS, SIZE = range(5)
-"""Places in a thread's line of: 1 while a helper may compute; 1 while it sleeps; the number of the kernel that it
-joined last; the address of its scratch; the size of that in floats."""
+"""Places in a thread's line of: the number of the kernel that it computes, from 1 on, or 0; 1 while it sleeps; the
+number of the kernel that it joined last; the address of its scratch; the size of that in floats."""
 POLLS = 20000
 """Polls of a word before a thread sleeps: half a millisecond to one."""
 WORDS = int64[::1]
@@ -51,18 +60,24 @@ def words(threads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(aligned(THREADS + threads * LINE, "int64"))
 
 
+@both
 def line_of(thread: int) -> int:
     """The place of a thread's line; the caller is thread 0."""
     return THREADS + thread * LINE
 
 
 @inline
-def begin(words: Any, helpers: int, code: int) -> None:
-    """Open a kernel, whose arguments are kept, to that many helpers."""
-    words[NUMBER] += 1
-    words[WANTED] = helpers
-    words[CODE] = code
-    swap(words, OPEN, words[NUMBER])
+def slot_of(number: int) -> int:
+    """The place of the slot of the kernel after `number` others."""
+    return FIRST_SLOT + number % SLOTS * SLOT
+
+
+@inline
+def post(words: Any, place: int, code: int, helpers: int) -> None:
+    """Post the kernel whose counter and arguments are in the slot at `place`, to that many helpers."""
+    words[place + CODE] = code
+    words[place + WANTED] = helpers
+    swap(words, POSTED, words[POSTED] + 1)
 
 
 @inline
@@ -75,22 +90,10 @@ def sleeping(words: Any, helpers: int) -> bool:
 
 
 @inline
-def end(words: Any, helpers: int, polls: int) -> int:
-    """Close a kernel to helpers that have not begun, and poll for the others: how many are busy after `polls` polls."""
-    swap(words, OPEN, 0)
-    place, last = THREADS + LINE, THREADS + helpers * LINE
-    while place <= last:
-        if watched(words, place + BUSY) == 0:
-            place += LINE
-        elif polls == 0:
-            return (last - place) // LINE + 1
-        else:
-            polls -= 1
-            pause()
-    return 0
-
-
-@kernel(int64(WORDS, int64, int64))
-def await_helpers(words: Any, helpers: int, polls: int) -> int:
-    """`end`, for Python."""
-    return end(words, helpers, polls)
+def busy(words: Any, number: int) -> bool:
+    """Whether a thread is busy with the kernel of that number; 0: with any."""
+    for place in range(THREADS + BUSY, len(words), LINE):
+        at = watched(words, place)
+        if at != 0 and (number == 0 or at == number):
+            return True
+    return False

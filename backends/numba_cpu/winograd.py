@@ -393,4 +393,4 @@ def launch(
     share = ceil_div(panels, splits)
     at = layout(batch, inputs, outputs, share, residual=residual_floats(out, batch), kept=kept)
     args = (batch, splits, int(kept), tiles.on(in_blocks, in_blocks), source, g, weights, out, at)
-    launcher.run(convolve, items, args, at.size, work * len(tiles))
+    launcher.queue(convolve, items, args, at.size, work * len(tiles))

@@ -12,6 +12,7 @@ from numba.types import NamedTuple as NamedTupleType
 from numba.types import float32, int64, uint8, void
 
 from ..interface import TILE, Activation, Array, Source, Tiles, check_own_pixels
+from . import queued
 from .arrays import flat, writable
 from .gemm import PANEL
 from .handover import shared
@@ -71,8 +72,8 @@ class Writing(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether every value that was written is finite."""
-        return not self.odd[0]
+        """Whether every value is written, and finite."""
+        return queued.known_finite(self.odd)
 
 
 _floats = float32[::1]
@@ -119,7 +120,7 @@ def writing(
         has_residual,
         ACTIVATIONS[activation],
         measures,
-        np.zeros(1, np.uint8),
+        queued.odd(),
     )
 
 

@@ -147,6 +147,7 @@ NOT_TIMED = {
     "download": "the array module's copy",
     "fetch": "the array module's copy",
     "warm_up": "compiles; bench.startup times it",
+    "queue": "computes nothing; every run of a network is within one",
     "synchronize": "ends every timed call",
     "record": "queues nothing; edits of the networks time its replays",
     "conv_layout": "a choice",

@@ -7,6 +7,7 @@ has one state, a diffusion session one for each denoising step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -278,7 +279,9 @@ class State:
         steps: list[Callable[[], None]] | None = [] if note else None
         run.program = steps
         try:
-            with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
+            # damaged weights: the run finds and names values that are not finite
+            # (a queue keeps arrays until they are used: a run that keeps nothing frees each at once)
+            with np.errstate(all="ignore"), self.memory.backend.queue() if note else nullcontext():
                 output = self.model.forward(features, self.conditions).parts[0]
             if note:
                 run.memory.persist(output, run.finite)

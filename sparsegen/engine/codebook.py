@@ -52,7 +52,7 @@ class Codebook:
         if size > len(table.rows):
             # spare rows for the windows of later edits: the system provides memory only when it is written
             grown = backend.alloc((size + size // 2 + 256, channels))
-            grown[: table.count] = table.rows[: table.count]
+            backend.copy_arrays([(grown[: table.count], table.rows[: table.count])])
             table.rows = grown
         new, finite = table.rows[table.count : size], True
         if len(new):

@@ -65,7 +65,8 @@ class Program:
         self.ran |= carried is None and changed.count > 0
 
     def _step_by_step(self, steps: Sequence[Callable[[], None]]) -> None:
-        with np.errstate(all="ignore"):  # of damaged weights: the run finds and names such values
+        # damaged weights: the run finds and names values that are not finite
+        with np.errstate(all="ignore"), self.run.backend.queue():
             for step in steps:
                 step()
 

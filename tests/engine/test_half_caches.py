@@ -309,6 +309,7 @@ def test_an_edit_of_many_steps_that_overflows_leaves_no_trace(image):
         calls.append(1)
         if len(calls) == 25:
             n, row, column = tiles.host[0]
+            pipeline.backend.synchronize()
             canvas[n, row * 4, column * 4, 0] = 1e6
         narrow(halves, canvas, tiles, **watched)
 
