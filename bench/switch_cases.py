@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from bench import street
 from bench.cases import Case
+from sparsegen import Session
 from sparsegen.backends.interface import Array, Backend, Source, WindowSet
+from sparsegen.models import GauGAN, GauGANConfig, PDConfig, ProgressiveDistillation
 from sparsegen.tiling.tiles import TileSet
+from sparsegen.tools.architectures import with_random_weights
 
 Prepared = tuple[Callable[[], Any], Array]
 """A call, and the array that it writes."""
@@ -159,7 +162,71 @@ def _numbered(backend: Backend, indices: Array) -> tuple[Array, WindowSet]:
     return codes, _number(backend, indices, codes)
 
 
-Timed = Layer | Attention | Windows | Numbering
+@dataclass(frozen=True)
+class DenseStep:
+    """A dense step of progressive distillation, of 347 launches, as a session repeats it."""
+
+    side: int = 128
+    config: PDConfig = field(default_factory=PDConfig)
+    cold = False
+
+    @property
+    def name(self) -> str:
+        return f"dense step of PD {self.side}"
+
+    def small(self) -> DenseStep:
+        levels, attention = (8, 16), (False, True)
+        config = PDConfig(
+            channels=8,
+            levels=levels,
+            attention=attention,
+            blocks=1,
+            time_channels=16,
+            head_channels=8,
+            groups=4,
+        )
+        return DenseStep(16, config)
+
+    def prepare(self, backend: Backend) -> Prepared:
+        session = Session(with_random_weights(ProgressiveDistillation(self.config)), backend)
+        x = np.random.default_rng(0).standard_normal((self.side, self.side, 3)).astype(np.float32)
+        out: Array = np.empty((1, self.side, self.side, self.config.out_channels), np.float32)
+
+        def call() -> None:
+            out[...] = session.run(x, logsnr=0.5).output
+
+        return call, out
+
+
+@dataclass(frozen=True)
+class StreetEdit:
+    """An edit of 1.2 % of a street by GauGAN, of some 80 launches, and its undo."""
+
+    config: GauGANConfig = field(default_factory=GauGANConfig)
+    size: tuple[int, int] = (256, 512)
+    cold = False
+
+    @property
+    def name(self) -> str:
+        return f"edit of 1.2 % of a street {self.size[1]}×{self.size[0]} by GauGAN, and its undo"
+
+    def small(self) -> StreetEdit:
+        return StreetEdit(replace(self.config, ngf=4, nhidden=8), (64, 128))
+
+    def prepare(self, backend: Backend) -> Prepared:
+        session = Session(with_random_weights(GauGAN(self.config)), backend)
+        before = street.street(size=self.size)
+        after, mask = street.edited(before, 0.012)
+        out = session.run(before.labels, instances=before.instances).output.copy()
+
+        def call() -> None:
+            out[...] = session.edit(after.labels, instances=after.instances, mask=mask).output
+            session.undo()
+
+        return call, out
+
+
+Timed = Layer | Attention | Windows | Numbering | DenseStep | StreetEdit
 
 BIG = Layer(Case((256, 256), 128, 128))
 WIDE = Layer(Case((64, 128), 256, 256))
@@ -182,6 +249,7 @@ STRIDED = Layer(Case((128, 128), 128, 128, stride=2))
 ATTENTION_16, ATTENTION_32 = Attention(16, 512, 1), Attention(32, 256, 4)
 WINDOWS = Windows((256, 512), 128, 128)
 NUMBERING = Numbering((256, 512))
+STEP, STREET_EDIT = DenseStep(), StreetEdit()
 
 CASES: dict[str, Timed] = {
     case.name: case
@@ -200,7 +268,7 @@ CASES: dict[str, Timed] = {
             ONE_TILE,
             STRIDED,
         ),
-        *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING),
+        *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING, STEP, STREET_EDIT),
     )
 }
 """All cases, by name."""

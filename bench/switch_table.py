@@ -32,6 +32,8 @@ from bench.switch_cases import (
     PENDING,
     PENDING_16,
     POINTS,
+    STEP,
+    STREET_EDIT,
     STRIDED,
     TWELVE,
     WIDE,
@@ -473,6 +475,19 @@ SWITCHES = (
         "they sleep at once",
         (Change("waiting.py", "POLLS = 20000", "POLLS = 0"),),
         (DEEP_16, DEEP_8, TWELVE, FOUR, DEEP_POINTS, ATTENTION_16),
+    ),
+    Switch(
+        "queue",
+        "kernels are queued, and helpers compute them while Python prepares the next ones",
+        "each launch waits for its kernel",
+        (
+            Change(
+                "launch.py",
+                "make = self._pool.queue if self._watchful and queued.is_within() else self._pool.run",
+                "make = self._pool.run",
+            ),
+        ),
+        (STEP, STREET_EDIT),
     ),
     Switch(
         "remembered-layouts",
