@@ -45,7 +45,9 @@ be faster than that by fewer products alone, as windows share them already. Of i
 Full AVX-512 would make them in 239 ms, at 536 GFLOP/s (*Layers*), and takes {GauGAN 512×256, ngf 64 full AVX-512}. As
 products take half the time there, all else has more of it: of a dense run Winograd's convolutions have 47 %, windows of
 labels 36, other convolutions 9, everything outside kernels 8; of an edit of 1.2 % 51, 18, 3 and 25 % (9 of 37 ms, most
-of them Python). AVX2 alone, on the same processor at half that peak, takes {GauGAN 512×256, ngf 64 AVX2 alone}."""
+of them Python). Those shares are from before helpers computed while Python prepares kernels (the switch `queue`), which
+hides at best half of it behind two threads. AVX2 alone, on the same processor at half that peak, takes
+{GauGAN 512×256, ngf 64 AVX2 alone}."""
 
 GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32_24_24_32), the same streets. Under
 `paper` the three lowest blocks are computed whole, 4.6 of the 5.5 G MACs of a 1.2 % edit. The two 3×3 convolutions at
@@ -138,9 +140,10 @@ what more cores bring at best, for they leave out:
   layers, and threads without an item wait. Where threads share the panels of a batch, each transforms the same windows
   again.
 
-The limit of 16 threads is what one thread does between kernels: of GauGAN's dense run then 22 % are outside launches
-(37 of 173 ms), of its edit of 1.2 % 41 % (18 of 43 ms): the numbering of windows, tiles, and Python. A launch itself
-takes 8 to 12 µs with 2 to 16 threads, for helpers stay in machine code between kernels
+The limit of 16 threads in these tables is what one thread does between kernels: of GauGAN's dense run then 22 % are
+outside launches (37 of 173 ms), of its edit of 1.2 % 41 % (18 of 43 ms): the numbering of windows, tiles, and Python.
+Helpers compute meanwhile since `6414b0a38` (the switch `queue`), which was not measured with more than two threads. A
+launch itself takes 8 to 12 µs with 2 to 16 threads, for helpers stay in machine code between kernels
 ([`backends/numba_cpu/handover.py`](../backends/numba_cpu/handover.py)). Before that, up to commit `16f5e1a8d`, they
 took each kernel from Python, one after the other: the edit took 94, 63, 66 and 96 ms with 2, 4, 8 and 16 threads, the
 dense run 697, 365, 255 and 203 ms, on the same kind of machine.
@@ -192,10 +195,11 @@ alone}}. With full AVX-512 Winograd's convolutions have 78 % of DDPM's time, oth
 kernels 4 %; of PD 256's 69, 14 and 7 %, attention 7 %; of PD 128's 60, 17, 10 and 12 %. Those are the shares of the Zen
 4 above, but for Python's, which gained less.
 
-Two thirds of the caches of an SDEdit session of DDPM 256 under `paper`, 10 of 14 GB, lie in files: of the 4.0 s that an
-edit of 1.2 % took on the Zen 5 its 25 steps account for 2.1, of the original's 36 s for 12.
+Two thirds of the caches of an SDEdit session of DDPM 256 under `paper`, 10 of 14 GB, lie in files: of the 3.5 s that an
+edit of 1.2 % took on the Zen 5 its 25 steps account for 2.0, of the original's 35 s for 11.
 
-Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512).
+Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512);
+helpers compute during it since `6414b0a38` (the switch `queue`).
 With warm caches a launch takes 9 µs, 5 of them Python, with one thread and with two; in an edit the kernel before has
 emptied the caches.
 

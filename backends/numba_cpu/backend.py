@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -347,7 +347,7 @@ class NumbaBackend(HostBackend):
         bias: Array | None = None,
         film: Array | None = None,
     ) -> tuple[Array, Array]:
-        given = {"groups": groups, "eps": eps, "weight": weight, "bias": bias, "film": film}
+        given: dict[str, Any] = {"groups": groups, "eps": eps, "weight": weight, "bias": bias, "film": film}
         if mean.shape[1] <= norms.LARGEST_GROUP * groups and mean.dtype == np.float32:
             return norms.scale_and_shift(self._launcher, mean, variance, **given)
         with queued.outside():
