@@ -164,7 +164,7 @@ def _numbered(backend: Backend, indices: Array) -> tuple[Array, WindowSet]:
 
 @dataclass(frozen=True)
 class DenseStep:
-    """A dense step of progressive distillation, of 347 launches, as a session repeats it."""
+    """A dense step of progressive distillation, as a session repeats it."""
 
     side: int = 128
     config: PDConfig = field(default_factory=PDConfig)
@@ -200,7 +200,7 @@ class DenseStep:
 
 @dataclass(frozen=True)
 class StreetEdit:
-    """An edit of 1.2 % of a street by GauGAN, of some 80 launches, and its undo."""
+    """An edit of 1.2 % of a street by GauGAN, and its undo."""
 
     config: GauGANConfig = field(default_factory=GauGANConfig)
     size: tuple[int, int] = (256, 512)

@@ -350,7 +350,7 @@ class NumbaBackend(HostBackend):
         given: dict[str, Any] = {"groups": groups, "eps": eps, "weight": weight, "bias": bias, "film": film}
         if mean.shape[1] <= norms.LARGEST_GROUP * groups and mean.dtype == np.float32:
             return norms.scale_and_shift(self._launcher, mean, variance, **given)
-        with queued.outside():
+        with outside():
             return super().norm_affine(mean, variance, **given)
 
     def pointwise(self, out: Array, tiles: Tiles, source: Source, *, residual: Source | None = None) -> bool:

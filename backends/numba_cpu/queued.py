@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Odd = np.ndarray[Any, np.dtype[np.uint8]]
+"""A mark of values that are not finite, uint8 `[1]`: 1 once a kernel has written one."""
 
 
 class Queue(Protocol):

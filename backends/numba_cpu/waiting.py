@@ -44,6 +44,7 @@ ROOM = 4096
 SLOT = ARGUMENTS + ROOM // 8
 """Words of a slot."""
 FIRST_SLOT = 3 * LINE
+"""Place of the first of the slots, which lie one behind the other."""
 THREADS = FIRST_SLOT + SLOTS * SLOT
 """Place of the lines of the threads, the caller's first."""
 BUSY, ASLEEP, SEEN, ADDRESS, SIZE = range(5)
