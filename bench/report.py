@@ -35,7 +35,7 @@ from bench.report_short import short_section
 from bench.stable_diffusion import FILE as STABLE_DIFFUSION
 from bench.strokes import EXAMPLES, FIRST, group_of
 from bench.study_tables import grouped
-from bench.switch_table import KERNELS, SWITCHES, Switch
+from bench.switch_table import SWITCHES, Switch
 from bench.trajectory import KINDS, mean
 from sparsegen.engine.store import parse_size
 from sparsegen.models import DDPM, ProgressiveDistillation
@@ -213,8 +213,7 @@ def _switches(folder: Path) -> Iterator[str]:
 
 def _trick(switch: Switch) -> str:
     """A switch in a sentence, with links to the files that it changes."""
-    files = (KERNELS / file for file in switch.files)
-    links = ", ".join(f"[`{file.as_posix()}`](../{file.as_posix()})" for file in files)
+    links = ", ".join(f"[`{file.as_posix()}`](../{file.as_posix()})" for file in switch.files)
     return f"- `{switch.name}` ({links}): {switch.trick}; without it: {switch.without}."
 
 

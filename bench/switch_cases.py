@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,15 @@ from sparsegen.models import GauGAN, GauGANConfig, PDConfig, ProgressiveDistilla
 from sparsegen.tiling.tiles import TileSet
 from sparsegen.tools.architectures import with_random_weights
 
-Prepared = tuple[Callable[[], Any], Array]
-"""A call, and the array that it writes."""
+
+class Prepared(NamedTuple):
+    """A case that is ready to be timed."""
+
+    call: Callable[[], Any]
+    out: Array
+    """The array that a call writes."""
+    between: Callable[[], Any] = lambda: None
+    """Makes it ready for the next call, untimed."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Layer:
             side = math.isqrt(self.tiles - 1) + 1
             corner = tiles.tiles.host[(tiles.tiles.host[:, 1:] < side).all(1)][: self.tiles]
             tiles = TileSet.of_tiles((1, *case.output_size), corner)
-        return lambda: backend.conv2d(out, tiles.tiles, source, weights), out
+        return Prepared(lambda: backend.conv2d(out, tiles.tiles, source, weights), out)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Attention:
             Source((backend.upload(rng.standard_normal(shape, np.float32)),)) for _ in range(3)
         )
         out, tiles = backend.alloc(shape), TileSet.full(*shape[:3]).tiles
-        return lambda: backend.attention(out, tiles, query, key, value, heads=self.heads), out
+        return Prepared(lambda: backend.attention(out, tiles, query, key, value, heads=self.heads), out)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Windows:
         weights = backend.prepare_conv(weight, None, padding=(1,) * 4, size=(1, 1))
         table = backend.upload(rng.standard_normal((len(hidden), self.inputs), np.float32))
         out = backend.alloc((len(windows), self.outputs))
-        return lambda: backend.convolve_windows(out, windows, table, weights), out
+        return Prepared(lambda: backend.convolve_windows(out, windows, table, weights), out)
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class Numbering:
     def prepare(self, backend: Backend) -> Prepared:
         indices = _indices(backend, self.size)
         codes, _ = _numbered(backend, indices)
-        return lambda: _number(backend, indices, codes), codes
+        return Prepared(lambda: _number(backend, indices, codes), codes)
 
 
 def _indices(backend: Backend, size: tuple[int, int]) -> Array:
@@ -195,35 +203,42 @@ class DenseStep:
         def call() -> None:
             out[...] = session.run(x, logsnr=0.5).output
 
-        return call, out
+        return Prepared(call, out)
 
 
 @dataclass(frozen=True)
 class StreetEdit:
-    """An edit of 1.2 % of a street by GauGAN, and its undo."""
+    """Edits of 1.2 % of a street by GauGAN, each new to the session, with their undo between them."""
 
+    policy: str = "paper"
     config: GauGANConfig = field(default_factory=GauGANConfig)
     size: tuple[int, int] = (256, 512)
     cold = False
 
     @property
     def name(self) -> str:
-        return f"edit of 1.2 % of a street {self.size[1]}×{self.size[0]} by GauGAN, and its undo"
+        policy = "" if self.policy == "paper" else f", {self.policy}"
+        return f"edits of 1.2 % of a street {self.size[1]}×{self.size[0]} by GauGAN{policy}"
 
     def small(self) -> StreetEdit:
-        return StreetEdit(replace(self.config, ngf=4, nhidden=8), (64, 128))
+        return replace(self, config=replace(self.config, ngf=4, nhidden=8), size=(64, 128))
 
     def prepare(self, backend: Backend) -> Prepared:
-        session = Session(with_random_weights(GauGAN(self.config)), backend)
+        session = Session(with_random_weights(GauGAN(self.config)), backend, policy=self.policy)
         before = street.street(size=self.size)
-        after, mask = street.edited(before, 0.012)
         out = session.run(before.labels, instances=before.instances).output.copy()
+        scenes = (street.edited(before, 0.012, variant=number) for number in count())
+        after, mask = next(scenes)
 
         def call() -> None:
             out[...] = session.edit(after.labels, instances=after.instances, mask=mask).output
-            session.undo()
 
-        return call, out
+        def between() -> None:
+            nonlocal after, mask
+            session.undo()
+            after, mask = next(scenes)
+
+        return Prepared(call, out, between)
 
 
 Timed = Layer | Attention | Windows | Numbering | DenseStep | StreetEdit
@@ -249,7 +264,7 @@ STRIDED = Layer(Case((128, 128), 128, 128, stride=2))
 ATTENTION_16, ATTENTION_32 = Attention(16, 512, 1), Attention(32, 256, 4)
 WINDOWS = Windows((256, 512), 128, 128)
 NUMBERING = Numbering((256, 512))
-STEP, STREET_EDIT = DenseStep(), StreetEdit()
+STEP, STREET_EDIT, EXACT_STREET_EDIT = DenseStep(), StreetEdit(), StreetEdit(policy="exact")
 
 CASES: dict[str, Timed] = {
     case.name: case
@@ -268,7 +283,7 @@ CASES: dict[str, Timed] = {
             ONE_TILE,
             STRIDED,
         ),
-        *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING, STEP, STREET_EDIT),
+        *(ATTENTION_16, ATTENTION_32, WINDOWS, NUMBERING, STEP, STREET_EDIT, EXACT_STREET_EDIT),
     )
 }
 """All cases, by name."""

@@ -22,6 +22,7 @@ from bench.switch_cases import (
     DEEP_16,
     DEEP_32,
     DEEP_POINTS,
+    EXACT_STREET_EDIT,
     FEW_POINTS,
     FIRST,
     FOUR,
@@ -43,7 +44,7 @@ from bench.switch_cases import (
 )
 
 KERNELS = Path("backends") / "numba_cpu"
-"""The folder of all replaced files, in the checkout."""
+"""The folder of the CPU kernels, in the checkout."""
 
 
 class SwitchError(Exception):
@@ -52,12 +53,18 @@ class SwitchError(Exception):
 
 @dataclass(frozen=True)
 class Change:
-    """A replacement in a file of `KERNELS`."""
+    """A replacement in a file."""
 
     file: str
+    """Of `KERNELS`; with a folder, of the checkout."""
     text: str
     """It occurs exactly once in the file."""
     instead: str
+
+    @property
+    def path(self) -> Path:
+        """The file, in the checkout."""
+        return Path(self.file) if "/" in self.file else KERNELS / self.file
 
 
 @dataclass(frozen=True)
@@ -74,12 +81,12 @@ class Switch:
     """What it may affect; the others are not timed."""
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """The changed files of `KERNELS`."""
-        return tuple(dict.fromkeys(change.file for change in self.changes))
+    def files(self) -> tuple[Path, ...]:
+        """The changed files, in the checkout."""
+        return tuple(dict.fromkeys(change.path for change in self.changes))
 
-    def sources(self, folder: Path) -> dict[Path, str]:
-        """The changed files, by path, of the kernels in `folder`.
+    def sources(self, root: Path) -> dict[Path, str]:
+        """The changed files, by path, of the checkout in `root`.
 
         Raises
         ------
@@ -88,11 +95,11 @@ class Switch:
         """
         found: dict[Path, str] = {}
         for change in self.changes:
-            path = folder / change.file
+            path = root / change.path
             source = found.get(path) or path.read_text("utf-8")
             if (count := source.count(change.text)) != 1:
                 raise SwitchError(
-                    f"switch {self.name}: {change.text!r} occurs {count} times in {KERNELS / change.file}, expected "
+                    f"switch {self.name}: {change.text!r} occurs {count} times in {change.path}, expected "
                     f"once; correct the text in bench/switch_table.py"
                 )
             found[path] = source.replace(change.text, change.instead)
@@ -488,6 +495,19 @@ SWITCHES = (
             ),
         ),
         (STEP, STREET_EDIT),
+    ),
+    Switch(
+        "reused-canvases",
+        "the memory of canvases that are freed serves the next ones",
+        "the system finds new memory",
+        (
+            Change(
+                "sparsegen/engine/store.py",
+                "return OwnStore(turn) if backend.in_main_memory else BackendAllocator(backend, turn=turn)",
+                "return BackendAllocator(backend, turn=turn)",
+            ),
+        ),
+        (STREET_EDIT, EXACT_STREET_EDIT),
     ),
     Switch(
         "remembered-layouts",

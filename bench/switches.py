@@ -20,7 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ from bench.harness import (
     say,
     table,
 )
-from bench.switch_cases import CASES, Timed
-from bench.switch_table import KERNELS, SWITCHES, Switch, SwitchError, named
+from bench.switch_cases import CASES, Prepared, Timed
+from bench.switch_table import SWITCHES, Switch, SwitchError, named
 from sparsegen.backends import get_backend
 from sparsegen.backends.caches import CACHE_VARIABLE
 
@@ -63,22 +64,22 @@ def work(*, quick: bool) -> None:
     if not Path(sparsegen.__file__).is_relative_to(folder):
         raise SystemExit(f"the package of {sparsegen.__file__} was imported, expected that of {folder}")
     backend = get_backend("numba", threads=THREADS)
-    calls: dict[str, Callable[[], Any]] = {}
+    known: dict[str, Prepared] = {}
     others = np.ones(0 if quick else COLD_FLOATS, np.float32)
     for line in sys.stdin:
         name, path = json.loads(line)
         case = CASES[name]
         samples: tuple[float, ...] = ()
         if path is not None:
-            calls[name], out = (case.small() if quick else case).prepare(backend)
-            calls[name]()
-            np.save(path, backend.download(out))
-        elif case.cold:
-            samples = measure(
-                calls[name], repeats=CALLS, between=lambda: np.add(others, 1, out=others)
-            ).samples
+            known[name] = prepared = (case.small() if quick else case).prepare(backend)
+            prepared.call()
+            np.save(path, backend.download(prepared.out))
+            prepared.between()
         else:
-            samples = measure(calls[name], repeats=CALLS, seconds=0 if quick else SECONDS).samples
+            prepared = known[name]
+            between = partial(np.add, others, 1, out=others) if case.cold else prepared.between
+            seconds = 0 if quick or case.cold else SECONDS
+            samples = measure(prepared.call, repeats=CALLS, seconds=seconds, between=between).samples
         print(json.dumps(samples), flush=True)
 
 
@@ -137,7 +138,7 @@ def copy_package(folder: Path, switch: Switch | None = None) -> Path:
     SwitchError
         The switch does not fit the sources.
     """
-    changed = {} if switch is None else switch.sources(ROOT / KERNELS)
+    changed = {} if switch is None else switch.sources(ROOT)
     for source, target in FOLDERS.items():
         for path in (ROOT / source).rglob("*.py"):
             copied = folder / target / path.relative_to(ROOT / source)
@@ -224,7 +225,7 @@ def main() -> None:
     try:
         chosen = named(options.switches)
         for switch in SWITCHES:  # before minutes are spent on the first
-            switch.sources(ROOT / KERNELS)
+            switch.sources(ROOT)
     except SwitchError as error:
         parser.error(str(error))
 

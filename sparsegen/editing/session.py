@@ -17,11 +17,11 @@ import numpy as np
 from sparsegen.backends.interface import Backend, Host
 from sparsegen.backends.registry import get_backend
 
-from ..engine.allocator import Allocator, BackendAllocator
+from ..engine.allocator import Allocator
 from ..engine.memory import Memory
 from ..engine.run import OnLayer
 from ..engine.stats import LayerRecord, Stats, counted, megabytes
-from ..engine.store import Store, parse_size
+from ..engine.store import Store, own_allocator, parse_size
 from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import Inputs, Model, checked_model
@@ -97,7 +97,7 @@ class Session(Door):
         self.policy = self.model.policy(policy)
         self._undo = parse_size(undo)
         engine = get_backend(backend)
-        allocator: Allocator = BackendAllocator(engine) if store is None else store.checked(engine)
+        allocator: Allocator = own_allocator(engine) if store is None else store.checked(engine)
         self._state = State(self.model, engine, allocator=allocator, storage=storage)
         self.notes: Notes = {}
         """Text and arrays that `save` keeps for the user, by name."""
@@ -173,6 +173,7 @@ class Session(Door):
             active = TileSet.full(*output.shape[:3])
             result = self._result(base, base.history, output, start, active, run.records, edited_area=1.0)
             self._base = base if keep_canvases else None
+            self.memory.allocator.trim()
             return result
 
     def edit(
@@ -326,7 +327,7 @@ class Session(Door):
             The file is cut, altered, of another kind or of another version.
         """
         engine = get_backend(backend)
-        loaded = session_file.load(path, engine, BackendAllocator(engine))
+        loaded = session_file.load(path, engine, own_allocator(engine))
         if list(loaded.states) != [""] or len(loaded.models) != 1:
             raise damaged(path, "it has several states or models")
         session = cls(loaded.model, engine, policy=loaded.policy, undo=undo)

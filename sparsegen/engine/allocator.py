@@ -63,6 +63,10 @@ class Allocator(ABC):
         """An allocator of the same turn without shared arrays; this one, where sessions share it."""
         return self
 
+    def trim(self) -> None:
+        """Free what is kept for reuse beyond as much memory as is in use."""
+        return None
+
     def place_for_tiles(self, canvas: Array, count: int) -> Array | None:
         """An array for `count` tiles of a canvas, where journals count towards a budget; None: the backend's own."""
         return None

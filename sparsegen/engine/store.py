@@ -31,7 +31,7 @@ from sparsegen.backends.interface import TILE, Array, Backend, Host
 
 from ..checks import is_whole
 from ..errors import InputError, SessionError
-from .allocator import Allocator
+from .allocator import Allocator, BackendAllocator
 from .turn import NotCopied, Turn
 
 PAGE = 4096
@@ -80,14 +80,17 @@ def block_bytes(size: int) -> int:
 
 
 class _Block:
-    """RAM for one array: a separate anonymous mapping."""
+    """RAM for one array: a separate anonymous mapping. Raises MemoryError."""
 
     def __init__(self, size: int) -> None:
         # private: not shared with forked processes, and nearly every system gives such mappings huge pages
-        if hasattr(mmap, "MAP_PRIVATE"):
-            self.mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        else:
-            self.mapping = mmap.mmap(-1, size)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        try:
+            self.mapping = mmap.mmap(-1, size, **private)
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError(f"an array of {_shown(size)}") from None
+            raise
         if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # the kernel has no huge pages
                 self.mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
@@ -174,8 +177,8 @@ class Store(NotCopied, Allocator):
 
         Raises
         ------
-        SessionError
-            The disk is full, or the store is closed; arrays allocated before stay valid.
+        SessionError, MemoryError
+            The disk or the RAM is full, or the store is closed; arrays allocated before stay valid.
         """
         kind = np.dtype(dtype)
         count = math.prod(shape)
@@ -289,10 +292,13 @@ class Store(NotCopied, Allocator):
         # blocks kept for reuse never take more RAM than blocks in use
         limit = self._limit(size)
         if self._waiting > used or self.ram_bytes + size > limit:
-            self._free.clear()
-            self.ram_bytes = used
+            self._drop_free()
         if self.ram_bytes + size <= limit:
-            block = _Block(size)
+            try:
+                block = _Block(size)
+            except MemoryError:
+                self._drop_free()
+                block = _Block(size)
             self.ram_bytes += size
             return block, 0
         for file in self._files:
@@ -362,6 +368,19 @@ class Store(NotCopied, Allocator):
             else:
                 self._free.setdefault(size, []).append(place)
 
+    def _drop_free(self) -> None:
+        """Free the blocks that are kept for reuse."""
+        self.ram_bytes -= self._waiting
+        self._free.clear()
+
+    def trim(self) -> None:
+        with self._lock:
+            self._take_back()
+            for size, blocks in self._free.items():
+                while blocks and 2 * self._waiting > self.ram_bytes:
+                    blocks.pop()
+                    self.ram_bytes -= size
+
     def close(self) -> None:
         """Stop allocating; memory and disk space are freed as soon as the last array is."""
         with self._lock:
@@ -371,6 +390,30 @@ class Store(NotCopied, Allocator):
             self._free.clear()
             self._files.clear()
             self.ram_bytes = self.file_bytes = 0
+
+
+class OwnStore(Store):
+    """The store of one session alone: without a budget, and without files.
+
+    Parameters
+    ----------
+    turn
+        The turn of the session's runs; None: a new one.
+    """
+
+    not_copied = "make another, OwnStore()"
+
+    def __init__(self, turn: Turn | None = None) -> None:
+        super().__init__()
+        self.turn = turn or self.turn
+
+    def fresh(self) -> Allocator:
+        return OwnStore(self.turn)
+
+
+def own_allocator(backend: Backend, turn: Turn | None = None) -> Allocator:
+    """An allocator of one session alone. In main memory it reuses what is freed: new pages take long to touch first."""
+    return OwnStore(turn) if backend.in_main_memory else BackendAllocator(backend, turn=turn)
 
 
 def _shown(size: int) -> str:

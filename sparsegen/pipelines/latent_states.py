@@ -17,10 +17,9 @@ from ..diffusion.random import torch_noise
 from ..diffusion.seeds import START
 from ..diffusion.settings import LatentSettings, OnStep
 from ..editing.state import State
-from ..engine.allocator import BackendAllocator
 from ..engine.device_store import DeviceStore
 from ..engine.stats import LayerRecord
-from ..engine.store import Store
+from ..engine.store import Store, own_allocator
 from ..models.base import Inputs, Model
 from .latents import ENDS_KEPT_AS, LatentDiffusion
 from .steps import Denoising, StepBlocks, step_blocks
@@ -168,7 +167,7 @@ class LatentStates:
     def _end(self, model: Model) -> State:
         """A new state of encoder or decoder: their layers have paths that the UNet's have too."""
         backend = self.models.backend
-        allocator = BackendAllocator(backend, turn=self.store.turn)
+        allocator = own_allocator(backend, self.store.turn)
         return State(model, backend, allocator=allocator, storage=ENDS_KEPT_AS)
 
 

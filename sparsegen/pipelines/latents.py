@@ -22,7 +22,7 @@ from ..diffusion.settings import DiffusionDefaults, Settings
 from ..editing.state import State
 from ..engine.allocator import Allocator, BackendAllocator
 from ..engine.stats import LayerRecord
-from ..engine.store import Store
+from ..engine.store import own_allocator
 from ..errors import InputError, ShapeError
 from ..models import CLIPText, SDUNet, Tokenizer, VAEDecoder, VAEEncoder
 from ..models.base import Model, multiples_near, named_sizes
@@ -236,8 +236,8 @@ class LatentDiffusion:
         return tuple(run.records), output
 
     def allocator(self) -> Allocator:
-        """An allocator for dense runs: in main memory, one that reuses what layers free."""
-        return Store() if self.backend.in_main_memory else BackendAllocator(self.backend)
+        """An allocator for dense runs."""
+        return own_allocator(self.backend)
 
 
 def guided(output: Host, guidance: float) -> Host:

@@ -17,9 +17,8 @@ from ..diffusion.seeds import START
 from ..diffusion.settings import OnStep, whole_way
 from ..editing.door import Result
 from ..editing.state import State
-from ..engine.allocator import Allocator, BackendAllocator
 from ..engine.stats import LayerRecord, Stats
-from ..engine.store import Store
+from ..engine.store import own_allocator
 from ..errors import InputError
 from ..models.base import checked_diffusion
 from ..tiling.tiles import TileSet
@@ -85,9 +84,7 @@ def sample(
     )
     shape = (count, height, width, model.config.in_channels)
     engine = get_backend(backend)
-    # of main memory, a store reuses what layers free
-    allocator: Allocator = Store() if engine.in_main_memory else BackendAllocator(engine)
-    state = State(model, engine, allocator=allocator)
+    state = State(model, engine, allocator=own_allocator(engine))
     records: list[LayerRecord] = []
 
     def compute(i: int, x: Host, now: float) -> Host:

@@ -26,11 +26,10 @@ from ..editing.door import Result
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_check import damaged
 from ..editing.state import State
-from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord
-from ..engine.store import parse_size
+from ..engine.store import own_allocator, parse_size
 from ..errors import InputError, ShapeError
 from ..models.base import Model, checked_diffusion
 from ..tiling.policies import Paper, Policy
@@ -309,7 +308,7 @@ class SDEdit(StepsDoor):
             base, before = self._ready()
             image, difference, ignored = self._difference(before, edited, mask)
             region = self._region(difference)
-            scratch = State(self.model, self.backend, allocator=BackendAllocator(self.backend))
+            scratch = State(self.model, self.backend, allocator=own_allocator(self.backend))
             records: list[LayerRecord] = []
 
             def compute(i: int, x: Host, now: float) -> Host:

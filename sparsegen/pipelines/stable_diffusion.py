@@ -29,11 +29,10 @@ from ..diffusion.settings import OnStep, latent_settings
 from ..editing.door import Result
 from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_check import damaged
-from ..engine.allocator import BackendAllocator
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord
-from ..engine.store import parse_size
+from ..engine.store import own_allocator, parse_size
 from ..errors import InputError
 from ..models.base import Model
 from ..tiling.policies import Policy
@@ -318,7 +317,7 @@ class StableDiffusion(StepsDoor):
         """
         engine = get_backend(backend)
         store = open_store(engine, ram, folder)
-        ends = {prefix: BackendAllocator(engine, turn=store.turn) for prefix in stable_diffusion_file.ENDS}
+        ends = {prefix: own_allocator(engine, store.turn) for prefix in stable_diffusion_file.ENDS}
         loaded = stable_diffusion_file.load(path, engine, store, ends)
         given = loaded.settings.described()
         del given["noise_level"], given["clip"]

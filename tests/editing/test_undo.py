@@ -16,6 +16,7 @@ from sparsegen.editing import history as history_module
 from sparsegen.editing.history import LEAST_UNDO
 from sparsegen.engine.journal import Journal
 from sparsegen.engine.stats import counted
+from sparsegen.engine.store import OwnStore
 from tests.networks import assert_same, current_labels, random_gaugan, random_labels, repaint
 from tests.unets import SPARSE, assert_all_same, everything, picture, random_ddpm, stroke
 
@@ -395,6 +396,24 @@ def test_without_a_word_journals_may_take_half_of_what_the_canvases_take(rng, mo
     assert session._base.history.nbytes >= session.memory.nbytes
     with pytest.warns(UserWarning, match="the oldest 1 can no longer be undone"):
         session.edit((current_labels(session) + 1) % 4)
+
+
+def test_what_edits_set_aside_serves_again_and_a_run_lets_it_go(rng):
+    session = Session(random_gaugan())
+    allocator = session.memory.allocator
+    assert isinstance(allocator, OwnStore)
+    labels = random_labels(rng, (32, 64))
+    session.run(labels)
+    painted = allocator.ram_bytes
+    taken = []
+    for _ in range(9):
+        session.edit((labels + 1) % 4)
+        session.undo()
+        taken.append(allocator.ram_bytes)
+    # canvases as they are, as they were, as they become; those of inputs come from elsewhere at first
+    assert painted < taken[-1] == taken[3] < 3.2 * painted
+    session.run(labels)
+    assert painted <= allocator.ram_bytes <= 2 * painted
 
 
 @pytest.mark.parametrize("undo", ["much", -1, True, 1.5])

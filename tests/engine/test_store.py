@@ -16,7 +16,7 @@ import pytest
 
 from sparsegen import InputError, SessionError
 from sparsegen.engine import store as module
-from sparsegen.engine.store import PAGE, Store, parse_size
+from sparsegen.engine.store import PAGE, OwnStore, Store, own_allocator, parse_size
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +196,53 @@ def test_ram_that_nobody_uses_is_let_go_without_a_budget(tmp_path):
         filled(store, pages, 0)
     gc.collect()
     assert store.ram_bytes <= 2 * 200 * PAGE
+
+
+def test_trimmed_a_store_keeps_no_more_than_is_in_use(tmp_path):
+    store = Store(None, tmp_path)
+    kept = [filled(store, pages, pages) for pages in (3, 2)]
+    others = [filled(store, pages, 0) for pages in (4, 4, 4, 1)]
+    assert store.ram_bytes == 18 * PAGE
+    del others
+    gc.collect()
+    store.trim()
+    assert 5 * PAGE < store.ram_bytes <= 10 * PAGE
+    assert all((array == len(array)).all() for array in kept)
+    del kept
+    gc.collect()
+    store.trim()
+    assert store.ram_bytes == 0
+
+
+def test_out_of_memory_a_store_first_lets_go_of_what_it_keeps(tmp_path, monkeypatch):
+    """What waits for reuse is no reason to fail; without it, the error names the size, and all arrays stay."""
+    store = Store(None, tmp_path)
+    kept, other = filled(store, 5, 5.0), filled(store, 4, 4.0)
+    del other
+    gc.collect()
+    least = [1]
+
+    def mapping(*args, **options):
+        if store.ram_bytes // PAGE > least[0]:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return real(*args, **options)
+
+    real = module.mmap.mmap
+    monkeypatch.setattr(module.mmap, "mmap", mapping)
+    with pytest.raises(MemoryError, match=r"^an array of 0\.0 MB$"):
+        store.allocate((2 * PAGE // 4,))
+    least[0] = 5
+    filled(store, 2, 2.0)
+    assert store.ram_bytes == 7 * PAGE and (kept == 5).all()
+
+
+def test_a_session_has_a_store_of_its_own_for_each_size(backend):
+    allocator = own_allocator(backend)
+    fresh = allocator.fresh()
+    assert fresh is not allocator and fresh.turn is allocator.turn
+    assert isinstance(allocator, OwnStore) == isinstance(fresh, OwnStore) == backend.in_main_memory
+    assert own_allocator(backend, allocator.turn).turn is allocator.turn
+    assert own_allocator(backend).turn is not allocator.turn
 
 
 @pytest.mark.parametrize("budget", [None, 0])
