@@ -502,7 +502,7 @@ SWITCHES = (
         "the system finds new memory",
         (
             Change(
-                "sparsegen/engine/store.py",
+                "sparsegen/engine/own_store.py",
                 "return OwnStore(turn) if backend.in_main_memory else BackendAllocator(backend, turn=turn)",
                 "return BackendAllocator(backend, turn=turn)",
             ),

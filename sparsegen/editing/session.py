@@ -19,9 +19,10 @@ from sparsegen.backends.registry import get_backend
 
 from ..engine.allocator import Allocator
 from ..engine.memory import Memory
+from ..engine.own_store import own_allocator
 from ..engine.run import OnLayer
 from ..engine.stats import LayerRecord, Stats, counted, megabytes
-from ..engine.store import Store, own_allocator, parse_size
+from ..engine.store import Store, parse_size
 from ..engine.turn import Turn
 from ..errors import InputError, SessionError, ShapeError
 from ..models.base import Inputs, Model, checked_model

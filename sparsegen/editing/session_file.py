@@ -34,8 +34,8 @@ from sparsegen.weights import Checkpoint, read_checkpoint, shown, write_safetens
 
 from ..checks import is_whole
 from ..engine.allocator import Allocator
+from ..engine.chunks import block_bytes
 from ..engine.journal import Journal
-from ..engine.store import block_bytes
 from ..errors import SessionError, SparsegenError
 from ..layers import Parameter
 from ..models.base import Model

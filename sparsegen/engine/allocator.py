@@ -64,7 +64,7 @@ class Allocator(ABC):
         return self
 
     def trim(self) -> None:
-        """Free what is kept for reuse beyond as much memory as is in use."""
+        """Give back to the system what nobody uses, as far as it is kept for reuse."""
         return None
 
     def place_for_tiles(self, canvas: Array, count: int) -> Array | None:

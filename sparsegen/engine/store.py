@@ -32,11 +32,10 @@ from sparsegen.backends.interface import TILE, Array, Backend, Host
 
 from ..checks import is_whole
 from ..errors import InputError, SessionError
-from .allocator import Allocator, BackendAllocator
+from .allocator import Allocator
+from .chunks import Chunk, block_bytes, ram, shown
 from .turn import NotCopied, Turn
 
-PAGE = 4096
-"""Blocks begin and end on multiples of this."""
 CHUNK = 1 << 28
 """Bytes of a file; a larger array gets a separate one."""
 LARGE = 1 << 22
@@ -78,58 +77,11 @@ def parse_size(size: int | str | None) -> int | None:
     raise InputError(f"{size!r} is not an amount of memory; write 4GB or 500MB")
 
 
-def block_bytes(size: int) -> int:
-    """The bytes that an array of `size` bytes takes in a store: whole pages."""
-    return max(-(-size // PAGE) * PAGE, PAGE)
-
-
 class _Block:
-    """RAM for one array: a separate anonymous mapping. Raises MemoryError."""
+    """RAM for one array: a separate mapping. Raises MemoryError."""
 
     def __init__(self, size: int) -> None:
-        # private: not shared with forked processes, and nearly every system gives such mappings huge pages
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        try:
-            self.mapping = mmap.mmap(-1, size, **private)
-        except OSError as error:
-            if error.errno == errno.ENOMEM:
-                raise MemoryError(f"an array of {_shown(size)}") from None
-            raise
-        if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # the kernel has no huge pages
-                self.mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer faults when it is painted
-
-
-class _File:
-    """A mapped file that blocks are cut from, and its free spans."""
-
-    def __init__(self, mapping: mmap.mmap, size: int) -> None:
-        self.mapping, self.size = mapping, size
-        self.spans = [(0, size)]
-        """(begin, end) of the free bytes, in order; no two spans touch."""
-
-    @property
-    def free(self) -> int:
-        """Number of free bytes."""
-        return sum(end - begin for begin, end in self.spans)
-
-    def cut(self, size: int) -> int | None:
-        """The offset of `size` bytes that are taken out of the free ones; None: no span is as large."""
-        for i, (begin, end) in enumerate(self.spans):
-            if end - begin >= size:
-                self.spans[i : i + 1] = [(begin + size, end)] if end - begin > size else []
-                return begin
-        return None
-
-    def join(self, begin: int, size: int) -> None:
-        """Free a block, joining it with the spans that it touches."""
-        joined: list[tuple[int, int]] = []
-        for span in sorted([*self.spans, (begin, begin + size)]):
-            if joined and joined[-1][1] == span[0]:
-                joined[-1] = joined[-1][0], span[1]
-            else:
-                joined.append(span)
-        self.spans = joined
+        self.mapping = ram(size)
 
 
 class Store(NotCopied, Allocator):
@@ -157,10 +109,10 @@ class Store(NotCopied, Allocator):
         if wanted and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
             raise InputError(f"{self.folder}: not a writable folder; give another one for the cache's files")
         self._lock = threading.RLock()
-        self._given_back: deque[tuple[int, _Block | _File, int]] = deque()
+        self._given_back: deque[tuple[int, _Block | Chunk, int]] = deque()
         self._free: dict[int, list[_Block]] = {}
         """Size -> freed RAM blocks, kept for reuse."""
-        self._files: list[_File] = []
+        self._files: list[Chunk] = []
         self._scratch: dict[tuple[str, tuple[int, ...]], Host] = {}
         self.conditioned = {}
         self._shared: dict[str, Array] = {}
@@ -173,8 +125,8 @@ class Store(NotCopied, Allocator):
         """The turn of all sessions that share the canvases of `shared`."""
 
     def __repr__(self) -> str:
-        budget = "no budget" if self.budget is None else f"a budget of {_shown(self.budget)}"
-        return f"<Store with {budget}: {_shown(self.ram_bytes)} in RAM, {_shown(self.file_bytes)} in files>"
+        budget = "no budget" if self.budget is None else f"a budget of {shown(self.budget)}"
+        return f"<Store with {budget}: {shown(self.ram_bytes)} in RAM, {shown(self.file_bytes)} in files>"
 
     def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
         """An array of `shape` and undefined value.
@@ -274,8 +226,8 @@ class Store(NotCopied, Allocator):
         on_disk = max(0, needed - released - ram)
         if on_disk > free:
             raise SessionError(
-                f"the caches need {_shown(needed)}: {_shown(needed - on_disk)} in RAM and {_shown(on_disk)} on the "
-                f"disk of {self.folder}, where {_shown(free)} are free; give more RAM, another folder or fewer steps"
+                f"the caches need {shown(needed)}: {shown(needed - on_disk)} in RAM and {shown(on_disk)} on the "
+                f"disk of {self.folder}, where {shown(free)} are free; give more RAM, another folder or fewer steps"
             )
 
     def disk_free(self) -> int:
@@ -284,11 +236,9 @@ class Store(NotCopied, Allocator):
 
     # -- blocks ------------------------------------------------------------------------------------------
 
-    def _place(self, size: int) -> tuple[_Block | _File, int]:
+    def _place(self, size: int) -> tuple[_Block | Chunk, int]:
         """Allocate a block of `size` bytes: its mapping, and its offset there. Raises SessionError."""
-        if self._closed:
-            raise SessionError("the session is closed; open a new one")
-        self._take_back()
+        self._begin()
         waiting = self._free.get(size)
         if waiting:
             return waiting.pop(), 0
@@ -313,6 +263,12 @@ class Store(NotCopied, Allocator):
         self._files.append(file)
         return file, file.cut(size) or 0
 
+    def _begin(self) -> None:
+        """Make freed blocks available. Raises SessionError: the store is closed."""
+        if self._closed:
+            raise SessionError("the session is closed; open a new one")
+        self._take_back()
+
     def _limit(self, size: int) -> float:
         """The RAM that all blocks together may take after a block of `size` bytes is added."""
         if self.budget is None:
@@ -324,7 +280,7 @@ class Store(NotCopied, Allocator):
         """RAM of the blocks kept for reuse."""
         return sum(size * len(blocks) for size, blocks in self._free.items())
 
-    def _file(self, size: int) -> _File:
+    def _file(self, size: int) -> Chunk:
         """A new mapped file. Its disk space is allocated now: writing to a mapping on a full disk kills the process."""
         for file in [file for file in self._files if file.free == file.size]:  # unused, and too small
             self._files.remove(file)
@@ -339,9 +295,9 @@ class Store(NotCopied, Allocator):
                 why = error.strerror or str(error)
                 continue
             self.file_bytes += length
-            return _File(mapping, length)
+            return Chunk(mapping, length)
         raise SessionError(
-            f"{self.folder}: no room for another {_shown(size)} of caches ({why}); give more RAM or another folder"
+            f"{self.folder}: no room for another {shown(size)} of caches ({why}); give more RAM or another folder"
         )
 
     def _mapped(self, size: int) -> mmap.mmap:
@@ -362,7 +318,7 @@ class Store(NotCopied, Allocator):
             mapping.madvise(mmap.MADV_RANDOM)
         return mapping
 
-    def _give_back(self, size: int, place: _Block | _File, at: int) -> None:
+    def _give_back(self, size: int, place: _Block | Chunk, at: int) -> None:
         # a finalizer runs at any moment in any thread, also in one that holds the lock: it only queues the block
         if not self._closed:
             self._given_back.append((size, place, at))
@@ -371,7 +327,7 @@ class Store(NotCopied, Allocator):
         """Make freed blocks available for reuse."""
         while self._given_back:
             size, place, at = self._given_back.popleft()
-            if isinstance(place, _File):
+            if isinstance(place, Chunk):
                 place.join(at, size)
             else:
                 self._free.setdefault(size, []).append(place)
@@ -380,14 +336,6 @@ class Store(NotCopied, Allocator):
         """Free the blocks that are kept for reuse."""
         self.ram_bytes -= self._waiting
         self._free.clear()
-
-    def trim(self) -> None:
-        with self._lock:
-            self._take_back()
-            for size, blocks in self._free.items():
-                while blocks and 2 * self._waiting > self.ram_bytes:
-                    blocks.pop()
-                    self.ram_bytes -= size
 
     def close(self) -> None:
         """Stop allocating; memory and disk space are freed as soon as the last array is."""
@@ -398,31 +346,3 @@ class Store(NotCopied, Allocator):
             self._free.clear()
             self._files.clear()
             self.ram_bytes = self.file_bytes = 0
-
-
-class OwnStore(Store):
-    """The store of one session alone: without a budget, and without files.
-
-    Parameters
-    ----------
-    turn
-        The turn of the session's runs; None: a new one.
-    """
-
-    not_copied = "make another, OwnStore()"
-
-    def __init__(self, turn: Turn | None = None) -> None:
-        super().__init__()
-        self.turn = turn or self.turn
-
-    def fresh(self) -> Allocator:
-        return OwnStore(self.turn)
-
-
-def own_allocator(backend: Backend, turn: Turn | None = None) -> Allocator:
-    """An allocator of one session alone. In main memory it reuses what is freed: new pages take long to touch first."""
-    return OwnStore(turn) if backend.in_main_memory else BackendAllocator(backend, turn=turn)
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

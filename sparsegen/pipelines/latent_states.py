@@ -18,8 +18,9 @@ from ..diffusion.seeds import START
 from ..diffusion.settings import LatentSettings, OnStep
 from ..editing.state import State
 from ..engine.device_store import DeviceStore
+from ..engine.own_store import own_allocator
 from ..engine.stats import LayerRecord
-from ..engine.store import Store, own_allocator
+from ..engine.store import Store
 from ..models.base import Inputs, Model
 from .latents import ENDS_KEPT_AS, LatentDiffusion
 from .steps import Denoising, StepBlocks, step_blocks

@@ -21,8 +21,8 @@ from ..diffusion.random import torch_noise
 from ..diffusion.settings import DiffusionDefaults, Settings
 from ..editing.state import State
 from ..engine.allocator import Allocator, BackendAllocator
+from ..engine.own_store import own_allocator
 from ..engine.stats import LayerRecord
-from ..engine.store import own_allocator
 from ..errors import InputError, ShapeError
 from ..models import CLIPText, SDUNet, Tokenizer, VAEDecoder, VAEEncoder
 from ..models.base import Model, multiples_near, named_sizes

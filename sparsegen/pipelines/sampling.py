@@ -17,8 +17,8 @@ from ..diffusion.seeds import START
 from ..diffusion.settings import OnStep, whole_way
 from ..editing.door import Result
 from ..editing.state import State
+from ..engine.own_store import own_allocator
 from ..engine.stats import LayerRecord, Stats
-from ..engine.store import own_allocator
 from ..errors import InputError
 from ..models.base import checked_diffusion
 from ..tiling.tiles import TileSet

@@ -28,8 +28,9 @@ from ..editing.session_check import damaged
 from ..editing.state import State
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
+from ..engine.own_store import own_allocator
 from ..engine.stats import LayerRecord
-from ..engine.store import own_allocator, parse_size
+from ..engine.store import parse_size
 from ..errors import InputError, ShapeError
 from ..models.base import Model, checked_diffusion
 from ..tiling.policies import Paper, Policy

@@ -31,8 +31,9 @@ from ..editing.history import Base, Edit, History, undo_limit
 from ..editing.session_check import damaged
 from ..engine.device_store import open_store
 from ..engine.memory_float16 import memory_kind
+from ..engine.own_store import own_allocator
 from ..engine.stats import LayerRecord
-from ..engine.store import own_allocator, parse_size
+from ..engine.store import parse_size
 from ..errors import InputError
 from ..models.base import Model
 from ..tiling.policies import Policy

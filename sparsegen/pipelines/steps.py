@@ -28,11 +28,11 @@ from ..editing.dry_run import dry_run
 from ..editing.state import State
 from ..engine.allocator import BackendAllocator
 from ..engine.carried import Deltas
+from ..engine.chunks import block_bytes
 from ..engine.journal import Journal
 from ..engine.memory import input_path
 from ..engine.memory_float16 import memory_kind
 from ..engine.stats import LayerRecord, StepRecord
-from ..engine.store import block_bytes
 from ..models.base import Inputs, Model
 from ..tiling.policies import Everything, Plan, Policy
 from ..tiling.tiles import TileSet, gather_tiles, scatter_tiles

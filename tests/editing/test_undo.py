@@ -14,9 +14,10 @@ from sparsegen import InputError, SDEdit, Session, SessionError
 from sparsegen.backends.interface import Host
 from sparsegen.editing import history as history_module
 from sparsegen.editing.history import LEAST_UNDO
+from sparsegen.engine import own_store
 from sparsegen.engine.journal import Journal
+from sparsegen.engine.own_store import OwnStore
 from sparsegen.engine.stats import counted
-from sparsegen.engine.store import OwnStore
 from tests.networks import assert_same, current_labels, random_gaugan, random_labels, repaint
 from tests.unets import SPARSE, assert_all_same, everything, picture, random_ddpm, stroke
 
@@ -398,7 +399,9 @@ def test_without_a_word_journals_may_take_half_of_what_the_canvases_take(rng, mo
         session.edit((current_labels(session) + 1) % 4)
 
 
-def test_what_edits_set_aside_serves_again_and_a_run_lets_it_go(rng):
+def test_what_edits_set_aside_serves_again_and_a_run_lets_it_go(rng, monkeypatch):
+    for name in ("LEAST", "MOST"):
+        monkeypatch.setattr(own_store, name, 0)  # a chunk for each array
     session = Session(random_gaugan())
     allocator = session.memory.allocator
     assert isinstance(allocator, OwnStore)
@@ -413,7 +416,7 @@ def test_what_edits_set_aside_serves_again_and_a_run_lets_it_go(rng):
     # canvases as they are, as they were, as they become; those of inputs come from elsewhere at first
     assert painted < taken[-1] == taken[3] < 3.2 * painted
     session.run(labels)
-    assert painted <= allocator.ram_bytes <= 2 * painted
+    assert painted <= allocator.ram_bytes < 1.2 * painted
 
 
 @pytest.mark.parametrize("undo", ["much", -1, True, 1.5])

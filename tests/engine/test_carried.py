@@ -10,7 +10,7 @@ import pytest
 from sparsegen import Fast, SDEdit
 from sparsegen.backends.interface import Host
 from sparsegen.engine.carried import Delta, Deltas
-from sparsegen.engine.store import PAGE
+from sparsegen.engine.chunks import PAGE
 from sparsegen.tiling.tiles import TileSet
 from tests.devices import host
 from tests.tolerances import check

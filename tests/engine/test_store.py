@@ -16,7 +16,8 @@ import pytest
 
 from sparsegen import InputError, SessionError
 from sparsegen.engine import store as module
-from sparsegen.engine.store import PAGE, OwnStore, Store, own_allocator, parse_size
+from sparsegen.engine.chunks import PAGE
+from sparsegen.engine.store import Store, parse_size
 
 
 @pytest.fixture(autouse=True)
@@ -198,22 +199,6 @@ def test_ram_that_nobody_uses_is_let_go_without_a_budget(tmp_path):
     assert store.ram_bytes <= 2 * 200 * PAGE
 
 
-def test_trimmed_a_store_keeps_no_more_than_is_in_use(tmp_path):
-    store = Store(None, tmp_path)
-    kept = [filled(store, pages, pages) for pages in (3, 2)]
-    others = [filled(store, pages, 0) for pages in (4, 4, 4, 1)]
-    assert store.ram_bytes == 18 * PAGE
-    del others
-    gc.collect()
-    store.trim()
-    assert 5 * PAGE < store.ram_bytes <= 10 * PAGE
-    assert all((array == len(array)).all() for array in kept)
-    del kept
-    gc.collect()
-    store.trim()
-    assert store.ram_bytes == 0
-
-
 def test_out_of_memory_a_store_first_lets_go_of_what_it_keeps(tmp_path, monkeypatch):
     """What waits for reuse is no reason to fail; without it, the error names the size, and all arrays stay."""
     store = Store(None, tmp_path)
@@ -236,15 +221,6 @@ def test_out_of_memory_a_store_first_lets_go_of_what_it_keeps(tmp_path, monkeypa
     assert store.ram_bytes == 7 * PAGE and (kept == 5).all()
 
 
-def test_a_session_has_a_store_of_its_own_for_each_size(backend):
-    allocator = own_allocator(backend)
-    fresh = allocator.fresh()
-    assert fresh is not allocator and fresh.turn is allocator.turn
-    assert isinstance(allocator, OwnStore) == isinstance(fresh, OwnStore) == backend.in_main_memory
-    assert own_allocator(backend, allocator.turn).turn is allocator.turn
-    assert own_allocator(backend).turn is not allocator.turn
-
-
 @pytest.mark.parametrize("budget", [None, 0])
 def test_a_view_keeps_its_block(tmp_path, budget):
     store = Store(budget, tmp_path)
@@ -257,6 +233,12 @@ def test_a_view_keeps_its_block(tmp_path, budget):
     assert np.array_equal(view, seen)
     gone = weakref.ref(others.pop())
     assert gone() is None  # nothing else holds an array
+
+
+def test_a_system_that_cannot_find_pages_at_once_finds_them_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_POPULATE_WRITE", 9999)
+    array = filled(Store(0, tmp_path), 4, 5.0)
+    assert (array == 5).all()
 
 
 @pytest.mark.parametrize("budget", [None, 0])

@@ -16,7 +16,8 @@ from sparsegen import InputError, NonFiniteError, Paper, SessionError, ShapeErro
 from sparsegen.diffusion import seeds
 from sparsegen.editing.session import Session
 from sparsegen.engine import store as store_module
-from sparsegen.engine.store import PAGE, Store
+from sparsegen.engine.chunks import PAGE
+from sparsegen.engine.store import Store
 from sparsegen.models import GauGAN, GauGANConfig
 from sparsegen.pipelines.sdedit import SDEdit
 from tests.devices import host, skip_unless_in_main_memory

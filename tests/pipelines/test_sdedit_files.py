@@ -17,7 +17,8 @@ from sparsegen import InputError, Session, SessionError
 from sparsegen.backends import get_backend
 from sparsegen.editing import session_file
 from sparsegen.engine import store as store_module
-from sparsegen.engine.store import PAGE, Store
+from sparsegen.engine.chunks import PAGE
+from sparsegen.engine.store import Store
 from sparsegen.pipelines.sdedit import SDEdit
 from sparsegen.weights import CheckpointError, read_checkpoint, write_safetensors
 from tests.unets import assert_all_same, everything, picture, random_ddpm, random_pd, stroke

@@ -14,7 +14,7 @@ from sparsegen.backends.counting import WINOGRAD, CountingBackend, Work, tile_pr
 from sparsegen.backends.interface import TILE, Backend, ConvGeometry, ConvWeights, Host
 from sparsegen.backends.numba_cpu import NumbaBackend
 from sparsegen.backends.reference import ReferenceBackend
-from sparsegen.engine.store import PAGE
+from sparsegen.engine.chunks import PAGE
 from sparsegen.errors import InputError, ShapeError
 from sparsegen.models import DDPM, DDPMConfig
 from sparsegen.pipelines.latents import LatentDiffusion

@@ -1,0 +1,78 @@
+"""The memory of one session: a backend comes in, an allocator comes out that reuses what layers and edits free.
+
+A page that is touched first has to be found by the system, which takes longer than to paint it; so memory that is freed
+serves the next arrays. They are cut from chunks, larger from one to the next.
+"""
+
+from __future__ import annotations
+
+from sparsegen.backends.interface import Backend
+
+from .allocator import Allocator, BackendAllocator
+from .chunks import Chunk, ram
+from .store import Store
+from .turn import Turn
+
+LEAST, MOST = 1 << 20, 1 << 26
+"""Bytes of a chunk, unless a larger array needs one: as many as all chunks before it."""
+
+
+class OwnStore(Store):
+    """A store of RAM for one session alone, without a budget, and without files.
+
+    Parameters
+    ----------
+    turn
+        The turn of the session's runs; None: a new one.
+    """
+
+    not_copied = "make another, OwnStore()"
+
+    def __init__(self, turn: Turn | None = None) -> None:
+        super().__init__()
+        self.turn = turn or self.turn
+        self._chunks: list[Chunk] = []
+
+    def fresh(self) -> Allocator:
+        return OwnStore(self.turn)
+
+    def trim(self) -> None:
+        with self._lock:
+            self._take_back()
+            self._drop_unused()
+
+    def close(self) -> None:
+        super().close()
+        self._chunks.clear()
+
+    def _place(self, size: int) -> tuple[Chunk, int]:
+        self._begin()
+        for chunk in self._chunks:
+            at = chunk.cut(size)
+            if at is not None:
+                return chunk, at
+        chunk = self._chunk(size)
+        self._chunks.append(chunk)
+        return chunk, chunk.cut(size) or 0
+
+    def _chunk(self, size: int) -> Chunk:
+        """A new chunk, for an array of `size` bytes and for others. Raises MemoryError."""
+        length = max(size, LEAST, min(self.ram_bytes, MOST))
+        try:
+            mapping = ram(length)
+        except MemoryError:
+            self._drop_unused()
+            length = size
+            mapping = ram(length)
+        self.ram_bytes += length
+        return Chunk(mapping, length)
+
+    def _drop_unused(self) -> None:
+        """Free the chunks of which no array has a part."""
+        self._chunks = [chunk for chunk in self._chunks if chunk.free < chunk.size]
+        self.ram_bytes = sum(chunk.size for chunk in self._chunks)
+
+
+def own_allocator(backend: Backend, turn: Turn | None = None) -> Allocator:
+    """An allocator of one session alone."""
+    return OwnStore(turn) if backend.in_main_memory else BackendAllocator(backend, turn=turn)
