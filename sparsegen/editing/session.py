@@ -159,6 +159,7 @@ class Session(Door):
         with self._turn.change("run"):
             start = time.perf_counter()
             inputs = self.model.encode(original, **conditions)
+            had_base = self._base is not None
             self._base = None  # and its journals
             run, output = self._state.paint(
                 inputs.canvases,
@@ -174,7 +175,8 @@ class Session(Door):
             active = TileSet.full(*output.shape[:3])
             result = self._result(base, base.history, output, start, active, run.records, edited_area=1.0)
             self._base = base if keep_canvases else None
-            self.memory.allocator.trim()
+            if had_base and not keep_canvases:
+                self.memory.allocator.trim()  # of the memory that edits took
             return result
 
     def edit(

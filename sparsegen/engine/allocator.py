@@ -68,7 +68,7 @@ class Allocator(ABC):
         return None
 
     def place_for_tiles(self, canvas: Array, count: int) -> Array | None:
-        """An array for `count` tiles of a canvas, where journals count towards a budget; None: the backend's own."""
+        """An array for a copy of `count` tiles of a canvas; None: the backend finds one."""
         return None
 
 

@@ -6,7 +6,9 @@ serves the next arrays. They are cut from chunks, larger from one to the next.
 
 from __future__ import annotations
 
-from sparsegen.backends.interface import Backend
+import math
+
+from sparsegen.backends.interface import TILE, Array, Backend
 
 from .allocator import Allocator, BackendAllocator
 from .chunks import Chunk, ram
@@ -15,6 +17,8 @@ from .turn import Turn
 
 LEAST, MOST = 1 << 20, 1 << 26
 """Bytes of a chunk, unless a larger array needs one: as many as all chunks before it."""
+LARGE_COPY = 1 << 20
+"""Bytes of a copy of tiles that is cut from a chunk: smaller ones are found as fast elsewhere."""
 
 
 class OwnStore(Store):
@@ -35,6 +39,12 @@ class OwnStore(Store):
 
     def fresh(self) -> Allocator:
         return OwnStore(self.turn)
+
+    def place_for_tiles(self, canvas: Array, count: int) -> Array | None:
+        shape = (count, TILE, TILE, int(canvas.shape[3]))
+        if math.prod(shape) * canvas.itemsize < LARGE_COPY:
+            return None
+        return self.allocate(shape, dtype=str(canvas.dtype))
 
     def trim(self) -> None:
         with self._lock:

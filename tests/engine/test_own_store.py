@@ -65,6 +65,17 @@ def test_trimmed_a_store_keeps_the_chunks_of_which_an_array_has_a_part():
     assert store.ram_bytes == 0
 
 
+def test_only_large_copies_of_tiles_are_cut_from_chunks(monkeypatch):
+    store = OwnStore()
+    monkeypatch.setattr(own_store, "LARGE_COPY", 2 * 16 * 8 * 4)
+    canvas = np.zeros((1, 9, 9, 8), np.float32)
+    assert store.place_for_tiles(canvas, 1) is None and store.ram_bytes == 0
+    place = store.place_for_tiles(canvas, 2)
+    assert place is not None and place.shape == (2, 4, 4, 8) and place.dtype == np.float32
+    assert store.place_for_tiles(canvas.astype(np.float16), 2) is None
+    assert store.ram_bytes == 4 * PAGE
+
+
 def test_out_of_memory_a_store_first_lets_go_of_what_nobody_uses(monkeypatch):
     """Nor does it ask for more than the array needs; the error names its size, and all arrays stay."""
     store = OwnStore()
