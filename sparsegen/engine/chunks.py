@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+from collections.abc import Iterable
 
 PAGE = 4096
 """Blocks begin and end on multiples of this."""
@@ -22,7 +23,7 @@ def shown(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def ram(size: int) -> mmap.mmap:
+def map_ram(size: int) -> mmap.mmap:
     """A mapping of RAM. Raises MemoryError."""
     # private: not shared with forked processes, and nearly every system gives such mappings huge pages
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -68,3 +69,12 @@ class Chunk:
             else:
                 joined.append(span)
         self.spans = joined
+
+
+def cut_from(chunks: Iterable[Chunk], size: int) -> tuple[Chunk, int] | None:
+    """The first chunk that has `size` bytes, and the offset at which they were cut out of it; None: none has."""
+    for chunk in chunks:
+        at = chunk.cut(size)
+        if at is not None:
+            return chunk, at
+    return None

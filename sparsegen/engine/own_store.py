@@ -11,7 +11,7 @@ import math
 from sparsegen.backends.interface import TILE, Array, Backend
 
 from .allocator import Allocator, BackendAllocator
-from .chunks import Chunk, ram
+from .chunks import Chunk, cut_from, map_ram
 from .store import Store
 from .turn import Turn
 
@@ -57,10 +57,9 @@ class OwnStore(Store):
 
     def _place(self, size: int) -> tuple[Chunk, int]:
         self._begin()
-        for chunk in self._chunks:
-            at = chunk.cut(size)
-            if at is not None:
-                return chunk, at
+        found = cut_from(self._chunks, size)
+        if found is not None:
+            return found
         chunk = self._chunk(size)
         self._chunks.append(chunk)
         return chunk, chunk.cut(size) or 0
@@ -69,11 +68,11 @@ class OwnStore(Store):
         """A new chunk, for an array of `size` bytes and for others. Raises MemoryError."""
         length = max(size, LEAST, min(self.ram_bytes, MOST))
         try:
-            mapping = ram(length)
+            mapping = map_ram(length)
         except MemoryError:
             self._drop_unused()
             length = size
-            mapping = ram(length)
+            mapping = map_ram(length)
         self.ram_bytes += length
         return Chunk(mapping, length)
 

@@ -33,7 +33,7 @@ from sparsegen.backends.interface import TILE, Array, Backend, Host
 from ..checks import is_whole
 from ..errors import InputError, SessionError
 from .allocator import Allocator
-from .chunks import Chunk, block_bytes, ram, shown
+from .chunks import Chunk, block_bytes, cut_from, map_ram, shown
 from .turn import NotCopied, Turn
 
 CHUNK = 1 << 28
@@ -81,7 +81,7 @@ class _Block:
     """RAM for one array: a separate mapping. Raises MemoryError."""
 
     def __init__(self, size: int) -> None:
-        self.mapping = ram(size)
+        self.mapping = map_ram(size)
 
 
 class Store(NotCopied, Allocator):
@@ -237,7 +237,7 @@ class Store(NotCopied, Allocator):
     # -- blocks ------------------------------------------------------------------------------------------
 
     def _place(self, size: int) -> tuple[_Block | Chunk, int]:
-        """Allocate a block of `size` bytes: its mapping, and its offset there. Raises SessionError."""
+        """Allocate a block of `size` bytes: its mapping, and its offset there. Raises as `allocate` does."""
         self._begin()
         waiting = self._free.get(size)
         if waiting:
@@ -255,10 +255,9 @@ class Store(NotCopied, Allocator):
                 block = _Block(size)
             self.ram_bytes += size
             return block, 0
-        for file in self._files:
-            at = file.cut(size)
-            if at is not None:
-                return file, at
+        found = cut_from(self._files, size)
+        if found is not None:
+            return found
         file = self._file(size)
         self._files.append(file)
         return file, file.cut(size) or 0

@@ -14,7 +14,7 @@ import pytest
 
 from bench import report, switches
 from bench.commits import ROOT
-from bench.switch_cases import CASES, Timed
+from bench.switch_cases import CASES, Prepared, Timed
 from bench.switch_table import KERNELS, SWITCHES, Change, Switch, SwitchError, named
 from sparsegen.backends import get_backend
 
@@ -78,6 +78,8 @@ def test_every_case_is_computed_at_a_small_size(case: Timed) -> None:
         out[...] = 0
         call()
         assert out.any()
+        if between is Prepared._field_defaults["between"]:
+            assert np.array_equal(out, found)
     assert np.array_equal(first.out, second.out)
 
 
