@@ -244,10 +244,22 @@ SWITCHES = (
     ),
     Switch(
         "winograd-few",
-        "for up to 8 tiles (AVX-512) kernels are transformed in registers, where they are multiplied",
+        "for up to 16 tiles (AVX-512) kernels are transformed in registers, where they are multiplied",
         "transformed kernels are stored, and read back by the products",
         (Change("winograd.py", "FEW = TARGET.few", "FEW = 0"),),
         (DEEP_8, FOUR, *_COLD),
+    ),
+    Switch(
+        "winograd-vectors",
+        "the kernels of a vector of outputs lie together, and a piece of them stays in a first-level cache",
+        "those of a panel's two vectors alternate, and half of what is prefetched is of no use",
+        (
+            Change("few_tiles.py", "TAP = WIDTH", "TAP = PANEL"),
+            Change(
+                "winograd.py", "return output * row", "return output // PANEL * PANEL * row + output % PANEL"
+            ),
+        ),
+        (DEEP_8, FOUR, TWELVE, *_COLD, BIG),
     ),
     Switch(
         "winograd-fetch",

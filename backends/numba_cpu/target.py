@@ -42,7 +42,7 @@ class Target:
 
 # rows * columns sums, `columns` vectors of weights and one of inputs must fit the registers (32, 16, 32, 16), and
 # the sums must cover the multiply-add's latency times its rate (8 to 10)
-_AVX512 = Target(width=16, rows=8, columns=2, fused=True, half=True, few=8, pause=("llvm.x86.sse2.pause",))
+_AVX512 = Target(width=16, rows=8, columns=2, fused=True, half=True, few=16, pause=("llvm.x86.sse2.pause",))
 TARGETS: dict[str, Target] = {
     "avx512": _AVX512,
     "avx512bf16": replace(_AVX512, dot="llvm.x86.avx512bf16.dpbf16ps.512"),

@@ -29,7 +29,7 @@ from numba.types import float32, int64, void
 
 from ..interface import TILE, Array, Host, Tiles
 from .arrays import aligned
-from .few_tiles import PACE, products_of_few
+from .few_tiles import PACE, TAP, TAPS, products_of_few
 from .gemm import ADD, LINE, PANEL, REPLACE, multiply_rows
 from .geometry import GEOMETRY, Geometry
 from .handover import shared
@@ -49,7 +49,6 @@ WINDOW = TILE + 2
 """Pixels along one side of a tile's window."""
 PRODUCTS = WINDOW * WINDOW
 """Positions in a transformed window, kernel or tile of sums."""
-TAPS = 9
 BAND, STRIP = 3, 16
 """Tile rows and tile columns of a block. Its tiles lie side by side and below one another, and share their windows."""
 BATCH = BAND * STRIP
@@ -75,21 +74,31 @@ _BLOCK = PRODUCTS * _POSITION
 # -- weights ---------------------------------------------------------------------------------------------
 
 
+@inline
+def kernels_of(output: int, row: int) -> int:
+    """Floats before the kernels `[I, TAPS, WIDTH]` of a vector of outputs, which begins with `output`.
+
+    An output has `row` weights.
+    """
+    return output * row
+
+
 @shared(void(COUNTER, int64, float32[:, ::1], float32[::1]))
 def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
-    """`weight` `[O, I * TAPS]` → `packed` `[panels, I * TAPS, PANEL]`; items are panels, the last filled with zeros."""
+    """`weight` `[O, I * TAPS]` → `packed` `[O / WIDTH, I * TAPS, WIDTH]`; items are panels, the last filled with zeros."""
     outputs, depth = weight.shape
     for panel in take_items(counter, items):
         count = min(PANEL, outputs - panel * PANEL)
         for first in range(0, depth, LINE):  # a line of each output, which are a line of each panel's column
-            steps, at = min(LINE, depth - first), (panel * depth + first) * PANEL
+            steps = min(LINE, depth - first)
             for o in range(PANEL):
+                at = kernels_of(panel * PANEL + o // WIDTH * WIDTH, depth) + first * TAP + o % WIDTH
                 for k in range(steps):
-                    packed[at + k * PANEL + o] = weight[panel * PANEL + o, first + k] if o < count else 0.0
+                    packed[at + k * TAP] = weight[panel * PANEL + o, first + k] if o < count else 0.0
 
 
 def prepare(launcher: Launcher, weight: Host) -> Array:
-    """`[O, I, 3, 3]` → flat `[panels, I, TAPS, PANEL]`."""
+    """`[O, I, 3, 3]` → flat `[O / WIDTH, I, TAPS, WIDTH]`, of whole panels."""
     outputs, depth = len(weight), weight[0].size
     panels = ceil_div(outputs, PANEL)
     packed = aligned(panels * depth * PANEL, "float32")
@@ -107,7 +116,7 @@ class Layout(NamedTuple):
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
     | kernels | [blocks, PRODUCTS, GROUP, PIECE, PANEL] | `_transform_kernels` | `_multiply` |
-    | widened | [PIECE, TAPS, PANEL] | `_transform_kernels` (16-bit weights) | `_transform_kernels` |
+    | widened | [PIECE, TAPS, WIDTH] | `_transform_kernels` (16-bit weights) | `_transform_kernels` |
     | inputs | [PRODUCTS, pieces, B, PIECE] | `_transform_windows` | `_multiply` |
     | sums | [PRODUCTS, GROUP, B, PANEL] | `_multiply` | `_transform_sums` |
     | results | [B, TILE, TILE, P, PANEL], runs line by line | `_transform_sums` | scatter |
@@ -155,7 +164,7 @@ def layout(batch: int, inputs: int, outputs: int, panels: int, *, residual: int,
     regions = Regions()
     return Layout(
         kernels=regions.add((kernel_blocks(inputs, outputs) if kept else 1) * _BLOCK),
-        widened=regions.add(PIECE * TAPS * PANEL),
+        widened=regions.add(PIECE * TAPS * TAP),
         inputs=regions.add(PRODUCTS * inputs_step),
         sums=regions.add(PRODUCTS * sums_step),
         results=regions.add(batch * PIXELS * results_step),
@@ -206,29 +215,29 @@ def _transform_windows(
 
 @inline
 def _transform_kernels(
-    weights: Any, first: int, depth: int, group: int, steps: int, at: Any, scratch: Any, kernels: int
+    weights: Any, first: int, row: int, group: int, steps: int, at: Any, scratch: Any, kernels: int
 ) -> None:
     """`kernels` `[PRODUCTS, group, steps, PANEL] = G g Gᵀ` of a piece of `steps` inputs, for a group of panels.
 
-    A panel's kernels `g` are `[steps, TAPS, PANEL]`: the first's from weight `first` on, the next `depth` further.
+    Kernels `g` of a vector of outputs are `[steps, TAPS, WIDTH]`: the first's from weight `first` on; an output has
+    `row` weights.
     """
-    for panel in range(group):
-        start, to = first + panel * depth, kernels + panel * PIECE * PANEL
+    for o in range(0, group * PANEL, WIDTH):
+        start, to = first + kernels_of(o, row), kernels + o // PANEL * PIECE * PANEL + o % PANEL
         values = weights.floats
         if weights.stored != FLOAT32:
-            widen_piece(weights, start, scratch, at.widened, steps * TAPS * PANEL)
+            widen_piece(weights, start, scratch, at.widened, steps * TAPS * TAP)
             values, start = scratch, at.widened
         for k in range(steps):
-            for c in range(0, PANEL, WIDTH):
-                g = start + k * TAPS * PANEL + c
-                transform_kernel_4(values, g, PANEL, scratch, to + k * PANEL + c, _POSITION)
+            g = start + k * TAPS * TAP
+            transform_kernel_4(values, g, TAP, scratch, to + k * PANEL, _POSITION)
 
 
 @inline
 def _multiply(
     weights: Any,
     next_piece: int,
-    depth: int,
+    row: int,
     group: int,
     batch: int,
     count: int,
@@ -246,7 +255,8 @@ def _multiply(
     for p in range(PRODUCTS):
         for panel in range(group):
             if next_piece >= 0:
-                fetch_packed(weights, next_piece + panel * depth, p, PRODUCTS, TAPS * PIECE * PANEL)
+                for o in range(panel * PANEL, (panel + 1) * PANEL, WIDTH):
+                    fetch_packed(weights, next_piece + kernels_of(o, row), p, PRODUCTS, TAPS * PIECE * WIDTH)
             inputs = at.inputs + p * at.inputs_step + first * batch
             kernel_at = kernels + p * _POSITION + panel * PIECE * PANEL
             sums = at.sums + p * at.sums_step + panel * batch * PANEL
@@ -266,9 +276,9 @@ _multiply_few = products_of_few(PIECE) if FEW else _no_products
 @inline
 def _multiply_untransformed(
     weights: Any,
-    panel_weight: int,
+    this_piece: int,
     next_piece: int,
-    depth: int,
+    row: int,
     group: int,
     batch: int,
     count: int,
@@ -279,13 +289,15 @@ def _multiply_untransformed(
 ) -> None:
     """`_transform_kernels` and `_multiply` in one, of few tiles: transformed kernels are not stored (`few_tiles.py`).
 
-    A panel's kernels are `[steps, TAPS, PANEL]`: the first's from weight `panel_weight` on, the next `depth` further.
+    Kernels of a vector of outputs are `[steps, TAPS, WIDTH]`: the first's from weight `this_piece` on; an output has
+    `row` weights.
     """
-    for panel in range(group):
-        values, start, ahead = weights.floats, panel_weight + panel * depth, next_piece + panel * depth
+    for o in range(0, group * PANEL, WIDTH):
+        kernels = kernels_of(o, row)
+        values, start, ahead = weights.floats, this_piece + kernels, next_piece + kernels
         coming, pace = weights.floats, PACE
         if weights.stored != FLOAT32:
-            widen_piece(weights, start, scratch, at.widened, steps * TAPS * PANEL)
+            widen_piece(weights, start, scratch, at.widened, steps * TAPS * TAP)
             values, start = scratch, at.widened
             coming, ahead, pace = weights.halves.view(np.float32), ahead // 2, PACE // 2
         _multiply_few(
@@ -295,7 +307,7 @@ def _multiply_untransformed(
             at.inputs + first * batch,
             at.inputs_step,
             scratch,
-            at.sums + panel * batch * PANEL,
+            at.sums + o // PANEL * batch * PANEL + o % PANEL,
             at.sums_step,
             coming,
             ahead,
@@ -346,7 +358,7 @@ def convolve(
     """
     inputs = source.first_channels + source.second_channels
     panels, pieces = ceil_div(out.channels, PANEL), ceil_div(inputs, PIECE)
-    depth = inputs * TAPS * PANEL  # floats of a panel's weights
+    row = inputs * TAPS  # weights of an output
     transforms = True
     for item in take_items(counter, items):
         first = item // splits * batch
@@ -359,19 +371,22 @@ def convolve(
                 k = piece * PIECE
                 steps = min(PIECE, inputs - k)
                 kernels = at.kernels + (panel // GROUP * pieces + piece if kept else 0) * _BLOCK
-                weight = panel * depth + k * TAPS * PANEL
-                following = weight + PIECE * TAPS * PANEL if piece + 1 < pieces else (panel + GROUP) * depth
+                weight = kernels_of(panel * PANEL, row) + k * TAPS * TAP
+                last_piece = piece + 1 == pieces
+                following = (
+                    kernels_of((panel + GROUP) * PANEL, row) if last_piece else weight + PIECE * TAPS * TAP
+                )
                 if count <= FEW and not kept:
                     _multiply_untransformed(
-                        weights, weight, following, depth, group, batch, count, k, steps, at, scratch
+                        weights, weight, following, row, group, batch, count, k, steps, at, scratch
                     )
                     continue
                 if transforms:
-                    _transform_kernels(weights, weight, depth, group, steps, at, scratch, kernels)  # G g Gᵀ
+                    _transform_kernels(weights, weight, row, group, steps, at, scratch, kernels)  # G g Gᵀ
                 else:
                     following = -1
                 # Σ_inputs … ⊙ …
-                _multiply(weights, following, depth, group, batch, count, k, steps, at, scratch, kernels)
+                _multiply(weights, following, row, group, batch, count, k, steps, at, scratch, kernels)
             _transform_sums(tiles, first, panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A
         last = min(end * PANEL, out.channels)
         scatter_tiles(
