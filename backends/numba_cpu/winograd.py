@@ -85,7 +85,7 @@ def kernels_of(output: int, row: int) -> int:
 
 @shared(void(COUNTER, int64, float32[:, ::1], float32[::1]))
 def pack(counter: Any, items: int, weight: Any, packed: Any) -> None:
-    """`weight` `[O, I * TAPS]` → `packed` `[O / WIDTH, I * TAPS, WIDTH]`; items are panels, the last filled with zeros."""
+    """`weight` `[O, I * TAPS]` → `packed` `[O / WIDTH, I * TAPS, WIDTH]`; items are panels, zeros fill the last."""
     outputs, depth = weight.shape
     for panel in take_items(counter, items):
         count = min(PANEL, outputs - panel * PANEL)
