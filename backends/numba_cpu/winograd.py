@@ -67,6 +67,8 @@ KEPT = 5 << 17
 """Floats of a layer's transformed weights that a thread keeps from one batch of tiles to the next."""
 _POSITION = GROUP * PIECE * PANEL + LINE
 """Floats from one position's kernels to the next: a line more than needed keeps them in different sets of the cache."""
+_WIDENED = PIECE * TAPS * WIDTH
+"""Floats of a piece of the kernels of a vector of outputs, widened from 16 bits."""
 _BLOCK = PRODUCTS * _POSITION
 """Floats of the transformed kernels of a group of panels and a piece of the inputs."""
 
@@ -116,7 +118,7 @@ class Layout(NamedTuple):
     | region | shape | written by | read by |
     | --- | --- | --- | --- |
     | kernels | [blocks, PRODUCTS, GROUP, PIECE, PANEL] | `_transform_kernels` | `_multiply` |
-    | widened | [PIECE, TAPS, WIDTH] | `_transform_kernels` (16-bit weights) | `_transform_kernels` |
+    | widened | [PANEL / WIDTH, PIECE, TAPS, WIDTH] | `_transform_kernels` (16-bit weights) | `_transform_kernels` |
     | inputs | [PRODUCTS, pieces, B, PIECE] | `_transform_windows` | `_multiply` |
     | sums | [PRODUCTS, GROUP, B, PANEL] | `_multiply` | `_transform_sums` |
     | results | [B, TILE, TILE, P, PANEL], runs line by line | `_transform_sums` | scatter |
@@ -164,7 +166,7 @@ def layout(batch: int, inputs: int, outputs: int, panels: int, *, residual: int,
     regions = Regions()
     return Layout(
         kernels=regions.add((kernel_blocks(inputs, outputs) if kept else 1) * _BLOCK),
-        widened=regions.add(PIECE * TAPS * TAP),
+        widened=regions.add(PANEL // WIDTH * _WIDENED),
         inputs=regions.add(PRODUCTS * inputs_step),
         sums=regions.add(PRODUCTS * sums_step),
         results=regions.add(batch * PIXELS * results_step),
@@ -220,17 +222,21 @@ def _transform_kernels(
     """`kernels` `[PRODUCTS, group, steps, PANEL] = G g Gᵀ` of a piece of `steps` inputs, for a group of panels.
 
     Kernels `g` of a vector of outputs are `[steps, TAPS, WIDTH]`: the first's from weight `first` on; an output has
-    `row` weights.
+    `row` weights. A panel's vectors are taken step by step, for their results lie side by side.
     """
-    for o in range(0, group * PANEL, WIDTH):
-        start, to = first + kernels_of(o, row), kernels + o // PANEL * PIECE * PANEL + o % PANEL
-        values = weights.floats
+    for panel in range(group):
+        values, start = weights.floats, first + kernels_of(panel * PANEL, row)
+        apart, to = kernels_of(WIDTH, row), kernels + panel * PIECE * PANEL
         if weights.stored != FLOAT32:
-            widen_piece(weights, start, scratch, at.widened, steps * TAPS * TAP)
-            values, start = scratch, at.widened
+            for v in range(PANEL // WIDTH):
+                widen_piece(
+                    weights, start + v * apart, scratch, at.widened + v * _WIDENED, steps * TAPS * WIDTH
+                )
+            values, start, apart = scratch, at.widened, _WIDENED
         for k in range(steps):
-            g = start + k * TAPS * TAP
-            transform_kernel_4(values, g, TAP, scratch, to + k * PANEL, _POSITION)
+            for v in range(PANEL // WIDTH):
+                g = start + v * apart + k * TAPS * TAP
+                transform_kernel_4(values, g, TAP, scratch, to + k * PANEL + v * WIDTH, _POSITION)
 
 
 @inline
@@ -297,7 +303,7 @@ def _multiply_untransformed(
         values, start, ahead = weights.floats, this_piece + kernels, next_piece + kernels
         coming, pace = weights.floats, PACE
         if weights.stored != FLOAT32:
-            widen_piece(weights, start, scratch, at.widened, steps * TAPS * TAP)
+            widen_piece(weights, start, scratch, at.widened, steps * TAPS * WIDTH)
             values, start = scratch, at.widened
             coming, ahead, pace = weights.halves.view(np.float32), ahead // 2, PACE // 2
         _multiply_few(
