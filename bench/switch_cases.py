@@ -249,7 +249,10 @@ MIDDLE = Layer(Case((64, 64), 256, 256))
 DEEP_32, DEEP_16, DEEP_8 = (Layer(Case((side, side), 512, 512)) for side in (32, 16, 8))
 FOUR = Layer(Case((16, 16), 512, 512), tiles=4)
 TWELVE = Layer(Case((32, 32), 512, 512), tiles=12)
-COLD_8, COLD_FOUR, COLD_TWELVE = (replace(layer, cold=True) for layer in (DEEP_8, FOUR, TWELVE))
+LOWEST = Layer(Case((4, 8), 1024, 1024))
+COLD_LOWEST, COLD_8, COLD_FOUR, COLD_TWELVE = (
+    replace(layer, cold=True) for layer in (LOWEST, DEEP_8, FOUR, TWELVE)
+)
 PENDING = Layer(Case((128, 128), 128, 128), pending=True)
 PENDING_16 = Layer(Case((16, 16), 384, 384), pending=True, cold=True)
 NARROW = Layer(Case((256, 256), 64, 64), pending=True)
@@ -269,7 +272,8 @@ STEP, STREET_EDIT, EXACT_STREET_EDIT = DenseStep(), StreetEdit(), StreetEdit(pol
 CASES: dict[str, Timed] = {
     case.name: case
     for case in (
-        *(BIG, WIDE, MIDDLE, DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR, COLD_8, COLD_TWELVE, COLD_FOUR),
+        *(BIG, WIDE, MIDDLE, DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR),
+        *(COLD_LOWEST, COLD_8, COLD_TWELVE, COLD_FOUR),
         *(
             PENDING,
             PENDING_16,

@@ -17,6 +17,7 @@ from bench.switch_cases import (
     BIG_POINTS,
     COLD_8,
     COLD_FOUR,
+    COLD_LOWEST,
     COLD_TWELVE,
     DEEP_8,
     DEEP_16,
@@ -117,7 +118,7 @@ def named(names: Iterable[str]) -> tuple[Switch, ...]:
 
 
 _DEEP = (DEEP_32, DEEP_16, DEEP_8, TWELVE, FOUR)
-_COLD = (COLD_8, COLD_TWELVE, COLD_FOUR)
+_COLD = (COLD_LOWEST, COLD_8, COLD_TWELVE, COLD_FOUR)
 
 
 def _beginning_with(text: str, lines: Iterable[str]) -> Change:
@@ -259,7 +260,7 @@ SWITCHES = (
                 "winograd.py", "return output * row", "return output // PANEL * PANEL * row + output % PANEL"
             ),
         ),
-        (DEEP_8, FOUR, TWELVE, *_COLD, BIG),
+        (DEEP_8, FOUR, TWELVE, *_COLD, BIG, STREET_EDIT),
     ),
     Switch(
         "winograd-fetch",
