@@ -54,8 +54,9 @@ GAN_COMPRESSION = """20 M random weights of the published widths (32_32_32_48_32
 16×32 alone take some 40 % of its time with AVX2, at half of what that machine can do, by `sparsegen profile
 gan-compression --area 1.2 --policy paper --run`.
 
-The limit of an edit of 100 % is memory: it sets all canvases aside and paints new ones, which the system has to find
-for the first of a session. Later, in turn with dense runs, it took 1.02 and 1.05 times as long as they."""
+An edit of 100 % sets all canvases aside and paints new ones, in the memory that earlier edits have freed (the switch
+`reused-canvases`). The first two of a session find none there: with full AVX-512 they took 113 and 169 ms, the next
+four 86 to 93, dense runs 85 to 88."""
 
 STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
 `sparsegen edit` computes the original and the edit, the PyTorch process one image. Of a saved session it computes
@@ -82,6 +83,18 @@ The limit of AVX2 alone at 8×8 is the same: without reading and transforming th
 positions at a time: so four tiles took 1.6 times as long as with stored kernels, and 1.5 times with the first of the
 transform's two products stored. Stored kernels of 8 or 16 inputs at a time, which stay in a first-level cache, took 1.4
 and 1.25 times as long, for each of the 36 positions begins its product anew.
+
+With AVX-512 a few tiles read kernels about as fast as memory gives them: two tiles of 1024 channels, GauGAN's lowest
+layers, at 65 to 84 % of a copy's speed in an edit of 1.2 % (96 MB in 3.0 to 3.6 ms), eight at 42 to 48 %, which is 53
+to 58 % of the least time that their arithmetic takes (`sparsegen profile gaugan-cityscapes --area 1.2 --policy paper
+--run`, on a Zen 5). With inputs in a cache and kernels in none, a layer of 1024 channels took 0.9 ms for two tiles, 42
+GB/s, 1.3 for four and 2.1 for eight; with the same piece of kernels again and again, which a cache holds, 0.9, 1.2 and
+2.0. So from four tiles on the limit is not memory, but what a core loads from its first-level cache: 9 vectors of
+kernels and 24 numbers for 36 multiply-adds, two of each a cycle at best.
+
+In a network a layer takes what it takes alone. Those of DDPM 128→128 at 256×256 took 14.9 to 15.0 ms in a dense step,
+with a residual 15.7; alone, with the same norm and SiLU pending and moments to measure, 14.9 and 15.8 when they were
+called again and again, 15.3 and 16.1 when something else emptied the caches in between (once, on the Zen 5).
 
 The limits on the AVX-512 machine, a Zen 4, whose products reach 118 GFLOP/s a core from a first-level cache, with 3
 rows as with 8: a 3×3 layer at 256×256 takes 77 % of its time for its products at that rate, one at 8×8 58 %. Without
@@ -195,17 +208,19 @@ alone}}. With full AVX-512 Winograd's convolutions have 78 % of DDPM's time, oth
 kernels 4 %; of PD 256's 69, 14 and 7 %, attention 7 %; of PD 128's 60, 17, 10 and 12 %. Those are the shares of the Zen
 4 above, but for Python's, which gained less.
 
-Two thirds of the caches of an SDEdit session of DDPM 256 under `paper`, 10 of 14 GB, lie in files: of the 3.5 s that an
-edit of 1.2 % took on the Zen 5 its 25 steps account for 2.0, of the original's 35 s for 11.
+Two thirds of the caches of an SDEdit session of DDPM 256 under `paper`, 10 of 14 GB, lie in files: of the 3.3 s that an
+edit of 1.2 % took on the Zen 5 its 25 steps account for 2.0, of the original's 43 s for 12. The rest is the system's,
+which finds memory for 14 GB, as the host of this virtual machine does, and pages of files. Under `fast` it is 1.0 of
+the 1.5 s; in float16 its caches need no file, and an edit takes 0.7 s.
 
 Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512);
 helpers compute during it since `6414b0a38` (the switch `queue`).
 With warm caches a launch takes 9 µs, 5 of them Python, with one thread and with two; in an edit the kernel before has
 emptied the caches.
 
-An edit of 100 % sets all canvases aside and paints new ones. The first two of a session take half as long again as a
-dense run of DDPM, 1.0 of their 1.5 s in the system, which has to find the memory; then 1.0 to 1.1 times as long, for
-the memory is there. Spreads of some 40 % are that."""
+An edit of 100 % sets all canvases aside and paints new ones, in the memory that earlier edits have freed (the switch
+`reused-canvases`). The first two of a session find none there, and wait for the system: on the Zen 5 those of DDPM
+took 1.16 and 1.18 s, the next four 0.45 to 0.49, dense steps 0.46 to 0.47."""
 
 STABLE_DIFFUSION = f"""{LATENT.name}, by `python -m bench.stable_diffusion`. Random weights, whose file holds 16 bits:
 sparsegen keeps them so, diffusers in 32. A *step* is a guided one, both halves in one call; edits are rectangles, with

@@ -30,9 +30,9 @@ from .transforms import KERNEL_4
 SIDE, TAPS = 6, 9
 """Positions in a row of the transformed window; taps of a kernel."""
 TAP = WIDTH
-"""Floats from one tap to the next: kernels of a vector of outputs are `[inputs, TAPS, WIDTH]`. A piece of them stays in
-a first-level cache for all six rows; taps a panel apart, which fall into every second of its sets, do not (0.66 to 0.97
-times the time, AVX-512)."""
+"""Floats from one tap to the next: kernels of a vector of outputs are `[inputs, TAPS, WIDTH]`. So a piece of them stays
+in a first-level cache for all six rows. Taps that lie a panel apart fall into every second of its sets, and do not: an
+edit takes 1.13 times as long (AVX-512, `winograd-vectors` of the switches)."""
 TOGETHER = 4
 """Tiles of a block of a whole row of positions; twice as many have half a row: 24 sums."""
 PACE = SIDE * WIDTH // 4

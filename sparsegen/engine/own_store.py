@@ -11,8 +11,8 @@ import math
 from sparsegen.backends.interface import TILE, Array, Backend
 
 from .allocator import Allocator, BackendAllocator
-from .chunks import Chunk, cut_from, map_ram
-from .store import Store
+from .chunks import Chunk, cut_from, map_ram, shown
+from .mapped_arrays import MappedArrays
 from .turn import Turn
 
 LEAST, MOST = 1 << 20, 1 << 26
@@ -21,21 +21,17 @@ LARGE_COPY = 1 << 20
 """Bytes of a copy of tiles that is cut from a chunk: smaller ones are found as fast elsewhere."""
 
 
-class OwnStore(Store):
-    """A store of RAM for one session alone, without a budget, and without files.
-
-    Parameters
-    ----------
-    turn
-        The turn of the session's runs; None: a new one.
-    """
+class OwnStore(MappedArrays):
+    """An allocator of arrays in RAM for one session alone."""
 
     not_copied = "make another, OwnStore()"
 
     def __init__(self, turn: Turn | None = None) -> None:
-        super().__init__()
-        self.turn = turn or self.turn
+        super().__init__(turn)
         self._chunks: list[Chunk] = []
+
+    def __repr__(self) -> str:
+        return f"<OwnStore: {shown(self.ram_bytes)}>"
 
     def fresh(self) -> Allocator:
         return OwnStore(self.turn)
@@ -51,18 +47,17 @@ class OwnStore(Store):
             self._take_back()
             self._drop_unused()
 
-    def close(self) -> None:
-        super().close()
-        self._chunks.clear()
-
     def _place(self, size: int) -> tuple[Chunk, int]:
-        self._begin()
         found = cut_from(self._chunks, size)
         if found is not None:
             return found
         chunk = self._chunk(size)
         self._chunks.append(chunk)
         return chunk, chunk.cut(size) or 0
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._chunks.clear()
 
     def _chunk(self, size: int) -> Chunk:
         """A new chunk, for an array of `size` bytes and for others. Raises MemoryError."""

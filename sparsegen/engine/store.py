@@ -9,7 +9,6 @@ deleted when the process ends, however it ends. A block is reused once its last 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import math
 import mmap
@@ -18,23 +17,16 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
-import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
-
-from sparsegen.backends.interface import TILE, Array, Backend, Host
+from sparsegen.backends.interface import TILE, Array, Backend
 
 from ..checks import is_whole
 from ..errors import InputError, SessionError
-from .allocator import Allocator
-from .chunks import Chunk, block_bytes, cut_from, map_ram, shown
-from .turn import NotCopied, Turn
+from .chunks import Chunk, cut_from, map_ram, shown
+from .mapped_arrays import MappedArrays
 
 CHUNK = 1 << 28
 """Bytes of a file; a larger array gets a separate one."""
@@ -77,14 +69,14 @@ def parse_size(size: int | str | None) -> int | None:
     raise InputError(f"{size!r} is not an amount of memory; write 4GB or 500MB")
 
 
-class _Block:
+class _Block(Chunk):
     """RAM for one array: a separate mapping. Raises MemoryError."""
 
     def __init__(self, size: int) -> None:
-        self.mapping = map_ram(size)
+        super().__init__(map_ram(size), size)
 
 
-class Store(NotCopied, Allocator):
+class Store(MappedArrays):
     """An allocator of arrays in RAM up to `budget` bytes, then in files in `folder`; safe to use from several threads.
 
     Parameters
@@ -108,70 +100,16 @@ class Store(NotCopied, Allocator):
         wanted = self.budget is not None or folder is not None
         if wanted and not (self.folder.is_dir() and os.access(self.folder, os.W_OK | os.X_OK)):
             raise InputError(f"{self.folder}: not a writable folder; give another one for the cache's files")
-        self._lock = threading.RLock()
-        self._given_back: deque[tuple[int, _Block | Chunk, int]] = deque()
+        super().__init__()
         self._free: dict[int, list[_Block]] = {}
         """Size -> freed RAM blocks, kept for reuse."""
         self._files: list[Chunk] = []
-        self._scratch: dict[tuple[str, tuple[int, ...]], Host] = {}
-        self.conditioned = {}
-        self._shared: dict[str, Array] = {}
-        self.ram_bytes = 0
-        """RAM of all blocks, the ones kept for reuse included."""
         self.file_bytes = 0
         """Disk space of all files."""
-        self._closed = False
-        self.turn = Turn()
-        """The turn of all sessions that share the canvases of `shared`."""
 
     def __repr__(self) -> str:
         budget = "no budget" if self.budget is None else f"a budget of {shown(self.budget)}"
         return f"<Store with {budget}: {shown(self.ram_bytes)} in RAM, {shown(self.file_bytes)} in files>"
-
-    def allocate(self, shape: Sequence[int], *, dtype: str = "float32") -> Array:
-        """An array of `shape` and undefined value.
-
-        Raises
-        ------
-        SessionError, MemoryError
-            The disk or the RAM is full, or the store is closed; arrays allocated before stay valid.
-        """
-        kind = np.dtype(dtype)
-        count = math.prod(shape)
-        size = block_bytes(count * kind.itemsize)
-        with self._lock:
-            place, at = self._place(size)
-        memory = (ctypes.c_char * size).from_buffer(place.mapping, at)
-        # every view of the array keeps `memory` alive, and with it the block
-        weakref.finalize(memory, self._give_back, size, place, at).atexit = False
-        return np.frombuffer(memoryview(memory), kind, count).reshape(tuple(shape))
-
-    def scratch(self, name: str, shape: Sequence[int]) -> Array:
-        """The float32 array of that name and shape, in RAM; it does not count towards the budget."""
-        with self._lock:
-            key = (name, tuple(shape))
-            if key not in self._scratch:
-                self._scratch[key] = np.empty(tuple(shape), np.float32)
-            return self._scratch[key]
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Memory of all arrays that `scratch` returned."""
-        with self._lock:
-            return sum(int(array.nbytes) for array in self._scratch.values())
-
-    def shared(self, name: str, shape: Sequence[int]) -> Array:
-        """The float32 array of that name, the same for every caller; another shape replaces it."""
-        with self._lock:
-            if name in self._shared and self._shared[name].shape != tuple(shape):
-                del self._shared[name]
-            if name not in self._shared:
-                self._shared[name] = self.allocate(shape)
-            return self._shared[name]
-
-    @property
-    def shared_arrays(self) -> Mapping[str, Array]:
-        return MappingProxyType(self._shared)
 
     def checked(self, backend: Backend) -> Store:
         """This store, if `backend` can compute in its arrays. Raises InputError. (See `device_store.py` for others.)"""
@@ -181,14 +119,6 @@ class Store(NotCopied, Allocator):
                 "reference"
             )
         return self
-
-    def adopt(self, host: Host) -> Array:
-        kept = self.allocate(host.shape, dtype=str(host.dtype))
-        kept[...] = host
-        return kept
-
-    def host(self, array: Array) -> Host:
-        return np.asarray(array)
 
     def place_for_tiles(self, canvas: Array, count: int) -> Array | None:
         if self.budget is None:
@@ -236,9 +166,7 @@ class Store(NotCopied, Allocator):
 
     # -- blocks ------------------------------------------------------------------------------------------
 
-    def _place(self, size: int) -> tuple[_Block | Chunk, int]:
-        """Allocate a block of `size` bytes: its mapping, and its offset there. Raises as `allocate` does."""
-        self._begin()
+    def _place(self, size: int) -> tuple[Chunk, int]:
         waiting = self._free.get(size)
         if waiting:
             return waiting.pop(), 0
@@ -261,12 +189,6 @@ class Store(NotCopied, Allocator):
         file = self._file(size)
         self._files.append(file)
         return file, file.cut(size) or 0
-
-    def _begin(self) -> None:
-        """Make freed blocks available. Raises SessionError: the store is closed."""
-        if self._closed:
-            raise SessionError("the session is closed; open a new one")
-        self._take_back()
 
     def _limit(self, size: int) -> float:
         """The RAM that all blocks together may take after a block of `size` bytes is added."""
@@ -317,31 +239,19 @@ class Store(NotCopied, Allocator):
             mapping.madvise(mmap.MADV_RANDOM)
         return mapping
 
-    def _give_back(self, size: int, place: _Block | Chunk, at: int) -> None:
-        # a finalizer runs at any moment in any thread, also in one that holds the lock: it only queues the block
-        if not self._closed:
-            self._given_back.append((size, place, at))
-
-    def _take_back(self) -> None:
-        """Make freed blocks available for reuse."""
-        while self._given_back:
-            size, place, at = self._given_back.popleft()
-            if isinstance(place, Chunk):
-                place.join(at, size)
-            else:
-                self._free.setdefault(size, []).append(place)
-
     def _drop_free(self) -> None:
         """Free the blocks that are kept for reuse."""
         self.ram_bytes -= self._waiting
         self._free.clear()
 
-    def close(self) -> None:
-        """Stop allocating; memory and disk space are freed as soon as the last array is."""
-        with self._lock:
-            self._closed = True
-            self._shared.clear()
-            self._given_back.clear()
-            self._free.clear()
-            self._files.clear()
-            self.ram_bytes = self.file_bytes = 0
+    def _reuse(self, size: int, chunk: Chunk, at: int) -> None:
+        if isinstance(chunk, _Block):
+            self._free.setdefault(size, []).append(chunk)
+        else:
+            super()._reuse(size, chunk, at)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._free.clear()
+        self._files.clear()
+        self.file_bytes = 0
