@@ -56,7 +56,7 @@ gan-compression --area 1.2 --policy paper --run`.
 
 An edit of 100 % sets all canvases aside and paints new ones, in the memory that earlier edits have freed (the switch
 `reused-canvases`). The first two of a session find none there: with full AVX-512 they took 113 and 169 ms, the next
-four 86 to 93, dense runs 85 to 88."""
+four 86 to 93, dense runs 85 to 88. The second is among the runs of these tables, one of each five."""
 
 STARTUP = """From the start of the process to the image on disk; the files are in the disk's cache.
 `sparsegen edit` computes the original and the edit, the PyTorch process one image. Of a saved session it computes
@@ -160,6 +160,9 @@ launch itself takes 8 to 12 µs with 2 to 16 threads, for helpers stay in machin
 ([`backends/numba_cpu/handover.py`](../backends/numba_cpu/handover.py)). Before that, up to commit `16f5e1a8d`, they
 took each kernel from Python, one after the other: the edit took 94, 63, 66 and 96 ms with 2, 4, 8 and 16 threads, the
 dense run 697, 365, 255 and 203 ms, on the same kind of machine.
+
+`exact` edits set canvases aside. The first two of a session wait for the memory of new ones, and the second is
+one of each three of these runs: spreads of 90 to 150 % are that.
 
 The last column is the time of two threads in a process limited to one core, over that of one thread: 1 means that
 nothing is wasted. Without a number given, such a process takes one thread; that is checked first."""
