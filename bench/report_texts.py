@@ -84,13 +84,13 @@ positions at a time: so four tiles took 1.6 times as long as with stored kernels
 transform's two products stored. Stored kernels of 8 or 16 inputs at a time, which stay in a first-level cache, took 1.4
 and 1.25 times as long, for each of the 36 positions begins its product anew.
 
-With AVX-512 a few tiles read kernels about as fast as memory gives them: two tiles of 1024 channels, GauGAN's lowest
-layers, at 65 to 84 % of a copy's speed in an edit of 1.2 % (96 MB in 3.0 to 3.6 ms), eight at 42 to 48 %, which is 53
-to 58 % of the least time that their arithmetic takes (`sparsegen profile gaugan-cityscapes --area 1.2 --policy paper
---run`, on a Zen 5). With inputs in a cache and kernels in none, a layer of 1024 channels took 0.9 ms for two tiles, 42
-GB/s, 1.3 for four and 2.1 for eight; with the same piece of kernels again and again, which a cache holds, 0.9, 1.2 and
-2.0. So from four tiles on the limit is not memory, but what a core loads from its first-level cache: 9 vectors of
-kernels and 24 numbers for 36 multiply-adds, two of each a cycle at best.
+What few tiles reach of the memory's speed, with AVX-512: in an edit of 1.2 % GauGAN's lowest layers, two tiles of 1024
+channels, read their kernels at 65 to 84 % of the speed of a copy (96 MB in 3.0 to 3.6 ms). Those of eight tiles do at
+42 to 48 %; their arithmetic takes 53 to 58 % of their time at the least (`sparsegen profile gaugan-cityscapes --area
+1.2 --policy paper --run`, on a Zen 5). With inputs in a cache and kernels in none, a layer of 1024 channels took 0.9 ms
+for two tiles, 42 GB/s, 1.3 for four and 2.1 for eight; with the same piece of kernels again and again, which a cache
+holds, 0.9, 1.2 and 2.0. So from four tiles on the limit is not memory, but what a core loads from its first-level
+cache: 9 vectors of kernels and 24 numbers for 36 multiply-adds, two of each a cycle at best.
 
 In a network a layer takes what it takes alone. Those of DDPM 128→128 at 256×256 took 14.9 to 15.0 ms in a dense step,
 with a residual 15.7; alone, with the same norm and SiLU pending and moments to measure, 14.9 and 15.8 when they were
@@ -214,7 +214,8 @@ kernels 4 %; of PD 256's 69, 14 and 7 %, attention 7 %; of PD 128's 60, 17, 10 a
 Two thirds of the caches of an SDEdit session of DDPM 256 under `paper`, 10 of 14 GB, lie in files: of the 3.3 s that an
 edit of 1.2 % took on the Zen 5 its 25 steps account for 2.0, of the original's 43 s for 12. The rest is the system's,
 which finds memory for 14 GB, as the host of this virtual machine does, and pages of files. Under `fast` it is 1.0 of
-the 1.5 s; in float16 its caches need no file, and an edit takes 0.7 s.
+the 1.5 s, most of it for a new file of the journal: edits that find that of an edit undone took 0.7 to 0.8 s. In
+float16 the caches need no file, and an edit takes 0.7 s.
 
 Of an edit of 1.2 % under `paper`, everything outside kernels has 10 %, some 100 to 150 µs for each layer (AVX-512);
 helpers compute during it since `6414b0a38` (the switch `queue`).

@@ -58,7 +58,7 @@ PIECE = 64
 
 A position's inputs, kernels and sums of a panel, 22 KB, fit a first-level cache."""
 FEW = TARGET.few
-"""Tiles of a batch for which transformed kernels are not worth storing: 0.5 to 0.75 times the time (AVX-512)."""
+"""Tiles of a batch for which transformed kernels are not worth storing: 0.3 to 0.75 times the time (AVX-512)."""
 LEAST = (FEW or BATCH) // 2 + 1
 """Tiles for which a thread transforms the kernels of all panels rather than the windows of other threads' tiles."""
 GROUP = 2
