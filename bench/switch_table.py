@@ -257,7 +257,9 @@ SWITCHES = (
         (
             Change("few_tiles.py", "TAP = WIDTH", "TAP = PANEL"),
             Change(
-                "winograd.py", "return output * row", "return output // PANEL * PANEL * row + output % PANEL"
+                "winograd.py",
+                "return output * depth",
+                "return output // PANEL * PANEL * depth + output % PANEL",
             ),
         ),
         (DEEP_8, FOUR, TWELVE, *_COLD, BIG, STREET_EDIT),

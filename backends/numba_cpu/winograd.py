@@ -77,12 +77,12 @@ _BLOCK = PRODUCTS * _POSITION
 
 
 @inline
-def kernels_of(output: int, row: int) -> int:
+def kernels_of(output: int, depth: int) -> int:
     """Floats before the kernels `[I, TAPS, WIDTH]` of a vector of outputs, which begins with `output`.
 
-    An output has `row` weights.
+    An output has `depth` weights, I * TAPS.
     """
-    return output * row
+    return output * depth
 
 
 @shared(void(COUNTER, int64, float32[:, ::1], float32[::1]))
@@ -217,16 +217,16 @@ def _transform_windows(
 
 @inline
 def _transform_kernels(
-    weights: Any, first: int, row: int, group: int, steps: int, at: Any, scratch: Any, kernels: int
+    weights: Any, first: int, depth: int, group: int, steps: int, at: Any, scratch: Any, kernels: int
 ) -> None:
     """`kernels` `[PRODUCTS, group, steps, PANEL] = G g Gᵀ` of a piece of `steps` inputs, for a group of panels.
 
     Kernels `g` of a vector of outputs are `[steps, TAPS, WIDTH]`: the first's from weight `first` on; an output has
-    `row` weights. A panel's vectors are taken step by step, for their results lie side by side.
+    `depth` weights. A panel's vectors are taken step by step, for their results lie side by side.
     """
     for panel in range(group):
-        values, start = weights.floats, first + kernels_of(panel * PANEL, row)
-        apart, to = kernels_of(WIDTH, row), kernels + panel * PIECE * PANEL
+        values, start = weights.floats, first + kernels_of(panel * PANEL, depth)
+        apart, to = kernels_of(WIDTH, depth), kernels + panel * PIECE * PANEL
         if weights.stored != FLOAT32:
             for v in range(PANEL // WIDTH):
                 widen_piece(
@@ -243,7 +243,7 @@ def _transform_kernels(
 def _multiply(
     weights: Any,
     next_piece: int,
-    row: int,
+    depth: int,
     group: int,
     batch: int,
     count: int,
@@ -262,7 +262,9 @@ def _multiply(
         for panel in range(group):
             if next_piece >= 0:
                 for o in range(panel * PANEL, (panel + 1) * PANEL, WIDTH):
-                    fetch_packed(weights, next_piece + kernels_of(o, row), p, PRODUCTS, TAPS * PIECE * WIDTH)
+                    fetch_packed(
+                        weights, next_piece + kernels_of(o, depth), p, PRODUCTS, TAPS * PIECE * WIDTH
+                    )
             inputs = at.inputs + p * at.inputs_step + first * batch
             kernel_at = kernels + p * _POSITION + panel * PIECE * PANEL
             sums = at.sums + p * at.sums_step + panel * batch * PANEL
@@ -284,7 +286,7 @@ def _multiply_untransformed(
     weights: Any,
     this_piece: int,
     next_piece: int,
-    row: int,
+    depth: int,
     group: int,
     batch: int,
     count: int,
@@ -296,10 +298,10 @@ def _multiply_untransformed(
     """`_transform_kernels` and `_multiply` in one, of few tiles: transformed kernels are not stored (`few_tiles.py`).
 
     Kernels of a vector of outputs are `[steps, TAPS, WIDTH]`: the first's from weight `this_piece` on; an output has
-    `row` weights.
+    `depth` weights.
     """
     for o in range(0, group * PANEL, WIDTH):
-        kernels = kernels_of(o, row)
+        kernels = kernels_of(o, depth)
         values, start, ahead = weights.floats, this_piece + kernels, next_piece + kernels
         coming, pace = weights.floats, PACE
         if weights.stored != FLOAT32:
@@ -364,7 +366,7 @@ def convolve(
     """
     inputs = source.first_channels + source.second_channels
     panels, pieces = ceil_div(out.channels, PANEL), ceil_div(inputs, PIECE)
-    row = inputs * TAPS  # weights of an output
+    depth = inputs * TAPS  # weights of an output
     transforms = True
     for item in take_items(counter, items):
         first = item // splits * batch
@@ -377,22 +379,22 @@ def convolve(
                 k = piece * PIECE
                 steps = min(PIECE, inputs - k)
                 kernels = at.kernels + (panel // GROUP * pieces + piece if kept else 0) * _BLOCK
-                weight = kernels_of(panel * PANEL, row) + k * TAPS * TAP
+                weight = kernels_of(panel * PANEL, depth) + k * TAPS * TAP
                 last_piece = piece + 1 == pieces
                 following = (
-                    kernels_of((panel + GROUP) * PANEL, row) if last_piece else weight + PIECE * TAPS * TAP
+                    kernels_of((panel + GROUP) * PANEL, depth) if last_piece else weight + PIECE * TAPS * TAP
                 )
                 if count <= FEW and not kept:
                     _multiply_untransformed(
-                        weights, weight, following, row, group, batch, count, k, steps, at, scratch
+                        weights, weight, following, depth, group, batch, count, k, steps, at, scratch
                     )
                     continue
                 if transforms:
-                    _transform_kernels(weights, weight, row, group, steps, at, scratch, kernels)  # G g Gᵀ
+                    _transform_kernels(weights, weight, depth, group, steps, at, scratch, kernels)  # G g Gᵀ
                 else:
                     following = -1
                 # Σ_inputs … ⊙ …
-                _multiply(weights, following, row, group, batch, count, k, steps, at, scratch, kernels)
+                _multiply(weights, following, depth, group, batch, count, k, steps, at, scratch, kernels)
             _transform_sums(tiles, first, panel - begin, group, batch, count, at, scratch)  # Aᵀ [ … ] A
         last = min(end * PANEL, out.channels)
         scatter_tiles(

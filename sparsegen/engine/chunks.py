@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable
 
 PAGE = 4096
 """Blocks begin and end on multiples of this."""
@@ -71,10 +71,15 @@ class Chunk:
         self.spans = joined
 
 
-def cut_from(chunks: Iterable[Chunk], size: int) -> tuple[Chunk, int] | None:
-    """The first chunk that has `size` bytes, and the offset at which they were cut out of it; None: none has."""
+def cut_from(chunks: list[Chunk], size: int, more: Callable[[int], Chunk]) -> tuple[Chunk, int]:
+    """The first chunk that has `size` bytes, and the offset at which they were cut out of it.
+
+    Where none has, it is `more(size)`, a chunk of at least so many, which joins the others.
+    """
     for chunk in chunks:
         at = chunk.cut(size)
         if at is not None:
             return chunk, at
-    return None
+    chunk = more(size)
+    chunks.append(chunk)
+    return chunk, chunk.cut(size) or 0

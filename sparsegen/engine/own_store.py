@@ -48,12 +48,7 @@ class OwnStore(MappedArrays):
             self._drop_unused()
 
     def _place(self, size: int) -> tuple[Chunk, int]:
-        found = cut_from(self._chunks, size)
-        if found is not None:
-            return found
-        chunk = self._chunk(size)
-        self._chunks.append(chunk)
-        return chunk, chunk.cut(size) or 0
+        return cut_from(self._chunks, size, self._chunk)
 
     def _forget(self) -> None:
         super()._forget()
@@ -73,7 +68,7 @@ class OwnStore(MappedArrays):
 
     def _drop_unused(self) -> None:
         """Free the chunks of which no array has a part."""
-        self._chunks = [chunk for chunk in self._chunks if chunk.free < chunk.size]
+        self._chunks[:] = [chunk for chunk in self._chunks if chunk.free < chunk.size]
         self.ram_bytes = sum(chunk.size for chunk in self._chunks)
 
 

@@ -70,7 +70,7 @@ def parse_size(size: int | str | None) -> int | None:
 
 
 class _Block(Chunk):
-    """RAM for one array: a separate mapping. Raises MemoryError."""
+    """RAM for one array, of which nothing is cut: a separate mapping. Raises MemoryError."""
 
     def __init__(self, size: int) -> None:
         super().__init__(map_ram(size), size)
@@ -183,12 +183,7 @@ class Store(MappedArrays):
                 block = _Block(size)
             self.ram_bytes += size
             return block, 0
-        found = cut_from(self._files, size)
-        if found is not None:
-            return found
-        file = self._file(size)
-        self._files.append(file)
-        return file, file.cut(size) or 0
+        return cut_from(self._files, size, self._file)
 
     def _limit(self, size: int) -> float:
         """The RAM that all blocks together may take after a block of `size` bytes is added."""
