@@ -226,7 +226,8 @@ class Store(MappedArrays):
                 file.flush()
             mapping = mmap.mmap(file.fileno(), size)
             if sys.platform == "linux":
-                # all its pages at once: one by one, when they are painted, takes five times as long
+                # all its pages at once: edits with large journals take 0.65 to 0.8 of the time of one by one; one with
+                # a small journal, which needs a part of the file, up to twice as long
                 with contextlib.suppress(OSError):  # a kernel before 5.14
                     mapping.madvise(_POPULATE_WRITE)
         if hasattr(mmap, "MADV_RANDOM"):
